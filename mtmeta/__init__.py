@@ -1,0 +1,140 @@
+"""Plugin-based multi-task meta-learning for BERT-family encoders.
+
+Everything here is the public API; plugins, the built-in ones included, import nothing else. Names that need torch are
+loaded when first used, so `import mtmeta` stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+from mtmeta.core.contracts import (
+    Algorithm,
+    Backbone,
+    Draw,
+    Example,
+    Fraction,
+    Inputs,
+    LoadedBackbone,
+    Metric,
+    NonNegativeFloat,
+    PairTask,
+    PositiveFloat,
+    PositiveInt,
+    Reporter,
+    Sampler,
+    Task,
+    Tokenizer,
+)
+from mtmeta.core.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    MachineError,
+    MtmetaError,
+    PluginError,
+    Problems,
+    RecipeError,
+    UsageError,
+    WeightsError,
+    did_you_mean,
+    quote,
+    safe,
+)
+from mtmeta.core.hookspecs import hookimpl
+from mtmeta.core.objectives import Binary, Classification, Objective, Regression
+from mtmeta.core.optim import AdamW, OptimizerOptions, ScheduleOptions, Step
+from mtmeta.core.tables import DataFile, Dialect, Row
+
+if TYPE_CHECKING:
+    from mtmeta.core.events import Event
+    from mtmeta.core.feed import Feed
+    from mtmeta.core.learner import Excursion, InnerState, Learner
+    from mtmeta.core.model import CosineHead, LinearHead, MLPHead
+    from mtmeta.core.packing import Batch, Packed
+    from mtmeta.core.run import run
+    from mtmeta.core.score import evaluate
+
+__version__ = _version("mtmeta")
+
+_LAZY = {
+    "Batch": "mtmeta.core.packing",
+    "CosineHead": "mtmeta.core.model",
+    "Event": "mtmeta.core.events",
+    "Excursion": "mtmeta.core.learner",
+    "Feed": "mtmeta.core.feed",
+    "InnerState": "mtmeta.core.learner",
+    "Learner": "mtmeta.core.learner",
+    "LinearHead": "mtmeta.core.model",
+    "MLPHead": "mtmeta.core.model",
+    "Packed": "mtmeta.core.packing",
+    "evaluate": "mtmeta.core.score",
+    "run": "mtmeta.core.run",
+}
+
+__all__ = [
+    "AdamW",
+    "Algorithm",
+    "Backbone",
+    "Batch",
+    "Binary",
+    "CheckpointError",
+    "Classification",
+    "CosineHead",
+    "DataError",
+    "DataFile",
+    "Dialect",
+    "DivergedError",
+    "Draw",
+    "Event",
+    "Example",
+    "Excursion",
+    "Feed",
+    "Fraction",
+    "InnerState",
+    "Inputs",
+    "Learner",
+    "LinearHead",
+    "LoadedBackbone",
+    "MLPHead",
+    "MachineError",
+    "Metric",
+    "MtmetaError",
+    "NonNegativeFloat",
+    "Objective",
+    "OptimizerOptions",
+    "Packed",
+    "PairTask",
+    "PluginError",
+    "PositiveFloat",
+    "PositiveInt",
+    "Problems",
+    "RecipeError",
+    "Regression",
+    "Reporter",
+    "Row",
+    "Sampler",
+    "ScheduleOptions",
+    "Step",
+    "Task",
+    "Tokenizer",
+    "UsageError",
+    "WeightsError",
+    "__version__",
+    "did_you_mean",
+    "evaluate",
+    "hookimpl",
+    "quote",
+    "run",
+    "safe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'mtmeta' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

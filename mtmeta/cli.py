@@ -1,0 +1,272 @@
+"""The command line: the only place that prints errors and exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from mtmeta.core.errors import MtmetaError, PluginError, Problems, UsageError, did_you_mean, quote, safe
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mtmeta",
+    help="Multi-task meta-learning: one recipe, one command, one table.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe option; repeatable.")
+]
+DataRoot = Annotated[str | None, typer.Option(help="Folder that data paths start from; wins over MTMETA_DATA.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
+NoPlugin = Annotated[
+    list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")
+]
+ChangedData = Annotated[bool, typer.Option(help="Go on although a data file changed since the run began.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a directory that holds a run.")] = False,
+    allow_changed_data: ChangedData = False,
+    allow_inexact: Annotated[
+        bool, typer.Option(help="Go on with another torch, thread count or device than the run began with.")
+    ] = False,
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """Train a recipe, evaluate it, leave a run directory; the same command again continues it."""
+    import mtmeta
+    from mtmeta.core.view import show_table
+
+    summary = mtmeta.run(
+        recipe,
+        overrides=set_ or [],
+        out=out,
+        data_root=data_root,
+        device=device,
+        fresh=fresh,
+        allow_changed_data=allow_changed_data,
+        allow_inexact=allow_inexact,
+        block=no_plugin or [],
+        warn=_warn,
+    )
+    print(json.dumps(summary)) if json_ else show_table(summary)
+
+
+@app.command()
+def validate(
+    recipes: Annotated[list[Path], typer.Argument(help="Recipes to check.", show_default=False)],
+    set_: Set = None,
+    data_root: DataRoot = None,
+    data: Annotated[bool, typer.Option("--data", help="Read the data files too and report on them.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="With --data: what is doubtful is an error.")] = False,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Check recipes without training; with --data, their data files too."""
+    from mtmeta.core.recipe import load_recipe
+    from mtmeta.core.registry import build_registry
+
+    registry = build_registry(block=no_plugin or [], warn=_warn)
+    problems: list[MtmetaError] = []
+    for path in recipes:
+        try:
+            recipe = load_recipe(path, registry, overrides=set_ or [], data_root=data_root)
+            if data:
+                from mtmeta.core.inspect_data import report
+
+                for line in report(recipe, strict=strict):
+                    print(line)
+        except Problems as error:
+            problems += error.problems
+        except MtmetaError as error:
+            problems.append(error)
+        else:
+            print(f"{safe(str(path))}: ok")
+    if problems:
+        raise Problems(problems)
+
+
+@app.command()
+def plugins(
+    check: Annotated[bool, typer.Option("--check", help="Exit with 5 if a plugin is broken or in conflict.")] = False,
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """List plugins, what each provides, and which are broken and why."""
+    from mtmeta.core.registry import build_registry
+
+    registry = build_registry(block=no_plugin or [], warn=_warn)
+    rows: list[dict[str, Any]] = []
+    row: dict[str, Any]
+    for plugin in registry.plugins.found:
+        provides = {kind: [part.name for part in parts] for kind, parts in plugin.parts.items() if parts}
+        row = {"plugin": plugin.name, "distribution": plugin.distribution, "version": plugin.version}
+        rows.append({**row, "provides": {} if plugin.broken else provides, "broken": plugin.broken})
+    conflicts = registry.conflicts()
+    if json_:
+        print(json.dumps({"plugins": rows, "conflicts": [str(conflict) for conflict in conflicts]}))
+    else:
+        for row in rows:
+            state = f"BROKEN: {row['broken']}" if row["broken"] else ""
+            print(safe(f"{row['distribution']} {row['version']}  {row['plugin']}  {state}".rstrip(), 300))
+            for kind, names in row["provides"].items():
+                print(safe(f"    {kind}: {', '.join(names)}", 1000))
+        for conflict in conflicts:
+            print(safe(f"CONFLICT: {conflict}", 300))
+    problems: list[MtmetaError] = [PluginError(str(p), f"is broken: {p.broken}") for p in registry.plugins.broken]
+    if check and (problems or conflicts):
+        raise Problems([*problems, *conflicts])
+
+
+@app.command()
+def show(
+    kind: Annotated[str, typer.Argument(help="task, algorithm, backbone, sampler, metric, reporter, section.")],
+    name: Annotated[str, typer.Argument(help="Its name in recipes.")],
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """Explain a part: what it does, who supplies it, and its options."""
+    from mtmeta.core.describe import describe_part
+    from mtmeta.core.registry import build_registry
+
+    registry = build_registry(block=no_plugin or [], warn=_warn)
+    described = describe_part(registry, kind, name)
+    if json_:
+        print(json.dumps(described))
+        return
+    print(safe(f"{described['kind']} {described['name']}  ({described['supplied_by']})", 300))
+    print("\n" + described["help"])
+    if described["options"]:
+        print("\noptions:")
+    for option in described["options"]:
+        default = "required" if option["required"] else f"default {json.dumps(option['default'])}"
+        print(f"    {option['name']}: {option['takes']}; {default}")
+        if option["help"]:
+            print(f"        {option['help']}")
+
+
+@app.command(name="eval")
+def eval_(
+    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    split: Annotated[str | None, typer.Option(help="dev or test; default what the recipe reports on.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    file: Annotated[
+        list[str] | None, typer.Option("--file", metavar="TASK=PATH", help="Another file; repeatable.")
+    ] = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    allow_changed_data: ChangedData = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Confusion or error detail under the table.")
+    ] = False,
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """Show the table of a run, for any split or file, from its best weights."""
+    files = {}
+    for text in file or []:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise UsageError(f"--file {quote(text)}", "expected TASK=PATH")
+        files[name] = path
+    if split not in (None, "dev", "test", "train"):
+        raise UsageError("--split", f"must be dev, test or train, found {quote(split)}")
+    import mtmeta
+    from mtmeta.core.view import show_table
+
+    summary = mtmeta.evaluate(
+        run,
+        split=split,
+        task=task,
+        files=files,
+        data_root=data_root,
+        device=device,
+        allow_changed_data=allow_changed_data,
+        verbose=verbose,
+        block=no_plugin or [],
+        warn=_warn,
+    )
+    print(json.dumps(summary)) if json_ else show_table(summary)
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {safe(text, 500)}", file=sys.stderr)
+
+
+def _fail(error: MtmetaError) -> NoReturn:
+    for line in error.lines():
+        print(line, file=sys.stderr)
+    sys.exit(error.code if isinstance(error, Problems) else error.exit_code)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; MTMETA_DEBUG=1 shows tracebacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a C locale must not turn a letter into a traceback
+    debug = os.environ.get("MTMETA_DEBUG") == "1"
+    try:
+        _invoke(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+    except MtmetaError as error:
+        if debug:
+            raise
+        _fail(error)
+    except BrokenPipeError:
+        # `mtmeta ... | head`: whoever read our output has enough; keep the interpreter from flushing into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        text = safe(f"error: bug in mtmeta: {type(error).__name__}: {error}", 500)
+        print(f"{text}; run again with MTMETA_DEBUG=1 and report the traceback", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _invoke(arguments: list[str]) -> None:
+    """Parse and run, with the parser's own errors in the words of the house."""
+    command = typer.main.get_command(app)
+    try:
+        command.main(args=arguments, prog_name="mtmeta", standalone_mode=False)
+    except Exception as error:
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        raise _usage_error(error, message()) from error
+
+
+def _usage_error(error: Any, message: str) -> UsageError:
+    """A parser error as `place: what is wrong; one fix`."""
+    name = getattr(error, "option_name", None)
+    if name and type(error).__name__ == "NoSuchOption":
+        known = [o for parameter in error.ctx.command.params for o in parameter.opts] if error.ctx else []
+        return UsageError(name, f"no such option{did_you_mean(name, known)}")
+    if message.startswith("No such command"):
+        given = message.split("'")[1] if "'" in message else message
+        return UsageError("", f"no such command {quote(given)}{did_you_mean(given, COMMANDS)}")
+    return UsageError("command line", safe(message.rstrip("."), 300) + "; see mtmeta --help")
+
+
+COMMANDS = ("run", "validate", "plugins", "show", "eval")

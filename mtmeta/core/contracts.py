@@ -1,0 +1,250 @@
+"""What each kind of part must do. Read this and hookspecs.py and you can extend mtmeta.
+
+A part is a frozen dataclass: its fields are its recipe options, the line under a field is that option's help, its
+docstring is the part's help. `name` is what recipes call it.
+
+Shapes: `B` batch, `V` vectors an example (2 for separately encoded pairs, else 1), `D` hidden, `C` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from mtmeta.core.errors import DataError, RecipeError
+from mtmeta.core.tables import DataFile, Dialect
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mtmeta.core.events import Event
+    from mtmeta.core.feed import Feed
+    from mtmeta.core.learner import Learner
+    from mtmeta.core.objectives import Objective
+
+__all__ = [
+    "Algorithm",
+    "Backbone",
+    "Component",
+    "Draw",
+    "Example",
+    "Fraction",
+    "Inputs",
+    "LoadedBackbone",
+    "Metric",
+    "NonNegativeFloat",
+    "PairTask",
+    "PositiveFloat",
+    "PositiveInt",
+    "Reporter",
+    "Sampler",
+    "Task",
+    "Tokenizer",
+]
+
+PositiveInt = Annotated[int, Field(ge=1, le=10_000_000)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Inputs = Literal["single", "separate", "cross"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """Anything a recipe can name."""
+
+    name: ClassVar[str]
+
+
+# ------------------------------------------------------------------------------------------------------------ tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled text or pair of texts. A label may be the raw text of the file; the objective parses it."""
+
+    text: str
+    pair: str | None = None
+    label: str | int | float | None = None
+    id: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Component):
+    """How data is read, what the head predicts, and what scores it."""
+
+    train: str
+    """Training file, relative to data_root, or `sample` for the sample data set."""
+    dev: str | None = None
+    """Development file, for selection and reports."""
+    test: str | None = None
+    """Test file; only ever reported."""
+    batch_size: PositiveInt = 32
+    """Examples in one batch."""
+    inner_steps: PositiveInt = 4
+    """Inner-loop steps of one episode (reptile, fomaml)."""
+    loss_weight: NonNegativeFloat = 1.0
+    """Lambda of this task in joint, reptile and fomaml objectives."""
+    dialect: Dialect | None = None
+    """How this task's files are read; default: the recipe's `data` section."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the head predicts and the loss for it."""
+        raise NotImplementedError(f"task {self.name!r} declares no objective")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics; the first is the primary one, used for selection."""
+        raise NotImplementedError(f"task {self.name!r} declares no metrics")
+
+    @property
+    def inputs(self) -> Inputs:
+        """How an example enters the encoder: one text, two texts apart, or two texts in one sequence."""
+        return "single"
+
+    def read(self, file: DataFile) -> Iterable[Example]:
+        """Yield the examples of `file`; `file.rows("column", ...)` reads tables, `open(file)` anything else."""
+        raise NotImplementedError(f"task {self.name!r} cannot read files")
+
+    def sample(self, split: str) -> Iterable[Example]:
+        """Yield the sample data of `split` (train, dev, test), for recipes that say `train: sample`."""
+        raise DataError("", f"task '{self.name}' has no sample data; name a file")
+
+    def build_head(self, hidden_size: int) -> nn.Module:
+        """A module from pooled vectors [B, V, D] to the objective's outputs; here Linear, GELU, Linear."""
+        from mtmeta.core.model import MLPHead
+
+        return MLPHead(hidden_size, vectors=2 if self.inputs == "separate" else 1, outputs=self.objective.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTask(Task):
+    """A task on two texts."""
+
+    pair_mode: Literal["separate", "cross"] = "separate"
+    """`separate`: each text encoded alone (the paper); `cross`: both in one sequence, with token types."""
+
+    @property
+    def inputs(self) -> Inputs:
+        return self.pair_mode
+
+
+# ------------------------------------------------------------------------------------------------------- algorithms
+
+
+@dataclass(frozen=True)
+class Algorithm(Component):
+    """How the update direction of one step is found. The loop owns optimizer, clipping, schedule and checkpoints."""
+
+    def backward(self, learner: Learner, feed: Feed) -> None:
+        """Leave the update direction in `.grad`, as `loss.backward()` would; None for what was not touched."""
+        raise NotImplementedError(f"algorithm {self.name!r} has no backward")
+
+    def groups(self, tasks: Sequence[str]) -> list[list[str]]:
+        """Tasks that share one learner; one group of all tasks unless the algorithm says otherwise."""
+        return [list(tasks)]
+
+    def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
+        """Steps in one epoch, given each task's batches; for recipes that count `epochs`."""
+        raise RecipeError("training.epochs", f"algorithm '{self.name}' counts steps, not epochs; set training.steps")
+
+    def check(self, tasks: Mapping[str, Task]) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong) for options that do not fit the recipe's tasks."""
+        yield from ()
+
+
+# -------------------------------------------------------------------------------------------------------- backbones
+
+
+class Tokenizer(Protocol):
+    """Text to token ids, without special tokens; those stand in `prefix`, `middle` and `suffix`.
+
+    One text becomes `prefix + a + suffix`, a pair in one sequence `prefix + a + middle + b + suffix`.
+    """
+
+    prefix: tuple[int, ...]
+    middle: tuple[int, ...]
+    suffix: tuple[int, ...]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, untruncated."""
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """An encoder with its weights, its tokenizer, and the small files that rebuild both."""
+
+    encoder: nn.Module
+    """Maps a `Packed` batch of S tokens to hidden states [S, D]; has an attribute `hidden_size`."""
+    tokenizer: Tokenizer
+    max_length: int
+    """Longest sequence, special tokens included."""
+    files: Mapping[str, bytes]
+    """config.json and tokenizer.json, copied into the run directory."""
+    identity: str
+    """What the weights were: a SHA-256, or a description with the seed."""
+
+
+@dataclass(frozen=True)
+class Backbone(Component):
+    """Where the encoder and its tokenizer come from."""
+
+    def load(self, seed: int) -> LoadedBackbone:
+        """The encoder with its weights; `seed` initialises what has none."""
+        raise NotImplementedError(f"backbone {self.name!r} cannot load")
+
+    def restore(self, folder: Path) -> LoadedBackbone:
+        """The same encoder from `LoadedBackbone.files` in `folder`; weights are filled in from a checkpoint."""
+        raise NotImplementedError(f"backbone {self.name!r} cannot restore")
+
+
+# ------------------------------------------------------------------------------------ samplers, metrics, reporters
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Where in the run a draw happens: the `index`-th of `total` draws."""
+
+    index: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Sampler(Component):
+    """With which probability each task is drawn."""
+
+    def probabilities(self, sizes: Mapping[str, int], draw: Draw) -> dict[str, float]:
+        """The weight of each task, keyed by task name, given training-set sizes; normalised by the caller."""
+        raise NotImplementedError(f"sampler {self.name!r} has no probabilities")
+
+    def check(self, tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong) for options that do not fit the recipe's tasks."""
+        yield from ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A named function of all labels and predictions (float64 arrays [N], or class indices) to one float."""
+
+    name: str
+    function: Callable[[Any, Any], float]
+    greater_is_better: bool = True
+
+    def __call__(self, labels: Any, predictions: Any) -> float:
+        return float(self.function(labels, predictions))
+
+
+@dataclass(frozen=True)
+class Reporter(Component):
+    """What becomes of the events of a run."""
+
+    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
+        """A context whose value takes each event of the run in `folder`, in order."""
+        raise NotImplementedError(f"reporter {self.name!r} cannot open")

@@ -1,0 +1,88 @@
+"""What `mtmeta show` says of a part: made from its docstring, its fields and the line under each field."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import textwrap
+from typing import Any
+
+from mtmeta.core.contracts import Metric
+from mtmeta.core.errors import UsageError, did_you_mean, quote
+from mtmeta.core.options import CheckpointOptions, DataOptions, EvaluationOptions, TrainingOptions
+from mtmeta.core.registry import KINDS, Registry
+from mtmeta.core.validation import expectation, field_hints
+
+__all__ = ["describe_part", "field_docs"]
+
+SECTIONS = {
+    "data": DataOptions,
+    "training": TrainingOptions,
+    "evaluation": EvaluationOptions,
+    "checkpoint": CheckpointOptions,
+}
+
+
+def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
+    """Name, supplier, help and options of a part. Raises UsageError or PluginError for unknown names."""
+    kinds = [*KINDS, "section"]
+    if kind not in kinds:
+        raise UsageError("KIND", f"no kind {quote(kind)}{did_you_mean(kind, kinds)} (known: {', '.join(kinds)})")
+    if kind == "section":
+        if name not in SECTIONS:
+            raise UsageError("NAME", f"no section {quote(name)}{did_you_mean(name, SECTIONS)} ({', '.join(SECTIONS)})")
+        part: Any = SECTIONS[name]
+        supplier = "mtmeta"
+    else:
+        part = registry.get(kind, name, "NAME")
+        plugin = registry.suppliers(kind, name)[0].plugin
+        supplier = f"{plugin.distribution} {plugin.version}"
+    documented = part.function if isinstance(part, Metric) else part
+    return {
+        "kind": kind,
+        "name": name,
+        "supplied_by": supplier,
+        "help": inspect.cleandoc(inspect.getdoc(documented) or "no help given"),
+        "options": [] if isinstance(part, Metric) else _options(part),
+    }
+
+
+def _options(part: type[Any]) -> list[dict[str, Any]]:
+    hints, docs, made = field_hints(part), field_docs(part), []
+    for field in dataclasses.fields(part):
+        default: Any = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        required = default is dataclasses.MISSING
+        shown = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default  # type: ignore[arg-type]
+        made.append(
+            {
+                "name": field.name,
+                "takes": expectation(hints[field.name]),
+                "required": required,
+                "default": None if required else shown,
+                "help": docs.get(field.name, ""),
+            }
+        )
+    return made
+
+
+def field_docs(part: type[Any]) -> dict[str, str]:
+    """The string under each field of a dataclass and its bases."""
+    docs: dict[str, str] = {}
+    for kind in reversed(part.__mro__):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        except (OSError, TypeError, SyntaxError):
+            continue  # a class made in an interactive session has no source
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for field, after in itertools.pairwise(body):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                continue
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                docs[field.target.id] = inspect.cleandoc(str(after.value.value))
+    return docs

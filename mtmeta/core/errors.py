@@ -1,0 +1,152 @@
+"""Every error a user can meet, with the exit code the command line gives it.
+
+    MtmetaError
+    ├── UsageError        2   command line
+    │   └── RecipeError   2   the recipe, `--set` included
+    ├── DataError         3   a data file or one of its rows
+    ├── CheckpointError   4   a checkpoint or a run directory
+    ├── WeightsError      4   weights, config.json, tokenizer
+    ├── PluginError       5   a plugin that is broken, missing or in conflict
+    ├── MachineError      6   device, disk, network, versions
+    ├── DivergedError     7   a loss, gradient or parameter became non-finite
+    └── Problems              several of the above at once; exits with the first one's code
+
+An error reads `place: what is wrong; one fix`. Only the command line prints errors and exits.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "DivergedError",
+    "MachineError",
+    "MtmetaError",
+    "PluginError",
+    "Problems",
+    "RecipeError",
+    "UsageError",
+    "WeightsError",
+    "did_you_mean",
+    "nearest",
+    "quote",
+    "safe",
+]
+
+MAX_SHOWN = 10  # problems listed at once
+MAX_TOKEN = 80  # characters of user text quoted in a message
+
+
+class MtmetaError(Exception):
+    """Base of every error a user can cause.
+
+    `place` is `file:line:col`, an option or a path; `what` says what is wrong, with the fix after a semicolon;
+    `help` holds optional further lines.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, place: str, what: str, *, help: Iterable[str] = ()) -> None:
+        self.place = place
+        self.what = what
+        self.help = tuple(help)
+        super().__init__(f"{place}: {what}" if place else what)
+
+    def lines(self) -> list[str]:
+        """The lines to print on stderr: one starting `error: `, then any `help: ` lines."""
+        return [safe(f"error: {self}", 1000), *(safe(f"help: {line}", 1000) for line in self.help)]
+
+
+class UsageError(MtmetaError):
+    """The command line is wrong."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """The recipe is wrong."""
+
+
+class DataError(MtmetaError):
+    """A data file or one of its rows is wrong."""
+
+    exit_code = 3
+
+
+class CheckpointError(MtmetaError):
+    """A checkpoint or a run directory cannot be used."""
+
+    exit_code = 4
+
+
+class WeightsError(MtmetaError):
+    """Weights, config.json or the tokenizer cannot be used."""
+
+    exit_code = 4
+
+
+class PluginError(MtmetaError):
+    """A plugin is broken, missing, or in conflict with another."""
+
+    exit_code = 5
+
+
+class MachineError(MtmetaError):
+    """The machine lacks something: a device, a package, disk space, the network."""
+
+    exit_code = 6
+
+
+class DivergedError(MtmetaError):
+    """A loss, gradient norm or parameter became non-finite."""
+
+    exit_code = 7
+
+
+class Problems(MtmetaError):
+    """Several problems found in one pass; printed together, at most ten of them."""
+
+    def __init__(self, problems: Sequence[MtmetaError]) -> None:
+        assert problems, "Problems needs at least one problem"
+        self.problems = list(problems)
+        super().__init__("", f"{len(problems)} problems, the first: {problems[0]}")
+
+    @property
+    def code(self) -> int:
+        return self.problems[0].exit_code
+
+    def lines(self) -> list[str]:
+        shown = [line for problem in self.problems[:MAX_SHOWN] for line in problem.lines()]
+        hidden = len(self.problems) - MAX_SHOWN
+        return [*shown, f"and {hidden} more"] if hidden > 0 else shown
+
+
+def safe(text: str, limit: int = MAX_TOKEN) -> str:
+    """`text` fit for a terminal: control characters and line breaks escaped, cut at `limit` characters."""
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def quote(token: object) -> str:
+    """The user's token in single quotes, made safe and cut; numbers and other literals stand bare."""
+    if isinstance(token, bool):
+        return "true" if token else "false"
+    if token is None:
+        return "nothing"
+    return f"'{safe(token)}'" if isinstance(token, str) else safe(str(token))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, or None."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name, or an empty string."""
+    match = nearest(name, known)
+    return f"; did you mean {quote(match)}?" if match else ""

@@ -1,0 +1,145 @@
+"""Predictions for a whole dataset, and metrics with confidence intervals.
+
+Evaluation leaves weights, optimizer, RNG and mode as they were; predictions come in the file's order.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtmeta.core.blame import blame
+from mtmeta.core.contracts import Metric, Task
+from mtmeta.core.data import Dataset
+from mtmeta.core.errors import DivergedError
+from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.packing import by_tokens, pack_sequences
+from mtmeta.core.rng import derive
+
+__all__ = ["Predictions", "Score", "aggregate", "detail", "interval", "predict", "score"]
+
+BOOTSTRAP_DRAWS = 1000
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Decoded predictions and labels [N], in the dataset's order, and the mean loss."""
+
+    dataset: Dataset
+    values: Array
+    loss: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's primary metric with its 95% interval, and its other metrics."""
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    examples: int
+    loss: float
+    skipped: int
+    others: dict[str, float]
+
+    def json(self) -> dict[str, Any]:
+        """As `--json` and summary.json show it."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def predict(
+    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Predictions:
+    """Predictions of the dataset's task, in batches of sequences of like length, without dropout."""
+    task = model.tasks[dataset.task]
+    device = next(model.parameters()).device
+    values = np.empty(len(dataset), dtype=np.float64)
+    losses: list[float] = []
+    training = model.training
+    model.eval()
+    try:
+        for indices in by_tokens(dataset, batch_tokens):
+            packed = pack_sequences(dataset.stores, indices).to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                outputs = model(dataset.task, packed)
+            labels = torch.from_numpy(dataset.labels[indices].astype(np.float32)).to(device)
+            with blame(task, "task"):
+                losses.append(float(task.objective.loss(outputs, labels)) * len(indices))
+                values[indices] = task.objective.decode(outputs).double().cpu().numpy()
+    finally:
+        model.train(training)
+    loss = math.fsum(losses) / len(dataset)
+    if not math.isfinite(loss) or not np.isfinite(values).all():
+        raise DivergedError("", f"predictions for task '{dataset.task}' are not finite; lower the learning rate")
+    return Predictions(dataset, values, loss)
+
+
+def score(
+    predictions: Predictions, metrics: Sequence[Metric], *, seed: int, intervals: bool = True
+) -> tuple[Score, list[str]]:
+    """Metrics of the predictions (the first is the primary one), and the warnings they gave."""
+    labels, values = predictions.dataset.labels, predictions.values
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = {metric.name: metric(labels, values) for metric in metrics}
+    primary = metrics[0]
+    low = high = None
+    if intervals:
+        low, high = interval(labels, values, primary, derive(seed, "bootstrap", predictions.dataset.task))
+    others = {name: value for name, value in found.items() if name != primary.name}
+    made = Score(
+        primary.name, found[primary.name], low, high, len(labels), predictions.loss, predictions.dataset.skipped, others
+    )
+    task = predictions.dataset.task
+    return made, [f"{task}: {warning.message}" for warning in caught if issubclass(warning.category, UserWarning)]
+
+
+def interval(labels: Array, values: Array, metric: Metric, seed: int) -> tuple[float, float]:
+    """95% interval of a metric by the percentile bootstrap over examples, seeded, 1,000 draws."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    n = len(labels)
+    drawn = np.empty(BOOTSTRAP_DRAWS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resample may well be constant
+        for i in range(BOOTSTRAP_DRAWS):
+            at = generator.integers(0, n, n)
+            drawn[i] = metric(labels[at], values[at])
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def aggregate(scores: Mapping[str, Score], metrics: Mapping[str, Metric], select: str) -> float:
+    """What selects the best weights, higher is better: one task's primary metric or the mean of all."""
+    names = list(scores) if select == "mean" or select not in scores else [select]
+    signed = [scores[n].value if metrics[scores[n].metric].greater_is_better else -scores[n].value for n in names]
+    return math.fsum(signed) / len(signed)
+
+
+def detail(task: Task, predictions: Predictions) -> dict[str, Any]:
+    """What stands under the table with `--verbose`: the confusion of classes, or how far off values are."""
+    labels, values = predictions.dataset.labels, predictions.values
+    classes = task.objective.classes
+    if classes:
+        matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        np.add.at(matrix, (labels.astype(np.int64), values.astype(np.int64)), 1)
+        return {"classes": list(classes), "confusion": matrix.tolist()}
+    error = values - labels
+    worst = np.argsort(-np.abs(error), kind="stable")[:5]
+    return {
+        "mean_error": float(error.mean()),
+        "mean_absolute_error": float(np.abs(error).mean()),
+        "root_mean_square_error": float(np.sqrt((error**2).mean())),
+        "worst": [
+            {"id": predictions.dataset.ids[i], "label": float(labels[i]), "prediction": float(values[i])} for i in worst
+        ],
+    }

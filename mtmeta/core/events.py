@@ -1,0 +1,132 @@
+"""Typed events: the one channel from a run to its reporters. events.jsonl holds them all, and reports need only it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+__all__ = [
+    "CheckpointSaved",
+    "DataLoaded",
+    "Evaluated",
+    "Event",
+    "RunFinished",
+    "RunStarted",
+    "StepDone",
+    "StepSkipped",
+    "Warned",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events; `type` is the name in events.jsonl."""
+
+    type: ClassVar[str]
+
+    def json(self) -> str:
+        """The event as one line of JSON; non-finite numbers become null, as JSON has none."""
+        return json.dumps({"type": self.type, **_finite(dataclasses.asdict(self))}, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """A run begins or goes on."""
+
+    type = "run_started"
+    name: str
+    algorithm: str
+    tasks: list[str]
+    groups: list[list[str]]
+    device: str
+    parameters: int
+    resumed_at: int = 0
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class DataLoaded(Event):
+    """One file was read and tokenized."""
+
+    type = "data_loaded"
+    task: str
+    split: str
+    file: str
+    examples: int
+    skipped: int
+    tokens: int
+    truncated: int
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something a user should know."""
+
+    type = "warning"
+    text: str
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """One outer step: every inner loss by task, and the encoder example-forwards spent so far."""
+
+    type = "step"
+    group: str
+    step: int
+    steps: int
+    losses: dict[str, list[float]]
+    lr: float
+    norm: float
+    examples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StepSkipped(Event):
+    """A step whose loss or gradient was non-finite, left out by `on_nonfinite: skip`."""
+
+    type = "step_skipped"
+    group: str
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """Metrics of the tasks of a group on one split."""
+
+    type = "evaluated"
+    group: str
+    step: int
+    split: str
+    tasks: dict[str, dict[str, Any]]
+    selected: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """A checkpoint was committed."""
+
+    type = "checkpoint"
+    group: str
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """The run is over; the same as summary.json."""
+
+    type = "run_finished"
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

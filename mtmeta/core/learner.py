@@ -1,0 +1,277 @@
+"""What algorithms are written in: gradients, and excursions from theta that come back to it.
+
+Notation of the paper: theta are the parameters of encoder and heads, theta' those after an inner loop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mtmeta.core.blame import blame
+from mtmeta.core.contracts import Task
+from mtmeta.core.errors import DivergedError, PluginError
+from mtmeta.core.model import MultiTaskModel, build_head
+from mtmeta.core.optim import OptimizerOptions, ScheduleOptions, set_lr
+from mtmeta.core.packing import Batch
+from mtmeta.core.rng import derive
+
+__all__ = ["Excursion", "InnerState", "Learner"]
+
+InnerState = Literal["per_task", "shared", "reset"]
+Grads = list[Tensor | None]
+
+
+class Learner:
+    """The model being trained, with the operations algorithms need.
+
+    `parameters` are all trainable parameters by name, in a fixed order. After `Algorithm.backward` the loop takes the
+    update direction from their `.grad`.
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        *,
+        seed: int,
+        steps: int,
+        group: str = "",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        check_each_loss: bool = True,
+    ) -> None:
+        self.model = model
+        self.parameters = dict(model.named_parameters())
+        self.tasks: Mapping[str, Task] = model.tasks
+        self.device = next(iter(self.parameters.values())).device
+        self.seed = seed
+        self.steps = steps
+        self.step = 0
+        self.examples = 0
+        """Encoder example-forwards spent in training so far."""
+        self.episodes: Counter[str] = Counter()
+        """Inner loops each task has finished; inner schedules count these."""
+        self.losses: list[tuple[str, int, Tensor]] = []
+        """(task, inner step, detached loss) of every gradient of this step."""
+        self._group = group
+        self._bf16 = precision == "bf16"
+        self._check_each_loss = check_each_loss
+        self._draws = 0
+        self._inner_step = 0
+        self._inner: dict[str, Optimizer] = {}
+        self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
+        self._snapshot: list[Tensor] = []
+
+    def begin_step(self, step: int) -> None:
+        """Called by the loop: forget the last step's gradients and losses."""
+        self.step, self._draws, self._inner_step = step, 0, 0
+        self.losses = []
+        self.clear_gradient()
+
+    # -- gradients
+
+    def gradient(self, batch: Batch, scale: float = 1.0) -> Tensor:
+        """Add `scale` times the gradient of the batch's mean loss to `.grad`; returns the mean loss, detached.
+
+        Under gradient accumulation the batch comes in chunks, each weighted by its share of the examples, so the
+        result is that of the whole batch. Raises DivergedError for a non-finite loss.
+        """
+        total = torch.zeros((), device=self.device)
+        for chunk in batch.chunks:
+            share = len(chunk.labels) / len(batch)
+            # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save
+            torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self._draws))
+            self._draws += 1
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                outputs = self.model(batch.task, chunk.packed.to(self.device))
+            loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
+            (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach() * share
+        self.examples += len(batch)
+        self.losses.append((batch.task, self._inner_step, total))
+        if self._check_each_loss:
+            self.check_losses(self.losses[-1:])
+        return total
+
+    def _loss(self, task: str, outputs: Tensor, labels: Tensor) -> Tensor:
+        part = self.tasks[task]
+        with blame(part, "task"):
+            try:
+                loss = part.objective.loss(outputs, labels)
+            except ValueError as error:
+                raise PluginError(_who(part), f"loss for task '{task}': {error}") from error
+            if not isinstance(loss, Tensor) or loss.ndim != 0:
+                found = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
+                raise PluginError(_who(part), f"loss for task '{task}' {found}, expected a scalar tensor")
+        return loss
+
+    def check_losses(self, losses: list[tuple[str, int, Tensor]] | None = None) -> None:
+        """Raise DivergedError naming step, task and inner step of the first non-finite loss. One synchronisation."""
+        losses = self.losses if losses is None else losses
+        if not losses:
+            return
+        for (task, inner, _), value in zip(losses, torch.stack([loss for *_, loss in losses]).tolist(), strict=True):
+            if not math.isfinite(value):
+                where = f"meta-step {self.step + 1}, task '{task}', inner step {inner + 1}"
+                raise DivergedError("", f"loss became {value} at {where}; lower the learning rate")
+
+    def clear_gradient(self) -> None:
+        """Set every `.grad` to None: absent, not zero, so that no optimizer moves what nothing touched."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def take_gradient(self) -> Grads:
+        """Remove and return every `.grad`, in the order of `parameters`."""
+        taken = [parameter.grad for parameter in self.parameters.values()]
+        self.clear_gradient()
+        return taken
+
+    def put_gradient(self, gradient: Grads) -> None:
+        """Set every `.grad`; None for what was not touched."""
+        for parameter, grad in zip(self.parameters.values(), gradient, strict=True):
+            parameter.grad = grad
+
+    # -- inner loops
+
+    @contextmanager
+    def excursion(
+        self,
+        task: str,
+        optimizer: OptimizerOptions,
+        schedule: ScheduleOptions,
+        *,
+        state: InnerState = "per_task",
+        fresh_head: bool = False,
+    ) -> Iterator[Excursion]:
+        """Leave theta for an inner loop on `task`; on exit theta is back bit for bit, also if the loop raised.
+
+        What the excursion kept (`keep_delta`, `keep_gradient`) is added to the `.grad` found on entry. The inner
+        optimizer's state lives on by task (`per_task`), across tasks (`shared`), or not at all (`reset`).
+        `fresh_head` starts from a newly initialised head, whose outer gradient is None.
+        """
+        parameters: list[Tensor] = list(self.parameters.values())
+        if not self._snapshot:
+            self._snapshot = [torch.empty_like(parameter) for parameter in parameters]
+        outer = self.take_gradient()
+        with torch.no_grad():
+            torch._foreach_copy_(self._snapshot, parameters)
+        self._inner_step = 0
+        try:
+            inner = self._inner_optimizer("shared" if state == "shared" else task, optimizer)
+            if state == "reset":
+                inner.state.clear()
+            set_lr(inner, schedule.factor(self.episodes[task], self.steps))
+            if fresh_head:
+                self._reset_head(task)
+            yield Excursion(self, inner, self._snapshot, outer, f"heads.{task}." if fresh_head else None)
+            self.episodes[task] += 1
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, self._snapshot)
+            self.put_gradient(outer)
+
+    def _reset_head(self, task: str) -> None:
+        purpose = ("episode", self.episodes[task])
+        fresh = build_head(task, self.tasks[task], self.model.hidden_size, self.seed, *purpose)
+        self.model.heads[task].load_state_dict(fresh.state_dict())
+
+    def _inner_optimizer(self, key: str, options: OptimizerOptions) -> Optimizer:
+        if key not in self._inner:
+            self._inner[key] = options.build(self.parameters.items(), inner=True)
+            if key in self._pending:
+                restore_optimizer(self._inner[key], self.parameters, self._pending.pop(key))
+        return self._inner[key]
+
+    # -- checkpoints
+
+    def inner_states(self) -> dict[str, dict[str, dict[str, Tensor]]]:
+        """State of every inner optimizer: key -> parameter name -> slot -> tensor."""
+        current = {key: optimizer_state(inner, self.parameters) for key, inner in self._inner.items()}
+        return {**self._pending, **current}
+
+    def load_inner_states(self, states: dict[str, dict[str, dict[str, Tensor]]]) -> None:
+        """Take up saved states; each is applied when its optimizer is next needed."""
+        self._inner.clear()
+        self._pending = dict(states)
+
+
+class Excursion:
+    """An inner loop under way: the model's parameters are theta', on their way from theta."""
+
+    def __init__(
+        self, learner: Learner, optimizer: Optimizer, theta: list[Tensor], outer: Grads, dropped: str | None
+    ) -> None:
+        self._learner = learner
+        self._optimizer = optimizer
+        self._theta = theta
+        self._outer = outer
+        self._dropped = dropped
+        self._touched = [False] * len(theta)
+
+    def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0) -> None:
+        """One inner step on the sum of the batches' mean losses, each times `scale(task)`."""
+        self._learner.clear_gradient()
+        for batch in batches:
+            self._learner.gradient(batch, scale(batch.task))
+        for i, parameter in enumerate(self._learner.parameters.values()):
+            self._touched[i] |= parameter.grad is not None
+        self._optimizer.step()
+        self._learner._inner_step += 1
+
+    @torch.no_grad()
+    def keep_delta(self, scale: float = 1.0) -> None:
+        """Add `scale` (theta - theta') to the outer gradient, for every parameter the inner loop touched."""
+        for i, (name, parameter) in enumerate(self._learner.parameters.items()):
+            if self._touched[i] and not self._is_dropped(name):
+                self._add(i, torch.sub(self._theta[i], parameter), scale)
+
+    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
+        """Add `scale` times the gradient of the batch's loss AT theta' to the outer gradient (first-order MAML)."""
+        self._learner.clear_gradient()
+        self._learner.gradient(batch, scale)
+        with torch.no_grad():
+            for i, (name, parameter) in enumerate(self._learner.parameters.items()):
+                if parameter.grad is not None and not self._is_dropped(name):
+                    self._add(i, parameter.grad, 1.0)
+        self._learner.clear_gradient()
+
+    def _is_dropped(self, name: str) -> bool:
+        return self._dropped is not None and name.startswith(self._dropped)
+
+    def _add(self, i: int, direction: Tensor, scale: float) -> None:
+        if scale != 1.0:
+            direction = direction * scale
+        kept = self._outer[i]
+        self._outer[i] = direction if kept is None else kept.add_(direction)
+
+
+def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """An optimizer's state keyed by parameter NAME, so that a new task cannot shift moments onto wrong weights."""
+    found = {}
+    for name, parameter in parameters.items():
+        slots = {key: value for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
+        if slots:
+            found[name] = slots
+    return found
+
+
+def restore_optimizer(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Put a state from `optimizer_state` back. Step counters stay where PyTorch keeps them, on the CPU if not fused."""
+    for name, slots in state.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            key: value.to(parameter.device) if value.ndim or optimizer.defaults.get("fused") else value.clone()
+            for key, value in slots.items()
+        }
+
+
+def _who(part: Task) -> str:
+    return str(getattr(part, "_supplier", f"task '{part.name}'"))

@@ -1,0 +1,104 @@
+"""One encoder shared by all tasks, and one head per task.
+
+Shapes: `S` packed tokens, `N` sequences, `B` examples, `V` sequences an example, `D` hidden, `C` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtmeta.core.blame import blame
+from mtmeta.core.contracts import Task
+from mtmeta.core.packing import Packed
+from mtmeta.core.rng import derive
+
+__all__ = ["CosineHead", "LinearHead", "MLPHead", "MultiTaskModel", "build_head", "mean_pool"]
+
+
+def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
+    """Mean of each sequence's hidden states [S, D] -> [N, D], in the order the sequences were given."""
+    parts = torch.split(hidden, [count * length for count, length in packed.groups])
+    shapes = zip(parts, packed.groups, strict=True)
+    means = [part.view(count, length, -1).mean(dim=1) for part, (count, length) in shapes]
+    return torch.cat(means)[packed.order]
+
+
+class MLPHead(nn.Module):
+    """Concatenate, Linear, GELU, Linear (paper, section 4.1): [B, V, D] -> [B, C], or [B] where `outputs` is None."""
+
+    def __init__(self, hidden_size: int, *, vectors: int = 1, outputs: int | None) -> None:
+        super().__init__()
+        self.dense = nn.Linear(vectors * hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, outputs or 1)
+        self.squeeze = outputs is None
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        outputs: Tensor = self.out(functional.gelu(self.dense(pooled.flatten(1))))  # [B, V * D] -> [B, C]
+        return outputs[:, 0] if self.squeeze else outputs
+
+
+class CosineHead(nn.Module):
+    """Scaled cosine of two vectors after one shared Linear (paper, section 4.1, sts): [B, 2, D] -> [B].
+
+    `relu` (the paper) has no gradient where the cosine is negative; `none` leaves clamping to the prediction.
+    """
+
+    def __init__(self, hidden_size: int, *, scale: float = 5.0, activation: Literal["relu", "none"] = "relu") -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.scale = scale
+        self.activation = activation
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        a, b = self.dense(pooled).unbind(dim=1)  # [B, D] each
+        cosine = functional.cosine_similarity(a, b, dim=-1)
+        return self.scale * (functional.relu(cosine) if self.activation == "relu" else cosine)
+
+
+class LinearHead(nn.Module):
+    """One Linear on one vector: [B, 1, D] -> [B]."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(hidden_size, 1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        outputs: Tensor = self.out(pooled[:, 0])
+        return outputs[:, 0]
+
+
+def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str | int) -> nn.Module:
+    """The head of a task, initialised from (seed, task name) alone, so other tasks do not move it."""
+    with torch.random.fork_rng(devices=[]), blame(task, "task"):
+        torch.manual_seed(derive(seed, "head", name, *purpose))
+        return task.build_head(hidden_size)
+
+
+class MultiTaskModel(nn.Module):
+    """`encoder` and `heads`; parameters are named `encoder.*` and `heads.TASK.*`."""
+
+    def __init__(self, encoder: nn.Module, tasks: Mapping[str, Task], seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.hidden_size = int(encoder.hidden_size)  # type: ignore[arg-type]
+        self.seed = seed
+        self.tasks = dict(tasks)
+        self.heads = nn.ModuleDict(
+            {name: build_head(name, task, self.hidden_size, seed) for name, task in tasks.items()}
+        )
+
+    def pooled(self, task: str, packed: Packed) -> Tensor:
+        """Mean-pooled vectors of a task's sequences [B, V, D]."""
+        vectors = 2 if self.tasks[task].inputs == "separate" else 1
+        pooled = mean_pool(self.encoder(packed), packed)  # [V * B, D]
+        return pooled.view(vectors, -1, self.hidden_size).transpose(0, 1)
+
+    def forward(self, task: str, packed: Packed) -> Tensor:
+        """Raw outputs of the task's head: [B, C] or [B], as its objective says."""
+        outputs: Tensor = self.heads[task](self.pooled(task, packed))
+        return outputs

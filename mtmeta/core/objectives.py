@@ -1,0 +1,157 @@
+"""What a head predicts: the number of outputs, the loss, and how outputs become predictions.
+
+Shapes: `B` batch, `C` classes. Losses are means over the examples in the batch and refuse tensors of other shapes,
+because [B] against [B, 1] would broadcast to [B, B] in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mtmeta.core.errors import did_you_mean, quote
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Binary", "Classification", "Objective", "Regression"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Base of the objectives; a task may bring its own."""
+
+    @property
+    def outputs(self) -> int:
+        """Width of the head's last layer."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in index order; empty for regression."""
+        return ()
+
+    def parse(self, label: object) -> int | float:
+        """The label as a number; ValueError says why not, quoting the user's token."""
+        raise NotImplementedError
+
+    def show(self, prediction: float) -> str:
+        """A prediction as the data files write labels."""
+        return self.classes[int(prediction)] if self.classes else f"{prediction:.6g}"
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over the batch, a scalar."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Predictions [B], class indices or values, from raw outputs."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Classification(Objective):
+    """One of C classes: outputs [B, C], cross entropy. `labels` is a count (labels 0..C-1) or the class names."""
+
+    labels: int | tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(str(i) for i in range(self.labels)) if isinstance(self.labels, int) else self.labels
+
+    def parse(self, label: object) -> int:
+        return _parse_class(label, self.classes)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        _require(outputs, (len(labels), self.outputs))
+        return functional.cross_entropy(outputs.float(), labels.long())
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Binary(Objective):
+    """Yes or no: outputs [B, 1], binary cross entropy with logits. `labels` names no and yes, in this order."""
+
+    labels: tuple[str, str] = ("0", "1")
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labels
+
+    def parse(self, label: object) -> int:
+        return _parse_class(label, self.classes)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        _require(outputs, (len(labels), 1))
+        return functional.binary_cross_entropy_with_logits(outputs.float()[:, 0], labels.float())
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        return (outputs[:, 0] > 0).long()
+
+
+@dataclass(frozen=True)
+class Regression(Objective):
+    """A number in [low, high]: outputs [B], mean squared error; predictions are clamped to the range."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    def parse(self, label: object) -> float:
+        try:
+            value = float(label) if isinstance(label, int | float | str) and label != "" else math.nan
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"label {quote(label)} is not a finite number")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"label {quote(label)} is outside {self.low:g} to {self.high:g}")
+        return value
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        _require(outputs, (len(labels),))
+        return functional.mse_loss(outputs.float(), labels.float())
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        return outputs.float().clamp(self.low, self.high)
+
+
+def _parse_class(label: object, classes: tuple[str, ...]) -> int:
+    """Index of a class; a whole number may be written as a float ('1.0'), as the public paraphrase files do."""
+    token = str(label).strip()
+    if token in classes:
+        return classes.index(token)
+    try:
+        number = float(token)
+    except ValueError:
+        number = math.nan
+    if number.is_integer() and str(int(number)) in classes:
+        return classes.index(str(int(number)))
+    if token == "":
+        raise ValueError("label is empty")
+    shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+    raise ValueError(f"label {quote(label)} is not one of {shown}{did_you_mean(token, classes)}")
+
+
+def _require(outputs: Any, shape: tuple[int, ...]) -> None:
+    if tuple(outputs.shape) != shape:
+        raise ValueError(f"outputs have shape {list(outputs.shape)}, the loss needs {list(shape)}")

@@ -1,0 +1,91 @@
+"""The fixed sections of a recipe, each a frozen dataclass with a line of help under every option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mtmeta.core.contracts import Algorithm, Backbone, Fraction, PositiveFloat, PositiveInt, Reporter, Sampler, Task
+from mtmeta.core.optim import OptimizerOptions, ScheduleOptions
+from mtmeta.core.tables import Dialect
+
+__all__ = ["RECIPE_FORMAT", "CheckpointOptions", "DataOptions", "EvaluationOptions", "Recipe", "TrainingOptions"]
+
+RECIPE_FORMAT = 1
+Split = Literal["dev", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Dialect):
+    """How data files are read."""
+
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """`error` names file and line; `skip` leaves bad rows out, counts and shows them."""
+    train_fraction: Fraction = 1.0
+    """Share of each training set to use, a seeded subset stratified by label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long, and with which numerics."""
+
+    steps: PositiveInt | None = None
+    """Outer steps (meta-iterations for reptile and fomaml)."""
+    epochs: PositiveInt | None = None
+    """Epochs instead of steps, for individual and joint."""
+    clip: PositiveFloat | None = None
+    """Largest norm of the update direction; applied once, after accumulation."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto`: bf16 autocast on GPUs that have it, else fp32. Weights and optimizer state stay fp32."""
+    grad_accumulation: PositiveInt = 1
+    """Parts a batch is split into, to save memory; the gradient is that of the whole batch."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A non-finite loss or gradient stops the run, or skips that step and counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """When to evaluate, and what selects the best weights."""
+
+    every: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["epoch"] | None = 20
+    """Steps between evaluations, `epoch`, or null for the end only."""
+    select_on: Split = "dev"
+    """Split that selects the best weights."""
+    report_on: Split = "dev"
+    """Split of the final table."""
+    select: str = "mean"
+    """`mean` of the primary metrics, or one task's name."""
+    batch_tokens: PositiveInt = 8192
+    """Tokens in one evaluation batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """When to save the whole state."""
+
+    every: PositiveInt | None = None
+    """Steps between checkpoints; null for the end only."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A validated recipe: every part an object with its options."""
+
+    name: str
+    seed: int
+    data_root: str
+    backbone: Backbone
+    tasks: dict[str, Task]
+    data: DataOptions
+    sampler: Sampler
+    algorithm: Algorithm
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    training: TrainingOptions
+    evaluation: EvaluationOptions
+    checkpoint: CheckpointOptions
+    reporters: tuple[Reporter, ...]

@@ -1,0 +1,193 @@
+"""A fresh plugin manager from a function, with broken plugins set apart instead of breaking everything.
+
+Built-in plugins enter by the same door as third-party ones: a module with `@hookimpl` functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pluggy
+
+from mtmeta.core import hookspecs
+from mtmeta.core.errors import PluginError, did_you_mean, quote, safe
+
+__all__ = ["Plugin", "Plugins", "load_plugins"]
+
+DEFAULT_PLUGINS = (
+    "mtmeta.plugins.tasks",
+    "mtmeta.plugins.algorithms",
+    "mtmeta.plugins.backbones",
+    "mtmeta.plugins.samplers",
+    "mtmeta.plugins.metrics",
+    "mtmeta.plugins.reporters",
+)
+HOOKS = ("tasks", "algorithms", "backbones", "samplers", "metrics", "reporters")
+SLOW_IMPORT_SECONDS = 5.0
+
+
+@dataclass
+class Plugin:
+    """One plugin: where it came from, what it registered, and why it is broken if it is."""
+
+    name: str
+    version: str
+    distribution: str
+    broken: str | None = None
+    parts: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """`plugin 'mtmeta-foo' 0.3`, as messages name it."""
+        return f"plugin {quote(self.distribution)} {self.version}"
+
+
+@dataclass
+class Plugins:
+    """All plugins found, in a fixed order: the built-ins, then entry points by distribution and name."""
+
+    found: list[Plugin]
+
+    @property
+    def broken(self) -> list[Plugin]:
+        return [plugin for plugin in self.found if plugin.broken]
+
+
+def load_plugins(
+    *,
+    block: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Plugins:
+    """Load the built-ins and every allowed entry point of the group `mtmeta`.
+
+    `block` names plugins to leave out (`--no-plugin`). MTMETA_PLUGINS, where set, lists the only ones allowed
+    (`none` for none). Raises PluginError for a name in either that no plugin has. A plugin that fails to import,
+    calls sys.exit, implements a hook wrongly or returns something that is not a part comes back with `broken` set.
+    """
+    manager = pluggy.PluginManager("mtmeta")
+    manager.add_hookspecs(hookspecs)
+    version = importlib.metadata.version("mtmeta")
+    found = []
+    for module in DEFAULT_PLUGINS:
+        plugin = Plugin(module.rpartition(".")[2], version, "mtmeta")
+        _enter(manager, plugin, functools.partial(importlib.import_module, module), warn)
+        found.append(plugin)
+
+    points = _entry_points()
+    known = sorted({name for point, dist in points for name in (point.name, dist.name)})
+    allowed = _allow_list(environ.get("MTMETA_PLUGINS"), known)
+    for name in block:
+        if name not in known:
+            raise PluginError("--no-plugin", f"no plugin {quote(name)}{did_you_mean(name, known)}")
+    for point, dist in points:
+        names = {point.name, dist.name}
+        if names & set(block) or (allowed is not None and not names & set(allowed)):
+            continue
+        plugin = Plugin(point.name, dist.version, dist.name)
+        _enter(manager, plugin, point.load, warn)
+        found.append(plugin)
+    return Plugins(found)
+
+
+def _entry_points() -> list[tuple[importlib.metadata.EntryPoint, importlib.metadata.Distribution]]:
+    """Entry points of the group with their distributions, sorted, each once however often it is on sys.path."""
+    points: dict[tuple[str, str], tuple[importlib.metadata.EntryPoint, importlib.metadata.Distribution]] = {}
+    for dist in importlib.metadata.distributions():
+        for point in dist.entry_points:
+            if point.group == hookspecs.ENTRY_POINT_GROUP:
+                points.setdefault((dist.name, point.name), (point, dist))
+    return [points[key] for key in sorted(points)]
+
+
+def _allow_list(value: str | None, known: Sequence[str]) -> list[str] | None:
+    if value is None or not value.strip():
+        return None
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    if names == ["none"]:
+        return []
+    for name in names:
+        if name not in known:
+            raise PluginError("MTMETA_PLUGINS", f"no plugin {quote(name)}{did_you_mean(name, known)}")
+    return names
+
+
+def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any], warn: Callable[[str], None]) -> None:
+    """Load, register and ask one plugin for its parts; any failure becomes `plugin.broken`."""
+    try:
+        with _slow_import_warning(plugin, warn):
+            loaded = load()
+        wanted = getattr(loaded, "mtmeta_api", hookspecs.API_VERSION)
+        if wanted != hookspecs.API_VERSION:
+            plugin.broken = f"needs mtmeta API {wanted}, this is {hookspecs.API_VERSION}"
+            return
+        if manager.is_registered(loaded):
+            raise PluginError("", "the same object is registered by another plugin")
+        manager.register(loaded, name=f"{plugin.distribution}:{plugin.name}")
+        manager.check_pending()  # a misspelt hook is an error
+        plugin.parts = {hook: _call(manager, loaded, hook) for hook in HOOKS}
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # SystemExit, and panics of native code, are BaseExceptions; none of them may take the command line down
+        plugin.broken = _reason(error)
+        for registered in manager.get_plugins():
+            if manager.get_name(registered) == f"{plugin.distribution}:{plugin.name}":
+                manager.unregister(registered)
+
+
+def _call(manager: pluggy.PluginManager, loaded: Any, hook: str) -> list[Any]:
+    caller = getattr(manager.hook, f"register_{hook}")
+    for implementation in caller.get_hookimpls():
+        if implementation.plugin is loaded:
+            parts = implementation.function()
+            if not isinstance(parts, list | tuple):
+                raise PluginError("", f"register_{hook} returned {type(parts).__name__}, expected a list")
+            return list(parts)
+    return []
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, pluggy.PluginValidationError):
+        return safe(_hook_error(str(error)), 200)
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return safe(str(error) if isinstance(error, PluginError) else text, 200)
+
+
+def _hook_error(text: str) -> str:
+    """pluggy's several lines as one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("Argument(s)"):
+            # Argument(s) {'recip'} are declared in the hookimpl but can not be found in the hookspec
+            arguments = line.split("{")[1].split("}")[0]
+            hook = next((part.split(": ")[1] for part in lines if part.startswith("hookimpl definition")), "")
+            return f"hook {hook.split('(')[0]} takes no argument {arguments}".replace("hook  ", "a hook ")
+    return "; ".join(lines)
+
+
+@contextmanager
+def _slow_import_warning(plugin: Plugin, warn: Callable[[str], None]) -> Iterator[None]:
+    """Say who it is while an import hangs, not after."""
+
+    def say() -> None:
+        warn(
+            f"{plugin} has been importing for {SLOW_IMPORT_SECONDS:g} seconds; --no-plugin {plugin.name} leaves it out"
+        )
+        sys.stderr.flush()
+
+    timer = threading.Timer(SLOW_IMPORT_SECONDS, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

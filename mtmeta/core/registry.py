@@ -1,0 +1,120 @@
+"""Names to parts: who supplied each, duplicates, and the nearest name when one is unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtmeta.core.contracts import Algorithm, Backbone, Component, Metric, Reporter, Sampler, Task
+from mtmeta.core.errors import MtmetaError, PluginError, RecipeError, nearest, quote
+from mtmeta.core.plugins import Plugin, Plugins, load_plugins
+
+__all__ = ["KINDS", "Registry", "Supplied", "build_registry"]
+
+KINDS: dict[str, type[Any]] = {
+    "task": Task,
+    "algorithm": Algorithm,
+    "backbone": Backbone,
+    "sampler": Sampler,
+    "metric": Metric,
+    "reporter": Reporter,
+}
+_HOOK_OF = {"task": "tasks", "algorithm": "algorithms", "backbone": "backbones", "sampler": "samplers"} | {
+    "metric": "metrics",
+    "reporter": "reporters",
+}
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """A part and the plugin it came from."""
+
+    part: Any
+    plugin: Plugin
+
+
+class Registry:
+    """All parts of all plugins that are not broken, by kind and name."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+        self._parts: dict[str, dict[str, list[Supplied]]] = {kind: {} for kind in KINDS}
+        for plugin in plugins.found:
+            if not plugin.broken:
+                self._add(plugin)
+
+    def _add(self, plugin: Plugin) -> None:
+        supplied = [(kind, part) for kind, hook in _HOOK_OF.items() for part in plugin.parts.get(hook, [])]
+        for kind, part in supplied:
+            plugin.broken = plugin.broken or _fault(kind, part)
+        if plugin.broken:
+            return
+        for kind, part in supplied:
+            if isinstance(part, type) and "__dataclass_fields__" not in part.__dict__:
+                dataclass(frozen=True)(part)  # a subclass without options of its own need not say @dataclass
+            if isinstance(part, type):
+                part._supplier = plugin  # type: ignore[attr-defined]  # whom core.blame names
+            self._parts[kind].setdefault(part.name, []).append(Supplied(part, plugin))
+
+    def names(self, kind: str) -> list[str]:
+        """Sorted names of all parts of a kind."""
+        return sorted(self._parts[kind])
+
+    def suppliers(self, kind: str, name: str) -> list[Supplied]:
+        """Every supply of a name; more than one is a conflict."""
+        return self._parts[kind].get(name, [])
+
+    def conflicts(self) -> list[PluginError]:
+        """An error for each name that several plugins supply."""
+        return [
+            self._conflict(kind, name)
+            for kind, parts in self._parts.items()
+            for name in sorted(parts)
+            if len(parts[name]) > 1
+        ]
+
+    def get(self, kind: str, name: str, place: str) -> Any:
+        """The part called `name`. Raises RecipeError if unknown, PluginError if in conflict or maybe broken."""
+        supplied = self.suppliers(kind, name)
+        if len(supplied) == 1:
+            return supplied[0].part
+        if supplied:
+            raise self._conflict(kind, name)
+        raise self._unknown(kind, name, place)
+
+    def _conflict(self, kind: str, name: str) -> PluginError:
+        who = [quote(s.plugin.distribution) for s in self.suppliers(kind, name)]
+        given = "provided by both " + " and ".join(who) if len(set(who)) > 1 else f"provided twice by {who[0]}"
+        return PluginError("", f"{kind} {quote(name)} is {given}; block one with MTMETA_PLUGINS or --no-plugin")
+
+    def _unknown(self, kind: str, name: str, place: str) -> MtmetaError:
+        known = self.names(kind)
+        match = nearest(name, known)
+        hint = f"; did you mean {quote(match)}?" if match else ";"
+        what = f"unknown {kind} {quote(name)}{hint} (installed: {', '.join(known)})"
+        broken = [f"{plugin} is broken: {plugin.broken}" for plugin in self.plugins.broken]
+        # with a near name it is a slip of the pen; without one a broken plugin may be the reason
+        kind_of_error: Callable[..., MtmetaError] = PluginError if broken and not match else RecipeError
+        return kind_of_error(place, what, help=broken)
+
+
+def _fault(kind: str, part: Any) -> str | None:
+    """Why `part` is no part of this kind, or None."""
+    base = KINDS[kind]
+    if base is Metric:
+        return None if isinstance(part, Metric) else f"register_metrics holds {part!r}, expected a mtmeta.Metric"
+    if not (isinstance(part, type) and issubclass(part, base)):
+        return f"register_{_HOOK_OF[kind]} holds {part!r}, expected a subclass of mtmeta.{base.__name__}"
+    name = getattr(part, "name", None)
+    if not isinstance(name, str) or not name:
+        return f"{part.__name__} has no name"
+    if not dataclasses.is_dataclass(part) or not issubclass(part, Component):
+        return f"{part.__name__} is not a dataclass"
+    return None
+
+
+def build_registry(*, block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None) -> Registry:
+    """A registry of everything installed. Warns of broken plugins through `warn`."""
+    return Registry(load_plugins(block=block, warn=warn))

@@ -1,0 +1,220 @@
+"""`mtmeta run`: recipe -> registry -> parts -> training, group by group -> best weights -> summary."""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtmeta.core import evaluate as evaluation
+from mtmeta.core.blame import blame
+from mtmeta.core.checkpoint import write_file
+from mtmeta.core.data import Dataset, RawData, read_examples, subset
+from mtmeta.core.events import Event, RunFinished, RunStarted, Warned
+from mtmeta.core.feed import Feed
+from mtmeta.core.learner import Learner
+from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.recipe import load_recipe
+from mtmeta.core.registry import build_registry
+from mtmeta.core.rundir import RunDir, make_lock, rewind_events
+from mtmeta.core.session import Session, dump_json, pick_device
+from mtmeta.core.train import Trainer
+
+__all__ = ["run"]
+
+
+def run(
+    recipe_path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    data_root: str | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    allow_changed_data: bool = False,
+    allow_inexact: bool = False,
+    block: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Train a recipe, evaluate its best weights and return the summary that summary.json holds.
+
+    In a directory that holds an unfinished run of the same recipe, goes on from its newest checkpoint. Raises
+    MtmetaError; nothing in the run directory changes unless recipe, data and weights are all in order.
+    """
+    registry = build_registry(block=block, warn=warn)
+    for plugin in registry.plugins.broken:
+        warn(f"{plugin} is broken: {plugin.broken}")
+    recipe = load_recipe(recipe_path, registry, overrides=overrides, data_root=data_root)
+    folder = RunDir(Path(out) if out is not None else Path("runs") / recipe.name)
+    continued = folder.check_usable(recipe, fresh=fresh)
+    if continued and (summary := folder.finished()):
+        warn(f"{folder.path} is finished; --fresh trains it again")
+        return summary
+    training = _Training(recipe, registry, folder, pick_device(device), warn)
+    training.load()
+    if continued:
+        folder.check_same(
+            training.lock, training.files, allow_changed_data=allow_changed_data, allow_inexact=allow_inexact
+        )
+    else:
+        folder.begin(recipe, training.lock, training.backbone.files)
+    return training.run(continued)
+
+
+class _Training(Session):
+    """A run from its data to its summary."""
+
+    def load(self) -> None:
+        """Read data and weights; nothing is written yet."""
+        recipe, evaluated = self.recipe, self.recipe.evaluation
+        reported = list(dict.fromkeys((evaluated.select_on, evaluated.report_on)))
+        raw: dict[tuple[str, str], RawData] = {}
+        for name, task in recipe.tasks.items():
+            for split in ("train", *reported):
+                with blame(task, "task"):
+                    raw[name, split] = read_examples(name, task, split, recipe.data, recipe.data_root)
+            for split in reported:
+                self._note_overlap(name, split, raw[name, "train"], raw[name, split])
+        with blame(recipe.backbone, "backbone"):
+            self.backbone = recipe.backbone.load(recipe.seed)
+        self.datasets: dict[tuple[str, str], Dataset] = {}
+        for (name, split), found in raw.items():
+            examples = found.examples
+            if split == "train":
+                examples = subset(examples, recipe.data.train_fraction, recipe.seed, name)
+            self.datasets[name, split] = self.tokenize(name, split, replace(found, examples=examples))
+        self.files = {f"{name}-{split}": (found.file, found.sha256) for (name, split), found in raw.items()}
+        hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
+        self.lock = make_lock(recipe, self.registry, hashes, self.backbone.identity, self.device.type)
+
+    def _note_overlap(self, name: str, split: str, train: RawData, other: RawData) -> None:
+        seen = {(example.text, example.pair) for example in train.examples}
+        shared = sum((example.text, example.pair) in seen for example in other.examples)
+        if shared:
+            self.notes.append(Warned(f"{name}: {shared} of {len(other.examples)} {split} examples also in train"))
+
+    def run(self, continued: bool) -> dict[str, Any]:
+        """Train every group, then score the best weights."""
+        started = time.perf_counter()
+        trainers: list[Trainer] = []
+        with ExitStack() as stack:
+            step = self._rewind() if continued else 0
+            handlers = []
+            for reporter in self.recipe.reporters:
+                with blame(reporter, "reporter"):
+                    handlers.append((reporter, stack.enter_context(reporter.open(self.folder.path))))
+
+            def emit(event: Event) -> None:
+                for reporter, handle in handlers:
+                    with blame(reporter, "reporter"):
+                        handle(event)
+
+            for group in self.groups:
+                trainer = self._trainer(group, emit)
+                if continued:
+                    self._resume(trainer)
+                if not trainers:
+                    self._announce(trainer, step, emit)
+                trainer.run()
+                trainers.append(trainer)
+            summary = self._summarise(trainers, time.perf_counter() - started)
+            write_file(self.folder.summary, dump_json(summary))
+            emit(RunFinished(summary))
+        return summary
+
+    def _announce(self, trainer: Trainer, resumed_at: int, emit: Callable[[Event], None]) -> None:
+        recipe = self.recipe
+        parameters = sum(p.numel() for p in trainer.learner.parameters.values())
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        names = list(recipe.tasks)
+        what = (recipe.name, recipe.algorithm.name, names, self.groups, device, parameters, resumed_at, time.time())
+        emit(RunStarted(*what))
+        for note in self.notes:
+            emit(note)
+
+    def _trainer(self, group: list[str], emit: Callable[[Event], None]) -> Trainer:
+        recipe = self.recipe
+        name, last = "+".join(group), group == self.groups[-1]
+        tasks = {task: recipe.tasks[task] for task in group}
+        # every group starts from the same pretrained encoder; the last one may have the original
+        encoder = self.backbone.encoder if last else copy.deepcopy(self.backbone.encoder)
+        model = MultiTaskModel(encoder, tasks, recipe.seed).to(self.device)
+        train = {task: self.datasets[task, "train"] for task in group}
+        chunks = recipe.training.grad_accumulation
+        feed = Feed(tasks, train, recipe.sampler, seed=recipe.seed, grad_accumulation=chunks)
+        every, epochs = recipe.evaluation.every, recipe.training.epochs
+        per_epoch = 0
+        if epochs or every == "epoch":
+            per_epoch = recipe.algorithm.steps_per_epoch(feed.batches_per_epoch)
+        feed.steps = steps = recipe.training.steps or (epochs or 0) * per_epoch
+        learner = Learner(
+            model,
+            seed=recipe.seed,
+            steps=steps,
+            group=name,
+            precision=self.precision,
+            # on a GPU each check is a synchronisation, so it waits for the end of the step unless a skip needs it
+            check_each_loss=self.device.type == "cpu" or recipe.training.on_nonfinite == "skip",
+        )
+        return Trainer(
+            recipe=recipe,
+            group=name,
+            learner=learner,
+            feed=feed,
+            steps=steps,
+            evaluate_every=every if isinstance(every, int) else per_epoch if every == "epoch" else steps,
+            selection={task: self.datasets[task, recipe.evaluation.select_on] for task in group},
+            metrics=self.metrics,
+            checkpoints=self.checkpoints(group),
+            emit=emit,
+            precision=self.precision,
+        )
+
+    def _rewind(self) -> int:
+        """Cut events.jsonl back to the newest checkpoint; returns that checkpoint's step."""
+        group, step = "", 0
+        for names in self.groups:
+            path, _ = self.checkpoints(names).newest()
+            if path is not None:
+                group, step = "+".join(names), int(path.name.removeprefix("step-"))
+        rewind_events(self.folder.path / "events.jsonl", group, step)
+        return step
+
+    def _resume(self, trainer: Trainer) -> None:
+        path, damaged = trainer.checkpoints.newest()
+        for line in damaged:
+            self.warn(f"{line}; {'using ' + path.name if path else 'starting over'}")
+        if path is not None:
+            trainer.restore(*trainer.checkpoints.load(path))
+
+    def _summarise(self, trainers: list[Trainer], seconds: float) -> dict[str, Any]:
+        recipe = self.recipe
+        split = recipe.evaluation.report_on
+        scores: dict[str, evaluation.Score] = {}
+        for trainer in trainers:
+            trainer.learner.model.load_state_dict(trainer.checkpoints.best())
+            for task in trainer.learner.tasks:
+                scores[task], _ = self.score(trainer.learner.model, self.datasets[task, split])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {
+            **self.table(split, {task: scores[task] for task in recipe.tasks}),
+            "name": recipe.name,
+            "algorithm": recipe.algorithm.name,
+            "seed": recipe.seed,
+            "selected_on": recipe.evaluation.select_on,
+            "steps": sum(trainer.steps for trainer in trainers),
+            "seconds": round(sum(trainer.seconds for trainer in trainers), 2),
+            "total_seconds": round(seconds, 2),
+            "examples": sum(trainer.learner.examples for trainer in trainers),
+            "skipped_steps": sum(trainer.skipped for trainer in trainers),
+            "sampling": {task: used for trainer in trainers for task, used in trainer.feed.usage().items()},
+            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+        }

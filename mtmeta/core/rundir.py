@@ -1,0 +1,158 @@
+"""A run directory: what lies in it, whether a command may use it, and what must not have changed since.
+
+recipe.yaml  recipe.lock.yaml  backbone/  checkpoints/  events.jsonl  predictions/  summary.json
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core import strict_yaml
+from mtmeta.core.checkpoint import Checkpoints, read_json, write_file
+from mtmeta.core.errors import CheckpointError, DataError, UsageError
+from mtmeta.core.options import Recipe
+from mtmeta.core.registry import Registry
+from mtmeta.core.resolved import describe, differences, digest, dump
+
+__all__ = ["RunDir", "check_hashes", "make_lock", "rewind_events"]
+
+CONTENTS = ("recipe.yaml", "recipe.lock.yaml", "backbone", "checkpoints", "events.jsonl", "predictions", "summary.json")
+# what must be equal for a continued run to give the very same weights
+EXACT = {"torch": "torch", "threads": "threads", "device": "device"}
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def backbone(self) -> Path:
+        return self.path / "backbone"
+
+    def checkpoints(self, group: str, groups: int, keep: int = 2) -> Checkpoints:
+        """One folder of checkpoints, or one for each group where there are several."""
+        folder = self.path / "checkpoints"
+        return Checkpoints(folder / group if groups > 1 else folder, keep)
+
+    def lock(self) -> dict[str, Any]:
+        """The lock written when the run began."""
+        return strict_yaml.read_file(self.path / "recipe.lock.yaml").data
+
+    def check_usable(self, recipe: Recipe, *, fresh: bool) -> bool:
+        """Whether a run of this very recipe is here already. Raises if the directory is something else."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(str(self.path), "is a file; choose another directory with --out")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return False
+        if not self.recipe.exists():
+            raise UsageError(f"{self.path}/", "not empty and not an mtmeta run; choose another directory")
+        if fresh:
+            return False
+        lock = self.lock()
+        if lock.get("recipe") == digest(recipe):
+            return True
+        changed = list(differences(strict_yaml.read_file(self.recipe).data, json.loads(json.dumps(describe(recipe)))))
+        differs = [key for key in changed if key.split(".")[0] not in ("name", "data_root", "reporters")]
+        shown = ", ".join(differs[:6]) + (", ..." if len(differs) > 6 else "")
+        was, now = str(lock.get("recipe"))[:4], digest(recipe)[:4]
+        what = f"was trained with recipe {was}..; this recipe is {now}.. (differs in: {shown})"
+        raise CheckpointError(str(self.path), f"{what}; choose another --out, or --fresh to start over")
+
+    def check_same(
+        self,
+        lock: Mapping[str, Any],
+        files: Mapping[str, tuple[str, str]],
+        *,
+        allow_changed_data: bool,
+        allow_inexact: bool,
+    ) -> None:
+        """Refuse to go on with other data files, weights, torch, threads or device kind than the run began with."""
+        before = self.lock()
+        if not allow_changed_data:
+            check_hashes(before.get("data", {}), files)
+        if before.get("backbone") != lock["backbone"]:
+            what = f"began with backbone weights {before.get('backbone')}, now they are {lock['backbone']}"
+            raise CheckpointError(str(self.path), f"{what}; choose another --out")
+        if not allow_inexact:
+            for key in EXACT:
+                if before.get(key) != lock[key]:
+                    what = f"run used {key} {before.get(key)}, now {lock[key]}; results would differ"
+                    raise CheckpointError(str(self.path), f"{what}: pass --allow-inexact to go on")
+
+    def begin(self, recipe: Recipe, lock: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Start a new run: clear an old one's files, then write recipe, lock and backbone files."""
+        for name in CONTENTS:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for name, data in files.items():
+            write_file(self.backbone / name, data)
+        write_file(self.path / "recipe.lock.yaml", dump(dict(lock)))
+        write_file(self.recipe, dump(describe(recipe)))  # last: its presence makes this a run
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary, if the run is over."""
+        return read_json(self.summary) if self.summary.exists() else None
+
+
+def make_lock(
+    recipe: Recipe, registry: Registry, data: Mapping[str, str], identity: str, device: str
+) -> dict[str, Any]:
+    """Versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
+    import torch
+
+    plugins = {p.distribution: p.version for p in registry.plugins.found if not p.broken and p.distribution != "mtmeta"}
+    return {
+        "recipe": digest(recipe),
+        "mtmeta": version("mtmeta"),
+        "plugins": plugins,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "tokenizers": version("tokenizers"),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "backbone": identity,
+        "data": dict(data),
+    }
+
+
+def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) -> None:
+    """Raise DataError for the first file whose SHA-256 changed since the run began. `now` holds (file, SHA-256)."""
+    for key, (file, sha256) in now.items():
+        if key in before and before[key] != sha256:
+            what = f"changed since this run started (sha256 {before[key][:4]}.. -> {sha256[:4]}..)"
+            raise DataError(file, f"{what}; start a new run or pass --allow-changed-data")
+
+
+def rewind_events(path: Path, group: str, step: int) -> None:
+    """Cut events.jsonl after the checkpoint at `step` of `group`, from which the run goes on."""
+    if not path.exists():
+        return
+    end = 0
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                break  # a line torn by a kill
+            end += len(line)
+            if event["type"] == "checkpoint" and (event["group"], event["step"]) == (group, step):
+                break
+    with open(path, "r+b") as file:
+        file.truncate(end)

@@ -1,0 +1,94 @@
+"""`mtmeta eval`: the best weights of a finished or running run, scored on any split or file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtmeta.core import evaluate as evaluation
+from mtmeta.core.blame import blame
+from mtmeta.core.data import read_examples
+from mtmeta.core.errors import CheckpointError, UsageError, did_you_mean, quote
+from mtmeta.core.events import Warned
+from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.recipe import load_recipe
+from mtmeta.core.registry import build_registry
+from mtmeta.core.rundir import RunDir, check_hashes
+from mtmeta.core.session import Session, pick_device
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    run_path: str | Path,
+    *,
+    split: str | None = None,
+    task: str | None = None,
+    files: Mapping[str, str] | None = None,
+    data_root: str | None = None,
+    device: str = "auto",
+    allow_changed_data: bool = False,
+    verbose: bool = False,
+    block: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Score the best weights of a run on a split, or on other files by task; the same figures as the run's summary.
+
+    Predictions are written to the run's predictions/ in file order. Raises MtmetaError.
+    """
+    folder = RunDir(Path(run_path))
+    if not folder.recipe.exists():
+        raise UsageError(str(run_path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+    registry = build_registry(block=block, warn=warn)
+    # the resolved recipe holds the data root of the run itself, so the environment has no say here
+    recipe = load_recipe(folder.recipe, registry, data_root=data_root, environ={})
+    files = files or {}
+    chosen = [task] if task else list(files or recipe.tasks)
+    for name in dict.fromkeys([*chosen, *files]):
+        if name not in recipe.tasks:
+            what = f"this run has no task {quote(name)}{did_you_mean(name, recipe.tasks)}"
+            raise UsageError("--task" if name == task else "--file", f"{what} (tasks: {', '.join(recipe.tasks)})")
+    split = split or recipe.evaluation.report_on
+    session = Session(recipe, registry, folder, pick_device(device), warn)
+    with blame(recipe.backbone, "backbone"):
+        session.backbone = recipe.backbone.restore(folder.backbone)
+    hashes = folder.lock()["data"]
+    scores: dict[str, evaluation.Score] = {}
+    details, steps, started = {}, 0, time.perf_counter()
+    for group in session.groups:
+        wanted = [name for name in group if name in chosen]
+        if not wanted:
+            continue
+        checkpoints = session.checkpoints(group)
+        model = _best_model(session, group, checkpoints.best())
+        steps += int((checkpoints.folder / "best").resolve().name.removeprefix("best-"))
+        for name in wanted:
+            path = files.get(name)
+            with blame(recipe.tasks[name], "task"):
+                raw = read_examples(name, recipe.tasks[name], split, recipe.data, recipe.data_root, path)
+            if path is None and not allow_changed_data:
+                check_hashes(hashes, {f"{name}-{split}": (raw.file, raw.sha256)})
+            dataset = session.tokenize(name, split if path is None else Path(path).stem, raw)
+            scores[name], predictions = session.score(model, dataset)
+            details[name] = evaluation.detail(recipe.tasks[name], predictions)
+    for note in session.notes:
+        if isinstance(note, Warned):
+            warn(note.text)
+    table = session.table(split if not files else "file", scores)
+    table |= {"steps": steps, "seconds": round(time.perf_counter() - started, 2)}
+    return {**table, "details": details} if verbose else table
+
+
+def _best_model(session: Session, group: list[str], weights: dict[str, Tensor]) -> MultiTaskModel:
+    tasks = {name: session.recipe.tasks[name] for name in group}
+    model = MultiTaskModel(session.backbone.encoder, tasks, session.recipe.seed)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        what = "its best weights do not fit its recipe; was a file replaced?"
+        raise CheckpointError(str(session.folder.path), what) from error
+    return model.to(session.device)

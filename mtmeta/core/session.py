@@ -1,0 +1,117 @@
+"""What training and scoring share: the parts of one run, its datasets, and how a split is scored and written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+
+from mtmeta.core import evaluate as evaluation
+from mtmeta.core.checkpoint import Checkpoints, write_file
+from mtmeta.core.contracts import LoadedBackbone, Metric
+from mtmeta.core.data import Dataset, RawData, tokenize
+from mtmeta.core.errors import MachineError, UsageError, quote
+from mtmeta.core.events import DataLoaded, Event, Warned
+from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.options import Recipe
+from mtmeta.core.registry import Registry
+from mtmeta.core.rundir import RunDir
+
+__all__ = ["Session", "dump_json", "pick_device", "pick_precision"]
+
+Precision = Literal["fp32", "bf16"]
+BAD_LINES_SHOWN = 5
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for `--device`. Raises MachineError if the machine has no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UsageError("--device", f"{quote(name)} is no device; use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        what = f"this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        raise MachineError(f"device {name}", what)
+    return torch.device(kind, int(index)) if index and kind == "cuda" else torch.device(kind)
+
+
+def pick_precision(wanted: str, device: torch.device) -> Precision:
+    """bf16 autocast where asked, or on GPUs that have it."""
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if wanted == "bf16" else "fp32"
+
+
+class Session:
+    """A recipe's parts on a device, in a run directory."""
+
+    backbone: LoadedBackbone
+
+    def __init__(
+        self, recipe: Recipe, registry: Registry, folder: RunDir, device: torch.device, warn: Callable[[str], None]
+    ) -> None:
+        self.recipe = recipe
+        self.registry = registry
+        self.folder = folder
+        self.device = device
+        self.warn = warn
+        self.precision = pick_precision(recipe.training.precision, device)
+        self.groups = recipe.algorithm.groups(list(recipe.tasks))
+        names = dict.fromkeys(name for task in recipe.tasks.values() for name in task.metrics)
+        self.metrics: dict[str, Metric] = {name: registry.get("metric", name, "tasks") for name in names}
+        self.notes: list[Event] = []
+        """Events about the data, for the reporters or the terminal."""
+
+    def checkpoints(self, group: list[str]) -> Checkpoints:
+        """Where a group's checkpoints are."""
+        return self.folder.checkpoints("+".join(group), len(self.groups), self.recipe.checkpoint.keep)
+
+    def tokenize(self, name: str, split: str, raw: RawData) -> Dataset:
+        """The dataset of a split, with a note on what was read and what was skipped."""
+        backbone = self.backbone
+        made = tokenize(name, split, raw, self.recipe.tasks[name].inputs, backbone.tokenizer, backbone.max_length)
+        self.notes.append(DataLoaded(name, split, raw.file, len(made), made.skipped, made.tokens, made.truncated))
+        if raw.bad:
+            more = ", ..." if len(raw.bad) > BAD_LINES_SHOWN else ""
+            lines = ", ".join(str(row.line) for row in raw.bad[:BAD_LINES_SHOWN]) + more
+            text = f"{raw.file}: skipped {len(raw.bad)} bad rows (lines {lines}: {raw.bad[0].reason})"
+            self.notes.append(Warned(text))
+        return made
+
+    def score(self, model: MultiTaskModel, dataset: Dataset) -> tuple[evaluation.Score, evaluation.Predictions]:
+        """Score a dataset with intervals, and write its predictions in file order."""
+        task = self.recipe.tasks[dataset.task]
+        tokens = self.recipe.evaluation.batch_tokens
+        predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
+        metrics = [self.metrics[name] for name in task.metrics]
+        scored, warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed)
+        for line in warnings:
+            self.warn(line)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["id", "label", "prediction"])
+        show = task.objective.show
+        for row in zip(dataset.ids, dataset.labels.tolist(), predictions.values.tolist(), strict=True):
+            writer.writerow([row[0], show(row[1]), show(row[2])])
+        write_file(self.folder.path / "predictions" / f"{dataset.task}-{dataset.split}.csv", text.getvalue())
+        return scored, predictions
+
+    def table(self, split: str, scores: Mapping[str, evaluation.Score]) -> dict[str, Any]:
+        """The part of a summary that `run` and `eval` share."""
+        return {
+            "run": str(self.folder.path),
+            "split": split,
+            "tasks": {name: made.json() for name, made in scores.items()},
+            "mean": math.fsum(made.value for made in scores.values()) / len(scores),
+        }
+
+
+def dump_json(value: Any) -> str:
+    """JSON with a line end, non-finite numbers refused."""
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,207 @@
+"""THE training loop. Every algorithm shares it; none is named here.
+
+for each step:  algorithm.backward leaves a direction in .grad  ->  clip  ->  check  ->  optimizer  ->  schedule
+                -> evaluate, keep the best  ->  checkpoint
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtmeta.core import evaluate as evaluation
+from mtmeta.core.blame import blame
+from mtmeta.core.checkpoint import Checkpoints
+from mtmeta.core.contracts import Metric
+from mtmeta.core.data import Dataset
+from mtmeta.core.errors import DivergedError
+from mtmeta.core.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Warned
+from mtmeta.core.feed import Feed
+from mtmeta.core.learner import Learner, optimizer_state, restore_optimizer
+from mtmeta.core.optim import Plateau, PlateauState, set_lr
+from mtmeta.core.options import Recipe
+
+__all__ = ["Trainer"]
+
+
+@dataclass
+class Trainer:
+    """One learner on its way through the steps of a recipe."""
+
+    recipe: Recipe
+    group: str
+    learner: Learner
+    feed: Feed
+    steps: int
+    evaluate_every: int
+    selection: Mapping[str, Dataset]
+    """The split that selects, by task."""
+    metrics: Mapping[str, Metric]
+    checkpoints: Checkpoints
+    emit: Callable[[Event], None]
+    precision: Literal["fp32", "bf16"] = "fp32"
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    bests: dict[str, float] = field(default_factory=dict)
+    """Best value so far of `best` and of each `best-TASK`, higher is better."""
+    plateau: PlateauState = field(default_factory=PlateauState)
+    warned: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.optimizer = self.recipe.optimizer.build(self.learner.parameters.items())
+
+    def run(self) -> None:
+        """Train from the current step to the last, then leave the best weights selected."""
+        self.learner.model.train()
+        self._started = time.perf_counter() - self.seconds
+        every = self.recipe.checkpoint.every
+        while self.step < self.steps:
+            self._one_step()
+            last = self.step == self.steps
+            if last or self.step % self.evaluate_every == 0:
+                self._evaluate()
+            if last or (every and self.step % every == 0):
+                self._save()
+
+    # -- one step
+
+    def _one_step(self) -> None:
+        recipe, learner = self.recipe, self.learner
+        self.feed.step = self.step
+        learner.begin_step(self.step)
+        lr = self._set_lr()
+        try:
+            with blame(recipe.algorithm, "algorithm"):
+                recipe.algorithm.backward(learner, self.feed)
+            learner.check_losses()
+            norm = self._clip()
+        except DivergedError as error:
+            if recipe.training.on_nonfinite == "stop":
+                raise
+            learner.clear_gradient()
+            self.skipped += 1
+            self.emit(StepSkipped(self.group, self.step + 1, error.what))
+        else:
+            self.optimizer.step()
+            losses: dict[str, list[float]] = {}
+            for task, _, loss in learner.losses:
+                losses.setdefault(task, []).append(float(loss))
+            self.seconds = time.perf_counter() - self._started
+            done = (self.step + 1, self.steps, losses, lr, norm, learner.examples, round(self.seconds, 3))
+            self.emit(StepDone(self.group, *done))
+        self.step += 1
+
+    def _set_lr(self) -> float:
+        factor = self.recipe.schedule.factor(self.step, self.steps)
+        if isinstance(self.recipe.schedule, Plateau):
+            factor = self.plateau.factor
+        set_lr(self.optimizer, factor)
+        return float(self.recipe.optimizer.lr * factor)
+
+    def _clip(self) -> float:
+        """Norm of the whole direction before clipping; checked before it can touch a weight."""
+        grads = [p.grad for p in self.learner.parameters.values() if p.grad is not None]
+        if not grads:
+            return 0.0
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+        if not math.isfinite(norm):
+            tasks = ", ".join(f"'{task}'" for task in dict.fromkeys(task for task, *_ in self.learner.losses))
+            what = f"gradient norm became {norm} at meta-step {self.step + 1}, task {tasks}; lower the learning rate"
+            raise DivergedError("", what)
+        limit = self.recipe.training.clip
+        if limit is not None and norm > limit:
+            torch._foreach_mul_(grads, limit / norm)
+        return norm
+
+    # -- evaluation and selection
+
+    def _evaluate(self) -> None:
+        self._check_parameters()
+        scores = {}
+        for name, dataset in self.selection.items():
+            predictions = evaluation.predict(
+                self.learner.model, dataset, batch_tokens=self.recipe.evaluation.batch_tokens, precision=self.precision
+            )
+            metrics = [self.metrics[metric] for metric in self.learner.tasks[name].metrics]
+            scores[name], warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed, intervals=False)
+            for text in warnings:
+                if text not in self.warned:
+                    self.warned.append(text)
+                    self.emit(Warned(text))
+        selected = evaluation.aggregate(scores, self.metrics, self.recipe.evaluation.select)
+        values = {"best": selected}
+        if len(scores) > 1:
+            values |= {f"best-{n}": evaluation.aggregate({n: s}, self.metrics, n) for n, s in scores.items()}
+        risen = [link for link, value in values.items() if value > self.bests.get(link, -math.inf)]
+        self.bests |= {link: values[link] for link in risen}
+        if risen:
+            self.checkpoints.save_best(self.step, self._weights(), risen)
+        if isinstance(self.recipe.schedule, Plateau):
+            self.plateau.update(self.recipe.schedule, selected)
+        tasks = {name: made.json() for name, made in scores.items()}
+        self.emit(Evaluated(self.group, self.step, self.recipe.evaluation.select_on, tasks, selected, "best" in risen))
+
+    def _check_parameters(self) -> None:
+        bad = [name for name, p in self.learner.parameters.items() if not bool(torch.isfinite(p).all())]
+        if bad:
+            what = f"parameter '{bad[0]}' became non-finite by meta-step {self.step}; lower the learning rate"
+            raise DivergedError("", what)
+
+    # -- checkpoints
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.learner.parameters.items()}
+
+    def _save(self) -> None:
+        self._check_parameters()
+        tensors = _flatten("outer", optimizer_state(self.optimizer, self.learner.parameters))
+        for key, inner in self.learner.inner_states().items():
+            tensors |= _flatten(f"inner/{key}", inner)
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "skipped": self.skipped,
+            "bests": self.bests,
+            "plateau": asdict(self.plateau) if math.isfinite(self.plateau.best) else None,
+            "examples": self.learner.examples,
+            "episodes": dict(self.learner.episodes),
+            "feed": self.feed.state(),
+            "warned": self.warned,
+        }
+        path = self.checkpoints.save(self.step, self._weights(), tensors, state)
+        self.emit(CheckpointSaved(self.group, self.step, str(path)))
+
+    def restore(self, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], state: Any) -> None:
+        """Go on exactly where a checkpoint was taken."""
+        with torch.no_grad():
+            for name, parameter in self.learner.parameters.items():
+                parameter.copy_(model[name])
+        nested = _unflatten(tensors)
+        restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
+        self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
+        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+        self.bests, self.warned = dict(state["bests"]), list(state["warned"])
+        self.plateau = PlateauState(**state["plateau"]) if state["plateau"] else PlateauState()
+        self.learner.examples = state["examples"]
+        self.learner.episodes.update(state["episodes"])
+        self.feed.load_state(state["feed"])
+
+
+def _flatten(prefix: str, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{"outer|exp_avg|encoder.words.weight": tensor}: parameter names hold dots, task names hold neither | nor dots."""
+    return {f"{prefix}|{slot}|{name}": tensor for name, slots in state.items() for slot, tensor in slots.items()}
+
+
+def _unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Tensor]]]:
+    nested: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        prefix, slot, name = key.split("|", 2)
+        nested.setdefault(prefix, {}).setdefault(name, {})[slot] = tensor
+    return nested

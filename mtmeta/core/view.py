@@ -1,0 +1,73 @@
+"""The table of results, as rich draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mtmeta.core.errors import safe
+
+__all__ = ["show_table"]
+
+
+def show_table(summary: Mapping[str, Any]) -> None:
+    """Print task, metric, value with 95% interval, examples, split and loss, and what the run cost."""
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    title = f"{summary['run']}: {summary['split']}, best of {summary['steps']} steps"
+    if "selected_on" not in summary:
+        title = f"{summary['run']}: {summary['split']}, weights of step {summary['steps']}"
+    table = Table(title=Text(safe(title, 200)), title_justify="left")
+    for column in ("task", "metric", "value", "95% interval", "examples", "split", "loss"):
+        table.add_column(column, justify="left" if column in ("task", "metric", "split") else "right")
+    skipped = False
+    for name, made in summary["tasks"].items():
+        low, high = made["low"], made["high"]
+        examples = f"{made['examples']:,}" + (f" (+{made['skipped']} bad)" if made["skipped"] else "")
+        skipped |= bool(made["skipped"])
+        between = f"{low:.3f} to {high:.3f}" if low is not None else ""
+        row = [safe(name), made["metric"], f"{made['value']:.4f}", between, examples, summary["split"]]
+        table.add_row(*map(Text, row), f"{made['loss']:.4f}")
+    if len(summary["tasks"]) > 1:
+        table.add_section()
+        table.add_row("mean", "", f"{summary['mean']:.4f}")
+    console.print(table)
+    if skipped:
+        console.print("bad rows were skipped, see the warnings above")
+    if "sampling" in summary:
+        _show_cost(console, summary)
+    for name, found in summary.get("details", {}).items():
+        _show_detail(console, name, found)
+
+
+def _show_cost(console: Console, summary: Mapping[str, Any]) -> None:
+    drawn = []
+    for name, used in summary["sampling"].items():
+        planned = f" of {used['planned_draws']:.1f} planned" if used["planned_draws"] else ""
+        draws = f"{used['draws']} draws{planned}, " if used["draws"] else ""
+        drawn.append(f"  {safe(name)}: {draws}{used['examples']:,} examples, {used['epochs']:.2f} epochs")
+    console.print("\n".join(drawn))
+    memory = summary["peak_memory_bytes"] / 2**30
+    spent = f"{summary['examples']:,} example-forwards in training"
+    console.print(f"{summary['total_seconds']:.0f} s in all, {spent}, peak memory {memory:.2f} GiB")
+
+
+def _show_detail(console: Console, name: str, found: Mapping[str, Any]) -> None:
+    if "confusion" in found:
+        table = Table(title=Text(f"{safe(name)}: rows are labels, columns predictions"), title_justify="left")
+        table.add_column("")
+        for label in found["classes"]:
+            table.add_column(Text(safe(label, 20)), justify="right")
+        for label, row in zip(found["classes"], found["confusion"], strict=True):
+            table.add_row(Text(safe(label, 20)), *map(str, row))
+        console.print(table)
+        return
+    console.print(
+        f"{safe(name)}: mean error {found['mean_error']:+.3f}, mean absolute error {found['mean_absolute_error']:.3f}, "
+        f"root mean square {found['root_mean_square_error']:.3f}; farthest off:"
+    )
+    for row in found["worst"]:
+        console.print(f"  {safe(row['id'])}: label {row['label']:.3g}, predicted {row['prediction']:.3g}")

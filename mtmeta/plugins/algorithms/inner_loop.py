@@ -1,0 +1,29 @@
+"""What algorithms with an inner loop share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import mtmeta
+
+
+@dataclass(frozen=True)
+class InnerLoop(mtmeta.Algorithm):
+    """Draws tasks and leaves theta for an inner loop on each."""
+
+    tasks_per_step: mtmeta.PositiveInt = 1
+    """Tasks drawn for one outer step."""
+    with_replacement: bool = False
+    """Whether one outer step may draw the same task twice."""
+    inner_optimizer: mtmeta.OptimizerOptions = field(default_factory=lambda: mtmeta.AdamW(lr=1e-5))
+    """Optimizer of the inner loop."""
+    inner_schedule: mtmeta.ScheduleOptions = field(default_factory=lambda: mtmeta.Step(every=30, gamma=0.8))
+    """Schedule of the inner learning rate; its step is the task's own count of episodes."""
+    inner_state: mtmeta.InnerState = "per_task"
+    """Whose inner optimizer state lives on: each task's own, one `shared`, or none (`reset`)."""
+
+    def check(self, tasks: Mapping[str, mtmeta.Task]) -> Iterator[tuple[str, str]]:
+        if self.tasks_per_step > len(tasks) and not self.with_replacement:
+            what = f"is {self.tasks_per_step} but only {len(tasks)} tasks exist; set with_replacement: true or lower it"
+            yield "tasks_per_step", what

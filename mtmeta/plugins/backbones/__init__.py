@@ -1,0 +1,11 @@
+"""Built-in backbones."""
+
+from __future__ import annotations
+
+import mtmeta
+from mtmeta.plugins.backbones.bert import Bert
+
+
+@mtmeta.hookimpl
+def register_backbones() -> list[type[mtmeta.Backbone]]:
+    return [Bert]

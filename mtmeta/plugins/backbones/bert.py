@@ -1,0 +1,221 @@
+"""Backbone `bert`: our own encoder for any BERT-family folder in Hugging Face layout.
+
+A folder holds config.json, model.safetensors, and tokenizer.json or vocab.txt. Everything is checked before anything
+runs: the architecture against an allow-list, sizes against a budget, tensors for missing, misshaped or non-finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+import mtmeta
+from mtmeta.plugins.backbones.wordpiece import WordPiece, tokenizer_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
+
+ARCHITECTURES = ("bert",)  # roberta, distilbert, electra would each add a name map beside from_hugging_face
+MAX_PARAMETERS = 2_000_000_000
+MAX_CONFIG_BYTES = 1_000_000
+# sizes of the encoders that need no download: vocabulary from the sample data, weights from the seed
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "embedded": {"num_hidden_layers": 2, "hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 192},
+    "tiny": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bert(mtmeta.Backbone):
+    """A BERT encoder on packed batches.
+
+    `embedded` and `tiny` are inside the package: small encoders with a vocabulary made from the sample data and
+    weights initialised from the recipe's seed.
+    """
+
+    name = "bert"
+
+    weights: str = "embedded"
+    """`embedded`, `tiny`, a folder in Hugging Face layout, or a hub id, best pinned as id@revision."""
+    max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128
+    """Longest sequence in tokens, special tokens included; longer texts are cut."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout of hidden states and attention; default: what config.json says."""
+
+    def load(self, seed: int) -> mtmeta.LoadedBackbone:
+        if self.weights in BUILT_IN:
+            return self._built_in(seed)
+        folder = find_folder(self.weights)
+        config = read_config(folder / "config.json")
+        vocabulary = tokenizer_json(folder)
+        state, identity = read_weights(folder / "model.safetensors", config)
+        encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{identity}")
+        encoder.load_state_dict(state)
+        return loaded
+
+    def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
+        config = read_config(folder / "config.json")
+        return self._assemble(config, tokenizer_json(folder), str(folder), "")[1]
+
+    def _built_in(self, seed: int) -> mtmeta.LoadedBackbone:
+        from mtmeta import sample
+        from mtmeta.plugins.backbones.encoder import BertConfig
+
+        vocabulary = sample.vocabulary()
+        config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **BUILT_IN[self.weights])
+        identity = f"{self.weights}, seed {seed}"
+        encoder, loaded = self._assemble(config, WordPiece.from_vocabulary(vocabulary).json(), self.weights, identity)
+        encoder.initialise(int.from_bytes(hashlib.sha256(f"encoder {seed}".encode()).digest()[:7], "big"))
+        return loaded
+
+    def _assemble(
+        self, config: BertConfig, vocabulary: str, place: str, identity: str
+    ) -> tuple[Encoder, mtmeta.LoadedBackbone]:
+        from mtmeta.plugins.backbones.encoder import Encoder
+
+        if self.max_length > config.max_position_embeddings:
+            what = (
+                f"max_length {self.max_length} exceeds {place}'s {config.max_position_embeddings} positions; lower it"
+            )
+            raise mtmeta.RecipeError("backbone.max_length", what)
+        tokenizer = WordPiece.from_json(vocabulary, f"{place}/tokenizer.json")
+        if tokenizer.size > config.vocab_size:
+            what = f"has {tokenizer.size} entries, embeddings have {config.vocab_size}; they do not belong together"
+            raise mtmeta.WeightsError(f"{place}: tokenizer", what)
+        config_json = json.dumps({"model_type": "bert", **asdict(config)}, indent=2) + "\n"
+        if self.dropout is not None:
+            values = asdict(config) | {
+                "hidden_dropout_prob": self.dropout,
+                "attention_probs_dropout_prob": self.dropout,
+            }
+            config = type(config)(**values)
+        encoder = Encoder(config)
+        files = {"config.json": config_json.encode(), "tokenizer.json": vocabulary.encode()}
+        return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity)
+
+
+def find_folder(weights: str) -> Path:
+    """The folder `weights` names: a local one, or a hub id fetched through huggingface_hub."""
+    folder = Path(weights).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl") and folder.is_file():
+        raise mtmeta.WeightsError(weights, "pickle files can run code and are not read; save it as safetensors first")
+    if folder.exists():
+        raise mtmeta.WeightsError(weights, "is a file, expected a folder with config.json and model.safetensors")
+    if weights.startswith((".", "/", "~")) or weights.count("/") > 1 or "\\" in weights:
+        raise mtmeta.WeightsError(weights, "no such folder; give a folder in Hugging Face layout or `embedded`")
+    from mtmeta.plugins.backbones.hub import fetch
+
+    return fetch(weights)
+
+
+def read_config(path: Path) -> BertConfig:
+    """config.json as a BertConfig. Raises WeightsError for what is unknown, unsupported or absurdly large."""
+    from mtmeta.plugins.backbones.encoder import ACTIVATIONS, BertConfig
+
+    values = _json_object(path)
+    if "auto_map" in values:
+        raise mtmeta.WeightsError(str(path), "'auto_map' asks for remote code, which is never run; remove it")
+    kind = values.get("model_type", "bert")
+    if kind not in ARCHITECTURES:
+        what = f"model_type {mtmeta.quote(kind)} is not supported ({', '.join(ARCHITECTURES)})"
+        raise mtmeta.WeightsError(str(path), what)
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        raise mtmeta.WeightsError(str(path), "position_embedding_type must be 'absolute'")
+    if values.get("is_decoder") or values.get("add_cross_attention"):
+        raise mtmeta.WeightsError(str(path), "describes a decoder; an encoder is needed")
+    given: dict[str, Any] = {}
+    for field in fields(BertConfig):
+        value = values.get(field.name)
+        if field.name in values:
+            given[field.name] = _number(path, field.name, value, str(field.type))
+        elif field.default.__class__.__name__ == "_MISSING_TYPE":
+            raise mtmeta.WeightsError(str(path), f"'{field.name}' is missing")
+    config = BertConfig(**given)
+    if config.hidden_act not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise mtmeta.WeightsError(str(path), f"hidden_act {mtmeta.quote(config.hidden_act)} is not one of {known}")
+    if config.hidden_size % config.num_attention_heads:
+        what = f"hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} attention heads"
+        raise mtmeta.WeightsError(str(path), what)
+    if config.parameters > MAX_PARAMETERS:
+        what = f"asks for {config.parameters / 1e9:.3g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
+        raise mtmeta.WeightsError(str(path), what)
+    return config
+
+
+def _number(path: Path, name: str, value: Any, kind: str) -> Any:
+    if kind == "str" and isinstance(value, str):
+        return value
+    if kind == "int" and isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9:
+        return value
+    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
+        return float(value)
+    expected = {"str": "text", "int": "a positive integer", "float": "a number from 0 to 1"}[kind]
+    raise mtmeta.WeightsError(str(path), f"'{name}' must be {expected}, found {mtmeta.quote(value)}")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise mtmeta.WeightsError(str(path), "no such file; a folder in Hugging Face layout has one")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise mtmeta.WeightsError(str(path), "is larger than a config.json can be")
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise mtmeta.WeightsError(str(path), f"is not JSON ({mtmeta.safe(str(error))})") from error
+    if not isinstance(values, dict):
+        raise mtmeta.WeightsError(str(path), "is not a JSON object")
+    return values
+
+
+def read_weights(path: Path, config: BertConfig) -> tuple[dict[str, Tensor], str]:
+    """The encoder's tensors in fp32 under our names, and the SHA-256 of the file."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from mtmeta.plugins.backbones.encoder import Encoder, from_hugging_face
+
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob("*.bin"))
+        if others:
+            what = "pickle files can run code and are not read; save it as safetensors first"
+            raise mtmeta.WeightsError(str(path.parent / others[0]), what)
+        raise mtmeta.WeightsError(str(path), "no such file; a folder in Hugging Face layout has one")
+    data = path.read_bytes()
+    try:
+        state = load(data)
+    except SafetensorError as error:
+        raise mtmeta.WeightsError(str(path), f"is damaged ({mtmeta.safe(str(error))})") from error
+    try:
+        ours = from_hugging_face(state, config)
+    except KeyError as error:
+        raise mtmeta.WeightsError(str(path), f"tensor {error} is missing; config.json asks for it") from error
+    except RuntimeError as error:
+        raise mtmeta.WeightsError(str(path), "query, key and value do not fit together") from error
+    with torch.device("meta"):
+        wanted: Mapping[str, Tensor] = Encoder(config).state_dict()
+    misshaped = [name for name in wanted if ours[name].shape != wanted[name].shape]
+    if misshaped:
+        name = misshaped[0]
+        more = f" (+{len(misshaped) - 1} more)" if len(misshaped) > 1 else ""
+        shapes = f"{_shape(ours[name])}, config.json needs {_shape(wanted[name])}"
+        raise mtmeta.WeightsError(str(path), f"tensor '{name}' is {shapes}{more}")
+    for name, tensor in ours.items():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            raise mtmeta.WeightsError(str(path), f"'{name}' holds non-finite values; fetch the file again")
+    return {name: tensor.float() for name, tensor in ours.items()}, hashlib.sha256(data).hexdigest()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape))

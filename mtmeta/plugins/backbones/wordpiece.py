@@ -1,0 +1,98 @@
+"""Text to WordPiece ids through the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+import mtmeta
+
+__all__ = ["WordPiece", "tokenizer_json"]
+
+MAX_VOCABULARY_BYTES = 100_000_000
+
+
+class WordPiece:
+    """A `mtmeta.Tokenizer`: [CLS] a [SEP], or [CLS] a [SEP] b [SEP] for a pair in one sequence."""
+
+    def __init__(self, tokenizer: Tokenizer, place: str) -> None:
+        self._tokenizer = tokenizer
+        tokenizer.no_padding()  # files often carry both; batches are packed and cut by mtmeta itself
+        tokenizer.no_truncation()
+        self.size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        cls, sep = (self._special(token, place) for token in ("[CLS]", "[SEP]"))
+        self.prefix: tuple[int, ...] = (cls,)
+        self.middle: tuple[int, ...] = (sep,)
+        self.suffix: tuple[int, ...] = (sep,)
+
+    def _special(self, token: str, place: str) -> int:
+        number: int | None = self._tokenizer.token_to_id(token)
+        if number is None:
+            raise mtmeta.WeightsError(place, f"has no token '{token}'; a BERT tokenizer has one")
+        return number
+
+    @classmethod
+    def from_json(cls, text: str, place: str) -> WordPiece:
+        """From the text of a tokenizer.json."""
+        try:
+            tokenizer = Tokenizer.from_str(text)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic of the Rust library is not an Exception
+            raise mtmeta.WeightsError(place, f"cannot be loaded ({mtmeta.safe(str(error))})") from error
+        return cls(tokenizer, place)
+
+    @classmethod
+    def from_vocabulary(cls, vocabulary: Sequence[str], *, lowercase: bool = True) -> WordPiece:
+        """From the lines of a vocab.txt, with BERT's normaliser and pre-tokenizer."""
+        numbers = {token: number for number, token in enumerate(vocabulary)}
+        tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return cls(tokenizer, "vocab.txt")
+
+    def json(self) -> str:
+        """The tokenizer.json."""
+        text: str = self._tokenizer.to_str()
+        return text
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens, untruncated."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+
+def tokenizer_json(folder: Path) -> str:
+    """The tokenizer of a folder as the text of a tokenizer.json; vocab.txt will do."""
+    path, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
+    found = path if path.is_file() else vocabulary
+    if not found.is_file():
+        raise mtmeta.WeightsError(str(folder), "has neither tokenizer.json nor vocab.txt; one of them is needed")
+    if found.stat().st_size > MAX_VOCABULARY_BYTES:
+        raise mtmeta.WeightsError(str(found), "is larger than a tokenizer can be")
+    try:
+        text = found.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise mtmeta.WeightsError(str(found), "is not UTF-8; fetch the file again") from error
+    if found == path:
+        return text
+    lines = text.splitlines()
+    missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in lines]
+    if missing:
+        raise mtmeta.WeightsError(str(found), f"has no token '{missing[0]}'; a BERT vocabulary has one")
+    return WordPiece.from_vocabulary(lines, lowercase=_lowercase(folder / "tokenizer_config.json")).json()
+
+
+def _lowercase(path: Path) -> bool:
+    """do_lower_case of tokenizer_config.json; BERT's default is True."""
+    if not path.is_file():
+        return True
+    try:
+        values: Any = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise mtmeta.WeightsError(str(path), f"is not JSON ({mtmeta.safe(str(error))})") from error
+    return bool(values.get("do_lower_case", True)) if isinstance(values, dict) else True

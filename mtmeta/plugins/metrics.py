@@ -1,0 +1,64 @@
+"""Built-in metrics, through scikit-learn and SciPy. Labels and predictions are float64 arrays [N]."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import mtmeta
+
+# imports stand inside the functions: scikit-learn takes a second to load, and `mtmeta --help` needs none of it
+
+
+def accuracy(labels: Any, predictions: Any) -> float:
+    """Share of predictions that equal their label."""
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(labels, predictions))
+
+
+def macro_f1(labels: Any, predictions: Any) -> float:
+    """Unweighted mean of the classes' F1; a class neither present nor predicted does not count."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+
+
+def matthews(labels: Any, predictions: Any) -> float:
+    """Matthews correlation; 0 where either side is constant."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predictions))
+
+
+def pearson(labels: Any, predictions: Any) -> float:
+    """Pearson correlation; 0 with a warning where either side is constant."""
+    from scipy.stats import pearsonr
+
+    return 0.0 if _constant("pearson", labels, predictions) else float(pearsonr(labels, predictions).statistic)
+
+
+def spearman(labels: Any, predictions: Any) -> float:
+    """Spearman rank correlation; 0 with a warning where either side is constant."""
+    from scipy.stats import spearmanr
+
+    return 0.0 if _constant("spearman", labels, predictions) else float(spearmanr(labels, predictions).statistic)
+
+
+def _constant(name: str, labels: Any, predictions: Any) -> bool:
+    if len(labels) > 1 and labels.min() < labels.max() and predictions.min() < predictions.max():
+        return False
+    which = "labels" if len(labels) < 2 or labels.min() == labels.max() else "predictions"
+    warnings.warn(f"{name} of constant {which} is undefined; reported as 0", UserWarning, stacklevel=3)
+    return True
+
+
+@mtmeta.hookimpl
+def register_metrics() -> list[mtmeta.Metric]:
+    return [
+        mtmeta.Metric("accuracy", accuracy),
+        mtmeta.Metric("macro_f1", macro_f1),
+        mtmeta.Metric("matthews", matthews),
+        mtmeta.Metric("pearson", pearson),
+        mtmeta.Metric("spearman", spearman),
+    ]

@@ -1,0 +1,187 @@
+"""Built-in reporters: `console` for people, `jsonl` for everything else."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mtmeta
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from mtmeta import Event
+
+
+@dataclass(frozen=True)
+class Jsonl(mtmeta.Reporter):
+    """Every event as a line of events.jsonl in the run directory."""
+
+    name = "jsonl"
+
+    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
+        return self._open(folder)
+
+    @contextmanager
+    def _open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
+        with open(folder / "events.jsonl", "a", encoding="utf-8", buffering=1) as file:
+
+            def write(event: Event) -> None:
+                file.write(event.json() + "\n")
+
+            yield write
+
+
+@dataclass(frozen=True)
+class ConsoleReporter(mtmeta.Reporter):
+    """A live progress bar on stderr, plain lines where stderr is no terminal."""
+
+    name = "console"
+
+    every: mtmeta.PositiveFloat = 5.0
+    """Seconds between two plain progress lines."""
+
+    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
+        return self._open()
+
+    @contextmanager
+    def _open(self) -> Iterator[Callable[[Event], None]]:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        view: _View = _Live(console) if console.is_terminal and not console.is_dumb_terminal else _Plain(self.every)
+        try:
+            yield view.handle
+        finally:
+            view.close()
+
+
+class _View:
+    """Turns events into lines; subclasses decide where they go."""
+
+    def __init__(self) -> None:
+        self.rate = _Rate()
+
+    def line(self, text: str) -> None:
+        raise NotImplementedError
+
+    def progress(self, event: Any, text: str) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+    def handle(self, event: Event) -> None:
+        method = getattr(self, f"on_{event.type}", None)
+        if method is not None:
+            method(event)
+
+    def on_run_started(self, event: Any) -> None:
+        tasks = ", ".join(map(mtmeta.safe, event.tasks))
+        size = f"{event.parameters / 1e6:.1f} M parameters"
+        again = f", going on from step {event.resumed_at}" if event.resumed_at else ""
+        self.line(f"{event.name}: {event.algorithm} on {tasks}; {size}, {event.device}{again}")
+
+    def on_data_loaded(self, event: Any) -> None:
+        cut = f", {event.truncated} texts cut" if event.truncated else ""
+        skipped = f", {event.skipped} bad rows skipped" if event.skipped else ""
+        counts = f"{event.examples:,} examples, {event.tokens:,} tokens{cut}{skipped}"
+        self.line(f"  {event.task} {event.split}: {counts} ({mtmeta.safe(event.file)})")
+
+    def on_warning(self, event: Any) -> None:
+        self.line(f"warning: {mtmeta.safe(event.text, 500)}")
+
+    def on_step(self, event: Any) -> None:
+        self.rate.add(event.examples, event.seconds)
+        losses = "  ".join(f"{task} {sum(values) / len(values):.3f}" for task, values in event.losses.items())
+        self.progress(event, f"{losses}  {self.rate.per_second:.0f} ex/s")
+
+    def on_step_skipped(self, event: Any) -> None:
+        self.line(f"step {event.step} skipped: {event.reason}")
+
+    def on_evaluated(self, event: Any) -> None:
+        parts = [f"{name} {made['metric']} {made['value']:.3f}" for name, made in event.tasks.items()]
+        mean = f"  mean {event.selected:.3f}" if len(parts) > 1 else ""
+        best = "  best so far" if event.best else ""
+        self.line(f"step {event.step} ({event.split}): {'  '.join(parts)}{mean}{best}")
+
+
+class _Plain(_View):
+    """Lines on stderr, at most one progress line every few seconds."""
+
+    def __init__(self, every: float) -> None:
+        super().__init__()
+        self.every = every
+        self.last = -math.inf
+
+    def line(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(self, event: Any, text: str) -> None:
+        now = time.monotonic()
+        if now - self.last >= self.every:
+            self.last = now
+            left = self.rate.eta(event.step, event.steps, event.seconds)
+            self.line(f"{event.group} step {event.step}/{event.steps}  {text}  {left} left")
+
+
+class _Live(_View):
+    """A rich progress bar; other lines scroll above it."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        super().__init__()
+        columns = (TextColumn("{task.fields[group]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        text = TextColumn("{task.fields[text]}", markup=False)
+        self.console = console
+        self.bar: Progress = Progress(*columns, text, console=console, transient=True)
+        self.bars: dict[str, TaskID] = {}
+        self.bar.start()
+
+    def line(self, text: str) -> None:
+        self.console.print(text)
+
+    def progress(self, event: Any, text: str) -> None:
+        if event.group not in self.bars:
+            self.bars[event.group] = self.bar.add_task("", total=event.steps, group=event.group, text="")
+        self.bar.update(self.bars[event.group], completed=event.step, text=text)
+
+    def close(self) -> None:
+        self.bar.stop()
+
+
+class _Rate:
+    """Examples a second over the recent past."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float]] = []
+
+    def add(self, examples: int, seconds: float) -> None:
+        if self.seen and seconds < self.seen[-1][1]:  # another group began
+            self.seen.clear()
+        self.seen = [*self.seen[-20:], (examples, seconds)]
+
+    @property
+    def per_second(self) -> float:
+        (first, start), (last, end) = self.seen[0], self.seen[-1]
+        if len(self.seen) == 1:
+            return last / end if end > 0 else 0.0
+        return (last - first) / (end - start) if end > start else 0.0
+
+    @staticmethod
+    def eta(step: int, steps: int, seconds: float) -> str:
+        left = int(seconds / step * (steps - step))
+        return f"{left // 60}:{left % 60:02d}"
+
+
+@mtmeta.hookimpl
+def register_reporters() -> list[type[mtmeta.Reporter]]:
+    return [ConsoleReporter, Jsonl]

@@ -1,0 +1,19 @@
+"""Built-in tasks: the paper's three, and four generic ones usable from YAML alone."""
+
+from __future__ import annotations
+
+import mtmeta
+from mtmeta.plugins.tasks.generic import (
+    ClassificationTask,
+    PairClassificationTask,
+    RegressionTask,
+    SimilarityTask,
+)
+from mtmeta.plugins.tasks.para import Para
+from mtmeta.plugins.tasks.sst import Sst
+from mtmeta.plugins.tasks.sts import Sts
+
+
+@mtmeta.hookimpl
+def register_tasks() -> list[type[mtmeta.Task]]:
+    return [Sst, Para, Sts, ClassificationTask, PairClassificationTask, SimilarityTask, RegressionTask]

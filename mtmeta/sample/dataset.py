@@ -1,0 +1,63 @@
+"""Draws the examples of the sample data."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+from mtmeta.sample.grammar import SPLITS, WRITERS, Writer
+
+TASKS = tuple(WRITERS)
+SIZES = {"train": 1200, "dev": 300, "test": 300}
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """One example: a sentence, or a pair of them, with its label."""
+
+    id: str
+    text: str
+    pair: str | None
+    label: int | float
+
+
+def _plain(text: str) -> str:
+    return text.replace("+", "").replace("_", " ")
+
+
+@cache
+def _draw(task: str, split: str) -> tuple[tuple[SampleRow, ...], tuple[str, ...], tuple[str, ...]]:
+    """The rows of one set, the templates that made them, and their words with the pieces marked."""
+    if task not in WRITERS or split not in SPLITS:
+        raise ValueError(f"no sample data for task {task!r}, split {split!r}; tasks: {TASKS}, splits: {SPLITS}")
+    write = Writer(task, split)
+    drawn: list[tuple[str, str | None, int | float]] = []
+    seen: set[tuple[str, str | None]] = set()
+    marked: set[str] = set()
+    while len(drawn) < SIZES[split]:
+        # A duplicate is drawn again under the same number, for the number sets the label or the kind of example.
+        text, pair, label = WRITERS[task](write, len(drawn))
+        if text == pair or (text, pair) in seen:
+            continue
+        seen.add((text, pair))
+        marked.update(re.findall(r"[a-z+]+", f"{text} {pair or ''}".lower()))
+        drawn.append((_plain(text), None if pair is None else _plain(pair), label))
+    write.rng.shuffle(drawn)
+    rows = tuple(SampleRow(f"{task}-{split}-{number:04d}", *row) for number, row in enumerate(drawn))
+    return rows, tuple(sorted(set(write.used))), tuple(sorted(marked))
+
+
+def examples(task: str, split: str) -> list[SampleRow]:
+    """The examples of `task` (sst, para or sts) for `split` (train, dev or test), always the same ones."""
+    return list(_draw(task, split)[0])
+
+
+def templates_used(task: str, split: str) -> list[str]:
+    """The templates that the examples of `task` and `split` were made with."""
+    return list(_draw(task, split)[1])
+
+
+def marked_words(task: str, split: str) -> list[str]:
+    """The words of a set in order, in lower case and with a plus sign between their pieces."""
+    return list(_draw(task, split)[2])

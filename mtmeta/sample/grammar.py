@@ -1,0 +1,178 @@
+"""The grammar of the sample data: the rules that turn a meaning into sentences and a label."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from mtmeta.sample import lexicon as lex
+from mtmeta.sample import templates as tpl
+from mtmeta.sample.lexicon import Group
+
+SPLITS = ("train", "dev", "test")
+# How often a dev or test slot takes a word that the train set of the task does not have. Verbs do it less often, for
+# a sentence has but one and nothing else in it tells what it means.
+FRESH, FRESH_VERBS = 0.7, 0.6
+
+# How a review with two clauses adds up.
+SUMS = {2: (1, 1), 1: (2, -1), 0: (1, -1), -1: (-2, 1), -2: (-1, -1)}
+# How much each shared part of a caption adds to the similarity.
+WEIGHTS = {"action": 3.0, "object": 1.2, "person": 0.8}
+
+
+class Writer:
+    """Draws words and templates for one task and split, and notes which templates it used."""
+
+    def __init__(self, task: str, split: str) -> None:
+        self.split = split
+        self.rng = random.Random(f"mtmeta sample 1 {task} {split}")
+        self.used: list[str] = []
+
+    def word(self, words: Group, home: bool, share: float = FRESH) -> str:
+        """One entry of a list that the split may use, with its synonyms if it has any."""
+        if self.split == "train":
+            return self.rng.choice(words.known(home))
+        fresh = words.fresh(home, self.split)
+        return self.rng.choice(fresh if fresh and self.rng.random() < share else words.both)
+
+    def verb(self, action: Group, home: bool) -> str:
+        """One verb for an action."""
+        return self.word(action, home, FRESH_VERBS)
+
+    def name(self, entry: str) -> str:
+        """One of the synonyms of an entry."""
+        return self.rng.choice(entry.split("/"))
+
+    def template(self, kind: str, table: dict[str, tuple[str, ...]], avoid: str = "") -> str:
+        """One template of the split, other than `avoid`."""
+        text = self.rng.choice([text for text in table[self.split] if text != avoid])
+        self.used.append(f"{kind}: {text}")
+        return text
+
+    def opinion(self, score: int, home: bool) -> str:
+        """A predicate that says `score`, from -2 to 2."""
+        sign = 1 if score > 0 else -1
+        draw = self.rng.random()
+        if abs(score) == 2 and draw < 0.4:
+            return f"{self.word(lex.STRONGER, home)} {self.word(lex.OPINIONS[sign], home)}"
+        if abs(score) == 1:
+            if draw < 0.15:
+                return f"{self.word(lex.WEAKER, home)} {self.word(lex.OPINIONS[sign], home)}"
+            if draw < 0.35:
+                return f"{self.word(lex.DENIAL, home)} {self.word(lex.OPINIONS[-sign], home)}"
+            adjective = self.word(lex.OPINIONS[sign], home)
+            if draw < 0.6 and adjective.endswith(("+ful", "+less")):
+                return f"{adjective}+ly {self.word(lex.MAKING, home)}"
+            return adjective
+        return self.word(lex.OPINIONS[score], home)
+
+
+def sst(write: Writer, number: int) -> tuple[str, None, int]:
+    """One review; the label is the sum of what it says, from 0 (very negative) to 4 (very positive)."""
+    score = number % 5 - 2
+    thing, other = write.word(lex.THINGS, True), write.word(lex.THINGS, True)
+    draw = write.rng.random()
+    if abs(score) == 2 and draw < 0.2:
+        adjective = lex.superlative(write.word(lex.SUPERLATIVES[score], True))
+        return write.template("best", tpl.SUPERLATIVE_REVIEWS).format(e=adjective, t=thing), None, score + 2
+    if draw > 0.65 and thing != other:
+        pair = list(SUMS[score])
+        write.rng.shuffle(pair)
+        parts = {"o": write.opinion(pair[0], True), "p": write.opinion(pair[1], True)}
+        return write.template("double", tpl.DOUBLE_REVIEWS).format(t=thing, u=other, **parts), None, score + 2
+    return write.template("review", tpl.REVIEWS).format(t=thing, o=write.opinion(score, True)), None, score + 2
+
+
+def questions(write: Writer, label: int) -> tuple[str, str]:
+    """Two questions about one object; if the label is 0, the second asks about the contrary action."""
+    rng = write.rng
+    sides = list(rng.choice(lex.ACTIONS))
+    rng.shuffle(sides)
+    action, contrary = sides
+    table = tpl.QUESTIONS[rng.choice(list(tpl.QUESTIONS))]
+    thing = write.name(write.word(lex.OBJECTS, True))
+    first = write.template("question", table)
+    second = write.template("question", table, avoid=first)
+    one = first.format(v=write.verb(action, True), x=thing)
+    return one, second.format(v=write.verb(action if label else contrary, True), x=thing)
+
+
+def verdicts(write: Writer, label: int) -> tuple[str, str]:
+    """Two verdicts on one thing; if the label is 0, a good and a bad one."""
+    rng = write.rng
+    thing = write.word(lex.THINGS, False)
+    score = rng.choice((-1, 1))
+    score2 = score if label else -score
+    first = write.template("verdict", tpl.VERDICTS)
+    second = write.template("verdict", tpl.VERDICTS, avoid=first)
+    one = first.format(t=thing, o=write.opinion(score * rng.choice((1, 2)), False))
+    return one, second.format(t=thing, o=write.opinion(score2 * rng.choice((1, 2)), False))
+
+
+def para(write: Writer, number: int) -> tuple[str, str, int]:
+    """Two questions, or two verdicts; the label is 1 if they come to the same and 0 if not."""
+    label = number % 2
+    one, two = questions(write, label) if number % 10 < 6 else verdicts(write, label)
+    return one, two, label
+
+
+def remarks(write: Writer) -> tuple[str, str, float]:
+    """Two remarks; the similarity follows from the thing and from how far apart the opinions are."""
+    rng = write.rng
+    thing = write.word(lex.THINGS, False)
+    other = thing if rng.random() < 0.65 else write.word(lex.THINGS, False)
+    one = rng.choice((-2, -1, 0, 1, 2))
+    two = one if rng.random() < 0.4 else rng.choice((-2, -1, 0, 1, 2))
+    if one == two:
+        labels = (5.0, 2.6)
+    elif one * two > 0:
+        labels = (4.2, 2.0)
+    elif one * two == 0:
+        labels = (2.6, 1.0)
+    else:
+        labels = (1.0, 0.0)
+    first, second = write.template("remark", tpl.REMARKS), write.template("remark", tpl.REMARKS)
+    texts = first.format(t=thing, o=write.opinion(one, False)), second.format(t=other, o=write.opinion(two, False))
+    return *texts, labels[thing != other]
+
+
+def captions(write: Writer) -> tuple[str, str, float]:
+    """Two captions; the similarity is the sum of the weights of the parts that they share."""
+    rng = write.rng
+    actions = rng.choice(lex.ACTIONS)
+    side = rng.randrange(2)
+    person, thing = write.word(lex.PEOPLE, True), write.word(lex.OBJECTS, False)
+    person2, thing2, action2 = person, thing, actions[side]
+    if rng.random() < 0.5:
+        action2 = rng.choice(rng.choice(lex.ACTIONS)) if rng.random() < 0.6 else actions[1 - side]
+    if rng.random() < 0.45:
+        thing2 = write.word(lex.OBJECTS, False)
+    if rng.random() < 0.4:
+        person2 = write.word(lex.PEOPLE, True)
+    label = sum(
+        WEIGHTS[part]
+        for part, shared in (
+            ("action", action2 is actions[side]),
+            ("object", thing == thing2),
+            ("person", person == person2),
+        )
+        if shared
+    )
+    sentences = []
+    for who, what, action in ((person, thing, actions[side]), (person2, thing2, action2)):
+        verb = write.verb(action, False)
+        parts = {"w": write.name(who), "x": write.name(what), "v": verb, "g": lex.progressive(verb)}
+        sentences.append(write.template("caption", tpl.CAPTIONS).format(**parts))
+    return sentences[0], sentences[1], round(float(label), 1)
+
+
+def sts(write: Writer, number: int) -> tuple[str, str, float]:
+    """Two captions, or two remarks, with their similarity from 0 to 5."""
+    return captions(write) if number % 2 else remarks(write)
+
+
+WRITERS: dict[str, Callable[[Writer, int], tuple[str, str | None, int | float]]] = {
+    "sst": sst,
+    "para": para,
+    "sts": sts,
+}
