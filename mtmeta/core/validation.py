@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import types
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ __all__ = ["Fault", "convert", "expectation", "field_hints"]
 Fault = tuple[tuple[str | int, ...], str, bool]  # path below the section, message, "points at the key"
 
 
-@functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     kind.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=False)
     for base in _nested(kind):
@@ -101,7 +99,6 @@ def _owner(kind: type[Any], data: Any, path: Sequence[str | int]) -> type[Any]:
     return kind
 
 
-@functools.cache
 def field_hints(kind: Any) -> dict[str, Any]:
     """Fields of a dataclass with their annotations, `Annotated` kept."""
     hints = get_type_hints(kind, include_extras=True)
