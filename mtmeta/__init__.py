@@ -16,6 +16,7 @@ from mtmeta.core.contracts import (
     Draw,
     Example,
     Fraction,
+    InnerState,
     Inputs,
     LoadedBackbone,
     Metric,
@@ -51,7 +52,7 @@ from mtmeta.core.tables import DataFile, Dialect, Row
 if TYPE_CHECKING:
     from mtmeta.core.events import Event
     from mtmeta.core.feed import Feed
-    from mtmeta.core.learner import Excursion, InnerState, Learner
+    from mtmeta.core.learner import Excursion, Learner
     from mtmeta.core.model import CosineHead, LinearHead, MLPHead
     from mtmeta.core.packing import Batch, Packed
     from mtmeta.core.run import run
@@ -65,7 +66,6 @@ _LAZY = {
     "Event": "mtmeta.core.events",
     "Excursion": "mtmeta.core.learner",
     "Feed": "mtmeta.core.feed",
-    "InnerState": "mtmeta.core.learner",
     "Learner": "mtmeta.core.learner",
     "LinearHead": "mtmeta.core.model",
     "MLPHead": "mtmeta.core.model",

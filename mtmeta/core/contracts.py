@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from mtmeta.core.objectives import Objective
 
 __all__ = [
+    "SAMPLE",
     "Algorithm",
     "Backbone",
     "Component",
     "Draw",
     "Example",
     "Fraction",
+    "InnerState",
     "Inputs",
     "LoadedBackbone",
     "Metric",
@@ -52,6 +54,8 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Inputs = Literal["single", "separate", "cross"]
+SAMPLE = "sample"  # what a recipe writes in place of a file name
+InnerState = Literal["per_task", "shared", "reset"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,11 @@ class Task(Component):
 
     def sample(self, split: str) -> Iterable[Example]:
         """Yield the sample data of `split` (train, dev, test), for recipes that say `train: sample`."""
-        raise DataError("", f"task '{self.name}' has no sample data; name a file")
+        raise DataError(f"task '{self.name}'", "has no sample data; name a file")
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong) for options that do not fit together."""
+        yield from ()
 
     def build_head(self, hidden_size: int) -> nn.Module:
         """A module from pooled vectors [B, V, D] to the objective's outputs; here Linear, GELU, Linear."""
@@ -153,7 +161,7 @@ class Algorithm(Component):
 
     def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
         """Steps in one epoch, given each task's batches; for recipes that count `epochs`."""
-        raise RecipeError("training.epochs", f"algorithm '{self.name}' counts steps, not epochs; set training.steps")
+        raise RecipeError("training.epochs", f"algorithm '{self.name}' counts steps, not epochs; count steps")
 
     def check(self, tasks: Mapping[str, Task]) -> Iterator[tuple[str, str]]:
         """Yield (option, what is wrong) for options that do not fit the recipe's tasks."""

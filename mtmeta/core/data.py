@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmeta.core.contracts import Example, Inputs, Task, Tokenizer
+from mtmeta.core.contracts import SAMPLE, Example, Inputs, Task, Tokenizer
 from mtmeta.core.errors import DataError, quote
 from mtmeta.core.options import DataOptions
 from mtmeta.core.rng import permutation
 from mtmeta.core.tables import BadRow, DataFile, Dialect
 
-__all__ = ["SAMPLE", "Dataset", "RawData", "TokenStore", "read_examples", "subset", "tokenize"]
+__all__ = ["Dataset", "RawData", "TokenStore", "read_examples", "subset", "tokenize"]
 
-SAMPLE = "sample"  # what a recipe writes in place of a file name
 BAD_ROWS_SHOWN = 5
 TOKENIZE_AT_ONCE = 8192  # texts handed to the tokenizer in one call: bounds memory, keeps its threads busy
 

@@ -31,6 +31,7 @@ __all__ = [
     "RecipeError",
     "UsageError",
     "WeightsError",
+    "choose",
     "did_you_mean",
     "nearest",
     "quote",
@@ -39,6 +40,7 @@ __all__ = [
 
 MAX_SHOWN = 10  # problems listed at once
 MAX_TOKEN = 80  # characters of user text quoted in a message
+MAX_NAMES = 20  # names listed where none is near
 
 
 class MtmetaError(Exception):
@@ -150,3 +152,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the nearest known name, or an empty string."""
     match = nearest(name, known)
     return f"; did you mean {quote(match)}?" if match else ""
+
+
+def choose(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name; where none is near, `; one of a, b, c`."""
+    names = list(known)
+    shown = [safe(other) for other in names[:MAX_NAMES]] + ["..."] * (len(names) > MAX_NAMES)
+    return did_you_mean(name, names) or (f"; one of {', '.join(shown)}" if names else "")

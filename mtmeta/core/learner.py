@@ -16,16 +16,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mtmeta.core.blame import blame
-from mtmeta.core.contracts import Task
+from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel, build_head
 from mtmeta.core.optim import OptimizerOptions, ScheduleOptions, set_lr
 from mtmeta.core.packing import Batch
 from mtmeta.core.rng import derive
 
-__all__ = ["Excursion", "InnerState", "Learner"]
+__all__ = ["Excursion", "Learner"]
 
-InnerState = Literal["per_task", "shared", "reset"]
 Grads = list[Tensor | None]
 
 

@@ -37,7 +37,7 @@ class TrainingOptions:
     """Epochs instead of steps, for individual and joint."""
     clip: PositiveFloat | None = None
     """Largest norm of the update direction; applied once, after accumulation."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast on GPUs that have it, else fp32. Weights and optimizer state stay fp32."""
     grad_accumulation: PositiveInt = 1
     """Parts a batch is split into, to save memory; the gradient is that of the whole batch."""

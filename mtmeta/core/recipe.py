@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtmeta.core import strict_yaml
-from mtmeta.core.contracts import Task
-from mtmeta.core.errors import MtmetaError, Problems, RecipeError, did_you_mean, quote
+from mtmeta.core.blame import blame
+from mtmeta.core.contracts import SAMPLE, Algorithm, Task
+from mtmeta.core.errors import MtmetaError, RecipeError, choose, did_you_mean, quote
 from mtmeta.core.optim import OptimizerOptions, Plateau, ScheduleOptions
 from mtmeta.core.options import (
     RECIPE_FORMAT,
@@ -25,7 +26,9 @@ from mtmeta.core.options import (
     TrainingOptions,
 )
 from mtmeta.core.registry import Registry
-from mtmeta.core.validation import convert
+from mtmeta.core.source import Source
+from mtmeta.core.strict_yaml import Path_
+from mtmeta.core.validation import convert, describe
 
 __all__ = ["load_recipe"]
 
@@ -54,27 +57,24 @@ def load_recipe(
 
     `overrides` are `a.b=c` strings (`--set`); `data_root` wins over MTMETA_DATA, which wins over the recipe.
     """
-    document = strict_yaml.read_file(path)
-    return _Reader(document, registry).read(overrides, data_root or environ.get("MTMETA_DATA") or None, Path(path))
+    source = Source(strict_yaml.read_file(path), overrides)
+    return _Reader(source, registry).read(data_root or environ.get("MTMETA_DATA") or None, Path(path))
 
 
 class _Reader:
     """One pass over one recipe, collecting problems."""
 
-    def __init__(self, document: strict_yaml.Document, registry: Registry) -> None:
-        self.document = document
+    def __init__(self, source: Source, registry: Registry) -> None:
+        self.source = source
+        self.fail = source.fail
         self.registry = registry
-        self.problems: list[MtmetaError] = []
-        self.overridden: dict[tuple[str | int, ...], str] = {}
 
-    def read(self, overrides: Sequence[str], data_root: str | None, path: Path) -> Recipe:
-        data = self.document.data
+    def read(self, data_root: str | None, path: Path) -> Recipe:
+        data = self.source.data
         self._check_format(data)
-        for override in overrides:
-            self._override(data, override)
         for key in data:
             if key not in KEYS:
-                self.fail((key,), f"unknown key {quote(key)}{did_you_mean(key, KEYS)}", key=True)
+                self.fail((key,), f"unknown key {quote(key)}{choose(key, KEYS)}", key=True)
         for key in REQUIRED:
             if data.get(key) is None:
                 self.fail((), f"the recipe needs '{key}'; add it")
@@ -95,70 +95,34 @@ class _Reader:
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
         self._check_together(parts)
-        if self.problems:
-            raise self.problems[0] if len(self.problems) == 1 else Problems(self.problems)
+        self.source.raise_problems()
         return Recipe(**parts)
-
-    # -- places
-
-    def fail(self, path: tuple[str | int, ...], what: str, *, key: bool = False) -> None:
-        self.problems.append(RecipeError(self.place(path, key=key), what))
-
-    def place(self, path: tuple[str | int, ...], *, key: bool = False) -> str:
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.overridden:
-                return self.overridden[path[:length]]
-        return self.document.place(path, key=key)
-
-    def _override(self, data: dict[str, Any], text: str) -> None:
-        key, equals, value = text.partition("=")
-        path = tuple(key.strip().split("."))
-        place = f"--set {key.strip()}"
-        if not equals or not all(path):
-            self.problems.append(RecipeError(f"--set {quote(text)}", "expected KEY=VALUE, such as training.steps=100"))
-            return
-        node = data
-        for depth, part in enumerate(path[:-1]):
-            child = node.setdefault(part, {})
-            if isinstance(child, str):  # `schedule: cosine` is short for `schedule: {name: cosine}`
-                child = node[part] = {"name": child}
-            if child is None:
-                child = node[part] = {}
-            if not isinstance(child, dict):
-                self.problems.append(RecipeError(place, f"{'.'.join(path[: depth + 1])} is not a mapping"))
-                return
-            node = child
-        try:
-            node[path[-1]] = strict_yaml.parse_value(value, place)
-        except RecipeError as error:
-            self.problems.append(error)
-        self.overridden[path] = place
 
     # -- sections
 
     def _check_format(self, data: dict[str, Any]) -> None:
         found = data.get("format", RECIPE_FORMAT)
         if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-            self.fail(("format",), f"format must be an integer from 1 to {RECIPE_FORMAT}, found {quote(found)}")
+            self.fail(("format",), f"format must be {RECIPE_FORMAT}, found {describe(found)}")
         elif found > RECIPE_FORMAT:
             what = f"recipe format {found}, this mtmeta reads up to {RECIPE_FORMAT}; upgrade mtmeta"
-            raise RecipeError(self.place(("format",)), what)
+            raise RecipeError(self.source.place(("format",)), what)
 
     def _name(self, name: Any) -> str:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
-            self.fail(("name",), f"name {quote(name)} is not allowed; use letters, digits, '.', '_' and '-'")
+            self.fail(("name",), f"name {describe(name)} is not allowed; use letters, digits, '.', '_' and '-'")
         return str(name)
 
     def _seed(self, seed: Any) -> int:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            self.fail(("seed",), f"seed must be an integer from 0 to {2**63 - 1}, found {quote(seed)}")
+            self.fail(("seed",), f"seed must be an integer from 0 to {2**63 - 1}, found {describe(seed)}")
             return 0
         return seed
 
     def _text(self, data: dict[str, Any], key: str, default: str) -> str:
         value = data.get(key, default)
         if not isinstance(value, str) or not value or "\0" in value:
-            self.fail((key,), f"{key} must be text, found {quote(value)}")
+            self.fail((key,), f"{key} must be text, found {describe(value)}")
             return default
         return value
 
@@ -167,7 +131,7 @@ class _Reader:
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            self.fail((key,), f"{key} must be a mapping, found {_noun(value)}")
+            self.fail((key,), f"{key} must be a mapping, found {describe(value)}")
             return None
         return self.convert(kind, value, (key,))
 
@@ -178,7 +142,7 @@ class _Reader:
         made = self.convert(_Stepping, chosen, ())
         return {"optimizer": made.optimizer, "schedule": made.schedule} if made else dict.fromkeys(chosen)
 
-    def component(self, kind: str, value: Any, path: tuple[str | int, ...], default: str | None = None) -> Any:
+    def component(self, kind: str, value: Any, path: Path_, default: str | None = None) -> Any:
         """A part of the registry from `name` or `{name: ..., options}`."""
         if value is None:
             return None
@@ -187,53 +151,44 @@ class _Reader:
         name = value if isinstance(value, str) else options.pop(key, default)
         if not isinstance(name, str):
             shown = ".".join(map(str, path))
-            found = f"found {quote(name)}" if name is not None else f"found {_noun(value)}"
-            known = ", ".join(self.registry.names(kind))
-            self.fail(path, f"{shown} needs the name of a {kind}, {found}; one of {known}")
+            asked = f"{shown} needs '{key}'" if isinstance(value, dict) and name is None else f"{shown} must be a name"
+            found = "" if name is None else f", found {describe(name)}"
+            self.fail(path, f"{asked}{found}; one of {', '.join(self.registry.names(kind))}")
             return None
         try:
             given = isinstance(value, dict) and key in value
-            part = self.registry.get(kind, name, self.place((*path, key) if given else path))
+            part = self.registry.get(kind, name, self.source.place((*path, key) if given else path))
         except MtmetaError as error:
-            self.problems.append(error)
+            self.source.problems.append(error)
             return None
         return self.convert(part, options, path)
 
-    def convert(self, kind: type[Any], data: dict[str, Any], path: tuple[str | int, ...]) -> Any:
-        made, faults = convert(kind, data)
-        section = ".".join(map(str, path))
-        for below, text, key in faults:
-            full = (*path, *below)
-            owner = ".".join(map(str, full[:-1]))
-            text = text.replace("{section_name}", owner or "the recipe").replace("{under}", "")
-            text = text.replace("{section}", f" in {quote(owner)}" if owner else "")
-            if section and below and text.startswith(".".join(map(str, below))):
-                text = f"{section}.{text}"
-            self.fail(full, text, key=key)
+    def convert(self, kind: type[Any], data: dict[str, Any], path: Path_) -> Any:
+        made, faults = convert(kind, data, path)
+        for full, what, key in faults:
+            self.fail(full, what, key=key)
         return made
 
     def _tasks(self, tasks: Any) -> dict[str, Task]:
         if tasks is None:
             return {}
         if not isinstance(tasks, dict) or not tasks:
-            self.fail(
-                ("tasks",), f"tasks must be a mapping of task names, found {_noun(tasks)}; name at least one task"
-            )
+            self.fail(("tasks",), f"tasks must be a mapping, found {describe(tasks)}; name at least one task")
             return {}
         made = {}
         for name, options in tasks.items():
             path = ("tasks", name)
             if not TASK_NAME.fullmatch(name):
-                self.fail(path, f"task name {quote(name)} is not allowed; use a-z 0-9 _ -", key=True)
+                self.fail(path, f"task name {quote(name)} is not allowed; use at most 64 of a-z 0-9 _ -", key=True)
             elif not isinstance(options, dict):
-                self.fail(path, f"tasks.{name} must be a mapping, found {_noun(options)}")
+                self.fail(path, f"tasks.{name} must be a mapping, found {describe(options)}; write {{train: FILE}}")
             else:
                 made[name] = self.component("task", options, path, default=name)
         return made
 
     def _reporters(self, reporters: Any) -> tuple[Any, ...]:
         if not isinstance(reporters, list):
-            self.fail(("reporters",), f"reporters must be a list, found {_noun(reporters)}")
+            self.fail(("reporters",), f"reporters must be a list, found {describe(reporters)}")
             return ()
         made = [self.component("reporter", value, ("reporters", i)) for i, value in enumerate(reporters)]
         return tuple(part for part in made if part is not None)
@@ -242,30 +197,54 @@ class _Reader:
 
     def _check_together(self, parts: dict[str, Any]) -> None:
         tasks = {name: task for name, task in parts["tasks"].items() if task is not None}
-        for section in ("algorithm", "sampler"):
-            if parts[section] is not None and len(tasks) == len(parts["tasks"]) and tasks:
-                given = tasks if section == "algorithm" else list(tasks)
-                for option, what in parts[section].check(given):
-                    self.fail((section, *option.split(".")), f"{section}.{option} {what}")
+        algorithm, sampler = parts["algorithm"], parts["sampler"]
         training, evaluation = parts["training"], parts["evaluation"]
+        for name, task in tasks.items():
+            with self.source.collect(task, "task"):
+                self._check_task(name, task)
+        if tasks and len(tasks) == len(parts["tasks"]):
+            if algorithm is not None:
+                with self.source.collect(algorithm, "algorithm"):
+                    self._tell(("algorithm",), algorithm.check(tasks))
+            if sampler is not None:
+                with self.source.collect(sampler, "sampler"):
+                    self._tell(("sampler",), sampler.check(list(tasks)))
         if training is not None:
             if (training.steps is None) == (training.epochs is None):
                 self.fail(("training",), "training needs either steps or epochs; give one of them")
-            if training.precision == "fp16":
-                what = "training.precision 'fp16' would lose small updates; use bf16 or fp32"
-                self.fail(("training", "precision"), what)
+            if training.epochs and algorithm is not None:
+                self._check_epochs(algorithm, ("training", "epochs"))
         if evaluation is not None:
             self._check_evaluation(evaluation, tasks)
-        for name, task in tasks.items():
-            for metric in task.metrics:
-                try:
-                    self.registry.get("metric", metric, self.place(("tasks", name, "metrics")))
-                except MtmetaError as error:
-                    self.problems.append(error)
-        inner = getattr(parts["algorithm"], "inner_schedule", None)
-        if isinstance(inner, Plateau):
+            if evaluation.every == "epoch" and algorithm is not None:
+                self._check_epochs(algorithm, ("evaluation", "every"))
+        if isinstance(getattr(algorithm, "inner_schedule", None), Plateau):
             what = "algorithm.inner_schedule cannot be plateau, an inner loop has no metric; use step or cosine"
             self.fail(("algorithm", "inner_schedule"), what)
+
+    def _tell(self, path: Path_, faults: Iterable[tuple[str, str]]) -> None:
+        for option, what in faults:
+            full = (*path, *option.split("."))
+            self.fail(full, f"{'.'.join(map(str, full))} {what}")
+
+    def _check_task(self, name: str, task: Task) -> None:
+        path = ("tasks", name)
+        self._tell(path, task.check())
+        for split in ("train", "dev", "test"):
+            if getattr(task, split) == SAMPLE and type(task).sample is Task.sample:
+                self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
+        for metric in task.metrics:
+            try:
+                self.registry.get("metric", metric, self.source.place((*path, "metrics")))
+            except MtmetaError as error:
+                self.source.problems.append(error)
+
+    def _check_epochs(self, algorithm: Algorithm, path: Path_) -> None:
+        try:
+            with blame(algorithm, "algorithm"):
+                algorithm.steps_per_epoch({"": 1})
+        except MtmetaError as error:
+            self.fail(path, f"{'.'.join(map(str, path))}: {error.what}")
 
     def _check_evaluation(self, evaluation: EvaluationOptions, tasks: dict[str, Task]) -> None:
         if evaluation.select != "mean" and evaluation.select not in tasks and tasks:
@@ -278,8 +257,3 @@ class _Reader:
                     self.fail(
                         ("tasks", name), f"task '{name}' has no {split} file, which evaluation uses; add '{split}:'"
                     )
-
-
-def _noun(value: Any) -> str:
-    kinds = {dict: "a mapping", list: "a list", type(None): "nothing"}
-    return kinds.get(type(value)) or quote(value)

@@ -20,7 +20,7 @@ import yaml
 
 from mtmeta.core.errors import Problems, RecipeError, did_you_mean, quote, safe
 
-__all__ = ["Document", "Path_", "parse", "parse_value", "read_file"]
+__all__ = ["NUMBER", "Document", "Path_", "parse", "parse_value", "read_file"]
 
 Path_ = tuple[str | int, ...]  # e.g. ("tasks", "sst", "batch_size")
 
@@ -30,7 +30,7 @@ MAX_NUMBER = 640  # characters; as many as int() reads whatever limit the interp
 MAX_NAME = 500  # characters of a file name in a message; more than of other tokens, so that paths stay whole
 
 _CONSTANTS = {"": None, "~": None, "null": None, "true": True, "True": True, "false": False, "False": False}
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
 _LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # what PyYAML counts as a line
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")  # an escape can bring them, no path or JSON file can hold them
@@ -225,7 +225,7 @@ class _Reader:
             return _CONSTANTS[text]
         if _NOT_FINITE.fullmatch(text):
             return float(text.replace(".", ""))
-        if not _NUMBER.fullmatch(text):
+        if not NUMBER.fullmatch(text):
             return text
         if len(text) > MAX_NUMBER or math.isinf(number := float(text)):  # else 1e999 would pass for infinity
             raise self.error(f"number {quote(text)} is too large; write a smaller one")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from mtmeta.core.errors import did_you_mean, quote
+from mtmeta.core.errors import choose, did_you_mean, quote
+from mtmeta.core.strict_yaml import NUMBER, Path_
 
-__all__ = ["Fault", "convert", "expectation", "field_hints"]
+__all__ = ["Fault", "convert", "describe", "expectation", "field_hints"]
 
-Fault = tuple[tuple[str | int, ...], str, bool]  # path below the section, message, "points at the key"
+Fault = tuple[Path_, str, bool]  # path in the recipe, message, "points at the key"
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
@@ -24,8 +25,8 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def convert(kind: type[Any], data: dict[str, Any]) -> tuple[Any, list[Fault]]:
-    """An object of dataclass `kind` from plain data, or None and every fault found.
+def convert(kind: type[Any], data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[Fault]]:
+    """An object of dataclass `kind` from plain data that stands at `at` in the recipe, or None and every fault found.
 
     Validation is strict (a string is never a number, a number never a boolean) and runs in JSON mode, where a list
     may fill a tuple. `schedule: cosine` is short for `schedule: {name: cosine}`.
@@ -35,45 +36,55 @@ def convert(kind: type[Any], data: dict[str, Any]) -> tuple[Any, list[Fault]]:
     try:
         return _adapter(kind).validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
-        faults: dict[tuple[str | int, ...], Fault] = {}
+        faults: dict[Path_, Fault] = {}
         for item in error.errors(include_url=False):
-            fault = _fault(kind, data, item)
+            fault = _fault(kind, data, item, at)
             faults.setdefault(fault[0], fault)  # a union reports once for each member; the first will do
-        return None, list(faults.values())
+    # where the list that a union may be has a bad item, that it is no number either is beside the point
+    return None, [fault for path, fault in faults.items() if not _has_below(faults, path)]
 
 
-def _fault(kind: type[Any], data: Any, item: Any) -> Fault:
+def _has_below(faults: Iterable[Path_], path: Path_) -> bool:
+    return any(len(other) > len(path) and other[: len(path)] == path for other in faults)
+
+
+def _fault(kind: type[Any], data: Any, item: Any, at: Path_) -> Fault:
     path, value, owner = _walk(kind, data, item["loc"])
-    what, dotted = item["type"], ".".join(map(str, path))
+    what, last = item["type"], item["loc"][-1] if item["loc"] else ""
+    full, dotted = (*at, *path), ".".join(map(str, (*at, *path)))
     if what in ("unexpected_keyword_argument", "extra_forbidden"):
-        key = str(item["loc"][-1])
-        return path, f"unknown key {quote(key)}{{section}}{did_you_mean(key, list(field_hints(owner)))}", True
-    if what.startswith("missing"):
-        key = str(item["loc"][-1])
-        return (*path, key), f"{{section_name}} needs {quote(key)}{{under}}; add it", False
+        section = ".".join(map(str, full[:-1]))
+        where = f" in {quote(section)}" if section else ""
+        return full, f"unknown key {quote(last)}{where}{choose(str(last), field_hints(owner))}", True
+    if what.startswith("missing") and isinstance(last, str):
+        return (*full, last), f"{dotted or 'the recipe'} needs {quote(last)}; add it", False
     if what == "union_tag_not_found":
-        return path, f"{dotted} needs 'name'; one of {', '.join(_tags(kind, path))}", False
+        return full, f"{dotted} needs 'name'; one of {', '.join(_tags(kind, path))}", False
     if what == "union_tag_invalid":
         tag = value.get("name") if isinstance(value, dict) else value
-        known = _tags(kind, path)
-        text = f"unknown {dotted} {quote(tag)}{did_you_mean(str(tag), known)} (known: {', '.join(known)})"
-        return (*path, "name"), text, False
-    if what == "json_invalid":
-        return (), "holds text that is not Unicode", False
+        return (*full, "name"), f"unknown {dotted} {quote(tag)}{choose(str(tag), _tags(kind, path))}", False
     hint = _hint_at(kind, path)
-    expected = expectation(hint)
+    expected, options = expectation(hint), _literals(hint)
+    found = f"found {describe(value)}"
     if expected == "true or false" and isinstance(value, str):
-        return path, f"{quote(value)} is not a boolean here; write true or false", False
-    options = _literals(hint)
+        return full, f"{quote(value)} is not a boolean here; write true or false", False
     if isinstance(value, str) and options:
-        return path, f"{dotted} must be {expected}, found {quote(value)}{did_you_mean(value, options)}", False
-    if isinstance(value, str) and expected.startswith(("a number", "an integer")):
+        found += did_you_mean(value, options)
+    elif isinstance(value, str) and expected.startswith(("a number", "an integer")):
         plain = "a number" if expected.startswith("a number") else "an integer"
-        return path, f"{dotted}: expected {plain}, found {quote(value)}", False
+        quoted = "; remove the quotes" if NUMBER.fullmatch(value) else ""
+        return full, f"{dotted}: expected {plain}, {found}{quoted}", False
+    elif expected == "text" and isinstance(value, int | float):
+        found += "; put it in quotes"
+    return full, f"{dotted} must be {expected}, {found}", False
+
+
+def describe(value: Any) -> str:
+    """What stands in the recipe where something else should: the token itself, or what kind of thing it is."""
     if isinstance(value, dict | list):
-        found = "a mapping" if isinstance(value, dict) else "a list"
-        return path, f"{dotted} must be {expected}, found {found}", False
-    return path, f"{dotted} must be {expected}, found {quote(value)}", False
+        kind = "mapping" if isinstance(value, dict) else "list"
+        return f"a {kind} of {len(value)}" if value else f"an empty {kind}"
+    return quote(value)
 
 
 def _walk(kind: type[Any], data: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any, type[Any]]:
@@ -147,7 +158,7 @@ def _hint_at(kind: type[Any], path: Sequence[str | int]) -> Any:
         owners = [member for member in _members(hint) if hasattr(member, "__dataclass_fields__")]
         found = next((field_hints(o)[str(part)] for o in owners if str(part) in field_hints(o)), None)
         if found is None:
-            args = [a for member in _members(hint) for a in get_args(member) if a is not Ellipsis]
+            args = [a for member in _members(hint) for a in get_args(_base(member)) if a is not Ellipsis]
             found = args[min(part, len(args) - 1)] if isinstance(part, int) and args else (args[-1] if args else str)
         hint = found
     return hint
@@ -176,18 +187,24 @@ def expectation(hint: Any) -> str:
 
 
 def _expect_one(hint: Any) -> str:
-    origin = get_origin(hint)
-    if origin is Annotated:
-        base, *metadata = get_args(hint)
-        limits = [m for item in metadata if isinstance(item, FieldInfo) for m in item.metadata]
-        return _bounded(
-            base, {key: getattr(m, key) for m in limits for key in ("ge", "gt", "le", "lt") if hasattr(m, key)}
-        )
-    if origin in (list, tuple):
-        return "a list"
-    if origin is dict or hasattr(hint, "__dataclass_fields__"):
+    base = _base(hint)
+    metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    limits = [m for item in metadata if isinstance(item, FieldInfo) for m in item.metadata]
+    given = {key: getattr(m, key) for m in limits for key in ("ge", "gt", "le", "lt", "min_length") if hasattr(m, key)}
+    if get_origin(base) in (list, tuple):
+        fixed = None if Ellipsis in get_args(base) else len(get_args(base)) or None
+        least = f" of at least {given['min_length']}" if "min_length" in given else ""
+        return f"a list of {fixed}" if fixed else f"a list{least}"
+    if get_origin(base) is dict or hasattr(base, "__dataclass_fields__"):
         return "a mapping"
-    return _PLAIN.get(hint, getattr(hint, "__name__", str(hint)))
+    if base in (int, float) and given:
+        return _bounded(base, given)
+    return _PLAIN.get(base, getattr(base, "__name__", str(base)))
+
+
+def _base(hint: Any) -> Any:
+    """The type without its `Annotated`."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 
 def _bounded(base: Any, limits: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 Classes = Annotated[tuple[str, ...], Field(min_length=2)] | Annotated[int, Field(ge=2, le=100_000)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+def _check_classes(labels: tuple[str, ...] | int) -> Iterator[tuple[str, str]]:
+    twice = [label for label in labels if labels.count(label) > 1] if isinstance(labels, tuple) else []
+    if twice:
+        yield "labels", f"name {mtmeta.quote(twice[0])} twice; each class has one name"
+
+
+def _check_range(low: float, high: float) -> Iterator[tuple[str, str]]:
+    if low >= high:
+        yield "low", f"must be below high, which is {high:g}, found {low:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +40,15 @@ class ClassificationTask(mtmeta.Task):
     """Column of the text."""
     label: str = "label"
     """Column of the label."""
-    metrics: tuple[str, ...] = ("accuracy", "macro_f1")
+    metrics: Names = ("accuracy", "macro_f1")
     """Metrics; the first selects."""
 
     @property
     def objective(self) -> mtmeta.Classification:
         return mtmeta.Classification(self.labels)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        return _check_classes(self.labels)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         for row in file.rows(self.text, self.label):
@@ -62,12 +77,15 @@ class PairClassificationTask(_PairColumns):
 
     labels: Classes
     """Class names, or their number for labels 0, 1, ... ; never learned from a file."""
-    metrics: tuple[str, ...] = ("accuracy", "macro_f1")
+    metrics: Names = ("accuracy", "macro_f1")
     """Metrics; the first selects."""
 
     @property
     def objective(self) -> mtmeta.Classification:
         return mtmeta.Classification(self.labels)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        return _check_classes(self.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +100,15 @@ class SimilarityTask(_PairColumns):
     """Greatest label, the score of identical texts."""
     activation: Literal["relu", "none"] = "relu"
     """`relu`: no gradient where the cosine is negative; `none`: clamped at prediction only."""
-    metrics: tuple[str, ...] = ("pearson", "spearman")
+    metrics: Names = ("pearson", "spearman")
     """Metrics; the first selects."""
 
     @property
     def objective(self) -> mtmeta.Regression:
         return mtmeta.Regression(self.low, self.high)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        return _check_range(self.low, self.high)
 
     def build_head(self, hidden_size: int) -> nn.Module:
         if self.pair_mode == "cross":
@@ -109,12 +130,15 @@ class RegressionTask(mtmeta.Task):
     """Column of the text."""
     label: str = "label"
     """Column of the label."""
-    metrics: tuple[str, ...] = ("pearson", "spearman")
+    metrics: Names = ("pearson", "spearman")
     """Metrics; the first selects."""
 
     @property
     def objective(self) -> mtmeta.Regression:
         return mtmeta.Regression(self.low, self.high)
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        return _check_range(self.low, self.high)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         for row in file.rows(self.text, self.label):
