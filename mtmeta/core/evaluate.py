@@ -65,7 +65,7 @@ def predict(
     device = next(model.parameters()).device
     values = np.empty(len(dataset), dtype=np.float64)
     losses: list[float] = []
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         for indices in by_tokens(dataset, batch_tokens):
@@ -77,7 +77,8 @@ def predict(
                 losses.append(float(task.objective.loss(outputs, labels)) * len(indices))
                 values[indices] = task.objective.decode(outputs).double().cpu().numpy()
     finally:
-        model.train(training)
+        for module in training:  # one by one: a plugin may keep a part of its head in evaluation mode
+            module.training = True
     loss = math.fsum(losses) / len(dataset)
     if not math.isfinite(loss) or not np.isfinite(values).all():
         raise DivergedError("", f"predictions for task '{dataset.task}' are not finite; lower the learning rate")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mtmeta.core.errors import did_you_mean, quote
 
@@ -69,7 +69,7 @@ class Classification(Objective):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from torch.nn import functional
 
-        _require(outputs, (len(labels), self.outputs))
+        _require(outputs, labels, self.outputs)
         return functional.cross_entropy(outputs.float(), labels.long())
 
     def decode(self, outputs: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Binary(Objective):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from torch.nn import functional
 
-        _require(outputs, (len(labels), 1))
+        _require(outputs, labels, 1)
         return functional.binary_cross_entropy_with_logits(outputs.float()[:, 0], labels.float())
 
     def decode(self, outputs: Tensor) -> Tensor:
@@ -115,10 +115,7 @@ class Regression(Objective):
         return 1
 
     def parse(self, label: object) -> float:
-        try:
-            value = float(label) if isinstance(label, int | float | str) and label != "" else math.nan
-        except ValueError:
-            value = math.nan
+        value = _number(label)
         if not math.isfinite(value):
             raise ValueError(f"label {quote(label)} is not a finite number")
         if not self.low <= value <= self.high:
@@ -128,7 +125,7 @@ class Regression(Objective):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from torch.nn import functional
 
-        _require(outputs, (len(labels),))
+        _require(outputs, labels)
         return functional.mse_loss(outputs.float(), labels.float())
 
     def decode(self, outputs: Tensor) -> Tensor:
@@ -140,10 +137,7 @@ def _parse_class(label: object, classes: tuple[str, ...]) -> int:
     token = str(label).strip()
     if token in classes:
         return classes.index(token)
-    try:
-        number = float(token)
-    except ValueError:
-        number = math.nan
+    number = _number(token)
     if number.is_integer() and str(int(number)) in classes:
         return classes.index(str(int(number)))
     if token == "":
@@ -152,6 +146,19 @@ def _parse_class(label: object, classes: tuple[str, ...]) -> int:
     raise ValueError(f"label {quote(label)} is not one of {shown}{did_you_mean(token, classes)}")
 
 
-def _require(outputs: Any, shape: tuple[int, ...]) -> None:
-    if tuple(outputs.shape) != shape:
-        raise ValueError(f"outputs have shape {list(outputs.shape)}, the loss needs {list(shape)}")
+def _number(label: object) -> float:
+    """The label as a number, nan where it is none; float() alone would take '1_0' for 10."""
+    text = str(label)
+    try:
+        return math.nan if "_" in text else float(text)
+    except ValueError:
+        return math.nan
+
+
+def _require(outputs: Tensor, labels: Tensor, *width: int) -> None:
+    """Outputs [B, *width] for labels [B]."""
+    if labels.ndim != 1:
+        raise ValueError(f"labels have shape {list(labels.shape)}, the loss needs [B]")
+    needed = [len(labels), *width]
+    if list(outputs.shape) != needed:
+        raise ValueError(f"outputs have shape {list(outputs.shape)}, the loss needs {needed}")

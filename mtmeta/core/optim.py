@@ -253,7 +253,7 @@ class PlateauState:
 
     def update(self, options: Plateau, value: float) -> None:
         """Take the metric of one evaluation; higher is better."""
-        if value > self.best * (1.0 + math.copysign(options.threshold, self.best)):
+        if self.best == -math.inf or value > self.best + options.threshold * abs(self.best):
             self.best, self.waited = value, 0
         else:
             self.waited += 1

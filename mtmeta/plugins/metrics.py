@@ -25,10 +25,10 @@ def macro_f1(labels: Any, predictions: Any) -> float:
 
 
 def matthews(labels: Any, predictions: Any) -> float:
-    """Matthews correlation; 0 where either side is constant."""
+    """Matthews correlation; 0 with a warning where either side is constant."""
     from sklearn.metrics import matthews_corrcoef
 
-    return float(matthews_corrcoef(labels, predictions))
+    return 0.0 if _constant("matthews", labels, predictions) else float(matthews_corrcoef(labels, predictions))
 
 
 def pearson(labels: Any, predictions: Any) -> float:

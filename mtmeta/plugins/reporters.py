@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from mtmeta import Event
 
+MAX_LINE = 1000  # characters
+
 
 @dataclass(frozen=True)
 class Jsonl(mtmeta.Reporter):
@@ -64,7 +66,7 @@ class ConsoleReporter(mtmeta.Reporter):
 
 
 class _View:
-    """Turns events into lines; subclasses decide where they go."""
+    """Turns events into lines; subclasses decide where they go, and make them safe for a terminal."""
 
     def __init__(self) -> None:
         self.rate = _Rate()
@@ -122,7 +124,7 @@ class _Plain(_View):
         self.last = -math.inf
 
     def line(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        print(mtmeta.safe(text, MAX_LINE), file=sys.stderr, flush=True)
 
     def progress(self, event: Any, text: str) -> None:
         now = time.monotonic()
@@ -139,20 +141,22 @@ class _Live(_View):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         super().__init__()
-        columns = (TextColumn("{task.fields[group]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        group = TextColumn("{task.fields[group]}", markup=False)
         text = TextColumn("{task.fields[text]}", markup=False)
         self.console = console
-        self.bar: Progress = Progress(*columns, text, console=console, transient=True)
+        columns = (group, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text)
+        self.bar: Progress = Progress(*columns, console=console, transient=True)
         self.bars: dict[str, TaskID] = {}
         self.bar.start()
 
     def line(self, text: str) -> None:
-        self.console.print(text)
+        self.console.print(mtmeta.safe(text, MAX_LINE))
 
     def progress(self, event: Any, text: str) -> None:
         if event.group not in self.bars:
-            self.bars[event.group] = self.bar.add_task("", total=event.steps, group=event.group, text="")
-        self.bar.update(self.bars[event.group], completed=event.step, text=text)
+            group = mtmeta.safe(event.group)
+            self.bars[event.group] = self.bar.add_task("", total=event.steps, group=group, text="")
+        self.bar.update(self.bars[event.group], completed=event.step, text=mtmeta.safe(text, MAX_LINE))
 
     def close(self) -> None:
         self.bar.stop()

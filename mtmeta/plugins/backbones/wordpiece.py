@@ -14,6 +14,7 @@ import mtmeta
 __all__ = ["WordPiece", "tokenizer_json"]
 
 MAX_VOCABULARY_BYTES = 100_000_000
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class WordPiece:
@@ -47,12 +48,13 @@ class WordPiece:
         return cls(tokenizer, place)
 
     @classmethod
-    def from_vocabulary(cls, vocabulary: Sequence[str], *, lowercase: bool = True) -> WordPiece:
-        """From the lines of a vocab.txt, with BERT's normaliser and pre-tokenizer."""
+    def from_vocabulary(cls, vocabulary: Sequence[str], **normalizer: bool | None) -> WordPiece:
+        """From the lines of a vocab.txt, with BERT's normaliser (and its options) and pre-tokenizer."""
         numbers = {token: number for number, token in enumerate(vocabulary)}
         tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.normalizer = normalizers.BertNormalizer(**normalizer)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in numbers])
         return cls(tokenizer, "vocab.txt")
 
     def json(self) -> str:
@@ -80,19 +82,24 @@ def tokenizer_json(folder: Path) -> str:
         raise mtmeta.WeightsError(str(found), "is not UTF-8; fetch the file again") from error
     if found == path:
         return text
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")  # not splitlines(): vocabularies hold U+2028, U+0085 and the like
     missing = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in lines]
     if missing:
         raise mtmeta.WeightsError(str(found), f"has no token '{missing[0]}'; a BERT vocabulary has one")
-    return WordPiece.from_vocabulary(lines, lowercase=_lowercase(folder / "tokenizer_config.json")).json()
+    return WordPiece.from_vocabulary(lines, **_normalizer(folder / "tokenizer_config.json")).json()
 
 
-def _lowercase(path: Path) -> bool:
-    """do_lower_case of tokenizer_config.json; BERT's default is True."""
+def _normalizer(path: Path) -> dict[str, bool | None]:
+    """The normaliser's options in tokenizer_config.json; what it does not say is as BERT's authors had it."""
+    options: dict[str, bool | None] = {"lowercase": True, "strip_accents": None, "handle_chinese_chars": True}
     if not path.is_file():
-        return True
+        return options
     try:
         values: Any = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise mtmeta.WeightsError(str(path), f"is not JSON ({mtmeta.safe(str(error))})") from error
-    return bool(values.get("do_lower_case", True)) if isinstance(values, dict) else True
+    if not isinstance(values, dict):
+        raise mtmeta.WeightsError(str(path), "is not a JSON object")
+    names = zip(("do_lower_case", "strip_accents", "tokenize_chinese_chars"), options, strict=True)
+    found = {ours: values[theirs] for theirs, ours in names if isinstance(values.get(theirs), bool)}
+    return options | found

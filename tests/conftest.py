@@ -1,0 +1,29 @@
+"""Fixtures that several test files share. Tests on real data and weights are skipped, and say so, without them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def _folder(variable: str, what: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is unset; set it to {what}")
+    folder = Path(value)
+    assert folder.is_dir(), f"{variable}={value} is no folder"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of all-MiniLM-L6-v2: config.json, vocab.txt, tokenizer.json, model.safetensors."""
+    return _folder("MTMETA_MINILM", "the folder of all-MiniLM-L6-v2 to test on real weights")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real data: sst-train.csv, para-dev.csv and so on."""
+    return _folder("MTMETA_DATA", "the folder of sst-train.csv and the other real files to test on them")
