@@ -11,15 +11,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mtmeta.core.errors import MtmetaError, PluginError, Problems, UsageError, did_you_mean, quote, safe
+from mtmeta.core.errors import MtmetaError, PluginError, Problems, UsageError, quote, safe
+from mtmeta.core.foreign import unforeseen, usage_error
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="mtmeta",
-    help="Multi-task meta-learning: one recipe, one command, one table.",
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -33,12 +32,31 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 NoPlugin = Annotated[
     list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")
 ]
-ChangedData = Annotated[bool, typer.Option(help="Go on although a data file changed since the run began.")]
+ChangedData = Annotated[
+    bool, typer.Option("--allow-changed-data", help="Go on although a data file changed since the run began.")
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import mtmeta
+
+        print(f"mtmeta {mtmeta.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Multi-task meta-learning: one recipe, one command, one table."""
 
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)],
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
     data_root: DataRoot = None,
@@ -46,7 +64,10 @@ def run(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a directory that holds a run.")] = False,
     allow_changed_data: ChangedData = False,
     allow_inexact: Annotated[
-        bool, typer.Option(help="Go on with another torch, thread count or device than the run began with.")
+        bool,
+        typer.Option(
+            "--allow-inexact", help="Go on with another torch, thread count or device than the run began with."
+        ),
     ] = False,
     no_plugin: NoPlugin = None,
     json_: Json = False,
@@ -72,7 +93,7 @@ def run(
 
 @app.command()
 def validate(
-    recipes: Annotated[list[Path], typer.Argument(help="Recipes to check.", show_default=False)],
+    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="Recipes to check.", show_default=False)],
     set_: Set = None,
     data_root: DataRoot = None,
     data: Annotated[bool, typer.Option("--data", help="Read the data files too and report on them.")] = False,
@@ -137,8 +158,10 @@ def plugins(
 
 @app.command()
 def show(
-    kind: Annotated[str, typer.Argument(help="task, algorithm, backbone, sampler, metric, reporter, section.")],
-    name: Annotated[str, typer.Argument(help="Its name in recipes.")],
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="task, algorithm, backbone, sampler, metric, reporter, section.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in recipes.")],
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
@@ -164,7 +187,7 @@ def show(
 
 @app.command(name="eval")
 def eval_(
-    run: Annotated[Path, typer.Argument(help="A run directory.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
     split: Annotated[str | None, typer.Option(help="dev or test; default what the recipe reports on.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     file: Annotated[
@@ -211,6 +234,7 @@ def _warn(text: str) -> None:
 
 
 def _fail(error: MtmetaError) -> NoReturn:
+    """Print an error and exit with its code; the one place that does."""
     for line in error.lines():
         print(line, file=sys.stderr)
     sys.exit(error.code if isinstance(error, Problems) else error.exit_code)
@@ -224,11 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     debug = os.environ.get("MTMETA_DEBUG") == "1"
     try:
         _invoke(list(sys.argv[1:] if arguments is None else arguments))
-        sys.stdout.flush()
-    except MtmetaError as error:
-        if debug:
-            raise
-        _fail(error)
+        if sys.stdout is not None:  # as it is under `>&-`
+            sys.stdout.flush()
     except BrokenPipeError:
         # `mtmeta ... | head`: whoever read our output has enough; keep the interpreter from flushing into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -239,9 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        text = safe(f"error: bug in mtmeta: {type(error).__name__}: {error}", 500)
-        print(f"{text}; run again with MTMETA_DEBUG=1 and report the traceback", file=sys.stderr)
-        sys.exit(1)
+        _fail(error if isinstance(error, MtmetaError) else unforeseen(error))
     sys.exit(0)
 
 
@@ -249,24 +268,13 @@ def _invoke(arguments: list[str]) -> None:
     """Parse and run, with the parser's own errors in the words of the house."""
     command = typer.main.get_command(app)
     try:
-        command.main(args=arguments, prog_name="mtmeta", standalone_mode=False)
+        # not command.main(), which has its own ideas of interrupts and closed pipes
+        with command.make_context("mtmeta", arguments or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
     except Exception as error:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
-        raise _usage_error(error, message()) from error
-
-
-def _usage_error(error: Any, message: str) -> UsageError:
-    """A parser error as `place: what is wrong; one fix`."""
-    name = getattr(error, "option_name", None)
-    if name and type(error).__name__ == "NoSuchOption":
-        known = [o for parameter in error.ctx.command.params for o in parameter.opts] if error.ctx else []
-        return UsageError(name, f"no such option{did_you_mean(name, known)}")
-    if message.startswith("No such command"):
-        given = message.split("'")[1] if "'" in message else message
-        return UsageError("", f"no such command {quote(given)}{did_you_mean(given, COMMANDS)}")
-    return UsageError("command line", safe(message.rstrip("."), 300) + "; see mtmeta --help")
-
-
-COMMANDS = ("run", "validate", "plugins", "show", "eval")
+        raise usage_error(error, message()) from error
