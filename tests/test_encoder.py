@@ -485,7 +485,6 @@ def mates_do_not_matter(loaded: mtmeta.LoadedBackbone, count: int) -> None:
         "sts-cross": Sts(train="sample", pair_mode="cross"),
     }
     model = MultiTaskModel(loaded.encoder, tasks, seed=1).eval()
-    randomise(model.heads)
     for name, dataset in datasets_of(loaded, tasks, count).items():
         at = np.arange(len(dataset))
         with torch.inference_mode():
