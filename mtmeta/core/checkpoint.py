@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mtmeta.core.errors import CheckpointError, MachineError, safe
@@ -41,12 +40,8 @@ class Checkpoints:
 
     def save(self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Any) -> Path:
         """Commit a full checkpoint, then drop all but the newest `keep`."""
-        files = {
-            "model.safetensors": _serialise(model),
-            "optimizer.safetensors": _serialise(optimizer),
-            "state.json": json.dumps(state, indent=1).encode(),
-        }
-        path = self._commit(f"step-{step:08d}", files)
+        tensors = {"model.safetensors": model, "optimizer.safetensors": optimizer}
+        path = self._commit(f"step-{step:08d}", tensors, {"state.json": json.dumps(state, indent=1).encode()})
         for old in self._steps()[: -self.keep]:
             _remove(old)
         return path
@@ -54,14 +49,14 @@ class Checkpoints:
     def save_best(self, step: int, model: Mapping[str, Tensor], links: list[str]) -> None:
         """Commit the weights of `step` and point `best` links at them; weights no link points at are dropped."""
         name = f"best-{step:08d}"
-        self._commit(name, {"model.safetensors": _serialise(model)})
+        self._commit(name, {"model.safetensors": model}, {})
         for link in links:
             with _disk_errors(self.folder):
                 scratch = self.folder / f".{link}.tmp"
                 scratch.unlink(missing_ok=True)
                 scratch.symlink_to(name)
                 scratch.replace(self.folder / link)
-                _sync_folder(self.folder)
+                _sync(self.folder)
         kept = {os.readlink(path) for path in self.folder.iterdir() if path.is_symlink()}
         for path in self.folder.glob("best-????????"):
             if not path.is_symlink() and path.name not in kept:
@@ -72,14 +67,15 @@ class Checkpoints:
         path = self.folder / name
         if not path.exists():
             raise CheckpointError(str(path), "no such checkpoint; has the run evaluated yet?")
-        return load_tensors(_verified(path)["model.safetensors"])
+        _verify(path)
+        return load_file(path / "model.safetensors")
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, and a line for each newer one that does not."""
         damaged = []
         for path in reversed(self._steps()):
             try:
-                _verified(path)
+                _verify(path)
             except CheckpointError as error:
                 damaged.append(str(error))
             else:
@@ -88,37 +84,38 @@ class Checkpoints:
 
     def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
         """Model tensors, optimizer tensors and state of a full checkpoint."""
-        files = _verified(path)
+        _verify(path)
         try:
-            model, optimizer = load_tensors(files["model.safetensors"]), load_tensors(files["optimizer.safetensors"])
-            return model, optimizer, json.loads(files["state.json"])
-        except (KeyError, ValueError, SafetensorError) as error:
+            model, optimizer = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+            return model, optimizer, json.loads((path / "state.json").read_bytes())
+        except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(str(path), f"damaged ({safe(str(error))})") from error
 
     def _steps(self) -> list[Path]:
         return sorted(self.folder.glob("step-????????"))
 
-    def _commit(self, name: str, files: Mapping[str, bytes]) -> Path:
+    def _commit(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes]) -> Path:
         target, scratch = self.folder / name, self.folder / f".{name}.tmp"
         with _disk_errors(target):
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
-            manifest = {}
             for file, data in files.items():
                 _write_synced(scratch / file, data)
-                manifest[file] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            for file, named in tensors.items():
+                _write_tensors(scratch / file, named)
+            manifest = {file: _fingerprint(scratch / file) for file in (*files, *tensors)}
             _write_synced(scratch / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
-            _sync_folder(scratch)
+            _sync(scratch)
             if target.exists():  # left by a run that was stopped after this step and went back further
                 _remove(target)
             scratch.rename(target)
-            _sync_folder(self.folder)
+            _sync(self.folder)
         return target
 
 
-def _verified(path: Path) -> dict[str, bytes]:
-    """The files of a checkpoint, each equal in size and SHA-256 to its manifest."""
+def _verify(path: Path) -> None:
+    """Raise CheckpointError unless every file equals its size and SHA-256 in the manifest."""
     try:
         listed = json.loads((path / MANIFEST).read_bytes())["files"]
         wanted = {str(name): (entry["size"], entry["sha256"]) for name, entry in listed.items()}
@@ -126,24 +123,32 @@ def _verified(path: Path) -> dict[str, bytes]:
         raise CheckpointError(str(path), f"not a committed checkpoint (no {MANIFEST})") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(str(path / MANIFEST), "damaged") from error
-    files = {}
     for name, (size, sha256) in wanted.items():
         if Path(name).name != name:
             raise CheckpointError(str(path / MANIFEST), "names a file outside the checkpoint")
         try:
-            data = (path / name).read_bytes()
+            found = _fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(str(path / name), f"cannot be read ({error.strerror})") from error
-        if len(data) != size:
-            raise CheckpointError(str(path / name), f"damaged (size {len(data)} of {size})")
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if found["size"] != size:
+            raise CheckpointError(str(path / name), f"damaged (size {found['size']} of {size})")
+        if found["sha256"] != sha256:
             raise CheckpointError(str(path / name), "damaged (sha256 mismatch)")
-        files[name] = data
-    return files
 
 
-def _serialise(tensors: Mapping[str, Tensor]) -> bytes:
-    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+def _fingerprint(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, streamed."""
+    with open(path, "rb") as file:
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, flushed to disk, readable to whom other files are; the library sees to neither."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(path, 0o666 & ~mask)
+    _sync(path)
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -153,7 +158,7 @@ def write_file(path: Path, data: bytes | str) -> None:
         scratch = path.with_name(f".{path.name}.tmp")
         _write_synced(scratch, data.encode() if isinstance(data, str) else data)
         scratch.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)
 
 
 def read_json(path: Path) -> Any:
@@ -171,7 +176,7 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

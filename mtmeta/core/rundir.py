@@ -144,15 +144,16 @@ def rewind_events(path: Path, group: str, step: int) -> None:
     """Cut events.jsonl after the checkpoint at `step` of `group`, from which the run goes on."""
     if not path.exists():
         return
-    end = 0
+    at = end = 0  # without a checkpoint the run starts over, and so do its events
     with open(path, "rb") as file:
         for line in file:
             try:
                 event = json.loads(line)
             except ValueError:
                 break  # a line torn by a kill
-            end += len(line)
+            at += len(line)
             if event["type"] == "checkpoint" and (event["group"], event["step"]) == (group, step):
+                end = at
                 break
     with open(path, "r+b") as file:
         file.truncate(end)
