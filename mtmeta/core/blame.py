@@ -8,7 +8,7 @@ from typing import Any
 
 from mtmeta.core.errors import MtmetaError, PluginError, quote, safe
 
-__all__ = ["blame"]
+__all__ = ["accuse", "blame"]
 
 
 @contextmanager
@@ -18,9 +18,14 @@ def blame(part: Any, kind: str) -> Iterator[None]:
         yield
     except MtmetaError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin's sys.exit() would end the run without a word
         supplier = getattr(part, "_supplier", None)
         if supplier is None or supplier.distribution == "mtmeta":
             raise
-        text = safe(f"{type(error).__name__}: {error}", 300)
-        raise PluginError(str(supplier), f"{kind} {quote(part.name)} raised {text}") from error
+        raise accuse(supplier, kind, part.name, error) from error
+
+
+def accuse(supplier: object, kind: str, name: str, error: BaseException) -> PluginError:
+    """What a part raised, as an error that names its plugin."""
+    text = safe(f"{type(error).__name__}: {error}".removesuffix(": "), 300)
+    return PluginError(str(supplier), f"{kind} {quote(name)} raised {text}")

@@ -6,11 +6,12 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import json
 import textwrap
 from typing import Any
 
 from mtmeta.core.contracts import Metric
-from mtmeta.core.errors import UsageError, did_you_mean, quote
+from mtmeta.core.errors import UsageError, did_you_mean, quote, safe
 from mtmeta.core.options import CheckpointOptions, DataOptions, EvaluationOptions, TrainingOptions
 from mtmeta.core.registry import KINDS, Registry
 from mtmeta.core.validation import expectation, field_hints
@@ -44,7 +45,7 @@ def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
         "kind": kind,
         "name": name,
         "supplied_by": supplier,
-        "help": inspect.cleandoc(inspect.getdoc(documented) or "no help given"),
+        "help": _clean(inspect.getdoc(documented) or "no help given"),
         "options": [] if isinstance(part, Metric) else _options(part),
     }
 
@@ -62,7 +63,7 @@ def _options(part: type[Any]) -> list[dict[str, Any]]:
                 "name": field.name,
                 "takes": expectation(hints[field.name]),
                 "required": required,
-                "default": None if required else shown,
+                "default": None if required else json.loads(json.dumps(shown, default=str)),
                 "help": docs.get(field.name, ""),
             }
         )
@@ -84,5 +85,10 @@ def field_docs(part: type[Any]) -> dict[str, str]:
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
                 continue
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                docs[field.target.id] = inspect.cleandoc(str(after.value.value))
+                docs[field.target.id] = _clean(str(after.value.value))
     return docs
+
+
+def _clean(text: str) -> str:
+    """A docstring fit for a terminal, line by line."""
+    return "\n".join(safe(line, 500) for line in inspect.cleandoc(text).split("\n"))

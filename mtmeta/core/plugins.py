@@ -9,10 +9,11 @@ import functools
 import importlib
 import importlib.metadata
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ DEFAULT_PLUGINS = (
     "mtmeta.plugins.reporters",
 )
 HOOKS = ("tasks", "algorithms", "backbones", "samplers", "metrics", "reporters")
+HOOK_NAMES = tuple(f"register_{hook}" for hook in HOOKS)
 SLOW_IMPORT_SECONDS = 5.0
 
 
@@ -71,7 +73,8 @@ def load_plugins(
 
     `block` names plugins to leave out (`--no-plugin`). MTMETA_PLUGINS, where set, lists the only ones allowed
     (`none` for none). Raises PluginError for a name in either that no plugin has. A plugin that fails to import,
-    calls sys.exit, implements a hook wrongly or returns something that is not a part comes back with `broken` set.
+    calls sys.exit, implements a hook wrongly or returns something that is not a list comes back with `broken` set.
+    Only a plugin that ends the process (os._exit, a crash in native code) cannot be survived; block that one.
     """
     manager = pluggy.PluginManager("mtmeta")
     manager.add_hookspecs(hookspecs)
@@ -82,29 +85,36 @@ def load_plugins(
         _enter(manager, plugin, functools.partial(importlib.import_module, module), warn)
         found.append(plugin)
 
-    points = _entry_points()
-    known = sorted({name for point, dist in points for name in (point.name, dist.name)})
+    points = _entry_points(warn)
+    known = sorted({name for point, distribution, _ in points for name in (point.name, distribution)})
     allowed = _allow_list(environ.get("MTMETA_PLUGINS"), known)
     for name in block:
         if name not in known:
             raise PluginError("--no-plugin", f"no plugin {quote(name)}{did_you_mean(name, known)}")
-    for point, dist in points:
-        names = {point.name, dist.name}
+    for point, distribution, version in points:
+        names = {point.name, distribution}
         if names & set(block) or (allowed is not None and not names & set(allowed)):
             continue
-        plugin = Plugin(point.name, dist.version, dist.name)
+        plugin = Plugin(point.name, version, distribution)
         _enter(manager, plugin, point.load, warn)
         found.append(plugin)
     return Plugins(found)
 
 
-def _entry_points() -> list[tuple[importlib.metadata.EntryPoint, importlib.metadata.Distribution]]:
+EntryPoint = tuple[importlib.metadata.EntryPoint, str, str]  # and its distribution's name and version
+
+
+def _entry_points(warn: Callable[[str], None]) -> list[EntryPoint]:
     """Entry points of the group with their distributions, sorted, each once however often it is on sys.path."""
-    points: dict[tuple[str, str], tuple[importlib.metadata.EntryPoint, importlib.metadata.Distribution]] = {}
+    points: dict[tuple[str, str], EntryPoint] = {}
     for dist in importlib.metadata.distributions():
-        for point in dist.entry_points:
-            if point.group == hookspecs.ENTRY_POINT_GROUP:
-                points.setdefault((dist.name, point.name), (point, dist))
+        try:
+            for point in dist.entry_points:
+                if point.group == hookspecs.ENTRY_POINT_GROUP:
+                    points.setdefault((str(dist.name), point.name), (point, str(dist.name), str(dist.version)))
+        except Exception as error:  # metadata of some package, damaged; it may not even be ours
+            if f"[{hookspecs.ENTRY_POINT_GROUP}]" in (dist.read_text("entry_points.txt") or ""):
+                warn(f"a plugin's entry_points.txt cannot be read: {_reason(error)}; reinstall that plugin")
     return [points[key] for key in sorted(points)]
 
 
@@ -122,26 +132,37 @@ def _allow_list(value: str | None, known: Sequence[str]) -> list[str] | None:
 
 def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any], warn: Callable[[str], None]) -> None:
     """Load, register and ask one plugin for its parts; any failure becomes `plugin.broken`."""
+    name = f"{plugin.distribution}:{plugin.name}"
     try:
-        with _slow_import_warning(plugin, warn):
+        # what a plugin prints may not get into a command's output, which can be one JSON document
+        with _slow_import_warning(plugin, warn), redirect_stdout(sys.stderr):
             loaded = load()
-        wanted = getattr(loaded, "mtmeta_api", hookspecs.API_VERSION)
-        if wanted != hookspecs.API_VERSION:
-            plugin.broken = f"needs mtmeta API {wanted}, this is {hookspecs.API_VERSION}"
-            return
-        if manager.is_registered(loaded):
-            raise PluginError("", "the same object is registered by another plugin")
-        manager.register(loaded, name=f"{plugin.distribution}:{plugin.name}")
-        manager.check_pending()  # a misspelt hook is an error
-        plugin.parts = {hook: _call(manager, loaded, hook) for hook in HOOKS}
+            wanted = getattr(loaded, "mtmeta_api", hookspecs.API_VERSION)
+            if wanted != hookspecs.API_VERSION:
+                raise PluginError("", f"needs mtmeta API {quote(wanted)}, this is {hookspecs.API_VERSION}")
+            if manager.is_registered(loaded):
+                raise PluginError("", "the same object is registered by another plugin")
+            manager.register(loaded, name=name)
+            manager.check_pending()  # a misspelt hook is an error
+            _check_marked(manager, loaded)
+            plugin.parts = {hook: _call(manager, loaded, hook) for hook in HOOKS}
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         # SystemExit, and panics of native code, are BaseExceptions; none of them may take the command line down
         plugin.broken = _reason(error)
-        for registered in manager.get_plugins():
-            if manager.get_name(registered) == f"{plugin.distribution}:{plugin.name}":
-                manager.unregister(registered)
+        if manager.has_plugin(name):
+            manager.unregister(name=name)
+
+
+def _check_marked(manager: pluggy.PluginManager, loaded: Any) -> None:
+    """A hook without its marker would be passed over in silence."""
+    marked = [caller.name for caller in manager.get_hookcallers(loaded) or ()]
+    for name in HOOK_NAMES:
+        if name not in marked and callable(getattr(loaded, name, None)):
+            raise PluginError("", f"{name} lacks @mtmeta.hookimpl")
+    if not marked:
+        raise PluginError("", f"implements no hook; one of {', '.join(HOOK_NAMES)} is needed")
 
 
 def _call(manager: pluggy.PluginManager, loaded: Any, hook: str) -> list[Any]:
@@ -156,22 +177,25 @@ def _call(manager: pluggy.PluginManager, loaded: Any, hook: str) -> list[Any]:
 
 
 def _reason(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
     if isinstance(error, pluggy.PluginValidationError):
-        return safe(_hook_error(str(error)), 200)
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return safe(str(error) if isinstance(error, PluginError) else text, 200)
+        return safe(_hook_error(text), 200)
+    if isinstance(error, PluginError):
+        return safe(text, 200)
+    return safe(f"{type(error).__name__}: {text}" if text else type(error).__name__, 200)
 
 
 def _hook_error(text: str) -> str:
     """pluggy's several lines as one."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for line in lines:
-        if line.startswith("Argument(s)"):
-            # Argument(s) {'recip'} are declared in the hookimpl but can not be found in the hookspec
-            arguments = line.split("{")[1].split("}")[0]
-            hook = next((part.split(": ")[1] for part in lines if part.startswith("hookimpl definition")), "")
-            return f"hook {hook.split('(')[0]} takes no argument {arguments}".replace("hook  ", "a hook ")
-    return "; ".join(lines)
+    if unknown := re.search(r"unknown hook '(\w+)'", text):
+        return f"unknown hook {quote(unknown[1])}{did_you_mean(unknown[1], HOOK_NAMES)}"
+    hook, arguments = re.search(r"for hook '(\w+)'", text), re.search(r"Argument\(s\) {(.*?)}", text)
+    if hook and arguments:
+        return f"hook {hook[1]} takes no argument {arguments[1]}"
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtmeta.core.contracts import Algorithm, Backbone, Component, Metric, Reporter, Sampler, Task
-from mtmeta.core.errors import MtmetaError, PluginError, RecipeError, nearest, quote
+from mtmeta.core.blame import accuse
+from mtmeta.core.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
+from mtmeta.core.errors import MtmetaError, PluginError, RecipeError, nearest, quote, safe
 from mtmeta.core.plugins import Plugin, Plugins, load_plugins
+from mtmeta.core.validation import convert
 
 __all__ = ["KINDS", "Registry", "Supplied", "build_registry"]
 
@@ -48,14 +51,15 @@ class Registry:
     def _add(self, plugin: Plugin) -> None:
         supplied = [(kind, part) for kind, hook in _HOOK_OF.items() for part in plugin.parts.get(hook, [])]
         for kind, part in supplied:
-            plugin.broken = plugin.broken or _fault(kind, part)
+            plugin.broken = plugin.broken or _fault(kind, part, foreign=plugin.distribution != "mtmeta")
         if plugin.broken:
+            plugin.parts = {}
             return
         for kind, part in supplied:
-            if isinstance(part, type) and "__dataclass_fields__" not in part.__dict__:
-                dataclass(frozen=True)(part)  # a subclass without options of its own need not say @dataclass
             if isinstance(part, type):
                 part._supplier = plugin  # type: ignore[attr-defined]  # whom core.blame names
+            elif plugin.distribution != "mtmeta":
+                part = _blamed(part, plugin)
             self._parts[kind].setdefault(part.name, []).append(Supplied(part, plugin))
 
     def names(self, kind: str) -> list[str]:
@@ -100,19 +104,40 @@ class Registry:
         return kind_of_error(place, what, help=broken)
 
 
-def _fault(kind: str, part: Any) -> str | None:
-    """Why `part` is no part of this kind, or None."""
-    base = KINDS[kind]
-    if base is Metric:
-        return None if isinstance(part, Metric) else f"register_metrics holds {part!r}, expected a mtmeta.Metric"
-    if not (isinstance(part, type) and issubclass(part, base)):
-        return f"register_{_HOOK_OF[kind]} holds {part!r}, expected a subclass of mtmeta.{base.__name__}"
-    name = getattr(part, "name", None)
-    if not isinstance(name, str) or not name:
-        return f"{part.__name__} has no name"
-    if not dataclasses.is_dataclass(part) or not issubclass(part, Component):
-        return f"{part.__name__} is not a dataclass"
+def _fault(kind: str, part: Any, *, foreign: bool) -> str | None:
+    """Why `part` is no part of this kind, or None. Only `foreign` parts are tried out; a test does it for our own."""
+    hook, base = f"register_{_HOOK_OF[kind]}", KINDS[kind]
+    try:
+        if base is Metric:
+            if not isinstance(part, Metric):
+                return safe(f"{hook} holds {part!r}, expected a mtmeta.Metric", 200)
+            named = isinstance(part.name, str) and part.name and callable(part.function)
+            return None if named else safe(f"{hook} holds {part!r}, expected a name and a function", 200)
+        if not (isinstance(part, type) and issubclass(part, base)):
+            return safe(f"{hook} holds {part!r}, expected a subclass of mtmeta.{base.__name__}", 200)
+        name = getattr(part, "name", None)
+        if not isinstance(name, str) or not name:
+            return f"{part.__name__} has no name"
+        if "__dataclass_fields__" not in part.__dict__:
+            dataclass(frozen=True)(part)  # a subclass without options of its own need not say @dataclass
+        if foreign:
+            convert(part, {})  # options whose types cannot be resolved show here, not in the middle of a command
+    except (Exception, SystemExit) as error:
+        return safe(f"{hook} holds a part that cannot be used: {type(error).__name__}: {error}", 200)
     return None
+
+
+def _blamed(metric: Metric, plugin: Plugin) -> Metric:
+    """The same metric, whose errors name its plugin."""
+
+    @functools.wraps(metric.function)
+    def function(labels: Any, predictions: Any) -> float:
+        try:
+            return float(metric.function(labels, predictions))
+        except (Exception, SystemExit) as error:
+            raise accuse(plugin, "metric", metric.name, error) from error
+
+    return dataclasses.replace(metric, function=function)
 
 
 def build_registry(*, block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None) -> Registry:
