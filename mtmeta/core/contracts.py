@@ -163,6 +163,10 @@ class Algorithm(Component):
         """Steps in one epoch, given each task's batches; for recipes that count `epochs`."""
         raise RecipeError("training.epochs", f"algorithm '{self.name}' counts steps, not epochs; count steps")
 
+    def episode_batches(self, task: Task) -> int:
+        """Batches that one episode of the task takes at once, disjoint by id; 0 where batches may come again."""
+        return 0
+
     def check(self, tasks: Mapping[str, Task]) -> Iterator[tuple[str, str]]:
         """Yield (option, what is wrong) for options that do not fit the recipe's tasks."""
         yield from ()

@@ -6,6 +6,7 @@ stream has been read, so another task's presence never changes a task's batches.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,14 @@ from mtmeta.core.errors import DataError, PluginError
 from mtmeta.core.packing import Batch, pack
 from mtmeta.core.rng import permutation, uniform
 
-__all__ = ["Feed", "Stream"]
+__all__ = ["Feed", "Stream", "check_episode"]
+
+
+def check_episode(name: str, batches: int, batch_size: int, examples: int) -> None:
+    """Raise DataError if a task has too few examples for the disjoint batches of one episode."""
+    if batches * batch_size > examples:
+        what = f"needs {batches * batch_size} examples per episode ({batches} batches of {batch_size}), has {examples}"
+        raise DataError(f"task '{name}'", f"{what}; lower batch_size or inner_steps")
 
 
 @dataclass
@@ -36,8 +44,14 @@ class Stream:
     batches: int = 0
     examples: int = 0
 
+    def __post_init__(self) -> None:
+        # a permutation costs as much as its task has rows, so it is drawn once an epoch, not once a batch
+        self._permute = functools.lru_cache(maxsize=1)(
+            lambda epoch: permutation(len(self.dataset), self.seed, "order", self.name, epoch)
+        )
+
     def _order(self) -> NDArray[np.int64]:
-        return permutation(len(self.dataset), self.seed, "order", self.name, self.epoch)
+        return self._permute(self.epoch)
 
     def take(self) -> NDArray[np.int64]:
         """Indices of the next batch. Batches do not cross epochs; the last one of an epoch may be short."""
@@ -53,13 +67,8 @@ class Stream:
 
         An episode lies within one epoch, so that no example can come twice; one that no longer fits starts the next.
         """
+        check_episode(self.name, support + 1, self.batch_size, len(self.dataset))
         needed = (support + 1) * self.batch_size
-        if needed > len(self.dataset):
-            raise DataError(
-                f"task '{self.name}'",
-                f"needs {needed} examples per episode ({support} support batches and 1 query batch of "
-                f"{self.batch_size}), has {len(self.dataset)}; lower batch_size or inner_steps",
-            )
         if self.offset + needed > len(self.dataset):
             self.epoch, self.offset = self.epoch + 1, 0
         chosen = self._order()[self.offset : self.offset + needed]

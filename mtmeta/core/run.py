@@ -19,7 +19,7 @@ from mtmeta.core.blame import blame
 from mtmeta.core.checkpoint import write_file
 from mtmeta.core.data import Dataset, RawData, read_examples, subset
 from mtmeta.core.events import Event, RunFinished, RunStarted, Warned
-from mtmeta.core.feed import Feed
+from mtmeta.core.feed import Feed, check_episode
 from mtmeta.core.learner import Learner
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.recipe import load_recipe
@@ -91,6 +91,9 @@ class _Training(Session):
             if split == "train":
                 examples = subset(examples, recipe.data.train_fraction, recipe.seed, name)
             self.datasets[name, split] = self.tokenize(name, split, replace(found, examples=examples))
+            if split == "train":
+                needed = recipe.algorithm.episode_batches(recipe.tasks[name])
+                check_episode(name, needed, recipe.tasks[name].batch_size, len(self.datasets[name, split]))
         self.files = {f"{name}-{split}": (found.file, found.sha256) for (name, split), found in raw.items()}
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
         self.lock = make_lock(recipe, self.registry, hashes, self.backbone.identity, self.device.type)

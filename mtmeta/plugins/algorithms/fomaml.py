@@ -27,6 +27,9 @@ class Fomaml(InnerLoop):
     head_policy: Literal["persistent", "reset"] = "persistent"
     """`reset` starts every episode from a fresh head, for few-shot work; evaluation then needs adaptation."""
 
+    def episode_batches(self, task: mtmeta.Task) -> int:
+        return (task.inner_steps if self.inner_steps is None else self.inner_steps) + 1  # support and query
+
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         for task in feed.draw(self.tasks_per_step, with_replacement=self.with_replacement):
             steps = feed.inner_steps(task) if self.inner_steps is None else self.inner_steps
