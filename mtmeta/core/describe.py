@@ -10,6 +10,7 @@ import json
 import textwrap
 from typing import Any
 
+from mtmeta.core import optim
 from mtmeta.core.contracts import Metric
 from mtmeta.core.errors import UsageError, did_you_mean, quote, safe
 from mtmeta.core.options import CheckpointOptions, DataOptions, EvaluationOptions, TrainingOptions
@@ -18,23 +19,32 @@ from mtmeta.core.validation import expectation, field_hints
 
 __all__ = ["describe_part", "field_docs"]
 
-SECTIONS = {
-    "data": DataOptions,
-    "training": TrainingOptions,
-    "evaluation": EvaluationOptions,
-    "checkpoint": CheckpointOptions,
+# what recipes can say that is no plugin
+FIXED: dict[str, dict[str, type[Any]]] = {
+    "section": {
+        "data": DataOptions,
+        "training": TrainingOptions,
+        "evaluation": EvaluationOptions,
+        "checkpoint": CheckpointOptions,
+    },
+    "optimizer": {part.name: part for part in (optim.SGD, optim.Adam, optim.AdamW, optim.NAdam)},
+    "schedule": {
+        part.name: part
+        for part in (optim.Constant, optim.Linear, optim.Step, optim.Plateau, optim.OneCycle, optim.Cosine)
+    },
 }
 
 
 def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
     """Name, supplier, help and options of a part. Raises UsageError or PluginError for unknown names."""
-    kinds = [*KINDS, "section"]
+    kinds = [*KINDS, *FIXED]
     if kind not in kinds:
         raise UsageError("KIND", f"no kind {quote(kind)}{did_you_mean(kind, kinds)} (known: {', '.join(kinds)})")
-    if kind == "section":
-        if name not in SECTIONS:
-            raise UsageError("NAME", f"no section {quote(name)}{did_you_mean(name, SECTIONS)} ({', '.join(SECTIONS)})")
-        part: Any = SECTIONS[name]
+    if kind in FIXED:
+        known = FIXED[kind]
+        if name not in known:
+            raise UsageError("NAME", f"no {kind} {quote(name)}{did_you_mean(name, known)} (known: {', '.join(known)})")
+        part: Any = known[name]
         supplier = "mtmeta"
     else:
         part = registry.get(kind, name, "NAME")
@@ -53,6 +63,8 @@ def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
 def _options(part: type[Any]) -> list[dict[str, Any]]:
     hints, docs, made = field_hints(part), field_docs(part), []
     for field in dataclasses.fields(part):
+        if field.name == "name":  # the choice itself
+            continue
         default: Any = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
