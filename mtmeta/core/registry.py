@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from mtmeta.core.blame import accuse
-from mtmeta.core.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
+from mtmeta.core.contracts import Algorithm, Backbone, Inputs, Metric, Reporter, Sampler, Task
 from mtmeta.core.errors import MtmetaError, PluginError, RecipeError, nearest, quote, safe
 from mtmeta.core.plugins import Plugin, Plugins, load_plugins
 from mtmeta.core.validation import convert
@@ -120,10 +121,24 @@ def _fault(kind: str, part: Any, *, foreign: bool) -> str | None:
             return f"{part.__name__} has no name"
         if "__dataclass_fields__" not in part.__dict__:
             dataclass(frozen=True)(part)  # a subclass without options of its own need not say @dataclass
+        if issubclass(part, Task) and (what := _task_fault(part)):
+            return safe(f"task {quote(name)}: {what}", 200)
         if foreign:
             convert(part, {})  # options whose types cannot be resolved show here, not in the middle of a command
     except (Exception, SystemExit) as error:
         return safe(f"{hook} holds a part that cannot be used: {type(error).__name__}: {error}", 200)
+    return None
+
+
+def _task_fault(task: type[Task]) -> str | None:
+    """What is wrong with what a task says of itself; properties can be asked of an instance only."""
+    metrics, inputs = (inspect.getattr_static(task, key) for key in ("metrics", "inputs"))
+    if not isinstance(metrics, property):
+        named = isinstance(metrics, tuple | list) and metrics and all(isinstance(name, str) for name in metrics)
+        if not named:
+            return f"metrics is {metrics!r}, expected a tuple of at least one name"
+    if not isinstance(inputs, property) and inputs not in get_args(Inputs):
+        return f"inputs is {inputs!r}, expected one of {', '.join(get_args(Inputs))}"
     return None
 
 
