@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mtmeta.core.errors import MtmetaError, PluginError, Problems, UsageError, quote, safe
+from mtmeta.core.errors import MtmetaError, PluginError, Problems, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
 
 __all__ = ["app", "main"]
@@ -114,14 +114,11 @@ def validate(
 
                 for line in report(recipe, strict=strict):
                     print(line)
-        except Problems as error:
-            problems += error.problems
         except MtmetaError as error:
             problems.append(error)
         else:
             print(f"{safe(str(path))}: ok")
-    if problems:
-        raise Problems(problems)
+    raise_all(problems)
 
 
 @app.command()
@@ -152,14 +149,14 @@ def plugins(
         for conflict in conflicts:
             print(safe(f"CONFLICT: {conflict}", 300))
     problems: list[MtmetaError] = [PluginError(str(p), f"is broken: {p.broken}") for p in registry.plugins.broken]
-    if check and (problems or conflicts):
-        raise Problems([*problems, *conflicts])
+    if check:
+        raise_all([*problems, *conflicts])
 
 
 @app.command()
 def show(
     kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="task, algorithm, backbone, sampler, metric, reporter, section.")
+        str, typer.Argument(metavar="KIND", help="task, algorithm, backbone, sampler, optimizer, section, ...")
     ],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in recipes.")],
     no_plugin: NoPlugin = None,

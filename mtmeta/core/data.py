@@ -88,6 +88,8 @@ def read_examples(
     else:
         dialect = task.dialect or Dialect(**{key: getattr(options, key) for key in Dialect.__dataclass_fields__})
         # --file paths are the user's own, recipe paths live under data_root
+        if path is None and not Path(root).is_dir():
+            raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
         file = DataFile(given if path is not None else Path(root) / given, dialect)
         shown = str(file.path)
         found, bad = list(task.read(file)), file.bad

@@ -35,6 +35,7 @@ __all__ = [
     "did_you_mean",
     "nearest",
     "quote",
+    "raise_all",
     "safe",
 ]
 
@@ -114,8 +115,10 @@ class Problems(MtmetaError):
 
     def __init__(self, problems: Sequence[MtmetaError]) -> None:
         assert problems, "Problems needs at least one problem"
-        self.problems = list(problems)
-        super().__init__("", f"{len(problems)} problems, the first: {problems[0]}")
+        self.problems: list[MtmetaError] = []
+        for problem in problems:
+            self.problems += problem.problems if isinstance(problem, Problems) else [problem]
+        super().__init__("", f"{len(self.problems)} problems, the first: {self.problems[0]}")
 
     @property
     def code(self) -> int:
@@ -125,6 +128,12 @@ class Problems(MtmetaError):
         shown = [line for problem in self.problems[:MAX_SHOWN] for line in problem.lines()]
         hidden = len(self.problems) - MAX_SHOWN
         return [*shown, f"and {hidden} more"] if hidden > 0 else shown
+
+
+def raise_all(problems: Sequence[MtmetaError]) -> None:
+    """Raise the problem there is, or all of them together; return if there is none."""
+    if problems:
+        raise problems[0] if len(problems) == 1 else Problems(problems)
 
 
 def safe(text: str, limit: int = MAX_TOKEN) -> str:

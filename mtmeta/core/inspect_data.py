@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from mtmeta.core.blame import blame
+from mtmeta.core.contracts import LoadedBackbone, Task
 from mtmeta.core.data import RawData, read_examples, tokenize
-from mtmeta.core.errors import DataError, Problems, safe
+from mtmeta.core.errors import DataError, MtmetaError, raise_all, safe
 from mtmeta.core.options import Recipe
 
 __all__ = ["report"]
@@ -18,30 +19,39 @@ __all__ = ["report"]
 def report(recipe: Recipe, *, strict: bool = False) -> Iterator[str]:
     """Lines on every file of a recipe: examples, labels, duplicates, overlap with train, lengths, texts cut.
 
-    Raises DataError for a file that cannot be used and, with `strict`, for duplicates and overlap.
+    Raises DataError, or Problems when there are several, for files that cannot be used and, with `strict`, for
+    duplicates and overlap; not before every file has been looked at.
     """
     with blame(recipe.backbone, "backbone"):
         backbone = recipe.backbone.load(recipe.seed)
-    doubts: list[DataError] = []
+    problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file
     for name, task in recipe.tasks.items():
         train: RawData | None = None
         for split in ("train", "dev", "test"):
             if getattr(task, split) is None:
                 continue
-            with blame(task, "task"):
-                raw = read_examples(name, task, split, recipe.data, recipe.data_root)
-            data = tokenize(name, split, raw, task.inputs, backbone.tokenizer, backbone.max_length)
-            yield f"{name} {split}: {len(raw.examples)} examples, {len(raw.bad)} bad rows ({safe(raw.file, 200)})"
-            yield f"    labels: {_labels(task.objective.classes, data.labels)}"
-            lengths = np.concatenate([store.lengths for store in data.stores])
-            spread = f"mean {lengths.mean():.1f}, median {np.median(lengths):.0f}, longest {lengths.max()}"
-            yield f"    tokens a sequence: {spread}; {data.truncated} texts cut at {backbone.max_length}"
+            try:
+                with blame(task, "task"):
+                    raw = read_examples(name, task, split, recipe.data, recipe.data_root)
+            except MtmetaError as error:
+                problems.setdefault(str(error), error)
+                continue
+            yield from _contents(name, task, split, raw, backbone)
             for what in _doubts(name, split, raw, train):
                 yield f"    {what}"
-                doubts.append(DataError(raw.file, what))
+                if strict:
+                    problems[f"{raw.file}: {what}"] = DataError(raw.file, what)
             train = raw if split == "train" else train
-    if strict and doubts:
-        raise doubts[0] if len(doubts) == 1 else Problems(doubts)
+    raise_all(list(problems.values()))
+
+
+def _contents(name: str, task: Task, split: str, raw: RawData, backbone: LoadedBackbone) -> Iterator[str]:
+    data = tokenize(name, split, raw, task.inputs, backbone.tokenizer, backbone.max_length)
+    yield f"{name} {split}: {len(raw.examples)} examples, {len(raw.bad)} bad rows ({safe(raw.file, 200)})"
+    yield f"    labels: {_labels(task.objective.classes, data.labels)}"
+    lengths = np.concatenate([store.lengths for store in data.stores])
+    spread = f"mean {lengths.mean():.1f}, median {np.median(lengths):.0f}, longest {lengths.max()}"
+    yield f"    tokens a sequence: {spread}; {data.truncated} texts cut at {backbone.max_length}"
 
 
 def _labels(classes: tuple[str, ...], labels: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from mtmeta.core import strict_yaml
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import SAMPLE, Algorithm, Task
-from mtmeta.core.errors import MtmetaError, RecipeError, choose, did_you_mean, quote
+from mtmeta.core.errors import MtmetaError, RecipeError, choose, did_you_mean, quote, raise_all
 from mtmeta.core.optim import OptimizerOptions, Plateau, ScheduleOptions
 from mtmeta.core.options import (
     RECIPE_FORMAT,
@@ -95,7 +95,7 @@ class _Reader:
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
         self._check_together(parts)
-        self.source.raise_problems()
+        raise_all(self.source.problems)
         return Recipe(**parts)
 
     # -- sections

@@ -16,14 +16,14 @@ from typing import Any
 
 from mtmeta.core import strict_yaml
 from mtmeta.core.checkpoint import Checkpoints, read_json, write_file
-from mtmeta.core.errors import CheckpointError, DataError, UsageError
+from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError
 from mtmeta.core.options import Recipe
 from mtmeta.core.registry import Registry
 from mtmeta.core.resolved import describe, differences, digest, dump
 
 __all__ = ["RunDir", "check_hashes", "make_lock", "rewind_events"]
 
-CONTENTS = ("recipe.yaml", "recipe.lock.yaml", "backbone", "checkpoints", "events.jsonl", "predictions", "summary.json")
+CONTENTS = ("backbone", "checkpoints", "events.jsonl", "predictions", "summary.json")  # beside recipe and lock
 # what must be equal for a continued run to give the very same weights
 EXACT = {"torch": "torch", "threads": "threads", "device": "device"}
 
@@ -37,6 +37,10 @@ class RunDir:
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.yaml"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "recipe.lock.yaml"
 
     @property
     def summary(self) -> Path:
@@ -53,24 +57,31 @@ class RunDir:
 
     def lock(self) -> dict[str, Any]:
         """The lock written when the run began."""
-        return strict_yaml.read_file(self.path / "recipe.lock.yaml").data
+        try:
+            data = strict_yaml.read_file(self.lock_file).data
+        except MtmetaError as error:
+            raise CheckpointError(str(self.lock_file), f"damaged ({error.what}); --fresh starts over") from error
+        if not isinstance(data.get("recipe"), str) or not isinstance(data.get("data"), dict):
+            raise CheckpointError(str(self.lock_file), "damaged; --fresh starts over")
+        return data
 
     def check_usable(self, recipe: Recipe, *, fresh: bool) -> bool:
         """Whether a run of this very recipe is here already. Raises if the directory is something else."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(str(self.path), "is a file; choose another directory with --out")
-        if not self.path.exists() or not any(self.path.iterdir()):
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise UsageError(str(nearest), "is a file; choose another directory with --out")
+        if nearest != self.path or not any(map(_counts, self.path.iterdir())):
             return False
-        if not self.recipe.exists():
-            raise UsageError(f"{self.path}/", "not empty and not an mtmeta run; choose another directory")
-        if fresh:
+        if not self.recipe.exists() and not self.lock_file.exists():
+            raise UsageError(f"{self.path}/", "not empty and not an mtmeta run; choose another directory with --out")
+        if fresh or not self.recipe.exists():  # a lock without a recipe: a run that was stopped while it began
             return False
         lock = self.lock()
         if lock.get("recipe") == digest(recipe):
             return True
         changed = list(differences(strict_yaml.read_file(self.recipe).data, json.loads(json.dumps(describe(recipe)))))
         differs = [key for key in changed if key.split(".")[0] not in ("name", "data_root", "reporters")]
-        shown = ", ".join(differs[:6]) + (", ..." if len(differs) > 6 else "")
+        shown = ", ".join(differs[:6]) + (", ..." if len(differs) > 6 else "") or "recipe.lock.yaml only"
         was, now = str(lock.get("recipe"))[:4], digest(recipe)[:4]
         what = f"was trained with recipe {was}..; this recipe is {now}.. (differs in: {shown})"
         raise CheckpointError(str(self.path), f"{what}; choose another --out, or --fresh to start over")
@@ -97,18 +108,32 @@ class RunDir:
                     raise CheckpointError(str(self.path), f"{what}: pass --allow-inexact to go on")
 
     def begin(self, recipe: Recipe, lock: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        """Start a new run: clear an old one's files, then write recipe, lock and backbone files."""
+        """Start a new run: clear an old one's files, then write recipe, lock and backbone files.
+
+        Wherever this is stopped, there is a lock and no recipe: what `check_usable` takes for a beginning.
+        """
+        self.recipe.unlink(missing_ok=True)
+        write_file(self.lock_file, dump(dict(lock)))
         for name in CONTENTS:
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for name, data in files.items():
             write_file(self.backbone / name, data)
-        write_file(self.path / "recipe.lock.yaml", dump(dict(lock)))
-        write_file(self.recipe, dump(describe(recipe)))  # last: its presence makes this a run
+        write_file(self.recipe, dump(describe(recipe)))
 
     def finished(self) -> dict[str, Any] | None:
         """The summary, if the run is over."""
-        return read_json(self.summary) if self.summary.exists() else None
+        if not self.summary.exists():
+            return None
+        summary = read_json(self.summary)
+        if not isinstance(summary, dict) or "tasks" not in summary:
+            raise CheckpointError(str(self.summary), "damaged; remove it and the same command writes it again")
+        return summary
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file makes its directory not empty; a scratch file left by a kill does not."""
+    return not (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def make_lock(
@@ -151,8 +176,10 @@ def rewind_events(path: Path, group: str, step: int) -> None:
                 event = json.loads(line)
             except ValueError:
                 break  # a line torn by a kill
+            if not isinstance(event, dict):
+                break
             at += len(line)
-            if event["type"] == "checkpoint" and (event["group"], event["step"]) == (group, step):
+            if [event.get(key) for key in ("type", "group", "step")] == ["checkpoint", group, step]:
                 end = at
                 break
     with open(path, "r+b") as file:

@@ -65,7 +65,8 @@ def evaluate(
             continue
         checkpoints = session.checkpoints(group)
         model = _best_model(session, group, checkpoints.best())
-        steps += int((checkpoints.folder / "best").resolve().name.removeprefix("best-"))
+        number = (checkpoints.folder / "best").resolve().name.removeprefix("best-")
+        steps += int(number) if number.isdecimal() else 0  # a copy that follows links has no number there
         for name in wanted:
             path = files.get(name)
             with blame(recipe.tasks[name], "task"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtmeta.core import strict_yaml
 from mtmeta.core.blame import blame
-from mtmeta.core.errors import MtmetaError, Problems, RecipeError, quote, safe
+from mtmeta.core.errors import MtmetaError, RecipeError, quote, safe
 from mtmeta.core.strict_yaml import Path_
 
 __all__ = ["Source"]
@@ -68,8 +68,3 @@ class Source:
                 yield
         except MtmetaError as error:
             self.problems.append(error)
-
-    def raise_problems(self) -> None:
-        """Raise the problem, or all of them together."""
-        if self.problems:
-            raise self.problems[0] if len(self.problems) == 1 else Problems(self.problems)

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from mtmeta.core.errors import Problems, RecipeError, did_you_mean, quote, safe
+from mtmeta.core.errors import RecipeError, did_you_mean, quote, raise_all, safe
 
 __all__ = ["NUMBER", "Document", "Path_", "parse", "parse_value", "read_file"]
 
@@ -128,8 +128,7 @@ class _Reader:
                 raise self.error(f"{quote(self.text)} {_NOT_ONE_VALUE}")  # a comment or '---' would vanish in silence
         except RecipeError as error:
             self.problems.append(error)
-        if self.problems:
-            raise self.problems[0] if len(self.problems) == 1 else Problems(self.problems)
+        raise_all(self.problems)
         return self.root
 
     def error(self, what: str, spot: tuple[int, int] | None = None) -> RecipeError:

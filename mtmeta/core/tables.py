@@ -143,7 +143,7 @@ class DataFile(os.PathLike[str]):
                 yield file
         except FileNotFoundError:
             siblings = next(os.walk(self.path.parent), ("", [], []))[2]  # none, where the directory cannot be read
-            near = did_you_mean(self.path.name, sorted(siblings)[:MAX_COMPARED])
+            near = did_you_mean(self.path.name, sorted(siblings)[:MAX_COMPARED]) or "; check the path"
             raise DataError(self._place, f"no such file{near}") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise DataError(self._place, f"cannot be read ({getattr(error, 'strerror', 'not a valid path')})") from None

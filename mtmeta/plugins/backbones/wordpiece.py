@@ -48,7 +48,7 @@ class WordPiece:
         return cls(tokenizer, place)
 
     @classmethod
-    def from_vocabulary(cls, vocabulary: Sequence[str], **normalizer: bool | None) -> WordPiece:
+    def from_vocabulary(cls, vocabulary: Sequence[str], **normalizer: Any) -> WordPiece:
         """From the lines of a vocab.txt, with BERT's normaliser (and its options) and pre-tokenizer."""
         numbers = {token: number for number, token in enumerate(vocabulary)}
         tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
