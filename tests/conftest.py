@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,14 @@ def minilm() -> Path:
 def real_data() -> Path:
     """The folder of the real data: sst-train.csv, para-dev.csv and so on."""
     return _folder("MTMETA_DATA", "the folder of sst-train.csv and the other real files to test on them")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small matrices are slower on many threads, the more so where other work waits for the cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

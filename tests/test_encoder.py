@@ -28,6 +28,7 @@ from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-5
 Sequences = list[list[int]]
 VOCABULARY = [
@@ -53,15 +54,6 @@ TEXTS = (
 def hf() -> Any:
     """transformers, loaded once and only by the tests that need it."""
     return importlib.import_module("transformers")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Small matrices are slower on many threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # -------------------------------------------------------------------------------------------------- the two encoders

@@ -143,7 +143,9 @@ def _parse_class(label: object, classes: tuple[str, ...]) -> int:
     if token == "":
         raise ValueError("label is empty")
     shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-    raise ValueError(f"label {quote(label)} is not one of {shown}{did_you_mean(token, classes)}")
+    # a wrong number is no slip of the pen: that '-1' looks like '1' would only mislead
+    near = did_you_mean(token, classes) if math.isnan(number) else ""
+    raise ValueError(f"label {quote(label)} is not one of {shown}{near}")
 
 
 def _number(label: object) -> float:
