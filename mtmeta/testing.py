@@ -90,7 +90,10 @@ def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options
     for prediction in predictions.tolist():
         shown = objective.show(prediction)
         _check(not objective.classes or shown in objective.classes, f"prediction {shown!r} is no class")
-        objective.parse(shown)  # what is written must be readable as a label
+        try:
+            objective.parse(shown)
+        except ValueError as error:
+            raise AssertionError(f"prediction {shown!r} cannot be read as a label: {error}") from error
 
 
 def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = None, steps: int = 3) -> None:

@@ -193,9 +193,12 @@ def test_broken_with_its_reason(module: str, expected: str, install: Install) ->
 
 def test_a_misspelt_hook_is_an_error_and_leaves_nothing_behind(install: Install) -> None:
     text = "class Part(mtmeta.Task):\n    name = 'part'\n" + HOOK.format("", "[Part]")
-    install(broken="import mtmeta\n" + text + HOOK.format("", "[]").replace("register_tasks", "register_sampler"))
+    misspelt = HOOK.format("", "[]").replace("register_tasks", "register_sampler")
+    install(broken="import mtmeta\n" + text + misspelt, next_one="import mtmeta\n" + HOOK.format("", "[]"))
     registry = build_registry()
-    assert reason(registry.plugins) == "unknown hook 'register_sampler'; did you mean 'register_samplers'?"
+    broken, good = third_party(registry.plugins)
+    assert broken.broken == "unknown hook 'register_sampler'; did you mean 'register_samplers'?"
+    assert good.broken is None
     assert "part" not in registry.names("task")
 
 
@@ -568,6 +571,21 @@ class UnshownTask(Plain):
     objective = Unshown(labels=2)
 
 
+class Vague(mtmeta.Regression):
+    def show(self, prediction: float) -> str:
+        return f"about {prediction:.1f}"
+
+
+class VagueTask(mtmeta.Task):
+    name = "vague"
+    objective = Vague()
+    metrics = ("pearson",)
+    read = Plain.read
+
+    def build_head(self, hidden_size: int) -> Any:
+        return mtmeta.MLPHead(hidden_size, outputs=None)
+
+
 class Unmeasured(Plain):
     metrics: tuple[str, ...] = ()
 
@@ -579,10 +597,11 @@ class Unmeasured(Plain):
         (CutsTask, r"the loss has no gradient in encoder\.\*"),
         (UndecodedTask, r"decode gives shape \[4, 2\], expected \[B\]"),
         (UnshownTask, "is no class"),
+        (VagueTask, r"prediction 'about 0\.\d' cannot be read as a label: label 'about 0\.\d' is not a finite number"),
         (Unmeasured, "metrics must name at least one metric"),
     ],
 )
-def test_check_task_notices(kind: type[Plain], expected: str) -> None:
+def test_check_task_notices(kind: type[mtmeta.Task], expected: str) -> None:
     with pytest.raises(AssertionError, match=expected):
         check_task(kind, ROWS * 2)
 

@@ -103,11 +103,12 @@ def test_without_conflict_it_is_the_joint_sum_bit_for_bit(monkeypatch: pytest.Mo
     def gradient(batch: mtmeta.Batch, scale: float = 1.0) -> None:
         for parameter, grad in zip(learner.parameters.values(), found[batch.task], strict=True):
             if grad is not None:  # as loss.backward() adds
-                parameter.grad = grad.clone() if parameter.grad is None else parameter.grad + grad
+                parameter.grad = grad * scale if parameter.grad is None else parameter.grad + grad * scale
 
     monkeypatch.setattr(learner, "gradient", gradient)
+    monkeypatch.setattr(feed, "loss_weight", {"sst": 0.5, "para": 2.0, "sts": 1.0}.__getitem__)
     for task in feed.tasks:
-        learner.gradient(feed.batch(task))
+        learner.gradient(feed.batch(task), feed.loss_weight(task) / len(feed.tasks))
     joint = learner.take_gradient()
     PCGrad().backward(learner, feed)
     for one, parameter in zip(joint, learner.parameters.values(), strict=True):
