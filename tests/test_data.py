@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ BAD = """\
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Letters:
     """One token a letter."""
 
@@ -216,7 +217,7 @@ def dataset(texts: Sequence[tuple[str, str | None]], inputs: mtmeta.Inputs, max_
 
 def sequences(made: Dataset, store: int = 0) -> list[list[int]]:
     ids, offsets = made.stores[store].ids, made.stores[store].offsets
-    return [ids[start:end].tolist() for start, end in zip(offsets, offsets[1:], strict=False)]
+    return [ids[start:end].tolist() for start, end in pairwise(offsets)]
 
 
 TEXT = st.text("abcdefgh", min_size=1, max_size=12)
@@ -292,8 +293,9 @@ def test_real_pairs_are_tokenized(real_data: Path, minilm: Path) -> None:
     tokenizer = Bert(weights=str(minilm)).load(0).tokenizer
     raw = read(real_data, Para(train="para-train.csv"), SKIP)
     made = tokenize("para", "train", raw, "separate", tokenizer, 128)
-    assert (len(made), made.skipped, made.truncated) == (16000, 2, 0 if made.tokens else -1)
-    for store, texts in zip(made.stores, ([e.text for e in raw.examples], [e.pair or "" for e in raw.examples])):
+    assert (len(made), made.skipped, made.truncated) == (16000, 2, 0)
+    columns = [e.text for e in raw.examples], [e.pair or "" for e in raw.examples]
+    for store, texts in zip(made.stores, columns, strict=True):
         assert len(store.lengths) == 16000
         for i in (0, 7, 8191, 8192, 15999):
             wanted = [*tokenizer.prefix, *tokenizer.encode([texts[i]])[0], *tokenizer.suffix]

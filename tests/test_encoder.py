@@ -348,7 +348,7 @@ def test_pairs_are_built_as_transformers_builds_them(hf: Any, tmp_path: Path) ->
     VARIANTS["bare, with pooler"](hf, tmp_path)
     reference = hf.BertTokenizer(vocab={token: number for number, token in enumerate(VOCABULARY)})
     _, loaded = load(tmp_path)
-    rows = [mtmeta.Example(a, b, label=0, id=a) for a, b in zip(TEXTS[:4], TEXTS[1:5], strict=True)]
+    rows = [mtmeta.Example(a, b, label=0, id=a) for a, b in pairwise(TEXTS[:5])]
     dataset = tokenize("p", "dev", RawData("p", rows, [], ""), "cross", loaded.tokenizer, 64)
     (store,) = dataset.stores
     assert store.types is not None
@@ -391,18 +391,21 @@ QUERY = "encoder.layer.1.attention.self.query.weight"
 def test_a_missing_tensor_is_refused(good: Path) -> None:
     rewrite(good, lambda state: {name: tensor for name, tensor in state.items() if name != QUERY})
     path = good / "model.safetensors"
-    assert refusal(good) == f"{path}: tensor '{QUERY}' is missing; config.json asks for it"
+    assert refusal(good) == f"{path}: tensor '{QUERY}' is missing, config.json asks for it"
 
 
 def test_a_misshaped_tensor_is_refused(good: Path) -> None:
     rewrite(good, lambda state: state | {"encoder.layer.0.intermediate.dense.weight": torch.zeros(41, 24)})
+    path, name = good / "model.safetensors", "encoder.layer.0.intermediate.dense.weight"
+    assert refusal(good) == f"{path}: tensor '{name}' is 41x24, config.json needs 40x24"
+
+
+def test_a_misshaped_query_is_refused_under_its_own_name(good: Path) -> None:
+    # query and key together would have the rows that the fused matrix needs
+    key = QUERY.replace("query", "key")
+    rewrite(good, lambda state: state | {QUERY: torch.zeros(25, 24), key: torch.zeros(23, 24)})
     path = good / "model.safetensors"
-    assert refusal(good) == f"{path}: tensor 'layers.0.up.weight' is 41x24, config.json needs 40x24"
-
-
-def test_query_key_and_value_that_do_not_fit_are_refused(good: Path) -> None:
-    rewrite(good, lambda state: state | {QUERY: torch.zeros(24, 25)})
-    assert refusal(good) == f"{good / 'model.safetensors'}: query, key and value do not fit together"
+    assert refusal(good) == f"{path}: tensor '{QUERY}' is 25x24, config.json needs 24x24 (+1 more)"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -413,14 +416,16 @@ def test_a_non_finite_tensor_is_refused(value: float, good: Path) -> None:
 
     rewrite(good, poison)
     path = good / "model.safetensors"
-    assert refusal(good) == f"{path}: 'words.weight' holds non-finite values; fetch the file again"
+    name = "embeddings.word_embeddings.weight"
+    assert refusal(good) == f"{path}: '{name}' holds non-finite values; fetch the file again"
 
 
 def test_a_config_with_more_layers_than_weights_is_refused(good: Path) -> None:
     values = json.loads((good / "config.json").read_text())
     (good / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 4}))
     name = "encoder.layer.3.attention.self.query.weight"
-    assert refusal(good) == f"{good / 'model.safetensors'}: tensor '{name}' is missing; config.json asks for it"
+    what = f"tensor '{name}' is missing, config.json asks for it (+15 more)"
+    assert refusal(good) == f"{good / 'model.safetensors'}: {what}"
 
 
 def test_a_damaged_file_is_refused(good: Path) -> None:

@@ -52,7 +52,8 @@ def test_pack_sequences_equals_a_naive_loop(case: Case, data: st.DataObject) -> 
     indices = indices_of(data, case)
     packed = pack_sequences(case.dataset.stores, np.array(indices))
     given_order = [(rows[i], case.types[i] if case.types else None) for rows in case.sequences for i in indices]
-    ids, positions, types, lengths, place = [], [], [], [], {}
+    ids, positions, types = list[int](), list[int](), list[int]()
+    lengths, place = list[int](), dict[int, int]()
     for length in range(1, 10):
         for number, (sequence, segments) in enumerate(given_order):
             if len(sequence) == length:

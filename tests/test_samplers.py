@@ -215,7 +215,7 @@ class Broken(mtmeta.Sampler):
 
 @pytest.mark.parametrize("weights", [{}, {"sst": 0.0}, {"sst": -1.0, "para": 2.0}, {"sst": math.nan}, {"cola": 1.0}])
 def test_unusable_weights_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(mtmeta.PluginError, match="^sampler 'broken': gives unusable weights {"):
+    with pytest.raises(mtmeta.PluginError, match=r"^sampler 'broken': gives unusable weights \{"):
         feed_of(SMALL, Broken(weights=weights)).draw()
 
 
@@ -293,8 +293,7 @@ def test_support_and_query_are_disjoint_and_within_one_epoch() -> None:
     with pytest.raises(mtmeta.DataError) as caught:
         feed.episode("sst", 6)
     assert str(caught.value) == (
-        "task 'sst': needs 56 examples per episode (6 support batches and 1 query batch of 8), has 50;"
-        " lower batch_size or inner_steps"
+        "task 'sst': needs 56 examples per episode (7 batches of 8), has 50; lower batch_size or inner_steps"
     )
 
 
@@ -307,5 +306,5 @@ def test_a_twin_of_a_support_example_is_no_query() -> None:
         assert not set(support[0].ids) & set(query.ids)
         assert 0 < len(query) <= 8
     stream.dataset.ids[:] = ["same"] * 24
-    with pytest.raises(mtmeta.DataError, match="^f: task 'sst': ids repeat so often that no query example is left$"):
+    with pytest.raises(mtmeta.DataError, match=r"^f: task 'sst': ids repeat so often that no query example is left$"):
         feed.episode("sst", 1)

@@ -1,0 +1,154 @@
+"""Every recipe that is shipped: it validates, comes back from its resolved form, and says what it is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mtmeta.core.optim import SGD, Adam, AdamW, Cosine, Plateau, Step
+from mtmeta.core.options import Recipe
+from mtmeta.core.recipe import load_recipe
+from mtmeta.core.registry import Registry, build_registry
+from mtmeta.core.resolved import describe, differences, digest, dump
+from mtmeta.plugins.algorithms.fomaml import Fomaml
+from mtmeta.plugins.algorithms.individual import Individual
+from mtmeta.plugins.algorithms.inner_loop import InnerLoop
+from mtmeta.plugins.algorithms.joint import Joint
+from mtmeta.plugins.algorithms.reptile import Reptile
+from mtmeta.plugins.samplers import Fixed
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+KINDS = {"individual": Individual, "joint": Joint, "reptile": Reptile, "fomaml": Fomaml}
+EXPECTED = sorted(
+    ["reptile_three_task.yaml", *(f"{folder}/{kind}.yaml" for folder in ("minilm", "paper") for kind in KINDS)]
+)
+FOUND = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return build_registry()
+
+
+def load(name: str, registry: Registry) -> Recipe:
+    return load_recipe(FOLDER / name, registry, environ={})
+
+
+def test_these_and_no_other_recipes_are_shipped() -> None:
+    assert len(EXPECTED) == 9
+    assert FOUND == EXPECTED
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_it_validates_and_is_named_after_its_file(name: str, registry: Registry) -> None:
+    recipe = load(name, registry)
+    path = Path(name)
+    assert recipe.name == (path.stem if path.parent == Path() else f"{path.parent}_{path.stem}")
+    assert list(recipe.tasks) == ["sst", "para", "sts"]
+    assert type(recipe.algorithm) is KINDS[path.stem.partition("_")[0]]
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_its_resolved_form_reads_back_as_the_same_recipe(name: str, registry: Registry, tmp_path: Path) -> None:
+    recipe = load(name, registry)
+    resolved = tmp_path / "recipe.yaml"
+    resolved.write_text(dump(describe(recipe)), encoding="utf-8")
+    again = load_recipe(resolved, registry, environ={})
+    assert again == recipe
+    assert digest(again) == digest(recipe)
+    assert list(differences(describe(recipe), describe(again))) == []
+    assert dump(describe(again)) == resolved.read_text(encoding="utf-8")
+
+
+def test_no_two_recipes_are_the_same(registry: Registry) -> None:
+    assert len({digest(load(name, registry)) for name in FOUND}) == len(FOUND)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_its_header_says_what_it_is_how_to_launch_it_how_long_it_takes_and_what_to_expect(name: str) -> None:
+    lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
+    header = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        header.append(line.removeprefix("#").strip())
+    text = " ".join(header).lower()
+    assert len([line for line in header if line]) >= 4
+    assert f"mtmeta run recipes/{name}" in " ".join(header)
+    for words in ("launch", "how long", "expect"):
+        assert words in text, f"the header does not say '{words}'"
+    assert re.search(r"\d+ ?(s|seconds|min|minutes|h|hours)\b", text), "how long is no figure"
+
+
+def test_the_digest_is_of_what_decides_the_weights(registry: Registry) -> None:
+    path = FOLDER / "reptile_three_task.yaml"
+    plain = load_recipe(path, registry, environ={})
+
+    def changed(*overrides: str, data_root: str | None = None) -> bool:
+        return digest(load_recipe(path, registry, overrides=overrides, data_root=data_root, environ={})) != digest(
+            plain
+        )
+
+    assert not changed("name=other")
+    assert not changed("reporters=[jsonl]")
+    assert not changed(data_root="/elsewhere")
+    assert changed("seed=1")
+    assert changed("training.steps=101")
+    assert changed("tasks.sst.batch_size=33")
+
+
+# ------------------------------------------------------------------------------------------------- the paper, Table 1
+
+PAPER = [name for name in FOUND if name.startswith("paper/")]
+INNER = [name for name in PAPER if Path(name).stem in ("reptile", "fomaml")]
+BASELINES = [name for name in PAPER if name not in INNER]
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_meta_learning_has_table_1(name: str, registry: Registry) -> None:
+    recipe = load(name, registry)
+    algorithm = recipe.algorithm
+    assert isinstance(algorithm, InnerLoop)
+    assert recipe.training.steps == 400  # meta_iter
+    # meta_optimizer, meta_lr; 1.0 is for Reptile's difference of weights, a gradient takes the rate of section 5.3
+    assert recipe.optimizer == (SGD(lr=1.0) if isinstance(algorithm, Reptile) else Adam(lr=2e-5))
+    assert recipe.schedule == Cosine()  # meta_scheduler
+    assert isinstance(algorithm.inner_optimizer, AdamW)  # optimizer
+    assert algorithm.inner_optimizer.lr == 1e-5  # lr
+    assert algorithm.inner_optimizer.head_lr in (None, 1e-5)
+    assert algorithm.inner_schedule == Step(every=30, gamma=0.8)  # scheduler
+    assert (algorithm.tasks_per_step, algorithm.with_replacement) == (1, False)
+    assert {name: task.inner_steps for name, task in recipe.tasks.items()} == {"sst": 4, "para": 4, "sts": 8}
+    assert {name: task.batch_size for name, task in recipe.tasks.items()} == dict.fromkeys(recipe.tasks, 128)
+    assert recipe.sampler == Fixed(weights={"sst": 0.4, "para": 0.3, "sts": 0.3})
+    assert recipe.evaluation.every == 20
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_have_section_5_3(name: str, registry: Registry) -> None:
+    recipe = load(name, registry)
+    assert (recipe.training.epochs, recipe.training.steps) == (20, None)
+    assert recipe.optimizer == Adam(lr=2e-5)
+    assert isinstance(recipe.schedule, Plateau)
+    assert recipe.schedule.gamma == 0.5
+    assert recipe.evaluation.every == "epoch"
+    if isinstance(recipe.algorithm, Joint):
+        assert recipe.algorithm.step == "sum"
+        assert {task.batch_size for task in recipe.tasks.values()} == {64}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_recipes_share_its_model_and_its_selection(name: str, registry: Registry) -> None:
+    recipe = load(name, registry)
+    backbone = describe(recipe)["backbone"]
+    assert backbone["name"] == "bert" and "bert-base-uncased" in backbone["weights"]
+    for task in ("para", "sts"):
+        assert recipe.tasks[task].inputs == "separate"
+    assert describe(recipe)["tasks"]["sts"]["activation"] == "relu"
+    assert (recipe.evaluation.select_on, recipe.evaluation.select) == ("dev", "mean")
+
+
+def test_the_four_paper_recipes_are_there() -> None:
+    assert len(INNER) == len(BASELINES) == 2
