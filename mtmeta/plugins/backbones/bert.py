@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,7 +43,7 @@ class Bert(mtmeta.Backbone):
 
     name = "bert"
 
-    weights: str = "embedded"
+    weights: Annotated[str, Field(min_length=1)] = "embedded"
     """`embedded`, `tiny`, a folder in Hugging Face layout, or a hub id, best pinned as id@revision."""
     max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128
     """Longest sequence in tokens, special tokens included; longer texts are cut."""
@@ -113,6 +113,8 @@ def find_folder(weights: str) -> Path:
         raise mtmeta.WeightsError(weights, "is a file, expected a folder with config.json and model.safetensors")
     if weights.startswith((".", "/", "~")) or weights.count("/") > 1 or "\\" in weights:
         raise mtmeta.WeightsError(weights, "no such folder; give a folder in Hugging Face layout or `embedded`")
+    if "/" not in weights and (hint := mtmeta.did_you_mean(weights, BUILT_IN)):
+        raise mtmeta.WeightsError(weights, f"no such folder{hint}")
     from mtmeta.plugins.backbones.hub import fetch
 
     return fetch(weights)
@@ -172,7 +174,7 @@ def _json_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise mtmeta.WeightsError(str(path), f"is not JSON ({mtmeta.safe(str(error))})") from error
+        raise mtmeta.WeightsError(str(path), f"is not JSON ({mtmeta.safe(str(error))}); fetch it again") from error
     if not isinstance(values, dict):
         raise mtmeta.WeightsError(str(path), "is not a JSON object")
     return values
@@ -184,7 +186,7 @@ def read_weights(path: Path, config: BertConfig) -> tuple[dict[str, Tensor], str
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from mtmeta.plugins.backbones.encoder import Encoder, from_hugging_face
+    from mtmeta.plugins.backbones.encoder import hugging_face_names, plain_names
 
     if not path.is_file():
         others = sorted(p.name for p in path.parent.glob("*.bin"))
@@ -197,25 +199,50 @@ def read_weights(path: Path, config: BertConfig) -> tuple[dict[str, Tensor], str
         state = load(data)
     except SafetensorError as error:
         raise mtmeta.WeightsError(str(path), f"is damaged ({mtmeta.safe(str(error))})") from error
-    try:
-        ours = from_hugging_face(state, config)
-    except KeyError as error:
-        raise mtmeta.WeightsError(str(path), f"tensor {error} is missing; config.json asks for it") from error
-    except RuntimeError as error:
-        raise mtmeta.WeightsError(str(path), "query, key and value do not fit together") from error
+    state, names = plain_names(state), hugging_face_names(config)
+    _check_tensors(str(path), state, names, config)
+    ours = {our: torch.cat([state[name].float() for name in theirs]) for our, theirs in names.items()}
+    return ours, hashlib.sha256(data).hexdigest()
+
+
+def _check_tensors(
+    place: str, state: Mapping[str, Tensor], names: Mapping[str, Sequence[str]], config: BertConfig
+) -> None:
+    """Raise WeightsError, in the file's own names, for tensors that are missing, of another shape, or no numbers."""
+    import torch
+
+    from mtmeta.plugins.backbones.encoder import Encoder
+
+    missing = [name for theirs in names.values() for name in theirs if name not in state]
+    if missing:
+        raise mtmeta.WeightsError(place, f"tensor '{missing[0]}' is missing, config.json asks for it{_more(missing)}")
     with torch.device("meta"):
-        wanted: Mapping[str, Tensor] = Encoder(config).state_dict()
-    misshaped = [name for name in wanted if ours[name].shape != wanted[name].shape]
-    if misshaped:
-        name = misshaped[0]
-        more = f" (+{len(misshaped) - 1} more)" if len(misshaped) > 1 else ""
-        shapes = f"{_shape(ours[name])}, config.json needs {_shape(wanted[name])}"
-        raise mtmeta.WeightsError(str(path), f"tensor '{name}' is {shapes}{more}")
-    for name, tensor in ours.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise mtmeta.WeightsError(str(path), f"'{name}' holds non-finite values; fetch the file again")
-    return {name: tensor.float() for name, tensor in ours.items()}, hashlib.sha256(data).hexdigest()
+        model: Mapping[str, Tensor] = Encoder(config).state_dict()
+    wanted = {
+        name: (model[our].shape[0] // len(theirs), *model[our].shape[1:])
+        for our, theirs in names.items()
+        for name in theirs
+    }
+    bad = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
+    if bad:
+        shapes = f"{_shape(state[bad[0]].shape)}, config.json needs {_shape(wanted[bad[0]])}"
+        raise mtmeta.WeightsError(place, f"tensor '{bad[0]}' is {shapes}{_more(bad)}")
+    bad = [
+        name
+        for name in wanted
+        if state[name].dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    ]
+    if bad:
+        what = f"tensor '{bad[0]}' is {str(state[bad[0]].dtype).removeprefix('torch.')}{_more(bad)}; save it as float32"
+        raise mtmeta.WeightsError(place, what)
+    bad = [name for name in wanted if not bool(torch.isfinite(state[name]).all())]
+    if bad:
+        raise mtmeta.WeightsError(place, f"'{bad[0]}' holds non-finite values{_more(bad)}; fetch the file again")
 
 
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape))
+def _more(names: Sequence[str]) -> str:
+    return f" (+{len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"

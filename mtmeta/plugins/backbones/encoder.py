@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import mtmeta
 
-__all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "from_hugging_face"]
+__all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "hugging_face_names", "plain_names"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -125,24 +125,14 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
 
-def from_hugging_face(state: dict[str, Tensor], config: BertConfig) -> dict[str, Tensor]:
-    """Hugging Face's tensors under our names, query, key and value fused.
-
-    `state` may carry the prefix `bert.`, old LayerNorm names (gamma, beta), a pooler or pretraining heads; the last
-    two are left out. Raises KeyError with the name of a tensor that is missing.
-    """
-    renamed = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("bert.")
-        name = name.removesuffix("gamma") + "weight" if name.endswith("LayerNorm.gamma") else name
-        name = name.removesuffix("beta") + "bias" if name.endswith("LayerNorm.beta") else name
-        renamed[name] = tensor
-    ours = {
-        "words.weight": renamed["embeddings.word_embeddings.weight"],
-        "positions.weight": renamed["embeddings.position_embeddings.weight"],
-        "types.weight": renamed["embeddings.token_type_embeddings.weight"],
-        "norm.weight": renamed["embeddings.LayerNorm.weight"],
-        "norm.bias": renamed["embeddings.LayerNorm.bias"],
+def hugging_face_names(config: BertConfig) -> dict[str, tuple[str, ...]]:
+    """Our tensor names to Hugging Face's: one each, three for the fused query, key and value."""
+    names = {
+        "words.weight": "embeddings.word_embeddings.weight",
+        "positions.weight": "embeddings.position_embeddings.weight",
+        "types.weight": "embeddings.token_type_embeddings.weight",
+        "norm.weight": "embeddings.LayerNorm.weight",
+        "norm.bias": "embeddings.LayerNorm.bias",
     }
     pairs = {
         "attention.out": "attention.output.dense",
@@ -151,11 +141,22 @@ def from_hugging_face(state: dict[str, Tensor], config: BertConfig) -> dict[str,
         "down": "output.dense",
         "norm": "output.LayerNorm",
     }
+    found: dict[str, tuple[str, ...]] = {our: (their,) for our, their in names.items()}
     for i in range(config.num_hidden_layers):
         for kind in ("weight", "bias"):
             theirs = f"encoder.layer.{i}."
-            fused = [renamed[f"{theirs}attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-            ours[f"layers.{i}.attention.qkv.{kind}"] = torch.cat(fused)
-            for our, their in pairs.items():
-                ours[f"layers.{i}.{our}.{kind}"] = renamed[f"{theirs}{their}.{kind}"]
-    return ours
+            fused = tuple(f"{theirs}attention.self.{part}.{kind}" for part in ("query", "key", "value"))
+            found[f"layers.{i}.attention.qkv.{kind}"] = fused
+            found |= {f"layers.{i}.{our}.{kind}": (f"{theirs}{their}.{kind}",) for our, their in pairs.items()}
+    return found
+
+
+def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's tensors without the prefix `bert.` and with today's LayerNorm names (once gamma and beta)."""
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("bert.")
+        name = name.removesuffix("gamma") + "weight" if name.endswith("LayerNorm.gamma") else name
+        name = name.removesuffix("beta") + "bias" if name.endswith("LayerNorm.beta") else name
+        renamed[name] = tensor
+    return renamed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 
 import mtmeta
@@ -9,6 +11,7 @@ import mtmeta
 __all__ = ["fetch"]
 
 FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+PINNED = re.compile("[0-9a-f]{40}")
 
 
 def fetch(weights: str) -> Path:
@@ -23,7 +26,10 @@ def fetch(weights: str) -> Path:
     )
 
     name, _, revision = weights.partition("@")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not the user's business
     try:
+        if PINNED.fullmatch(revision) and (cached := _cached(name, revision)):
+            return cached
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
     except HFValidationError as error:
         what = "is neither a folder nor a hub id; give a folder in Hugging Face layout, a hub id or `embedded`"
@@ -41,3 +47,11 @@ def fetch(weights: str) -> Path:
     except Exception as error:  # the library's HTTP client, and with it its exceptions, changes between releases
         text = mtmeta.safe(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise mtmeta.MachineError(f"hub: {mtmeta.quote(name)}", f"cannot be fetched ({text})") from error
+
+
+def _cached(name: str, revision: str) -> Path | None:
+    """What the cache holds of a pinned revision, which cannot have changed, so that no network is needed."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config, tensors = (try_to_load_from_cache(name, file, revision=revision) for file in FILES[:2])
+    return Path(config).parent if isinstance(config, str) and isinstance(tensors, str) else None

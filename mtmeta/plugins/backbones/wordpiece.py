@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ class WordPiece:
 
     def __init__(self, tokenizer: Tokenizer, place: str) -> None:
         self._tokenizer = tokenizer
+        self._place = place
         tokenizer.no_padding()  # files often carry both; batches are packed and cut by mtmeta itself
         tokenizer.no_truncation()
         self.size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -39,12 +43,8 @@ class WordPiece:
     @classmethod
     def from_json(cls, text: str, place: str) -> WordPiece:
         """From the text of a tokenizer.json."""
-        try:
+        with _native(place, "cannot be loaded"):
             tokenizer = Tokenizer.from_str(text)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a panic of the Rust library is not an Exception
-            raise mtmeta.WeightsError(place, f"cannot be loaded ({mtmeta.safe(str(error))})") from error
         return cls(tokenizer, place)
 
     @classmethod
@@ -64,8 +64,27 @@ class WordPiece:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens, untruncated."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _native(self._place, "cannot encode the data"):
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+
+@contextmanager
+def _native(place: str, what: str) -> Iterator[None]:
+    """Errors of the Rust library as ours. A panic is not an Exception, and writes its own story to stderr."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise mtmeta.WeightsError(place, f"{what} ({mtmeta.safe(str(error))}); fetch the file again") from error
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def tokenizer_json(folder: Path) -> str:
