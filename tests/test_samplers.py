@@ -215,7 +215,7 @@ class Broken(mtmeta.Sampler):
 
 @pytest.mark.parametrize("weights", [{}, {"sst": 0.0}, {"sst": -1.0, "para": 2.0}, {"sst": math.nan}, {"cola": 1.0}])
 def test_unusable_weights_are_refused(weights: dict[str, float]) -> None:
-    with pytest.raises(mtmeta.PluginError, match=r"^sampler 'broken': gives unusable weights \{"):
+    with pytest.raises(mtmeta.PluginError, match=r"^sampler 'broken': sampler 'broken' gives unusable weights \{"):
         feed_of(SMALL, Broken(weights=weights)).draw()
 
 

@@ -8,7 +8,12 @@ from typing import Any
 
 from mtmeta.core.errors import MtmetaError, PluginError, quote, safe
 
-__all__ = ["accuse", "blame"]
+__all__ = ["accuse", "blame", "supplier"]
+
+
+def supplier(part: Any, kind: str) -> str:
+    """Who is to be named for a part's fault: its plugin, or the part itself where no plugin is known."""
+    return str(getattr(part, "_supplier", None) or f"{kind} {quote(part.name)}")
 
 
 @contextmanager
@@ -19,13 +24,13 @@ def blame(part: Any, kind: str) -> Iterator[None]:
     except MtmetaError:
         raise
     except (Exception, SystemExit) as error:  # a plugin's sys.exit() would end the run without a word
-        supplier = getattr(part, "_supplier", None)
-        if supplier is None or supplier.distribution == "mtmeta":
+        plugin = getattr(part, "_supplier", None)
+        if plugin is None or plugin.distribution == "mtmeta":
             raise
-        raise accuse(supplier, kind, part.name, error) from error
+        raise accuse(plugin, kind, part.name, error) from error
 
 
-def accuse(supplier: object, kind: str, name: str, error: BaseException) -> PluginError:
+def accuse(plugin: object, kind: str, name: str, error: BaseException) -> PluginError:
     """What a part raised, as an error that names its plugin."""
     text = safe(f"{type(error).__name__}: {error}".removesuffix(": "), 300)
-    return PluginError(str(supplier), f"{kind} {quote(name)} raised {text}")
+    return PluginError(str(plugin), f"{kind} {quote(name)} raised {text}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import Metric, Task
 from mtmeta.core.data import Dataset
-from mtmeta.core.errors import DivergedError
+from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.packing import by_tokens, pack_sequences
 from mtmeta.core.rng import derive
@@ -93,6 +93,11 @@ def score(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         found = {metric.name: metric(labels, values) for metric in metrics}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise PluginError(
+                f"metric '{name}'", f"is {value} for task '{predictions.dataset.task}', expected a number"
+            )
     primary = metrics[0]
     low = high = None
     if intervals:
@@ -115,7 +120,7 @@ def interval(labels: Array, values: Array, metric: Metric, seed: int) -> tuple[f
         for i in range(BOOTSTRAP_DRAWS):
             at = generator.integers(0, n, n)
             drawn[i] = metric(labels[at], values[at])
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])  # a metric may be undefined on a resample
     return float(low), float(high)
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmeta.core.blame import blame
+from mtmeta.core.blame import blame, supplier
 from mtmeta.core.contracts import Draw, Sampler, Task
 from mtmeta.core.data import Dataset
-from mtmeta.core.errors import DataError, PluginError
+from mtmeta.core.errors import DataError, PluginError, safe
 from mtmeta.core.packing import Batch, pack
 from mtmeta.core.rng import permutation, uniform
 
@@ -193,11 +193,13 @@ class Feed:
 
     def _probabilities(self, draw: Draw) -> dict[str, float]:
         with blame(self._sampler, "sampler"):
-            weights = {name: 0.0 for name in self.tasks} | dict(self._sampler.probabilities(self._sizes, draw))
+            given = self._sampler.probabilities(self._sizes, draw)
+            weights = dict.fromkeys(self.tasks, 0.0) | {name: float(weight) for name, weight in given.items()}
         total = math.fsum(weights.values())
         fair = all(math.isfinite(w) and w >= 0 for w in weights.values())
         if set(weights) != set(self.tasks) or not fair or not total > 0:
-            raise PluginError(f"sampler '{self._sampler.name}'", f"gives unusable weights {weights}")
+            what = f"sampler '{self._sampler.name}' gives unusable weights {safe(str(weights))}"
+            raise PluginError(supplier(self._sampler, "sampler"), what)
         return {name: weights[name] / total for name in self.tasks}
 
     def _pick(self, weights: Mapping[str, float], at: float) -> str:

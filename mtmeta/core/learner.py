@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mtmeta.core.blame import blame
+from mtmeta.core.blame import blame, supplier
 from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel, build_head
@@ -104,10 +104,12 @@ class Learner:
             try:
                 loss = part.objective.loss(outputs, labels)
             except ValueError as error:
-                raise PluginError(_who(part), f"loss for task '{task}': {error}") from error
+                raise PluginError(supplier(part, "task"), f"loss for task '{task}': {error}") from error
             if not isinstance(loss, Tensor) or loss.ndim != 0:
                 found = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
-                raise PluginError(_who(part), f"loss for task '{task}' {found}, expected a scalar tensor")
+                raise PluginError(supplier(part, "task"), f"loss for task '{task}' {found}, expected a scalar tensor")
+        if not loss.requires_grad:
+            raise PluginError(supplier(part, "task"), f"loss for task '{task}' has no gradient; was it detached?")
         return loss
 
     def check_losses(self, losses: list[tuple[str, int, Tensor]] | None = None) -> None:
@@ -270,7 +272,3 @@ def restore_optimizer(
             key: value.to(parameter.device) if value.ndim or optimizer.defaults.get("fused") else value.clone()
             for key, value in slots.items()
         }
-
-
-def _who(part: Task) -> str:
-    return str(getattr(part, "_supplier", f"task '{part.name}'"))

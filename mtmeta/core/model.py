@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtmeta.core.blame import blame
+from mtmeta.core.blame import blame, supplier
 from mtmeta.core.contracts import Task
+from mtmeta.core.errors import PluginError, quote
 from mtmeta.core.packing import Packed
 from mtmeta.core.rng import derive
 
@@ -76,7 +77,11 @@ def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str
     """The head of a task, initialised from (seed, task name) alone, so other tasks do not move it."""
     with torch.random.fork_rng(devices=[]), blame(task, "task"):
         torch.manual_seed(derive(seed, "head", name, *purpose))
-        return task.build_head(hidden_size)
+        head: object = task.build_head(hidden_size)
+    if not isinstance(head, nn.Module):
+        what = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
+        raise PluginError(supplier(task, "task"), what)
+    return head
 
 
 class MultiTaskModel(nn.Module):
@@ -100,5 +105,7 @@ class MultiTaskModel(nn.Module):
 
     def forward(self, task: str, packed: Packed) -> Tensor:
         """Raw outputs of the task's head: [B, C] or [B], as its objective says."""
-        outputs: Tensor = self.heads[task](self.pooled(task, packed))
+        pooled = self.pooled(task, packed)
+        with blame(self.tasks[task], "task"):
+            outputs: Tensor = self.heads[task](pooled)
         return outputs

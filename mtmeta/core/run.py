@@ -15,9 +15,11 @@ from typing import Any
 import torch
 
 from mtmeta.core import evaluate as evaluation
-from mtmeta.core.blame import blame
+from mtmeta.core.blame import blame, supplier
 from mtmeta.core.checkpoint import write_file
+from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, RawData, read_examples, subset
+from mtmeta.core.errors import PluginError
 from mtmeta.core.events import Event, RunFinished, RunStarted, Warned
 from mtmeta.core.feed import Feed, check_episode
 from mtmeta.core.learner import Learner
@@ -84,7 +86,11 @@ class _Training(Session):
             for split in reported:
                 self._note_overlap(name, split, raw[name, "train"], raw[name, split])
         with blame(recipe.backbone, "backbone"):
-            self.backbone = recipe.backbone.load(recipe.seed)
+            backbone: object = recipe.backbone.load(recipe.seed)
+        if not isinstance(backbone, LoadedBackbone):
+            what = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
+            raise PluginError(supplier(recipe.backbone, "backbone"), what)
+        self.backbone = backbone
         self.datasets: dict[tuple[str, str], Dataset] = {}
         for (name, split), found in raw.items():
             examples = found.examples
@@ -156,7 +162,7 @@ class _Training(Session):
         every, epochs = recipe.evaluation.every, recipe.training.epochs
         per_epoch = 0
         if epochs or every == "epoch":
-            per_epoch = recipe.algorithm.steps_per_epoch(feed.batches_per_epoch)
+            per_epoch = self._steps_per_epoch(feed)
         feed.steps = steps = recipe.training.steps or (epochs or 0) * per_epoch
         learner = Learner(
             model,
@@ -180,6 +186,15 @@ class _Training(Session):
             emit=emit,
             precision=self.precision,
         )
+
+    def _steps_per_epoch(self, feed: Feed) -> int:
+        algorithm = self.recipe.algorithm
+        with blame(algorithm, "algorithm"):
+            steps: object = algorithm.steps_per_epoch(feed.batches_per_epoch)
+        if not isinstance(steps, int) or steps < 1:
+            what = f"algorithm '{algorithm.name}' counts {steps} steps in an epoch, expected a whole number from 1"
+            raise PluginError(supplier(algorithm, "algorithm"), what)
+        return steps
 
     def _rewind(self) -> int:
         """Cut events.jsonl back to the newest checkpoint; returns that checkpoint's step."""

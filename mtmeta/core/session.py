@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 
 from mtmeta.core import evaluate as evaluation
+from mtmeta.core.blame import blame, supplier
 from mtmeta.core.checkpoint import Checkpoints, write_file
 from mtmeta.core.contracts import LoadedBackbone, Metric
 from mtmeta.core.data import Dataset, RawData, tokenize
-from mtmeta.core.errors import MachineError, UsageError, quote
+from mtmeta.core.errors import MachineError, PluginError, UsageError, quote, safe
 from mtmeta.core.events import DataLoaded, Event, Warned
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.options import Recipe
@@ -62,11 +63,20 @@ class Session:
         self.device = device
         self.warn = warn
         self.precision = pick_precision(recipe.training.precision, device)
-        self.groups = recipe.algorithm.groups(list(recipe.tasks))
+        self.groups = self._groups()
         names = dict.fromkeys(name for task in recipe.tasks.values() for name in task.metrics)
         self.metrics: dict[str, Metric] = {name: registry.get("metric", name, "tasks") for name in names}
         self.notes: list[Event] = []
         """Events about the data, for the reporters or the terminal."""
+
+    def _groups(self) -> list[list[str]]:
+        algorithm, tasks = self.recipe.algorithm, list(self.recipe.tasks)
+        with blame(algorithm, "algorithm"):
+            groups = [list(group) for group in algorithm.groups(tasks)]
+        if sorted(task for group in groups for task in group) != sorted(tasks):
+            what = f"algorithm '{algorithm.name}' groups tasks as {safe(str(groups))}, expected each task once"
+            raise PluginError(supplier(algorithm, "algorithm"), what)
+        return groups
 
     def checkpoints(self, group: list[str]) -> Checkpoints:
         """Where a group's checkpoints are."""

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from mtmeta.core import evaluate as evaluation
-from mtmeta.core.blame import blame
+from mtmeta.core.blame import blame, supplier
 from mtmeta.core.checkpoint import Checkpoints
 from mtmeta.core.contracts import Metric
 from mtmeta.core.data import Dataset
-from mtmeta.core.errors import DivergedError
+from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Warned
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner, optimizer_state, restore_optimizer
@@ -109,7 +109,8 @@ class Trainer:
         """Norm of the whole direction before clipping; checked before it can touch a weight."""
         grads = [p.grad for p in self.learner.parameters.values() if p.grad is not None]
         if not grads:
-            return 0.0
+            what = f"algorithm '{self.recipe.algorithm.name}' left no gradient at meta-step {self.step + 1}"
+            raise PluginError(supplier(self.recipe.algorithm, "algorithm"), what)
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         if not math.isfinite(norm):
             tasks = ", ".join(f"'{task}'" for task in dict.fromkeys(task for task, *_ in self.learner.losses))
