@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -356,6 +358,16 @@ def test_pairs_are_built_as_transformers_builds_them(hf: Any, tmp_path: Path) ->
         wanted = reference(row.text, row.pair)
         assert store.ids[start:end].tolist() == wanted["input_ids"]
         assert store.types[start:end].tolist() == wanted["token_type_ids"]
+
+
+def test_tokens_without_a_stderr() -> None:
+    code = (
+        "from mtmeta.plugins.backbones.wordpiece import WordPiece;"
+        "print(WordPiece.from_vocabulary(['[UNK]', '[CLS]', '[SEP]', 'a']).encode(['a b']))"
+    )
+    command = ["sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, code]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "[[3, 0]]\n"
 
 
 def test_a_vocabulary_line_may_hold_unicode_line_separators(tmp_path: Path) -> None:

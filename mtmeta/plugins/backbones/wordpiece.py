@@ -72,15 +72,26 @@ class WordPiece:
 @contextmanager
 def _native(place: str, what: str) -> Iterator[None]:
     """Errors of the Rust library as ours. A panic is not an Exception, and writes its own story to stderr."""
+    try:
+        with _muted():
+            yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise mtmeta.WeightsError(place, f"{what} ({mtmeta.safe(str(error))}); fetch the file again") from error
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """What native code writes to stderr is lost."""
+    if sys.stderr is None:  # closed by the user
+        yield
+        return
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise mtmeta.WeightsError(place, f"{what} ({mtmeta.safe(str(error))}); fetch the file again") from error
     finally:
         os.dup2(kept, 2)
         os.close(kept)
