@@ -17,7 +17,8 @@ def usage_error(error: Any, message: str) -> UsageError:
         hint = did_you_mean(error.option_name, known) or f"; see {path} --help"
         return UsageError(safe(error.option_name), f"no such option{hint}")
     if message.startswith("No such command"):
-        given = message.removeprefix("No such command ").rstrip(".")[1:-1]  # it stands there as Python's repr
+        token = message.removeprefix("No such command ").partition(". Did you mean ")[0].rstrip(".")
+        given = token[1:-1]  # it stands there as Python's repr
         return UsageError("", f"no such command {quote(given)}{choose(given, error.ctx.command.commands)}")
     return UsageError(path, safe(message[0].lower() + message[1:].rstrip("."), 300) + f"; see {path} --help")
 
