@@ -1,0 +1,143 @@
+"""Weights by hub id against a hub of our own on the loopback device: it serves one BERT that transformers saved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from commands import Outcome, assert_refused, command, data_folder
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word", "other", "new", "more"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A repository's files, one of them a pickle that nobody may ask for."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("repository")
+    config = transformers.BertConfig(
+        vocab_size=len(VOCABULARY), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Hub(ThreadingHTTPServer):
+    """The endpoints that huggingface_hub uses to fetch a snapshot."""
+
+    daemon_threads = True
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = files
+        self.asked: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def log_message(self, format: str, *args: Any) -> None:
+        self.server.asked.append(self.path)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        repository = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        refused = {"owner/gated": (403, "GatedRepo"), "owner/private": (401, "RepoNotFound")}
+        if repository in refused:
+            self.answer(refused[repository][0], error=refused[repository][1])
+        elif repository != "owner/name":
+            self.answer(404, error="RepoNotFound")
+        elif not re.search(rf"/(main|{COMMIT})(/|$)", path):
+            self.answer(404, error="RevisionNotFound")
+        elif path.startswith("/api/models/owner/name/revision/"):
+            names = [{"rfilename": name} for name in self.server.files]
+            self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": names}).encode())
+        elif path.startswith("/api/models/owner/name/tree/"):
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in self.server.files.items()
+            ]
+            self.answer(200, json.dumps(entries).encode())
+        elif (name := path.rpartition("/")[2]) in self.server.files:
+            self.answer(200, self.server.files[name])
+        else:
+            self.answer(404, error="EntryNotFound")
+
+    def answer(self, status: int, body: bytes = b"{}", error: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes]) -> Iterator[Hub]:
+    with Hub(files) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def online(folder: Path, hub: Hub) -> dict[str, str]:
+    cache = str(folder / "cache")
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": cache, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
+def validate(folder: Path, hub: Hub, weights: str) -> Outcome:
+    text = (folder / "r.yaml").read_text()
+    (folder / "w.yaml").write_text(text.replace("weights: tiny", f"weights: {weights}"))
+    return command("validate", "--data", "w.yaml", cwd=folder, env=online(folder, hub))
+
+
+def test_a_pinned_repository_is_fetched_once(hub: Hub, tmp_path: Path) -> None:
+    folder = data_folder(tmp_path)
+    weights = f"owner/name@{COMMIT}"
+    arguments = ("run", "r.yaml", "--set", f"backbone.weights={weights}", "--out", "out", "--json")
+    outcome = command(*arguments, "--set", "reporters=[jsonl]", cwd=folder, env=online(folder, hub))
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["tasks"]["pairs"]["examples"] == 9
+    digest = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
+    assert f"backbone: sha256:{digest}\n" in (folder / "out" / "recipe.lock.yaml").read_text()
+    assert not [path for path in hub.asked if path.endswith("pytorch_model.bin")]
+    before = len(hub.asked)
+    outcome = validate(folder, hub, weights)  # from the cache: a pinned revision cannot have changed
+    assert (outcome.code, outcome.err) == (0, "")
+    assert len(hub.asked) == before
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ("owner/nane", ("hub: 'owner/nane': not found, or private; check the name or set HF_TOKEN",)),
+        ("owner/private", ("hub: 'owner/private': not found, or private; check the name or set HF_TOKEN",)),
+        ("owner/gated", ("hub: 'owner/gated': needs a token; set HF_TOKEN",)),
+        (f"owner/name@{'f' * 40}", (f"hub: 'owner/name': has no revision '{'f' * 40}'",)),
+    ],
+)
+def test_a_hub_that_refuses(weights: str, words: tuple[str, ...], hub: Hub, tmp_path: Path) -> None:
+    """Row 68."""
+    assert_refused(validate(data_folder(tmp_path), hub, weights), 6, *words)
+    assert hub.asked
