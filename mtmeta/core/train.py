@@ -24,6 +24,7 @@ from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Warned
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner, optimizer_state, restore_optimizer
+from mtmeta.core.memory import release
 from mtmeta.core.optim import Plateau, PlateauState, set_lr
 from mtmeta.core.options import Recipe
 
@@ -69,6 +70,7 @@ class Trainer:
                 self._evaluate()
             if last or (every and self.step % every == 0):
                 self._save()
+                release()
 
     # -- one step
 
@@ -125,6 +127,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self._check_parameters()
+        release()
         scores = {}
         for name, dataset in self.selection.items():
             predictions = evaluation.predict(
