@@ -82,7 +82,7 @@ class _Reader:
         parts: dict[str, Any] = {
             "name": self._name(data.get("name", path.stem)),
             "seed": self._seed(data.get("seed", 0)),
-            "data_root": os.path.abspath(data_root or self._text(data, "data_root", ".")),
+            "data_root": os.path.abspath(os.path.expanduser(data_root or self._text(data, "data_root", "."))),
             "backbone": self.component("backbone", data.get("backbone"), ("backbone",)),
             "tasks": self._tasks(data.get("tasks")),
             "data": self.section(DataOptions, data, "data"),
