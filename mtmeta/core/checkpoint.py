@@ -29,6 +29,8 @@ from mtmeta.core.errors import CheckpointError, MachineError, safe
 __all__ = ["Checkpoints", "read_json", "write_file"]
 
 MANIFEST = "MANIFEST.json"
+BEST_FILES = ("model.safetensors",)
+STEP_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Checkpoints:
         path = self.folder / name
         if not path.exists():
             raise CheckpointError(str(path), "no such checkpoint; has the run evaluated yet?")
-        _verify(path)
+        _verify(path, BEST_FILES)
         return load_file(path / "model.safetensors")
 
     def newest(self) -> tuple[Path | None, list[str]]:
@@ -75,7 +77,7 @@ class Checkpoints:
         damaged = []
         for path in reversed(self._steps()):
             try:
-                _verify(path)
+                _verify(path, STEP_FILES)
             except CheckpointError as error:
                 damaged.append(str(error))
             else:
@@ -84,7 +86,7 @@ class Checkpoints:
 
     def load(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
         """Model tensors, optimizer tensors and state of a full checkpoint."""
-        _verify(path)
+        _verify(path, STEP_FILES)
         try:
             model, optimizer = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
             return model, optimizer, json.loads((path / "state.json").read_bytes())
@@ -114,8 +116,8 @@ class Checkpoints:
         return target
 
 
-def _verify(path: Path) -> None:
-    """Raise CheckpointError unless every file equals its size and SHA-256 in the manifest."""
+def _verify(path: Path, needed: tuple[str, ...]) -> None:
+    """Raise CheckpointError unless the `needed` files are listed and every one equals its size and SHA-256."""
     try:
         listed = json.loads((path / MANIFEST).read_bytes())["files"]
         wanted = {str(name): (entry["size"], entry["sha256"]) for name, entry in listed.items()}
@@ -123,6 +125,9 @@ def _verify(path: Path) -> None:
         raise CheckpointError(str(path), f"not a committed checkpoint (no {MANIFEST})") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(str(path / MANIFEST), "damaged") from error
+    for name in needed:
+        if name not in wanted:
+            raise CheckpointError(str(path / MANIFEST), f"damaged (does not list {name})")
     for name, (size, sha256) in wanted.items():
         if Path(name).name != name:
             raise CheckpointError(str(path / MANIFEST), "names a file outside the checkpoint")

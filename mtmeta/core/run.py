@@ -23,6 +23,7 @@ from mtmeta.core.errors import PluginError
 from mtmeta.core.events import Event, RunFinished, RunStarted, Warned
 from mtmeta.core.feed import Feed, check_episode
 from mtmeta.core.learner import Learner
+from mtmeta.core.machine import fitting_threads
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
@@ -59,16 +60,16 @@ def run(
     continued = folder.check_usable(recipe, fresh=fresh)
     if continued and (summary := folder.finished()):
         warn(f"{folder.path} is finished; --fresh trains it again")
-        return summary
+        return {**summary, "run": str(folder.path)}  # it may have been moved since
     training = _Training(recipe, registry, folder, pick_device(device), warn)
     training.load()
-    if continued:
-        folder.check_same(
-            training.lock, training.files, allow_changed_data=allow_changed_data, allow_inexact=allow_inexact
-        )
-    else:
-        folder.begin(recipe, training.lock, training.backbone.files)
-    return training.run(continued)
+    with fitting_threads(training.backbone.encoder):
+        lock = training.lock()
+        if continued:
+            folder.check_same(lock, training.files, allow_changed_data=allow_changed_data, allow_inexact=allow_inexact)
+        else:
+            folder.begin(recipe, lock, training.backbone.files)
+        return training.run(continued)
 
 
 class _Training(Session):
@@ -101,8 +102,11 @@ class _Training(Session):
                 needed = recipe.algorithm.episode_batches(recipe.tasks[name])
                 check_episode(name, needed, recipe.tasks[name].batch_size, len(self.datasets[name, split]))
         self.files = {f"{name}-{split}": (found.file, found.sha256) for (name, split), found in raw.items()}
+
+    def lock(self) -> dict[str, Any]:
+        """What pins this run down, to be written or compared."""
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
-        self.lock = make_lock(recipe, self.registry, hashes, self.backbone.identity, self.device.type)
+        return make_lock(self.recipe, self.registry, hashes, self.backbone.identity, self.device.type)
 
     def _note_overlap(self, name: str, split: str, train: RawData, other: RawData) -> None:
         seen = {(example.text, example.pair) for example in train.examples}

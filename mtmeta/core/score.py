@@ -14,6 +14,7 @@ from mtmeta.core.blame import blame
 from mtmeta.core.data import read_examples
 from mtmeta.core.errors import CheckpointError, UsageError, did_you_mean, quote
 from mtmeta.core.events import Warned
+from mtmeta.core.machine import fitting_threads
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
@@ -59,23 +60,24 @@ def evaluate(
     hashes = folder.lock()["data"]
     scores: dict[str, evaluation.Score] = {}
     details, steps, started = {}, 0, time.perf_counter()
-    for group in session.groups:
-        wanted = [name for name in group if name in chosen]
-        if not wanted:
-            continue
-        checkpoints = session.checkpoints(group)
-        model = _best_model(session, group, checkpoints.best())
-        number = (checkpoints.folder / "best").resolve().name.removeprefix("best-")
-        steps += int(number) if number.isdecimal() else 0  # a copy that follows links has no number there
-        for name in wanted:
-            path = files.get(name)
-            with blame(recipe.tasks[name], "task"):
-                raw = read_examples(name, recipe.tasks[name], split, recipe.data, recipe.data_root, path)
-            if path is None and not allow_changed_data:
-                check_hashes(hashes, {f"{name}-{split}": (raw.file, raw.sha256)})
-            dataset = session.tokenize(name, split if path is None else Path(path).stem, raw)
-            scores[name], predictions = session.score(model, dataset)
-            details[name] = evaluation.detail(recipe.tasks[name], predictions)
+    with fitting_threads(session.backbone.encoder):
+        for group in session.groups:
+            wanted = [name for name in group if name in chosen]
+            if not wanted:
+                continue
+            checkpoints = session.checkpoints(group)
+            model = _best_model(session, group, checkpoints.best())
+            number = (checkpoints.folder / "best").resolve().name.removeprefix("best-")
+            steps += int(number) if number.isdecimal() else 0  # a copy that follows links has no number there
+            for name in wanted:
+                path = files.get(name)
+                with blame(recipe.tasks[name], "task"):
+                    raw = read_examples(name, recipe.tasks[name], split, recipe.data, recipe.data_root, path)
+                if path is None and not allow_changed_data:
+                    check_hashes(hashes, {f"{name}-{split}": (raw.file, raw.sha256)})
+                dataset = session.tokenize(name, split if path is None else Path(path).stem, raw)
+                scores[name], predictions = session.score(model, dataset)
+                details[name] = evaluation.detail(recipe.tasks[name], predictions)
     for note in session.notes:
         if isinstance(note, Warned):
             warn(note.text)

@@ -24,7 +24,7 @@ from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Warned
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner, optimizer_state, restore_optimizer
-from mtmeta.core.memory import release
+from mtmeta.core.machine import release
 from mtmeta.core.optim import Plateau, PlateauState, set_lr
 from mtmeta.core.options import Recipe
 
