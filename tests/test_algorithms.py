@@ -422,3 +422,49 @@ def test_learning_rates_are_set_from_the_base_rate() -> None:
     set_lr(optimizer, 0.5)
     set_lr(optimizer, 0.5)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.05, 0.5]
+
+
+def test_excursions_cannot_be_nested() -> None:
+    learner, _ = tiny("sst")
+    theta = values(learner)
+    with pytest.raises(RuntimeError, match="cannot be nested"), learner.excursion("sst", SGD(lr=0.1), Constant()):
+        with learner.excursion("sst", SGD(lr=0.1), Constant()):
+            raise AssertionError("not reached")
+    assert equal(values(learner), theta)
+
+
+def test_a_task_without_weight_is_never_drawn() -> None:
+    _, feed = tiny("sst", "para", sampler=Always(("sst",)))
+    with pytest.raises(RecipeError, match="draws 2 different tasks, but only 1 have a weight above 0"):
+        feed.draw(2)
+
+
+def test_planned_draws_without_replacement_are_those_that_can_be_made() -> None:
+    _, feed = tiny()
+    for number in range(10):
+        feed.step = number
+        feed.draw(3)
+    assert {name: used["planned_draws"] for name, used in feed.usage().items()} == pytest.approx(
+        dict.fromkeys(("sst", "para", "sts"), 10.0), abs=5.0
+    )
+    assert sum(used["planned_draws"] for used in feed.usage().values()) == pytest.approx(30.0)
+
+
+def test_reset_inner_state_leaves_nothing_to_checkpoint() -> None:
+    learner, feed = tiny("sst")
+    for state, kept in (("reset", 0), ("per_task", len(learner.parameters))):
+        with learner.excursion("sst", AdamW(lr=0.1), Constant(), state=state) as inner:  # type: ignore[arg-type]
+            inner.step(feed.batch("sst"))
+        assert len(learner.inner_states()["sst"]) == kept
+
+
+def test_a_skipped_step_forgets_the_inner_states_it_used() -> None:
+    learner, feed = tiny()
+    learner.begin_step(0)
+    for task in ("sst", "sts"):
+        with learner.excursion(task, AdamW(lr=0.1), Constant()) as inner:
+            inner.step(feed.batch(task))
+    learner.begin_step(1)
+    learner.gradient(feed.batch("sst"))
+    learner.forget_inner_states()
+    assert list(learner.inner_states()) == ["sts"]

@@ -119,7 +119,11 @@ CASES: list[tuple[int, str | bytes, tuple[str, ...]]] = [
         task("c: {task: regression, low: 0, high: 1, train: sample"),
         ("r.yaml:5:", "has no sample data; name a file"),
     ),
-    (18, changed("sst: {", "a/../b: {"), ("r.yaml:5:3: task name 'a/../b' is not allowed; use at most 64 of a-z",)),
+    (
+        18,
+        changed("sst: {", "a/../b: {"),
+        ("r.yaml:5:3: task name 'a/../b' is not allowed; use a letter, then at most 63 of a-z",),
+    ),
     (18, changed("sst: {", "a b: {"), ("task name 'a b' is not allowed",)),
     (18, changed("sst: {", "\U0001f600: {"), ("task name '\U0001f600' is not allowed",)),
     (18, changed("para: {", "sst: {"), ("r.yaml:6:3: key 'sst' already given at line 5",)),

@@ -192,11 +192,11 @@ def test_subset_of_one_label_does_not_move_with_the_others() -> None:
     assert subset(ones, 0.3, 7, "t") == with_both
 
 
-def test_regression_strata_are_the_nearest_whole_numbers() -> None:
-    rows = examples([0.0, 0.49, 0.5, 1.2, 1.49, 1.5, 2.49, 4.5, 5.0, 5.0] * 10)
-    kept = subset(rows, 0.1, 3, "sts")
-    strata = Counter(int(float(row.label or 0) + 0.5) for row in kept)
-    assert strata == {0: 2, 1: 3, 2: 2, 5: 3}
+@pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
+def test_regression_strata_are_the_fifths_of_the_ranking(scale: float) -> None:
+    order = [(37 * i) % 1000 for i in range(1000)]  # every rank once
+    kept = subset(examples([scale * rank for rank in order]), 0.1, 3, "sts")
+    assert Counter(round(float(row.label or 0) / scale) // 200 for row in kept) == dict.fromkeys(range(5), 20)
 
 
 # -------------------------------------------------------------------------------------------------------- truncation

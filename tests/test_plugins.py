@@ -181,8 +181,8 @@ TASK = "class Part(mtmeta.Task):\n    name = 'part'\n    {}\n"
         ),
         (
             HOOK.format("", "[]").replace("tasks", "metrics").replace("[]", "[mtmeta.Metric('', len)]"),
-            "register_metrics holds Metric(name='', function=<built-in function len>, greater_is_better=True),"
-            " expected a name and a function",
+            "register_metrics holds Metric(name='', function=<built-in function len>, greater_is_better=True, "
+            "needs='any'), expected a name and a function",
         ),
     ],
 )

@@ -248,6 +248,8 @@ class Metric:
     name: str
     function: Callable[[Any, Any], float]
     greater_is_better: bool = True
+    needs: Literal["any", "classes"] = "any"
+    """`classes`: makes sense for class indices only, so recipes may not name it for a regression task."""
 
     def __call__(self, labels: Any, predictions: Any) -> float:
         return float(self.function(labels, predictions))

@@ -6,7 +6,6 @@ Shapes: `N` examples, `V` sequences an example (2 for separately encoded pairs, 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from mtmeta.core.tables import BadRow, DataFile, Dialect
 __all__ = ["Dataset", "RawData", "TokenStore", "read_examples", "subset", "tokenize"]
 
 BAD_ROWS_SHOWN = 5
+QUANTILES = 5  # strata of regression labels
 TOKENIZE_AT_ONCE = 8192  # texts handed to the tokenizer in one call: bounds memory, keeps its threads busy
 
 
@@ -94,7 +94,7 @@ def read_examples(
         shown = str(file.path)
         found, bad = list(task.read(file)), file.bad
         digest = file.sha256()
-    examples = _parse(task, found, bad, require_labels=True)
+    examples = _parse(task, found, bad)
     bad.sort(key=lambda row: row.line)
     if bad and options.on_bad_rows == "error":
         raise _bad_rows(shown, bad)
@@ -104,7 +104,7 @@ def read_examples(
     return RawData(shown, examples, bad, digest)
 
 
-def _parse(task: Task, found: Sequence[Example], bad: list[BadRow], *, require_labels: bool) -> list[Example]:
+def _parse(task: Task, found: Sequence[Example], bad: list[BadRow]) -> list[Example]:
     """Labels as numbers; examples that cannot be used are moved to `bad`."""
     examples = []
     objective, pair = task.objective, task.inputs != "single"
@@ -142,15 +142,20 @@ def _check_classes(task: Task, split: str, file: str, examples: Sequence[Example
 
 
 def subset(examples: Sequence[Example], fraction: float, seed: int, name: str) -> list[Example]:
-    """A seeded share of the examples, stratified by label (regression labels by their nearest whole number).
+    """A seeded share of the examples, stratified by label (regression labels by the fifth of the ranking they are in).
 
     Every stratum keeps its share to within one example, and at least one; file order is kept.
     """
     if fraction >= 1.0:
         return list(examples)
+    labels = np.array([example.label for example in examples], dtype=np.float64)
+    if any(isinstance(example.label, float) for example in examples):  # class labels are whole numbers
+        ranks = np.empty(len(labels), dtype=np.int64)
+        ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+        labels = (ranks * QUANTILES // len(labels)).astype(np.float64)
     strata: dict[int, list[int]] = {}
-    for index, example in enumerate(examples):
-        strata.setdefault(math.floor(float(example.label or 0) + 0.5), []).append(index)
+    for index, label in enumerate(labels.tolist()):
+        strata.setdefault(int(label), []).append(index)
     kept: list[int] = []
     for label in sorted(strata):
         members = strata[label]
@@ -161,7 +166,6 @@ def subset(examples: Sequence[Example], fraction: float, seed: int, name: str) -
 
 def tokenize(name: str, split: str, raw: RawData, inputs: Inputs, tokenizer: Tokenizer, max_length: int) -> Dataset:
     """Token ids of all examples, special tokens in place, cut to `max_length` (pairs: the longer text first)."""
-    first, second = [], []
     truncated = 0
     pairs = inputs != "single"
     builder_a, builder_b = _Builder(tokenizer), _Builder(tokenizer)

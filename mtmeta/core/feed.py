@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.contracts import Draw, Sampler, Task
 from mtmeta.core.data import Dataset
-from mtmeta.core.errors import DataError, PluginError, safe
+from mtmeta.core.errors import DataError, PluginError, RecipeError, safe
 from mtmeta.core.packing import Batch, pack
 from mtmeta.core.rng import permutation, uniform
 
@@ -117,17 +117,21 @@ class Feed:
     def draw(self, count: int = 1, *, with_replacement: bool = False) -> list[str]:
         """`count` tasks drawn with the sampler's probabilities, in the recipe's order of tasks.
 
+        Without replacement the weights of tasks already drawn in this step are taken out, so a task comes at most once.
+
         The order is fixed so that floating-point sums over the drawn tasks do not depend on the draw's order.
         """
         drawn: list[str] = []
         for slot in range(count):
             weights = self._probabilities(Draw(self.step * count + slot, self.steps * count))
-            for name in self.tasks:
-                self.planned[name] += weights[name]
             if not with_replacement:
                 weights = {name: 0.0 if name in drawn else weight for name, weight in weights.items()}
-                if not any(weights.values()):  # every task with weight is drawn already
-                    weights = {name: 0.0 if name in drawn else 1.0 for name in self.tasks}
+            left = math.fsum(weights.values())
+            if not left:
+                what = f"draws {count} different tasks, but only {slot} have a weight above 0; lower tasks_per_step"
+                raise RecipeError("sampler", what)
+            for name in self.tasks:
+                self.planned[name] += weights[name] / left
             drawn.append(self._pick(weights, uniform(self._seed, "sampler", self.step, slot)))
         for name in drawn:
             self.draws[name] += 1

@@ -66,6 +66,7 @@ class Learner:
         self._inner: dict[str, Optimizer] = {}
         self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._snapshot: list[Tensor] = []
+        self._away = False
 
     def begin_step(self, step: int) -> None:
         """Called by the loop: forget the last step's gradients and losses."""
@@ -153,9 +154,12 @@ class Learner:
         """Leave theta for an inner loop on `task`; on exit theta is back bit for bit, also if the loop raised.
 
         What the excursion kept (`keep_delta`, `keep_gradient`) is added to the `.grad` found on entry. The inner
-        optimizer's state lives on by task (`per_task`), across tasks (`shared`), or not at all (`reset`).
+        optimizer's state lives on by task (`per_task`), across tasks (`shared`), or not at all (`reset`). The schedule
+        takes the task's own count of episodes as its step, and the run's outer steps as its length.
         `fresh_head` starts from a newly initialised head, whose outer gradient is None.
         """
+        if self._away:
+            raise RuntimeError("an excursion is under way already; they cannot be nested")
         parameters: list[Tensor] = list(self.parameters.values())
         if not self._snapshot:
             self._snapshot = [torch.empty_like(parameter) for parameter in parameters]
@@ -163,6 +167,7 @@ class Learner:
         with torch.no_grad():
             torch._foreach_copy_(self._snapshot, parameters)
         self._inner_step = 0
+        self._away = True
         try:
             inner = self._inner_optimizer("shared" if state == "shared" else task, optimizer)
             if state == "reset":
@@ -172,7 +177,10 @@ class Learner:
                 self._reset_head(task)
             yield Excursion(self, inner, self._snapshot, outer, f"heads.{task}." if fresh_head else None)
             self.episodes[task] += 1
+            if state == "reset":
+                inner.state.clear()  # nothing of it is to be kept or checkpointed
         finally:
+            self._away = False
             with torch.no_grad():
                 torch._foreach_copy_(parameters, self._snapshot)
             self.put_gradient(outer)
@@ -195,6 +203,12 @@ class Learner:
         """State of every inner optimizer: key -> parameter name -> slot -> tensor."""
         current = {key: optimizer_state(inner, self.parameters) for key, inner in self._inner.items()}
         return {**self._pending, **current}
+
+    def forget_inner_states(self) -> None:
+        """Drop the inner optimizer states that this step used: a non-finite gradient may have entered them."""
+        for key in ("shared", *(task for task, *_ in self.losses)):
+            self._inner.pop(key, None)
+            self._pending.pop(key, None)
 
     def load_inner_states(self, states: dict[str, dict[str, dict[str, Tensor]]]) -> None:
         """Take up saved states; each is applied when its optimizer is next needed."""

@@ -84,6 +84,19 @@ def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str
     return head
 
 
+class Heads(nn.Module):
+    """Heads by task name. Unlike nn.ModuleDict it takes any name, `type` and `train` included."""
+
+    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(heads)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        head = self._modules[name]
+        assert head is not None
+        return head
+
+
 class MultiTaskModel(nn.Module):
     """`encoder` and `heads`; parameters are named `encoder.*` and `heads.TASK.*`."""
 
@@ -93,9 +106,12 @@ class MultiTaskModel(nn.Module):
         self.hidden_size = int(encoder.hidden_size)  # type: ignore[arg-type]
         self.seed = seed
         self.tasks = dict(tasks)
-        self.heads = nn.ModuleDict(
-            {name: build_head(name, task, self.hidden_size, seed) for name, task in tasks.items()}
-        )
+        self.heads = Heads({name: build_head(name, task, self.hidden_size, seed) for name, task in tasks.items()})
+
+        unsaved = sorted(set(self.state_dict()) ^ {name for name, _ in self.named_parameters()})
+        if unsaved:  # they would neither come back after an inner loop nor stand in a checkpoint
+            what = f"'{unsaved[0]}' is a buffer or a shared parameter; encoder and heads may hold neither"
+            raise PluginError("model", what)
 
     def pooled(self, task: str, packed: Packed) -> Tensor:
         """Mean-pooled vectors of a task's sequences [B, V, D]."""

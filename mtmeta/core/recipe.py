@@ -32,7 +32,7 @@ from mtmeta.core.validation import convert, describe
 
 __all__ = ["load_recipe"]
 
-TASK_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` is what evaluation.select calls them all
 KEYS = ("format", *(field.name for field in dataclasses.fields(Recipe)))
 REQUIRED = ("backbone", "tasks", "algorithm", "optimizer", "training")
 
@@ -179,7 +179,11 @@ class _Reader:
         for name, options in tasks.items():
             path = ("tasks", name)
             if not TASK_NAME.fullmatch(name):
-                self.fail(path, f"task name {quote(name)} is not allowed; use at most 64 of a-z 0-9 _ -", key=True)
+                self.fail(
+                    path,
+                    f"task name {quote(name)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -",
+                    key=True,
+                )
             elif not isinstance(options, dict):
                 self.fail(path, f"tasks.{name} must be a mapping, found {describe(options)}; write {{train: FILE}}")
             else:
@@ -235,9 +239,15 @@ class _Reader:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
         for metric in task.metrics:
             try:
-                self.registry.get("metric", metric, self.source.place((*path, "metrics")))
+                found = self.registry.get("metric", metric, self.source.place((*path, "metrics")))
             except MtmetaError as error:
                 self.source.problems.append(error)
+            else:
+                if found.needs == "classes" and not task.objective.classes:
+                    what = (
+                        f"metric {quote(metric)} needs classes, task '{name}' predicts a number; use pearson, spearman"
+                    )
+                    self.fail((*path, "metrics"), what)
 
     def _check_epochs(self, algorithm: Algorithm, path: Path_) -> None:
         try:

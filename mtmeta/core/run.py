@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.checkpoint import write_file
 from mtmeta.core.contracts import LoadedBackbone
@@ -117,7 +116,7 @@ class _Training(Session):
     def run(self, continued: bool) -> dict[str, Any]:
         """Train every group, then score the best weights."""
         started = time.perf_counter()
-        trainers: list[Trainer] = []
+        finished: list[dict[str, Any]] = []
         with ExitStack() as stack:
             step = self._rewind() if continued else 0
             handlers = []
@@ -134,11 +133,11 @@ class _Training(Session):
                 trainer = self._trainer(group, emit)
                 if continued:
                     self._resume(trainer)
-                if not trainers:
+                if not finished:
                     self._announce(trainer, step, emit)
                 trainer.run()
-                trainers.append(trainer)
-            summary = self._summarise(trainers, time.perf_counter() - started)
+                finished.append(self._finish(trainer))
+            summary = self._summarise(finished, time.perf_counter() - started)
             write_file(self.folder.summary, dump_json(summary))
             emit(RunFinished(summary))
         return summary
@@ -217,26 +216,34 @@ class _Training(Session):
         if path is not None:
             trainer.restore(*trainer.checkpoints.load(path))
 
-    def _summarise(self, trainers: list[Trainer], seconds: float) -> dict[str, Any]:
+    def _finish(self, trainer: Trainer) -> dict[str, Any]:
+        """Score a group's best weights and keep what the summary needs, so that its model and optimizers can go."""
+        model, split = trainer.learner.model, self.recipe.evaluation.report_on
+        model.load_state_dict(trainer.checkpoints.best())
+        return {
+            "scores": {task: self.score(model, self.datasets[task, split])[0] for task in trainer.learner.tasks},
+            "usage": trainer.feed.usage(),
+            "steps": trainer.steps,
+            "seconds": trainer.seconds,
+            "examples": trainer.learner.examples,
+            "skipped": trainer.skipped,
+        }
+
+    def _summarise(self, groups: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         recipe = self.recipe
-        split = recipe.evaluation.report_on
-        scores: dict[str, evaluation.Score] = {}
-        for trainer in trainers:
-            trainer.learner.model.load_state_dict(trainer.checkpoints.best())
-            for task in trainer.learner.tasks:
-                scores[task], _ = self.score(trainer.learner.model, self.datasets[task, split])
+        scores = {task: made for group in groups for task, made in group["scores"].items()}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
-            **self.table(split, {task: scores[task] for task in recipe.tasks}),
+            **self.table(recipe.evaluation.report_on, {task: scores[task] for task in recipe.tasks}),
             "name": recipe.name,
             "algorithm": recipe.algorithm.name,
             "seed": recipe.seed,
             "selected_on": recipe.evaluation.select_on,
-            "steps": sum(trainer.steps for trainer in trainers),
-            "seconds": round(sum(trainer.seconds for trainer in trainers), 2),
+            "steps": sum(group["steps"] for group in groups),
+            "seconds": round(sum(group["seconds"] for group in groups), 2),
             "total_seconds": round(seconds, 2),
-            "examples": sum(trainer.learner.examples for trainer in trainers),
-            "skipped_steps": sum(trainer.skipped for trainer in trainers),
-            "sampling": {task: used for trainer in trainers for task, used in trainer.feed.usage().items()},
+            "examples": sum(group["examples"] for group in groups),
+            "skipped_steps": sum(group["skipped"] for group in groups),
+            "sampling": {task: used for group in groups for task, used in group["usage"].items()},
             "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
         }

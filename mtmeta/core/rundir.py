@@ -166,21 +166,29 @@ def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) 
 
 
 def rewind_events(path: Path, group: str, step: int) -> None:
-    """Cut events.jsonl after the checkpoint at `step` of `group`, from which the run goes on."""
+    """Cut events.jsonl where the checkpoint at `step` of `group` was taken, from which the run goes on.
+
+    That is after the checkpoint's own event or, if a kill came before that was written, before the first later step.
+    Without a checkpoint (step 0) the run starts over, and so do its events.
+    """
     if not path.exists():
         return
-    at = end = 0  # without a checkpoint the run starts over, and so do its events
+    end = 0
     with open(path, "rb") as file:
-        for line in file:
+        for line in file if step else ():
             try:
                 event = json.loads(line)
             except ValueError:
                 break  # a line torn by a kill
-            if not isinstance(event, dict):
+            if not isinstance(event, dict) or (event.get("group") == group and _step(event) > step):
                 break
-            at += len(line)
-            if [event.get(key) for key in ("type", "group", "step")] == ["checkpoint", group, step]:
-                end = at
+            end += len(line)
+            if (event.get("type"), event.get("group"), _step(event)) == ("checkpoint", group, step):
                 break
     with open(path, "r+b") as file:
         file.truncate(end)
+
+
+def _step(event: Mapping[str, Any]) -> int:
+    step = event.get("step")
+    return step if isinstance(step, int) else 0

@@ -53,6 +53,11 @@ def evaluate(
         if name not in recipe.tasks:
             what = f"this run has no task {quote(name)}{did_you_mean(name, recipe.tasks)}"
             raise UsageError("--task" if name == task else "--file", f"{what} (tasks: {', '.join(recipe.tasks)})")
+    if files and split:
+        raise UsageError("--split", "names a split of the recipe, --file another file; give one of them")
+    for name in files:
+        if name not in chosen:
+            raise UsageError("--file", f"names task {quote(name)}, --task {quote(task)}; give the same task")
     split = split or recipe.evaluation.report_on
     session = Session(recipe, registry, folder, pick_device(device), warn)
     with blame(recipe.backbone, "backbone"):
@@ -75,7 +80,7 @@ def evaluate(
                     raw = read_examples(name, recipe.tasks[name], split, recipe.data, recipe.data_root, path)
                 if path is None and not allow_changed_data:
                     check_hashes(hashes, {f"{name}-{split}": (raw.file, raw.sha256)})
-                dataset = session.tokenize(name, split if path is None else Path(path).stem, raw)
+                dataset = session.tokenize(name, split if path is None else f"file-{Path(path).stem}", raw)
                 scores[name], predictions = session.score(model, dataset)
                 details[name] = evaluation.detail(recipe.tasks[name], predictions)
     for note in session.notes:

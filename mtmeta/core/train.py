@@ -88,6 +88,7 @@ class Trainer:
             if recipe.training.on_nonfinite == "stop":
                 raise
             learner.clear_gradient()
+            learner.forget_inner_states()
             self.skipped += 1
             self.emit(StepSkipped(self.group, self.step + 1, error.what))
         else:

@@ -63,9 +63,9 @@ def _constant(name: str, labels: Any, predictions: Any) -> bool:
 @mtmeta.hookimpl
 def register_metrics() -> list[mtmeta.Metric]:
     return [
-        mtmeta.Metric("accuracy", accuracy),
-        mtmeta.Metric("macro_f1", macro_f1),
-        mtmeta.Metric("matthews", matthews),
+        mtmeta.Metric("accuracy", accuracy, needs="classes"),
+        mtmeta.Metric("macro_f1", macro_f1, needs="classes"),
+        mtmeta.Metric("matthews", matthews, needs="classes"),
         mtmeta.Metric("pearson", pearson),
         mtmeta.Metric("spearman", spearman),
     ]
