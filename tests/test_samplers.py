@@ -195,11 +195,12 @@ def test_draws_without_replacement_are_distinct_and_in_the_recipes_order() -> No
         assert drawn == sorted(drawn, key=names.index)
 
 
-def test_a_task_of_weight_zero_is_drawn_only_when_no_other_is_left() -> None:
+def test_a_task_of_weight_zero_is_never_drawn() -> None:
     sampler = Fixed(weights={"sst": 1.0, "para": 0.0, "sts": 1.0})
     assert {name for (name,) in draws(feed_of(SMALL, sampler), 500)} == {"sst", "sts"}
     assert draws(feed_of(SMALL, sampler), 20, count=2) == [["sst", "sts"]] * 20
-    assert draws(feed_of(SMALL, sampler), 20, count=3) == [["sst", "para", "sts"]] * 20
+    with pytest.raises(mtmeta.RecipeError, match="draws 3 different tasks, but only 2 have a weight above 0"):
+        feed_of(SMALL, sampler).draw(3)
 
 
 @dataclass(frozen=True)
