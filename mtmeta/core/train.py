@@ -24,7 +24,7 @@ from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Warned
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner, optimizer_state, restore_optimizer
-from mtmeta.core.machine import release
+from mtmeta.core.machine import Heap
 from mtmeta.core.optim import Plateau, PlateauState, set_lr
 from mtmeta.core.options import Recipe
 
@@ -57,6 +57,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizer = self.recipe.optimizer.build(self.learner.parameters.items())
+        self._heap = Heap()
 
     def run(self) -> None:
         """Train from the current step to the last, then leave the best weights selected."""
@@ -65,12 +66,12 @@ class Trainer:
         every = self.recipe.checkpoint.every
         while self.step < self.steps:
             self._one_step()
+            self._heap.after_step()
             last = self.step == self.steps
             if last or self.step % self.evaluate_every == 0:
                 self._evaluate()
             if last or (every and self.step % every == 0):
                 self._save()
-                release()
 
     # -- one step
 
@@ -128,7 +129,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self._check_parameters()
-        release()
+        self._heap.release()  # evaluation needs other buffers than training
         scores = {}
         for name, dataset in self.selection.items():
             predictions = evaluation.predict(
