@@ -9,8 +9,20 @@ from pathlib import Path
 import pytest
 
 
+GIVEN = {key: value for key, value in os.environ.items() if key.startswith("MTMETA_")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_settings() -> Iterator[None]:
+    """Tests start without settings from outside: MTMETA_DATA would override the data_root of every recipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key in GIVEN:
+            patch.delenv(key)
+        yield
+
+
 def _folder(variable: str, what: str) -> Path:
-    value = os.environ.get(variable)
+    value = GIVEN.get(variable)
     if not value:
         pytest.skip(f"{variable} is unset; set it to {what}")
     folder = Path(value)
