@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 GIVEN = {key: value for key, value in os.environ.items() if key.startswith("MTMETA_")}
 
 
