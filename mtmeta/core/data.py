@@ -19,7 +19,7 @@ from mtmeta.core.options import DataOptions
 from mtmeta.core.rng import permutation
 from mtmeta.core.tables import BadRow, DataFile, Dialect
 
-__all__ = ["Dataset", "RawData", "TokenStore", "read_examples", "subset", "tokenize"]
+__all__ = ["Dataset", "RawData", "TokenStore", "overlap", "read_examples", "subset", "tokenize"]
 
 BAD_ROWS_SHOWN = 5
 QUANTILES = 5  # strata of regression labels
@@ -139,6 +139,12 @@ def _check_classes(task: Task, split: str, file: str, examples: Sequence[Example
         if len(labels) == 1:
             label = classes[int(examples[0].label or 0)]
             raise DataError(file, f"all {len(examples)} labels are {quote(label)}; there is nothing to learn")
+
+
+def overlap(train: RawData, other: RawData) -> int:
+    """How many examples of another split stand in train too."""
+    seen = {(example.text, example.pair) for example in train.examples}
+    return sum((example.text, example.pair) in seen for example in other.examples)
 
 
 def subset(examples: Sequence[Example], fraction: float, seed: int, name: str) -> list[Example]:

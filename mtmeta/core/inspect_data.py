@@ -9,7 +9,7 @@ import numpy as np
 
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import LoadedBackbone, Task
-from mtmeta.core.data import RawData, read_examples, tokenize
+from mtmeta.core.data import RawData, overlap, read_examples, tokenize
 from mtmeta.core.errors import DataError, MtmetaError, raise_all, safe
 from mtmeta.core.options import Recipe
 
@@ -69,8 +69,7 @@ def _doubts(name: str, split: str, raw: RawData, train: RawData | None) -> Itera
         yield f"{name}: {repeated} of {len(raw.examples)} {split} examples repeat another's text"
     if train is None:
         return
-    seen = {(example.text, example.pair) for example in train.examples}
-    shared = sum((example.text, example.pair) in seen for example in raw.examples)
+    shared = overlap(train, raw)
     if shared:
         yield f"{name}: {shared} of {len(raw.examples)} {split} examples also in train"
     sentences = {text for example in train.examples for text in (example.text, example.pair) if text}

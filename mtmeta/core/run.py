@@ -17,7 +17,7 @@ import torch
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.checkpoint import write_file
 from mtmeta.core.contracts import LoadedBackbone
-from mtmeta.core.data import Dataset, RawData, read_examples, subset
+from mtmeta.core.data import Dataset, RawData, overlap, read_examples, subset
 from mtmeta.core.errors import PluginError
 from mtmeta.core.events import Event, RunFinished, RunStarted, Warned
 from mtmeta.core.feed import Feed, check_episode
@@ -84,7 +84,9 @@ class _Training(Session):
                 with blame(task, "task"):
                     raw[name, split] = read_examples(name, task, split, recipe.data, recipe.data_root)
             for split in reported:
-                self._note_overlap(name, split, raw[name, "train"], raw[name, split])
+                if shared := overlap(raw[name, "train"], raw[name, split]):
+                    total = len(raw[name, split].examples)
+                    self.notes.append(Warned(f"{name}: {shared} of {total} {split} examples also in train"))
         with blame(recipe.backbone, "backbone"):
             backbone: object = recipe.backbone.load(recipe.seed)
         if not isinstance(backbone, LoadedBackbone):
@@ -106,12 +108,6 @@ class _Training(Session):
         """What pins this run down, to be written or compared."""
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
         return make_lock(self.recipe, self.registry, hashes, self.backbone.identity, self.device.type)
-
-    def _note_overlap(self, name: str, split: str, train: RawData, other: RawData) -> None:
-        seen = {(example.text, example.pair) for example in train.examples}
-        shared = sum((example.text, example.pair) in seen for example in other.examples)
-        if shared:
-            self.notes.append(Warned(f"{name}: {shared} of {len(other.examples)} {split} examples also in train"))
 
     def run(self, continued: bool) -> dict[str, Any]:
         """Train every group, then score the best weights."""
