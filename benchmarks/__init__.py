@@ -1,0 +1,11 @@
+"""Measurements of mtmeta against its peers and against the machine. Not shipped in the wheel; needs the dev extra.
+
+    python -m benchmarks.train      training and evaluation rate against transformers and sentence-transformers
+    python -m benchmarks.profile    operators of one training step
+    python -m benchmarks.scaling    time and memory against batch size, length and number of tasks
+    python -m benchmarks.meta       share of a meta-iteration outside gradients and inner steps
+    python -m benchmarks.data       tokenization, start-up, and memory on a file of ten million rows
+
+Machines are noisy. Everything compared is interleaved in one process and given as the median of per-round ratios with
+quartiles; absolute rates are for orientation only. RESULTS.md holds what was measured, and with which command.
+"""

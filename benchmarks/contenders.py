@@ -1,0 +1,169 @@
+"""Whole training steps: ours and those of the libraries people would use instead, all from the same weights.
+
+Every contender collates the same tokenized data, has our head and loss, dropout as config.json says, and
+torch.optim.AdamW(fused=True) with the same options. They differ in the encoder's code and in how batches are laid out.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.padded import Padded, PaddedModel, masked_mean, pad, padded_forward
+from benchmarks.parts import SEED, Parts, make_learner
+from mtmeta.core.data import Dataset
+from mtmeta.core.evaluate import predict
+from mtmeta.core.model import build_head
+from mtmeta.core.optim import AdamW
+from mtmeta.core.packing import pack
+from mtmeta.plugins.backbones.encoder import hugging_face_names
+
+__all__ = ["Contender", "Mtmeta", "Rival", "grouped_batches", "mtmeta_padded", "sentence_transformers", "transformers"]
+
+Indices = NDArray[np.int64]
+LR = 1e-5
+BATCH_TOKENS = 8192  # evaluation.batch_tokens of a recipe
+
+
+class Contender(Protocol):
+    """One way to train a task."""
+
+    def step(self, indices: Indices) -> float:
+        """A whole training step on these examples; returns the loss."""
+
+    def evaluate(self, dataset: Dataset) -> NDArray[np.float64]:
+        """Predictions in file order."""
+
+
+class Mtmeta:
+    """The product's own path: pack, Learner.gradient, the recipe's AdamW."""
+
+    def __init__(self, parts: Parts, task: str) -> None:
+        self.task = task
+        self.dataset = parts.datasets[task, "train"]
+        self.learner = make_learner(parts, task)
+        self.optimizer = AdamW(lr=LR).build(self.learner.parameters.items())
+        self.steps = 0
+
+    def step(self, indices: Indices) -> float:
+        batch = pack(self.dataset, indices)
+        self.learner.begin_step(self.steps)
+        loss = self.learner.gradient(batch)
+        self.optimizer.step()
+        self.steps += 1
+        return float(loss)
+
+    def evaluate(self, dataset: Dataset) -> NDArray[np.float64]:
+        return predict(self.learner.model, dataset, batch_tokens=BATCH_TOKENS).values
+
+
+class Rival:
+    """The textbook loop on padded batches around somebody's encoder."""
+
+    def __init__(
+        self, parts: Parts, task: str, encoder: nn.Module, pooled: Callable[[nn.Module, Padded], Tensor]
+    ) -> None:
+        self.dataset = parts.datasets[task, "train"]
+        self.objective = parts.tasks[task].objective
+        head = build_head(task, parts.tasks[task], parts.config.hidden_size, SEED)
+        self.model = PaddedModel(encoder, head, pooled).train()
+        self.optimizer = AdamW(lr=LR).build(self.model.named_parameters())
+
+    def step(self, indices: Indices) -> float:
+        batches = [pad(store, indices) for store in self.dataset.stores]
+        labels = torch.from_numpy(self.dataset.labels[indices].astype(np.float32))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.objective.loss(self.model(batches), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def evaluate(self, dataset: Dataset, batch_size: int = 128) -> NDArray[np.float64]:
+        self.model.eval()
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(dataset), batch_size):
+                indices = np.arange(start, min(start + batch_size, len(dataset)))
+                outputs = self.model([pad(store, indices) for store in dataset.stores])
+                found.append(self.objective.decode(outputs).double().numpy())
+        self.model.train()
+        return np.concatenate(found)
+
+
+def mtmeta_padded(parts: Parts, task: str) -> Rival:
+    """Our encoder's modules on padded batches."""
+
+    def pooled(encoder: nn.Module, batch: Padded) -> Tensor:
+        return masked_mean(padded_forward(encoder, batch), batch.mask)  # type: ignore[arg-type]
+
+    return Rival(parts, task, copy.deepcopy(parts.encoder), pooled)
+
+
+def transformers(parts: Parts, task: str) -> Rival:
+    """transformers' BertModel with attn_implementation="sdpa" and masked mean pooling."""
+
+    def pooled(encoder: nn.Module, batch: Padded) -> Tensor:
+        made = encoder(input_ids=batch.ids, attention_mask=batch.mask.long(), token_type_ids=batch.types)
+        return masked_mean(made.last_hidden_state, batch.mask)
+
+    return Rival(parts, task, bert_model(parts), pooled)
+
+
+def sentence_transformers(parts: Parts, task: str) -> Rival:
+    """sentence-transformers' modules Transformer and Pooling, as its own trainer calls them, one column at a time."""
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    with tempfile.TemporaryDirectory() as folder:
+        bert_model(parts).save_pretrained(folder)
+        (Path(folder) / "tokenizer.json").write_bytes(parts.files["tokenizer.json"])
+        (Path(folder) / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+        first: nn.Module = Transformer(folder, model_kwargs={"attn_implementation": "sdpa"})
+    encoder = nn.Sequential(first, Pooling(parts.config.hidden_size, "mean"))
+
+    def pooled(encoder: nn.Module, batch: Padded) -> Tensor:
+        features = {"input_ids": batch.ids, "attention_mask": batch.mask.long(), "token_type_ids": batch.types}
+        vectors: Tensor = encoder(features)["sentence_embedding"]
+        return vectors
+
+    return Rival(parts, task, encoder, pooled)
+
+
+def bert_model(parts: Parts) -> Any:
+    """transformers' BertModel with the weights of our encoder."""
+    hf = importlib.import_module("transformers")
+    hf.logging.set_verbosity_error()
+    hf.logging.disable_progress_bar()
+    config = hf.BertConfig(**asdict(parts.config), attn_implementation="sdpa")
+    model = hf.BertModel(config, add_pooling_layer=False)
+    ours = parts.encoder.state_dict()
+    state: dict[str, Tensor] = {}
+    for name, theirs in hugging_face_names(parts.config).items():
+        state |= dict(zip(theirs, (part.clone() for part in ours[name].chunk(len(theirs))), strict=True))
+    model.load_state_dict(state)
+    return model
+
+
+def grouped_batches(dataset: Dataset, batch_size: int) -> Iterator[Indices]:
+    """Batches of transformers' LengthGroupedSampler: sorted by length within 50 batches (fewer in small data).
+
+    The batches come in random order, so that a few rounds see the whole range of lengths; short ones are left out.
+    """
+    group = importlib.import_module("transformers.trainer_pt_utils").get_length_grouped_indices
+    lengths = np.sum([store.lengths for store in dataset.stores], axis=0).tolist()
+    generator = torch.Generator().manual_seed(SEED)
+    while True:
+        order = np.array(group(lengths, batch_size, generator=generator))
+        batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        whole = [batch for batch in batches if len(batch) == batch_size] or batches
+        for at in torch.randperm(len(whole), generator=generator).tolist():
+            yield whole[at]

@@ -1,0 +1,113 @@
+"""Ratios with their spread, the bound that the matrix-multiply rate sets, and what machine this is."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mtmeta.plugins.backbones.encoder import BertConfig
+
+__all__ = ["Spread", "gemm_rate", "layer_weights", "machine", "ratios", "spread", "step_flops"]
+
+GEMM_CALLS = 5
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of what the rounds gave."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    def json(self, name: str, digits: int = 3) -> dict[str, Any]:
+        """`name` and `name_quartiles`."""
+        return {
+            name: round(self.median, digits),
+            f"{name}_quartiles": [round(self.low, digits), round(self.high, digits)],
+        }
+
+    def text(self, digits: int = 2) -> str:
+        """`2.31 [2.25, 2.38]`."""
+        return f"{self.median:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles, linear between neighbours."""
+    low, median, high = np.percentile(np.asarray(values, dtype=np.float64), [25, 50, 75]).tolist()
+    return Spread(median, low, high, len(values))
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Spread of the per-round ratios: noise that lasts longer than a round hits both sides and cancels."""
+    return spread([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+def layer_weights(config: BertConfig) -> int:
+    """Entries of the matrices in the encoder's layers: query, key, value, output, up and down. MiniLM: 10.6 million."""
+    d, i = config.hidden_size, config.intermediate_size
+    return config.num_hidden_layers * (4 * d * d + 2 * d * i)
+
+
+def step_flops(config: BertConfig, tokens: int) -> int:
+    """FLOPs no training step on `tokens` real tokens can do without: a multiply and an add for each weight in the
+    forward pass and twice that in the backward pass.
+
+    Special tokens count, padding does not; embeddings, attention products, heads and everything else are left out.
+    """
+    return 6 * tokens * layer_weights(config)
+
+
+def gemm_rate(tokens: int, width: int) -> float:
+    """FLOP/s of torch.mm [tokens, width] x [width, 3 * width], the best of several calls."""
+    a, b = torch.randn(tokens, width), torch.randn(width, 3 * width)
+    out = torch.empty(tokens, 3 * width)
+    best = float("inf")
+    for _ in range(GEMM_CALLS):
+        started = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = min(best, time.perf_counter() - started)
+    return 2 * tokens * width * 3 * width / best
+
+
+def machine() -> dict[str, Any]:
+    """The kind of machine and the versions that matter, without names or paths."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": _version("transformers"),
+        "sentence_transformers": _version("sentence-transformers"),
+        "python": platform.python_version(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> str:
+    try:
+        found: dict[str, str] = {}
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
+        name = found.get("model name", platform.machine())
+        family = f" family {found['cpu family']} model {found['model']}" if "cpu family" in found else ""
+        return name + family
+    except OSError:
+        return platform.processor() or platform.machine()
