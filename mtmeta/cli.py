@@ -112,7 +112,7 @@ def validate(
             if data:
                 from mtmeta.core.inspect_data import report
 
-                for line in report(recipe, strict=strict):
+                for line in report(recipe, strict=strict, warn=_warn):
                     print(line)
         except MtmetaError as error:
             problems.append(error)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,9 @@ def tiny_learner(
     `tasks` are instances by name; their `train` is a file under `data_root` or `sample`. Without them there are
     sst, para and sts on sample data, with batches of 4 and 2 inner steps. The same seed gives the same of everything.
     """
-    from mtmeta.core.data import read_examples, tokenize
+    import numpy as np
+
+    from mtmeta.core.data import load_split, select
     from mtmeta.core.feed import Feed
     from mtmeta.core.learner import Learner
     from mtmeta.core.model import MultiTaskModel
@@ -54,9 +55,8 @@ def tiny_learner(
     backbone = bert(weights="tiny", max_length=64, dropout=0.0).load(seed)
     datasets = {}
     for name, task in tasks.items():
-        raw = read_examples(name, task, "train", DataOptions(), data_root)
-        raw = replace(raw, examples=raw.examples[:examples])
-        datasets[name] = tokenize(name, "train", raw, task.inputs, backbone.tokenizer, backbone.max_length)
+        found = load_split(name, task, "train", DataOptions(), data_root, backbone)
+        datasets[name] = select(found, np.arange(min(examples, len(found))))
     feed = Feed(tasks, datasets, registry.get("sampler", "uniform", "sampler")(), seed=seed)
     learner = Learner(MultiTaskModel(backbone.encoder, tasks, seed), seed=seed, steps=feed.steps)
     return learner, feed

@@ -74,6 +74,7 @@ class Outcome:
 def command(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) -> Outcome:
     """`python -m mtmeta ARGUMENTS` in `cwd`."""
     variables = {key: value for key, value in os.environ.items() if not key.startswith("MTMETA_")} | QUIET
+    variables |= {key: os.environ[key] for key in ("MTMETA_CACHE",) if key in os.environ}
     done = subprocess.run(
         [sys.executable, "-m", "mtmeta", *arguments],
         cwd=cwd,

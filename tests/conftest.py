@@ -12,11 +12,15 @@ GIVEN = {key: value for key, value in os.environ.items() if key.startswith("MTME
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_settings() -> Iterator[None]:
-    """Tests start without settings from outside: MTMETA_DATA would override the data_root of every recipe."""
+def no_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests start without settings from outside: MTMETA_DATA would override the data_root of every recipe.
+
+    Nor do they write to the user's cache.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for key in GIVEN:
             patch.delenv(key)
+        patch.setenv("MTMETA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

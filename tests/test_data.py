@@ -10,11 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtmeta
-from mtmeta.core.data import Dataset, RawData, read_examples, subset, tokenize
+from mtmeta.core.data import Dataset, from_examples, load_split, subset
 from mtmeta.core.options import DataOptions
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import ClassificationTask, RegressionTask
@@ -56,8 +57,17 @@ def write(folder: Path, text: str, name: str = "d.csv") -> str:
     return name
 
 
-def read(folder: Path, task: mtmeta.Task, options: DataOptions | None = None, split: str = "train") -> RawData:
-    return read_examples("t", task, split, options or DataOptions(), str(folder))
+def letters(max_length: int = 64) -> mtmeta.LoadedBackbone:
+    return mtmeta.LoadedBackbone(torch.nn.Identity(), Letters(), max_length, {}, "")
+
+
+def read(folder: Path, task: mtmeta.Task, options: DataOptions | None = None, split: str = "train") -> Dataset:
+    return load_split("t", task, split, options or DataOptions(), str(folder), letters())
+
+
+def texts(data: Dataset, store: int = 0) -> list[str]:
+    """What the sequences spell, between the special tokens."""
+    return ["".join(map(chr, ids[1:-1])) for ids in sequences(data, store)]
 
 
 def refusal(folder: Path, task: mtmeta.Task, split: str = "train") -> str:
@@ -71,13 +81,11 @@ def refusal(folder: Path, task: mtmeta.Task, split: str = "train") -> str:
 
 def test_good_rows(tmp_path: Path) -> None:
     name = write(tmp_path, GOOD)
-    raw = read(tmp_path, Para(train=name))
-    assert raw.examples == [
-        mtmeta.Example("one?", "two?", 0, "aa", 2),
-        mtmeta.Example("three?", "four?", 1, "bb", 3),
-    ]
-    assert (raw.file, raw.bad) == (str(tmp_path / name), [])
-    assert raw.sha256 == hashlib.sha256(GOOD.encode()).hexdigest()
+    data = read(tmp_path, Para(train=name))
+    assert (texts(data, 0), texts(data, 1)) == (["one?", "three?"], ["two?", "four?"])
+    assert (data.labels.tolist(), list(data.ids)) == ([0.0, 1.0], ["aa", "bb"])
+    assert (data.file, data.bad, data.skipped) == (str(tmp_path / name), (), 0)
+    assert data.sha256 == hashlib.sha256(GOOD.encode()).hexdigest()
 
 
 def test_bad_rows_are_an_error_with_file_line_and_count(tmp_path: Path) -> None:
@@ -109,15 +117,15 @@ def test_more_than_five_bad_rows(tmp_path: Path) -> None:
 
 def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
     name = write(tmp_path, BAD)
-    raw = read(tmp_path, Para(train=name), SKIP)
-    assert [example.id for example in raw.examples] == ["aa", "dd"]
-    assert [(row.line, row.reason) for row in raw.bad] == [
+    data = read(tmp_path, Para(train=name), SKIP)
+    assert list(data.ids) == ["aa", "dd"]
+    assert [(row.line, row.reason) for row in data.bad] == [
         (3, "label is empty"),
         (4, "text is empty"),
         (6, "label '2' is not one of 0, 1"),
         (7, "3 fields, expected 5"),
     ]
-    assert tokenize("t", "train", raw, "separate", Letters(), 16).skipped == 4
+    assert data.skipped == 4
 
 
 def test_without_a_good_row_there_is_nothing_to_skip_to(tmp_path: Path) -> None:
@@ -142,7 +150,7 @@ def test_one_class_is_nothing_to_learn_but_may_be_scored(tmp_path: Path) -> None
     name = write(tmp_path, "sentence\tsentiment\nfine\t3\ngood\t3\n")
     task = Sst(train=name, dev=name)
     assert refusal(tmp_path, task) == f"{tmp_path / name}: all 2 labels are '3'; there is nothing to learn"
-    assert len(read(tmp_path, task, split="dev").examples) == 2
+    assert len(read(tmp_path, task, split="dev")) == 2
 
 
 def test_a_split_without_a_file(tmp_path: Path) -> None:
@@ -152,51 +160,67 @@ def test_a_split_without_a_file(tmp_path: Path) -> None:
 
 def test_rows_without_an_id_are_named_by_their_line(tmp_path: Path) -> None:
     name = write(tmp_path, "sentence,score\na,1\n\nb,2\n")
-    raw = read(tmp_path, RegressionTask(train=name, low=0, high=2, label="score"))
-    assert [(example.id, example.line, example.label) for example in raw.examples] == [("2", 2, 1.0), ("4", 4, 2.0)]
+    data = read(tmp_path, RegressionTask(train=name, low=0, high=2, label="score"))
+    assert list(zip(data.ids, data.labels.tolist(), strict=True)) == [("2", 1.0), ("4", 2.0)]
 
 
 # ---------------------------------------------------------------------------------------------------- train_fraction
 
 
-def examples(labels: Sequence[float]) -> list[mtmeta.Example]:
-    return [mtmeta.Example(f"text {i}", label=label, id=str(i)) for i, label in enumerate(labels)]
+def labelled(labels: Sequence[float]) -> Dataset:
+    """Examples whose ids are their places; numbers with a fraction make a regression task."""
+    found = [mtmeta.Example(f"text {i}", label=label, id=str(i)) for i, label in enumerate(labels)]
+    task: mtmeta.Task = ClassificationTask(train="x", labels=10)
+    if any(isinstance(label, float) for label in labels):
+        task = RegressionTask(train="x", low=0.0, high=1e6)
+    return from_examples("t", task, "train", found, letters())
 
 
 def test_subset_is_stratified_and_in_file_order() -> None:
     labels = [i % 10 for i in range(200)]
     labels = [0 if label < 6 else 1 if label < 9 else 2 for label in labels]  # 120, 60, 20
-    rows = examples(labels)
+    data = labelled(labels)
     for fraction, counts in ((0.1, (12, 6, 2)), (0.5, (60, 30, 10)), (0.25, (30, 15, 5)), (0.01, (1, 1, 1))):
-        kept = subset(rows, fraction, 7, "sst")
-        assert Counter(row.label for row in kept) == dict(enumerate(counts))
-        numbers = [int(row.id) for row in kept]
+        kept = subset(data, fraction, 7, "sst")
+        assert Counter(kept.labels.tolist()) == dict(enumerate(counts))
+        numbers = [int(name) for name in kept.ids]
         assert numbers == sorted(set(numbers))
-        assert all(row is rows[number] for row, number in zip(kept, numbers, strict=True))
-    assert subset(rows, 1.0, 7, "sst") == rows
+        assert kept.labels.tolist() == [labels[number] for number in numbers]
+        assert texts(kept) == [f"text {number}" for number in numbers]
+        assert kept.texts.tolist() == data.texts[numbers].tolist()
+    assert subset(data, 1.0, 7, "sst") is data
 
 
 def test_subset_is_seeded_by_seed_and_task() -> None:
-    rows = examples([i % 2 for i in range(100)])
-    one, same = subset(rows, 0.2, 7, "sst"), subset(rows, 0.2, 7, "sst")
-    assert one == same
-    assert one != subset(rows, 0.2, 8, "sst")
-    assert one != subset(rows, 0.2, 7, "para")
-    assert [row.id for row in one] != [row.id for row in rows[:20]]
+    data = labelled([i % 2 for i in range(100)])
+
+    def chosen(seed: int, name: str) -> list[str]:
+        return list(subset(data, 0.2, seed, name).ids)
+
+    one = chosen(7, "sst")
+    assert one == chosen(7, "sst")
+    assert one not in (chosen(8, "sst"), chosen(7, "para"), list(data.ids)[:20])
 
 
 def test_subset_of_one_label_does_not_move_with_the_others() -> None:
-    rows = examples([i % 2 for i in range(100)])
-    ones = [row for row in rows if row.label == 1]
-    with_both = [row for row in subset(rows, 0.3, 7, "t") if row.label == 1]
-    assert subset(ones, 0.3, 7, "t") == with_both
+    both = subset(labelled([i % 2 for i in range(100)]), 0.3, 7, "t")
+    ones = subset(labelled([1] * 50), 0.3, 7, "t")
+    with_both = [int(name) // 2 for name, label in zip(both.ids, both.labels, strict=True) if label == 1]
+    assert [int(name) for name in ones.ids] == with_both
 
 
 @pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
 def test_regression_strata_are_the_fifths_of_the_ranking(scale: float) -> None:
     order = [(37 * i) % 1000 for i in range(1000)]  # every rank once
-    kept = subset(examples([scale * rank for rank in order]), 0.1, 3, "sts")
-    assert Counter(round(float(row.label or 0) / scale) // 200 for row in kept) == dict.fromkeys(range(5), 20)
+    kept = subset(labelled([scale * rank for rank in order]), 0.1, 3, "sts")
+    assert Counter(round(label / scale) // 200 for label in kept.labels.tolist()) == dict.fromkeys(range(5), 20)
+
+
+def test_subset_stays_the_same_from_version_to_version() -> None:
+    kept = subset(labelled([i % 3 for i in range(40)]), 0.2, 5, "sst")
+    assert [int(name) for name in kept.ids] == [8, 15, 17, 18, 21, 22, 28, 29, 37]
+    kept = subset(labelled([(7 * i) % 40 / 2 for i in range(40)]), 0.2, 5, "sts")
+    assert [int(name) for name in kept.ids] == [3, 4, 6, 7, 16, 17, 25, 29, 31, 38]
 
 
 # -------------------------------------------------------------------------------------------------------- truncation
@@ -212,7 +236,10 @@ def by_hand(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]
 
 def dataset(texts: Sequence[tuple[str, str | None]], inputs: mtmeta.Inputs, max_length: int) -> Dataset:
     rows = [mtmeta.Example(a, b, 0, str(i)) for i, (a, b) in enumerate(texts)]
-    return tokenize("t", "dev", RawData("f", rows, [], ""), inputs, Letters(), max_length)
+    task: mtmeta.Task = ClassificationTask(train="x", labels=2)
+    if inputs != "single":
+        task = Para(train="x", pair_mode=inputs)
+    return from_examples("t", task, "dev", rows, letters(max_length))
 
 
 def sequences(made: Dataset, store: int = 0) -> list[list[int]]:
@@ -270,8 +297,8 @@ def test_real_files_hold_exactly_the_known_bad_rows(real_data: Path) -> None:
     }
     for name, task in tasks.items():
         for split in ("train", "dev"):
-            raw = read(real_data, task, SKIP, split)
-            counts[f"{name}-{split}"] = (len(raw.examples), [row.line for row in raw.bad])
+            data = read(real_data, task, SKIP, split)
+            counts[f"{name}-{split}"] = (len(data), [row.line for row in data.bad])
     assert counts == {
         "sst-train": (8544, []),
         "sst-dev": (1101, []),
@@ -290,15 +317,16 @@ def test_the_error_on_real_data_names_both_lines(real_data: Path) -> None:
 
 
 def test_real_pairs_are_tokenized(real_data: Path, minilm: Path) -> None:
-    tokenizer = Bert(weights=str(minilm)).load(0).tokenizer
-    raw = read(real_data, Para(train="para-train.csv"), SKIP)
-    made = tokenize("para", "train", raw, "separate", tokenizer, 128)
+    backbone = Bert(weights=str(minilm)).load(0)
+    task, tokenizer = Para(train="para-train.csv"), backbone.tokenizer
+    made = load_split("para", task, "train", SKIP, str(real_data), backbone)
+    rows = [row for row in task.read(mtmeta.DataFile(real_data / "para-train.csv")) if row.label]
     assert (len(made), made.skipped, made.truncated) == (16000, 2, 0)
-    columns = [e.text for e in raw.examples], [e.pair or "" for e in raw.examples]
-    for store, texts in zip(made.stores, columns, strict=True):
+    columns = [row.text for row in rows], [row.pair or "" for row in rows]
+    for store, column in zip(made.stores, columns, strict=True):
         assert len(store.lengths) == 16000
         for i in (0, 7, 8191, 8192, 15999):
-            wanted = [*tokenizer.prefix, *tokenizer.encode([texts[i]])[0], *tokenizer.suffix]
+            wanted = [*tokenizer.prefix, *tokenizer.encode([column[i]])[0], *tokenizer.suffix]
             assert store.ids[store.offsets[i] : store.offsets[i + 1]].tolist() == wanted
     mean = made.tokens / 32000
     assert 15.0 < mean < 16.5

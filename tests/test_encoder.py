@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import mtmeta
-from mtmeta.core.data import Dataset, RawData, TokenStore, tokenize
+from mtmeta.core.data import Dataset, TokenStore, from_examples
 from mtmeta.core.model import MultiTaskModel, mean_pool
 from mtmeta.core.packing import Packed, pack_sequences
 from mtmeta.plugins.backbones.bert import Bert, read_config
@@ -351,7 +350,7 @@ def test_pairs_are_built_as_transformers_builds_them(hf: Any, tmp_path: Path) ->
     reference = hf.BertTokenizer(vocab={token: number for number, token in enumerate(VOCABULARY)})
     _, loaded = load(tmp_path)
     rows = [mtmeta.Example(a, b, label=0, id=a) for a, b in pairwise(TEXTS[:5])]
-    dataset = tokenize("p", "dev", RawData("p", rows, [], ""), "cross", loaded.tokenizer, 64)
+    dataset = from_examples("p", Para(train="sample", pair_mode="cross"), "dev", rows, loaded)
     (store,) = dataset.stores
     assert store.types is not None
     for row, start, end in zip(rows, store.offsets, store.offsets[1:], strict=False):
@@ -480,8 +479,7 @@ def test_weights_of_other_precision_load_to_fp32(dtype: torch.dtype, good: Path)
 def datasets_of(loaded: mtmeta.LoadedBackbone, tasks: dict[str, mtmeta.Task], count: int) -> dict[str, Dataset]:
     made = {}
     for name, task in tasks.items():
-        found = [replace(row, label=task.objective.parse(row.label)) for row in task.sample("dev")][:count]
-        made[name] = tokenize(name, "dev", RawData("s", found, [], ""), task.inputs, loaded.tokenizer, 64)
+        made[name] = from_examples(name, task, "dev", list(task.sample("dev"))[:count], loaded)
     return made
 
 

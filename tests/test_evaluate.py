@@ -19,7 +19,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 import mtmeta
-from mtmeta.core.data import Dataset, RawData, tokenize
+from mtmeta.core.data import Dataset, from_examples
 from mtmeta.core.evaluate import Predictions, Score, aggregate, detail, interval, predict, score
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.recipe import load_recipe
@@ -66,12 +66,10 @@ def model() -> MultiTaskModel:
 
 @pytest.fixture(scope="module")
 def datasets() -> dict[str, Dataset]:
-    tokenizer = Bert(weights="tiny", max_length=64).load(3).tokenizer
-    made = {}
-    for name, task in TASKS.items():
-        found = [replace(row, label=task.objective.parse(row.label)) for row in task.sample("dev")][:120]
-        made[name] = tokenize(name, "dev", RawData("s", found, [], ""), task.inputs, tokenizer, 64)
-    return made
+    backbone = Bert(weights="tiny", max_length=64).load(3)
+    return {
+        name: from_examples(name, task, "dev", list(task.sample("dev"))[:120], backbone) for name, task in TASKS.items()
+    }
 
 
 def made_up(labels: Array, values: Array, task: str = "sst") -> Predictions:
@@ -163,13 +161,12 @@ def test_predictions_are_in_file_order(name: str, model: MultiTaskModel, dataset
     dataset = datasets[name]
     order = np.random.default_rng(5).permutation(len(dataset))
     task = TASKS[name]
-    found = [replace(row, label=task.objective.parse(row.label)) for row in task.sample("dev")][:120]
+    found = list(task.sample("dev"))[:120]
     shuffled = [found[i] for i in order]
-    tokenizer = Bert(weights="tiny", max_length=64).load(3).tokenizer
-    other = tokenize(name, "dev", RawData("s", shuffled, [], ""), task.inputs, tokenizer, 64)
+    other = from_examples(name, task, "dev", shuffled, Bert(weights="tiny", max_length=64).load(3))
     one, two = (predict(model, d, batch_tokens=400) for d in (dataset, other))
     np.testing.assert_allclose(one.values[order], two.values, rtol=0, atol=1e-5)
-    assert two.dataset.ids == [dataset.ids[i] for i in order]
+    assert list(two.dataset.ids) == [dataset.ids[i] for i in order]
     assert one.loss == pytest.approx(two.loss, abs=1e-6)
 
 
@@ -336,7 +333,7 @@ def test_predictions_file_is_in_file_order(tmp_path: Path) -> None:
     model = MultiTaskModel(session.backbone.encoder, recipe.tasks, 1)
     for name, task in recipe.tasks.items():
         found = [replace(row, label=task.objective.parse(row.label)) for row in task.sample("dev")][40:0:-1]
-        dataset = session.tokenize(name, "dev", RawData("s", found, [], ""))
+        dataset = from_examples(name, task, "dev", found, session.backbone)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             made, predictions = session.score(model, dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from mtmeta.core.checkpoint import Checkpoints
-from mtmeta.core.data import read_examples
+from mtmeta.core.contracts import LoadedBackbone
+from mtmeta.core.data import load_split
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.options import DataOptions
 from mtmeta.plugins.backbones.bert import Bert
@@ -124,14 +126,20 @@ def test_any_override(override: str, tmp_path: Path, capsys: pytest.CaptureFixtu
 # ------------------------------------------------------------------------------------------------------------- data
 
 
+@functools.cache
+def tiny_backbone() -> LoadedBackbone:
+    return Bert(weights="tiny", max_length=32).load(0)
+
+
 @fuzz
 @given(raw=either((HEADER + ROWS).encode()), name=st.sampled_from(["x.tsv", "x.csv", "x.jsonl"]))
 @pytest.mark.parametrize("on_bad_rows", ["error", "skip"])
 def test_data(raw: bytes, name: str, on_bad_rows: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(raw)
     task = PairClassificationTask(train=name, labels=("contradiction", "entailment", "neutral"))
+    backbone = tiny_backbone()
     options = DataOptions(on_bad_rows="skip" if on_bad_rows == "skip" else "error")
-    survives(lambda: read_examples("pairs", task, "train", options, str(tmp_path)))
+    survives(lambda: load_split("pairs", task, "train", options, str(tmp_path), backbone))
 
 
 # ---------------------------------------------------------------------------------------------------------- weights

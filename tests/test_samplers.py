@@ -301,11 +301,13 @@ def test_support_and_query_are_disjoint_and_within_one_epoch() -> None:
 def test_a_twin_of_a_support_example_is_no_query() -> None:
     feed = feed_of({"sst": 24})
     stream = feed._streams["sst"]
-    stream.dataset.ids[:] = [f"id-{i % 12}" for i in range(24)]
+    ids = stream.dataset.ids
+    assert isinstance(ids, list)
+    ids[:] = [f"id-{i % 12}" for i in range(24)]
     for _ in range(5):
         support, query = feed.episode("sst", 1)
         assert not set(support[0].ids) & set(query.ids)
         assert 0 < len(query) <= 8
-    stream.dataset.ids[:] = ["same"] * 24
+    ids[:] = ["same"] * 24
     with pytest.raises(mtmeta.DataError, match=r"^f: task 'sst': ids repeat so often that no query example is left$"):
         feed.episode("sst", 1)

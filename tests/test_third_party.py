@@ -377,6 +377,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scratch]:
 def environment() -> Mapping[str, str]:
     """Ours, without what would change which plugins or packages are found."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MTMETA_", "PYTHON", "PIP_"))}
+    kept["MTMETA_CACHE"] = os.environ["MTMETA_CACHE"]
     return kept | {"OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import mtmeta
-from mtmeta.core.data import Dataset, RawData, tokenize
+from mtmeta.core.data import Dataset, from_examples
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner
 from mtmeta.core.model import MultiTaskModel
@@ -58,10 +58,7 @@ def tiny(
     backbone = Bert(weights="tiny", max_length=64, dropout=0.0).load(seed)
     datasets: dict[str, Dataset] = {}
     for name, task in tasks.items():
-        found = list(task.sample("train"))[:examples]
-        parsed = [replace(example, label=task.objective.parse(example.label)) for example in found]
-        raw = RawData("sample", parsed, [], "")
-        datasets[name] = tokenize(name, "train", raw, task.inputs, backbone.tokenizer, backbone.max_length)
+        datasets[name] = from_examples(name, task, "train", list(task.sample("train"))[:examples], backbone)
         if ids is not None:
             datasets[name] = replace(datasets[name], ids=list(ids))
     model = MultiTaskModel(backbone.encoder, tasks, seed)

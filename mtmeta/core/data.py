@@ -1,47 +1,46 @@
-"""A task's file to a `Dataset`: read, parsed, tokenized once, held as flat arrays.
+"""A task's file to a `Dataset`: read as a stream, tokenized once, held as flat arrays that lie on disk.
 
-Shapes: `N` examples, `V` sequences an example (2 for separately encoded pairs, else 1).
+Shapes: `N` examples, `V` sequences an example (2 for separately encoded pairs, else 1), `T` texts an example.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmeta.core.contracts import SAMPLE, Example, Inputs, Task, Tokenizer
+from mtmeta.core.blame import blame
+from mtmeta.core.cache import Cache, Entry, Writer, in_memory
+from mtmeta.core.cache_key import cache_key
+from mtmeta.core.contracts import SAMPLE, Example, LoadedBackbone, Task
 from mtmeta.core.errors import DataError, quote
+from mtmeta.core.examples import bad_rows, write_examples
 from mtmeta.core.options import DataOptions
 from mtmeta.core.rng import permutation
 from mtmeta.core.tables import BadRow, DataFile, Dialect
+from mtmeta.core.tokens import BLOCK, Ids, append_names, ramp
 
-__all__ = ["Dataset", "RawData", "TokenStore", "overlap", "read_examples", "subset", "tokenize"]
+__all__ = ["Dataset", "TokenStore", "from_examples", "load_split", "overlap", "select", "shared", "subset"]
 
-BAD_ROWS_SHOWN = 5
 QUANTILES = 5  # strata of regression labels
-TOKENIZE_AT_ONCE = 8192  # texts handed to the tokenizer in one call: bounds memory, keeps its threads busy
-
-
-@dataclass(frozen=True)
-class RawData:
-    """The parsed examples of one file. Every label is a number."""
-
-    file: str
-    examples: list[Example]
-    bad: list[BadRow]
-    sha256: str
+SCANNED = 2**20  # hashes looked at once
+UNCACHED = Cache(None)
 
 
 @dataclass(frozen=True)
 class TokenStore:
     """Token ids of N sequences end to end; sequence i is `ids[offsets[i]:offsets[i + 1]]`."""
 
-    ids: NDArray[np.int32]
+    ids: NDArray[np.integer[Any]]
+    """uint16 where the vocabulary fits, else int32."""
     types: NDArray[np.uint8] | None
+    """The segment of each token; None where all are 0."""
     offsets: NDArray[np.int64]
 
     @property
@@ -51,16 +50,27 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split of one task, ready to be packed into batches."""
+    """One split of one task, ready to be packed into batches. The arrays are read-only."""
 
     task: str
     split: str
     file: str
-    ids: list[str]
+    ids: Sequence[str]
     labels: NDArray[np.float64]
     stores: tuple[TokenStore, ...]
+    """V of them."""
     skipped: int = 0
     truncated: int = 0
+    bad: tuple[BadRow, ...] = ()
+    """The first of the rows that were skipped, by line."""
+    sha256: str = ""
+    """Of the file."""
+    whole: bool = True
+    """Whether labels are whole numbers, which classes are."""
+    texts: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 1), dtype=np.uint64))
+    """A hash of each text [N, T]: equal where the texts are."""
+    cut: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
+    """How many texts of each example were cut [N]."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,11 +79,27 @@ class Dataset:
     def tokens(self) -> int:
         return sum(len(store.ids) for store in self.stores)
 
+    @property
+    def examples(self) -> NDArray[np.uint64]:
+        """A hash of all texts of each example [N]."""
+        made = self.texts[:, 0]
+        for column in self.texts.T[1:]:
+            made = (made ^ (made >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + column  # order matters
+        return made
 
-def read_examples(
-    name: str, task: Task, split: str, options: DataOptions, root: str, path: str | None = None
-) -> RawData:
-    """Read and parse one split of a task.
+
+def load_split(
+    name: str,
+    task: Task,
+    split: str,
+    options: DataOptions,
+    root: str,
+    backbone: LoadedBackbone,
+    *,
+    path: str | None = None,
+    cache: Cache = UNCACHED,
+) -> Dataset:
+    """One split of a task, from the cache or read, parsed, tokenized and then kept there.
 
     Raises DataError for an unreadable file and, unless `on_bad_rows: skip`, for bad rows, naming the first lines.
     """
@@ -82,152 +108,157 @@ def read_examples(
         raise DataError(
             f"task '{name}'", f"has no {split} file; add '{split}:' to the recipe or pass --file {name}=PATH"
         )
+    strict = options.on_bad_rows == "error"
     if given == SAMPLE:
-        found, bad, shown = list(task.sample(split)), [], SAMPLE
+        with blame(task, "task"):
+            found = list(task.sample(split))
         digest = hashlib.sha256(repr(found).encode()).hexdigest()
+        made = from_examples(name, task, split, found, backbone, strict=strict)
+        made = replace(made, sha256=digest)
     else:
         dialect = task.dialect or Dialect(**{key: getattr(options, key) for key in Dialect.__dataclass_fields__})
         # --file paths are the user's own, recipe paths live under data_root
         if path is None and not Path(root).is_dir():
             raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
         file = DataFile(given if path is not None else Path(root) / given, dialect)
-        shown = str(file.path)
-        found, bad = list(task.read(file)), file.bad
-        digest = file.sha256()
-    examples = _parse(task, found, bad)
-    bad.sort(key=lambda row: row.line)
-    if bad and options.on_bad_rows == "error":
-        raise _bad_rows(shown, bad)
-    if not examples:
-        raise DataError(shown, "no examples" if not bad else f"no good rows, {len(bad)} bad ones")
-    _check_classes(task, split, shown, examples)
-    return RawData(shown, examples, bad, digest)
+        made = _load_file(name, task, split, file, backbone, cache, strict=strict)
+    with blame(task, "task"):
+        _check_classes(task, split, made)
+    return made
 
 
-def _parse(task: Task, found: Sequence[Example], bad: list[BadRow]) -> list[Example]:
-    """Labels as numbers; examples that cannot be used are moved to `bad`."""
-    examples = []
-    objective, pair = task.objective, task.inputs != "single"
-    for index, example in enumerate(found):
-        line = example.line or index + 1
-        if not example.text.strip() or (pair and not (example.pair or "").strip()):
-            bad.append(BadRow(line, "text is empty"))
-            continue
-        try:
-            label = objective.parse(example.label)
-        except ValueError as error:
-            bad.append(BadRow(line, str(error)))
-            continue
-        examples.append(replace(example, label=label, id=example.id or str(line)))
-    return examples
+def _load_file(
+    name: str, task: Task, split: str, file: DataFile, backbone: LoadedBackbone, cache: Cache, *, strict: bool
+) -> Dataset:
+    digest = file.sha256()
+    state = _state(file)
+    with blame(task, "task"):
+        key = cache_key(task, file, digest, backbone)
+    entry = cache.get(key)
+    if entry is None:
+
+        def fill(writer: Writer) -> dict[str, Any]:
+            with blame(task, "task"):
+                examples = task.read(file)
+            meta = write_examples(writer, task, str(file.path), examples, backbone, file, strict=strict)
+            if _state(file) != state:  # what was read may not be what was hashed
+                raise DataError(str(file.path), "changed while it was read; run the same command again")
+            return meta
+
+        entry = cache.put(key, fill)
+    elif strict and entry.meta["skipped"]:
+        raise bad_rows(str(file.path), _bad(entry), entry.meta["skipped"])
+    return _dataset(name, split, str(file.path), entry, digest)
 
 
-def _bad_rows(file: str, bad: Sequence[BadRow]) -> DataError:
-    first = bad[0]
-    rest = ""
-    if len(bad) > 1:
-        lines = ", ".join(str(row.line) for row in bad[:BAD_ROWS_SHOWN])
-        rest = f" ({len(bad)} such lines: {lines}{', ...' if len(bad) > BAD_ROWS_SHOWN else ''})"
-    fix = "" if ";" in first.reason else "; mend it or set data.on_bad_rows: skip"
-    return DataError(f"{file}:{first.line}", f"{first.reason}{rest}{fix}")
+def _state(file: DataFile) -> tuple[int, ...]:
+    try:
+        found = os.stat(file.path)
+    except OSError as error:
+        raise DataError(str(file.path), f"cannot be read ({error.strerror})") from None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _check_classes(task: Task, split: str, file: str, examples: Sequence[Example]) -> None:
+def from_examples(
+    name: str, task: Task, split: str, examples: Iterable[Example], backbone: LoadedBackbone, *, strict: bool = True
+) -> Dataset:
+    """A dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
+    entry = in_memory(lambda writer: write_examples(writer, task, SAMPLE, examples, backbone, strict=strict))
+    return _dataset(name, split, SAMPLE, entry, "")
+
+
+def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dataset:
+    arrays, meta = entry.arrays, entry.meta
+    stores = tuple(
+        TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"])
+        for i in range(2)
+        if f"ids-{i}" in arrays
+    )
+    # training labels stay on disk; metrics, which plugins may bring, are used to arrays that can be written
+    labels = arrays["labels"] if split == "train" else arrays["labels"].copy()
+    return Dataset(
+        task=name,
+        split=split,
+        file=file,
+        ids=Ids(arrays["names"], arrays["name-offsets"]),
+        labels=labels,
+        stores=stores,
+        skipped=meta["skipped"],
+        truncated=int(arrays["cut"].sum(dtype=np.int64)),
+        bad=_bad(entry),
+        sha256=sha256,
+        whole=meta["whole"],
+        texts=arrays["texts"],
+        cut=arrays["cut"],
+    )
+
+
+def _bad(entry: Entry) -> tuple[BadRow, ...]:
+    return tuple(BadRow(line, reason) for line, reason in entry.meta["bad"])
+
+
+def _check_classes(task: Task, split: str, made: Dataset) -> None:
     classes = task.objective.classes
-    if split == "train" and len(classes) > 1 and len(examples) > 1:
-        labels = {example.label for example in examples}
-        if len(labels) == 1:
-            label = classes[int(examples[0].label or 0)]
-            raise DataError(file, f"all {len(examples)} labels are {quote(label)}; there is nothing to learn")
+    if split == "train" and len(classes) > 1 and len(made) > 1 and made.labels.min() == made.labels.max():
+        label = classes[int(made.labels[0])]
+        raise DataError(made.file, f"all {len(made)} labels are {quote(label)}; there is nothing to learn")
 
 
-def overlap(train: RawData, other: RawData) -> int:
+def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of `hashes` stand in `others` too. Only `hashes` are held in memory at once."""
+    wanted = np.unique(hashes)
+    found = np.zeros(len(wanted), dtype=bool)
+    for start in range(0, len(others) if len(wanted) else 0, SCANNED):
+        block = others[start : start + SCANNED]
+        at = np.searchsorted(wanted, block).clip(max=len(wanted) - 1)
+        found[at[wanted[at] == block]] = True
+    made: NDArray[np.bool_] = found[np.searchsorted(wanted, hashes)]
+    return made
+
+
+def overlap(train: Dataset, other: Dataset) -> int:
     """How many examples of another split stand in train too."""
-    seen = {(example.text, example.pair) for example in train.examples}
-    return sum((example.text, example.pair) in seen for example in other.examples)
+    return int(shared(other.examples, train.examples).sum())
 
 
-def subset(examples: Sequence[Example], fraction: float, seed: int, name: str) -> list[Example]:
+def subset(data: Dataset, fraction: float, seed: int, name: str) -> Dataset:
     """A seeded share of the examples, stratified by label (regression labels by the fifth of the ranking they are in).
 
     Every stratum keeps its share to within one example, and at least one; file order is kept.
     """
     if fraction >= 1.0:
-        return list(examples)
-    labels = np.array([example.label for example in examples], dtype=np.float64)
-    if any(isinstance(example.label, float) for example in examples):  # class labels are whole numbers
+        return data
+    labels = data.labels
+    if not data.whole:
         ranks = np.empty(len(labels), dtype=np.int64)
         ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
         labels = (ranks * QUANTILES // len(labels)).astype(np.float64)
-    strata: dict[int, list[int]] = {}
-    for index, label in enumerate(labels.tolist()):
-        strata.setdefault(int(label), []).append(index)
-    kept: list[int] = []
-    for label in sorted(strata):
-        members = strata[label]
+    strata = labels.astype(np.int64)
+    kept = []
+    for label in np.unique(strata).tolist():
+        members = np.flatnonzero(strata == label)
         order = permutation(len(members), seed, "fraction", name, label)
-        kept += [members[i] for i in order[: max(1, round(fraction * len(members)))]]
-    return [examples[i] for i in sorted(kept)]
+        kept.append(members[order[: max(1, round(fraction * len(members)))]])
+    return select(data, np.sort(np.concatenate(kept)))
 
 
-def tokenize(name: str, split: str, raw: RawData, inputs: Inputs, tokenizer: Tokenizer, max_length: int) -> Dataset:
-    """Token ids of all examples, special tokens in place, cut to `max_length` (pairs: the longer text first)."""
-    truncated = 0
-    pairs = inputs != "single"
-    builder_a, builder_b = _Builder(tokenizer), _Builder(tokenizer)
-    for start in range(0, len(raw.examples), TOKENIZE_AT_ONCE):
-        part = raw.examples[start : start + TOKENIZE_AT_ONCE]
-        first = tokenizer.encode([example.text for example in part])
-        second = tokenizer.encode([example.pair or "" for example in part]) if pairs else []
-        if inputs == "cross":
-            for a, b in zip(first, second, strict=True):
-                truncated += builder_a.pair(a, b, max_length)
-        else:
-            truncated += sum(builder_a.single(a, max_length) for a in first)
-            truncated += sum(builder_b.single(b, max_length) for b in second)
-    stores = (builder_a.store(),) if inputs != "separate" else (builder_a.store(), builder_b.store())
-    return Dataset(
-        task=name,
-        split=split,
-        file=raw.file,
-        ids=[example.id for example in raw.examples],
-        labels=np.array([example.label for example in raw.examples], dtype=np.float64),
-        stores=stores,
-        skipped=len(raw.bad),
-        truncated=truncated,
-    )
+def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
+    """The examples `indices` [N] of a loaded dataset, in that order."""
 
+    def fill(writer: Writer) -> dict[str, Any]:
+        for start in range(0, len(indices), BLOCK):
+            at = indices[start : start + BLOCK]
+            append_names(writer, [data.ids[i] for i in at.tolist()])
+            for key, values in (("labels", data.labels), ("texts", data.texts), ("cut", data.cut)):
+                writer.append(key, values[at])
+            for number, store in enumerate(data.stores):
+                lengths = store.offsets[at + 1] - store.offsets[at]
+                where = ramp(store.offsets[at], lengths)
+                writer.append(f"ids-{number}", store.ids[where])
+                writer.append_lengths(f"offsets-{number}", lengths)
+                if store.types is not None:
+                    writer.append(f"types-{number}", store.types[where])
+        bad = [[row.line, row.reason] for row in data.bad]
+        return {"skipped": data.skipped, "bad": bad, "whole": data.whole}
 
-class _Builder:
-    """Collects sequences into a TokenStore; each method returns whether the sequence was cut."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.prefix, self.middle, self.suffix = map(list, (tokenizer.prefix, tokenizer.middle, tokenizer.suffix))
-        self.ids: list[int] = []
-        self.types: list[tuple[int, int]] = []  # tokens of segment 0, then of segment 1
-        self.offsets = [0]
-
-    def single(self, a: list[int], max_length: int) -> bool:
-        room = max_length - len(self.prefix) - len(self.suffix)
-        self.ids += self.prefix + a[:room] + self.suffix
-        self.offsets.append(len(self.ids))
-        return len(a) > room
-
-    def pair(self, a: list[int], b: list[int], max_length: int) -> bool:
-        room = max_length - len(self.prefix) - len(self.middle) - len(self.suffix)
-        cut = len(a) + len(b) > room
-        if cut:
-            half = room // 2
-            keep_b = min(len(b), max(half, room - len(a)))
-            a, b = a[: room - keep_b], b[:keep_b]
-        self.ids += self.prefix + a + self.middle + b + self.suffix
-        self.types.append((len(self.prefix) + len(a) + len(self.middle), len(b) + len(self.suffix)))
-        self.offsets.append(len(self.ids))
-        return cut
-
-    def store(self) -> TokenStore:
-        types = None
-        if self.types:
-            counts = np.array(self.types, dtype=np.int64).reshape(-1)
-            types = np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(self.types)), counts)
-        return TokenStore(np.array(self.ids, dtype=np.int32), types, np.array(self.offsets, dtype=np.int64))
+    return _dataset(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.checkpoint import write_file
 from mtmeta.core.contracts import LoadedBackbone
-from mtmeta.core.data import Dataset, RawData, overlap, read_examples, subset
+from mtmeta.core.data import Dataset, overlap, subset
 from mtmeta.core.errors import PluginError
 from mtmeta.core.events import Event, RunFinished, RunStarted, Warned
 from mtmeta.core.feed import Feed, check_episode
@@ -75,34 +74,31 @@ class _Training(Session):
     """A run from its data to its summary."""
 
     def load(self) -> None:
-        """Read data and weights; nothing is written yet."""
+        """Load weights and data; nothing is written yet but the cache."""
         recipe, evaluated = self.recipe, self.recipe.evaluation
-        reported = list(dict.fromkeys((evaluated.select_on, evaluated.report_on)))
-        raw: dict[tuple[str, str], RawData] = {}
-        for name, task in recipe.tasks.items():
-            for split in ("train", *reported):
-                with blame(task, "task"):
-                    raw[name, split] = read_examples(name, task, split, recipe.data, recipe.data_root)
-            for split in reported:
-                if shared := overlap(raw[name, "train"], raw[name, split]):
-                    total = len(raw[name, split].examples)
-                    self.notes.append(Warned(f"{name}: {shared} of {total} {split} examples also in train"))
         with blame(recipe.backbone, "backbone"):
             backbone: object = recipe.backbone.load(recipe.seed)
         if not isinstance(backbone, LoadedBackbone):
             what = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise PluginError(supplier(recipe.backbone, "backbone"), what)
         self.backbone = backbone
-        self.datasets: dict[tuple[str, str], Dataset] = {}
-        for (name, split), found in raw.items():
-            examples = found.examples
+        reported = list(dict.fromkeys((evaluated.select_on, evaluated.report_on)))
+        found: dict[tuple[str, str], Dataset] = {}
+        for name in recipe.tasks:
+            for split in ("train", *reported):
+                found[name, split] = self.read_split(name, split)
+            for split in reported:
+                if common := overlap(found[name, "train"], found[name, split]):
+                    total = len(found[name, split])
+                    self.notes.append(Warned(f"{name}: {common} of {total} {split} examples also in train"))
+        for (name, split), data in found.items():
             if split == "train":
-                examples = subset(examples, recipe.data.train_fraction, recipe.seed, name)
-            self.datasets[name, split] = self.tokenize(name, split, replace(found, examples=examples))
-            if split == "train":
+                data = found[name, split] = subset(data, recipe.data.train_fraction, recipe.seed, name)
                 needed = recipe.algorithm.episode_batches(recipe.tasks[name])
-                check_episode(name, needed, recipe.tasks[name].batch_size, len(self.datasets[name, split]))
-        self.files = {f"{name}-{split}": (found.file, found.sha256) for (name, split), found in raw.items()}
+                check_episode(name, needed, recipe.tasks[name].batch_size, len(data))
+            self.note(data)
+        self.datasets = found
+        self.files = {f"{name}-{split}": (data.file, data.sha256) for (name, split), data in found.items()}
 
     def lock(self) -> dict[str, Any]:
         """What pins this run down, to be written or compared."""

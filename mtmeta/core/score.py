@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame
-from mtmeta.core.data import read_examples
 from mtmeta.core.errors import CheckpointError, UsageError, did_you_mean, quote
 from mtmeta.core.events import Warned
 from mtmeta.core.machine import fitting_threads
@@ -76,11 +76,12 @@ def evaluate(
             steps += int(number) if number.isdecimal() else 0  # a copy that follows links has no number there
             for name in wanted:
                 path = files.get(name)
-                with blame(recipe.tasks[name], "task"):
-                    raw = read_examples(name, recipe.tasks[name], split, recipe.data, recipe.data_root, path)
+                dataset = session.read_split(name, split, path)
                 if path is None and not allow_changed_data:
-                    check_hashes(hashes, {f"{name}-{split}": (raw.file, raw.sha256)})
-                dataset = session.tokenize(name, split if path is None else f"file-{Path(path).stem}", raw)
+                    check_hashes(hashes, {f"{name}-{split}": (dataset.file, dataset.sha256)})
+                if path is not None:
+                    dataset = replace(dataset, split=f"file-{Path(path).stem}")
+                session.note(dataset)
                 scores[name], predictions = session.score(model, dataset)
                 details[name] = evaluation.detail(recipe.tasks[name], predictions)
     for note in session.notes:

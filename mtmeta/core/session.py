@@ -13,9 +13,10 @@ import torch
 
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame, supplier
+from mtmeta.core.cache import Cache
 from mtmeta.core.checkpoint import Checkpoints, write_file
 from mtmeta.core.contracts import LoadedBackbone, Metric
-from mtmeta.core.data import Dataset, RawData, tokenize
+from mtmeta.core.data import Dataset, load_split
 from mtmeta.core.errors import MachineError, PluginError, UsageError, quote, safe
 from mtmeta.core.events import DataLoaded, Event, Warned
 from mtmeta.core.model import MultiTaskModel
@@ -66,6 +67,7 @@ class Session:
         self.groups = self._groups()
         names = dict.fromkeys(name for task in recipe.tasks.values() for name in task.metrics)
         self.metrics: dict[str, Metric] = {name: registry.get("metric", name, "tasks") for name in names}
+        self.cache = Cache.find(warn)
         self.notes: list[Event] = []
         """Events about the data, for the reporters or the terminal."""
 
@@ -82,17 +84,21 @@ class Session:
         """Where a group's checkpoints are."""
         return self.folder.checkpoints("+".join(group), len(self.groups), self.recipe.checkpoint.keep)
 
-    def tokenize(self, name: str, split: str, raw: RawData) -> Dataset:
-        """The dataset of a split, with a note on what was read and what was skipped."""
-        backbone = self.backbone
-        made = tokenize(name, split, raw, self.recipe.tasks[name].inputs, backbone.tokenizer, backbone.max_length)
-        self.notes.append(DataLoaded(name, split, raw.file, len(made), made.skipped, made.tokens, made.truncated))
-        if raw.bad:
-            more = ", ..." if len(raw.bad) > BAD_LINES_SHOWN else ""
-            lines = ", ".join(str(row.line) for row in raw.bad[:BAD_LINES_SHOWN]) + more
-            text = f"{raw.file}: skipped {len(raw.bad)} bad rows (lines {lines}: {raw.bad[0].reason})"
+    def read_split(self, name: str, split: str, path: str | None = None) -> Dataset:
+        """A task's split, or another file (`path`) in its place. Raises DataError."""
+        recipe = self.recipe
+        task, root = recipe.tasks[name], recipe.data_root
+        return load_split(name, task, split, recipe.data, root, self.backbone, path=path, cache=self.cache)
+
+    def note(self, data: Dataset) -> None:
+        """Note what was read and what was skipped."""
+        done = (data.task, data.split, data.file, len(data), data.skipped, data.tokens, data.truncated)
+        self.notes.append(DataLoaded(*done))
+        if data.skipped:
+            more = ", ..." if data.skipped > BAD_LINES_SHOWN else ""
+            lines = ", ".join(str(row.line) for row in data.bad[:BAD_LINES_SHOWN]) + more
+            text = f"{data.file}: skipped {data.skipped} bad rows (lines {lines}: {data.bad[0].reason})"
             self.notes.append(Warned(text))
-        return made
 
     def score(self, model: MultiTaskModel, dataset: Dataset) -> tuple[evaluation.Score, evaluation.Predictions]:
         """Score a dataset with intervals, and write its predictions in file order."""

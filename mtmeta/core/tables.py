@@ -27,6 +27,7 @@ __all__ = ["BadRow", "DataFile", "Dialect", "Row"]
 MAX_LINE = 64 * 2**20  # bytes of one line; more is hardly text, and reading it whole could fill the memory
 MAX_JOINED, MAX_SCANNED = 1000, 100_000  # lines of one quoted field if multiline; lines read to see how far it runs
 MAX_DEPTH = 32  # levels of JSON nesting
+MAX_BAD = 100  # rows kept in `DataFile.bad`
 MAX_COMPARED = 1000  # names compared with a mistyped one
 FORMATS = "CSV, TSV or JSONL"
 ARCHIVES = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip archive", b"BZh9": "a bzip2 file"}
@@ -74,12 +75,14 @@ class _Bad(Exception):
 
 
 class DataFile(os.PathLike[str]):
-    """A data file. `bad` is emptied when an iteration over `rows()` starts, and fills while it is consumed."""
+    """A data file. `bad` holds the first rows that could not be read and `skipped` counts all of them; both start
+    anew with an iteration over `rows()`, and grow while it is consumed."""
 
     def __init__(self, path: str | os.PathLike[str], dialect: Dialect = Dialect()) -> None:
         self.path = Path(path)
         self.dialect = dialect
         self.bad: list[BadRow] = []
+        self.skipped = 0
         self._place = str(self.path)
         self._jsonl = self.path.suffix.lower() in (".jsonl", ".ndjson")
 
@@ -99,6 +102,7 @@ class DataFile(os.PathLike[str]):
     def rows(self, *columns: str) -> Iterator[Row]:
         """Yield the good rows with the named columns (all if none is named); DataError if the file is unusable."""
         self.bad.clear()
+        self.skipped = 0
         delimiter, names, blank = "", list[str](), True
         with closing(self._lines()) as lines:
             if not self._jsonl:
@@ -121,7 +125,9 @@ class DataFile(os.PathLike[str]):
                         record = dict(zip(names, fields, strict=True))
                     row = self._row(number, record, columns)
                 except _Bad as bad:
-                    self.bad.append(BadRow(number, str(bad)))
+                    self.skipped += 1
+                    if len(self.bad) < MAX_BAD:
+                        self.bad.append(BadRow(number, str(bad)))
                     continue
                 yield row
         if blank:

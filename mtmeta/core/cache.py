@@ -1,0 +1,284 @@
+"""Flat arrays on disk under a key: written once as a stream, then memory-mapped by every later run.
+
+An entry is a folder of raw arrays and a manifest with their shapes and SHA-256. It is made in a scratch folder and
+committed by one rename, so it is whole or absent; whatever was damaged since is noticed on loading and made again.
+The cache only saves time: where it cannot be used, the same arrays lie in temporary files, and if need be in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Cache", "Entry", "Writer", "in_memory"]
+
+MANIFEST = "MANIFEST.json"
+ENTRY, SCRATCH = "tokens-", ".mtmeta-"  # how the names of our folders begin; a root may hold other things too
+MAPPED_BYTES = 2**20  # a smaller array is read: every mapping holds a file open
+KEPT_SECONDS = 30 * 86400  # entries not used for so long are removed when another one is made
+SCRATCH_SECONDS = 86400  # a scratch folder this old belongs to a process that was killed
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The arrays under a key, read-only, and the JSON object stored with them."""
+
+    arrays: Arrays
+    meta: dict[str, Any]
+
+
+class _Unwritable(Exception):
+    """The place an entry was to be written to has no room, or may not be written."""
+
+
+class _Damaged(Exception):
+    """What is wrong with an entry on disk."""
+
+
+class Writer:
+    """Arrays that grow block by block; in memory there is never more than a block, unless `place` is memory."""
+
+    def __init__(self, place: Callable[[str], IO[bytes]]) -> None:
+        self._place = place
+        self._columns: dict[str, _Column] = {}
+
+    def append(self, name: str, values: NDArray[Any]) -> None:
+        """Append rows to the array `name`; every block has the dtype and the row shape of the first one."""
+        values = np.ascontiguousarray(values)
+        try:
+            if name not in self._columns:
+                self._columns[name] = _Column(self._place(name), values.dtype, values.shape[1:])
+            self._columns[name].append(values)
+        except OSError as error:
+            raise _Unwritable(error.strerror or str(error)) from error
+
+    def append_lengths(self, name: str, lengths: NDArray[np.int64]) -> None:
+        """Append to offsets, of which there is one more than there are lengths: 0, l0, l0 + l1 and so on."""
+        if name not in self._columns:
+            self.append(name, np.zeros(1, dtype=np.int64))
+        ends = self._columns[name].total + np.cumsum(lengths, dtype=np.int64)
+        self._columns[name].total = int(ends[-1]) if len(ends) else self._columns[name].total
+        self.append(name, ends)
+
+    def finish(self) -> tuple[Arrays, dict[str, Any]]:
+        """The arrays, mapped, and for each what a manifest says about it."""
+        try:
+            arrays = {name: column.array() for name, column in self._columns.items()}
+        except OSError as error:
+            raise _Unwritable(error.strerror or str(error)) from error
+        return arrays, {name: column.describe() for name, column in self._columns.items()}
+
+    def close(self) -> None:
+        """Close the files; arrays that were mapped stay."""
+        for column in self._columns.values():
+            if not isinstance(column.file, io.BytesIO):  # a buffer in use cannot be closed
+                with suppress(OSError):
+                    column.file.close()
+
+
+class _Column:
+    """One growing array."""
+
+    def __init__(self, file: IO[bytes], dtype: np.dtype[Any], row: tuple[int, ...]) -> None:
+        self.file, self.dtype, self.row = file, dtype, row
+        self.rows = self.total = 0
+        self.sha256 = hashlib.sha256()
+
+    def append(self, values: NDArray[Any]) -> None:
+        assert values.dtype == self.dtype and values.shape[1:] == self.row, "blocks of one array differ"
+        data = values.tobytes() if not values.size else values.data.cast("B")
+        self.file.write(data)
+        self.sha256.update(data)
+        self.rows += len(values)
+
+    def describe(self) -> dict[str, Any]:
+        return {"dtype": self.dtype.str, "shape": [self.rows, *self.row], "sha256": self.sha256.hexdigest()}
+
+    def array(self) -> NDArray[Any]:
+        self.file.flush()
+        if isinstance(self.file, io.BytesIO):
+            made = np.frombuffer(self.file.getbuffer(), dtype=self.dtype).reshape(self.rows, *self.row)
+            made.flags.writeable = False
+            return made
+        return _mapped(self.file, self.dtype, (self.rows, *self.row))
+
+
+class Cache:
+    """Where entries are kept; without a `root` they are made anew each time. `warn` hears of damage, and once of a
+    root that cannot be written."""
+
+    def __init__(self, root: Path | None, warn: Callable[[str], None] = lambda text: None) -> None:
+        self.root = root
+        self._warn = warn
+
+    @classmethod
+    def find(cls, warn: Callable[[str], None] = lambda text: None, environ: Mapping[str, str] = os.environ) -> Cache:
+        """The cache in MTMETA_CACHE (`off` for none), else in mtmeta/ under XDG_CACHE_HOME or ~/.cache."""
+        given, home = environ.get("MTMETA_CACHE", ""), environ.get("XDG_CACHE_HOME", "")
+        if given == "off":
+            return cls(None, warn)
+        try:
+            base = Path(home) if home.startswith("/") else Path("~/.cache").expanduser()
+            return cls(Path(given).expanduser() if given else base / "mtmeta", warn)
+        except RuntimeError:  # a user without a home
+            return cls(None, warn)
+
+    def get(self, key: str | None) -> Entry | None:
+        """The entry, if there is a good one. A damaged one is warned about and left to be replaced."""
+        if self.root is None or key is None or not os.path.lexists(folder := self.root / f"{ENTRY}{key}"):
+            return None
+        try:
+            entry = _read(folder)
+        except _Damaged as error:
+            self._warn(f"{folder}: damaged ({error}); it is made again")
+            return None
+        with suppress(OSError):  # somebody else's cache may be read-only
+            os.utime(folder / MANIFEST)
+        return entry
+
+    def put(self, key: str | None, fill: Callable[[Writer], dict[str, Any]]) -> Entry:
+        """The entry that `fill` writes; where a place cannot take it, `fill` is called again for the next one.
+
+        `fill` returns what is stored beside the arrays, as JSON. Whatever it raises leaves nothing behind.
+        """
+        if self.root is not None and key is not None:
+            try:
+                return self._put(self.root, key, fill)
+            except _Unwritable as error:
+                self._give_up(str(error))
+        with suppress(_Unwritable):
+            return _entry(fill, lambda name: tempfile.TemporaryFile(prefix="mtmeta-"))  # unlinked from the beginning
+        return in_memory(fill)
+
+    def _give_up(self, why: str) -> None:
+        self._warn(f"{self.root}: cannot be written ({why}); tokens are not kept for the next run")
+        self.root = None
+
+    def _put(self, root: Path, key: str, fill: Callable[[Writer], dict[str, Any]]) -> Entry:
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is in the data is the user's own
+            scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=".tmp", dir=root))
+        except OSError as error:
+            raise _Unwritable(error.strerror or str(error)) from error
+        try:
+            made = _entry(fill, lambda name: open(scratch / name, "w+b"), scratch)
+            try:
+                self._commit(scratch, root / f"{ENTRY}{key}")
+                _sweep(root)
+            except OSError as error:  # the arrays are written and mapped all the same
+                self._give_up(error.strerror or str(error))
+            return made
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _commit(self, scratch: Path, folder: Path) -> None:
+        """Rename into place. Where another process was faster, its entry stays: it holds the same."""
+        with suppress(OSError):
+            scratch.rename(folder)
+            return
+        with suppress(_Damaged):
+            _read(folder)
+            return
+        old = scratch.with_suffix(".old.tmp")
+        with suppress(FileNotFoundError):  # by another process that replaces it too
+            folder.rename(old)
+        try:
+            scratch.rename(folder)
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def in_memory(fill: Callable[[Writer], dict[str, Any]]) -> Entry:
+    """The entry that `fill` writes, in memory."""
+    return _entry(fill, lambda name: io.BytesIO())
+
+
+def _entry(
+    fill: Callable[[Writer], dict[str, Any]], place: Callable[[str], IO[bytes]], folder: Path | None = None
+) -> Entry:
+    """What `fill` writes to the files of `place`, with a manifest in `folder` if there is one."""
+    writer = Writer(place)
+    try:
+        meta = fill(writer)
+        arrays, described = writer.finish()
+        if folder is not None:
+            _write_manifest(folder, described, meta)
+        return Entry(arrays, meta)
+    finally:
+        writer.close()
+
+
+def _write_manifest(folder: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
+    text = json.dumps({"arrays": arrays, "meta": meta})
+    digest = hashlib.sha256(text.encode()).hexdigest()  # of the manifest itself, on a line before it
+    try:
+        (folder / MANIFEST).write_text(f"{digest}\n{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise _Unwritable(error.strerror or str(error)) from error
+
+
+def _read(folder: Path) -> Entry:
+    """The entry in a folder, every byte of it checked."""
+    try:
+        digest, _, text = (folder / MANIFEST).read_bytes().partition(b"\n")
+        if hashlib.sha256(text.removesuffix(b"\n")).hexdigest().encode() != digest:
+            raise _Damaged(f"sha256 mismatch in {MANIFEST}")
+        manifest = json.loads(text)
+        described = manifest["arrays"]
+        with ThreadPoolExecutor(max_workers=2) as pool:  # hashing frees the interpreter
+            arrays = list(pool.map(lambda name: _load(folder / name, described[name]), described))
+    except OSError as error:
+        raise _Damaged(f"{Path(str(error.filename)).name}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _Damaged(f"unknown format of {MANIFEST}") from error
+    return Entry(dict(zip(described, arrays, strict=True)), manifest["meta"])
+
+
+def _load(path: Path, described: Mapping[str, Any]) -> NDArray[Any]:
+    dtype, shape = np.dtype(described["dtype"]), tuple(described["shape"])
+    with open(path, "rb") as file:
+        size, wanted = os.fstat(file.fileno()).st_size, math.prod(shape) * dtype.itemsize
+        if size != wanted:
+            raise _Damaged(f"{path.name} has {size} bytes of {wanted}")
+        # read rather than mapped: what is read does not count as this process's memory
+        if hashlib.file_digest(file, "sha256").hexdigest() != described["sha256"]:
+            raise _Damaged(f"sha256 mismatch in {path.name}")
+        return _mapped(file, dtype, shape)
+
+
+def _mapped(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array in a file, read-only."""
+    made: NDArray[Any]
+    if math.prod(shape) * dtype.itemsize < MAPPED_BYTES:
+        file.seek(0)
+        made = np.frombuffer(file.read(), dtype=dtype).reshape(shape)
+    else:
+        made = np.memmap(file, dtype=dtype, mode="r", shape=shape).view(np.ndarray)
+    return made
+
+
+def _sweep(root: Path) -> None:
+    """Remove entries that were not used for long, and scratch folders of processes that were killed."""
+    for path in root.iterdir():
+        scratch = path.name.startswith(SCRATCH) and path.name.endswith(".tmp")
+        if scratch or path.name.startswith(ENTRY):
+            with suppress(OSError):
+                used = (path if scratch else path / MANIFEST).stat().st_mtime
+                if time.time() - used > (SCRATCH_SECONDS if scratch else KEPT_SECONDS):
+                    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,132 @@
+"""Examples to flat arrays: labels become numbers, bad examples are set apart, texts become token ids.
+
+Everything goes block by block, so that a file of any length needs the memory of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from mtmeta.core.blame import blame
+from mtmeta.core.cache import Writer
+from mtmeta.core.contracts import Example, LoadedBackbone, Task
+from mtmeta.core.errors import DataError
+from mtmeta.core.tables import MAX_BAD, BadRow, DataFile
+from mtmeta.core.tokens import BLOCK, append_names, append_tokens, hashes
+
+__all__ = ["bad_rows", "write_examples"]
+
+BAD_ROWS_SHOWN = 5
+MAX_PARSED = 10_000  # different labels remembered with what they mean
+
+
+def write_examples(
+    writer: Writer,
+    task: Task,
+    shown: str,
+    examples: Iterable[Example],
+    backbone: LoadedBackbone,
+    file: DataFile | None = None,
+    *,
+    strict: bool,
+) -> dict[str, Any]:
+    """Write the arrays of all good examples, block by block; returns what is kept beside them.
+
+    With `strict`, raises DataError for bad rows: those of `examples`, and those that `file` could not read; `shown` is
+    the file's name in messages.
+    """
+    with blame(task, "task"):
+        parser, inputs, remaining = _Parser(task), task.inputs, iter(examples)
+    while True:
+        with blame(task, "task"):
+            block = list(islice(remaining, BLOCK))
+            rows = parser.parse(block)
+        skipped = parser.skipped + (file.skipped if file else 0)
+        if not block:
+            break
+        if not rows.labels or (strict and skipped):  # it ends in an error: only the count of bad rows is still open
+            continue
+        append_names(writer, rows.ids)
+        writer.append("labels", np.array(rows.labels, dtype=np.float64))
+        writer.append("texts", hashes(rows.texts, rows.pairs) if parser.pair else hashes(rows.texts))
+        cut = append_tokens(writer, inputs, backbone.tokenizer, backbone.max_length, rows.texts, rows.pairs)
+        writer.append("cut", cut)
+    bad = sorted([*(file.bad if file else ()), *parser.bad], key=lambda row: row.line)[:MAX_BAD]
+    if skipped and strict:
+        raise bad_rows(shown, bad, skipped)
+    if not parser.good:
+        raise DataError(shown, "no examples" if not skipped else f"no good rows, {skipped} bad ones")
+    return {"skipped": skipped, "bad": [[row.line, row.reason] for row in bad], "whole": parser.whole}
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The good examples of a block."""
+
+    texts: list[str] = field(default_factory=list)
+    pairs: list[str] = field(default_factory=list)
+    labels: list[int | float] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+
+class _Parser:
+    """Labels to numbers; examples that cannot be used are counted, and the first of them kept in `bad`."""
+
+    def __init__(self, task: Task) -> None:
+        self.pair = task.inputs != "single"
+        self.bad: list[BadRow] = []
+        self.seen = self.good = self.skipped = 0
+        self.whole = True
+        self._objective = task.objective
+        self._known: dict[str, int | float] = {}
+
+    def parse(self, block: Sequence[Example]) -> _Rows:
+        rows, known, pair = _Rows(), self._known, self.pair
+        for index, example in enumerate(block, self.seen + 1):
+            text, label = example.text, example.label
+            if not text.strip() or (pair and not (example.pair or "").strip()):
+                self._skip(example.line or index, "text is empty")
+                continue
+            number = known.get(label) if isinstance(label, str) else None
+            if number is None:
+                try:
+                    number = self._parse(label)
+                except ValueError as error:
+                    self._skip(example.line or index, str(error))
+                    continue
+            rows.texts.append(text)
+            rows.labels.append(number)
+            rows.ids.append(example.id or str(example.line or index))
+            if pair:
+                rows.pairs.append(example.pair or "")
+        self.seen += len(block)
+        self.good += len(rows.labels)
+        return rows
+
+    def _parse(self, label: str | int | float | None) -> int | float:
+        number = self._objective.parse(label)
+        self.whole = self.whole and not isinstance(number, float)
+        if isinstance(label, str) and len(self._known) < MAX_PARSED:
+            self._known[label] = number
+        return number
+
+    def _skip(self, line: int, reason: str) -> None:
+        self.skipped += 1
+        if len(self.bad) < MAX_BAD:
+            self.bad.append(BadRow(line, reason))
+
+
+def bad_rows(file: str, bad: Sequence[BadRow], count: int) -> DataError:
+    """The refusal of a file with `count` bad rows, the first of them `bad`."""
+    first = bad[0]
+    rest = ""
+    if count > 1:
+        lines = ", ".join(str(row.line) for row in bad[:BAD_ROWS_SHOWN])
+        rest = f" ({count} such lines: {lines}{', ...' if count > BAD_ROWS_SHOWN else ''})"
+    fix = "" if ";" in first.reason else "; mend it or set data.on_bad_rows: skip"
+    return DataError(f"{file}:{first.line}", f"{first.reason}{rest}{fix}")
