@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 import mtmeta
-from mtmeta.core import data as core_data
-from mtmeta.core.data import Dataset, TokenStore
+from mtmeta.core.data import Dataset, TokenStore, load_split
 from mtmeta.core.learner import Learner
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.options import DataOptions
@@ -23,7 +22,18 @@ from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
 
-__all__ = ["SEED", "TASKS", "Parts", "add_arguments", "first_rows", "load_parts", "make_learner"]
+__all__ = [
+    "SEED",
+    "TASKS",
+    "Parts",
+    "add_arguments",
+    "first_rows",
+    "load_backbone",
+    "load_dataset",
+    "load_parts",
+    "make_learner",
+    "make_task",
+]
 
 SEED = 11711
 TASKS: dict[str, Any] = {"sst": Sst, "para": Para, "sts": Sts}
@@ -50,38 +60,38 @@ def add_arguments(parser: ArgumentParser, *, tasks: str = "sst,para,sts") -> Non
     parser.add_argument("--batch", type=int, default=128, help="examples in a batch (default: %(default)s)")
 
 
+def load_backbone(weights: str, dropout: float | None = None) -> mtmeta.LoadedBackbone:
+    """Encoder and tokenizer; `dropout` overrides config.json."""
+    return Bert(weights=weights, max_length=128, dropout=dropout).load(SEED)
+
+
+def make_task(name: str, data: str, **options: Any) -> mtmeta.Task:
+    """The task on the files of the folder `data`, or on `sample`."""
+    files = {split: "sample" if data == "sample" else f"{name}-{split}.csv" for split in ("train", "dev")}
+    made: mtmeta.Task = TASKS[name](**files, **options)
+    return made
+
+
+def load_dataset(name: str, task: mtmeta.Task, split: str, data: str, backbone: mtmeta.LoadedBackbone) -> Dataset:
+    """Read, parse and tokenize one file, without the cache."""
+    root = "." if data == "sample" else data
+    return load_split(name, task, split, DataOptions(on_bad_rows="skip"), root, backbone)
+
+
 def load_parts(
-    weights: str,
-    data: str,
-    names: Sequence[str],
-    *,
-    splits: Sequence[str] = ("train",),
-    dropout: float | None = None,
-    batch_size: int = 128,
-    inner_steps: int = 4,
+    weights: str, data: str, names: Sequence[str], *, splits: Sequence[str] = ("train",), dropout: float | None = None
 ) -> Parts:
-    """Read weights and data. `data` is a folder or `sample`; `dropout` overrides config.json."""
-    backbone = Bert(weights=weights, max_length=128, dropout=dropout).load(SEED)
+    """Read weights and data."""
+    backbone = load_backbone(weights, dropout)
     encoder = backbone.encoder
     assert isinstance(encoder, Encoder)
-    tasks: dict[str, mtmeta.Task] = {}
-    datasets = {}
-    for name in names:
-        files = {split: "sample" if data == "sample" else f"{name}-{split}.csv" for split in ("train", "dev")}
-        task = tasks[name] = TASKS[name](**files, batch_size=batch_size, inner_steps=inner_steps)
-        for split in splits:
-            datasets[name, split] = _load(name, task, split, "." if data == "sample" else data, backbone)
+    tasks = {name: make_task(name, data) for name in names}
+    datasets = {
+        (name, split): load_dataset(name, task, split, data, backbone)
+        for name, task in tasks.items()
+        for split in splits
+    }
     return Parts(encoder, encoder.config, dict(backbone.files), tasks, datasets)
-
-
-def _load(name: str, task: mtmeta.Task, split: str, root: str, backbone: mtmeta.LoadedBackbone) -> Dataset:
-    options, core = DataOptions(on_bad_rows="skip"), vars(core_data)
-    if "load_split" in core:
-        made: Dataset = core["load_split"](name, task, split, options, root, backbone)
-    else:  # before the token cache
-        raw = core["read_examples"](name, task, split, options, root)
-        made = core["tokenize"](name, split, raw, task.inputs, backbone.tokenizer, backbone.max_length)
-    return made
 
 
 def make_learner(parts: Parts, *names: str, steps: int = 1000) -> Learner:

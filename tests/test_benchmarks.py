@@ -16,8 +16,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import Mtmeta, Rival, mtmeta_padded, transformers
+from benchmarks.data import large_file
+from benchmarks.meta import PIECES, Clock
 from benchmarks.padded import masked_mean, pad, padded_forward
-from benchmarks.parts import Parts, first_rows, load_parts
+from benchmarks.parts import Parts, first_rows, load_backbone, load_dataset, load_parts, make_task
+from benchmarks.profile import profile_step
+from benchmarks.scaling import TINY, point, synthetic
 from benchmarks.stats import layer_weights, ratios, spread, step_flops
 from mtmeta.core.model import mean_pool
 from mtmeta.core.packing import pack_sequences
@@ -121,3 +125,46 @@ def test_quick_json_has_its_keys() -> None:
             else:
                 low, high = values[f"{key}_quartiles"]
                 assert 0 < low <= values[key] <= high
+
+
+def test_clock_books_every_moment_once() -> None:
+    """An iteration from 0 to 10 in which a delta from 2 to 9 holds a gradient from 3 to 7."""
+    clock = Clock(now=iter([0.0, 2.0, 3.0, 7.0, 9.0, 10.0]).__next__)
+    with clock.piece("loop"), clock.piece("delta"), clock.piece("gradient"):
+        pass
+    assert clock.iterations == [{"loop": 3.0, "delta": 3.0, "gradient": 4.0}]
+
+
+def test_meta_books_all_pieces_of_a_run() -> None:
+    found = run("meta", "--data", "sample", "--weights", "tiny", "--batch", "8", "--steps", "2")
+    for name, values in found["algorithms"].items():
+        shares = values["shares"]
+        assert tuple(shares) == PIECES
+        assert sum(shares.values()) == pytest.approx(1.0, abs=1e-4)
+        assert all(share > 0 for share in shares.values()), name
+
+
+def test_profile_shares_are_of_everything(parts: Parts) -> None:
+    found = profile_step(parts, "sst", batch=8, steps=1)
+    assert sum(each["share"] for each in found["operators"]) == pytest.approx(1.0)
+    assert 0 < found["gemm_share"] < 1
+
+
+@pytest.mark.parametrize("kind", ["batch", "length", "tasks"])
+def test_scaling_point(kind: str) -> None:
+    made = point(kind, 4, 2, TINY)
+    assert made[kind] == 4 and made["peak_mib"] > 0
+
+
+def test_synthetic_sequences_have_the_length_asked_for() -> None:
+    parts = synthetic(TINY, 2, batch_size=4, length=7)
+    assert [set(data.stores[0].lengths.tolist()) for data in parts.datasets.values()] == [{7}, {7}]
+    first, second = (data.stores[0].ids for data in parts.datasets.values())
+    assert not np.array_equal(first, second)
+
+
+def test_big_file_is_one_mtmeta_reads(tmp_path: Path) -> None:
+    large_file(tmp_path / "sst-train.csv", 1000)
+    made = load_dataset("sst", make_task("sst", str(tmp_path)), "train", str(tmp_path), load_backbone("tiny"))
+    assert len(made) == 1000 and made.skipped == 0
+    assert np.bincount(made.labels.astype(np.int64)).tolist() == [200] * 5
