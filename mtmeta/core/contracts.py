@@ -178,7 +178,9 @@ class Algorithm(Component):
 class Tokenizer(Protocol):
     """Text to token ids, without special tokens; those stand in `prefix`, `middle` and `suffix`.
 
-    One text becomes `prefix + a + suffix`, a pair in one sequence `prefix + a + middle + b + suffix`.
+    One text becomes `prefix + a + suffix`, a pair in one sequence `prefix + a + middle + b + suffix`. If it has them,
+    `size` (one more than the largest id) lets ids be stored in two bytes, and `encode_flat(texts)` gives the ids of
+    all texts as one int64 array [S], and the lengths of the texts [N].
     """
 
     prefix: tuple[int, ...]

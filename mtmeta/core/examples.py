@@ -83,7 +83,7 @@ class _Parser:
         self.seen = self.good = self.skipped = 0
         self.whole = True
         self._objective = task.objective
-        self._known: dict[str, int | float] = {}
+        self._known: dict[str, int | float | str] = {}
 
     def parse(self, block: Sequence[Example]) -> _Rows:
         rows, known, pair = _Rows(), self._known, self.pair
@@ -94,11 +94,10 @@ class _Parser:
                 continue
             number = known.get(label) if isinstance(label, str) else None
             if number is None:
-                try:
-                    number = self._parse(label)
-                except ValueError as error:
-                    self._skip(example.line or index, str(error))
-                    continue
+                number = self._parse(label)
+            if isinstance(number, str):
+                self._skip(example.line or index, number)
+                continue
             rows.texts.append(text)
             rows.labels.append(number)
             rows.ids.append(example.id or str(example.line or index))
@@ -108,8 +107,13 @@ class _Parser:
         self.good += len(rows.labels)
         return rows
 
-    def _parse(self, label: str | int | float | None) -> int | float:
-        number = self._objective.parse(label)
+    def _parse(self, label: str | int | float | None) -> int | float | str:
+        """The label's number, or why it has none."""
+        number: int | float | str
+        try:
+            number = self._objective.parse(label)
+        except ValueError as error:
+            number = str(error)
         self.whole = self.whole and not isinstance(number, float)
         if isinstance(label, str) and len(self._known) < MAX_PARSED:
             self._known[label] = number

@@ -26,8 +26,7 @@ __all__ = ["BadRow", "DataFile", "Dialect", "Row"]
 
 MAX_LINE = 64 * 2**20  # bytes of one line; more is hardly text, and reading it whole could fill the memory
 MAX_JOINED, MAX_SCANNED = 1000, 100_000  # lines of one quoted field if multiline; lines read to see how far it runs
-MAX_DEPTH = 32  # levels of JSON nesting
-MAX_BAD = 100  # rows kept in `DataFile.bad`
+MAX_DEPTH, MAX_BAD = 32, 100  # levels of JSON nesting; rows kept in `DataFile.bad`
 MAX_COMPARED = 1000  # names compared with a mistyped one
 FORMATS = "CSV, TSV or JSONL"
 ARCHIVES = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip archive", b"BZh9": "a bzip2 file"}
@@ -75,12 +74,10 @@ class _Bad(Exception):
 
 
 class DataFile(os.PathLike[str]):
-    """A data file. `bad` holds the first rows that could not be read and `skipped` counts all of them; both start
-    anew with an iteration over `rows()`, and grow while it is consumed."""
+    """A data file. `rows()` puts the first rows that cannot be read into `bad`, and counts all of them in `skipped`."""
 
     def __init__(self, path: str | os.PathLike[str], dialect: Dialect = Dialect()) -> None:
-        self.path = Path(path)
-        self.dialect = dialect
+        self.path, self.dialect = Path(path), dialect
         self.bad: list[BadRow] = []
         self.skipped = 0
         self._place = str(self.path)
@@ -102,8 +99,7 @@ class DataFile(os.PathLike[str]):
     def rows(self, *columns: str) -> Iterator[Row]:
         """Yield the good rows with the named columns (all if none is named); DataError if the file is unusable."""
         self.bad.clear()
-        self.skipped = 0
-        delimiter, names, blank = "", list[str](), True
+        delimiter, names, blank, self.skipped = "", list[str](), True, 0
         with closing(self._lines()) as lines:
             if not self._jsonl:
                 delimiter, names = self._header(lines)
@@ -123,13 +119,11 @@ class DataFile(os.PathLike[str]):
                         if len(fields) != len(names):
                             raise _Bad(f"{len(fields)} field{'s' * (len(fields) > 1)}, expected {len(names)}")
                         record = dict(zip(names, fields, strict=True))
-                    row = self._row(number, record, columns)
+                    yield self._row(number, record, columns)
                 except _Bad as bad:
                     self.skipped += 1
                     if len(self.bad) < MAX_BAD:
                         self.bad.append(BadRow(number, str(bad)))
-                    continue
-                yield row
         if blank:
             raise DataError(self._place, "no examples")
 

@@ -91,10 +91,10 @@ def append_tokens(
     Returns how many texts of each example were cut [N]; the two of one sequence count as one.
     """
     prefix, middle, suffix = map(tuple, (tokenizer.prefix, tokenizer.middle, tokenizer.suffix))
-    first, lengths = _flat(tokenizer.encode(texts))
+    first, lengths = _flat(tokenizer, texts)
     special = len(prefix) + len(suffix)
     if inputs == "cross":
-        second, others = _flat(tokenizer.encode(pairs))
+        second, others = _flat(tokenizer, pairs)
         room = max(0, max_length - special - len(middle))
         cut = lengths + others > room
         kept_b = np.where(cut, np.minimum(others, np.maximum(room // 2, room - lengths)), others)
@@ -106,7 +106,7 @@ def append_tokens(
         return cut.astype(np.uint8)
     room = max(0, max_length - special)
     times = np.zeros(len(texts), dtype=np.uint8)
-    columns = [(first, lengths)] + ([_flat(tokenizer.encode(pairs))] if inputs == "separate" else [])
+    columns = [(first, lengths)] + ([_flat(tokenizer, pairs)] if inputs == "separate" else [])
     for number, (ids, lengths) in enumerate(columns):
         _append(writer, number, tokenizer, prefix, _Part(ids, lengths, np.minimum(lengths, room)), suffix)
         times += lengths > room
@@ -146,7 +146,11 @@ def _lengths(values: Sequence[Any]) -> Ints:
     return np.fromiter(map(len, values), dtype=np.int64, count=len(values))
 
 
-def _flat(values: list[list[int]]) -> tuple[Ints, Ints]:
-    """Lists of ids as one array [S], and their lengths [N]."""
+def _flat(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Ints, Ints]:
+    """The ids of all texts [S], and how many each has [N]."""
+    if (encode := getattr(tokenizer, "encode_flat", None)) is not None:  # of ours; a plugin's need not have it
+        ids, lengths = encode(texts)
+        return ids, lengths
+    values = tokenizer.encode(texts)
     lengths = _lengths(values)
     return np.fromiter(chain.from_iterable(values), dtype=np.int64, count=lengths.sum()), lengths

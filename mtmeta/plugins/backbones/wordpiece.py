@@ -7,12 +7,16 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 import mtmeta
+from mtmeta.plugins.backbones.words import Words
 
 __all__ = ["WordPiece", "tokenizer_json"]
 
@@ -33,6 +37,7 @@ class WordPiece:
         self.prefix: tuple[int, ...] = (cls,)
         self.middle: tuple[int, ...] = (sep,)
         self.suffix: tuple[int, ...] = (sep,)
+        self._words = Words(self.encode) if Words.fits(tokenizer) else None
 
     def _special(self, token: str, place: str) -> int:
         number: int | None = self._tokenizer.token_to_id(token)
@@ -67,6 +72,14 @@ class WordPiece:
         with _native(self._place, "cannot encode the data"):
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The same ids end to end [S], and the lengths of the texts [N]; the faster way for whole files."""
+        if self._words is not None:
+            return self._words.encode(texts)
+        found = self.encode(texts)
+        lengths = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+        return np.fromiter(chain.from_iterable(found), dtype=np.int64, count=lengths.sum()), lengths
 
 
 @contextmanager

@@ -1,0 +1,64 @@
+"""Texts to token ids word by word: text repeats its words, so that nearly all of them are looked up, not computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+__all__ = ["Words"]
+
+MAX_WORDS = 2**18  # remembered at once; some 50 MB
+Ints = NDArray[np.int64]
+
+
+class Words:
+    """The token ids of every word met so far; those of new words come from `encode`, all of a block in one call.
+
+    Words are what stands between spaces. `fits` says for which tokenizers the ids of a text are those of its words.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[str]], list[list[int]]]) -> None:
+        self._encode = encode
+        self._forget()
+
+    @staticmethod
+    def fits(tokenizer: Tokenizer) -> bool:
+        """Whether nothing in the tokenizer looks across a space: BERT's own parts, and no added token that has one."""
+        parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)
+        kinds = (normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer, models.WordPiece)
+        added = tokenizer.get_added_tokens_decoder().values()
+        known = all(type(part) is kind for part, kind in zip(parts, kinds, strict=True))
+        return known and not any(" " in token.content for token in added)
+
+    def _forget(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._ids = np.empty(0, dtype=np.int64)  # of all words, end to end
+        self._offsets = np.zeros(1, dtype=np.int64)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ints, Ints]:
+        """Token ids of N texts end to end [S], and how many each text has [N]."""
+        split = [text.split(" ") for text in texts]
+        words = list(chain.from_iterable(split))
+        if len(self._numbers) > MAX_WORDS:
+            self._forget()
+        self._learn([word for word in set(words).difference(self._numbers)])
+        numbers = np.fromiter(map(self._numbers.__getitem__, words), dtype=np.int64, count=len(words))
+        starts, sizes = self._offsets[numbers], self._offsets[numbers + 1] - self._offsets[numbers]
+        ends = np.cumsum(sizes)
+        ids = self._ids[np.repeat(starts - (ends - sizes), sizes) + np.arange(ends[-1] if len(ends) else 0)]
+        # every text has at least one word, be it an empty one, so that no two texts start at the same word
+        firsts = np.cumsum([0, *map(len, split)])[:-1]
+        return ids, np.add.reduceat(sizes, firsts) if len(texts) else sizes
+
+    def _learn(self, words: Sequence[str]) -> None:
+        if not words:
+            return
+        found = self._encode(words)
+        self._numbers.update(zip(words, range(len(self._numbers), len(self._numbers) + len(words)), strict=True))
+        sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+        self._offsets = np.concatenate([self._offsets, self._offsets[-1] + np.cumsum(sizes)])
+        self._ids = np.concatenate([self._ids, np.fromiter(chain.from_iterable(found), np.int64, sizes.sum())])
