@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mtmeta
+from mtmeta.plugins.backbones.attention import Sequences
+from mtmeta.plugins.backbones.fused import Noise, attend, drop, feed_forward
+from mtmeta.plugins.backbones.tiles import Tiles
 
 __all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "hugging_face_names", "plain_names"]
 
@@ -59,19 +62,10 @@ class Attention(nn.Module):
         self.heads = config.num_attention_heads
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)  # one matrix product instead of three
         self.out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, x: Tensor, groups: tuple[tuple[int, int], ...]) -> Tensor:
-        dropout = self.dropout if self.training else 0.0
-        # split, not slices: the backward of a split is one concatenation, that of slices one full-size buffer each
-        parts = torch.split(self.qkv(x), [n * t for n, t in groups])  # [n * T, 3 * D] each
-        mixed = []
-        for part, (n, t) in zip(parts, groups, strict=True):
-            q, k, v = part.view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()  # [n, H, T, d] each
-            y = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-            mixed.append(y.transpose(1, 2).reshape(n * t, -1))  # [n, H, T, d] -> [n * T, D]
-        projected: Tensor = self.out(torch.cat(mixed))
-        return projected
+    def forward(self, x: Tensor, sequences: Sequences, p: float) -> Tensor:
+        mixed: Tensor = self.out(sequences.attention(self.qkv(x), self.heads, p))
+        return mixed
 
 
 class Layer(nn.Module):
@@ -84,12 +78,21 @@ class Layer(nn.Module):
         self.up = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.activation = ACTIVATIONS[config.hidden_act]
+        self.config = config
 
-    def forward(self, x: Tensor, groups: tuple[tuple[int, int], ...]) -> Tensor:
-        x = self.attention_norm(x + self.dropout(self.attention(x, groups)))
-        x = self.norm(x + self.dropout(self.down(self.activation(self.up(x)))))  # [S, D] -> [S, I] -> [S, D]
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        p, p_attention = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
+        x = x + functional.dropout(self.attention(x, sequences, p_attention * self.training), p, self.training)
+        x = self.attention_norm(x)
+        wide = self.activation(self.up(x))  # [S, D] -> [S, I]
+        x = self.norm(x + functional.dropout(self.down(wide), p, self.training))  # [S, I] -> [S, D]
+        return x
+
+    def fused(self, x: Tensor, tiles: Tiles, weight_noise: Noise | None, noise: Noise | None) -> Tensor:
+        """The same in fp32 on a CPU, about 1.4 times as fast."""
+        x = self.attention_norm(attend(x, self.attention.qkv, self.attention.out, tiles, weight_noise, noise))
+        x = self.norm(feed_forward(x, self.up, self.down, noise))
         return x
 
 
@@ -104,15 +107,29 @@ class Encoder(nn.Module):
         self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.types = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, packed: mtmeta.Packed) -> Tensor:
         types = self.types.weight[0] if packed.types is None else self.types(packed.types)
-        x: Tensor = self.dropout(self.norm(self.words(packed.ids) + self.positions(packed.positions) + types))  # [S, D]
+        x: Tensor = self.norm(self.words(packed.ids) + self.positions(packed.positions) + types)  # [S, D]
+        if self._can_fuse(x):
+            p, p_attention = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
+            noise = Noise(p) if p and self.training else None
+            weight_noise = Noise(p_attention) if p_attention and self.training else None
+            tiles = Tiles(packed.groups, self.config.num_attention_heads)
+            x = drop(x, noise)
+            for layer in self.layers:
+                x = layer.fused(x, tiles, weight_noise, noise)  # type: ignore[operator]
+            return x
+        x = functional.dropout(x, self.config.hidden_dropout_prob, self.training)
+        sequences = Sequences(packed)
         for layer in self.layers:
-            x = layer(x, packed.groups)
+            x = layer(x, sequences)
         return x
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return plain and self.config.hidden_act == "gelu"
 
     def initialise(self, seed: int) -> None:
         """BERT's initialisation: normal weights, zero biases, unit LayerNorm; a function of `seed` alone."""
