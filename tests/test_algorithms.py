@@ -352,7 +352,11 @@ def test_accumulation_of_one_batch_of_32_equals_four_of_8(task: str) -> None:
     for loss, grads in found[1:]:
         torch.testing.assert_close(loss, found[0][0], rtol=0, atol=1e-6)
         for name, grad in grads.items():
-            torch.testing.assert_close(grad, found[0][1][name], rtol=0, atol=1e-6)
+            whole = found[0][1][name]
+            largest = (
+                1.0 if whole is None else max(1.0, float(whole.abs().max()))
+            )  # the types' is a sum over all tokens
+            torch.testing.assert_close(grad, whole, rtol=0, atol=1e-6 * largest)
 
 
 def test_joint_alternate_descends_one_sampled_task() -> None:

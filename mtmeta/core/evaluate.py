@@ -14,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import Metric, Task
 from mtmeta.core.data import Dataset
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel
-from mtmeta.core.packing import by_tokens, pack_sequences
+from mtmeta.core.packing import by_tokens, pack
 from mtmeta.core.rng import derive
 
 __all__ = ["Predictions", "Score", "aggregate", "detail", "interval", "predict", "score"]
@@ -63,23 +64,26 @@ def predict(
     """Predictions of the dataset's task, in batches of sequences of like length, without dropout."""
     task = model.tasks[dataset.task]
     device = next(model.parameters()).device
-    values = np.empty(len(dataset), dtype=np.float64)
-    losses: list[float] = []
+    found: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         for indices in by_tokens(dataset, batch_tokens):
-            packed = pack_sequences(dataset.stores, indices).to(device)
+            (chunk,) = pack(dataset, indices, pin=device.type == "cuda").chunks
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                outputs = model(dataset.task, packed)
-            labels = torch.from_numpy(dataset.labels[indices].astype(np.float32)).to(device)
+                outputs = model(dataset.task, chunk.packed.to(device))
+            labels = chunk.labels.to(device, non_blocking=True)
             with blame(task, "task"):
-                losses.append(float(task.objective.loss(outputs, labels)) * len(indices))
-                values[indices] = task.objective.decode(outputs).double().cpu().numpy()
+                loss = task.objective.loss(outputs, labels) * len(indices)
+                found.append((indices, task.objective.decode(outputs).double(), loss))
     finally:
         for module in training:  # one by one: a plugin may keep a part of its head in evaluation mode
             module.training = True
-    loss = math.fsum(losses) / len(dataset)
+    values = np.empty(len(dataset), dtype=np.float64)
+    values[np.concatenate([indices for indices, _, _ in found])] = (
+        torch.cat([made for _, made, _ in found]).cpu().numpy()
+    )
+    loss = math.fsum(torch.stack([loss for *_, loss in found]).tolist()) / len(dataset)
     if not math.isfinite(loss) or not np.isfinite(values).all():
         raise DivergedError("", f"predictions for task '{dataset.task}' are not finite; lower the learning rate")
     return Predictions(dataset, values, loss)

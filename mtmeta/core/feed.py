@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,17 +51,18 @@ class Stream:
             lambda epoch: permutation(len(self.dataset), self.seed, "order", self.name, epoch)
         )
 
-    def _order(self) -> NDArray[np.int64]:
-        return self._permute(self.epoch)
-
     def take(self) -> NDArray[np.int64]:
         """Indices of the next batch. Batches do not cross epochs; the last one of an epoch may be short."""
-        if self.offset >= len(self.dataset):
-            self.epoch, self.offset = self.epoch + 1, 0
-        indices = self._order()[self.offset : self.offset + self.batch_size]
-        self.offset += len(indices)
+        indices, self.epoch, self.offset = self.at(self.epoch, self.offset)
         self._count(len(indices))
         return indices
+
+    def at(self, epoch: int, offset: int) -> tuple[NDArray[np.int64], int, int]:
+        """Indices of the batch that comes at a place of the stream, and the place after it."""
+        if offset >= len(self.dataset):
+            epoch, offset = epoch + 1, 0
+        indices = self._permute(epoch)[offset : offset + self.batch_size]
+        return indices, epoch, offset + len(indices)
 
     def take_episode(self, support: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
         """Indices of `support` batches and one query batch, disjoint by example id.
@@ -71,7 +73,7 @@ class Stream:
         needed = (support + 1) * self.batch_size
         if self.offset + needed > len(self.dataset):
             self.epoch, self.offset = self.epoch + 1, 0
-        chosen = self._order()[self.offset : self.offset + needed]
+        chosen = self._permute(self.epoch)[self.offset : self.offset + needed]
         self.offset += needed
         parts = [chosen[i : i + self.batch_size] for i in range(0, needed, self.batch_size)]
         seen = {self.dataset.ids[i] for part in parts[:-1] for i in part}
@@ -98,6 +100,7 @@ class Feed:
         *,
         seed: int,
         grad_accumulation: int = 1,
+        pin: bool = False,
     ) -> None:
         self.tasks = tuple(tasks)
         self.step = 0
@@ -111,6 +114,9 @@ class Feed:
         self._chunks = grad_accumulation
         self._streams = {name: Stream(name, datasets[name], task.batch_size, seed) for name, task in tasks.items()}
         self._sizes = {name: len(datasets[name]) for name in self.tasks}
+        self._pin = pin
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="mtmeta-feed")
+        self._ahead: dict[str, tuple[tuple[int, int], Future[Batch]]] = {}
 
     # -- for algorithms
 
@@ -140,7 +146,14 @@ class Feed:
     def batch(self, task: str) -> Batch:
         """The task's next training batch."""
         stream = self._streams[task]
-        return self._pack(stream, stream.take())
+        place, prepared = self._ahead.pop(task, (None, None))
+        ready = prepared if place == (stream.epoch, stream.offset) else None
+        indices = stream.take()
+        batch = ready.result() if ready else self._pack(stream, indices)
+        # while the step computes, the next batch is packed; what is drawn is a function of the place alone
+        place = (stream.epoch, stream.offset)
+        self._ahead[task] = place, self._worker.submit(lambda: self._pack(stream, stream.at(*place)[0]))
+        return batch
 
     def episode(self, task: str, support: int) -> tuple[list[Batch], Batch]:
         """`support` support batches and one query batch, disjoint by example id. Raises DataError if too few."""
@@ -193,7 +206,7 @@ class Feed:
             self.draws[name], self.planned[name] = int(state[name]["draws"]), state[name]["planned"]
 
     def _pack(self, stream: Stream, indices: NDArray[np.int64]) -> Batch:
-        return pack(stream.dataset, indices, chunks=self._chunks)
+        return pack(stream.dataset, indices, chunks=self._chunks, pin=self._pin)
 
     def _probabilities(self, draw: Draw) -> dict[str, float]:
         with blame(self._sampler, "sampler"):

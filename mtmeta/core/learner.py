@@ -242,9 +242,15 @@ class Excursion:
     @torch.no_grad()
     def keep_delta(self, scale: float = 1.0) -> None:
         """Add `scale` (theta - theta') to the outer gradient, for every parameter the inner loop touched."""
-        for i, (name, parameter) in enumerate(self._learner.parameters.items()):
-            if self._touched[i] and not self._is_dropped(name):
-                self._add(i, torch.sub(self._theta[i], parameter), scale)
+        names = enumerate(self._learner.parameters.items())
+        touched = [(i, p) for i, (name, p) in names if self._touched[i] and not self._is_dropped(name)]
+        if not touched:
+            return
+        deltas = torch._foreach_sub([self._theta[i] for i, _ in touched], [p for _, p in touched])
+        if scale != 1.0:
+            torch._foreach_mul_(deltas, scale)
+        for (i, _), delta in zip(touched, deltas, strict=True):
+            self._add(i, delta)
 
     def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
         """Add `scale` times the gradient of the batch's loss AT theta' to the outer gradient (first-order MAML)."""
@@ -253,15 +259,13 @@ class Excursion:
         with torch.no_grad():
             for i, (name, parameter) in enumerate(self._learner.parameters.items()):
                 if parameter.grad is not None and not self._is_dropped(name):
-                    self._add(i, parameter.grad, 1.0)
+                    self._add(i, parameter.grad)
         self._learner.clear_gradient()
 
     def _is_dropped(self, name: str) -> bool:
         return self._dropped is not None and name.startswith(self._dropped)
 
-    def _add(self, i: int, direction: Tensor, scale: float) -> None:
-        if scale != 1.0:
-            direction = direction * scale
+    def _add(self, i: int, direction: Tensor) -> None:
         kept = self._outer[i]
         self._outer[i] = direction if kept is None else kept.add_(direction)
 

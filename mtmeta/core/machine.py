@@ -14,6 +14,7 @@ from torch import nn
 __all__ = ["Heap", "fitting_threads"]
 
 SMALL = 1_000_000  # parameters
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 @contextlib.contextmanager
@@ -33,14 +34,17 @@ def fitting_threads(model: nn.Module) -> Iterator[None]:
 
 
 class Heap:
-    """Keeps the holes in glibc's heap from growing; does nothing where the C library is another.
+    """Has glibc keep the memory a step frees for the next step; does nothing where the C library is another.
 
-    Batches differ in length, so their buffers leave holes, and over a hundred steps the heap grows to twice what is
-    in use. Giving the holes back costs some tenths of a second, so it is done only when they have become a quarter.
+    By itself glibc returns large buffers to the system at once, and every step pays for getting them again, page by
+    page: up to a fifth of its time on a virtual machine. Kept, they leave holes, for batches differ in length; giving
+    the holes back costs some tenths of a second, so it is done only when they have become a quarter.
     """
 
     def __init__(self) -> None:
         self._settled = 0  # resident pages after the first step since the last release
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26)):
+            _libc("mallopt", option, value)
 
     def after_step(self) -> None:
         """Look at the resident memory, some microseconds, and release it if it has grown too much."""
@@ -53,9 +57,14 @@ class Heap:
     def release(self) -> None:
         """Return freed heap to the system."""
         self._settled = 0
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).malloc_trim(0)
+        _libc("malloc_trim", 0)
+
+
+def _libc(function: str, *values: int) -> None:
+    """Call a function of the C library if it has it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            getattr(ctypes.CDLL(None), function)(*values)
 
 
 def _resident() -> int:

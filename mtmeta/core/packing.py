@@ -8,7 +8,7 @@ Shapes: `S` tokens in all, `N` sequences, `B` examples, `V` = N / B sequences an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,17 +35,26 @@ class Packed:
     """Position of each token in its own sequence [S], int64."""
     types: Tensor | None
     """Segment of each token [S], int64; None where all are 0."""
+    lengths: Tensor
+    """[N], int64."""
     groups: tuple[tuple[int, int], ...]
     order: Tensor
     """[N], int64."""
 
     def to(self, device: torch.device) -> Packed:
-        """The same batch on `device`."""
+        """The same batch on `device`; from pinned memory the copy runs beside what the GPU has to do before it."""
         if self.ids.device == device:
             return self
-        types = None if self.types is None else self.types.to(device, non_blocking=True)
-        ids, positions, order = (t.to(device, non_blocking=True) for t in (self.ids, self.positions, self.order))
-        return Packed(ids, positions, types, self.groups, order)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Packed:
+        """The same batch in page-locked memory, from which a GPU can fetch it by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Packed:
+        types = None if self.types is None else change(self.types)
+        ids, positions, lengths, order = map(change, (self.ids, self.positions, self.lengths, self.order))
+        return Packed(ids, positions, types, lengths, self.groups, order)
 
 
 @dataclass(frozen=True)
@@ -97,35 +106,36 @@ def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> 
         ids=torch.from_numpy(ids.astype(np.int64)),
         positions=torch.from_numpy(positions),
         types=types,
+        lengths=torch.from_numpy(lengths),
         groups=tuple(zip(counts.tolist(), values.tolist(), strict=True)),
         order=torch.from_numpy(order),
     )
 
 
-def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1) -> Batch:
-    """The examples `indices` of a dataset as a batch of at most `chunks` chunks."""
+def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1, pin: bool = False) -> Batch:
+    """The examples `indices` of a dataset as a batch of at most `chunks` chunks, in page-locked memory if `pin`."""
     parts = [part for part in np.array_split(indices, chunks) if len(part)]
     return Batch(
         task=dataset.task,
         ids=tuple(dataset.ids[i] for i in indices),
-        chunks=tuple(_chunk(dataset, part) for part in parts),
+        chunks=tuple(_chunk(dataset, part, pin) for part in parts),
     )
 
 
-def _chunk(dataset: Dataset, indices: NDArray[np.int64]) -> Chunk:
+def _chunk(dataset: Dataset, indices: NDArray[np.int64], pin: bool) -> Chunk:
     labels = torch.from_numpy(dataset.labels[indices].astype(np.float32))
-    return Chunk(pack_sequences(dataset.stores, indices), labels)
+    packed = pack_sequences(dataset.stores, indices)
+    return Chunk(packed.pinned(), labels.pin_memory()) if pin else Chunk(packed, labels)
 
 
 def by_tokens(dataset: Dataset, budget: int) -> Iterator[NDArray[np.int64]]:
     """Index arrays that cover the dataset, sorted by length, each of at most `budget` tokens (at least one example)."""
     lengths = np.sum([store.lengths for store in dataset.stores], axis=0)
     order = np.argsort(lengths, kind="stable")
-    start, total = 0, 0
-    for at, length in enumerate(lengths[order]):
-        if total + length > budget and at > start:
-            yield order[start:at]
-            start, total = at, 0
-        total += int(length)
-    if start < len(order):
-        yield order[start:]
+    ends = np.cumsum(lengths[order])
+    start = 0
+    while start < len(order):
+        used = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, used + budget, side="right")))
+        yield order[start:stop]
+        start = stop

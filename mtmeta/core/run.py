@@ -153,7 +153,8 @@ class _Training(Session):
         model = MultiTaskModel(encoder, tasks, recipe.seed).to(self.device)
         train = {task: self.datasets[task, "train"] for task in group}
         chunks = recipe.training.grad_accumulation
-        feed = Feed(tasks, train, recipe.sampler, seed=recipe.seed, grad_accumulation=chunks)
+        pin = self.device.type == "cuda"
+        feed = Feed(tasks, train, recipe.sampler, seed=recipe.seed, grad_accumulation=chunks, pin=pin)
         every, epochs = recipe.evaluation.every, recipe.training.epochs
         per_epoch = 0
         if epochs or every == "epoch":

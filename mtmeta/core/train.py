@@ -155,7 +155,9 @@ class Trainer:
         self.emit(Evaluated(self.group, self.step, self.recipe.evaluation.select_on, tasks, selected, "best" in risen))
 
     def _check_parameters(self) -> None:
-        bad = [name for name, p in self.learner.parameters.items() if not bool(torch.isfinite(p).all())]
+        # the largest value of each, so that a GPU is asked once; NaN and inf survive it
+        largest = torch.stack(torch._foreach_norm(list(self._weights().values()), math.inf)).tolist()
+        bad = [name for name, value in zip(self.learner.parameters, largest, strict=True) if not math.isfinite(value)]
         if bad:
             what = f"parameter '{bad[0]}' became non-finite by meta-step {self.step}; lower the learning rate"
             raise DivergedError("", what)

@@ -107,7 +107,9 @@ def feed_forward(x: Tensor, up: torch.nn.Linear, down: torch.nn.Linear, noise: N
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, noise: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, noise: Any
+    ) -> Tensor:
         wide = torch.addmm(up_bias, x, up.t())  # [S, I]
         active = functional.gelu(wide)
         y, bits = _add(x, torch.addmm(down_bias, active, down.t()), noise)
@@ -198,7 +200,7 @@ class _Attend(torch.autograd.Function):
             torch.baddbmm(dv_, w.transpose(1, 2), dy_, beta=0, alpha=scale, out=dv_)
         scores = zip(tiles.split_scores(d_weights), tiles.split_scores(weights), strict=True)
         for (ds, w), q_, k_, dq_, dk_ in zip(scores, q, k, dq, dk, strict=True):
-            torch.ops.aten._softmax_backward_data.out(ds, w, -1, torch.float32, grad_input=ds)
+            torch.ops.aten._softmax_backward_data.out(ds, w, -1, w.dtype, grad_input=ds)
             torch.baddbmm(dq_, ds, k_, beta=0, alpha=1 / math.sqrt(d), out=dq_)
             torch.baddbmm(dk_, ds.transpose(1, 2), q_, beta=0, alpha=1 / math.sqrt(d), out=dk_)
         d_qkv = torch.index_select(d_by_head, 0, tiles.qkv_by_token).view(len(x), -1)  # [S, 3 D]
