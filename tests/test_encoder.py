@@ -245,14 +245,14 @@ def test_no_position_is_wasted(hf: Any, tmp_path: Path) -> None:
     encoder, _ = load(tmp_path)
     seen: list[int] = []
 
-    class Rows(TorchDispatchMode):
+    class Rows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if function in (torch.ops.aten.addmm.default, torch.ops.aten.native_layer_norm.default):
                 seen.append(args[1 if function is torch.ops.aten.addmm.default else 0].shape[0])
             return function(*args, **(kwargs or {}))
 
     packed = packed_of(random_sequences())
-    with Rows():
+    with Rows():  # type: ignore[no-untyped-call]
         encoder(packed)
     assert seen == [sum(LENGTHS)] * (1 + 3 * 6)
     assert sum(count * length for count, length in packed.groups) == sum(LENGTHS)

@@ -83,10 +83,10 @@ def predict(
     values[np.concatenate([indices for indices, _, _ in found])] = (
         torch.cat([made for _, made, _ in found]).cpu().numpy()
     )
-    loss = math.fsum(torch.stack([loss for *_, loss in found]).tolist()) / len(dataset)
-    if not math.isfinite(loss) or not np.isfinite(values).all():
+    mean = math.fsum(torch.stack([loss for *_, loss in found]).tolist()) / len(dataset)
+    if not math.isfinite(mean) or not np.isfinite(values).all():
         raise DivergedError("", f"predictions for task '{dataset.task}' are not finite; lower the learning rate")
-    return Predictions(dataset, values, loss)
+    return Predictions(dataset, values, mean)
 
 
 def score(

@@ -78,7 +78,7 @@ class _Drop(torch.autograd.Function):
         return noise.kept(bits).mul_(x).mul_(noise.scale)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         (bits,) = ctx.saved_tensors
         return ctx.noise.kept(bits).mul_(grad).mul_(ctx.noise.scale), None
@@ -118,7 +118,7 @@ class _FeedForward(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, wide, active, up, down, bits = ctx.saved_tensors
         kept, scale = (grad, 1.0) if bits is None else (ctx.noise.kept(bits).mul_(grad), ctx.noise.scale)
@@ -174,7 +174,7 @@ class _Attend(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, qkv, by_head, weights, bits, mixed, out, out_bits = ctx.saved_tensors
         tiles: Tiles = ctx.tiles

@@ -88,8 +88,10 @@ class Tiles:
 
     def split(self, x: Tensor) -> list[Tensor]:
         """[R, d] -> [n H, T, d] of each tile."""
-        return [part.view(-1, t, x.shape[1]) for part, (_, t) in zip(x.split(self.rows), self.shapes, strict=True)]
+        return [
+            part.view(-1, t, x.shape[1]) for part, (_, t) in zip(torch.split(x, self.rows), self.shapes, strict=True)
+        ]
 
     def split_scores(self, x: Tensor) -> list[Tensor]:
         """[M] -> [n H, T, T] of each tile."""
-        return [part.view(-1, t, t) for part, (_, t) in zip(x.split(self.scores), self.shapes, strict=True)]
+        return [part.view(-1, t, t) for part, (_, t) in zip(torch.split(x, self.scores), self.shapes, strict=True)]
