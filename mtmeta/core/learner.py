@@ -271,10 +271,15 @@ class Excursion:
 
 
 def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """An optimizer's state keyed by parameter NAME, so that a new task cannot shift moments onto wrong weights."""
+    """An optimizer's state keyed by parameter NAME, so that a new task cannot shift moments onto wrong weights.
+
+    With a first beta of 0 the first moment is the last gradient, which no later step reads: it is left out.
+    """
+    spare = "exp_avg" if optimizer.defaults.get("betas", (1.0,))[0] == 0.0 else None
     found = {}
     for name, parameter in parameters.items():
-        slots = {key: value for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
+        state = optimizer.state.get(parameter, {})
+        slots = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != spare}
         if slots:
             found[name] = slots
     return found
@@ -286,7 +291,10 @@ def restore_optimizer(
     """Put a state from `optimizer_state` back. Step counters stay where PyTorch keeps them, on the CPU if not fused."""
     for name, slots in state.items():
         parameter = parameters[name]
-        optimizer.state[parameter] = {
+        restored = {
             key: value.to(parameter.device) if value.ndim or optimizer.defaults.get("fused") else value.clone()
             for key, value in slots.items()
         }
+        if "exp_avg_sq" in restored and "exp_avg" not in restored:
+            restored["exp_avg"] = torch.zeros_like(restored["exp_avg_sq"])
+        optimizer.state[parameter] = restored

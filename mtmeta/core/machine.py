@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["Heap", "fitting_threads"]
+__all__ = ["Heap", "fitting_threads", "make_deterministic"]
 
 SMALL = 1_000_000  # parameters
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -31,6 +32,14 @@ def fitting_threads(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Have a GPU add in the same order every time, so that the same recipe gives the same bits. A CPU does anyway."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid
 
 
 class Heap:

@@ -19,6 +19,7 @@ from mtmeta.core.contracts import LoadedBackbone, Metric
 from mtmeta.core.data import Dataset, load_split
 from mtmeta.core.errors import MachineError, PluginError, UsageError, quote, safe
 from mtmeta.core.events import DataLoaded, Event, Warned
+from mtmeta.core.machine import make_deterministic
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.options import Recipe
 from mtmeta.core.registry import Registry
@@ -62,6 +63,7 @@ class Session:
         self.registry = registry
         self.folder = folder
         self.device = device
+        make_deterministic(device)
         self.warn = warn
         self.precision = pick_precision(recipe.training.precision, device)
         self.groups = self._groups()
