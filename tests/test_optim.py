@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from mtmeta.core.learner import optimizer_state, restore_optimizer
 from mtmeta.core.model import CosineHead, MLPHead
 from mtmeta.core.optim import (
     SGD,
@@ -339,3 +340,27 @@ def test_without_first_moment_an_inner_adam_step_is_the_gradient_over_its_root_m
         second = 0.999 * second + 0.001 * grads["encoder.w"] ** 2
         by_hand = before - 0.1 * grads["encoder.w"] / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
         torch.testing.assert_close(w.detach(), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_a_first_moment_that_no_step_reads_is_neither_saved_nor_missed() -> None:
+    """With a first beta of 0 an optimizer restored without it moves the weights to the same bits."""
+
+    def step(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter, seed: int) -> None:
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+
+    weights = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    through, resumed = torch.nn.Parameter(weights.clone()), torch.nn.Parameter(weights.clone())
+    optimizer = AdamW(lr=0.1).build([("w", through)], inner=True)
+    for seed in range(3):
+        step(optimizer, through, seed)
+    saved = optimizer_state(optimizer, {"w": through})
+    assert set(saved["w"]) == {"step", "exp_avg_sq"}
+    with torch.no_grad():
+        resumed.copy_(through)
+    other = AdamW(lr=0.1).build([("w", resumed)], inner=True)
+    restore_optimizer(other, {"w": resumed}, {"w": {key: value.clone() for key, value in saved["w"].items()}})
+    for seed in range(3, 6):
+        step(optimizer, through, seed)
+        step(other, resumed, seed)
+    assert torch.equal(through, resumed)
