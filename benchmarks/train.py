@@ -40,6 +40,7 @@ from benchmarks.losses import compare_losses
 from benchmarks.parts import SEED, Parts, add_arguments, first_rows, load_parts
 from benchmarks.stats import Spread, gemm_rate, machine, ratios, spread, step_flops
 from mtmeta.core.data import Dataset
+from mtmeta.core.machine import Heap
 
 __all__ = ["main", "measure_task"]
 
@@ -152,6 +153,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     seconds = options.seconds or (QUICK_SECONDS if options.quick else FULL_SECONDS)
     names = options.tasks.split(",")
+    Heap()  # as every run does; the memory of one process is one, so the others gain by it too
     parts = load_parts(options.weights, options.data, names, splits=("train", "dev"))
     tasks: dict[str, Any] = {}
     for done, name in enumerate(names):
