@@ -10,7 +10,6 @@ Shapes: `S` packed tokens, `D` hidden, `I` intermediate, `H` heads, `d` = D / H;
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,6 @@ from mtmeta.plugins.backbones.tiles import Tiles
 __all__ = ["Noise", "attend", "drop", "feed_forward"]
 
 LEVELS = 2**16
-LARGE = 2**17  # numbers from which on a second thread is worth its start
-_helper = ThreadPoolExecutor(1, thread_name_prefix="mtmeta-noise")
 
 
 class Noise:
@@ -40,27 +37,17 @@ class Noise:
         self.dropped = min(LEVELS - 1, round(p * LEVELS))
         self.scale = LEVELS / (LEVELS - self.dropped)
         """What kept elements are multiplied by."""
-        seeds = np.random.SeedSequence(int(torch.randint(2**63 - 1, ()))).spawn(2)
-        self._streams = [np.random.Generator(np.random.SFC64(seed)) for seed in seeds]
+        self._generator = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, ()))))
 
     def bits(self, *shape: int) -> Tensor:
         """Independent uniform values of int16."""
         count = math.prod(shape)
-        words = np.empty((count + 3) // 4, dtype=np.uint64)
-        half = len(words) // 2 if len(words) >= LARGE else 0
-        second = _helper.submit(_fill, self._streams[1], words[:half]) if half else None
-        _fill(self._streams[0], words[half:])
-        if second:
-            second.result()
+        words = self._generator.integers(0, 2**64 - 1, (count + 3) // 4, dtype=np.uint64, endpoint=True)
         return torch.from_numpy(words.view(np.int16))[:count].view(shape)
 
     def kept(self, bits: Tensor) -> Tensor:
         """1.0 where an element is kept, 0.0 where it is dropped; the shape of `bits`, float32."""
         return torch.ge(bits, self.dropped - LEVELS // 2, out=torch.empty(bits.shape))
-
-
-def _fill(generator: np.random.Generator, words: np.ndarray[Any, np.dtype[np.uint64]]) -> None:
-    words[:] = generator.integers(0, 2**64 - 1, len(words), dtype=np.uint64, endpoint=True)
 
 
 def drop(x: Tensor, noise: Noise | None) -> Tensor:
@@ -94,9 +81,9 @@ def _add(residual: Tensor, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tens
 
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias for the gradient `scale` * grad of x weight^T + bias."""
-    dx = torch.addmm(x, grad, weight, beta=0, alpha=scale)
     dw = torch.addmm(weight, grad.t(), x, beta=0, alpha=scale)
-    return dx, dw, grad.sum(0).mul_(scale)
+    d_bias = grad.sum(0).mul_(scale)
+    return torch.addmm(x, grad, weight, beta=0, alpha=scale), dw, d_bias  # dx last: it is what is read next
 
 
 def feed_forward(x: Tensor, up: torch.nn.Linear, down: torch.nn.Linear, noise: Noise | None) -> Tensor:
@@ -124,8 +111,8 @@ class _FeedForward(torch.autograd.Function):
         kept, scale = (grad, 1.0) if bits is None else (ctx.noise.kept(bits).mul_(grad), ctx.noise.scale)
         d_wide, d_down, d_down_bias = _linear_backward(kept, active, down, scale)
         torch.ops.aten.gelu_backward.grad_input(d_wide, wide, grad_input=d_wide)
-        dx = torch.addmm(grad, d_wide, up)
-        return dx, d_wide.t() @ x, d_wide.sum(0), d_down, d_down_bias, None
+        d_up, d_up_bias = d_wide.t() @ x, d_wide.sum(0)
+        return torch.addmm(grad, d_wide, up), d_up, d_up_bias, d_down, d_down_bias, None
 
 
 def attend(
@@ -204,5 +191,5 @@ class _Attend(torch.autograd.Function):
             torch.baddbmm(dq_, ds, k_, beta=0, alpha=1 / math.sqrt(d), out=dq_)
             torch.baddbmm(dk_, ds.transpose(1, 2), q_, beta=0, alpha=1 / math.sqrt(d), out=dk_)
         d_qkv = torch.index_select(d_by_head, 0, tiles.qkv_by_token).view(len(x), -1)  # [S, 3 D]
-        dx = torch.addmm(grad, d_qkv, qkv)
-        return dx, d_qkv.t() @ x, d_qkv.sum(0), d_out, d_out_bias, None, None, None
+        d_weight, d_bias = d_qkv.t() @ x, d_qkv.sum(0)
+        return torch.addmm(grad, d_qkv, qkv), d_weight, d_bias, d_out, d_out_bias, None, None, None
