@@ -16,7 +16,7 @@ import torch
 
 from mtmeta.plugins.backbones.encoder import BertConfig
 
-__all__ = ["Spread", "gemm_rate", "layer_weights", "machine", "ratios", "spread", "step_flops"]
+__all__ = ["Spread", "gemm_rates", "layer_weights", "machine", "ratios", "spread", "step_flops"]
 
 GEMM_CALLS = 5
 
@@ -68,16 +68,16 @@ def step_flops(config: BertConfig, tokens: int) -> int:
     return 6 * tokens * layer_weights(config)
 
 
-def gemm_rate(tokens: int, width: int) -> float:
-    """FLOP/s of torch.mm [tokens, width] x [width, 3 * width], the best of several calls."""
+def gemm_rates(tokens: int, width: int) -> list[float]:
+    """FLOP/s of torch.mm [tokens, width] x [width, 3 * width] in five calls after a first one."""
     a, b = torch.randn(tokens, width), torch.randn(width, 3 * width)
     out = torch.empty(tokens, 3 * width)
-    best = float("inf")
-    for _ in range(GEMM_CALLS):
+    rates = []
+    for _ in range(1 + GEMM_CALLS):
         started = time.perf_counter()
         torch.mm(a, b, out=out)
-        best = min(best, time.perf_counter() - started)
-    return 2 * tokens * width * 3 * width / best
+        rates.append(2 * tokens * width * 3 * width / (time.perf_counter() - started))
+    return rates[1:]
 
 
 def machine() -> dict[str, Any]:

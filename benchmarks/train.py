@@ -15,8 +15,8 @@ process; a ratio is the median over rounds of their time over ours, and above 1 
     sentence_transformers  its Transformer and Pooling modules (pair tasks)
 
 `fraction_of_gemm_bound`: FLOPs no step can do without (6 x real tokens x weights of the layers' matrices; embeddings,
-attention products, heads and all else not counted) at the rate of torch.mm [S, D] x [D, 3D] measured right before the
-step on the same threads, over the step's time.
+attention products, heads and all else not counted) at the rate of torch.mm [S, D] x [D, 3D], over the step's time. The
+rate is the median of ten calls on the same threads, five right before the step and five right after it.
 
 Evaluation is mtmeta.core.evaluate.predict on the dev set (its first rows under --quick) against transformers in
 inference mode on padded batches of 128 in file order; `eval_over_train` compares with a training step taken beside it.
@@ -38,7 +38,7 @@ from benchmarks import contenders
 from benchmarks.contenders import Contender, Indices, Mtmeta
 from benchmarks.losses import compare_losses
 from benchmarks.parts import SEED, Parts, add_arguments, first_rows, load_parts
-from benchmarks.stats import Spread, gemm_rate, machine, ratios, spread, step_flops
+from benchmarks.stats import Spread, gemm_rates, machine, ratios, spread, step_flops
 from mtmeta.core.data import Dataset
 from mtmeta.core.machine import Heap
 
@@ -79,8 +79,9 @@ def measure_task(parts: Parts, task: str, *, batch: int, seconds: float, quick: 
         started = time.perf_counter()
         indices = next(batches)
         tokens = _tokens(dataset, indices)
-        rates.append(gemm_rate(tokens, parts.config.hidden_size))
+        before = gemm_rates(tokens, parts.config.hidden_size)
         times["mtmeta"].append(_timed(ours.step, indices))
+        rates.append(float(np.median(before + gemm_rates(tokens, parts.config.hidden_size))))
         fractions.append(step_flops(parts.config, tokens) / rates[-1] / times["mtmeta"][-1])
         examples.append(len(indices) / times["mtmeta"][-1])
         names = list(field)
