@@ -4,8 +4,8 @@
     python -m benchmarks.train --losses
 
 A step is everything from row numbers to moved weights: collate, forward, loss, backward, optimizer. In each round every
-contender takes one step, on the same examples (`transformers_grouped` draws its own), one after the other in one
-process; a ratio is the median over rounds of their time over ours, and above 1 we are faster. Contenders:
+contender takes one step, on the same examples (`transformers_grouped` draws its own), one after the other, each in a
+process of its own; a ratio is the median over rounds of their time over ours, and above 1 we are faster. Contenders:
 
     mtmeta                 the product's own path: packing.pack, Learner.gradient, the recipe's AdamW
     mtmeta_padded          the same encoder modules on padded batches with a mask
@@ -35,12 +35,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import contenders
-from benchmarks.contenders import Contender, Indices, Mtmeta
+from benchmarks.contenders import Indices
 from benchmarks.losses import compare_losses
-from benchmarks.parts import SEED, Parts, add_arguments, first_rows, load_parts
+from benchmarks.parts import SEED, Parts, add_arguments, load_parts
 from benchmarks.stats import Spread, gemm_rates, machine, ratios, spread, step_flops
+from benchmarks.workers import MAKERS, Worker
 from mtmeta.core.data import Dataset
-from mtmeta.core.machine import Heap
 
 __all__ = ["main", "measure_task"]
 
@@ -51,21 +51,20 @@ EVALUATION_SHARE = 0.15  # of a task's time
 RATIOS = ("transformers_padded", "transformers_grouped", "mtmeta_padded", "sentence_transformers")
 
 
-def measure_task(parts: Parts, task: str, *, batch: int, seconds: float, quick: bool) -> dict[str, Any]:
+def measure_task(
+    parts: Parts, workers: dict[str, Worker], task: str, *, batch: int, seconds: float, quick: bool
+) -> dict[str, Any]:
     """All figures of one task, within about `seconds`, but at least three rounds and an evaluation."""
     deadline = time.perf_counter() + seconds
     dataset = parts.datasets[task, "train"]
-    ours = Mtmeta(parts, task)
-    hf = contenders.transformers(parts, task)
-    field: dict[str, Contender] = {
-        "mtmeta_padded": contenders.mtmeta_padded(parts, task),
-        "transformers_padded": hf,
-        "transformers_grouped": hf,  # the same model, fed otherwise
-    }
+    ours, hf = workers["mtmeta"], workers["transformers"]
+    # transformers twice: the same model, fed otherwise
+    field = {"mtmeta_padded": workers["mtmeta_padded"], "transformers_padded": hf, "transformers_grouped": hf}
     if parts.tasks[task].inputs != "single":
-        field["sentence_transformers"] = contenders.sentence_transformers(parts, task)
-    for contender in (ours, *dict.fromkeys(field.values())):
-        contender.step(np.arange(min(batch, len(dataset))))
+        field["sentence_transformers"] = workers["sentence_transformers"]
+    for worker in (ours, *dict.fromkeys(field.values())):
+        worker.start(task)
+        worker.step(np.arange(min(batch, len(dataset))))
 
     times: dict[str, list[float]] = {name: [] for name in ("mtmeta", *field)}
     rates: list[float] = []
@@ -80,7 +79,7 @@ def measure_task(parts: Parts, task: str, *, batch: int, seconds: float, quick: 
         indices = next(batches)
         tokens = _tokens(dataset, indices)
         before = gemm_rates(tokens, parts.config.hidden_size)
-        times["mtmeta"].append(_timed(ours.step, indices))
+        times["mtmeta"].append(ours.step(indices))
         rates.append(float(np.median(before + gemm_rates(tokens, parts.config.hidden_size))))
         fractions.append(step_flops(parts.config, tokens) / rates[-1] / times["mtmeta"][-1])
         examples.append(len(indices) / times["mtmeta"][-1])
@@ -88,7 +87,7 @@ def measure_task(parts: Parts, task: str, *, batch: int, seconds: float, quick: 
         turn = len(rates) % len(names)  # no contender always follows the same one
         for name in names[turn:] + names[:turn]:
             own = next(grouped) if name == "transformers_grouped" else indices
-            times[name].append(_timed(field[name].step, own) * tokens / _tokens(dataset, own))
+            times[name].append(field[name].step(own) * tokens / _tokens(dataset, own))
         longest = max(longest, time.perf_counter() - started)
     found: dict[str, Any] = {
         "rounds": len(rates),
@@ -99,14 +98,12 @@ def measure_task(parts: Parts, task: str, *, batch: int, seconds: float, quick: 
         made = ratios(times[name], times["mtmeta"]).json(f"ratio_vs_{name}") if name in times else None
         found |= made or {f"ratio_vs_{name}": None, f"ratio_vs_{name}_quartiles": None}
     found |= spread(fractions).json("fraction_of_gemm_bound") | spread([r / 1e9 for r in rates]).json("gemm_gflops", 1)
-    dev = parts.datasets[task, "dev"]
-    dev = first_rows(dev, min(QUICK_DEV_ROWS, 2 * batch)) if quick else dev
-    return found | _evaluation(ours, hf, dev, lambda: next(batches), deadline)
+    rows = len(parts.datasets[task, "dev"])
+    rows = min(QUICK_DEV_ROWS, 2 * batch, rows) if quick else rows
+    return found | _evaluation(ours, hf, rows, lambda: next(batches), deadline)
 
 
-def _evaluation(
-    ours: Mtmeta, hf: Contender, dev: Dataset, batch: Callable[[], Indices], deadline: float
-) -> dict[str, Any]:
+def _evaluation(ours: Worker, hf: Worker, rows: int, batch: Callable[[], Indices], deadline: float) -> dict[str, Any]:
     """Rounds of a training step, our evaluation and theirs."""
     rate: list[float] = []
     over_train: list[float] = []
@@ -115,18 +112,18 @@ def _evaluation(
     while not rate or time.perf_counter() + longest < deadline:
         started = time.perf_counter()
         indices = batch()
-        train = len(indices) / _timed(ours.step, indices)
-        mine = _timed(ours.evaluate, dev)
-        rate.append(len(dev) / mine)
+        train = len(indices) / ours.step(indices)
+        mine = ours.evaluate(rows)
+        rate.append(rows / mine)
         over_train.append(rate[-1] / train)
-        ratio.append(_timed(hf.evaluate, dev) / mine)
+        ratio.append(hf.evaluate(rows) / mine)
         longest = max(longest, time.perf_counter() - started)
     return {
         **spread(rate).json("eval_examples_per_s", 1),
         **spread(over_train).json("eval_over_train"),
         **spread(ratio).json("eval_ratio_vs_transformers"),
         "eval_rounds": len(rate),
-        "eval_rows": len(dev),
+        "eval_rows": rows,
     }
 
 
@@ -143,24 +140,23 @@ def _tokens(dataset: Dataset, indices: Indices) -> int:
     return sum(int(np.sum(store.offsets[indices + 1] - store.offsets[indices])) for store in dataset.stores)
 
 
-def _timed(call: Callable[[Any], object], argument: object) -> float:
-    started = time.perf_counter()
-    call(argument)
-    return time.perf_counter() - started
-
-
 def _measure(options: Namespace) -> dict[str, Any]:
     """The whole document: this machine, and every task within its share of the time."""
     started = time.perf_counter()
     seconds = options.seconds or (QUICK_SECONDS if options.quick else FULL_SECONDS)
     names = options.tasks.split(",")
-    Heap()  # as every run does; the memory of one process is one, so the others gain by it too
     parts = load_parts(options.weights, options.data, names, splits=("train", "dev"))
+    kinds = [kind for kind in MAKERS if kind != "sentence_transformers" or set(names) != {"sst"}]
+    workers = {kind: Worker(kind, options.weights, options.data, names) for kind in kinds}
+    for worker in workers.values():
+        worker.ready()
     tasks: dict[str, Any] = {}
     for done, name in enumerate(names):
         left = seconds - (time.perf_counter() - started)
         share = max(0.0, left / (len(names) - done))
-        tasks[name] = measure_task(parts, name, batch=options.batch, seconds=share, quick=options.quick)
+        tasks[name] = measure_task(parts, workers, name, batch=options.batch, seconds=share, quick=options.quick)
+    for worker in workers.values():
+        worker.stop()
     return {
         "machine": machine(),
         "batch": options.batch,

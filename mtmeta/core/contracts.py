@@ -114,7 +114,11 @@ class Task(Component):
         return "single"
 
     def read(self, file: DataFile) -> Iterable[Example]:
-        """Yield the examples of `file`; `file.rows("column", ...)` reads tables, `open(file)` anything else."""
+        """Yield the examples of `file`; `file.rows("column", ...)` reads tables, `open(file)` anything else.
+
+        What a file gives is kept under its content, the task's options and the source of its class, so it may not
+        depend on other files.
+        """
         raise NotImplementedError(f"task {self.name!r} cannot read files")
 
     def sample(self, split: str) -> Iterable[Example]:

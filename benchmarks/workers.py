@@ -1,0 +1,94 @@
+"""Contenders in processes of their own, which wait for their turn.
+
+In one process they would share the C library's memory and how it is kept, which `mtmeta run` changes for itself; so
+each has what a user's own process would have. They are still interleaved: one works, the others wait.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from benchmarks import contenders
+from benchmarks.contenders import Contender, Indices, Mtmeta
+from benchmarks.parts import Parts, first_rows, load_parts
+from mtmeta.core.machine import Heap
+
+__all__ = ["MAKERS", "Worker"]
+
+MAKERS: dict[str, Callable[[Parts, str], Contender]] = {
+    "mtmeta": Mtmeta,
+    "mtmeta_padded": contenders.mtmeta_padded,
+    "transformers": contenders.transformers,
+    "sentence_transformers": contenders.sentence_transformers,
+}
+
+
+class Worker:
+    """One contender. A call waits for its answer; times are taken in its own process."""
+
+    def __init__(self, kind: str, weights: str, data: str, tasks: Sequence[str]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads that are not there
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, kind, weights, data, list(tasks)), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ready(self) -> None:
+        """Wait until weights and data are loaded."""
+        self._answer()
+
+    def start(self, task: str) -> None:
+        """Go on to a task, from the pretrained weights."""
+        self._ask("start", task)
+
+    def step(self, indices: Indices) -> float:
+        """Seconds of one training step on these examples."""
+        return self._ask("step", indices)
+
+    def evaluate(self, rows: int) -> float:
+        """Seconds of predicting the first `rows` of the dev set."""
+        return self._ask("evaluate", rows)
+
+    def stop(self) -> None:
+        """End the process."""
+        with suppress(OSError):
+            self._pipe.send(("stop", None))
+        self._process.join(30)
+
+    def _ask(self, what: str, argument: object) -> float:
+        self._pipe.send((what, argument))
+        return self._answer()
+
+    def _answer(self) -> float:
+        try:
+            return float(self._pipe.recv())
+        except EOFError:
+            raise SystemExit("a contender's process ended; what went wrong stands above") from None
+
+
+def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> None:
+    parts = load_parts(weights, data, tasks, splits=("train", "dev"))
+    if kind == "mtmeta":
+        Heap()  # as in every run
+    pipe.send(0.0)
+    contender: Contender | None = None
+    task = ""
+    while True:
+        what, argument = pipe.recv()
+        started = time.perf_counter()
+        if what == "stop":
+            return
+        if what == "start":
+            contender, task = None, argument  # the old one's memory first
+            contender = MAKERS[kind](parts, task)
+        elif what == "step":
+            assert contender is not None
+            contender.step(argument)
+        else:
+            assert contender is not None
+            contender.evaluate(first_rows(parts.datasets[task, "dev"], argument))
+        pipe.send(time.perf_counter() - started)
