@@ -472,3 +472,48 @@ def test_a_skipped_step_forgets_the_inner_states_it_used() -> None:
     learner.gradient(feed.batch("sst"))
     learner.forget_inner_states()
     assert list(learner.inner_states()) == ["sts"]
+
+
+def test_tasks_share_the_buffer_of_a_first_moment_that_is_the_last_gradient() -> None:
+    learner, feed = tiny()
+    learner.begin_step(0)
+    for task in ("sst", "sts"):
+        with learner.excursion(task, AdamW(lr=0.1), Constant()) as inner:
+            inner.step(feed.batch(task))
+    word = learner.parameters["encoder.words.weight"]
+    one, other = (learner._inner[task].state[word] for task in ("sst", "sts"))
+    assert one["exp_avg"] is other["exp_avg"] and one["exp_avg_sq"] is not other["exp_avg_sq"]
+
+
+def test_a_gradient_that_was_not_finite_does_not_reach_other_tasks() -> None:
+    """The buffers that tasks share are cleared; else 0 times NaN would enter the next task's step."""
+    found = []
+    for poisoned in (False, True):
+        learner, feed = tiny()
+        learner.begin_step(0)
+        with learner.excursion("sts", AdamW(lr=0.1), Constant()) as inner:
+            inner.step(feed.batch("sts"))
+        learner.begin_step(1)
+        if poisoned:
+            with learner.excursion("sst", AdamW(lr=0.1), Constant()) as inner:
+                inner.step(feed.batch("sst"))
+                for buffer in learner._last_gradients.values():
+                    buffer.fill_(float("nan"))
+            learner.forget_inner_states()
+        learner.begin_step(2)
+        with learner.excursion("sts", AdamW(lr=0.1), Constant()) as inner:
+            inner.step(feed.batch("sts"))
+            found.append(values(learner))
+    for name, value in found[0].items():
+        assert bool(torch.isfinite(value).all()) and torch.equal(value, found[1][name]), name
+
+
+def test_a_beta_above_zero_keeps_each_tasks_first_moment() -> None:
+    learner, feed = tiny()
+    learner.begin_step(0)
+    for task in ("sst", "sts"):
+        with learner.excursion(task, AdamW(lr=0.1, betas=(0.9, 0.999)), Constant()) as inner:
+            inner.step(feed.batch(task))
+    word = learner.parameters["encoder.words.weight"]
+    one, other = (learner._inner[task].state[word]["exp_avg"] for task in ("sst", "sts"))
+    assert one is not other and "exp_avg" in learner.inner_states()["sst"]["encoder.words.weight"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
-from mtmeta.core.learner import optimizer_state, restore_optimizer
 from mtmeta.core.model import CosineHead, MLPHead
+from mtmeta.core.moments import optimizer_state, restore_optimizer
 from mtmeta.core.optim import (
     SGD,
     Adam,

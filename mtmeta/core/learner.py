@@ -19,6 +19,7 @@ from mtmeta.core.blame import blame, supplier
 from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel, build_head
+from mtmeta.core.moments import optimizer_state, restore_optimizer, spare_slot
 from mtmeta.core.optim import OptimizerOptions, ScheduleOptions, set_lr
 from mtmeta.core.packing import Batch
 from mtmeta.core.rng import derive
@@ -64,6 +65,7 @@ class Learner:
         self._draws = 0
         self._inner_step = 0
         self._inner: dict[str, Optimizer] = {}
+        self._last_gradients: dict[Tensor, Tensor] = {}
         self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._snapshot: list[Tensor] = []
         self._away = False
@@ -197,6 +199,15 @@ class Learner:
                 restore_optimizer(self._inner[key], self.parameters, self._pending.pop(key))
         return self._inner[key]
 
+    def _share_last_gradients(self, optimizer: Optimizer) -> None:
+        """Have all inner optimizers keep their first moment in the same buffers, if its beta is 0.
+
+        It is the last gradient then, written anew before it is read: half of what a task's own state would take.
+        """
+        if spare_slot(optimizer):
+            for parameter, state in optimizer.state.items():
+                state["exp_avg"] = self._last_gradients.setdefault(parameter, state["exp_avg"])
+
     # -- checkpoints
 
     def inner_states(self) -> dict[str, dict[str, dict[str, Tensor]]]:
@@ -209,6 +220,8 @@ class Learner:
         for key in ("shared", *(task for task, *_ in self.losses)):
             self._inner.pop(key, None)
             self._pending.pop(key, None)
+        for gradient in self._last_gradients.values():
+            gradient.zero_()  # 0 times NaN is not 0
 
     def load_inner_states(self, states: dict[str, dict[str, dict[str, Tensor]]]) -> None:
         """Take up saved states; each is applied when its optimizer is next needed."""
@@ -237,6 +250,7 @@ class Excursion:
         for i, parameter in enumerate(self._learner.parameters.values()):
             self._touched[i] |= parameter.grad is not None
         self._optimizer.step()
+        self._learner._share_last_gradients(self._optimizer)
         self._learner._inner_step += 1
 
     @torch.no_grad()
@@ -268,33 +282,3 @@ class Excursion:
     def _add(self, i: int, direction: Tensor) -> None:
         kept = self._outer[i]
         self._outer[i] = direction if kept is None else kept.add_(direction)
-
-
-def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """An optimizer's state keyed by parameter NAME, so that a new task cannot shift moments onto wrong weights.
-
-    With a first beta of 0 the first moment is the last gradient, which no later step reads: it is left out.
-    """
-    spare = "exp_avg" if optimizer.defaults.get("betas", (1.0,))[0] == 0.0 else None
-    found = {}
-    for name, parameter in parameters.items():
-        state = optimizer.state.get(parameter, {})
-        slots = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != spare}
-        if slots:
-            found[name] = slots
-    return found
-
-
-def restore_optimizer(
-    optimizer: Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]
-) -> None:
-    """Put a state from `optimizer_state` back. Step counters stay where PyTorch keeps them, on the CPU if not fused."""
-    for name, slots in state.items():
-        parameter = parameters[name]
-        restored = {
-            key: value.to(parameter.device) if value.ndim or optimizer.defaults.get("fused") else value.clone()
-            for key, value in slots.items()
-        }
-        if "exp_avg_sq" in restored and "exp_avg" not in restored:
-            restored["exp_avg"] = torch.zeros_like(restored["exp_avg_sq"])
-        optimizer.state[parameter] = restored

@@ -23,8 +23,9 @@ from mtmeta.core.data import Dataset
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Warned
 from mtmeta.core.feed import Feed
-from mtmeta.core.learner import Learner, optimizer_state, restore_optimizer
+from mtmeta.core.learner import Learner
 from mtmeta.core.machine import Heap
+from mtmeta.core.moments import optimizer_state, restore_optimizer
 from mtmeta.core.optim import Plateau, PlateauState, set_lr
 from mtmeta.core.options import Recipe
 
