@@ -88,17 +88,18 @@ def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: float) -> t
 
 def feed_forward(x: Tensor, up: torch.nn.Linear, down: torch.nn.Linear, noise: Noise | None) -> Tensor:
     """x + dropout(down(gelu(up(x)))): [S, D] -> [S, I] -> [S, D]."""
-    made: Tensor = _FeedForward.apply(x, up.weight, up.bias, down.weight, down.bias, noise)  # type: ignore[no-untyped-call]
+    weights = up.weight, up.bias, down.weight, down.bias
+    made: Tensor = _FeedForward.apply(x, *weights, noise, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return made
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, noise: Any
+        ctx: Any, x: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor, noise: Any, keep: bool
     ) -> Tensor:
         wide = torch.addmm(up_bias, x, up.t())  # [S, I]
-        active = functional.gelu(wide)
+        active = functional.gelu(wide) if keep else torch.ops.aten.gelu_(wide)  # in place where no backward follows
         y, bits = _add(x, torch.addmm(down_bias, active, down.t()), noise)
         ctx.save_for_backward(x, wide, active, up, down, bits)
         ctx.noise = noise
@@ -112,7 +113,7 @@ class _FeedForward(torch.autograd.Function):
         d_wide, d_down, d_down_bias = _linear_backward(kept, active, down, scale)
         torch.ops.aten.gelu_backward.grad_input(d_wide, wide, grad_input=d_wide)
         d_up, d_up_bias = d_wide.t() @ x, d_wide.sum(0)
-        return torch.addmm(grad, d_wide, up), d_up, d_up_bias, d_down, d_down_bias, None
+        return torch.addmm(grad, d_wide, up), d_up, d_up_bias, d_down, d_down_bias, None, None
 
 
 def attend(
