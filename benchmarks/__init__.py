@@ -6,6 +6,6 @@
     python -m benchmarks.meta       share of a meta-iteration outside gradients and inner steps
     python -m benchmarks.data       tokenization, start-up, and memory on a file of ten million rows
 
-Machines are noisy. Everything compared is interleaved in one process and given as the median of per-round ratios with
+Machines are noisy. Everything compared is interleaved in one run and given as the median of per-round ratios with
 quartiles; absolute rates are for orientation only. RESULTS.md holds what was measured, and with which command.
 """

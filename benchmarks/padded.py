@@ -1,4 +1,4 @@
-"""mtmeta's own encoder weights on padded batches: what packing alone is worth, everything else being the same.
+"""mtmeta's own encoder weights on padded batches: their plain modules, PyTorch's dropout and attention.
 
 Shapes: `B` sequences of `T` tokens, padding included, `D` hidden, `H` heads, `d` = D / H, `V` sequences an example.
 """

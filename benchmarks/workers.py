@@ -72,8 +72,7 @@ class Worker:
 
 def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> None:
     parts = load_parts(weights, data, tasks, splits=("train", "dev"))
-    if kind == "mtmeta":
-        Heap()  # as in every run
+    heap = Heap() if kind.startswith("mtmeta") else None  # as in every run
     pipe.send(0.0)
     contender: Contender | None = None
     task = ""
@@ -88,6 +87,8 @@ def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> N
         elif what == "step":
             assert contender is not None
             contender.step(argument)
+            if heap is not None:
+                heap.after_step()
         else:
             assert contender is not None
             contender.evaluate(first_rows(parts.datasets[task, "dev"], argument))

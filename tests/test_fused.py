@@ -205,3 +205,27 @@ def test_bf16_on_a_cpu_is_near_fp32() -> None:
     # bf16 has 8 bits; two layers of post-norm keep the error of unit-variance vectors to some hundredths
     error = (near - exact).abs()
     assert float(error.mean()) < 0.02 and float(error.max()) < 0.2
+
+
+def test_changed_parts_are_not_bypassed() -> None:
+    """An adapter in the place of a Linear, a hook, a layer in evaluation mode: the modules themselves run."""
+
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1.0
+
+    x, packed = torch.zeros(1), packed_of([3, 5])
+    changed: list[Encoder] = []
+    for _ in range(4):
+        changed.append(encoder_of(0.0))
+        assert changed[-1]._can_fuse(x)
+    layers: list[Any] = [encoder.layers[1] for encoder in changed]
+    seen: list[int] = []
+    layers[0].up = Adapted(24, 40)
+    layers[1].down.register_forward_hook(lambda *_: seen.append(1))
+    layers[2].eval()
+    layers[3].attention.out = nn.Linear(24, 24, bias=False)
+    for encoder in changed:
+        assert not encoder._can_fuse(x)
+        assert bool(torch.isfinite(encoder(packed)).all())
+    assert seen == [1]

@@ -15,7 +15,6 @@ from mtmeta.core.tables import DataFile
 __all__ = ["cache_key"]
 
 FORMAT = 1  # of the arrays; raise it when core makes others of the same file
-CORE = "mtmeta"
 READERS = ("examples.py", "tables.py", "tokens.py")  # of core; the version says enough but to its developers
 
 
@@ -56,7 +55,7 @@ def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone)
 
 
 def _sources(kind: type) -> Iterator[str]:
-    """SHA-256 of the file that defines a class and, outside of mtmeta, of those beside it in its package."""
+    """SHA-256 of the file that defines a class, and of those beside it in its package."""
     module = sys.modules.get(kind.__module__)
     source = getattr(module, "__file__", None)
     if source is None:
@@ -64,7 +63,7 @@ def _sources(kind: type) -> Iterator[str]:
             yield "built in"
         return
     path = Path(source)
-    beside = bool(getattr(module, "__package__", "")) and kind.__module__.split(".")[0] != CORE
+    beside = bool(getattr(module, "__package__", ""))
     try:
         for each in sorted(path.parent.glob("*.py")) if beside else [path]:
             yield f"{each.name} {hashlib.sha256(each.read_bytes()).hexdigest()}"

@@ -89,8 +89,15 @@ class Layer(nn.Module):
         x = self.norm(x + functional.dropout(self.down(wide), p, self.training))  # [S, I] -> [S, D]
         return x
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nobody has changed the parts whose weights `fused` takes: put others in, dropped a bias, hooked."""
+        linears = self.attention.qkv, self.attention.out, self.up, self.down
+        hooks = [m for m in (self, self.attention, *linears) if m._forward_hooks or m._forward_pre_hooks]
+        return not hooks and all(type(linear) is nn.Linear and linear.bias is not None for linear in linears)
+
     def fused(self, x: Tensor, tiles: Tiles, weight_noise: Noise | None, noise: Noise | None) -> Tensor:
-        """The same in fp32 on a CPU, about 1.4 times as fast."""
+        """The same in fp32 on a CPU, faster."""
         x = self.attention_norm(attend(x, self.attention.qkv, self.attention.out, tiles, weight_noise, noise))
         x = self.norm(feed_forward(x, self.up, self.down, noise))
         return x
@@ -129,7 +136,9 @@ class Encoder(nn.Module):
 
     def _can_fuse(self, x: Tensor) -> bool:
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return plain and self.config.hidden_act == "gelu"
+        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
+        same = all(layer.is_plain and layer.training == self.training for layer in layers)
+        return plain and same and len(layers) == len(self.layers) and self.config.hidden_act == "gelu"
 
     def initialise(self, seed: int) -> None:
         """BERT's initialisation: normal weights, zero biases, unit LayerNorm; a function of `seed` alone."""

@@ -1,8 +1,8 @@
 """The two halves of a BERT layer in fp32 on a CPU, forward and backward written out.
 
 What autograd would add is left out: copies of slices, passes for scales and sums, buffers for gradients that can be
-written in place. Dropout's bits come from a faster generator. Everything that is not a matrix product took a third of
-a training step before and takes a fifth of it now (`benchmarks/RESULTS.md`).
+written in place. Dropout's bits come from a faster generator. What is no product with a weight matrix took two fifths
+of a training step before and takes one fifth now (`benchmarks/RESULTS.md`). There are no second derivatives.
 
 Shapes: `S` packed tokens, `D` hidden, `I` intermediate, `H` heads, `d` = D / H; `n`, `T`, `R`, `M` as in `tiles`.
 """

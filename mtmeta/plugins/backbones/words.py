@@ -11,7 +11,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 __all__ = ["Words"]
 
-MAX_WORDS = 2**18  # remembered at once; some 50 MB
+MAX_WORDS = 2**18  # remembered at once
+MAX_STORED = (
+    2**23
+)  # characters and ids remembered at once: text without spaces has long "words"; with both, some 100 MB
 Ints = NDArray[np.int64]
 
 
@@ -38,12 +41,13 @@ class Words:
         self._numbers: dict[str, int] = {}
         self._ids = np.empty(0, dtype=np.int64)  # of all words, end to end
         self._offsets = np.zeros(1, dtype=np.int64)
+        self._stored = 0
 
     def encode(self, texts: Sequence[str]) -> tuple[Ints, Ints]:
         """Token ids of N texts end to end [S], and how many each text has [N]."""
         split = [text.split(" ") for text in texts]
         words = list(chain.from_iterable(split))
-        if len(self._numbers) > MAX_WORDS:
+        if len(self._numbers) > MAX_WORDS or self._stored > MAX_STORED:
             self._forget()
         self._learn([word for word in set(words).difference(self._numbers)])
         numbers = np.fromiter(map(self._numbers.__getitem__, words), dtype=np.int64, count=len(words))
@@ -62,3 +66,4 @@ class Words:
         sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
         self._offsets = np.concatenate([self._offsets, self._offsets[-1] + np.cumsum(sizes)])
         self._ids = np.concatenate([self._ids, np.fromiter(chain.from_iterable(found), np.int64, sizes.sum())])
+        self._stored += sum(map(len, words)) + int(sizes.sum())
