@@ -1,8 +1,8 @@
 """Whole training steps: ours and those of the libraries people would use instead, all from the same weights.
 
 Every contender collates the same tokenized data, has our head and loss, dropout as config.json says, and
-torch.optim.AdamW(fused=True) with the same options. They differ in the encoder's code and in how batches are laid out; and
-`workers` has ours keep memory, as a run does.
+torch.optim.AdamW(fused=True) with the same options. They differ in the encoder's code and in how batches are laid out;
+and `workers` has ours keep memory, as a run does.
 """
 
 from __future__ import annotations
