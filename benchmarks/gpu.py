@@ -20,10 +20,11 @@ import time
 from argparse import ArgumentParser
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -70,22 +71,17 @@ class Meter:
         """Within it, what any run does is counted."""
         gradient = Learner.gradient
         parts = {"meta_iterations": "_one_step", "evaluation": "_evaluate", "checkpoints": "_save"}
-        originals = {name: getattr(Trainer, name) for name in parts.values()}
 
         def counted(learner: Learner, batch: Batch, scale: float = 1.0) -> torch.Tensor:
             self.lengths += [chunk.packed.lengths.numpy() for chunk in batch.chunks]
             self.examples += len(batch)
             return gradient(learner, batch, scale)
 
-        setattr(Learner, "gradient", counted)  # noqa: B010  # mypy knows no other way to replace a method
-        for part, name in parts.items():
-            setattr(Trainer, name, self._timed(part, originals[name]))
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(mock.patch.object(Learner, "gradient", counted))
+            for part, name in parts.items():
+                stack.enter_context(mock.patch.object(Trainer, name, self._timed(part, getattr(Trainer, name))))
             yield
-        finally:
-            setattr(Learner, "gradient", gradient)  # noqa: B010
-            for name, original in originals.items():
-                setattr(Trainer, name, original)
 
     def _timed(self, part: str, call: Callable[[Trainer], None]) -> Callable[[Trainer], None]:
         def timed(trainer: Trainer) -> None:

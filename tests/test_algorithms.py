@@ -462,12 +462,17 @@ def test_reset_inner_state_leaves_nothing_to_checkpoint() -> None:
         assert len(learner.inner_states()["sst"]) == kept
 
 
-def test_a_skipped_step_forgets_the_inner_states_it_used() -> None:
-    learner, feed = tiny()
+def one_inner_step_each(learner: Learner, feed: Feed, optimizer: AdamW) -> None:
+    """A step in which sst and sts have an inner loop of one step each."""
     learner.begin_step(0)
     for task in ("sst", "sts"):
-        with learner.excursion(task, AdamW(lr=0.1), Constant()) as inner:
+        with learner.excursion(task, optimizer, Constant()) as inner:
             inner.step(feed.batch(task))
+
+
+def test_a_skipped_step_forgets_the_inner_states_it_used() -> None:
+    learner, feed = tiny()
+    one_inner_step_each(learner, feed, AdamW(lr=0.1))
     learner.begin_step(1)
     learner.gradient(feed.batch("sst"))
     learner.forget_inner_states()
@@ -476,10 +481,7 @@ def test_a_skipped_step_forgets_the_inner_states_it_used() -> None:
 
 def test_tasks_share_the_buffer_of_a_first_moment_that_is_the_last_gradient() -> None:
     learner, feed = tiny()
-    learner.begin_step(0)
-    for task in ("sst", "sts"):
-        with learner.excursion(task, AdamW(lr=0.1), Constant()) as inner:
-            inner.step(feed.batch(task))
+    one_inner_step_each(learner, feed, AdamW(lr=0.1))
     word = learner.parameters["encoder.words.weight"]
     one, other = (learner._inner[task].state[word] for task in ("sst", "sts"))
     assert one["exp_avg"] is other["exp_avg"] and one["exp_avg_sq"] is not other["exp_avg_sq"]
@@ -510,10 +512,7 @@ def test_a_gradient_that_was_not_finite_does_not_reach_other_tasks() -> None:
 
 def test_a_beta_above_zero_keeps_each_tasks_first_moment() -> None:
     learner, feed = tiny()
-    learner.begin_step(0)
-    for task in ("sst", "sts"):
-        with learner.excursion(task, AdamW(lr=0.1, betas=(0.9, 0.999)), Constant()) as inner:
-            inner.step(feed.batch(task))
+    one_inner_step_each(learner, feed, AdamW(lr=0.1, betas=(0.9, 0.999)))
     word = learner.parameters["encoder.words.weight"]
     one, other = (learner._inner[task].state[word]["exp_avg"] for task in ("sst", "sts"))
     assert one is not other and "exp_avg" in learner.inner_states()["sst"]["encoder.words.weight"]

@@ -21,7 +21,7 @@ from mtmeta.core.contracts import Metric, Task
 from mtmeta.core.data import Dataset
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel
-from mtmeta.core.packing import by_tokens, pack
+from mtmeta.core.packing import by_tokens, pack_chunk
 from mtmeta.core.rng import derive
 
 __all__ = ["Predictions", "Score", "aggregate", "detail", "interval", "predict", "score"]
@@ -69,7 +69,7 @@ def predict(
     model.eval()
     try:
         for indices in by_tokens(dataset, batch_tokens):
-            (chunk,) = pack(dataset, indices, pin=device.type == "cuda").chunks
+            chunk = pack_chunk(dataset, indices, pin=device.type == "cuda")
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 outputs = model(dataset.task, chunk.packed.to(device))
             labels = chunk.labels.to(device, non_blocking=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mtmeta.core.data import Dataset, TokenStore
 
-__all__ = ["Batch", "Chunk", "Packed", "by_tokens", "pack", "pack_sequences"]
+__all__ = ["Batch", "Chunk", "Packed", "by_tokens", "pack", "pack_chunk", "pack_sequences"]
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,12 @@ def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1, pin: 
     return Batch(
         task=dataset.task,
         ids=tuple(dataset.ids[i] for i in indices),
-        chunks=tuple(_chunk(dataset, part, pin) for part in parts),
+        chunks=tuple(pack_chunk(dataset, part, pin=pin) for part in parts),
     )
 
 
-def _chunk(dataset: Dataset, indices: NDArray[np.int64], pin: bool) -> Chunk:
+def pack_chunk(dataset: Dataset, indices: NDArray[np.int64], *, pin: bool = False) -> Chunk:
+    """The examples `indices` of a dataset, without their ids, in page-locked memory if `pin`."""
     labels = torch.from_numpy(dataset.labels[indices].astype(np.float32))
     packed = pack_sequences(dataset.stores, indices)
     return Chunk(packed.pinned(), labels.pin_memory()) if pin else Chunk(packed, labels)

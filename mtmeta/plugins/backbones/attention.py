@@ -7,6 +7,7 @@ heads, `d` = D / H.
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -76,8 +77,4 @@ def _flash_can(qkv: Tensor, heads: int) -> bool:
 def _has_flash(device: int) -> bool:
     if torch.version.hip or torch.cuda.get_device_capability(device) < OLDEST_GPU:
         return False
-    try:
-        from torch.nn.attention import varlen  # noqa: F401
-    except ImportError:  # before torch 2.10
-        return False
-    return True
+    return find_spec("torch.nn.attention.varlen") is not None  # from torch 2.10 on

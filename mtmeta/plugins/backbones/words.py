@@ -49,7 +49,7 @@ class Words:
         words = list(chain.from_iterable(split))
         if len(self._numbers) > MAX_WORDS or self._stored > MAX_STORED:
             self._forget()
-        self._learn([word for word in set(words).difference(self._numbers)])
+        self._learn(list(set(words).difference(self._numbers)))
         numbers = np.fromiter(map(self._numbers.__getitem__, words), dtype=np.int64, count=len(words))
         starts, sizes = self._offsets[numbers], self._offsets[numbers + 1] - self._offsets[numbers]
         ends = np.cumsum(sizes)
