@@ -1,6 +1,6 @@
 """The two halves of a BERT layer around the compiled kernels, forward and backward written out.
 
-PyTorch multiplies by the weight matrices; what lies between two such products is one call of `kernels.c`. There are no
+PyTorch multiplies by the weight matrices; what lies between two such products is one call of `csrc/`. There are no
 second derivatives.
 
 Shapes: `S` packed tokens, `D` hidden, `I` intermediate, `H` heads, `n` sequences.
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mtmeta.plugins.backbones.kernels import NO_NOISE, Kernels, Noise
+from mtmeta.plugins.backbones.fused import Noise
+from mtmeta.plugins.backbones.kernels import Kernels, mask
 
 __all__ = ["Span", "attend", "feed_forward"]
 
@@ -42,7 +43,7 @@ def attend(
 ) -> Tensor:
     """norm(x + dropout(out(attention(qkv(x))))) with dropout of the attention weights by `weight_noise`."""
     weights = qkv.weight, qkv.bias, out.weight, out.bias, norm.weight, norm.bias
-    drawn = tuple(NO_NOISE if each is None else each.draw() for each in (weight_noise, noise))
+    drawn = mask(weight_noise), mask(noise)
     if torch.is_grad_enabled():
         made: Tensor = _Attend.apply(x, *weights, kernels, heads, span, norm.eps, *drawn)  # type: ignore[no-untyped-call]
         return made
@@ -82,10 +83,11 @@ class _Attend(torch.autograd.Function):
         x, qkv, qkv_bias, out, gain, wide, mixed, lse, unit, rstd = ctx.saved_tensors
         kernels, span, weight_noise, noise = ctx.rest
         dx, d_unit, (d_gain, d_shift, d_out_bias) = kernels.norm_backward(grad.contiguous(), unit, rstd, gain, noise)
-        d_out, d_mixed = d_unit.t() @ mixed, d_unit @ out
+        d_out = d_unit.t() @ mixed if ctx.needs_input_grad[3] else None  # frozen weights cost nothing
+        d_mixed = d_unit @ out
         given = wide, qkv_bias, span.offsets, span.longest, weight_noise, mixed, lse, d_mixed
         d_wide, d_qkv_bias = kernels.attention_backward(*given)
-        d_qkv = d_wide.t() @ x
+        d_qkv = d_wide.t() @ x if ctx.needs_input_grad[1] else None
         return dx.addmm_(d_wide, qkv), d_qkv, d_qkv_bias, d_out, d_out_bias, d_gain, d_shift, *[None] * 6
 
 
@@ -94,7 +96,7 @@ def feed_forward(
 ) -> Tensor:
     """norm(x + dropout(down(gelu(up(x))))): [S, D] -> [S, I] -> [S, D]."""
     weights = up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias
-    drawn = NO_NOISE if noise is None else noise.draw()
+    drawn = mask(noise)
     if torch.is_grad_enabled():
         made: Tensor = _FeedForward.apply(x, *weights, kernels, norm.eps, drawn)  # type: ignore[no-untyped-call]
         return made
@@ -131,8 +133,8 @@ class _FeedForward(torch.autograd.Function):
         x, up, up_bias, down, gain, wide, active, unit, rstd = ctx.saved_tensors
         kernels, noise = ctx.rest
         dx, d_unit, (d_gain, d_shift, d_down_bias) = kernels.norm_backward(grad.contiguous(), unit, rstd, gain, noise)
-        d_down = d_unit.t() @ active
+        d_down = d_unit.t() @ active if ctx.needs_input_grad[3] else None  # frozen weights cost nothing
         d_wide = d_unit @ down
         d_up_bias = kernels.gelu_backward_(d_wide, wide, up_bias)
-        d_up = d_wide.t() @ x
+        d_up = d_wide.t() @ x if ctx.needs_input_grad[1] else None
         return dx.addmm_(d_wide, up), d_up, d_up_bias, d_down, d_down_bias, d_gain, d_shift, None, None, None
