@@ -99,7 +99,12 @@ def test_layers_equal_the_modules(
     with monkeypatch.context() as patch:
         called: list[str] = []
         call = Kernels._call
-        patch.setattr(Kernels, "_call", lambda self, name, *a: (called.append(name), call(self, name, *a))[1])
+
+        def noted(self: Kernels, name: str, *arguments: object) -> None:
+            called.append(name)
+            call(self, name, *arguments)
+
+        patch.setattr(Kernels, "_call", noted)
         found = outcome(encoder, packed)
         assert called.count("attention_forward") == 4 and called.count("gelu_backward") == 2
     monkeypatch.setattr(Encoder, "_can_fuse", lambda self, x: False)
@@ -147,7 +152,7 @@ def test_dropout_is_that_of_the_formula(k: Kernels) -> None:
     x = random(TOKENS, size, seed=2).requires_grad_()
     qkv, out, up, down = nn.Linear(size, 3 * size), nn.Linear(size, size), nn.Linear(size, wide), nn.Linear(wide, size)
     norms = nn.LayerNorm(size, eps=1e-5), nn.LayerNorm(size, eps=1e-5)
-    parts = (qkv, out, norms[0], up, down, norms[1])
+    parts: tuple[Any, ...] = (qkv, out, norms[0], up, down, norms[1])
     with torch.no_grad():
         for i, part in enumerate(parts):
             part.bias.copy_(random(*part.bias.shape, seed=20 + i, scale=0.5))

@@ -45,6 +45,20 @@ INNER_BETAS = (0.0, 0.999)  # the first moment never crosses episodes
 # ------------------------------------------------------------------------------------------------------- optimizers
 
 
+def _leave_compiler_out() -> None:
+    """Keep torch.optim from importing torch's compiler, two seconds, which is never used here.
+
+    It does so at the first call of some methods, only to tell the compiler to leave them alone, unless they have been
+    told already (torch/_compile.py). Where PyTorch does otherwise this changes nothing.
+    """
+    from torch.optim import Optimizer
+
+    for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
+        function = getattr(method, "__wrapped__", None)
+        if function is not None:
+            vars(function).setdefault("__dynamo_disable", function)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     lr: PositiveFloat
@@ -60,6 +74,7 @@ class _Options:
 
     def _groups(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
         """Up to four groups: backbone and heads, with and without weight decay."""
+        _leave_compiler_out()
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in parameters:
             key = name.startswith("heads."), parameter.ndim >= 2

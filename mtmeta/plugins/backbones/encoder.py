@@ -127,9 +127,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.hidden_size = config.hidden_size
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.types = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.words = _embedding(config.vocab_size, config.hidden_size)
+        self.positions = _embedding(config.max_position_embeddings, config.hidden_size)
+        self.types = _embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
@@ -179,6 +179,11 @@ class Encoder(nn.Module):
                     module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Zeros, to be filled. PyTorch's random start takes a while, on the meta device three seconds of imports."""
+    return nn.Embedding(rows, width, _weight=torch.zeros(rows, width))
 
 
 def hugging_face_names(config: BertConfig) -> dict[str, tuple[str, ...]]:
