@@ -1,4 +1,4 @@
-"""A run that is cut off anywhere, any number of times, ends exactly as one that is not: weights, links, events, table."""
+"""A run that is cut off anywhere, any number of times, ends exactly as one that is not: weights, links, events."""
 
 from __future__ import annotations
 
@@ -224,7 +224,15 @@ def test_rewind_cuts_torn_lines_and_later_events(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     kept = b'{"type": "run_started"}\n{"type": "step", "group": "a", "step": 2}\n'
     torn = b'{"type": "checkpoint", "group": "a", "step": 2}'
-    for rest in (b"", torn[:20], torn, b'{"type": "step", "group": "a", "step": 3}\n', b"\x00\n", b"[]\n", b'{"a": 1}\n'):
+    for rest in (
+        b"",
+        torn[:20],
+        torn,
+        b'{"type": "step", "group": "a", "step": 3}\n',
+        b"\x00\n",
+        b"[]\n",
+        b'{"a": 1}\n',
+    ):
         path.write_bytes(kept + rest)
         found = rewind_events(path, {"a": 2})
         assert (path.read_bytes(), found.started, found.checkpoints) == (kept, True, set())
