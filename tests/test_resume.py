@@ -19,6 +19,7 @@ from mtmeta.core import evaluate, rundir, session
 from mtmeta.core import run as running
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.events import Event
+from mtmeta.core.resolved import dump
 from mtmeta.core.rewind import rewind_events
 from mtmeta.core.train import Trainer
 
@@ -282,7 +283,7 @@ def test_another_machine_is_refused_by_name(key: str, value: Any, cut: tuple[Pat
     """Row 50."""
     recipe, out = cut
     folder = rundir.RunDir(out)
-    folder.lock_file.write_text(rundir.dump({**folder.lock(), key: value}))
+    folder.lock_file.write_text(dump({**folder.lock(), key: value}))
     before = outcome(out)
     named = "plugin mtmeta-elsewhere 0.3; now plugin mtmeta-elsewhere absent" if key == "plugins" else f"{key} {value};"
     with pytest.raises(CheckpointError) as refused:
@@ -299,7 +300,7 @@ def test_every_difference_stands_in_one_line(cut: tuple[Path, Path]) -> None:
     recipe, out = cut
     folder = rundir.RunDir(out)
     lock = folder.lock()
-    folder.lock_file.write_text(rundir.dump({**lock, "torch": "2.9.9", "threads": 64}))
+    folder.lock_file.write_text(dump({**lock, "torch": "2.9.9", "threads": 64}))
     with pytest.raises(CheckpointError, match=rf"run used torch 2\.9\.9, threads 64; now torch {lock['torch'][:4]}"):
         mtmeta.run(recipe, out=out)
 
