@@ -17,7 +17,9 @@ from scipy import special
 from torch import Tensor, nn
 from torch.nn import functional
 
+import mtmeta
 from mtmeta.core.data import TokenStore
+from mtmeta.core.errors import CheckpointError
 from mtmeta.core.packing import Packed, pack_sequences
 from mtmeta.plugins.backbones import compiled, kernels
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
@@ -382,6 +384,25 @@ def test_without_a_compiler_the_encoder_goes_by_pytorch(
     monkeypatch.setenv(*setting)
     assert load_again() is None
     encoder_of(0.1)(packed_of([3, 5])).sum().backward()
+
+
+def test_a_run_does_not_go_on_with_other_kernels(
+    k: Kernels, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their sums round otherwise and their dropout draws other bits."""
+    (tmp_path / "r.yaml").write_text(
+        "name: r\nbackbone: {name: bert, weights: tiny}\ntasks: {sst: {train: sample, dev: sample, batch_size: 4}}\n"
+        "algorithm: joint\noptimizer: {name: adamw, lr: 1e-3}\ntraining: {steps: 2}\nreporters: []\n"
+    )
+    recipe, out = tmp_path / "r.yaml", tmp_path / "run"
+    mtmeta.run(recipe, out=out)
+    assert f"kernels: {k.identity}\n" in (out / "recipe.lock.yaml").read_text().replace("'", "")
+    (out / "summary.json").unlink()
+    kernels.load.cache_clear()
+    monkeypatch.setenv("MTMETA_KERNELS", "off")
+    with pytest.raises(CheckpointError, match=f"run used kernels {k.identity}; now kernels none"):
+        mtmeta.run(recipe, out=out)
+    mtmeta.run(recipe, out=out, allow_inexact=True)
 
 
 def test_settings_are_read_at_the_first_use(fresh: None, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class _Training(Session):
     def lock(self) -> dict[str, Any]:
         """What pins this run down, to be written or compared."""
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
-        return make_lock(self.recipe, self.registry, hashes, self.backbone.identity, self.device, self.precision)
+        return make_lock(self.recipe, self.registry, hashes, self.backbone, self.device, self.precision)
 
     def run(self, continued: bool) -> dict[str, Any]:
         """Train every group, then score the best weights."""

@@ -20,6 +20,7 @@ import torch
 
 from mtmeta.core import strict_yaml
 from mtmeta.core.checkpoint import Checkpoints
+from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.disk import clear_leftovers, disk_errors, read_json, write_file
 from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError, safe
 from mtmeta.core.hold import LOCK_NAME
@@ -32,7 +33,7 @@ __all__ = ["RunDir", "check_hashes", "make_lock"]
 
 CONTENTS = ("backbone", "checkpoints", "events.jsonl", "predictions", "summary.json")  # beside recipe and lock
 # what must be equal for a continued run to give the very same weights, beside recipe, data and weights
-EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "precision")
+EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,12 @@ def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
 
 
 def make_lock(
-    recipe: Recipe, registry: Registry, data: Mapping[str, str], identity: str, device: torch.device, precision: str
+    recipe: Recipe,
+    registry: Registry,
+    data: Mapping[str, str],
+    backbone: LoadedBackbone,
+    device: torch.device,
+    precision: str,
 ) -> dict[str, Any]:
     """Versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
     return {
@@ -179,8 +185,9 @@ def make_lock(
         "threads": torch.get_num_threads(),
         "device": device.type,
         "processor": processor(device),
+        "kernels": backbone.kernels if device.type == "cpu" else "none",
         "precision": precision,
-        "backbone": identity,
+        "backbone": backbone.identity,
         "data": dict(data),
     }
 

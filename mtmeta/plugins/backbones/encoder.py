@@ -146,13 +146,12 @@ class Encoder(nn.Module):
 
     def _fused(self, x: Tensor, packed: mtmeta.Packed) -> Tensor:
         """Dropout and the layers, by compiled kernels if they can be had."""
-        c = self.config
+        c, functions = self.config, self._kernels()
         noise = Noise(c.hidden_dropout_prob) if c.hidden_dropout_prob and self.training else None
         weight_noise = (
             Noise(c.attention_probs_dropout_prob) if c.attention_probs_dropout_prob and self.training else None
         )
         x = drop(x, noise)
-        functions = kernels.load() if kernels.fits(c.hidden_size, c.num_attention_heads, c.intermediate_size) else None
         if functions:
             offsets = functional.pad(packed.lengths.long().cumsum(0), (1, 0))
             span = compiled.Span(offsets, packed.groups[-1][1])
@@ -163,6 +162,16 @@ class Encoder(nn.Module):
         for layer in self.layers:
             x = layer.fused(x, tiles, weight_noise, noise)  # type: ignore[operator]
         return x
+
+    @property
+    def kernels_identity(self) -> str:
+        """The compiled kernels that fp32 on a CPU goes by."""
+        functions = self._kernels()
+        return functions.identity if functions else "none"
+
+    def _kernels(self) -> Kernels | None:
+        c = self.config
+        return kernels.load() if kernels.fits(c.hidden_size, c.num_attention_heads, c.intermediate_size) else None
 
     def _can_fuse(self, x: Tensor) -> bool:
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
