@@ -246,12 +246,12 @@ def test_memory_that_runs_out_elsewhere(
             mtmeta.run(recipe, out=tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "predict", lambda *a, **b: exhaust())
-        with pytest.raises(MachineError, match=rf"^{whose} in evaluating task 'kind' \(batch_tokens 16384\); lower"):
+        with pytest.raises(MachineError, match=rf"^{whose} in evaluating task 'kind' \(batch_tokens 8192\); lower"):
             mtmeta.run(recipe, out=tmp_path / "out")
     mtmeta.run(recipe, out=tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "predict", lambda *a, **b: exhaust())
-        with pytest.raises(MachineError, match=rf"^{whose} in scoring task 'kind' \(batch_tokens 16384\); lower"):
+        with pytest.raises(MachineError, match=rf"^{whose} in scoring task 'kind' \(batch_tokens 8192\); lower"):
             mtmeta.evaluate(tmp_path / "out")
 
 
