@@ -33,7 +33,7 @@ __all__ = ["Contender", "Mtmeta", "Rival", "grouped_batches", "mtmeta_padded", "
 
 Indices = NDArray[np.int64]
 LR = 1e-5
-BATCH_TOKENS = 16384  # evaluation.batch_tokens of a recipe
+BATCH_TOKENS = 8192  # evaluation.batch_tokens of a recipe
 
 
 class Contender(Protocol):

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity
 from benchmarks.contenders import Mtmeta
 from benchmarks.parts import SEED, Parts, add_arguments, load_parts
 from benchmarks.stats import machine
+from mtmeta.core.machine import Heap
 from mtmeta.core.rng import permutation
 
 __all__ = ["main", "profile_step"]
@@ -34,8 +35,10 @@ def profile_step(parts: Parts, task: str, *, batch: int, steps: int) -> dict[str
     contender = Mtmeta(parts, task)
     order = permutation(len(parts.datasets[task, "train"]), SEED, "profile", task)
     chosen = [order.take(range(i * batch, (i + 1) * batch), mode="wrap") for i in range(steps + 2)]
+    heap = Heap()  # as in every run
     for indices in chosen[:2]:
         contender.step(indices)
+        heap.after_step()
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
         for indices in chosen[2:]:
             contender.step(indices)

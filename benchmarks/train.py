@@ -44,7 +44,7 @@ from mtmeta.core.data import Dataset
 
 __all__ = ["main", "measure_task"]
 
-MIN_ROUNDS = 3
+MIN_ROUNDS, QUICK_ROUNDS = 3, 2
 QUICK_SECONDS, FULL_SECONDS = 265.0, 900.0
 QUICK_DEV_ROWS = 256
 EVALUATION_SHARE = 0.15  # of a task's time
@@ -54,7 +54,7 @@ RATIOS = ("transformers_padded", "transformers_grouped", "mtmeta_padded", "sente
 def measure_task(
     parts: Parts, workers: dict[str, Worker], task: str, *, batch: int, seconds: float, quick: bool
 ) -> dict[str, Any]:
-    """All figures of one task, within about `seconds`, but at least three rounds and an evaluation."""
+    """All figures of one task, within about `seconds`, but at least three rounds (two if quick) and an evaluation."""
     deadline = time.perf_counter() + seconds
     dataset = parts.datasets[task, "train"]
     ours, hf = workers["mtmeta"], workers["transformers"]
@@ -74,7 +74,8 @@ def measure_task(
     grouped = contenders.grouped_batches(dataset, batch)
     reserve = seconds * EVALUATION_SHARE
     longest = 0.0
-    while len(rates) < MIN_ROUNDS or time.perf_counter() + longest < deadline - reserve:
+    least = QUICK_ROUNDS if quick else MIN_ROUNDS
+    while len(rates) < least or time.perf_counter() + longest < deadline - reserve:
         started = time.perf_counter()
         indices = next(batches)
         tokens = _tokens(dataset, indices)

@@ -23,6 +23,7 @@ import mtmeta
 from mtmeta.core.data import Dataset, TokenStore, from_examples
 from mtmeta.core.model import MultiTaskModel, mean_pool
 from mtmeta.core.packing import Packed, pack_sequences
+from mtmeta.plugins.backbones import kernels
 from mtmeta.plugins.backbones.bert import Bert, read_config
 from mtmeta.plugins.backbones.encoder import ACTIVATIONS, Encoder
 from mtmeta.plugins.backbones.wordpiece import WordPiece
@@ -240,21 +241,29 @@ def test_gradients_are_those_of_transformers(typed: bool, hf: Any, tmp_path: Pat
     assert float((fused - theirs_fused).abs().max()) <= TOLERANCE * max(1.0, float(theirs_fused.abs().max()))
 
 
-def test_no_position_is_wasted(hf: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["kernels", "torch"])
+def test_no_position_is_wasted(hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    if by == "torch":
+        monkeypatch.setattr(kernels, "load", lambda: None)
+    elif kernels.load() is None:
+        pytest.skip("no C compiler that can build the kernels")
     VARIANTS["bare, with pooler"](hf, tmp_path)
     encoder, _ = load(tmp_path)
     seen: list[int] = []
+    aten = torch.ops.aten
+    rows_in = {aten.addmm.default: 1, aten.mm.default: 0, aten.native_layer_norm.default: 0}
 
     class Rows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if function in (torch.ops.aten.addmm.default, torch.ops.aten.native_layer_norm.default):
-                seen.append(args[1 if function is torch.ops.aten.addmm.default else 0].shape[0])
+            if function in rows_in:
+                seen.append(args[rows_in[function]].shape[0])
             return function(*args, **(kwargs or {}))
 
     packed = packed_of(random_sequences())
     with Rows():  # type: ignore[no-untyped-call]
         encoder(packed)
-    assert seen == [sum(LENGTHS)] * (1 + 3 * 6)
+    # the norm of the embeddings; in each of 3 layers 4 products and, outside of kernels, 2 norms
+    assert seen == [sum(LENGTHS)] * (1 + 3 * (4 if by == "kernels" else 6))
     assert sum(count * length for count, length in packed.groups) == sum(LENGTHS)
     assert packed.groups == ((1, 2), (2, 3), (1, 5), (3, 9), (1, 17), (1, 30), (1, 40))
 

@@ -14,15 +14,22 @@ from torch.nn import functional
 
 from mtmeta.core.data import TokenStore
 from mtmeta.core.packing import Packed, pack_sequences
+from mtmeta.plugins.backbones import kernels
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
 from mtmeta.plugins.backbones.fused import Noise, attend, drop, feed_forward
 from mtmeta.plugins.backbones.tiles import MULTIPLE, Tiles
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_kernels")
 # (count, length): one token, equal to a multiple, beside it, alone in a tile, more than one length in a tile
 GROUPS = ((2, 1), (1, 3), (3, 4), (1, 5), (2, 6), (1, 8), (1, 13), (2, 31))
 TOKENS = sum(n * t for n, t in GROUPS)
 SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
+
+
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without a C compiler."""
+    monkeypatch.setattr(kernels, "load", lambda: None)
 
 
 def encoder_of(dropout: float, attention_dropout: float | None = None) -> Encoder:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -364,3 +366,34 @@ def test_a_first_moment_that_no_step_reads_is_neither_saved_nor_missed() -> None
         step(optimizer, through, seed)
         step(other, resumed, seed)
     assert torch.equal(through, resumed)
+
+
+def test_training_does_not_import_the_compiler() -> None:
+    """Which takes longer than the rest of a start; torch.optim would, at the first group and the first step."""
+    code = (
+        "import sys, torch\n"
+        "from mtmeta.core.optim import SGD, Adam, AdamW, NAdam\n"
+        "from mtmeta.plugins.backbones.encoder import BertConfig, Encoder\n"
+        "with torch.device('meta'): Encoder(BertConfig(9, 8, 1, 1, 8))\n"
+        "w = torch.nn.Parameter(torch.ones(2, 2))\n"
+        "for kind in (SGD, Adam, AdamW, NAdam):\n"
+        "    optimizer = kind(lr=0.1).build([('encoder.w', w)])\n"
+        "    w.sum().backward()\n"
+        "    optimizer.step()\n"
+        "    optimizer.zero_grad()\n"
+        "    optimizer.load_state_dict(optimizer.state_dict())\n"
+        "print('torch._dynamo' in sys.modules, float(w.min()) < 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_hooks_of_a_step_still_run() -> None:
+    w, seen = nn.Parameter(torch.ones(2)), []
+    optimizer = SGD(lr=0.1).build([("encoder.w", w)])
+    optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+    w.grad = torch.ones(2)
+    optimizer.step()
+    assert seen == ["before", "after"] and w.tolist() == pytest.approx([0.9, 0.9])
+    assert w.requires_grad and w.is_leaf

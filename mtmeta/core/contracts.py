@@ -208,6 +208,8 @@ class LoadedBackbone:
     """config.json and tokenizer.json, copied into the run directory."""
     identity: str
     """What the weights were: a SHA-256, or a description with the seed."""
+    kernels: str = "none"
+    """Compiled code of the backbone's own that a CPU runs beside PyTorch's; another name means other last bits."""
 
 
 @dataclass(frozen=True)

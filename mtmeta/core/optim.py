@@ -7,6 +7,8 @@ holds each against its twin in torch.optim.lr_scheduler.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,6 +47,28 @@ INNER_BETAS = (0.0, 0.999)  # the first moment never crosses episodes
 # ------------------------------------------------------------------------------------------------------- optimizers
 
 
+def _leave_compiler_out() -> None:
+    """Keep torch.optim from importing torch's compiler, two seconds, which is never used here.
+
+    It does so at the first call of some methods, only to tell the compiler to leave them alone, unless they have been
+    told already (torch/_compile.py). Where PyTorch does otherwise this changes nothing.
+    """
+    from torch.optim import Optimizer
+
+    for method in (Optimizer.add_param_group, Optimizer.zero_grad, Optimizer.state_dict, Optimizer.load_state_dict):
+        function = getattr(method, "__wrapped__", None)
+        if function is not None:
+            vars(function).setdefault("__dynamo_disable", function)
+
+
+@functools.cache
+def _bare(kind: type[Optimizer]) -> type[Any]:
+    """The same optimizer without the wrapper around `step` that imports the compiler, too."""
+    import torch
+
+    return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Options:
     lr: PositiveFloat
@@ -57,6 +81,14 @@ class _Options:
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
         """The optimizer over named parameters; `inner` picks the defaults of inner loops."""
         raise NotImplementedError
+
+    def _made(self, kind: str, parameters: Iterable[tuple[str, nn.Parameter]], **options: Any) -> Optimizer:
+        """torch.optim's optimizer of that name."""
+        from torch import optim
+
+        _leave_compiler_out()
+        made: Optimizer = _bare(getattr(optim, kind))(self._groups(parameters), lr=self.lr, **options)
+        return made
 
     def _groups(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
         """Up to four groups: backbone and heads, with and without weight decay."""
@@ -85,9 +117,7 @@ class SGD(_Options):
     """Momentum; 0 keeps the plain step of equation 4."""
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        from torch import optim
-
-        return optim.SGD(self._groups(parameters), lr=self.lr, momentum=self.momentum, foreach=True)
+        return self._made("SGD", parameters, momentum=self.momentum, foreach=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +138,7 @@ class Adam(_AdamOptions):
     name: Literal["adam"] = "adam"
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        from torch import optim
-
-        return optim.Adam(self._groups(parameters), lr=self.lr, betas=self._betas(inner), eps=self.eps, fused=True)
+        return self._made("Adam", parameters, betas=self._betas(inner), eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +150,7 @@ class AdamW(_AdamOptions):
     """Decay of weights; biases and LayerNorm are never decayed."""
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        from torch import optim
-
-        return optim.AdamW(self._groups(parameters), lr=self.lr, betas=self._betas(inner), eps=self.eps, fused=True)
+        return self._made("AdamW", parameters, betas=self._betas(inner), eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +160,7 @@ class NAdam(_AdamOptions):
     name: Literal["nadam"] = "nadam"
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        from torch import optim
-
-        return optim.NAdam(self._groups(parameters), lr=self.lr, betas=self._betas(inner), eps=self.eps, foreach=True)
+        return self._made("NAdam", parameters, betas=self._betas(inner), eps=self.eps, foreach=True)
 
 
 OptimizerOptions = Annotated[SGD | Adam | AdamW | NAdam, Field(discriminator="name")]

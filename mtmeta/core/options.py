@@ -57,7 +57,7 @@ class EvaluationOptions:
     """Split of the final table."""
     select: str = "mean"
     """`mean` of the primary metrics, or one task's name."""
-    batch_tokens: PositiveInt = 16384
+    batch_tokens: PositiveInt = 8192
     """Tokens in one evaluation batch."""
 
 

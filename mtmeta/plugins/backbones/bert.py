@@ -99,7 +99,9 @@ class Bert(mtmeta.Backbone):
             config = type(config)(**values)
         encoder = Encoder(config)
         files = {"config.json": config_json.encode(), "tokenizer.json": vocabulary.encode()}
-        return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity)
+        return encoder, mtmeta.LoadedBackbone(
+            encoder, tokenizer, self.max_length, files, identity, encoder.kernels_identity
+        )
 
 
 def find_folder(weights: str) -> Path:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import mtmeta
+from mtmeta.plugins.backbones import compiled, kernels
 from mtmeta.plugins.backbones.attention import Sequences
 from mtmeta.plugins.backbones.fused import Noise, attend, drop, feed_forward
+from mtmeta.plugins.backbones.kernels import Kernels
 from mtmeta.plugins.backbones.tiles import Tiles
 
 __all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "hugging_face_names", "plain_names"]
@@ -91,16 +93,31 @@ class Layer(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nobody has changed the parts whose weights `fused` takes: put others in, dropped a bias, hooked."""
+        """Whether nobody has changed the parts whose weights are taken: put others in, dropped a bias, hooked."""
         linears = self.attention.qkv, self.attention.out, self.up, self.down
-        hooks = [m for m in (self, self.attention, *linears) if m._forward_hooks or m._forward_pre_hooks]
-        return not hooks and all(type(linear) is nn.Linear and linear.bias is not None for linear in linears)
+        norms = self.attention_norm, self.norm
+        kinds = [type(part) for part in (*linears, *norms)] == [nn.Linear] * 4 + [nn.LayerNorm] * 2
+        hooked = [m for m in (self, self.attention, *linears, *norms) if _hooked(m)]
+        return kinds and not hooked and all(part.bias is not None for part in (*linears, *norms))
 
     def fused(self, x: Tensor, tiles: Tiles, weight_noise: Noise | None, noise: Noise | None) -> Tensor:
         """The same in fp32 on a CPU, faster."""
         x = self.attention_norm(attend(x, self.attention.qkv, self.attention.out, tiles, weight_noise, noise))
         x = self.norm(feed_forward(x, self.up, self.down, noise))
         return x
+
+    def compiled(
+        self, x: Tensor, functions: Kernels, span: compiled.Span, weight_noise: Noise | None, noise: Noise | None
+    ) -> Tensor:
+        """The same by `csrc/`, faster still."""
+        a = self.attention
+        x = compiled.attend(functions, x, a.qkv, a.out, self.attention_norm, a.heads, span, weight_noise, noise)
+        return compiled.feed_forward(functions, x, self.up, self.down, self.norm, noise)
+
+
+def _hooked(module: nn.Module) -> bool:
+    m = module
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 class Encoder(nn.Module):
@@ -110,9 +127,9 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.hidden_size = config.hidden_size
-        self.words = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.types = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.words = _embedding(config.vocab_size, config.hidden_size)
+        self.positions = _embedding(config.max_position_embeddings, config.hidden_size)
+        self.types = _embedding(config.type_vocab_size, config.hidden_size)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
@@ -120,19 +137,41 @@ class Encoder(nn.Module):
         types = self.types.weight[0] if packed.types is None else self.types(packed.types)
         x: Tensor = self.norm(self.words(packed.ids) + self.positions(packed.positions) + types)  # [S, D]
         if self._can_fuse(x):
-            p, p_attention = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
-            noise = Noise(p) if p and self.training else None
-            weight_noise = Noise(p_attention) if p_attention and self.training else None
-            tiles = Tiles(packed.groups, self.config.num_attention_heads)
-            x = drop(x, noise)
-            for layer in self.layers:
-                x = layer.fused(x, tiles, weight_noise, noise)  # type: ignore[operator]
-            return x
+            return self._fused(x, packed)
         x = functional.dropout(x, self.config.hidden_dropout_prob, self.training)
         sequences = Sequences(packed)
         for layer in self.layers:
             x = layer(x, sequences)
         return x
+
+    def _fused(self, x: Tensor, packed: mtmeta.Packed) -> Tensor:
+        """Dropout and the layers, by compiled kernels if they can be had."""
+        c, functions = self.config, self._kernels()
+        noise = Noise(c.hidden_dropout_prob) if c.hidden_dropout_prob and self.training else None
+        weight_noise = (
+            Noise(c.attention_probs_dropout_prob) if c.attention_probs_dropout_prob and self.training else None
+        )
+        x = drop(x, noise)
+        if functions:
+            offsets = functional.pad(packed.lengths.long().cumsum(0), (1, 0))
+            span = compiled.Span(offsets, packed.groups[-1][1])
+            for layer in self.layers:
+                x = layer.compiled(x, functions, span, weight_noise, noise)  # type: ignore[operator]
+            return x
+        tiles = Tiles(packed.groups, c.num_attention_heads)
+        for layer in self.layers:
+            x = layer.fused(x, tiles, weight_noise, noise)  # type: ignore[operator]
+        return x
+
+    @property
+    def kernels_identity(self) -> str:
+        """The compiled kernels that fp32 on a CPU goes by."""
+        functions = self._kernels()
+        return functions.identity if functions else "none"
+
+    def _kernels(self) -> Kernels | None:
+        c = self.config
+        return kernels.load() if kernels.fits(c.hidden_size, c.num_attention_heads, c.intermediate_size) else None
 
     def _can_fuse(self, x: Tensor) -> bool:
         plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -149,6 +188,11 @@ class Encoder(nn.Module):
                     module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Zeros, to be filled. PyTorch's random start takes a while, on the meta device three seconds of imports."""
+    return nn.Embedding(rows, width, _weight=torch.zeros(rows, width))
 
 
 def hugging_face_names(config: BertConfig) -> dict[str, tuple[str, ...]]:

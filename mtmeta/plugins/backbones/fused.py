@@ -1,4 +1,6 @@
-"""The two halves of a BERT layer in fp32 on a CPU, forward and backward written out.
+"""The two halves of a BERT layer in fp32 on a CPU by PyTorch's operators, forward and backward written out.
+
+They run where `compiled.py` cannot: without a C compiler, and for widths that are no multiples of 8.
 
 What autograd would add is left out: copies of slices, passes for scales and sums, buffers for gradients that can be
 written in place. Dropout's bits come from a faster generator. What is no product with a weight matrix took two fifths
@@ -44,6 +46,10 @@ class Noise:
         count = math.prod(shape)
         words = self._generator.integers(0, 2**64 - 1, (count + 3) // 4, dtype=np.uint64, endpoint=True)
         return torch.from_numpy(words.view(np.int16))[:count].view(shape)
+
+    def seed(self) -> int:
+        """A seed for bits that are drawn elsewhere."""
+        return int(self._generator.integers(0, 2**64 - 1, dtype=np.uint64, endpoint=True))
 
     def kept(self, bits: Tensor) -> Tensor:
         """1.0 where an element is kept, 0.0 where it is dropped; the shape of `bits`, float32."""
