@@ -169,6 +169,26 @@ def test_best_links_go_back_with_the_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert outcome(tmp_path / "out") == whole(recipe, tmp_path / "whole")
 
 
+def test_a_warning_of_an_evaluation_that_is_made_again_stands_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, score = quick(tmp_path, "joint"), evaluate.score
+
+    def warning(predictions: Any, *arguments: Any, **named: Any) -> Any:
+        made, said = score(predictions, *arguments, **named)
+        return made, [*said, f"{predictions.dataset.task} is at {made.value}"]
+
+    monkeypatch.setattr(evaluate, "score", warning)
+    expected = whole(recipe, tmp_path / "whole")
+    assert sum(event["type"] == "warning" for event in expected["events.jsonl"]) > 4
+    with monkeypatch.context() as patch:
+        stop_before(patch, Trainer, "_one_step", 4)
+        with pytest.raises(Killed):
+            mtmeta.run(recipe, out=tmp_path / "out")
+    mtmeta.run(recipe, out=tmp_path / "out")
+    assert outcome(tmp_path / "out") == expected
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
