@@ -57,9 +57,11 @@ class Faults:
                 return original(*arguments, **options)
             if isinstance(self.how, int):
                 raise OSError(self.how, os.strerror(self.how))
-            if self.how == "after":
-                original(*arguments, **options)
-            os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                if self.how == "after":
+                    original(*arguments, **options)
+            finally:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         return call
 

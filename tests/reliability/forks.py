@@ -86,7 +86,9 @@ class Forks:
         code, seconds = json.loads(answer)
         return Ended(code, log.read_text(errors="replace"), seconds)
 
-    def mtmeta(self, *arguments: str, cwd: Path, kill_after: float | None = None, **env: str) -> Ended:
+    def mtmeta(
+        self, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None, kill_after: float | None = None
+    ) -> Ended:
         """`mtmeta ARGUMENTS` in a fork."""
         return self.call("mtmeta.cli:main", list(arguments), cwd=cwd, env=env, kill_after=kill_after)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,16 +10,29 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-__all__ = ["ALGORITHMS", "TIMES", "make_backbone", "make_data", "outcome", "write_recipe"]
+import pytest
+
+__all__ = [
+    "ALGORITHMS",
+    "TIMES",
+    "differences",
+    "make_backbone",
+    "make_data",
+    "outcome",
+    "resign",
+    "train",
+    "write_recipe",
+]
 
 WORDS = "good bad fine dull film plot very not a the".split()
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # keys whose values are times, memory, or tell that a run was resumed
 TIMES = ("seconds", "total_seconds", "time", "peak_memory_bytes", "resumed_at")
 
-# Between them: every kind of optimizer state, outer and inner, per task and shared; a schedule that answers to a metric;
-# samplers that depend on sizes and on the step; dropout and accumulation; one group of tasks and several.
+# Between them: every kind of optimizer state, outer and inner, per task and shared; a schedule that answers to a
+# metric; samplers that depend on sizes and on the step; dropout and accumulation; one group of tasks and several.
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "individual": {
         "algorithm": "individual",
@@ -115,10 +129,11 @@ def make_backbone(folder: Path) -> Path:
 def write_recipe(
     path: Path,
     algorithm: str,
+    /,
     *,
     data: Path,
     weights: str = "tiny",
-    tasks: tuple[str, ...] = ("sst", "para"),
+    tasks: tuple[str, ...] | dict[str, Any] = ("sst", "para"),
     steps: int = 12,
     evaluate_every: int = 3,
     checkpoint_every: int = 2,
@@ -130,10 +145,7 @@ def write_recipe(
         "seed": 11,
         "data_root": str(data),
         "backbone": {"name": "bert", "weights": weights, "max_length": 16},
-        "tasks": {
-            task: {"train": f"{task}-train.tsv", "dev": f"{task}-dev.tsv", "batch_size": 4, "inner_steps": 2}
-            for task in tasks
-        },
+        "tasks": tasks if isinstance(tasks, dict) else {task: _task(task) for task in tasks},
         "evaluation": {"every": evaluate_every},
         "checkpoint": {"every": checkpoint_every, "keep": 2},
         "reporters": ["jsonl"],
@@ -143,6 +155,46 @@ def write_recipe(
     recipe["training"] = {"steps": steps, **recipe.get("training", {})}
     path.write_text(json.dumps(recipe))  # JSON is YAML
     return path
+
+
+def _task(name: str) -> dict[str, Any]:
+    return {"train": f"{name}-train.tsv", "dev": f"{name}-dev.tsv", "batch_size": 4, "inner_steps": 2}
+
+
+def train(recipe: Path, folder: Path, *, stop_after: int | None = None) -> Path:
+    """Run in this process with `folder` as the working directory; returns the run directory.
+
+    With `stop_after` the run is cut off before the meta-step after that many, as by a library user's Ctrl-C.
+    """
+    import mtmeta
+    from mtmeta.core.train import Trainer
+
+    one_step, done = Trainer._one_step, 0
+
+    def step(trainer: Trainer) -> None:
+        nonlocal done
+        if done == stop_after:
+            raise KeyboardInterrupt
+        done += 1
+        one_step(trainer)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(folder), mock.patch.object(Trainer, "_one_step", step):
+        if stop_after is None:
+            mtmeta.run(recipe, out="out")
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                mtmeta.run(recipe, out="out")
+    return folder / "out"
+
+
+def resign(checkpoint: Path) -> None:
+    """Bring a checkpoint's manifest up to date with its files, as if they had been saved like that."""
+    manifest = json.loads((checkpoint / "MANIFEST.json").read_bytes())
+    for name, entry in manifest["files"].items():
+        data = (checkpoint / name).read_bytes()
+        entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
 
 
 def outcome(run: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Runs:
         # the first one fills the cache, so that the second one's time is that of all others
         self.whole = self.finish(self.new())
         whole = self.new()
-        done = forks.mtmeta(*RUN, cwd=whole, **env)
+        done = forks.mtmeta(*RUN, cwd=whole, env=env)
         assert done.code == 0, done.output
         self.seconds = done.seconds
         assert differences(self.whole, outcome(whole / "out")) == []
@@ -47,7 +47,7 @@ class Runs:
 
     def finish(self, folder: Path) -> dict[str, Any]:
         """Run to the end, undisturbed."""
-        done = self.forks.mtmeta(*RUN, cwd=folder, **self.env)
+        done = self.forks.mtmeta(*RUN, cwd=folder, env=self.env)
         assert done.code == 0, done.output
         return outcome(folder / "out")
 
@@ -66,10 +66,11 @@ def kill_at_random_times(runs: Runs, seed: str, kills: int, share: float) -> Ite
     draw = random.Random(seed)
     done = 0
     while done < kills:
-        folder, story = runs.new(), []
+        folder = runs.new()
+        story: list[str] = []
         while done < kills:
             after = draw.uniform(0, share * runs.seconds)
-            ended = runs.forks.mtmeta(*RUN, cwd=folder, kill_after=after, **runs.env)
+            ended = runs.forks.mtmeta(*RUN, cwd=folder, kill_after=after, env=runs.env)
             if not ended.killed:
                 assert ended.code == 0, f"after {story}: {ended.output}"
                 break
@@ -170,5 +171,3 @@ def test_the_comparison_sees_a_single_bit(tmp_path: Path, forks: Forks, material
     link.unlink()
     with pytest.raises(AssertionError, match="checkpoints/best"):
         runs.assert_equal(folder, "link removed")
-
-
