@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mtmeta.core.errors import MtmetaError, PluginError, Problems, UsageError, quote, raise_all, safe
+from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
 
 __all__ = ["app", "main"]
@@ -66,28 +66,32 @@ def run(
     allow_inexact: Annotated[
         bool,
         typer.Option(
-            "--allow-inexact", help="Go on with another torch, thread count or device than the run began with."
+            "--allow-inexact", help="Go on with another torch, thread count, device, ... than the run began with."
         ),
     ] = False,
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
     """Train a recipe, evaluate it, leave a run directory; the same command again continues it."""
-    import mtmeta
-    from mtmeta.core.view import show_table
+    from mtmeta.core.signals import stop_on_signals
 
-    summary = mtmeta.run(
-        recipe,
-        overrides=set_ or [],
-        out=out,
-        data_root=data_root,
-        device=device,
-        fresh=fresh,
-        allow_changed_data=allow_changed_data,
-        allow_inexact=allow_inexact,
-        block=no_plugin or [],
-        warn=_warn,
-    )
+    with stop_on_signals() as stop:
+        import mtmeta
+        from mtmeta.core.view import show_table
+
+        summary = mtmeta.run(
+            recipe,
+            overrides=set_ or [],
+            out=out,
+            data_root=data_root,
+            device=device,
+            fresh=fresh,
+            allow_changed_data=allow_changed_data,
+            allow_inexact=allow_inexact,
+            block=no_plugin or [],
+            warn=_warn,
+            stop=stop,
+        )
     print(json.dumps(summary)) if json_ else show_table(summary)
 
 
@@ -230,10 +234,14 @@ def _warn(text: str) -> None:
     print(f"warning: {safe(text, 500)}", file=sys.stderr)
 
 
+def _print_lines(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
 def _fail(error: MtmetaError) -> NoReturn:
     """Print an error and exit with its code; the one place that does."""
-    for line in error.lines():
-        print(line, file=sys.stderr)
+    _print_lines(error.lines())
     sys.exit(error.code if isinstance(error, Problems) else error.exit_code)
 
 
@@ -251,6 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         # `mtmeta ... | head`: whoever read our output has enough; keep the interpreter from flushing into the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Stopped as stopped:
+        _print_lines(stopped.lines())
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         print("error: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)

@@ -20,6 +20,7 @@ from mtmeta.core.events import (
     Evaluated,
     Event,
     RunFinished,
+    RunResumed,
     RunStarted,
     StepDone,
     StepSkipped,
@@ -109,8 +110,8 @@ def test_plain_progress_is_not_more_often_than_asked(tmp_path: Path, capsys: pyt
 
 
 def test_a_resumed_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    console([RunStarted("demo", "joint", ["sst"], [["sst"]], "cpu", 5_000_000, resumed_at=20)], tmp_path)
-    line = "demo: joint on sst; 5.0 M parameters, cpu, going on from step 20\n"
+    console([RunResumed("demo", "joint", ["sst", "sts"], "cpu", 5_000_000, "sst+sts", 20)], tmp_path)
+    line = "demo: joint on sst, sts; 5.0 M parameters, cpu, going on from step 20 of sst+sts\n"
     assert capsys.readouterr().err == line
 
 
@@ -222,6 +223,14 @@ def test_jsonl_lines_parse_back_to_the_events(tmp_path: Path) -> None:
         record = json.loads(line)
         back.append(kinds[record.pop("type")](**record))
     assert back == EVENTS
+
+
+def test_jsonl_does_not_tell_of_resuming(tmp_path: Path) -> None:
+    """So that events.jsonl is the same however often a run was cut."""
+    with Jsonl().open(tmp_path) as handle:
+        for event in (EVENTS[0], RunResumed("demo", "joint", ["sst"], "cpu", 5_000_000, "sst", 20), EVENTS[4]):
+            handle(event)
+    assert (tmp_path / "events.jsonl").read_text().splitlines() == [EVENTS[0].json(), EVENTS[4].json()]
 
 
 def test_jsonl_goes_on_where_an_earlier_run_stopped(tmp_path: Path) -> None:

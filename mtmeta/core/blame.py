@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mtmeta.core.errors import MtmetaError, PluginError, quote, safe
+from mtmeta.core.foreign import out_of_memory
 
 __all__ = ["accuse", "blame", "supplier"]
 
@@ -25,8 +26,8 @@ def blame(part: Any, kind: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # a plugin's sys.exit() would end the run without a word
         plugin = getattr(part, "_supplier", None)
-        if plugin is None or plugin.distribution == "mtmeta":
-            raise
+        if plugin is None or plugin.distribution == "mtmeta" or out_of_memory(error):
+            raise  # too large a batch is no plugin's fault
         raise accuse(plugin, kind, part.name, error) from error
 
 

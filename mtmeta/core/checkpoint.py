@@ -4,29 +4,32 @@
     checkpoints/best-00000380/    model.safetensors  MANIFEST.json
     checkpoints/best -> best-00000380, best-sst -> ...
 
-A directory is written beside its target, every file and the directory flushed to disk, then renamed. MANIFEST.json
-holds the size and SHA-256 of every file and is written last; a directory without a valid one does not exist to us.
+A directory is written beside its target, every file and the directory flushed to disk, then renamed, read back and
+compared; only then is an older one dropped. MANIFEST.json holds the size and SHA-256 of every file and is written
+last; a directory without a valid one does not exist to us. state.json says where the best links pointed when it was
+written, and what any kept checkpoint names is kept with it, so that going back to it goes back in the links too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from mtmeta.core import disk
 from mtmeta.core.errors import CheckpointError, MachineError, safe
 
-__all__ = ["Checkpoints", "read_json", "write_file"]
+__all__ = ["Checkpoints"]
 
 MANIFEST = "MANIFEST.json"
 BEST_FILES = ("model.safetensors",)
@@ -40,46 +43,97 @@ class Checkpoints:
     folder: Path
     keep: int = 2
 
-    def save(self, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Any) -> Path:
-        """Commit a full checkpoint, then drop all but the newest `keep`."""
+    # -- writing
+
+    def save(
+        self,
+        step: int,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        scheduled: Callable[[int], bool] = lambda step: True,
+    ) -> Path:
+        """Commit a full checkpoint, then drop all but it and the newest `keep` of the scheduled ones.
+
+        One that was saved off schedule, because the run was asked to stop, goes when the run has got further.
+        """
         tensors = {"model.safetensors": model, "optimizer.safetensors": optimizer}
         path = self._commit(f"step-{step:08d}", tensors, {"state.json": json.dumps(state, indent=1).encode()})
-        for old in self._steps()[: -self.keep]:
-            _remove(old)
+        for later in self._steps():  # damaged, or the run would have gone on from there
+            if _number(later) > step:
+                self._remove(later)
+        self._retain(step, scheduled)
         return path
 
-    def save_best(self, step: int, model: Mapping[str, Tensor], links: list[str]) -> None:
-        """Commit the weights of `step` and point `best` links at them; weights no link points at are dropped."""
+    def save_best(self, step: int, model: Mapping[str, Tensor], links: list[str]) -> str:
+        """Commit the weights of `step` and point `links` at them; returns the name of their directory."""
         name = f"best-{step:08d}"
         self._commit(name, {"model.safetensors": model}, {})
         for link in links:
-            with _disk_errors(self.folder):
-                scratch = self.folder / f".{link}.tmp"
-                scratch.unlink(missing_ok=True)
-                scratch.symlink_to(name)
-                scratch.replace(self.folder / link)
-                _sync(self.folder)
-        kept = {os.readlink(path) for path in self.folder.iterdir() if path.is_symlink()}
-        for path in self.folder.glob("best-????????"):
-            if not path.is_symlink() and path.name not in kept:
-                _remove(path)
+            with disk.disk_errors(self.folder / link, newest=self._newest_name):
+                disk.replace_link(self.folder / link, name)
+        self._prune()
+        return name
+
+    def go_back(
+        self, step: int, links: Mapping[str, str], scheduled: Callable[[int], bool] = lambda step: True
+    ) -> None:
+        """Have exactly these links, each at the directory it names: those of the checkpoint that a run resumes from.
+
+        What a kill left half-done goes, and so do best weights of steps that the run has yet to come to again.
+        """
+        disk.clear_leftovers(self.folder)
+        for link in self._links():
+            if link not in links:
+                with disk.disk_errors(self.folder / link, newest=self._newest_name):
+                    (self.folder / link).unlink()
+        for link, name in links.items():
+            if self._links().get(link) != name:
+                with disk.disk_errors(self.folder / link, newest=self._newest_name):
+                    disk.replace_link(self.folder / link, name)
+        self._retain(step, scheduled)
+
+    def check_space(self, *parts: Mapping[str, Tensor]) -> None:
+        """Raise MachineError unless these tensors fit on the disk."""
+        needed = sum(tensor.nbytes for part in parts for tensor in part.values())
+        disk.check_space(self.folder, needed, self._newest_name)
+
+    # -- reading
 
     def best(self, name: str = "best") -> dict[str, Tensor]:
         """The best weights. Raises CheckpointError if there are none or they are damaged."""
-        path = self.folder / name
-        if not path.exists():
-            raise CheckpointError(str(path), "no such checkpoint; has the run evaluated yet?")
-        _verify(path, BEST_FILES)
-        return load_file(path / "model.safetensors")
+        return self.best_and_step(name)[0]
+
+    def best_and_step(self, name: str = "best") -> tuple[dict[str, Tensor], int]:
+        """The best weights and the step they are of; 0 where a copy of the run has directories in place of links."""
+        link = self.folder / name
+        while True:
+            target = self._links().get(name, "")
+            try:
+                if not link.exists():
+                    raise CheckpointError(str(link), "no such checkpoint; has the run evaluated yet?")
+                _verify(link, BEST_FILES)
+                found = load_file(link / "model.safetensors")
+            except (CheckpointError, OSError, SafetensorError) as error:
+                if self._links().get(name, "") != target:
+                    continue  # a run that is under way has just found better ones
+                if isinstance(error, CheckpointError):
+                    raise
+                raise CheckpointError(str(link), f"cannot be read ({safe(str(error))})") from error
+            if self._links().get(name, "") == target:
+                return found, _number(Path(target)) if target else 0
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that verifies, and a line for each newer one that does not."""
-        damaged = []
+        """The newest checkpoint that verifies, its best weights too, and a line for what is damaged before it."""
+        damaged: list[str] = []
         for path in reversed(self._steps()):
             try:
                 _verify(path, STEP_FILES)
+                for name in sorted(set(_links_of(path).values())):
+                    _verify(self.folder / name, BEST_FILES)
             except CheckpointError as error:
-                damaged.append(str(error))
+                if str(error) not in damaged:
+                    damaged.append(str(error))
             else:
                 return path, damaged
         return None, damaged
@@ -90,41 +144,106 @@ class Checkpoints:
         try:
             model, optimizer = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
             return model, optimizer, json.loads((path / "state.json").read_bytes())
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise CheckpointError(str(path), f"damaged ({safe(str(error))})") from error
 
+    # -- within
+
     def _steps(self) -> list[Path]:
-        return sorted(self.folder.glob("step-????????"))
+        return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[0-9]{8}", path.name))
+
+    def _links(self) -> dict[str, str]:
+        """Where each link points."""
+        found = {}
+        for path in sorted(self.folder.glob("best*")):
+            with contextlib.suppress(OSError):  # no link, or gone by now
+                found[path.name] = os.readlink(path)
+        return found
+
+    def _newest_name(self) -> str:
+        newest, _ = self.newest()
+        return newest.name if newest else ""
+
+    def _retain(self, step: int, scheduled: Callable[[int], bool]) -> None:
+        """Of the checkpoints up to `step`, keep that one and the newest scheduled ones; and their best weights."""
+        found = {_number(path): path for path in self._steps() if _number(path) <= step}
+        regular = [number for number in found if scheduled(number)]
+        for number in sorted(found.keys() - {step, *regular[-self.keep :]}):
+            self._remove(found[number])
+        self._prune()
+
+    def _prune(self) -> None:
+        """Drop the best weights that neither a link nor a checkpoint names."""
+        named = set(self._links().values())
+        for path in self._steps():
+            with contextlib.suppress(CheckpointError):
+                named |= set(_links_of(path).values())
+        for path in sorted(self.folder.glob("best-????????")):
+            if not path.is_symlink() and path.name not in named:
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        with disk.disk_errors(path, "cannot remove an old checkpoint", self._newest_name):
+            disk.remove(path)
 
     def _commit(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes]) -> Path:
         target, scratch = self.folder / name, self.folder / f".{name}.tmp"
-        with _disk_errors(target):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self.check_space(*tensors.values())
+        with disk.disk_errors(target, "cannot write checkpoint", self._newest_name):
+            disk.make_folder(self.folder)
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
-            for file, data in files.items():
-                _write_synced(scratch / file, data)
-            for file, named in tensors.items():
-                _write_tensors(scratch / file, named)
-            manifest = {file: _fingerprint(scratch / file) for file in (*files, *tensors)}
-            _write_synced(scratch / MANIFEST, json.dumps({"files": manifest}, indent=1).encode())
-            _sync(scratch)
-            if target.exists():  # left by a run that was stopped after this step and went back further
-                _remove(target)
+            manifest = {file: disk.write_synced(scratch / file, data) for file, data in files.items()}
+            manifest |= {file: disk.write_tensors(scratch / file, named) for file, named in tensors.items()}
+            disk.write_synced(scratch / MANIFEST, _manifest(manifest))
+            disk.sync(scratch)
+            if target.exists():  # damaged, or of a timeline that the run has left
+                disk.remove(target)
             scratch.rename(target)
-            _sync(self.folder)
+            disk.sync(self.folder)
+            try:
+                _verify(target, tuple(manifest))
+                if (target / MANIFEST).read_bytes() != _manifest(manifest):
+                    raise CheckpointError(str(target / MANIFEST), "damaged")
+            except CheckpointError as error:
+                disk.remove(target)
+                good = self._newest_name()
+                what = f"does not read back as it was written ({error}); check the disk"
+                raise MachineError(str(target), f"{what}; {good or 'no other checkpoint'} is intact") from error
         return target
+
+
+def _number(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    digits = path.name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _links_of(path: Path) -> dict[str, str]:
+    """Where the best links pointed when a checkpoint was saved."""
+    state = disk.read_json(path / "state.json")
+    links = state.get("links", {}) if isinstance(state, dict) else None
+    if not isinstance(links, dict) or not all(re.fullmatch(r"best-[0-9]{8}", str(name)) for name in links.values()):
+        raise CheckpointError(str(path / "state.json"), "damaged (names no best weights)")
+    return links
+
+
+def _manifest(files: Mapping[str, Any]) -> bytes:
+    return json.dumps({"files": dict(files)}, indent=1).encode()
 
 
 def _verify(path: Path, needed: tuple[str, ...]) -> None:
     """Raise CheckpointError unless the `needed` files are listed and every one equals its size and SHA-256."""
     try:
-        listed = json.loads((path / MANIFEST).read_bytes())["files"]
+        raw = (path / MANIFEST).read_bytes()
+        listed = json.loads(raw)["files"]
         wanted = {str(name): (entry["size"], entry["sha256"]) for name, entry in listed.items()}
     except FileNotFoundError as error:
         raise CheckpointError(str(path), f"not a committed checkpoint (no {MANIFEST})") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(str(path / MANIFEST), "damaged") from error
+    if raw != _manifest(listed):  # so that no byte of it can change unnoticed, not even a space
+        raise CheckpointError(str(path / MANIFEST), "damaged")
     for name in needed:
         if name not in wanted:
             raise CheckpointError(str(path / MANIFEST), f"damaged (does not list {name})")
@@ -132,75 +251,11 @@ def _verify(path: Path, needed: tuple[str, ...]) -> None:
         if Path(name).name != name:
             raise CheckpointError(str(path / MANIFEST), "names a file outside the checkpoint")
         try:
-            found = _fingerprint(path / name)
-        except OSError as error:
-            raise CheckpointError(str(path / name), f"cannot be read ({error.strerror})") from error
+            found = disk.fingerprint(path / name)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or safe(str(error))
+            raise CheckpointError(str(path / name), f"cannot be read ({why})") from error
         if found["size"] != size:
-            raise CheckpointError(str(path / name), f"damaged (size {found['size']} of {size})")
+            raise CheckpointError(str(path / name), f"damaged (size {safe(str(found['size']))} of {safe(str(size))})")
         if found["sha256"] != sha256:
             raise CheckpointError(str(path / name), "damaged (sha256 mismatch)")
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, streamed."""
-    with open(path, "rb") as file:
-        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, flushed to disk, readable to whom other files are; the library sees to neither."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(path, 0o666 & ~mask)
-    _sync(path)
-
-
-def write_file(path: Path, data: bytes | str) -> None:
-    """Replace a file as a whole: readers see the old or the new one, never half."""
-    with _disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}.tmp")
-        _write_synced(scratch, data.encode() if isinstance(data, str) else data)
-        scratch.replace(path)
-        _sync(path.parent)
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in `path`. Raises CheckpointError if it cannot be read."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(str(path), f"cannot be read ({safe(str(error))})") from error
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    """Out of sight by one rename first, so that a half-removed checkpoint is never taken for a whole one."""
-    trash = path.with_name(f".{path.name}.trash")
-    shutil.rmtree(trash, ignore_errors=True)
-    with _disk_errors(path):
-        path.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MachineError(str(path), f"cannot be written ({error.strerror}); nothing older was touched") from error

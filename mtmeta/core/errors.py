@@ -11,6 +11,9 @@
     ├── DivergedError     7   a loss, gradient or parameter became non-finite
     └── Problems              several of the above at once; exits with the first one's code
 
+    KeyboardInterrupt
+    └── Stopped      75, 130  asked to stop by a signal; no error, but nothing may take it for one of its own and go on
+
 An error reads `place: what is wrong; one fix`. Only the command line prints errors and exits.
 """
 
@@ -29,6 +32,7 @@ __all__ = [
     "PluginError",
     "Problems",
     "RecipeError",
+    "Stopped",
     "UsageError",
     "WeightsError",
     "choose",
@@ -128,6 +132,29 @@ class Problems(MtmetaError):
         shown = [line for problem in self.problems[:MAX_SHOWN] for line in problem.lines()]
         hidden = len(self.problems) - MAX_SHOWN
         return [*shown, f"and {hidden} more"] if hidden > 0 else shown
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop by `signal`, and has; `where` says how far it is."""
+
+    interrupted: ClassVar[int] = 130  # by Ctrl-C
+
+    def __init__(self, signal: str, where: str) -> None:
+        self.signal = signal
+        self.where = where
+        super().__init__(f"{self._how} {where}; rerun the same command to continue")
+
+    @property
+    def _how(self) -> str:
+        return "interrupted" if self.signal == "SIGINT" else f"stopped by {self.signal}"
+
+    @property
+    def exit_code(self) -> int:
+        return self.interrupted if self.signal == "SIGINT" else 75
+
+    def lines(self) -> list[str]:
+        """The line to print on stderr."""
+        return [safe(f"error: {self}", 1000)]
 
 
 def raise_all(problems: Sequence[MtmetaError]) -> None:

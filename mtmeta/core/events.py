@@ -13,6 +13,7 @@ __all__ = [
     "Evaluated",
     "Event",
     "RunFinished",
+    "RunResumed",
     "RunStarted",
     "StepDone",
     "StepSkipped",
@@ -25,6 +26,8 @@ class Event:
     """Base of all events; `type` is the name in events.jsonl."""
 
     type: ClassVar[str]
+    recorded: ClassVar[bool] = True
+    """Whether events.jsonl holds it. What tells of resuming it does not: it is the same however often a run was cut."""
 
     def json(self) -> str:
         """The event as one line of JSON; non-finite numbers become null, as JSON has none."""
@@ -33,7 +36,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
-    """A run begins or goes on."""
+    """A run begins."""
 
     type = "run_started"
     name: str
@@ -42,7 +45,22 @@ class RunStarted(Event):
     groups: list[list[str]]
     device: str
     parameters: int
-    resumed_at: int = 0
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class RunResumed(Event):
+    """A run goes on from the checkpoint of `group` at `step`; for those who watch, not for events.jsonl."""
+
+    type = "run_resumed"
+    recorded = False
+    name: str
+    algorithm: str
+    tasks: list[str]
+    device: str
+    parameters: int
+    group: str
+    step: int
     time: float = 0.0
 
 
@@ -62,10 +80,12 @@ class DataLoaded(Event):
 
 @dataclass(frozen=True)
 class Warned(Event):
-    """Something a user should know."""
+    """Something a user should know; `group` and `step` where it was noticed, if that was in training."""
 
     type = "warning"
     text: str
+    group: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)

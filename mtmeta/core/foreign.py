@@ -6,7 +6,7 @@ from typing import Any
 
 from mtmeta.core.errors import MachineError, MtmetaError, UsageError, choose, did_you_mean, quote, safe
 
-__all__ = ["unforeseen", "usage_error"]
+__all__ = ["out_of_memory", "unforeseen", "usage_error"]
 
 
 def usage_error(error: Any, message: str) -> UsageError:
@@ -23,12 +23,26 @@ def usage_error(error: Any, message: str) -> UsageError:
     return UsageError(path, safe(message[0].lower() + message[1:].rstrip("."), 300) + f"; see {path} --help")
 
 
+def out_of_memory(error: BaseException) -> str | None:
+    """Whose memory ran out, or None if the error is another one. Knows PyTorch's without importing it."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    if "can't allocate memory" in text or "Cannot allocate memory" in text:  # PyTorch's on a CPU has no class
+        return "out of memory"
+    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:
+        return "CUDA out of memory"
+    return None
+
+
 def unforeseen(error: Exception) -> MtmetaError:
     """An exception that nothing below turned into an error of ours: the machine's fault, or a bug."""
     if isinstance(error, OSError):
         place = safe(str(error.filename)) if error.filename else "system"
         return MachineError(place, f"{safe(error.strerror or str(error))}; check the disk and its permissions")
-    if isinstance(error, MemoryError):
-        return MachineError("", "out of memory; lower batch_size or max_length")
+    if kind := out_of_memory(error):
+        return MachineError("", f"{kind}; lower batch_size or max_length")
     text = safe(f"bug in mtmeta: {type(error).__name__}: {error}", 500)
     return MtmetaError("", f"{text}; run again with MTMETA_DEBUG=1 and report the traceback")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.errors import DivergedError, PluginError
+from mtmeta.core.machine import memory_errors
 from mtmeta.core.model import MultiTaskModel, build_head
 from mtmeta.core.moments import optimizer_state, restore_optimizer, spare_slot
 from mtmeta.core.optim import OptimizerOptions, ScheduleOptions, set_lr
@@ -72,8 +73,7 @@ class Learner:
 
     def begin_step(self, step: int) -> None:
         """Called by the loop: forget the last step's gradients and losses."""
-        self.step, self._draws, self._inner_step = step, 0, 0
-        self.losses = []
+        self.step, self._draws, self._inner_step, self.losses = step, 0, 0, []
         self.clear_gradient()
 
     # -- gradients
@@ -85,16 +85,19 @@ class Learner:
         result is that of the whole batch. Raises DivergedError for a non-finite loss.
         """
         total = torch.zeros((), device=self.device)
-        for chunk in batch.chunks:
-            share = len(chunk.labels) / len(batch)
-            # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save
-            torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self._draws))
-            self._draws += 1
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-                outputs = self.model(batch.task, chunk.packed.to(self.device))
-            loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
-            (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
-            total = total + loss.detach() * share
+        longest = max(chunk.packed.groups[-1][1] for chunk in batch.chunks)
+        remedy = f"halve batch_size or set training.grad_accumulation: {2 * len(batch.chunks)}"
+        with memory_errors(f"task '{batch.task}' (batch {len(batch)}, length {longest})", remedy):
+            for chunk in batch.chunks:
+                share = len(chunk.labels) / len(batch)
+                # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save
+                torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self._draws))
+                self._draws += 1
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                    outputs = self.model(batch.task, chunk.packed.to(self.device))
+                loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
+                (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
+                total = total + loss.detach() * share
         self.examples += len(batch)
         self.losses.append((batch.task, self._inner_step, total))
         if self._check_each_loss:
@@ -124,6 +127,14 @@ class Learner:
             if not math.isfinite(value):
                 where = f"meta-step {self.step + 1}, task '{task}', inner step {inner + 1}"
                 raise DivergedError("", f"loss became {value} at {where}; lower the learning rate")
+
+    def check_direction(self, direction: Sequence[Tensor], kind: str, task: str) -> None:
+        """Raise DivergedError if what an inner loop hands on is not finite. On a GPU the norm of the whole must do."""
+        if self._check_each_loss and direction:
+            norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(direction)))))
+            if not math.isfinite(norm):
+                where = f"meta-step {self.step + 1}, task '{task}', inner step {self._inner_step}"
+                raise DivergedError("", f"{kind} became {norm} at {where}; lower the inner learning rate")
 
     def clear_gradient(self) -> None:
         """Set every `.grad` to None: absent, not zero, so that no optimizer moves what nothing touched."""
@@ -177,7 +188,7 @@ class Learner:
             set_lr(inner, schedule.factor(self.episodes[task], self.steps))
             if fresh_head:
                 self._reset_head(task)
-            yield Excursion(self, inner, self._snapshot, outer, f"heads.{task}." if fresh_head else None)
+            yield Excursion(self, task, inner, self._snapshot, outer, f"heads.{task}." if fresh_head else None)
             self.episodes[task] += 1
             if state == "reset":
                 inner.state.clear()  # nothing of it is to be kept or checkpointed
@@ -233,9 +244,10 @@ class Excursion:
     """An inner loop under way: the model's parameters are theta', on their way from theta."""
 
     def __init__(
-        self, learner: Learner, optimizer: Optimizer, theta: list[Tensor], outer: Grads, dropped: str | None
+        self, learner: Learner, task: str, optimizer: Optimizer, theta: list[Tensor], outer: Grads, dropped: str | None
     ) -> None:
         self._learner = learner
+        self._task = task
         self._optimizer = optimizer
         self._theta = theta
         self._outer = outer
@@ -261,6 +273,7 @@ class Excursion:
         if not touched:
             return
         deltas = torch._foreach_sub([self._theta[i] for i, _ in touched], [p for _, p in touched])
+        self._learner.check_direction(deltas, "delta", self._task)
         if scale != 1.0:
             torch._foreach_mul_(deltas, scale)
         for (i, _), delta in zip(touched, deltas, strict=True):
@@ -270,10 +283,13 @@ class Excursion:
         """Add `scale` times the gradient of the batch's loss AT theta' to the outer gradient (first-order MAML)."""
         self._learner.clear_gradient()
         self._learner.gradient(batch, scale)
+        self._learner._inner_step += 1
         with torch.no_grad():
-            for i, (name, parameter) in enumerate(self._learner.parameters.items()):
-                if parameter.grad is not None and not self._is_dropped(name):
-                    self._add(i, parameter.grad)
+            named = enumerate(self._learner.parameters.items())
+            grads = [(i, p.grad) for i, (name, p) in named if p.grad is not None and not self._is_dropped(name)]
+            self._learner.check_direction([grad for _, grad in grads], "query gradient", self._task)
+            for i, grad in grads:
+                self._add(i, grad)
         self._learner.clear_gradient()
 
     def _is_dropped(self, name: str) -> bool:

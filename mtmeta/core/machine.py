@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["Heap", "fitting_threads", "make_deterministic"]
+from mtmeta.core.errors import MachineError
+from mtmeta.core.foreign import out_of_memory
+
+__all__ = ["Heap", "fitting_threads", "make_deterministic", "memory_errors", "processor"]
 
 SMALL = 1_000_000  # parameters
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -40,6 +44,25 @@ def make_deterministic(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid
+
+
+@contextlib.contextmanager
+def memory_errors(doing: str, remedy: str) -> Iterator[None]:
+    """Turn a lack of memory, the GPU's or the host's, into one line that says what was being done."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        kind = out_of_memory(error)
+        if kind is None:
+            raise
+        raise MachineError("", f"{kind} in {doing}; {remedy}") from error
+
+
+def processor(device: torch.device) -> str:
+    """What does the sums: another GPU, or a CPU with other instructions, rounds them otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 class Heap:

@@ -14,19 +14,22 @@ from typing import Any
 import torch
 
 from mtmeta.core.blame import blame, supplier
-from mtmeta.core.checkpoint import write_file
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, overlap, subset
+from mtmeta.core.disk import disk_errors, write_file
 from mtmeta.core.errors import PluginError
-from mtmeta.core.events import Event, RunFinished, RunStarted, Warned
+from mtmeta.core.events import Event, RunFinished, RunResumed, RunStarted, Warned
 from mtmeta.core.feed import Feed, check_episode
+from mtmeta.core.hold import hold
 from mtmeta.core.learner import Learner
 from mtmeta.core.machine import fitting_threads
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
-from mtmeta.core.rundir import RunDir, make_lock, rewind_events
+from mtmeta.core.rewind import Recorded, rewind_events
+from mtmeta.core.rundir import RunDir, make_lock
 from mtmeta.core.session import Session, dump_json, pick_device
+from mtmeta.core.signals import StopRequest
 from mtmeta.core.train import Trainer
 
 __all__ = ["run"]
@@ -44,11 +47,13 @@ def run(
     allow_inexact: bool = False,
     block: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Train a recipe, evaluate its best weights and return the summary that summary.json holds.
 
     In a directory that holds an unfinished run of the same recipe, goes on from its newest checkpoint. Raises
     MtmetaError; nothing in the run directory changes unless recipe, data and weights are all in order.
+    `stop` is how the command line has signals end the run between two steps.
     """
     registry = build_registry(block=block, warn=warn)
     for plugin in registry.plugins.broken:
@@ -60,11 +65,23 @@ def run(
         warn(f"{folder.path} is finished; --fresh trains it again")
         return {**summary, "run": str(folder.path)}  # it may have been moved since
     training = _Training(recipe, registry, folder, pick_device(device), warn)
-    training.load()
-    with fitting_threads(training.backbone.encoder):
+    training.stop = stop or training.stop
+    with ExitStack() as stack:
+        # a directory that is there is held before the work begins, another one is made only when all is in order
+        if held := folder.path.exists():
+            stack.enter_context(hold(folder.path, warn))
+        training.load()
+        stack.enter_context(fitting_threads(training.backbone.encoder))
         lock = training.lock()
+        if not held:
+            stack.enter_context(hold(folder.path, warn))
+        continued = folder.check_usable(recipe, fresh=fresh)  # again: until now another process may have held it
+        if continued and (summary := folder.finished()):
+            warn(f"{folder.path} is finished; --fresh trains it again")
+            return {**summary, "run": str(folder.path)}
         if continued:
             folder.check_same(lock, training.files, allow_changed_data=allow_changed_data, allow_inexact=allow_inexact)
+            folder.clear()
         else:
             folder.begin(recipe, lock, training.backbone.files)
         return training.run(continued)
@@ -72,6 +89,8 @@ def run(
 
 class _Training(Session):
     """A run from its data to its summary."""
+
+    stop = StopRequest()
 
     def load(self) -> None:
         """Load weights and data; nothing is written yet but the cache."""
@@ -103,46 +122,78 @@ class _Training(Session):
     def lock(self) -> dict[str, Any]:
         """What pins this run down, to be written or compared."""
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
-        return make_lock(self.recipe, self.registry, hashes, self.backbone.identity, self.device.type)
+        return make_lock(self.recipe, self.registry, hashes, self.backbone.identity, self.device, self.precision)
 
     def run(self, continued: bool) -> dict[str, Any]:
         """Train every group, then score the best weights."""
         started = time.perf_counter()
         finished: list[dict[str, Any]] = []
         with ExitStack() as stack:
-            step = self._rewind() if continued else 0
-            handlers = []
-            for reporter in self.recipe.reporters:
-                with blame(reporter, "reporter"):
-                    handlers.append((reporter, stack.enter_context(reporter.open(self.folder.path))))
-
-            def emit(event: Event) -> None:
-                for reporter, handle in handlers:
-                    with blame(reporter, "reporter"):
-                        handle(event)
-
+            found = self._find() if continued else {}
+            steps = {name: int(path.name.removeprefix("step-")) for name, path in found.items() if path}
+            recorded = rewind_events(self.folder.path / "events.jsonl", steps) if continued else Recorded()
+            emit = self._open_reporters(stack)
             for group in self.groups:
                 trainer = self._trainer(group, emit)
-                if continued:
-                    self._resume(trainer)
+                path = found.get(trainer.group)
+                if path is not None:
+                    trainer.restore(*trainer.checkpoints.load(path))
+                # without a checkpoint the run starts over, and what it had found until then is no longer its own
+                trainer.checkpoints.go_back(trainer.step, trainer.links, trainer.is_scheduled)
                 if not finished:
-                    self._announce(trainer, step, emit)
+                    self._announce(trainer, steps, recorded, emit)
+                told = (trainer.group, trainer.step) in recorded.checkpoints
+                if path is not None and trainer.is_scheduled(trainer.step) and not told:
+                    trainer.announce_checkpoint(path)  # a kill came between the two
                 trainer.run()
                 finished.append(self._finish(trainer))
             summary = self._summarise(finished, time.perf_counter() - started)
-            write_file(self.folder.summary, dump_json(summary))
             emit(RunFinished(summary))
+            write_file(self.folder.summary, dump_json(summary))  # with this the run is over
         return summary
 
-    def _announce(self, trainer: Trainer, resumed_at: int, emit: Callable[[Event], None]) -> None:
+    def _find(self) -> dict[str, Path | None]:
+        """The checkpoint each group goes on from. Warns of damaged ones."""
+        found = {}
+        for group in self.groups:
+            path, damaged = self.checkpoints(group).newest()
+            for line in damaged:
+                self.warn(f"{line}; {'using ' + path.name if path else 'starting over'}")
+            found["+".join(group)] = path
+        return found
+
+    def _open_reporters(self, stack: ExitStack) -> Callable[[Event], None]:
+        """What hands an event to every reporter."""
+        handlers = []
+        for reporter in self.recipe.reporters:
+            with disk_errors(self.folder.path, newest=self.newest), blame(reporter, "reporter"):
+                handlers.append((reporter, stack.enter_context(reporter.open(self.folder.path))))
+
+        def emit(event: Event) -> None:
+            for reporter, handle in handlers:
+                with (
+                    disk_errors(self.folder.path, f"reporter '{reporter.name}' cannot write", self.newest),
+                    blame(reporter, "reporter"),
+                ):
+                    handle(event)
+
+        return emit
+
+    def _announce(
+        self, trainer: Trainer, steps: dict[str, int], recorded: Recorded, emit: Callable[[Event], None]
+    ) -> None:
         recipe = self.recipe
         parameters = sum(p.numel() for p in trainer.learner.parameters.values())
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         names = list(recipe.tasks)
-        what = (recipe.name, recipe.algorithm.name, names, self.groups, device, parameters, resumed_at, time.time())
-        emit(RunStarted(*what))
-        for note in self.notes:
-            emit(note)
+        if not recorded.started:
+            emit(RunStarted(recipe.name, recipe.algorithm.name, names, self.groups, device, parameters, time.time()))
+            for note in self.notes:
+                emit(note)
+        if steps:
+            last = list(steps)[-1]
+            what = (recipe.name, recipe.algorithm.name, names, device, parameters, last, steps[last], time.time())
+            emit(RunResumed(*what))
 
     def _trainer(self, group: list[str], emit: Callable[[Event], None]) -> Trainer:
         recipe = self.recipe
@@ -172,6 +223,7 @@ class _Training(Session):
         return Trainer(
             recipe=recipe,
             group=name,
+            several=len(self.groups) > 1,
             learner=learner,
             feed=feed,
             steps=steps,
@@ -181,6 +233,7 @@ class _Training(Session):
             checkpoints=self.checkpoints(group),
             emit=emit,
             precision=self.precision,
+            stop=self.stop,
         )
 
     def _steps_per_epoch(self, feed: Feed) -> int:
@@ -191,23 +244,6 @@ class _Training(Session):
             what = f"algorithm '{algorithm.name}' counts {steps} steps in an epoch, expected a whole number from 1"
             raise PluginError(supplier(algorithm, "algorithm"), what)
         return steps
-
-    def _rewind(self) -> int:
-        """Cut events.jsonl back to the newest checkpoint; returns that checkpoint's step."""
-        group, step = "", 0
-        for names in self.groups:
-            path, _ = self.checkpoints(names).newest()
-            if path is not None:
-                group, step = "+".join(names), int(path.name.removeprefix("step-"))
-        rewind_events(self.folder.path / "events.jsonl", group, step)
-        return step
-
-    def _resume(self, trainer: Trainer) -> None:
-        path, damaged = trainer.checkpoints.newest()
-        for line in damaged:
-            self.warn(f"{line}; {'using ' + path.name if path else 'starting over'}")
-        if path is not None:
-            trainer.restore(*trainer.checkpoints.load(path))
 
     def _finish(self, trainer: Trainer) -> dict[str, Any]:
         """Score a group's best weights and keep what the summary needs, so that its model and optimizers can go."""

@@ -1,6 +1,8 @@
 """A run directory: what lies in it, whether a command may use it, and what must not have changed since.
 
 recipe.yaml  recipe.lock.yaml  backbone/  checkpoints/  events.jsonl  predictions/  summary.json
+
+`.lock` is there while a process trains in it.
 """
 
 from __future__ import annotations
@@ -14,18 +16,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mtmeta.core import strict_yaml
-from mtmeta.core.checkpoint import Checkpoints, read_json, write_file
-from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError
+from mtmeta.core.checkpoint import Checkpoints
+from mtmeta.core.disk import clear_leftovers, disk_errors, read_json, write_file
+from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError, safe
+from mtmeta.core.hold import LOCK_NAME
+from mtmeta.core.machine import processor
 from mtmeta.core.options import Recipe
 from mtmeta.core.registry import Registry
 from mtmeta.core.resolved import describe, differences, digest, dump
 
-__all__ = ["RunDir", "check_hashes", "make_lock", "rewind_events"]
+__all__ = ["RunDir", "check_hashes", "make_lock"]
 
 CONTENTS = ("backbone", "checkpoints", "events.jsonl", "predictions", "summary.json")  # beside recipe and lock
-# what must be equal for a continued run to give the very same weights
-EXACT = {"torch": "torch", "threads": "threads", "device": "device"}
+# what must be equal for a continued run to give the very same weights, beside recipe, data and weights
+EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "precision")
 
 
 @dataclass(frozen=True)
@@ -101,25 +108,39 @@ class RunDir:
         if before.get("backbone") != lock["backbone"]:
             what = f"began with backbone weights {before.get('backbone')}, now they are {lock['backbone']}"
             raise CheckpointError(str(self.path), f"{what}; choose another --out")
+        was, now = _exact(before), _exact(lock)
+        changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
+        if not changed:
+            return
+        shown = [", ".join(f"{key} {safe(found.get(key, 'absent'))}" for key in changed) for found in (was, now)]
         if not allow_inexact:
-            for key in EXACT:
-                if before.get(key) != lock[key]:
-                    what = f"run used {key} {before.get(key)}, now {lock[key]}; results would differ"
-                    raise CheckpointError(str(self.path), f"{what}: pass --allow-inexact to go on")
+            what = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
+            raise CheckpointError(str(self.path), what)
+        # from here on it is this machine that must not change; and whoever reads the lock should know
+        current = {key: lock[key] for key in (*EXACT, "plugins")}
+        earlier = before.get("inexact")
+        notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
+        write_file(self.lock_file, dump({**before, **current, "inexact": notes}))
 
     def begin(self, recipe: Recipe, lock: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Start a new run: clear an old one's files, then write recipe, lock and backbone files.
 
         Wherever this is stopped, there is a lock and no recipe: what `check_usable` takes for a beginning.
         """
-        self.recipe.unlink(missing_ok=True)
-        write_file(self.lock_file, dump(dict(lock)))
-        for name in CONTENTS:
-            path = self.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        with disk_errors(self.path):
+            self.recipe.unlink(missing_ok=True)
+            write_file(self.lock_file, dump(dict(lock)))
+            for name in CONTENTS:
+                path = self.path / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         for name, data in files.items():
             write_file(self.backbone / name, data)
         write_file(self.recipe, dump(describe(recipe)))
+
+    def clear(self) -> None:
+        """Remove what a kill left half-written."""
+        for folder in (self.path, self.backbone, self.path / "predictions"):
+            clear_leftovers(folder)
 
     def finished(self) -> dict[str, Any] | None:
         """The summary, if the run is over."""
@@ -132,29 +153,45 @@ class RunDir:
 
 
 def _counts(path: Path) -> bool:
-    """Whether a file makes its directory not empty; a scratch file left by a kill does not."""
-    return not (path.name.startswith(".") and path.name.endswith(".tmp"))
+    """Whether a file makes its directory not empty; what a kill leaves behind does not."""
+    return path.name != LOCK_NAME and not (path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
+def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
+    """What must be equal, in words."""
+    plugins = lock.get("plugins")
+    versions = {f"plugin {name}": str(number) for name, number in plugins.items()} if isinstance(plugins, dict) else {}
+    return {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
 
 
 def make_lock(
-    recipe: Recipe, registry: Registry, data: Mapping[str, str], identity: str, device: str
+    recipe: Recipe, registry: Registry, data: Mapping[str, str], identity: str, device: torch.device, precision: str
 ) -> dict[str, Any]:
     """Versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
-    import torch
-
-    plugins = {p.distribution: p.version for p in registry.plugins.found if not p.broken and p.distribution != "mtmeta"}
     return {
         "recipe": digest(recipe),
         "mtmeta": version("mtmeta"),
-        "plugins": plugins,
+        "plugins": _plugins(recipe, registry),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
+        "numpy": version("numpy"),
         "tokenizers": version("tokenizers"),
         "threads": torch.get_num_threads(),
-        "device": device,
+        "device": device.type,
+        "processor": processor(device),
+        "precision": precision,
         "backbone": identity,
         "data": dict(data),
     }
+
+
+def _plugins(recipe: Recipe, registry: Registry) -> dict[str, str]:
+    """Version of each third-party plugin that the recipe uses, by distribution; reporters change no number."""
+    parts = (recipe.backbone, *recipe.tasks.values(), recipe.sampler, recipe.algorithm)
+    metrics = [name for task in recipe.tasks.values() for name in task.metrics]
+    used = [getattr(part, "_supplier", None) for part in parts]
+    used += [supplied.plugin for name in metrics for supplied in registry.suppliers("metric", name)]
+    return {plugin.distribution: plugin.version for plugin in used if plugin and plugin.distribution != "mtmeta"}
 
 
 def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) -> None:
@@ -163,32 +200,3 @@ def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) 
         if key in before and before[key] != sha256:
             what = f"changed since this run started (sha256 {before[key][:4]}.. -> {sha256[:4]}..)"
             raise DataError(file, f"{what}; start a new run or pass --allow-changed-data")
-
-
-def rewind_events(path: Path, group: str, step: int) -> None:
-    """Cut events.jsonl where the checkpoint at `step` of `group` was taken, from which the run goes on.
-
-    That is after the checkpoint's own event or, if a kill came before that was written, before the first later step.
-    Without a checkpoint (step 0) the run starts over, and so do its events.
-    """
-    if not path.exists():
-        return
-    end = 0
-    with open(path, "rb") as file:
-        for line in file if step else ():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                break  # a line torn by a kill
-            if not isinstance(event, dict) or (event.get("group") == group and _step(event) > step):
-                break
-            end += len(line)
-            if (event.get("type"), event.get("group"), _step(event)) == ("checkpoint", group, step):
-                break
-    with open(path, "r+b") as file:
-        file.truncate(end)
-
-
-def _step(event: Mapping[str, Any]) -> int:
-    step = event.get("step")
-    return step if isinstance(step, int) else 0

@@ -71,9 +71,9 @@ def evaluate(
             if not wanted:
                 continue
             checkpoints = session.checkpoints(group)
-            model = _best_model(session, group, checkpoints.best())
-            number = (checkpoints.folder / "best").resolve().name.removeprefix("best-")
-            steps += int(number) if number.isdecimal() else 0  # a copy that follows links has no number there
+            weights, step = checkpoints.best_and_step()
+            model = _best_model(session, group, weights)
+            steps += step
             for name in wanted:
                 path = files.get(name)
                 dataset = session.read_split(name, split, path)

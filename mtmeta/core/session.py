@@ -14,12 +14,13 @@ import torch
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.cache import Cache
-from mtmeta.core.checkpoint import Checkpoints, write_file
+from mtmeta.core.checkpoint import Checkpoints
 from mtmeta.core.contracts import LoadedBackbone, Metric
 from mtmeta.core.data import Dataset, load_split
+from mtmeta.core.disk import write_file
 from mtmeta.core.errors import MachineError, PluginError, UsageError, quote, safe
 from mtmeta.core.events import DataLoaded, Event, Warned
-from mtmeta.core.machine import make_deterministic
+from mtmeta.core.machine import make_deterministic, memory_errors
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.options import Recipe
 from mtmeta.core.registry import Registry
@@ -86,6 +87,11 @@ class Session:
         """Where a group's checkpoints are."""
         return self.folder.checkpoints("+".join(group), len(self.groups), self.recipe.checkpoint.keep)
 
+    def newest(self) -> str:
+        """Name of the newest checkpoint that verifies, of the last group that has one; empty if there is none."""
+        found = [path.name for group in self.groups if (path := self.checkpoints(group).newest()[0])]
+        return found[-1] if found else ""
+
     def read_split(self, name: str, split: str, path: str | None = None) -> Dataset:
         """A task's split, or another file (`path`) in its place. Raises DataError."""
         recipe = self.recipe
@@ -106,7 +112,8 @@ class Session:
         """Score a dataset with intervals, and write its predictions in file order."""
         task = self.recipe.tasks[dataset.task]
         tokens = self.recipe.evaluation.batch_tokens
-        predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
+        with memory_errors(f"scoring task '{dataset.task}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
+            predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
         metrics = [self.metrics[name] for name in task.metrics]
         scored, warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed)
         for line in warnings:

@@ -1,7 +1,7 @@
 """THE training loop. Every algorithm shares it; none is named here.
 
 for each step:  algorithm.backward leaves a direction in .grad  ->  clip  ->  check  ->  optimizer  ->  schedule
-                -> evaluate, keep the best  ->  checkpoint
+                -> evaluate, keep the best  ->  checkpoint  ->  stop if a signal asked for it
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,14 +21,15 @@ from mtmeta.core.blame import blame, supplier
 from mtmeta.core.checkpoint import Checkpoints
 from mtmeta.core.contracts import Metric
 from mtmeta.core.data import Dataset
-from mtmeta.core.errors import DivergedError, PluginError
+from mtmeta.core.errors import CheckpointError, DivergedError, PluginError, safe
 from mtmeta.core.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Warned
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner
-from mtmeta.core.machine import Heap
+from mtmeta.core.machine import Heap, memory_errors
 from mtmeta.core.moments import optimizer_state, restore_optimizer
 from mtmeta.core.optim import Plateau, PlateauState, set_lr
 from mtmeta.core.options import Recipe
+from mtmeta.core.signals import StopRequest
 
 __all__ = ["Trainer"]
 
@@ -38,6 +40,8 @@ class Trainer:
 
     recipe: Recipe
     group: str
+    several: bool
+    """Whether the run has other groups too."""
     learner: Learner
     feed: Feed
     steps: int
@@ -53,26 +57,53 @@ class Trainer:
     skipped: int = 0
     bests: dict[str, float] = field(default_factory=dict)
     """Best value so far of `best` and of each `best-TASK`, higher is better."""
+    links: dict[str, str] = field(default_factory=dict)
+    """Which directory of best weights each of them is."""
     plateau: PlateauState = field(default_factory=PlateauState)
     warned: list[str] = field(default_factory=list)
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
         self.optimizer = self.recipe.optimizer.build(self.learner.parameters.items())
         self._heap = Heap()
 
     def run(self) -> None:
-        """Train from the current step to the last, then leave the best weights selected."""
+        """Train from the current step to the last, then leave the best weights selected.
+
+        Raises Stopped, with everything saved, at the end of the step in which a signal came.
+        """
         self.learner.model.train()
         self._started = time.perf_counter() - self.seconds
+        if self.step < self.steps:
+            self.checkpoints.check_space(self._weights(), self._optimizer_tensors(), self._weights())  # and the best
+        with self.stop.deferred():
+            while self.step < self.steps:
+                with memory_errors(f"meta-step {self.step + 1}", "lower batch_size or max_length"):
+                    self._one_step()
+                self._heap.after_step()
+                if self.step == self.steps or self.step % self.evaluate_every == 0:
+                    self._evaluate()
+                if self.is_scheduled(self.step):
+                    self.announce_checkpoint(self._save())
+                elif self.stop.signal:
+                    self._save()  # without an event: a run that was not stopped has no such checkpoint
+                else:
+                    continue
+                self._stop_if_asked()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        self.stop.where = f"at meta-step {self.step}" + f" of group '{self.group}'" * self.several
+        self.stop.check()
+
+    def is_scheduled(self, step: int) -> bool:
+        """Whether the recipe asks for a checkpoint after this many steps."""
         every = self.recipe.checkpoint.every
-        while self.step < self.steps:
-            self._one_step()
-            self._heap.after_step()
-            last = self.step == self.steps
-            if last or self.step % self.evaluate_every == 0:
-                self._evaluate()
-            if last or (every and self.step % every == 0):
-                self._save()
+        return step == self.steps or bool(every and step % every == 0)
+
+    def announce_checkpoint(self, path: Path) -> None:
+        """Tell that the checkpoint of the current step was committed."""
+        self.emit(CheckpointSaved(self.group, self.step, str(path)))
 
     # -- one step
 
@@ -133,74 +164,108 @@ class Trainer:
         self._heap.release()  # evaluation needs other buffers than training
         scores = {}
         for name, dataset in self.selection.items():
-            predictions = evaluation.predict(
-                self.learner.model, dataset, batch_tokens=self.recipe.evaluation.batch_tokens, precision=self.precision
-            )
+            tokens = self.recipe.evaluation.batch_tokens
+            with memory_errors(f"evaluating task '{name}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
+                predictions = evaluation.predict(
+                    self.learner.model, dataset, batch_tokens=tokens, precision=self.precision
+                )
             metrics = [self.metrics[metric] for metric in self.learner.tasks[name].metrics]
             scores[name], warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed, intervals=False)
             for text in warnings:
                 if text not in self.warned:
                     self.warned.append(text)
-                    self.emit(Warned(text))
+                    self.emit(Warned(text, self.group, self.step))
         selected = evaluation.aggregate(scores, self.metrics, self.recipe.evaluation.select)
         values = {"best": selected}
         if len(scores) > 1:
             values |= {f"best-{n}": evaluation.aggregate({n: s}, self.metrics, n) for n, s in scores.items()}
         risen = [link for link, value in values.items() if value > self.bests.get(link, -math.inf)]
-        self.bests |= {link: values[link] for link in risen}
         if risen:
-            self.checkpoints.save_best(self.step, self._weights(), risen)
+            name = self.checkpoints.save_best(self.step, self._weights(), risen)
+            self.bests |= {link: values[link] for link in risen}
+            self.links |= dict.fromkeys(risen, name)
         if isinstance(self.recipe.schedule, Plateau):
             self.plateau.update(self.recipe.schedule, selected)
         tasks = {name: made.json() for name, made in scores.items()}
         self.emit(Evaluated(self.group, self.step, self.recipe.evaluation.select_on, tasks, selected, "best" in risen))
 
     def _check_parameters(self) -> None:
-        # the largest value of each, so that a GPU is asked once; NaN and inf survive it
-        largest = torch.stack(torch._foreach_norm(list(self._weights().values()), math.inf)).tolist()
-        bad = [name for name, value in zip(self.learner.parameters, largest, strict=True) if not math.isfinite(value)]
-        if bad:
-            what = f"parameter '{bad[0]}' became non-finite by meta-step {self.step}; lower the learning rate"
-            raise DivergedError("", what)
+        self._check_finite("parameter", self._weights())
+
+    def _check_finite(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        by_device: dict[torch.device, list[str]] = {}
+        for name, tensor in tensors.items():
+            if tensor.numel() and tensor.is_floating_point():
+                by_device.setdefault(tensor.device, []).append(name)
+        for names in by_device.values():
+            # the largest value of each, so that a GPU is asked once; NaN and inf survive it
+            largest = torch.stack(torch._foreach_norm([tensors[name] for name in names], math.inf)).tolist()
+            bad = [name for name, value in zip(names, largest, strict=True) if not math.isfinite(value)]
+            if bad:
+                what = f"{kind} '{bad[0]}' became non-finite by meta-step {self.step}; lower the learning rate"
+                raise DivergedError("", what)
 
     # -- checkpoints
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in self.learner.parameters.items()}
 
-    def _save(self) -> None:
-        self._check_parameters()
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
         tensors = _flatten("outer", optimizer_state(self.optimizer, self.learner.parameters))
         for key, inner in self.learner.inner_states().items():
             tensors |= _flatten(f"inner/{key}", inner)
+        return tensors
+
+    def _save(self) -> Path:
+        self._check_parameters()
+        tensors = self._optimizer_tensors()
+        self._check_finite("optimizer state", tensors)  # a square can overflow where its gradient did not
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": round(time.perf_counter() - self._started, 3),
             "skipped": self.skipped,
             "bests": self.bests,
+            "links": self.links,
             "plateau": asdict(self.plateau) if math.isfinite(self.plateau.best) else None,
             "examples": self.learner.examples,
             "episodes": dict(self.learner.episodes),
             "feed": self.feed.state(),
             "warned": self.warned,
         }
-        path = self.checkpoints.save(self.step, self._weights(), tensors, state)
-        self.emit(CheckpointSaved(self.group, self.step, str(path)))
+        return self.checkpoints.save(self.step, self._weights(), tensors, state, self.is_scheduled)
 
     def restore(self, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], state: Any) -> None:
-        """Go on exactly where a checkpoint was taken."""
+        """Go on exactly where a checkpoint was taken. Raises CheckpointError if it is of another model."""
+        self._check_fit(model)
         with torch.no_grad():
             for name, parameter in self.learner.parameters.items():
                 parameter.copy_(model[name])
-        nested = _unflatten(tensors)
-        restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
-        self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
-        self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-        self.bests, self.warned = dict(state["bests"]), list(state["warned"])
-        self.plateau = PlateauState(**state["plateau"]) if state["plateau"] else PlateauState()
-        self.learner.examples = state["examples"]
-        self.learner.episodes.update(state["episodes"])
-        self.feed.load_state(state["feed"])
+        try:
+            nested = _unflatten(tensors)
+            restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
+            self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
+            self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
+            self.bests, self.links, self.warned = dict(state["bests"]), dict(state["links"]), list(state["warned"])
+            self.plateau = PlateauState(**state["plateau"]) if state["plateau"] else PlateauState()
+            self.learner.examples = state["examples"]
+            self.learner.episodes.update(state["episodes"])
+            self.feed.load_state(state["feed"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"holds no state of this run ({safe(f'{type(error).__name__}: {error}')}); --fresh starts over"
+            raise CheckpointError(str(self.checkpoints.folder), what) from error
+
+    def _check_fit(self, model: Mapping[str, Tensor]) -> None:
+        wanted = {name: list(parameter.shape) for name, parameter in self.learner.parameters.items()}
+        found = {name: list(tensor.shape) for name, tensor in model.items()}
+        wrong = [name for name in dict.fromkeys([*wanted, *found]) if wanted.get(name) != found.get(name)]
+        if wrong:
+            name, more = wrong[0], f" (+{len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            what = f"tensor '{safe(name)}' is {_shape(found.get(name))}, model needs {_shape(wanted.get(name))}{more}"
+            raise CheckpointError(str(self.checkpoints.folder), f"{what}; --fresh starts over")
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape)) or "one number"
 
 
 def _flatten(prefix: str, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -33,10 +33,13 @@ class Jsonl(mtmeta.Reporter):
 
     @contextmanager
     def _open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
-        with open(folder / "events.jsonl", "a", encoding="utf-8", buffering=1) as file:
+        # without a buffer: each line is the system's at once, and nothing is left to be written where the disk is full
+        with open(folder / "events.jsonl", "ab", buffering=0) as file:
 
             def write(event: Event) -> None:
-                file.write(event.json() + "\n")
+                line = memoryview((event.json() + "\n").encode()) if event.recorded else memoryview(b"")
+                while line:  # an almost full disk takes a part
+                    line = line[file.write(line) :]
 
             yield write
 
@@ -85,11 +88,13 @@ class _View:
         if method is not None:
             method(event)
 
-    def on_run_started(self, event: Any) -> None:
+    def on_run_started(self, event: Any, more: str = "") -> None:
         tasks = ", ".join(map(mtmeta.safe, event.tasks))
         size = f"{event.parameters / 1e6:.1f} M parameters"
-        again = f", going on from step {event.resumed_at}" if event.resumed_at else ""
-        self.line(f"{event.name}: {event.algorithm} on {tasks}; {size}, {event.device}{again}")
+        self.line(f"{event.name}: {event.algorithm} on {tasks}; {size}, {event.device}{more}")
+
+    def on_run_resumed(self, event: Any) -> None:
+        self.on_run_started(event, f", going on from step {event.step} of {mtmeta.safe(event.group)}")
 
     def on_data_loaded(self, event: Any) -> None:
         cut = f", {event.truncated} texts cut" if event.truncated else ""

@@ -1,0 +1,72 @@
+"""One process at a time: a file lock on the run directory, which the system drops with the process that held it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+from mtmeta.core.disk import disk_errors, make_folder
+from mtmeta.core.errors import CheckpointError, safe
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # a system without file locks of this kind
+    fcntl = None
+
+__all__ = ["LOCK_NAME", "hold"]
+
+LOCK_NAME = ".lock"
+"""A file in the run directory that says which process holds it; left behind only by a kill."""
+
+
+@contextlib.contextmanager
+def hold(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Hold a run directory, made if need be. Raises CheckpointError naming the process that holds it already."""
+    path = folder / LOCK_NAME
+    with disk_errors(folder):
+        make_folder(folder)
+        handle = _take(path, folder, warn)
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is still held, so that it is surely ours
+        os.close(handle)
+
+
+def _take(path: Path, folder: Path, warn: Callable[[str], None]) -> int:
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is None:
+                raise OSError("this system has none")
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(handle)
+            os.close(handle)
+            what = f"is in use by {holder}; wait for it to end, or choose another directory with --out"
+            raise CheckpointError(str(folder), what) from None
+        except OSError as error:  # some network drives cannot either
+            why = safe(error.strerror or str(error))
+            warn(f"{folder}: no file lock ({why}); take care that no other process uses this run directory")
+            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        os.close(handle)  # whoever held it has just removed it: what we hold is no longer there
+
+
+def _holder(handle: int) -> str:
+    try:
+        found = json.loads(os.pread(handle, 4096, 0))
+        return f"pid {int(found['pid'])} on host {safe(str(found['host']))}"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return "another process"  # which has not come to write its name

@@ -1,0 +1,79 @@
+"""Being asked to stop: SIGTERM, SIGINT and SIGUSR1 as a flag that the training loop looks at between two steps.
+
+Only the command line installs handlers. Nothing depends on them: a run that is killed instead loses the steps since
+its newest checkpoint, and not a bit of its result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from mtmeta.core.errors import Stopped
+
+__all__ = ["StopRequest", "stop_on_signals"]
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+
+class StopRequest:
+    """Whether a run has been asked to stop, and how far it is."""
+
+    def __init__(self) -> None:
+        self.signal = ""
+        """Name of the signal that came first; empty if none did."""
+        self.where = "before training"
+        """How far the run is, for the line that tells of the stop."""
+        self._deferred = False
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, a signal is only noted: the loop itself comes to a stop where it can go on from."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.signal:
+            raise Stopped(self.signal, self.where)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Take a signal. A Ctrl-C after another signal ends the run at once, one more ends the process."""
+        name = signal.Signals(number).name
+        if not self.signal:
+            self.signal = name
+            if not self._deferred:
+                self.check()
+        elif name == "SIGINT":
+            signal.signal(number, _give_up)
+            raise KeyboardInterrupt
+
+
+def _give_up(number: int, frame: FrameType | None) -> None:
+    os._exit(Stopped.interrupted)
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """A stop request that signals fill in; outside the main thread nothing does. Handlers are put back at the end.
+
+    A signal that is ignored, as nohup and a shell's `&` have it, stays ignored.
+    """
+    stop = StopRequest()
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, stop.handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
