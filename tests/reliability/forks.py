@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from no_pickle import poisoned, touched
+
 __all__ = ["Ended", "Forks", "wait"]
 
 TESTS = Path(__file__).parent.parent
@@ -119,12 +121,15 @@ def _child(request: Mapping[str, Any]) -> int:
     os.environ.update(request["env"])
     module, _, function = request["function"].partition(":")
     try:
-        getattr(importlib.import_module(module), function)(*request["arguments"])
+        with poisoned():
+            getattr(importlib.import_module(module), function)(*request["arguments"])
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
         traceback.print_exc()
         return 1
+    finally:
+        assert not touched, touched
     return 0
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "OLD",
     "found",
     "prepare",
+    "run_traced",
     "save",
     "sweep_calls",
     "sweep_errors",
@@ -185,8 +186,9 @@ def sweep_errors(folder: str, number: int) -> None:
     """Have each file operation of a save fail with an errno: one line, or none where nothing is lost."""
     prepared, work = prepare(Path(folder) / "prepared"), Path(folder) / "work"
     counts: Counter[str] = Counter()
+    counted = shutil.copytree(prepared, Path(folder) / "counted", symlinks=True)
     faults = Faults().install()
-    save(shutil.copytree(prepared, Path(folder) / "counted", symlinks=True), NEW)
+    save(counted, NEW)
     faults.remove()
     for at in range(1, len(faults.names) + 1):
         code, step, said = _attempt(prepared, work, Faults(at, number).install)
@@ -225,6 +227,14 @@ def sweep_system_calls(folder: str, fault: str) -> None:
     assert points["write"] >= 4
     assert sum(points[name] for name in ("rename", "renameat", "renameat2")) >= 4
     _tell(f"{fault} at " + ", ".join(f"{count} {name}" for name, count in points.items() if count), counts)
+
+
+def run_traced(arguments: list[str], name: str, injection: str, log: str) -> None:
+    """`mtmeta ARGUMENTS` under strace's injection."""
+    from mtmeta.cli import main
+
+    _trace_me(name, injection, Path(log))
+    main(arguments)
 
 
 def _trace_me(name: str, injection: str, log: Path) -> None:
