@@ -32,14 +32,18 @@ def hold(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
     with disk_errors(folder):
         make_folder(folder)
         handle = _take(path, folder, warn)
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n")
     try:
+        with disk_errors(folder):
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n")
         yield
     finally:
-        with contextlib.suppress(OSError):
-            path.unlink()  # while it is still held, so that it is surely ours
-        os.close(handle)
+        try:
+            path.unlink(missing_ok=True)  # while it is still held, so that it is surely ours
+        except OSError:
+            pass  # the file says nothing once nobody holds it
+        finally:
+            os.close(handle)
 
 
 def _take(path: Path, folder: Path, warn: Callable[[str], None]) -> int:
