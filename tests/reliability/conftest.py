@@ -22,14 +22,16 @@ def forks() -> Iterator[Forks]:
 
 @dataclass(frozen=True)
 class Material:
-    """Folders of data and weights."""
+    """Folders of data and weights, and what runs on them in forks need to find the data tokenized."""
 
     data: Path
     weights: Path
+    env: dict[str, str]
 
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     """Small files of sst, para and sts, and an encoder of a thousand parameters."""
     folder = tmp_path_factory.mktemp("material")
-    return Material(make_data(folder / "data"), make_backbone(folder / "weights"))
+    env = {"MTMETA_CACHE": str(folder / "cache")}
+    return Material(make_data(folder / "data"), make_backbone(folder / "weights"), env)

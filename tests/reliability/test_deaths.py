@@ -36,7 +36,14 @@ def test_death_at_every_call(how: str, forks: Forks, tmp_path: Path) -> None:
     sweep(forks, "sweep_calls", tmp_path, how)
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.EIO,
+        *(pytest.param(number, marks=pytest.mark.slow) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)),
+    ],
+    ids=errno.errorcode.get,
+)
 def test_failure_of_every_call(number: int, forks: Forks, tmp_path: Path) -> None:
     sweep(forks, "sweep_errors", tmp_path, number)
 

@@ -52,7 +52,7 @@ class Broken:
 
     def __init__(self, forks: Forks, folder: Path, material: Material) -> None:
         write_recipe(folder / "recipe.yaml", "joint", data=material.data, weights=str(material.weights), steps=8)
-        self.forks, self.folder, self.env = forks, folder, {"MTMETA_CACHE": str(folder / "cache")}
+        self.forks, self.folder, self.env = forks, folder, material.env
         self.finish(self.new("first"))  # fills the cache
         whole = self.new("whole")
         counted = forks.call("reliability.faults:run_with_fault", RUN, 0, "", "count", cwd=whole, env=self.env)

@@ -30,13 +30,11 @@ class Runs:
     def __init__(self, forks: Forks, folder: Path, env: dict[str, str]) -> None:
         self.forks, self.folder, self.env = forks, folder, env
         self._made = 0
-        # the first one fills the cache, so that the second one's time is that of all others
-        self.whole = self.finish(self.new())
         whole = self.new()
-        done = forks.mtmeta(*RUN, cwd=whole, env=env)
+        done = forks.call("reliability.faults:run_with_fault", RUN, 0, "", "count", cwd=whole, env=env)
         assert done.code == 0, done.output
-        self.seconds = done.seconds
-        assert differences(self.whole, outcome(whole / "out")) == []
+        self.whole, self.seconds = outcome(whole / "out"), done.seconds
+        self.operations = int((whole / "count").read_text())
 
     def new(self) -> Path:
         """An empty folder."""
@@ -57,8 +55,13 @@ class Runs:
 
 
 def _runs(forks: Forks, folder: Path, material: Material, algorithm: str, **options: Any) -> Runs:
+    """Runs on a cache that is warm: its own writes are no part of a run, and have their own tests."""
     write_recipe(folder / "recipe.yaml", algorithm, data=material.data, **options)
-    return Runs(forks, folder, {"MTMETA_CACHE": str(folder / "cache")})
+    warm = folder / "warm"
+    warm.mkdir()
+    done = forks.mtmeta(*RUN, "--set", "training.steps=1", cwd=warm, env=material.env)
+    assert done.code == 0, done.output
+    return Runs(forks, folder, material.env)
 
 
 def kill_at_random_times(runs: Runs, seed: str, kills: int, share: float) -> Iterator[str]:
@@ -86,10 +89,7 @@ def kill_at_random_times(runs: Runs, seed: str, kills: int, share: float) -> Ite
 def kill_at_file_operations(runs: Runs, seed: str, count: int) -> list[int]:
     """Die before or after `count` of the run's own file operations, drawn evenly over the run; then finish."""
     draw = random.Random(seed)
-    folder = runs.new()
-    done = runs.forks.call("reliability.faults:run_with_fault", RUN, 0, "", "count", cwd=folder, env=runs.env)
-    assert done.code == 0, done.output
-    total = int((folder / "count").read_text())
+    total = runs.operations
     chosen = sorted(draw.sample(range(1, total + 1), min(count, total)))
     for at in chosen:
         folder, how = runs.new(), draw.choice(["before", "after"])
@@ -103,8 +103,8 @@ def kill_at_file_operations(runs: Runs, seed: str, count: int) -> list[int]:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_few_kills(algorithm: str, forks: Forks, tmp_path: Path, material: Material) -> None:
     runs = _runs(forks, tmp_path, material, algorithm, weights=str(material.weights), steps=8)
-    assert list(kill_at_random_times(runs, f"few {algorithm}", 3, 0.9))
-    assert len(kill_at_file_operations(runs, f"few {algorithm}", 3)) == 3
+    assert list(kill_at_random_times(runs, f"few {algorithm}", 2, 0.9))
+    assert len(kill_at_file_operations(runs, f"few {algorithm}", 1)) == 1
 
 
 @pytest.mark.slow

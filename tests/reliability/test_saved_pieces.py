@@ -34,6 +34,9 @@ STATE: dict[str, Any] = {
     "bests.best": None,
     "bests.best-sst": None,
     "bests.best-same": None,
+    "links.best": None,
+    "links.best-sst": None,
+    "links.best-same": None,
     "plateau.best": -1.0,
     "plateau.waited": 0,
     "plateau.factor": 1.0,
@@ -47,7 +50,7 @@ STATE: dict[str, Any] = {
     },
     "warned": [],
 }
-BY_DEFAULT = ("sgd", "nadam")  # one slot, and all that there are
+BY_DEFAULT = ("sgd",)
 TIMES = {"seconds"}  # no promise covers it
 
 
@@ -117,7 +120,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory, material: Material) -> Iterat
     gradient = Learner.gradient
 
     def poisoned(self: Learner, batch: Any, scale: float = 1.0) -> Any:
-        return gradient(self, batch, math.nan if self.step == 2 else scale)
+        return gradient(self, batch, math.nan if self.step == 2 and "same" in self.tasks else scale)
 
     with mock.patch.object(Learner, "gradient", poisoned):
         yield cut(folder, recipe)
@@ -154,7 +157,9 @@ def test_every_piece_of_state_is_listed(rich: Cut) -> None:
     assert untouched == [], "the run must give each piece a value that a new run does not start with"
 
 
-@pytest.mark.parametrize("piece", STATE)
+@pytest.mark.parametrize(
+    "piece", [pytest.param(piece, marks=[pytest.mark.slow] if "feed.same" in piece else []) for piece in STATE]
+)
 def test_state_that_is_forgotten_shows(piece: str, rich: Cut, tmp_path: Path) -> None:
     def forget(checkpoint: Path) -> None:
         state = json.loads((checkpoint / "state.json").read_bytes())
@@ -179,14 +184,15 @@ def test_state_that_is_not_there_is_refused(rich: Cut, tmp_path: Path) -> None:
 
 
 def test_one_bit_of_the_weights_shows(rich: Cut, tmp_path: Path) -> None:
-    """The last bit of one number of any one tensor."""
-    names = list(load_file(rich.folder / "out" / CHECKPOINT / "model.safetensors"))
+    """The last bit of the largest number of a tensor; that of a tiny number is lost in the next update."""
+    tensors = load_file(rich.folder / "out" / CHECKPOINT / "model.safetensors")
+    names = [name for name, tensor in tensors.items() if tensor.abs().max() > 0.01]
     for name in (names[0], names[len(names) // 2], names[-1]):
 
         def forget(checkpoint: Path, name: str = name) -> None:
             tensors = load_file(checkpoint / "model.safetensors")
             values = tensors[name].view(-1)
-            at = int(values.abs().argmax())  # the last bit of a tiny number is lost in the next update
+            at = int(values.abs().argmax())
             values[at] = torch.nextafter(values[at], values[at] + 1)
             save_file(tensors, checkpoint / "model.safetensors")
 
