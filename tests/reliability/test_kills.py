@@ -113,7 +113,7 @@ def test_twenty_five_kills(algorithm: str, forks: Forks, tmp_path: Path, materia
     """25 kills at random times, in one run as long as that does not end before."""
     tasks = ("sst", "para", "sts") if algorithm == "reptile" else ("sst", "para")
     runs = _runs(forks, tmp_path, material, algorithm, tasks=tasks, steps=60)
-    for story in kill_at_random_times(runs, algorithm, 25, 0.25):
+    for story in kill_at_random_times(runs, algorithm, 25, 0.2):
         print(f"{algorithm}: {story}")
 
 
