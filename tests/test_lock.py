@@ -63,7 +63,8 @@ def test_a_second_process_is_told_who_holds_the_directory(tmp_path: Path) -> Non
 
 def test_it_is_held_until_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even within one process: from the first step to the summary."""
-    recipe, seen = quick(tmp_path, "joint"), []
+    recipe = quick(tmp_path, "joint")
+    seen: list[int] = []
     one_step = Trainer._one_step
 
     def looked_at(self: Trainer) -> None:
@@ -85,7 +86,7 @@ def test_a_run_that_was_finished_meanwhile_is_not_done_again(tmp_path: Path, mon
     recipe, load = quick(tmp_path, "joint"), running._Training.load
     inside = False
 
-    def slow(self: object) -> None:
+    def slow(self: running._Training) -> None:
         nonlocal inside
         load(self)
         if not inside:

@@ -19,6 +19,7 @@ from mtmeta.core import evaluate, rundir, session
 from mtmeta.core import run as running
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.events import Event
+from mtmeta.core.resolved import dump
 from mtmeta.core.rewind import rewind_events
 from mtmeta.core.train import Trainer
 
@@ -168,6 +169,26 @@ def test_best_links_go_back_with_the_checkpoint(tmp_path: Path, monkeypatch: pyt
     assert outcome(tmp_path / "out") == whole(recipe, tmp_path / "whole")
 
 
+def test_a_warning_of_an_evaluation_that_is_made_again_stands_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, score = quick(tmp_path, "joint"), evaluate.score
+
+    def warning(predictions: Any, *arguments: Any, **named: Any) -> Any:
+        made, said = score(predictions, *arguments, **named)
+        return made, [*said, f"{predictions.dataset.task} is at {made.value}"]
+
+    monkeypatch.setattr(evaluate, "score", warning)
+    expected = whole(recipe, tmp_path / "whole")
+    assert sum(event["type"] == "warning" for event in expected["events.jsonl"]) > 4
+    with monkeypatch.context() as patch:
+        stop_before(patch, Trainer, "_one_step", 4)
+        with pytest.raises(Killed):
+            mtmeta.run(recipe, out=tmp_path / "out")
+    mtmeta.run(recipe, out=tmp_path / "out")
+    assert outcome(tmp_path / "out") == expected
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -282,7 +303,7 @@ def test_another_machine_is_refused_by_name(key: str, value: Any, cut: tuple[Pat
     """Row 50."""
     recipe, out = cut
     folder = rundir.RunDir(out)
-    folder.lock_file.write_text(rundir.dump({**folder.lock(), key: value}))
+    folder.lock_file.write_text(dump({**folder.lock(), key: value}))
     before = outcome(out)
     named = "plugin mtmeta-elsewhere 0.3; now plugin mtmeta-elsewhere absent" if key == "plugins" else f"{key} {value};"
     with pytest.raises(CheckpointError) as refused:
@@ -299,7 +320,7 @@ def test_every_difference_stands_in_one_line(cut: tuple[Path, Path]) -> None:
     recipe, out = cut
     folder = rundir.RunDir(out)
     lock = folder.lock()
-    folder.lock_file.write_text(rundir.dump({**lock, "torch": "2.9.9", "threads": 64}))
+    folder.lock_file.write_text(dump({**lock, "torch": "2.9.9", "threads": 64}))
     with pytest.raises(CheckpointError, match=rf"run used torch 2\.9\.9, threads 64; now torch {lock['torch'][:4]}"):
         mtmeta.run(recipe, out=out)
 

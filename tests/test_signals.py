@@ -92,7 +92,12 @@ def test_the_step_is_ended_and_saved(
     assert newest == f"step-{step:08d}"
     calls: list[int] = []
     one_step = Trainer._one_step
-    monkeypatch.setattr(Trainer, "_one_step", lambda self: (calls.append(self.step), one_step(self)))
+
+    def counted(self: Trainer) -> None:
+        calls.append(self.step)
+        one_step(self)
+
+    monkeypatch.setattr(Trainer, "_one_step", counted)
     assert run_here(tmp_path, capsys).code == 0
     assert calls == list(range(step, 4)), "a step was done twice"
     mtmeta.run(recipe, out=tmp_path / "whole")
@@ -194,14 +199,16 @@ def test_the_library_installs_nothing_and_runs_in_any_thread(tmp_path: Path, mon
     mtmeta.run(recipe, out=tmp_path / "main")
     assert found and outcome(tmp_path / "thread") == outcome(tmp_path / "main")
 
+    asked: list[str] = []
+
     def in_a_thread() -> None:
         with stop_on_signals() as stop:
-            found.append(stop.signal)
+            asked.append(stop.signal)
 
     thread = threading.Thread(target=in_a_thread)
     thread.start()
     thread.join()
-    assert found[-1] == ""
+    assert asked == [""]
 
 
 def test_an_interrupt_in_library_use_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ def run(
         warn(f"{folder.path} is finished; --fresh trains it again")
         return {**summary, "run": str(folder.path)}  # it may have been moved since
     training = _Training(recipe, registry, folder, pick_device(device), warn)
-    training.stop = stop or training.stop
+    training.stop = stop or StopRequest()
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
         if held := folder.path.exists():
@@ -90,7 +90,7 @@ def run(
 class _Training(Session):
     """A run from its data to its summary."""
 
-    stop = StopRequest()
+    stop: StopRequest
 
     def load(self) -> None:
         """Load weights and data; nothing is written yet but the cache."""
