@@ -81,7 +81,8 @@ def resume(name: str, options: Sequence[str], steps: int, folder: Path, rounds: 
     """Seconds until the first step, of a new run and of one that goes on in `folder`, which holds a finished run."""
     for path in (folder / "summary.json", *folder.rglob(f"step-{steps:08d}/MANIFEST.json")):
         path.unlink()  # so it goes on from the checkpoint before the last
-    new, resumed = [], []
+    new: list[float] = []
+    resumed: list[float] = []
     for number in range(rounds + 1):
         fresh = folder.with_name(f"{folder.name}-new{number}")
         for out, times in ((fresh, new), (folder, resumed)):

@@ -11,12 +11,13 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 from unittest import mock
 
 __all__ = ["poisoned", "touched"]
 
-ALLOWED = ("multiprocessing", "concurrent.futures")
+ALLOWED = ("multiprocessing", "concurrent")  # top-level packages
 touched: list[str] = []
 """Who unpickled what, in this process; raising may have been caught, this stays."""
 
@@ -25,13 +26,14 @@ def _refuse(what: str) -> None:
     """Raise unless the caller may unpickle."""
     frame = sys._getframe(2)
     caller = str(frame.f_globals.get("__name__"))
-    if caller.split(".")[0] in ALLOWED or caller.startswith("concurrent.futures."):
+    package = caller.partition(".")[0]
+    if package in ALLOWED:
         return
-    where = frame
-    while where is not None:  # torch, and what it brings, while it is imported
+    where: FrameType | None = frame
+    while where is not None and package != "mtmeta":  # torch, and what it brings, while it is imported
         if where.f_code.co_filename == "<frozen importlib._bootstrap>":
             return
-        where = where.f_back  # type: ignore[assignment]
+        where = where.f_back
     touched.append(f"{what} in {caller}, line {frame.f_lineno}")
     raise RuntimeError(f"no pickle on any path: {touched[-1]}")
 
@@ -66,7 +68,7 @@ def poisoned() -> Iterator[list[str]]:
             load=_poison("pickle.load", pickle.load),
             loads=_poison("pickle.loads", pickle.loads),
             Unpickler=_poisoned_class(pickle.Unpickler),
-            _Unpickler=_poisoned_class(pickle._Unpickler),  # type: ignore[attr-defined]  # the one in Python
+            _Unpickler=_poisoned_class(pickle._Unpickler),  # the one in Python
         ),
         mock.patch.object(torch, "load", _poison("torch.load", torch.load)),
     ):

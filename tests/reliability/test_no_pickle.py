@@ -19,7 +19,7 @@ WAYS: dict[str, Callable[[], Any]] = {
     "loads": lambda: pickle.loads(DATA),
     "load": lambda: pickle.load(io.BytesIO(DATA)),
     "Unpickler": lambda: pickle.Unpickler(io.BytesIO(DATA)).load(),
-    "Python's Unpickler": lambda: pickle._Unpickler(io.BytesIO(DATA)).load(),  # type: ignore[attr-defined]
+    "Python's Unpickler": lambda: pickle._Unpickler(io.BytesIO(DATA)).load(),
     "torch.load": lambda: torch.load(io.BytesIO(b"")),
 }
 
