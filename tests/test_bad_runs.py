@@ -6,15 +6,20 @@ The numbers are the rows of our list of bad inputs. Each row has a case in a pro
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tiny  # noqa: F401  # one thread
-from commands import RECIPE, assert_refused, call, command, contents, data_folder
+from commands import QUIET, RECIPE, Outcome, assert_refused, call, command, contents, data_folder
 
 import mtmeta
+from mtmeta.core import strict_yaml
+from mtmeta.core.resolved import dump
 
 Capture = pytest.CaptureFixture[str]
 
@@ -133,6 +138,63 @@ def test_damaged_run_in_a_process_of_its_own(run: Path) -> None:
     before = contents(run)
     assert_refused(command(*HOW_OFTEN, cwd=run), 4, "MANIFEST.json: damaged")
     assert contents(run) == before
+
+
+def unfinish(run: Path, **lock: object) -> None:
+    """Make it a run that was stopped before its summary, begun by a machine as `lock` says."""
+    (run / "out" / "summary.json").unlink()
+    path = run / "out" / "recipe.lock.yaml"
+    found = strict_yaml.read_file(path).data
+    path.write_text(dump({**found, **lock}))
+
+
+def test_another_machine(run: Path) -> None:
+    """Row 50."""
+    unfinish(run, torch="2.9.1", threads=64)
+    before = contents(run)
+    outcome = command(*RUN, cwd=run)
+    assert_refused(outcome, 4, "error: out: run used torch 2.9.1, threads 64; now torch ", "threads 1; results")
+    assert outcome.err.endswith("pass --allow-inexact to go on\n")
+    assert contents(run) == before
+
+
+def test_a_damaged_newest_checkpoint(run: Path) -> None:
+    """Rows 39 and 40: a warning, and the run goes on from what is left, here from nothing."""
+    unfinish(run)
+    (run / "out" / "checkpoints" / "step-00000001" / "model.safetensors").write_bytes(bytes(1048))
+    outcome = command(*RUN, "--set", "reporters=[jsonl]", cwd=run)
+    assert outcome.code == 0, outcome.err
+    line = "warning: out/checkpoints/step-00000001/model.safetensors: damaged (size 1048 of "
+    assert outcome.err.startswith(line) and outcome.err.endswith("); starting over\n"), outcome.err
+
+
+def test_a_file_that_may_not_grow(tmp_path: Path) -> None:
+    """Row 66, by the limit a shell can set; and the same command goes on when it is gone."""
+    folder = data_folder(tmp_path)
+    words = [sys.executable, "-m", "mtmeta", *RUN, "--set", "reporters=[jsonl]"]
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 60 && exec "$@"', "bash", *words],
+        cwd=folder,
+        env={key: value for key, value in os.environ.items() if key != "MTMETA_DATA"} | QUIET | {"MTMETA_CACHE": "off"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    words_of = "out/checkpoints/best-00000001: cannot write checkpoint: File too large; nothing older was touched"
+    assert_refused(Outcome(limited.returncode, limited.stdout, limited.stderr), 6, words_of)
+    assert [path.name for path in (folder / "out" / "checkpoints").iterdir()] == [".best-00000001.tmp"]
+    assert mtmeta.run(folder / "r.yaml", out=folder / "out", data_root=str(folder / "data"))["steps"] == 1
+    assert not list((folder / "out").rglob(".*"))
+
+
+def test_a_learning_rate_that_is_too_high(tmp_path: Path) -> None:
+    """Row 72."""
+    folder = data_folder(tmp_path)
+    arguments = ("--set", "optimizer.lr=1e30", "--set", "training.steps=9", "--set", "evaluation.every=5")
+    outcome = command(*RUN, "--set", "reporters=[]", *arguments, cwd=folder)
+    assert_refused(outcome, 7, "became nan at meta-step ", "task 'pairs'", "; lower the learning rate")
+    assert not (folder / "out" / "checkpoints").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------- machine

@@ -20,8 +20,8 @@ from torch import Tensor
 import mtmeta
 from mtmeta.core import evaluate, learner
 from mtmeta.core.blame import blame
-from mtmeta.core.errors import DivergedError, MachineError, PluginError
-from mtmeta.core.foreign import out_of_memory, unforeseen
+from mtmeta.core.errors import DivergedError, MachineError, PluginError, out_of_memory
+from mtmeta.core.foreign import unforeseen
 from mtmeta.core.learner import Learner
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.plugins import Plugin

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mtmeta.core.errors import MtmetaError, PluginError, quote, safe
-from mtmeta.core.foreign import out_of_memory
+from mtmeta.core.errors import MtmetaError, PluginError, out_of_memory, quote, safe
 
 __all__ = ["accuse", "blame", "supplier"]
 

@@ -38,6 +38,7 @@ __all__ = [
     "choose",
     "did_you_mean",
     "nearest",
+    "out_of_memory",
     "quote",
     "raise_all",
     "safe",
@@ -161,6 +162,20 @@ def raise_all(problems: Sequence[MtmetaError]) -> None:
     """Raise the problem there is, or all of them together; return if there is none."""
     if problems:
         raise problems[0] if len(problems) == 1 else Problems(problems)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Whose memory ran out, or None if the error is another one. Knows PyTorch's without importing it."""
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    if not isinstance(error, RuntimeError):
+        return None
+    text = str(error)
+    if "can't allocate memory" in text or "Cannot allocate memory" in text:  # PyTorch's on a CPU has no class
+        return "out of memory"
+    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:
+        return "CUDA out of memory"
+    return None
 
 
 def safe(text: str, limit: int = MAX_TOKEN) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtmeta.core.errors import MachineError, MtmetaError, UsageError, choose, did_you_mean, quote, safe
+from mtmeta.core.errors import MachineError, MtmetaError, UsageError, choose, did_you_mean, out_of_memory, quote, safe
 
-__all__ = ["out_of_memory", "unforeseen", "usage_error"]
+__all__ = ["unforeseen", "usage_error"]
 
 
 def usage_error(error: Any, message: str) -> UsageError:
@@ -21,20 +21,6 @@ def usage_error(error: Any, message: str) -> UsageError:
         given = token[1:-1]  # it stands there as Python's repr
         return UsageError("", f"no such command {quote(given)}{choose(given, error.ctx.command.commands)}")
     return UsageError(path, safe(message[0].lower() + message[1:].rstrip("."), 300) + f"; see {path} --help")
-
-
-def out_of_memory(error: BaseException) -> str | None:
-    """Whose memory ran out, or None if the error is another one. Knows PyTorch's without importing it."""
-    if isinstance(error, MemoryError):
-        return "out of memory"
-    if not isinstance(error, RuntimeError):
-        return None
-    text = str(error)
-    if "can't allocate memory" in text or "Cannot allocate memory" in text:  # PyTorch's on a CPU has no class
-        return "out of memory"
-    if type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:
-        return "CUDA out of memory"
-    return None
 
 
 def unforeseen(error: Exception) -> MtmetaError:

@@ -179,8 +179,7 @@ class Learner:
         outer = self.take_gradient()
         with torch.no_grad():
             torch._foreach_copy_(self._snapshot, parameters)
-        self._inner_step = 0
-        self._away = True
+        self._inner_step, self._away = 0, True
         try:
             inner = self._inner_optimizer("shared" if state == "shared" else task, optimizer)
             if state == "reset":
@@ -246,12 +245,8 @@ class Excursion:
     def __init__(
         self, learner: Learner, task: str, optimizer: Optimizer, theta: list[Tensor], outer: Grads, dropped: str | None
     ) -> None:
-        self._learner = learner
-        self._task = task
-        self._optimizer = optimizer
-        self._theta = theta
-        self._outer = outer
-        self._dropped = dropped
+        self._learner, self._optimizer, self._task = learner, optimizer, task
+        self._theta, self._outer, self._dropped = theta, outer, dropped
         self._touched = [False] * len(theta)
 
     def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0) -> None:

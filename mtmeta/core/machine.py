@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mtmeta.core.errors import MachineError
-from mtmeta.core.foreign import out_of_memory
+from mtmeta.core.errors import MachineError, out_of_memory
 
 __all__ = ["Heap", "fitting_threads", "make_deterministic", "memory_errors", "processor"]
 
