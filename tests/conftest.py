@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from no_pickle import poisoned
 
 GIVEN = {key: value for key, value in os.environ.items() if key.startswith("MTMETA_")}
 
@@ -22,6 +23,14 @@ def no_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.delenv(key)
         patch.setenv("MTMETA_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_pickle() -> Iterator[None]:
+    """Nothing in the whole suite unpickles, nor may it; see no_pickle.py."""
+    with poisoned() as touched:
+        yield
+    assert touched == [], "unpickled, and the error was caught"
 
 
 def _folder(variable: str, what: str) -> Path:

@@ -130,6 +130,7 @@ class RunDir:
         """
         with disk_errors(self.path):
             self.recipe.unlink(missing_ok=True)
+            self.clear()  # what an earlier beginning left
             write_file(self.lock_file, dump(dict(lock)))
             for name in CONTENTS:
                 path = self.path / name
