@@ -8,7 +8,7 @@ from typing import Any
 
 from mtmeta.core.errors import MtmetaError, PluginError, quote, safe
 
-__all__ = ["accuse", "blame", "supplier"]
+__all__ = ["accuse", "accused", "blame", "supplier", "told"]
 
 
 def supplier(part: Any, kind: str) -> str:
@@ -16,21 +16,34 @@ def supplier(part: Any, kind: str) -> str:
     return str(getattr(part, "_supplier", None) or f"{kind} {quote(part.name)}")
 
 
+def accused(part: Any) -> str:
+    """The plugin a part came from, as messages name it; empty for a part of our own."""
+    plugin = getattr(part, "_supplier", None)
+    return str(plugin) if plugin is not None and plugin.foreign else ""
+
+
 @contextmanager
 def blame(part: Any, kind: str) -> Iterator[None]:
     """Turn an exception of a third-party `part` into PluginError; a built-in's is a bug and passes through."""
     try:
         yield
-    except MtmetaError:
+    except (MtmetaError, KeyboardInterrupt, GeneratorExit):
         raise
-    except (Exception, SystemExit) as error:  # a plugin's sys.exit() would end the run without a word
-        plugin = getattr(part, "_supplier", None)
-        if plugin is None or plugin.distribution == "mtmeta":
+    except BaseException as error:  # a plugin's sys.exit() would end the run without a word; a panic is no Exception
+        if not (who := accused(part)):
             raise
-        raise accuse(plugin, kind, part.name, error) from error
+        raise accuse(who, kind, part.name, error) from error
 
 
 def accuse(plugin: object, kind: str, name: str, error: BaseException) -> PluginError:
     """What a part raised, as an error that names its plugin."""
-    text = safe(f"{type(error).__name__}: {error}".removesuffix(": "), 300)
-    return PluginError(str(plugin), f"{kind} {quote(name)} raised {text}")
+    return PluginError(str(plugin), f"{kind} {quote(name)} raised {told(error)}")
+
+
+def told(error: BaseException) -> str:
+    """Type and text of an exception, fit for one line; its own `__str__` may fail."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
+    return safe(f"{type(error).__name__}: {text}" if text else type(error).__name__, 300)

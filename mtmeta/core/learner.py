@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mtmeta.core.blame import blame, supplier
+from mtmeta.core.blame import accused, blame, supplier
 from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel, build_head
@@ -69,6 +69,7 @@ class Learner:
         self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._snapshot: list[Tensor] = []
         self._away = False
+        self._shapes = [parameter.shape for parameter in self.parameters.values()]
 
     def begin_step(self, step: int) -> None:
         """Called by the loop: forget the last step's gradients and losses."""
@@ -93,6 +94,7 @@ class Learner:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 outputs = self.model(batch.task, chunk.packed.to(self.device))
             loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
+            self.check_shapes(supplier(self.tasks[batch.task], "task"))
             (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach() * share
         self.examples += len(batch)
@@ -100,6 +102,13 @@ class Learner:
         if self._check_each_loss:
             self.check_losses(self.losses[-1:])
         return total
+
+    def check_shapes(self, who: str) -> None:
+        """Raise PluginError, naming `who`, if a parameter is not of the shape it had: every optimizer would fail."""
+        for (name, parameter), shape in zip(self.parameters.items(), self._shapes, strict=True):
+            if parameter.shape != shape:
+                what = f"changed the shape of '{name}' from {list(shape)} to {list(parameter.shape)}"
+                raise PluginError(who, f"{what}; only .grad may change")
 
     def _loss(self, task: str, outputs: Tensor, labels: Tensor) -> Tensor:
         part = self.tasks[task]
@@ -123,7 +132,9 @@ class Learner:
         for (task, inner, _), value in zip(losses, torch.stack([loss for *_, loss in losses]).tolist(), strict=True):
             if not math.isfinite(value):
                 where = f"meta-step {self.step + 1}, task '{task}', inner step {inner + 1}"
-                raise DivergedError("", f"loss became {value} at {where}; lower the learning rate")
+                # of a plugin's loss it may as well be the plugin's fault
+                who = accused(self.tasks[task])
+                raise DivergedError(who, f"loss became {value} at {where}; lower the learning rate")
 
     def clear_gradient(self) -> None:
         """Set every `.grad` to None: absent, not zero, so that no optimizer moves what nothing touched."""

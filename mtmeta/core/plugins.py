@@ -47,6 +47,11 @@ class Plugin:
     broken: str | None = None
     parts: dict[str, list[Any]] = field(default_factory=dict)
 
+    @property
+    def foreign(self) -> bool:
+        """Whether it is somebody else's."""
+        return self.distribution != "mtmeta"
+
     def __str__(self) -> str:
         """`plugin 'mtmeta-foo' 0.3`, as messages name it."""
         return f"plugin {quote(self.distribution)} {self.version}"

@@ -27,6 +27,7 @@ from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
 from mtmeta.core.rundir import RunDir, make_lock, rewind_events
 from mtmeta.core.session import Session, dump_json, pick_device
+from mtmeta.core.surroundings import check_launcher
 from mtmeta.core.train import Trainer
 
 __all__ = ["run"]
@@ -50,9 +51,8 @@ def run(
     In a directory that holds an unfinished run of the same recipe, goes on from its newest checkpoint. Raises
     MtmetaError; nothing in the run directory changes unless recipe, data and weights are all in order.
     """
+    check_launcher()
     registry = build_registry(block=block, warn=warn)
-    for plugin in registry.plugins.broken:
-        warn(f"{plugin} is broken: {plugin.broken}")
     recipe = load_recipe(recipe_path, registry, overrides=overrides, data_root=data_root)
     folder = RunDir(Path(out) if out is not None else Path("runs") / recipe.name)
     continued = folder.check_usable(recipe, fresh=fresh)
