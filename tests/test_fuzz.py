@@ -36,7 +36,7 @@ from mtmeta.plugins.backbones.wordpiece import WordPiece
 FEW, MANY = 40, 20_000
 VALIDATE = ("validate", "--data", "small.yaml")
 WEIGHTS = (*VALIDATE, "--set", "backbone.weights=./w", "--set", "backbone.max_length=8")
-RESUME = ("run", "small.yaml", "--out", "out", "--set", "reporters=[jsonl]")
+RESUME = ("run", "small.yaml", "--out", "out", "--set", "reporters=[jsonl]", "--set", "checkpoint.every=1")
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, F
             for name in TABLES:
                 (folder / f"{name}.yaml").write_text(SMALL.replace("train.tsv", name))
             assert call(*WEIGHTS).code == 0
-            assert call(*RESUME, "--set", "checkpoint.every=1").code == 0
+            assert call(*RESUME).code == 0
             os.rename("out", "good")
             shutil.copytree("good", "out", symlinks=True)
             patch.setattr(Bert, "load", load_once)
@@ -285,7 +285,6 @@ def make_fuzzers(folder: Path) -> dict[str, Fuzzer]:
         "recipe.lock.yaml",
     )
     best = "checkpoints/best*/MANIFEST.json"
-    resume = (*RESUME, "--set", "checkpoint.every=1")
     return {
         "recipe": Fuzzer(st.one_of(recipe_bytes(RECIPE), recipe_bytes(SMALL)), recipe),
         "override": Fuzzer(st.one_of(st.text(max_size=30), assignments), override),
@@ -297,9 +296,9 @@ def make_fuzzers(folder: Path) -> dict[str, Fuzzer]:
         "tokenizer.json": Fuzzer(either(tokenizer), weights_file("tokenizer.json")),
         "tokenizer_config.json": Fuzzer(either(tokenizer_config), vocabulary_file("tokenizer_config.json")),
         "vocab.txt": Fuzzer(st.one_of(mutated(vocabulary), st.binary(max_size=200)), vocabulary_file("vocab.txt")),
-        "manifest": Fuzzer(either(first(manifest)), run_file(manifest, resume)),
+        "manifest": Fuzzer(either(first(manifest)), run_file(manifest, RESUME)),
         "best manifest": Fuzzer(either(first(best)), run_file(best, EVAL)),
-        "state.json": Fuzzer(either(first(state)), run_file(state, resume, vouched=True)),
+        "state.json": Fuzzer(either(first(state)), run_file(state, RESUME, vouched=True)),
         "summary.json": Fuzzer(either(first(summary)), run_file(summary, RESUME)),
         "lock": Fuzzer(recipe_bytes(first(lock).decode()), run_file(lock, EVAL)),
     }
