@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtmeta.core.errors import MachineError, MtmetaError, UsageError, choose, did_you_mean, quote, safe
+from mtmeta.core.blame import told
+from mtmeta.core.errors import MachineError, MtmetaError, PluginError, UsageError, choose, did_you_mean, quote, safe
+from mtmeta.core.plugins import culprit
 
 __all__ = ["unforeseen", "usage_error"]
 
@@ -25,6 +27,10 @@ def usage_error(error: Any, message: str) -> UsageError:
 
 def unforeseen(error: Exception) -> MtmetaError:
     """An exception that nothing below turned into an error of ours: the machine's fault, or a bug."""
+    if plugin := culprit(error):
+        return PluginError(plugin, f"raised {told(error)}")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("mtmeta"):
+        return MachineError("", f"this command needs the package {quote(error.name)}; pip install mtmeta again")
     if isinstance(error, OSError):
         place = safe(str(error.filename)) if error.filename else "system"
         return MachineError(place, f"{safe(error.strerror or str(error))}; check the disk and its permissions")

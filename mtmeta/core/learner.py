@@ -69,7 +69,6 @@ class Learner:
         self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._snapshot: list[Tensor] = []
         self._away = False
-        self._shapes = [parameter.shape for parameter in self.parameters.values()]
 
     def begin_step(self, step: int) -> None:
         """Called by the loop: forget the last step's gradients and losses."""
@@ -94,7 +93,6 @@ class Learner:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 outputs = self.model(batch.task, chunk.packed.to(self.device))
             loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
-            self.check_shapes(supplier(self.tasks[batch.task], "task"))
             (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach() * share
         self.examples += len(batch)
@@ -102,13 +100,6 @@ class Learner:
         if self._check_each_loss:
             self.check_losses(self.losses[-1:])
         return total
-
-    def check_shapes(self, who: str) -> None:
-        """Raise PluginError, naming `who`, if a parameter is not of the shape it had: every optimizer would fail."""
-        for (name, parameter), shape in zip(self.parameters.items(), self._shapes, strict=True):
-            if parameter.shape != shape:
-                what = f"changed the shape of '{name}' from {list(shape)} to {list(parameter.shape)}"
-                raise PluginError(who, f"{what}; only .grad may change")
 
     def _loss(self, task: str, outputs: Tensor, labels: Tensor) -> Tensor:
         part = self.tasks[task]
@@ -132,8 +123,7 @@ class Learner:
         for (task, inner, _), value in zip(losses, torch.stack([loss for *_, loss in losses]).tolist(), strict=True):
             if not math.isfinite(value):
                 where = f"meta-step {self.step + 1}, task '{task}', inner step {inner + 1}"
-                # of a plugin's loss it may as well be the plugin's fault
-                who = accused(self.tasks[task])
+                who = accused(self.tasks[task])  # a plugin's loss may as well be the plugin's fault
                 raise DivergedError(who, f"loss became {value} at {where}; lower the learning rate")
 
     def clear_gradient(self) -> None:
