@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mtmeta.core.errors import MtmetaError, PluginError, quote, safe
+from mtmeta.core.errors import MtmetaError, PluginError, quote
+from mtmeta.core.foreign import told
 
-__all__ = ["accuse", "accused", "blame", "supplier", "told"]
+__all__ = ["accuse", "accused", "blame", "supplier"]
 
 
 def supplier(part: Any, kind: str) -> str:
@@ -38,12 +39,3 @@ def blame(part: Any, kind: str) -> Iterator[None]:
 def accuse(plugin: object, kind: str, name: str, error: BaseException) -> PluginError:
     """What a part raised, as an error that names its plugin."""
     return PluginError(str(plugin), f"{kind} {quote(name)} raised {told(error)}")
-
-
-def told(error: BaseException) -> str:
-    """Type and text of an exception, fit for one line; its own `__str__` may fail."""
-    try:
-        text = str(error)
-    except BaseException:
-        text = ""
-    return safe(f"{type(error).__name__}: {text}" if text else type(error).__name__, 300)

@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mtmeta.core.blame import accuse, told
+from mtmeta.core.blame import accuse
 from mtmeta.core.contracts import Algorithm, Backbone, Inputs, Metric, Reporter, Sampler, Task
 from mtmeta.core.errors import MtmetaError, PluginError, RecipeError, nearest, quote, safe
+from mtmeta.core.foreign import told
 from mtmeta.core.plugins import Plugin, Plugins, load_plugins
 from mtmeta.core.validation import convert
 
