@@ -47,6 +47,7 @@ from mtmeta.core.errors import (
 from mtmeta.core.hookspecs import hookimpl
 from mtmeta.core.objectives import Binary, Classification, Objective, Regression
 from mtmeta.core.optim import AdamW, OptimizerOptions, ScheduleOptions, Step
+from mtmeta.core.surroundings import check_torch
 from mtmeta.core.tables import DataFile, Dialect, Row
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'mtmeta' has no attribute {name!r}")
+    if name in ("evaluate", "run"):
+        check_torch()
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value

@@ -132,9 +132,10 @@ def plugins(
     json_: Json = False,
 ) -> None:
     """List plugins, what each provides, and which are broken and why."""
-    from mtmeta.core.registry import build_registry
+    from mtmeta.core.plugins import load_plugins
+    from mtmeta.core.registry import Registry
 
-    registry = build_registry(block=no_plugin or [], warn=_warn)
+    registry = Registry(load_plugins(block=no_plugin or [], warn=_warn))  # the list itself says what is broken
     rows: list[dict[str, Any]] = []
     row: dict[str, Any]
     for plugin in registry.plugins.found:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny  # noqa: F401  # one thread
 import torch
-from commands import SMALL, assert_refused, call, command, data_folder
+from commands import SMALL, assert_refused, call, command, contents, data_folder
 from safetensors.torch import load_file, save_file
 
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
@@ -195,3 +195,17 @@ def test_texts_longer_than_the_positions(tmp_path: Path) -> None:
     outcome = command("run", "r.yaml", "--set", "backbone.max_length=1024", "--out", "out", cwd=folder)
     assert_refused(outcome, 2, "max_length 1024 exceeds tiny's 128 positions")
     assert not (folder / "out").exists()
+
+
+def test_other_weights_than_the_run_began_with(bert: Path, tmp_path: Path, capsys: Capture) -> None:
+    """Row 49: a run pins its weights by their SHA-256."""
+    folder = data_folder(tmp_path)
+    shutil.copytree(bert, folder / "w")
+    arguments = ("run", "r.yaml", "--set", "backbone.weights=./w", "--set", "reporters=[]", "--out", "out")
+    assert call(*arguments, cwd=folder, capsys=capsys).code == 0
+    (folder / "out" / "summary.json").unlink()
+    tensor(QUERY, torch.ones(8, 8))(folder / "w")
+    before = contents(folder / "out")
+    outcome = call(*arguments, cwd=folder, capsys=capsys)
+    assert_refused(outcome, 4, "out: began with backbone weights sha256:", "now they are sha256:", "another --out")
+    assert contents(folder / "out") == before

@@ -560,4 +560,5 @@ def test_a_part_that_raises_is_named(scratch: Scratch, task: str, override: str,
 
 def test_a_loss_that_becomes_nan(scratch: Scratch) -> None:
     line = scratch.run("run", scratch.recipe("nan"), "--out", "runs/nan", allow="mtmeta-rude").fails(7)
-    assert line == "error: loss became nan at meta-step 2, task 'nan', inner step 2; lower the learning rate"
+    expected = "loss became nan at meta-step 2, task 'nan', inner step 2; lower the learning rate"
+    assert line == f"error: plugin 'mtmeta-rude' 0.3: {expected}"

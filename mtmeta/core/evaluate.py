@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtmeta.core.blame import blame
+from mtmeta.core.blame import accused, blame, supplier
 from mtmeta.core.contracts import Metric, Task
 from mtmeta.core.data import Dataset
 from mtmeta.core.errors import DivergedError, PluginError
@@ -74,8 +74,9 @@ def predict(
                 outputs = model(dataset.task, chunk.packed.to(device))
             labels = chunk.labels.to(device, non_blocking=True)
             with blame(task, "task"):
-                loss = task.objective.loss(outputs, labels) * len(indices)
-                found.append((indices, task.objective.decode(outputs).double(), loss))
+                loss = _checked(task, dataset.task, "loss", task.objective.loss(outputs, labels), [])
+                made = _checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
+            found.append((indices, made.double(), loss * len(indices)))
     finally:
         for module in training:  # one by one: a plugin may keep a part of its head in evaluation mode
             module.training = True
@@ -85,8 +86,22 @@ def predict(
     )
     mean = math.fsum(torch.stack([loss for *_, loss in found]).tolist()) / len(dataset)
     if not math.isfinite(mean) or not np.isfinite(values).all():
-        raise DivergedError("", f"predictions for task '{dataset.task}' are not finite; lower the learning rate")
+        what = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
+        raise DivergedError(accused(task), what)
+    if classes := len(task.objective.classes):
+        odd = values[(values != np.floor(values)) | (values < 0) | (values >= classes)]
+        if len(odd):
+            what = f"predictions for task '{dataset.task}' hold {odd[0]:g}, expected indices of its {classes} classes"
+            raise PluginError(supplier(task, "task"), what)
     return Predictions(dataset, values, mean)
+
+
+def _checked(task: Task, name: str, what: str, made: object, shape: list[int]) -> Tensor:
+    """What an objective made, if it is a tensor of the right shape."""
+    if not isinstance(made, Tensor) or list(made.shape) != shape:
+        found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise PluginError(supplier(task, "task"), f"{what} for task '{name}': found {found}, expected shape {shape}")
+    return made
 
 
 def score(
@@ -99,9 +114,8 @@ def score(
         found = {metric.name: metric(labels, values) for metric in metrics}
     for name, value in found.items():
         if not math.isfinite(value):
-            raise PluginError(
-                f"metric '{name}'", f"is {value} for task '{predictions.dataset.task}', expected a number"
-            )
+            what = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
+            raise PluginError(accused(next(metric.function for metric in metrics if metric.name == name)), what)
     primary = metrics[0]
     low = high = None
     if intervals:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtmeta.core.errors import MachineError, MtmetaError, UsageError, choose, did_you_mean, out_of_memory, quote, safe
+from mtmeta.core.errors import (
+    MachineError,
+    MtmetaError,
+    PluginError,
+    UsageError,
+    choose,
+    did_you_mean,
+    out_of_memory,
+    quote,
+    safe,
+)
+from mtmeta.core.plugins import culprit
 
-__all__ = ["unforeseen", "usage_error"]
+__all__ = ["told", "unforeseen", "usage_error"]
 
 
 def usage_error(error: Any, message: str) -> UsageError:
@@ -30,5 +41,18 @@ def unforeseen(error: Exception) -> MtmetaError:
         return MachineError(place, f"{safe(error.strerror or str(error))}; check the disk and its permissions")
     if kind := out_of_memory(error):
         return MachineError("", f"{kind}; lower batch_size or max_length")
+    if plugin := culprit(error):
+        return PluginError(plugin, f"raised {told(error)}")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("mtmeta"):
+        return MachineError("", f"this command needs the package {quote(error.name)}; pip install mtmeta again")
     text = safe(f"bug in mtmeta: {type(error).__name__}: {error}", 500)
     return MtmetaError("", f"{text}; run again with MTMETA_DEBUG=1 and report the traceback")
+
+
+def told(error: BaseException) -> str:
+    """Type and text of an exception, fit for one line; its own `__str__` may fail."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
+    return safe(f"{type(error).__name__}: {text}" if text else type(error).__name__, 300)

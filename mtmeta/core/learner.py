@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mtmeta.core.blame import blame, supplier
+from mtmeta.core.blame import accused, blame, supplier
 from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.machine import memory_errors
@@ -126,7 +126,8 @@ class Learner:
         for (task, inner, _), value in zip(losses, torch.stack([loss for *_, loss in losses]).tolist(), strict=True):
             if not math.isfinite(value):
                 where = f"meta-step {self.step + 1}, task '{task}', inner step {inner + 1}"
-                raise DivergedError("", f"loss became {value} at {where}; lower the learning rate")
+                who = accused(self.tasks[task])  # a plugin's loss may as well be the plugin's fault
+                raise DivergedError(who, f"loss became {value} at {where}; lower the learning rate")
 
     def check_direction(self, direction: Sequence[Tensor], kind: str, task: str) -> None:
         """Raise DivergedError if what an inner loop hands on is not finite. On a GPU the norm of the whole must do."""

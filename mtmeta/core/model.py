@@ -117,6 +117,18 @@ class MultiTaskModel(nn.Module):
         if unsaved:  # they would neither come back after an inner loop nor stand in a checkpoint
             what = f"'{unsaved[0]}' is a buffer or a shared parameter; encoder and heads may hold neither"
             raise PluginError("model", what)
+        self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+
+    def check_shapes(self, who: str, task: str | None = None) -> None:
+        """Raise PluginError, naming `who`, if a parameter is not of the shape it had: no optimizer could go on.
+
+        Of all parameters, or of those of a task's head.
+        """
+        named = self.heads[task].named_parameters(f"heads.{task}") if task else self.named_parameters()
+        for name, parameter in named:
+            if parameter.shape != self._shapes.get(name):
+                was = list(self._shapes.get(name, ()))
+                raise PluginError(who, f"changed the shape of '{name}' from {was} to {list(parameter.shape)}")
 
     def pooled(self, task: str, packed: Packed) -> Tensor:
         """Mean-pooled vectors of a task's sequences [B, V, D]."""
@@ -129,4 +141,5 @@ class MultiTaskModel(nn.Module):
         pooled = self.pooled(task, packed)
         with blame(self.tasks[task], "task"):
             outputs: Tensor = self.heads[task](pooled)
+            self.check_shapes(supplier(self.tasks[task], "task"), task)
         return outputs

@@ -22,7 +22,7 @@ import pluggy
 from mtmeta.core import hookspecs
 from mtmeta.core.errors import PluginError, did_you_mean, quote, safe
 
-__all__ = ["Plugin", "Plugins", "load_plugins"]
+__all__ = ["Plugin", "Plugins", "culprit", "load_plugins"]
 
 DEFAULT_PLUGINS = (
     "mtmeta.plugins.tasks",
@@ -46,6 +46,11 @@ class Plugin:
     distribution: str
     broken: str | None = None
     parts: dict[str, list[Any]] = field(default_factory=dict)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is somebody else's."""
+        return self.distribution != "mtmeta"
 
     def __str__(self) -> str:
         """`plugin 'mtmeta-foo' 0.3`, as messages name it."""
@@ -137,6 +142,8 @@ def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any
         # what a plugin prints may not get into a command's output, which can be one JSON document
         with _slow_import_warning(plugin, warn), redirect_stdout(sys.stderr):
             loaded = load()
+            if plugin.foreign:
+                _MODULES[_module(loaded)] = str(plugin)
             wanted = getattr(loaded, "mtmeta_api", hookspecs.API_VERSION)
             if wanted != hookspecs.API_VERSION:
                 raise PluginError("", f"needs mtmeta API {quote(wanted)}, this is {hookspecs.API_VERSION}")
@@ -153,6 +160,24 @@ def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any
         plugin.broken = _reason(error)
         if manager.has_plugin(name):
             manager.unregister(name=name)
+
+
+_MODULES: dict[str, str] = {}  # top-level module -> the plugin it belongs to, of all that were ever loaded
+
+
+def _module(loaded: Any) -> str:
+    name = getattr(loaded, "__name__", None) or type(loaded).__module__
+    return str(name).partition(".")[0]
+
+
+def culprit(error: BaseException) -> str:
+    """The plugin whose code was running when `error` was raised, or that had called what raised it; else empty."""
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:  # outermost first: the last one found is the nearest to the fault
+        found = _MODULES.get(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0], found)
+        trace = trace.tb_next
+    return found
 
 
 def _check_marked(manager: pluggy.PluginManager, loaded: Any) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from mtmeta.core.blame import accuse
 from mtmeta.core.contracts import Algorithm, Backbone, Inputs, Metric, Reporter, Sampler, Task
 from mtmeta.core.errors import MtmetaError, PluginError, RecipeError, nearest, quote, safe
+from mtmeta.core.foreign import told
 from mtmeta.core.plugins import Plugin, Plugins, load_plugins
 from mtmeta.core.validation import convert
 
@@ -25,6 +29,7 @@ KINDS: dict[str, type[Any]] = {
     "metric": Metric,
     "reporter": Reporter,
 }
+PART_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOOK_OF = {"task": "tasks", "algorithm": "algorithms", "backbone": "backbones", "sampler": "samplers"} | {
     "metric": "metrics",
     "reporter": "reporters",
@@ -52,16 +57,19 @@ class Registry:
     def _add(self, plugin: Plugin) -> None:
         supplied = [(kind, part) for kind, hook in _HOOK_OF.items() for part in plugin.parts.get(hook, [])]
         for kind, part in supplied:
-            plugin.broken = plugin.broken or _fault(kind, part, foreign=plugin.distribution != "mtmeta")
+            plugin.broken = plugin.broken or _fault(kind, part, plugin) or self._taken(kind, part, plugin)
         if plugin.broken:
             plugin.parts = {}
             return
         for kind, part in supplied:
-            if isinstance(part, type):
-                part._supplier = plugin  # type: ignore[attr-defined]  # whom core.blame names
-            elif plugin.distribution != "mtmeta":
-                part = _blamed(part, plugin)
-            self._parts[kind].setdefault(part.name, []).append(Supplied(part, plugin))
+            made = _blamed(part, plugin) if isinstance(part, Metric) and plugin.foreign else part
+            self._parts[kind].setdefault(part.name, []).append(Supplied(made, plugin))
+
+    def _taken(self, kind: str, part: Any, plugin: Plugin) -> str | None:
+        """A name of our own is a fault, not a conflict, which would take with it every recipe that only wants ours."""
+        if plugin.foreign and not all(other.plugin.foreign for other in self.suppliers(kind, part.name)):
+            return f"{kind} {quote(part.name)} is one of mtmeta's own; it needs another name"
+        return None
 
     def names(self, kind: str) -> list[str]:
         """Sorted names of all parts of a kind."""
@@ -105,29 +113,41 @@ class Registry:
         return kind_of_error(place, what, help=broken)
 
 
-def _fault(kind: str, part: Any, *, foreign: bool) -> str | None:
-    """Why `part` is no part of this kind, or None. Only `foreign` parts are tried out; a test does it for our own."""
+def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
+    """Why `part` is no part of this kind, or None. Only foreign parts are tried out; a test does it for our own."""
     hook, base = f"register_{_HOOK_OF[kind]}", KINDS[kind]
     try:
         if base is Metric:
             if not isinstance(part, Metric):
                 return safe(f"{hook} holds {part!r}, expected a mtmeta.Metric", 200)
-            named = isinstance(part.name, str) and part.name and callable(part.function)
-            return None if named else safe(f"{hook} holds {part!r}, expected a name and a function", 200)
+            if not (isinstance(part.name, str) and part.name and callable(part.function)):
+                return safe(f"{hook} holds {part!r}, expected a name and a function", 200)
+            return _name_fault(kind, part.name)  # whom core.blame names, its function says: see _blamed
         if not (isinstance(part, type) and issubclass(part, base)):
             return safe(f"{hook} holds {part!r}, expected a subclass of mtmeta.{base.__name__}", 200)
         name = getattr(part, "name", None)
         if not isinstance(name, str) or not name:
-            return f"{part.__name__} has no name"
+            return safe(f"{part.__name__} has no name", 200)
+        if what := _name_fault(kind, name):
+            return what
         if "__dataclass_fields__" not in part.__dict__:
             dataclass(frozen=True)(part)  # a subclass without options of its own need not say @dataclass
         if issubclass(part, Task) and (what := _task_fault(part)):
             return safe(f"task {quote(name)}: {what}", 200)
-        if foreign:
+        if plugin.foreign:
             convert(part, {})  # options whose types cannot be resolved show here, not in the middle of a command
-    except (Exception, SystemExit) as error:
-        return safe(f"{hook} holds a part that cannot be used: {type(error).__name__}: {error}", 200)
+        part._supplier = plugin  # type: ignore[attr-defined]  # whom core.blame names
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return safe(f"{hook} holds a part that cannot be used: {told(error)}", 200)
     return None
+
+
+def _name_fault(kind: str, name: str) -> str | None:
+    """Names are written in recipes, used in file names and printed."""
+    fit = PART_NAME.fullmatch(name)
+    return None if fit else f"{kind} name {quote(name)} is not allowed; use at most 64 letters, digits, . _ -"
 
 
 def _task_fault(task: type[Task]) -> str | None:
@@ -145,16 +165,24 @@ def _task_fault(task: type[Task]) -> str | None:
 def _blamed(metric: Metric, plugin: Plugin) -> Metric:
     """The same metric, whose errors name its plugin."""
 
-    @functools.wraps(metric.function)
     def function(labels: Any, predictions: Any) -> float:
         try:
-            return float(metric.function(labels, predictions))
-        except (Exception, SystemExit) as error:
+            # copies: whatever it does to them, the next metric and the next evaluation see the true ones
+            return float(metric.function(copy.copy(labels), copy.copy(predictions)))
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             raise accuse(plugin, "metric", metric.name, error) from error
 
+    with suppress(Exception):  # it may be any object, with any idea of what its attributes are
+        functools.update_wrapper(function, metric.function)
+    function._supplier = plugin  # type: ignore[attr-defined]  # a Metric itself has no room for it
     return dataclasses.replace(metric, function=function)
 
 
 def build_registry(*, block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None) -> Registry:
-    """A registry of everything installed. Warns of broken plugins through `warn`."""
-    return Registry(load_plugins(block=block, warn=warn))
+    """A registry of everything installed. Warns of each broken plugin through `warn`."""
+    registry = Registry(load_plugins(block=block, warn=warn))
+    for plugin in registry.plugins.broken:
+        warn(f"{plugin} is broken: {plugin.broken}")
+    return registry

@@ -30,6 +30,7 @@ from mtmeta.core.rewind import Recorded, rewind_events
 from mtmeta.core.rundir import RunDir, make_lock
 from mtmeta.core.session import Session, dump_json, pick_device
 from mtmeta.core.signals import StopRequest
+from mtmeta.core.surroundings import check_launcher
 from mtmeta.core.train import Trainer
 
 __all__ = ["run"]
@@ -55,9 +56,8 @@ def run(
     MtmetaError; nothing in the run directory changes unless recipe, data and weights are all in order.
     `stop` is how the command line has signals end the run between two steps.
     """
+    check_launcher()
     registry = build_registry(block=block, warn=warn)
-    for plugin in registry.plugins.broken:
-        warn(f"{plugin} is broken: {plugin.broken}")
     recipe = load_recipe(recipe_path, registry, overrides=overrides, data_root=data_root)
     folder = RunDir(Path(out) if out is not None else Path("runs") / recipe.name)
     continued = folder.check_usable(recipe, fresh=fresh)

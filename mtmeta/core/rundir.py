@@ -206,5 +206,5 @@ def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) 
     """Raise DataError for the first file whose SHA-256 changed since the run began. `now` holds (file, SHA-256)."""
     for key, (file, sha256) in now.items():
         if key in before and before[key] != sha256:
-            what = f"changed since this run started (sha256 {before[key][:4]}.. -> {sha256[:4]}..)"
+            what = f"changed since this run started (sha256 {str(before[key])[:4]}.. -> {sha256[:4]}..)"
             raise DataError(file, f"{what}; start a new run or pass --allow-changed-data")

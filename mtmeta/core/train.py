@@ -115,6 +115,7 @@ class Trainer:
         try:
             with blame(recipe.algorithm, "algorithm"):
                 recipe.algorithm.backward(learner, self.feed)
+                learner.model.check_shapes(supplier(recipe.algorithm, "algorithm"))
             learner.check_losses()
             norm = self._clip()
         except DivergedError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -18,6 +19,7 @@ __all__ = ["Fault", "convert", "describe", "expectation", "field_hints"]
 Fault = tuple[Path_, str, bool]  # path in the recipe, message, "points at the key"
 
 
+@functools.lru_cache(maxsize=256)  # making one takes longer than reading a recipe
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     kind.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=False)
     for base in _nested(kind):
@@ -25,7 +27,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def convert(kind: type[Any], data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[Fault]]:
+def convert(kind: Any, data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[Fault]]:
     """An object of dataclass `kind` from plain data that stands at `at` in the recipe, or None and every fault found.
 
     Validation is strict (a string is never a number, a number never a boolean) and runs in JSON mode, where a list
@@ -110,8 +112,13 @@ def _owner(kind: type[Any], data: Any, path: Sequence[str | int]) -> type[Any]:
     return kind
 
 
-def field_hints(kind: Any) -> dict[str, Any]:
+def field_hints(kind: Any) -> Mapping[str, Any]:
     """Fields of a dataclass with their annotations, `Annotated` kept."""
+    return _field_hints(kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _field_hints(kind: Any) -> Mapping[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
     return {name: hints[name] for name in kind.__dataclass_fields__ if name in hints and _is_option(kind, name)}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 import mtmeta
+from mtmeta.plugins.backbones.tensors import PICKLE, check_regular, read_weights
 from mtmeta.plugins.backbones.wordpiece import WordPiece, tokenizer_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
 
 ARCHITECTURES = ("bert",)  # roberta, distilbert, electra would each add a name map beside from_hugging_face
 MAX_PARAMETERS = 2_000_000_000
+MAX_LAYERS = 1000  # every layer has tensors to be looked up, however small they are
 MAX_CONFIG_BYTES = 1_000_000
 # sizes of the encoders that need no download: vocabulary from the sample data, weights from the seed
 BUILT_IN: dict[str, dict[str, Any]] = {
@@ -110,7 +109,7 @@ def find_folder(weights: str) -> Path:
     if folder.is_dir():
         return folder
     if folder.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl") and folder.is_file():
-        raise mtmeta.WeightsError(weights, "pickle files can run code and are not read; save it as safetensors first")
+        raise mtmeta.WeightsError(weights, PICKLE)
     if folder.exists():
         raise mtmeta.WeightsError(weights, "is a file, expected a folder with config.json and model.safetensors")
     if weights.startswith((".", "/", "~")) or weights.count("/") > 1 or "\\" in weights:
@@ -151,8 +150,10 @@ def read_config(path: Path) -> BertConfig:
     if config.hidden_size % config.num_attention_heads:
         what = f"hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} attention heads"
         raise mtmeta.WeightsError(str(path), what)
+    if config.num_hidden_layers > MAX_LAYERS:
+        raise mtmeta.WeightsError(str(path), f"asks for {config.num_hidden_layers} layers (limit {MAX_LAYERS})")
     if config.parameters > MAX_PARAMETERS:
-        what = f"asks for {config.parameters / 1e9:.3g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
+        what = f"asks for {config.parameters / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
         raise mtmeta.WeightsError(str(path), what)
     return config
 
@@ -169,8 +170,7 @@ def _number(path: Path, name: str, value: Any, kind: str) -> Any:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise mtmeta.WeightsError(str(path), "no such file; a folder in Hugging Face layout has one")
+    check_regular(path)
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise mtmeta.WeightsError(str(path), "is larger than a config.json can be")
     try:
@@ -180,71 +180,3 @@ def _json_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise mtmeta.WeightsError(str(path), "is not a JSON object")
     return values
-
-
-def read_weights(path: Path, config: BertConfig) -> tuple[dict[str, Tensor], str]:
-    """The encoder's tensors in fp32 under our names, and the SHA-256 of the file."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    from mtmeta.plugins.backbones.encoder import hugging_face_names, plain_names
-
-    if not path.is_file():
-        others = sorted(p.name for p in path.parent.glob("*.bin"))
-        if others:
-            what = "pickle files can run code and are not read; save it as safetensors first"
-            raise mtmeta.WeightsError(str(path.parent / others[0]), what)
-        raise mtmeta.WeightsError(str(path), "no such file; a folder in Hugging Face layout has one")
-    data = path.read_bytes()
-    try:
-        state = load(data)
-    except SafetensorError as error:
-        raise mtmeta.WeightsError(str(path), f"is damaged ({mtmeta.safe(str(error))})") from error
-    state, names = plain_names(state), hugging_face_names(config)
-    _check_tensors(str(path), state, names, config)
-    ours = {our: torch.cat([state[name].float() for name in theirs]) for our, theirs in names.items()}
-    return ours, hashlib.sha256(data).hexdigest()
-
-
-def _check_tensors(
-    place: str, state: Mapping[str, Tensor], names: Mapping[str, Sequence[str]], config: BertConfig
-) -> None:
-    """Raise WeightsError, in the file's own names, for tensors that are missing, of another shape, or no numbers."""
-    import torch
-
-    from mtmeta.plugins.backbones.encoder import Encoder
-
-    missing = [name for theirs in names.values() for name in theirs if name not in state]
-    if missing:
-        raise mtmeta.WeightsError(place, f"tensor '{missing[0]}' is missing, config.json asks for it{_more(missing)}")
-    with torch.device("meta"):
-        model: Mapping[str, Tensor] = Encoder(config).state_dict()
-    wanted = {
-        name: (model[our].shape[0] // len(theirs), *model[our].shape[1:])
-        for our, theirs in names.items()
-        for name in theirs
-    }
-    bad = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
-    if bad:
-        shapes = f"{_shape(state[bad[0]].shape)}, config.json needs {_shape(wanted[bad[0]])}"
-        raise mtmeta.WeightsError(place, f"tensor '{bad[0]}' is {shapes}{_more(bad)}")
-    bad = [
-        name
-        for name in wanted
-        if state[name].dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-    ]
-    if bad:
-        what = f"tensor '{bad[0]}' is {str(state[bad[0]].dtype).removeprefix('torch.')}{_more(bad)}; save it as float32"
-        raise mtmeta.WeightsError(place, what)
-    bad = [name for name in wanted if not bool(torch.isfinite(state[name]).all())]
-    if bad:
-        raise mtmeta.WeightsError(place, f"'{bad[0]}' holds non-finite values{_more(bad)}; fetch the file again")
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" (+{len(names) - 1} more)" if len(names) > 1 else ""
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "a single number"

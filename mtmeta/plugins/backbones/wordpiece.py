@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 import mtmeta
+from mtmeta.plugins.backbones.tensors import check_regular
 from mtmeta.plugins.backbones.words import Words
 
 __all__ = ["WordPiece", "tokenizer_json"]
 
 MAX_VOCABULARY_BYTES = 100_000_000
+MAX_CONFIG_BYTES = 1_000_000
+PROBES = ("", "A probe: 1 \u00e9\u4e2d\U0001f600 [MASK] unaccustomed-ness_xyzzy.")
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -38,6 +41,7 @@ class WordPiece:
         self.middle: tuple[int, ...] = (sep,)
         self.suffix: tuple[int, ...] = (sep,)
         self._words = Words(self.encode) if Words.fits(tokenizer) else None
+        self.encode(PROBES)  # some files load and fail at the first text; the whole data need not be read for that
 
     def _special(self, token: str, place: str) -> int:
         number: int | None = self._tokenizer.token_to_id(token)
@@ -114,9 +118,10 @@ def _muted() -> Iterator[None]:
 def tokenizer_json(folder: Path) -> str:
     """The tokenizer of a folder as the text of a tokenizer.json; vocab.txt will do."""
     path, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
-    found = path if path.is_file() else vocabulary
-    if not found.is_file():
+    found = path if path.exists() else vocabulary
+    if not found.exists():
         raise mtmeta.WeightsError(str(folder), "has neither tokenizer.json nor vocab.txt; one of them is needed")
+    check_regular(found)
     if found.stat().st_size > MAX_VOCABULARY_BYTES:
         raise mtmeta.WeightsError(str(found), "is larger than a tokenizer can be")
     try:
@@ -135,8 +140,11 @@ def tokenizer_json(folder: Path) -> str:
 def _normalizer(path: Path) -> dict[str, bool | None]:
     """The normaliser's options in tokenizer_config.json; what it does not say is as BERT's authors had it."""
     options: dict[str, bool | None] = {"lowercase": True, "strip_accents": None, "handle_chinese_chars": True}
-    if not path.is_file():
+    if not path.exists():
         return options
+    check_regular(path)
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise mtmeta.WeightsError(str(path), "is larger than a tokenizer_config.json can be")
     try:
         values: Any = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
