@@ -99,6 +99,29 @@ def kill_everywhere(algorithm: str, killer: Killer, tmp_path: Path, start: int, 
         assert outcome(out) == expected, f"killed at {at} of {total}"
 
 
+def test_a_checkpoint_that_time_asked_for_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there to go on from, stands in no event, and is gone in the end."""
+    timed = quick(tmp_path, "fomaml", checkpoint={"minutes": 1e-9}, training={"steps": 5})
+    plain = timed.with_name("plain.yaml")
+    plain.write_text(timed.read_text().replace("1e-09", "null"))
+    mtmeta.run(plain, out=tmp_path / "plain")
+    one_step = Trainer._one_step
+
+    def killed(self: Trainer) -> None:
+        if self.step == 3:
+            raise Killed
+        one_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_one_step", killed)
+        mtmeta.run(timed, out=tmp_path / "timed")
+    assert sorted(path.name for path in (tmp_path / "timed" / "checkpoints").glob("step-*")) == ["step-00000003"]
+    mtmeta.run(timed, out=tmp_path / "timed")
+    expected, found = outcome(tmp_path / "plain"), outcome(tmp_path / "timed")
+    differing = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
+    assert differing == {"recipe.yaml", "recipe.lock.yaml"}  # which hold the option
+
+
 @pytest.mark.parametrize(("algorithm", "start"), [("individual", 1), ("joint", 13), ("reptile", 7), ("fomaml", 19)])
 def test_killed_at_some_of_its_writes(algorithm: str, start: int, killer: Killer, tmp_path: Path) -> None:
     kill_everywhere(algorithm, killer, tmp_path, start, stride=53 if algorithm != "individual" else 101)

@@ -66,7 +66,10 @@ class CheckpointOptions:
     """When to save the whole state."""
 
     every: PositiveInt | None = None
-    """Steps between checkpoints; null for the end only."""
+    """Steps between checkpoints; null for the end, and what `minutes` adds."""
+    minutes: PositiveFloat | None = 10.0
+    """Minutes after the last checkpoint until another one is due, at the end of a step; what a kill costs at most.
+    It stands in no event and goes when the run has got further. Null for none."""
     keep: PositiveInt = 2
     """Newest checkpoints kept."""
 

@@ -73,7 +73,8 @@ class Trainer:
         Raises Stopped, with everything saved, at the end of the step in which a signal came.
         """
         self.learner.model.train()
-        self._started = time.perf_counter() - self.seconds
+        self._saved = time.perf_counter()
+        self._started = self._saved - self.seconds
         if self.step < self.steps:
             self.checkpoints.check_space(self._weights(), self._optimizer_tensors(), self._weights())  # and the best
         with self.stop.deferred():
@@ -85,8 +86,8 @@ class Trainer:
                     self._evaluate()
                 if self.is_scheduled(self.step):
                     self.announce_checkpoint(self._save())
-                elif self.stop.signal:
-                    self._save()  # without an event: a run that was not stopped has no such checkpoint
+                elif self.stop.signal or self._is_due():
+                    self._save()  # without an event: another run of the recipe has no such checkpoint
                 else:
                     continue
                 self._stop_if_asked()
@@ -100,6 +101,11 @@ class Trainer:
         """Whether the recipe asks for a checkpoint after this many steps."""
         every = self.recipe.checkpoint.every
         return step == self.steps or bool(every and step % every == 0)
+
+    def _is_due(self) -> bool:
+        """Whether what a kill would cost has grown to the recipe's limit."""
+        minutes = self.recipe.checkpoint.minutes
+        return minutes is not None and time.perf_counter() - self._saved >= 60 * minutes
 
     def announce_checkpoint(self, path: Path) -> None:
         """Tell that the checkpoint of the current step was committed."""
@@ -233,7 +239,9 @@ class Trainer:
             "feed": self.feed.state(),
             "warned": self.warned,
         }
-        return self.checkpoints.save(self.step, self._weights(), tensors, state, self.is_scheduled)
+        path = self.checkpoints.save(self.step, self._weights(), tensors, state, self.is_scheduled)
+        self._saved = time.perf_counter()
+        return path
 
     def restore(self, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], state: Any) -> None:
         """Go on exactly where a checkpoint was taken. Raises CheckpointError if it is of another model."""
