@@ -10,8 +10,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import tiny  # noqa: F401  # one thread
@@ -20,7 +21,10 @@ from commands import HEADER, ROWS, SMALL, Outcome, assert_refused, call, content
 from test_fuzz import write_bert
 
 import mtmeta
+from mtmeta.core.describe import describe_part
 from mtmeta.core.events import DataLoaded, RunStarted, StepDone, StepSkipped, Warned
+from mtmeta.core.plugins import Plugin, Plugins
+from mtmeta.core.registry import Registry
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
 from mtmeta.plugins.backbones.tensors import SPARE, shape_of
 from mtmeta.plugins.reporters import ConsoleReporter
@@ -380,3 +384,16 @@ def test_torch_loads_nothing_by_pickle(folder: Path, capfd: Capture, monkeypatch
     put("pytorch_model.bin", b"\x80\x04.")(folder / "w")
     assert validate(folder, capfd).code == 0
     assert mtmeta.quote(EVIL).isprintable()
+
+
+def test_what_show_says_of_evil_options() -> None:
+    """The words a plugin's option admits are printed as they stand."""
+
+    @dataclass(frozen=True)
+    class Evil(mtmeta.Algorithm):
+        name = "evil"
+        word: Literal["\x1b[2J", "\u202e"] = "\u202e"
+
+    registry = Registry(Plugins([Plugin("p", "1.0", "mtmeta-p", parts={"algorithms": [Evil]})]))
+    (option,) = describe_part(registry, "algorithm", "evil")["options"]
+    assert option["takes"] == "one of \\x1b[2J, \\u202e"

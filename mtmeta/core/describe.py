@@ -73,7 +73,7 @@ def _options(part: type[Any]) -> list[dict[str, Any]]:
         made.append(
             {
                 "name": field.name,
-                "takes": expectation(hints[field.name]),
+                "takes": safe(expectation(hints[field.name]), 300),  # may hold words of a plugin
                 "required": required,
                 "default": None if required else json.loads(json.dumps(shown, default=str)),
                 "help": docs.get(field.name, ""),

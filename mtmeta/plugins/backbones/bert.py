@@ -150,11 +150,11 @@ def read_config(path: Path) -> BertConfig:
     if config.hidden_size % config.num_attention_heads:
         what = f"hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} attention heads"
         raise mtmeta.WeightsError(str(path), what)
-    if config.num_hidden_layers > MAX_LAYERS:
-        raise mtmeta.WeightsError(str(path), f"asks for {config.num_hidden_layers} layers (limit {MAX_LAYERS})")
     if config.parameters > MAX_PARAMETERS:
         what = f"asks for {config.parameters / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
         raise mtmeta.WeightsError(str(path), what)
+    if config.num_hidden_layers > MAX_LAYERS:
+        raise mtmeta.WeightsError(str(path), f"asks for {config.num_hidden_layers} layers (limit {MAX_LAYERS})")
     return config
 
 
