@@ -81,7 +81,7 @@ def command(*arguments: str, cwd: Path, env: Mapping[str, str] | None = None) ->
         env=variables | dict(env or {}),
         capture_output=True,
         stdin=subprocess.DEVNULL,
-        timeout=120,
+        timeout=600,  # a busy machine is no fault of the command
         check=False,
     )
     return Outcome(done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8"))
