@@ -137,7 +137,7 @@ class _Training(Session):
                 trainer = self._trainer(group, emit)
                 path = found.get(trainer.group)
                 if path is not None:
-                    trainer.restore(*trainer.checkpoints.load(path))
+                    trainer.restore(*trainer.checkpoints.load(path, verified=True))
                 # without a checkpoint the run starts over, and what it had found until then is no longer its own
                 trainer.checkpoints.go_back(trainer.step, trainer.links, trainer.is_scheduled)
                 if not finished:
