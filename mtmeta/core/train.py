@@ -29,6 +29,7 @@ from mtmeta.core.machine import Heap, memory_errors
 from mtmeta.core.moments import optimizer_state, restore_optimizer
 from mtmeta.core.optim import Plateau, PlateauState, set_lr
 from mtmeta.core.options import Recipe
+from mtmeta.core.saved import read_state
 from mtmeta.core.signals import StopRequest
 
 __all__ = ["Trainer"]
@@ -250,15 +251,18 @@ class Trainer:
             for name, parameter in self.learner.parameters.items():
                 parameter.copy_(model[name])
         try:
+            saved = read_state(state)
+            if saved.step > self.steps:
+                raise ValueError(f"step {saved.step} of {self.steps}")
             nested = _unflatten(tensors)
             restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
             self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
-            self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
-            self.bests, self.links, self.warned = dict(state["bests"]), dict(state["links"]), list(state["warned"])
-            self.plateau = PlateauState(**state["plateau"]) if state["plateau"] else PlateauState()
-            self.learner.examples = state["examples"]
-            self.learner.episodes.update(state["episodes"])
-            self.feed.load_state(state["feed"])
+            self.step, self.seconds, self.skipped = saved.step, saved.seconds, saved.skipped
+            self.bests, self.links, self.warned = dict(saved.bests), dict(saved.links), list(saved.warned)
+            self.plateau = PlateauState(**saved.plateau.model_dump()) if saved.plateau else PlateauState()
+            self.learner.examples = saved.examples
+            self.learner.episodes.update(saved.episodes)
+            self.feed.load_state({name: stream.model_dump() for name, stream in saved.feed.items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"holds no state of this run ({safe(f'{type(error).__name__}: {error}')}); --fresh starts over"
             raise CheckpointError(str(self.checkpoints.folder), what) from error
