@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 import os
+import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from mtmeta.core.data import TokenStore
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.packing import Packed, pack_sequences
 from mtmeta.plugins.backbones import compiled, kernels
-from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
+from mtmeta.plugins.backbones.encoder import Attention, BertConfig, Encoder, Layer
 from mtmeta.plugins.backbones.fused import Noise
 from mtmeta.plugins.backbones.kernels import NO_MASK, Kernels, Mask
 
@@ -413,3 +416,56 @@ def test_settings_are_read_at_the_first_use(fresh: None, tmp_path: Path) -> None
     environment = {**os.environ, "MTMETA_CACHE": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert "currsize=0" in done.stdout and not list(tmp_path.iterdir())
+
+
+def test_layers_of_other_shapes_and_kinds_are_not_bypassed() -> None:
+    class Mine(Layer):
+        def forward(self, x: Tensor, sequences: Any) -> Tensor:
+            return super().forward(x, sequences) + 1
+
+    class MyAttention(Attention):
+        pass
+
+    def changed(change: Callable[[Any, Encoder], None]) -> Encoder:
+        encoder = encoder_of(0.0)
+        change(encoder.layers[0], encoder)
+        return encoder
+
+    def pruned(layer: Any, encoder: Encoder) -> None:
+        layer.up, layer.down = nn.Linear(32, 37), nn.Linear(37, 32)
+
+    def own(layer: Any, encoder: Encoder) -> None:
+        encoder.layers[0] = Mine(encoder.config)
+
+    def attention(layer: Any, encoder: Encoder) -> None:
+        layer.attention = MyAttention(encoder.config)
+
+    def relu(layer: Any, encoder: Encoder) -> None:
+        layer.activation = torch.relu
+
+    def heads(layer: Any, encoder: Encoder) -> None:
+        layer.attention.heads = 8
+
+    assert encoder_of(0.0)._can_fuse(torch.zeros(1))
+    assert copy.deepcopy(encoder_of(0.0))._can_fuse(torch.zeros(1))
+    for change in (pruned, own, attention, relu, heads):
+        encoder = changed(change)
+        assert not encoder._can_fuse(torch.zeros(1)), change
+        assert bool(torch.isfinite(encoder(packed_of([3, 5]))).all())
+
+
+def test_a_batch_that_contradicts_itself_is_refused(k: Kernels) -> None:
+    packed = packed_of([3, 5])
+    for lengths in ([3, 9], [0, 8], [3, 4]):
+        with pytest.raises(ValueError, match="tokens in a batch of 8"):
+            encoder_of(0.0)(dataclasses.replace(packed, lengths=torch.tensor(lengths)))
+
+
+def test_compilers_that_fail_are_as_none(fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTMETA_CACHE", str(tmp_path))
+    for command in ("cc '", "cc -fvisibility=hidden", "cc -no-such-flag"):
+        monkeypatch.setenv("CC", command)
+        assert load_again() is None, command
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("MTMETA_CACHE", "/proc")  # nothing can be written there
+    assert (load_again() is None) == (shutil.which("cc") is None)

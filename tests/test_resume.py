@@ -355,8 +355,8 @@ def test_a_checkpoint_of_another_model(cut: tuple[Path, Path], monkeypatch: pyte
     recipe, out = cut
     load = Checkpoints.load
 
-    def other(self: Checkpoints, path: Path) -> Any:
-        model, optimizer, state = load(self, path)
+    def other(self: Checkpoints, path: Path, *, verified: bool = False) -> Any:
+        model, optimizer, state = load(self, path, verified=verified)
         model["encoder.words.weight"] = model.pop(next(iter(model)))[:1]
         return model, optimizer, state
 

@@ -88,6 +88,8 @@ class Checkpoints:
                 with disk.disk_errors(self.folder / link, newest=self._newest_name):
                     (self.folder / link).unlink()
         for link, name in links.items():
+            if (self.folder / link).is_dir() and not (self.folder / link).is_symlink():
+                self._remove(self.folder / link)  # a copy of the run that followed the links
             if self._links().get(link) != name:
                 with disk.disk_errors(self.folder / link, newest=self._newest_name):
                     disk.replace_link(self.folder / link, name)
@@ -224,7 +226,11 @@ def _links_of(path: Path) -> dict[str, str]:
     """Where the best links pointed when a checkpoint was saved."""
     state = disk.read_json(path / "state.json")
     links = state.get("links", {}) if isinstance(state, dict) else None
-    if not isinstance(links, dict) or not all(re.fullmatch(r"best-[0-9]{8}", str(name)) for name in links.values()):
+    if (
+        not isinstance(links, dict)
+        or not all(re.fullmatch(r"best-[0-9]{8}", str(name)) for name in links.values())
+        or not all(re.fullmatch(r"best(-[A-Za-z0-9_-]+)?", link) for link in links)  # which becomes a path
+    ):
         raise CheckpointError(str(path / "state.json"), "damaged (names no best weights)")
     return links
 

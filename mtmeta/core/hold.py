@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,14 @@ def hold(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
 def _take(path: Path, folder: Path, warn: Callable[[str], None]) -> int:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        # never through a link, nor into a file that has another name elsewhere: its contents are replaced
+        if path.is_symlink():
+            raise CheckpointError(str(path), "is no file of its own; remove it")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            os.close(handle)
+            raise CheckpointError(str(path), "is no file of its own; remove it")
         try:
             if fcntl is None:
                 raise OSError("this system has none")
@@ -63,7 +71,7 @@ def _take(path: Path, folder: Path, warn: Callable[[str], None]) -> int:
             warn(f"{folder}: no file lock ({why}); take care that no other process uses this run directory")
             return handle
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.stat(path)):
+            if os.path.samestat(os.fstat(handle), os.lstat(path)):
                 return handle
         os.close(handle)  # whoever held it has just removed it: what we hold is no longer there
 

@@ -61,6 +61,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         event = json.loads(line)
         known = isinstance(event, dict) and isinstance(event["type"], str) and isinstance(event.get("group", ""), str)
+        known = known and (event["type"] != "checkpoint" or {"group", "step"} <= event.keys())
         return event if known and isinstance(event.get("step", 0), int) and line.endswith(b"\n") else None
     except (ValueError, KeyError, RecursionError):
         return None

@@ -80,6 +80,9 @@ class RunDir:
             raise UsageError(str(nearest), "is a file; choose another directory with --out")
         if nearest != self.path or not any(map(_counts, self.path.iterdir())):
             return False
+        for path in (self.recipe, self.lock_file, *(self.path / name for name in CONTENTS)):
+            if path.is_symlink():  # it may lead anywhere, and what it leads to would be overwritten
+                raise UsageError(str(path), "is a symbolic link; remove it, or choose another directory with --out")
         if not self.recipe.exists() and not self.lock_file.exists():
             raise UsageError(f"{self.path}/", "not empty and not an mtmeta run; choose another directory with --out")
         if fresh or not self.recipe.exists():  # a lock without a recipe: a run that was stopped while it began

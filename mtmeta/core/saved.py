@@ -39,7 +39,9 @@ class Saved(_Strict):
     seconds: Finite
     skipped: Count
     bests: dict[str, Finite]
-    links: dict[str, str]
+    links: dict[
+        Annotated[str, Field(pattern=r"^best(-[A-Za-z0-9_-]+)?$")], Annotated[str, Field(pattern=r"^best-[0-9]{8}$")]
+    ]
     plateau: _Plateau | None
     examples: Count
     episodes: dict[str, Count]

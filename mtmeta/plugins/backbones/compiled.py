@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from mtmeta.plugins.backbones.fused import Noise
 from mtmeta.plugins.backbones.kernels import Kernels, mask
 
-__all__ = ["Span", "attend", "feed_forward"]
+__all__ = ["Span", "attend", "feed_forward", "span_of"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,16 @@ class Span:
     """Where the sequences of a packed batch begin, for attention."""
 
     offsets: Tensor
-    """[n + 1] int64; lengths rise."""
+    """[n + 1] int64."""
     longest: int
+
+
+def span_of(lengths: Tensor, tokens: int) -> Span:
+    """The span of sequences of these lengths. Raises ValueError unless they are `tokens` together."""
+    offsets = functional.pad(lengths.long().cumsum(0), (1, 0))
+    if int(offsets[-1]) != tokens or int(lengths.min()) < 1:  # the kernels would read what is not there
+        raise ValueError(f"sequences of {int(offsets[-1])} tokens in a batch of {tokens}")
+    return Span(offsets, int(lengths.max()))
 
 
 def attend(

@@ -29,8 +29,12 @@ from mtmeta.plugins.backbones.fused import Noise
 __all__ = ["Kernels", "Mask", "fits", "load", "mask"]
 
 SOURCES = Path(__file__).with_name("csrc")
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fno-math-errno", "-fPIC", "-c")
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fno-math-errno", "-fPIC", "-g0", "-c")
 LIBRARY = "kernels.so"
+FUNCTIONS = (
+    *("norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
+    *("attention_forward", "attention_backward", "attention_room"),
+)
 TIMEOUT = 120  # seconds
 WIDEST = 2**15  # floats of a row that a kernel keeps on its stack
 MULTIPLE = 8  # what every width must be divisible by
@@ -59,6 +63,8 @@ class Kernels:
         self.identity = _sha256(path)[:16]
         """Equal code on equal numbers gives equal bits; another compiler or processor makes other code."""
         self._library = ctypes.CDLL(str(path))
+        for name in FUNCTIONS:
+            getattr(self._library, name)  # AttributeError here, not in the first step
         self._library.attention_room.restype = ctypes.c_long
 
     def norm(
@@ -129,7 +135,7 @@ class Kernels:
 
     def _room(self, longest: int, d: int) -> tuple[Tensor, int]:
         each = int(self._library.attention_room(ctypes.c_long(longest), ctypes.c_long(d)))
-        return torch.empty(each * torch.get_num_threads()), each
+        return torch.empty(each * torch.get_num_threads(), dtype=torch.float32), each
 
     def _call(self, function: str, *arguments: object) -> None:
         """Call a function with pointers for tensors, longs for integers, and the number of threads last."""
@@ -163,8 +169,8 @@ def load() -> Kernels | None:
         compiler = _compiler()
         kept = _cache() / f"kernels-{_key(compiler)}" / LIBRARY
         return Kernels(kept) if _is_good(kept) else _build(compiler, kept.parent)
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: a user without a home
-        return None
+    except (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError):
+        return None  # no compiler or home, a CC that is no command, a library without our functions
 
 
 def _compiler() -> list[str]:
@@ -214,10 +220,17 @@ def _sha256(path: Path) -> str:
 def _build(compiler: list[str], folder: Path) -> Kernels:
     """Compile and load; keep the result in `folder` for the next time if that can be done."""
     root = folder.parent
-    with suppress(OSError):
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    keep = os.environ.get("MTMETA_CACHE") != "off" and os.access(root, os.W_OK)
-    scratch = Path(tempfile.mkdtemp(prefix=".mtmeta-", suffix=".tmp", dir=root if keep else None))  # mode 0700
+    if os.environ.get("MTMETA_CACHE") != "off":
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return _build_in(root, compiler, folder)
+        except (OSError, subprocess.SubprocessError):
+            pass  # no place to write to, or to load code from; a temporary one may be
+    return _build_in(None, compiler, None)
+
+
+def _build_in(root: Path | None, compiler: list[str], folder: Path | None) -> Kernels:
+    scratch = Path(tempfile.mkdtemp(prefix=".mtmeta-", suffix=".tmp", dir=root))  # mode 0700
     try:
         objects = [scratch / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
         for made in objects:
@@ -229,7 +242,7 @@ def _build(compiler: list[str], folder: Path) -> Kernels:
         (scratch / LIBRARY).chmod(0o700)
         (scratch / LIBRARY).with_suffix(".sha256").write_text(_sha256(scratch / LIBRARY))
         kernels = Kernels(scratch / LIBRARY)
-        if keep:
+        if folder is not None:
             if folder.is_dir() and not _is_good(folder / LIBRARY):
                 shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # another process was faster
