@@ -25,6 +25,7 @@ from benchmarks.scaling import TINY, point, synthetic
 from benchmarks.stats import layer_weights, ratios, spread, step_flops
 from mtmeta.core.model import mean_pool
 from mtmeta.core.packing import pack_sequences
+from mtmeta.plugins.backbones import kernels
 from mtmeta.plugins.backbones.encoder import BertConfig
 
 ROOT = Path(__file__).parent.parent
@@ -148,6 +149,14 @@ def test_profile_shares_are_of_everything(parts: Parts) -> None:
     found = profile_step(parts, "sst", batch=8, steps=1)
     assert sum(each["share"] for each in found["operators"]) == pytest.approx(1.0)
     assert 0 < found["gemm_share"] < 1
+
+
+def test_kernels_are_timed_one_by_one() -> None:
+    if kernels.load() is None:
+        pytest.skip("no C compiler that can build the kernels")
+    found = run("kernels", "--rounds", "1")["milliseconds"]
+    assert {"norm", "norm_backward", "gelu", "gelu_backward", "attention", "attention_backward"} < set(found)
+    assert min(found.values()) > 0
 
 
 @pytest.mark.parametrize("kind", ["batch", "length", "tasks"])
