@@ -44,7 +44,7 @@ from mtmeta.core.data import Dataset
 
 __all__ = ["main", "measure_task"]
 
-MIN_ROUNDS, QUICK_ROUNDS = 3, 2
+MIN_ROUNDS, QUICK_ROUNDS = 3, 1
 QUICK_SECONDS, FULL_SECONDS = 265.0, 900.0
 QUICK_DEV_ROWS = 256
 EVALUATION_SHARE = 0.15  # of a task's time
@@ -54,7 +54,7 @@ RATIOS = ("transformers_padded", "transformers_grouped", "mtmeta_padded", "sente
 def measure_task(
     parts: Parts, workers: dict[str, Worker], task: str, *, batch: int, seconds: float, quick: bool
 ) -> dict[str, Any]:
-    """All figures of one task, within about `seconds`, but at least three rounds (two if quick) and an evaluation."""
+    """All figures of one task, within about `seconds`, but at least three rounds (one if quick) and an evaluation."""
     deadline = time.perf_counter() + seconds
     dataset = parts.datasets[task, "train"]
     ours, hf = workers["mtmeta"], workers["transformers"]

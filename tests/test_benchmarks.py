@@ -108,7 +108,7 @@ def test_quick_json_has_its_keys() -> None:
     assert {"cpu", "cores", "threads", "torch", "transformers", "python"} <= set(found["machine"])
     assert list(found["tasks"]) == ["sst", "para"]
     for task, values in found["tasks"].items():
-        assert values["rounds"] >= 2
+        assert values["rounds"] >= 1
         for key in (
             "train_examples_per_s",
             "ratio_vs_transformers_padded",
