@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mtmeta.core import disk
 from mtmeta.core.errors import CheckpointError, MachineError, safe
+from mtmeta.core.saved import BEST, LINK
 
 __all__ = ["Checkpoints"]
 
@@ -228,8 +229,8 @@ def _links_of(path: Path) -> dict[str, str]:
     links = state.get("links", {}) if isinstance(state, dict) else None
     if (
         not isinstance(links, dict)
-        or not all(re.fullmatch(r"best-[0-9]{8}", str(name)) for name in links.values())
-        or not all(re.fullmatch(r"best(-[A-Za-z0-9_-]+)?", link) for link in links)  # which becomes a path
+        or not all(re.fullmatch(BEST, str(name)) for name in links.values())
+        or not all(re.fullmatch(LINK, link) for link in links)
     ):
         raise CheckpointError(str(path / "state.json"), "damaged (names no best weights)")
     return links

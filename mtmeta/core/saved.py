@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["Saved", "read_state"]
+__all__ = ["BEST", "LINK", "Saved", "read_state"]
+
+LINK, BEST = r"best(-[A-Za-z0-9_-]+)?", r"best-[0-9]{8}"
+"""Names of the best links, which become paths, and of the directories they point at."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -39,9 +42,7 @@ class Saved(_Strict):
     seconds: Finite
     skipped: Count
     bests: dict[str, Finite]
-    links: dict[
-        Annotated[str, Field(pattern=r"^best(-[A-Za-z0-9_-]+)?$")], Annotated[str, Field(pattern=r"^best-[0-9]{8}$")]
-    ]
+    links: dict[Annotated[str, Field(pattern=f"^{LINK}$")], Annotated[str, Field(pattern=f"^{BEST}$")]]
     plateau: _Plateau | None
     examples: Count
     episodes: dict[str, Count]
