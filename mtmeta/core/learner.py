@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from mtmeta.core.blame import accused, blame, supplier
 from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.errors import DivergedError, PluginError
-from mtmeta.core.machine import memory_errors
+from mtmeta.core.machine import memory_errors, order_errors
 from mtmeta.core.model import MultiTaskModel, build_head
 from mtmeta.core.moments import optimizer_state, restore_optimizer, spare_slot
 from mtmeta.core.optim import OptimizerOptions, ScheduleOptions, set_lr
@@ -87,7 +87,9 @@ class Learner:
         total = torch.zeros((), device=self.device)
         longest = max(chunk.packed.groups[-1][1] for chunk in batch.chunks)
         remedy = f"halve batch_size or set training.grad_accumulation: {2 * len(batch.chunks)}"
-        with memory_errors(f"task '{batch.task}' (batch {len(batch)}, length {longest})", remedy):
+        where = f"task '{batch.task}'"
+        who = supplier(self.tasks[batch.task], "task")
+        with memory_errors(f"{where} (batch {len(batch)}, length {longest})", remedy), order_errors(who, where):
             for chunk in batch.chunks:
                 share = len(chunk.labels) / len(batch)
                 # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mtmeta.core.errors import MachineError, out_of_memory
+from mtmeta.core.errors import MachineError, PluginError, out_of_memory, safe
 
-__all__ = ["Heap", "fitting_threads", "make_deterministic", "memory_errors", "processor"]
+__all__ = ["Heap", "fitting_threads", "make_deterministic", "memory_errors", "order_errors", "processor"]
 
 SMALL = 1_000_000  # parameters
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -41,7 +41,8 @@ def make_deterministic(device: torch.device) -> None:
     """Have a GPU add in the same order every time, so that the same recipe gives the same bits. A CPU does anyway."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # not warn_only: FlashAttention's backward then takes the quicker way, which adds in any order
+        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid
 
 
@@ -55,6 +56,19 @@ def memory_errors(doing: str, remedy: str) -> Iterator[None]:
         if kind is None:
             raise
         raise MachineError("", f"{kind} in {doing}; {remedy}") from error
+
+
+@contextlib.contextmanager
+def order_errors(who: str, doing: str) -> Iterator[None]:
+    """Turn PyTorch's refusal of an operator that adds in any order into one line that names `who` uses it."""
+    try:
+        yield
+    except RuntimeError as error:
+        operator, refused, _ = str(error).partition(" does not have a deterministic implementation")
+        if not refused:
+            raise
+        what = f"{doing} uses {safe(operator)}, which PyTorch cannot do in the same order every time; use another operator"
+        raise PluginError(who, what) from error
 
 
 def processor(device: torch.device) -> str:

@@ -6,7 +6,7 @@ Shapes: `S` packed tokens, `n` sequences of `T` tokens in one group of equal len
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,17 +146,27 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, packed: mtmeta.Packed) -> Tensor:
+        for x in self.hidden_states(packed):  # noqa: B007  # the last
+            pass
+        return x
+
+    def hidden_states(self, packed: mtmeta.Packed) -> Iterator[Tensor]:
+        """The hidden states [S, D] after the embeddings and after each layer, as they are made."""
         types = self.types.weight[0] if packed.types is None else self.types(packed.types)
         x: Tensor = self.norm(self.words(packed.ids) + self.positions(packed.positions) + types)  # [S, D]
         if self._can_fuse(x):
             return self._fused(x, packed)
+        return self._plain(x, packed)
+
+    def _plain(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
         x = functional.dropout(x, self.config.hidden_dropout_prob, self.training)
+        yield x
         sequences = Sequences(packed)
         for layer in self.layers:
             x = layer(x, sequences)
-        return x
+            yield x
 
-    def _fused(self, x: Tensor, packed: mtmeta.Packed) -> Tensor:
+    def _fused(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
         """Dropout and the layers, by compiled kernels if they can be had."""
         c, functions = self.config, self._kernels()
         noise = Noise(c.hidden_dropout_prob) if c.hidden_dropout_prob and self.training else None
@@ -164,15 +174,17 @@ class Encoder(nn.Module):
             Noise(c.attention_probs_dropout_prob) if c.attention_probs_dropout_prob and self.training else None
         )
         x = drop(x, noise)
+        yield x
         if functions:
             span = compiled.span_of(packed.lengths, len(x))
             for layer in self.layers:
                 x = layer.compiled(x, functions, span, weight_noise, noise)  # type: ignore[operator]
-            return x
+                yield x
+            return
         tiles = Tiles(packed.groups, c.num_attention_heads)
         for layer in self.layers:
             x = layer.fused(x, tiles, weight_noise, noise)  # type: ignore[operator]
-        return x
+            yield x
 
     @property
     def kernels_identity(self) -> str:
