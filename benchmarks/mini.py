@@ -83,7 +83,12 @@ def speed(teacher: Parts, mini: Parts) -> dict[str, Any]:
 def tune(name: str, seed: int, options: Namespace, out: Path) -> dict[str, float]:
     """Each task alone; the metric each is selected by, on dev."""
     steps = max(5, options.examples // BATCH)
-    sets = [f"seed={seed}", f"training.steps={steps}", f"evaluation.every={steps // 5}", f"checkpoint.every={steps // 2}"]
+    sets = [
+        f"seed={seed}",
+        f"training.steps={steps}",
+        f"evaluation.every={steps // 5}",
+        f"checkpoint.every={steps // 2}",
+    ]
     sets += [f"tasks.{task}.batch_size={BATCH}" for task in TASKS] + [f"optimizer.lr={RATE}", "reporters=[jsonl]"]
     if options.data == "sample":
         sets += [f"tasks.{task}.{split}=sample" for task in TASKS for split in ("train", "dev")]

@@ -15,15 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tools import build_mini
-from tools.corpus import normal, read_corpus
-from tools.distil import Encoded, encode, losses, make_student
-from tools.vocabulary import count_pieces, prune
 
 from mtmeta import sample
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
 from mtmeta.plugins.backbones.wordpiece import WordPiece
+from tools import build_mini
+from tools.corpus import normal, read_corpus
+from tools.distil import Encoded, encode, losses, make_student
+from tools.vocabulary import count_pieces, prune
 
 TEXTS = [row.text for task in ("sst", "para") for row in sample.examples(task, "train")[:150]]
 TEACHER = WordPiece.from_vocabulary(sample.vocabulary())
@@ -35,10 +35,6 @@ def teacher() -> Encoder:
     encoder = Encoder(CONFIG)
     encoder.initialise(1)
     return encoder.eval()
-
-
-def continues(tokenizer: str) -> np.ndarray[Any, Any]:
-    return build_mini.continuing(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +52,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with gzip.open(made / "plain.txt.gz", "wt", encoding="utf-8") as file:
         file.write("\n".join(TEXTS[:200]) + "\n")
     (made / "train.csv").write_text("sentence\tlabel\n" + "".join(f"{text}\t1\n" for text in TEXTS[150:]))
-    (made / "dev.csv").write_text(f"sentence1\tsentence2\tlabel\n{TEXTS[3].upper()}!!\t{TEXTS[160]}\t0\nUnseen.\tNever.\t1\n")
+    (made / "dev.csv").write_text(
+        f"sentence1\tsentence2\tlabel\n{TEXTS[3].upper()}!!\t{TEXTS[160]}\t0\nUnseen.\tNever.\t1\n"
+    )
     return made
 
 
 def command(folder: Path, out: Path, **options: object) -> list[str]:
-    given = {"teacher": folder, "text": folder / "plain.txt.gz", "tables": folder / "train.csv", "out": out}
+    given: dict[str, object] = {
+        "teacher": folder,
+        "text": folder / "plain.txt.gz",
+        "tables": folder / "train.csv",
+        "out": out,
+    }
     given |= {"held-out": folder / "dev.csv", "layers": "1,3", "intermediate": 48, "vocabulary": LEAST + 60}
     given |= {"tokens": 2500, "batch": 16, "save-every": 0}
     return [part for name, value in (given | options).items() for part in (f"--{name}", str(value))]
@@ -127,7 +130,9 @@ def test_nothing_becomes_unknown_that_was_not(text: str) -> None:
 
 def sides(size: int) -> tuple[Encoded, Encoded]:
     tokenizer, text, _ = pruned(size)
-    return encode(TEXTS, tokenizer, continues(text)), encode(TEXTS, TEACHER, continues(TEACHER.json()))
+    return encode(TEXTS, tokenizer, build_mini.continuing(text)), encode(
+        TEXTS, TEACHER, build_mini.continuing(TEACHER.json())
+    )
 
 
 def test_words_are_the_same_in_both_vocabularies() -> None:
@@ -160,7 +165,8 @@ def test_a_student_that_is_its_teacher_has_no_loss() -> None:
     _, wanted = sides(LEAST)
     batch = wanted.chosen(np.arange(12))
     student = make_student(teacher(), [0, 1, 2, 3], CONFIG.intermediate_size, np.arange(TEACHER.size)).eval()
-    found = losses(student, teacher(), [0, 1, 2, 3], batch, batch)
+    with torch.no_grad():
+        found = losses(student, teacher(), [0, 1, 2, 3], batch, batch)
     assert {name: pytest.approx(0.0, abs=1e-6) for name in found} == {n: float(v) for n, v in found.items()}
 
 
@@ -169,7 +175,8 @@ def test_losses_are_those_of_the_definitions() -> None:
     indices = np.array([4, 9, 2])
     _, _, pieces = pruned(LEAST)
     student = make_student(teacher(), [1, 3], 48, pieces).eval()
-    found = losses(student, teacher(), [1, 3], given.chosen(indices), wanted.chosen(indices))
+    with torch.no_grad():
+        found = losses(student, teacher(), [1, 3], given.chosen(indices), wanted.chosen(indices))
 
     def states(encoder: Encoder, side: Encoded, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Word states and pooled vectors, sentence by sentence."""
@@ -184,7 +191,12 @@ def test_losses_are_those_of_the_definitions() -> None:
 
     (s1, _), (s2, sp), (t1, _), (t2, tp) = (
         states(encoder, side, layer)
-        for encoder, side, layer in ((student, given, 1), (student, given, 2), (teacher(), wanted, 2), (teacher(), wanted, 4))
+        for encoder, side, layer in (
+            (student, given, 1),
+            (student, given, 2),
+            (teacher(), wanted, 2),
+            (teacher(), wanted, 4),
+        )
     )
     expected = {
         "last": (s2 - t2).square().sum() / t2.square().sum(),
@@ -192,17 +204,19 @@ def test_losses_are_those_of_the_definitions() -> None:
         "pooled": 1 - (sp * tp).sum(1).mean(),
         "relations": (sp @ sp.t() - tp @ tp.t()).square().mean(),
     }
-    assert {n: float(v) for n, v in found.items()} == {n: pytest.approx(float(v), rel=1e-4) for n, v in expected.items()}
+    assert {n: float(v) for n, v in found.items()} == {
+        n: pytest.approx(float(v), rel=1e-4) for n, v in expected.items()
+    }
 
 
 def test_the_strongest_neurons_are_kept() -> None:
     full = teacher()
-    with torch.no_grad():
-        full.layers[2].up.weight[::2] *= 1e-3  # every second neuron hardly speaks
-    own = make_student(full, [2], 32, np.arange(TEACHER.size)).layers[0]
-    assert torch.equal(own.up.weight, full.layers[2].up.weight[1::2])
-    assert torch.equal(own.up.bias, full.layers[2].up.bias[1::2])
-    assert torch.equal(own.down.weight, full.layers[2].down.weight[:, 1::2])
+    state = full.state_dict()
+    state["layers.2.up.weight"][::2] *= 1e-3  # every second neuron hardly speaks
+    own = make_student(full, [2], 32, np.arange(TEACHER.size)).state_dict()
+    for part in ("up.weight", "up.bias"):
+        assert torch.equal(own[f"layers.0.{part}"], state[f"layers.2.{part}"][1::2])
+    assert torch.equal(own["layers.0.down.weight"], state["layers.2.down.weight"][:, 1::2])
 
 
 # -------------------------------------------------------------------------------------------------------------- build

@@ -23,7 +23,6 @@ from __future__ import annotations
 import json
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +42,7 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
 from mtmeta.plugins.backbones.wordpiece import WordPiece
 from tools.corpus import read_corpus
-from tools.distil import MAX_LENGTH, WEIGHTS, Encoded, batches, encode, losses, make_student, without_dropout
+from tools.distil import MAX_LENGTH, WEIGHTS, Encoded, batches, encode, losses, make_student
 from tools.vocabulary import count_pieces, prune
 
 PROGRESS = "progress.safetensors"
@@ -71,17 +70,18 @@ class Build:
         read = WordPiece.from_json(tokenizer, str(folder))
         self.tokenizer, pieces = prune(tokenizer, count_pieces(read, texts), options.vocabulary)
         write = WordPiece.from_json(self.tokenizer, "student")
-        self.given, self.wanted = (encode(texts, t, continuing(j)) for t, j in ((write, self.tokenizer), (read, tokenizer)))
+        self.given, self.wanted = (
+            encode(texts, t, continuing(j)) for t, j in ((write, self.tokenizer), (read, tokenizer))
+        )
         self.groups, self.checks = self._split(len(corpus.plain))
 
         self.layers: list[int] = options.layers
         self.student = make_student(self.teacher, self.layers, options.intermediate, pieces)
         self.config = self.student.config
-        self.student.config = without_dropout(self.config)
-        for layer in self.student.layers:
-            layer.config = self.student.config
         self.teacher.eval().to(self.device)
-        self.student.eval().to(self.device)  # there is no dropout; the parameters still learn
+        self.student.eval().to(
+            self.device
+        )  # it learns all the same, without dropout: a target is best met without noise
         self.parameters = dict(self.student.named_parameters())
         decayed = [p for p in self.parameters.values() if p.ndim >= 2]
         others = [p for p in self.parameters.values() if p.ndim < 2]
@@ -132,7 +132,9 @@ class Build:
         self._save()
         self._write()
         parts = "  ".join(f"{name} {value:.4f}" for name, value in self.check().items())
-        print(f"{self.step} steps, {self.tokens:,} tokens, {self.seconds:.0f} s; on sentences not learned from: {parts}")
+        print(
+            f"{self.step} steps, {self.tokens:,} tokens, {self.seconds:.0f} s; on sentences not learned from: {parts}"
+        )
 
     def _learn(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
         """One step on the sentences `indices`."""
@@ -189,7 +191,7 @@ class Build:
             numbers = json.loads(file.metadata()["state"])
             if numbers["build"] != self._identity():
                 raise SystemExit(f"{path} is of another build; give another --out, or remove it")
-            for key in file.keys():  # noqa: SIM118  # no dict
+            for key in file.keys():
                 kind, name = key.split(".", 1)
                 if kind == "student":
                     self.parameters[name].copy_(file.get_tensor(key))
@@ -227,7 +229,9 @@ def continuing(tokenizer: str) -> NDArray[np.bool_]:
     model = json.loads(tokenizer)["model"]
     found = np.zeros(max(model["vocab"].values()) + 1, dtype=bool)
     for piece, number in model["vocab"].items():
-        found[number] = piece.startswith(model["continuing_subword_prefix"]) and piece != model["continuing_subword_prefix"]
+        found[number] = (
+            piece.startswith(model["continuing_subword_prefix"]) and piece != model["continuing_subword_prefix"]
+        )
     return found
 
 
@@ -244,13 +248,13 @@ def _arguments() -> Namespace:
     add("--tables", type=Path, nargs="+", default=[], help="tables with columns sentence, sentence1, sentence2 or text")
     add("--held-out", type=Path, nargs="+", default=[], help="tables none of whose sentences may be learned from")
     add("--out", type=Path, required=True, help="folder to write")
-    add("--layers", type=_numbers, default=[1, 3, 5], help="the teacher's layers to keep, from 0 (default: 1,3,5)")
+    add("--layers", type=_numbers, default=[0, 3, 5], help="the teacher's layers to keep, from 0 (default: 0,3,5)")
     add("--intermediate", type=int, default=1536, help="neurons of a feed-forward part (default: %(default)s)")
     add("--vocabulary", type=int, default=10_000, help="pieces to keep (default: %(default)s)")
     add("--tokens", type=lambda text: int(float(text)), default=10_000_000, help="tokens to see (default: %(default)s)")
-    add("--batch", type=int, default=128, help="sentences in a batch (default: %(default)s)")
+    add("--batch", type=int, default=64, help="sentences in a batch (default: %(default)s)")
     add("--table-share", type=float, default=0.5, help="share of a batch that comes of tables (default: %(default)s)")
-    add("--lr", type=float, default=5e-4, help="highest learning rate (default: %(default)s)")
+    add("--lr", type=float, default=6e-4, help="highest learning rate (default: %(default)s)")
     add("--seed", type=int, default=0)
     add("--device", default="cpu", help="cpu or cuda; on cuda in bf16 (default: %(default)s)")
     add("--save-every", type=float, default=120, help="seconds (default: %(default)s)")

@@ -26,10 +26,10 @@ from mtmeta.core.data import TokenStore
 from mtmeta.core.model import mean_pool
 from mtmeta.core.packing import Packed, pack_sequences
 from mtmeta.core.rng import permutation
-from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
+from mtmeta.plugins.backbones.encoder import Encoder
 from mtmeta.plugins.backbones.wordpiece import WordPiece
 
-__all__ = ["WEIGHTS", "Encoded", "batches", "encode", "losses", "make_student", "without_dropout"]
+__all__ = ["WEIGHTS", "Encoded", "batches", "encode", "losses", "make_student"]
 
 WEIGHTS = {"last": 1.0, "layers": 0.3, "pooled": 3.0, "relations": 3.0}
 MAX_LENGTH = 128
@@ -46,7 +46,7 @@ class Encoded:
     """[N]"""
 
     def chosen(self, indices: NDArray[np.int64]) -> tuple[Packed, Tensor]:
-        """The sentences `indices` as a packed batch, and the word of each of its tokens among those of the batch [S]."""
+        """The sentences `indices` as a packed batch, and each token's word, numbered through the batch [S]."""
         packed, numbers = (pack_sequences([store], indices) for store in (self.tokens, self.words))
         counts = self.word_counts[indices]
         firsts = torch.from_numpy(np.cumsum(counts) - counts)  # of each sentence's words, in the order given
@@ -144,8 +144,3 @@ def _word_states(x: Tensor, words: Tensor) -> Tensor:
 
 def _relative(x: Tensor, target: Tensor) -> Tensor:
     return (x - target).square().sum() / target.square().sum()
-
-
-def without_dropout(config: BertConfig) -> BertConfig:
-    """The same without dropout: a target is met best without noise."""
-    return replace(config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)

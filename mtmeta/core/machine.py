@@ -67,7 +67,9 @@ def order_errors(who: str, doing: str) -> Iterator[None]:
         operator, refused, _ = str(error).partition(" does not have a deterministic implementation")
         if not refused:
             raise
-        what = f"{doing} uses {safe(operator)}, which PyTorch cannot do in the same order every time; use another operator"
+        what = (
+            f"{doing} uses {safe(operator)}, which PyTorch cannot do in the same order every time; use another operator"
+        )
         raise PluginError(who, what) from error
 
 
