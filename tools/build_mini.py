@@ -36,6 +36,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mtmeta.core.disk import write_file
+from mtmeta.core.machine import Heap
 from mtmeta.core.moments import optimizer_state, restore_optimizer
 from mtmeta.core.packing import Packed
 from mtmeta.plugins.backbones.bert import Bert
@@ -112,13 +113,14 @@ class Build:
         if len(self.groups) > 1:
             from_tables = round(options.batch * options.table_share)
             counts = [options.batch - from_tables, from_tables]
-        drawn = batches(self.groups, counts, options.seed)
+        drawn, heap = batches(self.groups, counts, options.seed), Heap()
         for _ in range(self.step):
             next(drawn)
         begun = saved = shown = time.monotonic()
         before = self.seconds
         while self.tokens < options.tokens:
             found = self._learn(next(drawn))
+            heap.after_step()
             now = time.monotonic()
             self.seconds = before + now - begun
             if now - shown >= options.show_every:
