@@ -23,6 +23,7 @@ from mtmeta.core.blame import blame
 from mtmeta.core.errors import DivergedError, MachineError, PluginError, out_of_memory
 from mtmeta.core.foreign import unforeseen
 from mtmeta.core.learner import Learner
+from mtmeta.core.machine import order_errors
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.plugins import Plugin
 from mtmeta.core.train import Trainer
@@ -281,3 +282,17 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
     with pytest.raises(RuntimeError, match=r"^shape mismatch$"):
         made.gradient(feed.batch("sst"))
     assert out_of_memory(ValueError("out of memory")) is None
+
+
+def test_an_operator_that_adds_in_any_order_is_named() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(PluginError) as raised, order_errors("plugin 'p'", "task 'kind'"):
+            torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert str(raised.value) == (
+        "plugin 'p': task 'kind' uses put_, which PyTorch cannot do in the same order every time; use another operator"
+    )
+    with pytest.raises(RuntimeError, match="anything else"), order_errors("plugin 'p'", "task 'kind'"):
+        raise RuntimeError("anything else")
