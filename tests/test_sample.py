@@ -192,7 +192,7 @@ def test_every_word_is_read_in_the_pieces_of_the_lexicon() -> None:
         for split in SIZES:
             for marked in marked_words(task, split):
                 first, *rest = marked.split("+")
-                if split == "train" or rest:
+                if split == "train" or (rest and first in entries):
                     assert split_greedily(marked.replace("+", ""), entries) == [first, *(f"##{p}" for p in rest)]
 
 

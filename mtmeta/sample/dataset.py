@@ -23,7 +23,8 @@ class SampleRow:
 
 
 def _plain(text: str) -> str:
-    return text.replace("+", "").replace("_", " ")
+    text = text.replace("+", "").replace("_", " ")
+    return re.sub(r"\b([Aa]) (?=[aeio]|u[np])", r"\1n ", text)
 
 
 @cache

@@ -10,9 +10,8 @@ from mtmeta.sample import templates as tpl
 from mtmeta.sample.lexicon import Group
 
 SPLITS = ("train", "dev", "test")
-# How often a dev or test slot takes a word that the train set of the task does not have. Verbs do it less often, for
-# a sentence has but one and nothing else in it tells what it means.
-FRESH, FRESH_VERBS = 0.7, 0.5
+# How often a dev or test slot takes a word that no train set has, and one that only other tasks' train sets have.
+FRESH, LENT = 0.7, 0.15
 
 # How a review with two clauses adds up.
 SUMS = {2: (1, 1), 1: (2, -1), 0: (1, -1), -1: (-2, 1), -2: (-1, -1)}
@@ -25,22 +24,20 @@ class Writer:
 
     def __init__(self, task: str, split: str) -> None:
         self.split = split
-        self.rng = random.Random(f"mtmeta sample 1 {task} {split}")
+        self.rng = random.Random(f"mtmeta sample 2 {task} {split}")
         self.used: list[str] = []
 
-    def word(self, words: Group, home: bool, share: float = FRESH) -> str:
-        """One entry of a list that the split may use, with its synonyms if it has any."""
+    def word(self, words: Group, home: bool) -> str:
+        """One entry of a list that the split may use, with its names if it has several."""
         if self.split == "train":
             return self.rng.choice(words.known(home))
-        fresh = words.fresh(home, self.split)
-        return self.rng.choice(fresh if fresh and self.rng.random() < share else words.both)
-
-    def verb(self, action: Group, home: bool) -> str:
-        """One verb for an action."""
-        return self.word(action, home, FRESH_VERBS)
+        draw = self.rng.random()
+        unknown = words.fresh(self.split) if draw < FRESH else ()
+        lent = words.lent(home, self.split) if draw < FRESH + LENT else ()
+        return self.rng.choice(unknown or lent or words.both)
 
     def name(self, entry: str) -> str:
-        """One of the synonyms of an entry."""
+        """One of the names of an entry."""
         return self.rng.choice(entry.split("/"))
 
     def template(self, kind: str, table: dict[str, tuple[str, ...]], avoid: str = "") -> str:
@@ -93,8 +90,8 @@ def questions(write: Writer, label: int) -> tuple[str, str]:
     thing = write.name(write.word(lex.OBJECTS, True))
     first = write.template("question", table)
     second = write.template("question", table, avoid=first)
-    one = first.format(v=write.verb(action, True), x=thing)
-    return one, second.format(v=write.verb(action if label else contrary, True), x=thing)
+    one = first.format(v=write.word(action, True), x=thing)
+    return one, second.format(v=write.word(action if label else contrary, True), x=thing)
 
 
 def verdicts(write: Writer, label: int) -> tuple[str, str]:
@@ -160,7 +157,7 @@ def captions(write: Writer) -> tuple[str, str, float]:
     )
     sentences = []
     for who, what, action in ((person, thing, actions[side]), (person2, thing2, action2)):
-        verb = write.verb(action, False)
+        verb = write.word(action, False)
         parts = {"w": write.name(who), "x": write.name(what), "v": verb, "g": lex.progressive(verb)}
         sentences.append(write.template("caption", tpl.CAPTIONS).format(**parts))
     return sentences[0], sentences[1], round(float(label), 1)

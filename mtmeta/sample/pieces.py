@@ -15,9 +15,16 @@ def vocabulary() -> list[str]:
     parts mean, and can read new words that are made of them. No entry is a word that only dev or test sets have.
     """
     entries = dict.fromkeys([*SPECIAL, *CHARACTERS, *("##" + character for character in CHARACTERS)])
-    for split in ("train", "dev", "test"):
-        for word in sorted(word for task in TASKS for word in marked_words(task, split)):
-            first, *rest = word.split("+")
-            if split == "train" or rest:
-                entries.update(dict.fromkeys([first, *("##" + piece for piece in rest)]))
+    known = _words("train")
+    held_out = {word.replace("+", "") for split in ("dev", "test") for word in _words(split)}
+    unknown = held_out - {word.replace("+", "") for word in known}
+    for word in known + _words("dev") + _words("test"):
+        first, *rest = word.split("+")
+        if rest or word in known:
+            pieces = [first, *(f"##{piece}" for piece in rest)]
+            entries.update(dict.fromkeys(piece for piece in pieces if piece not in unknown))
     return list(entries)
+
+
+def _words(split: str) -> list[str]:
+    return sorted({word for task in TASKS for word in marked_words(task, split)})
