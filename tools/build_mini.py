@@ -9,7 +9,8 @@ any language as text.
 
 1. Text. Sentences of plain files, one a line, and of the text columns of tables, each once. What stands in a held-out
    table, compared by its words alone, is left out, counted, and looked for once more.
-2. Vocabulary. The teacher's, pruned to --vocabulary pieces by how often they stand in that text (`tools.vocabulary`).
+2. Vocabulary. The teacher's, pruned to --vocabulary pieces: those that batches of this text meet most
+   (`tools.vocabulary`).
 3. Student. The teacher's embeddings of those pieces and its layers --layers, from 0, each with --intermediate neurons.
 4. Distillation (`tools.distil`) until --tokens tokens were seen: AdamW, a warm-up over 2% of them, then a linear decay.
 
@@ -42,7 +43,7 @@ from mtmeta.core.packing import Packed
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
 from mtmeta.plugins.backbones.wordpiece import WordPiece
-from tools.corpus import read_corpus
+from tools.corpus import Corpus, read_corpus
 from tools.distil import MAX_LENGTH, WEIGHTS, Encoded, batches, encode, losses, make_student
 from tools.vocabulary import count_pieces, prune
 
@@ -69,7 +70,7 @@ class Build:
             f"{corpus.held_out:,} held out: {corpus.dropped:,} met and left out, 0 in the text"
         )
         read = WordPiece.from_json(tokenizer, str(folder))
-        self.tokenizer, pieces = prune(tokenizer, count_pieces(read, texts), options.vocabulary)
+        self.tokenizer, pieces = prune(tokenizer, self._frequencies(read, corpus), options.vocabulary)
         write = WordPiece.from_json(self.tokenizer, "student")
         self.given, self.wanted = (
             encode(texts, t, continuing(j)) for t, j in ((write, self.tokenizer), (read, tokenizer))
@@ -92,6 +93,15 @@ class Build:
             fused=True,
         )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+
+    def _frequencies(self, tokenizer: WordPiece, corpus: Corpus) -> NDArray[np.float64]:
+        """How often each piece is met when batches draw from the two kinds of text as --table-share says."""
+        found = np.zeros(tokenizer.size)
+        share = self.options.table_share
+        for texts, part in ((corpus.plain, 1 - share), (corpus.tables, share)):
+            counts = count_pieces(tokenizer, texts)
+            found += part * counts / max(1, counts.sum())
+        return found
 
     def _split(self, plain: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
         """The sentences to learn from, plain ones and those of tables, and some of both to measure on."""
@@ -252,7 +262,7 @@ def _arguments() -> Namespace:
     add("--out", type=Path, required=True, help="folder to write")
     add("--layers", type=_numbers, default=[0, 3, 5], help="the teacher's layers to keep, from 0 (default: 0,3,5)")
     add("--intermediate", type=int, default=1536, help="neurons of a feed-forward part (default: %(default)s)")
-    add("--vocabulary", type=int, default=10_000, help="pieces to keep (default: %(default)s)")
+    add("--vocabulary", type=int, default=11_500, help="pieces to keep (default: %(default)s)")
     add("--tokens", type=lambda text: int(float(text)), default=10_000_000, help="tokens to see (default: %(default)s)")
     add("--batch", type=int, default=64, help="sentences in a batch (default: %(default)s)")
     add("--table-share", type=float, default=0.5, help="share of a batch that comes of tables (default: %(default)s)")

@@ -14,11 +14,11 @@ from mtmeta.plugins.backbones.wordpiece import SPECIAL_TOKENS, WordPiece
 __all__ = ["count_pieces", "prune"]
 
 
-def prune(tokenizer: str, counts: NDArray[np.int64], size: int) -> tuple[str, NDArray[np.int64]]:
+def prune(tokenizer: str, frequencies: NDArray[np.number[Any]], size: int) -> tuple[str, NDArray[np.int64]]:
     """The tokenizer.json with `size` pieces, and for each of them its number in the one given.
 
     Kept are the special tokens, every single character in both forms, for whoever has those can spell any word, the
-    pieces with a character that has no such form, and of the others the most frequent by `counts`.
+    pieces with a character that has no such form, and of the others the most frequent by `frequencies`.
     Raises ValueError if `size` is too small for those that must stay.
     """
     made: dict[str, Any] = json.loads(tokenizer)
@@ -34,7 +34,7 @@ def prune(tokenizer: str, counts: NDArray[np.int64], size: int) -> tuple[str, ND
     if size < len(kept):
         raise ValueError(f"{size} pieces are too few: {len(kept)} must stay")
     chosen = set(kept)
-    rest = sorted((p for p in ordinary if p not in chosen), key=lambda p: (-int(counts[vocabulary[p]]), vocabulary[p]))
+    rest = sorted((p for p in ordinary if p not in chosen), key=lambda p: (-frequencies[vocabulary[p]], vocabulary[p]))
     kept = sorted([*kept, *rest[: size - len(kept)]], key=vocabulary.__getitem__)
     numbers = {piece: number for number, piece in enumerate(kept)}
     made["model"]["vocab"] = numbers
