@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from mtmeta.core.learner import Excursion, Learner
     from mtmeta.core.model import CosineHead, LinearHead, MLPHead
     from mtmeta.core.packing import Batch, Packed
+    from mtmeta.core.predictor import Prediction, Predictor, load
     from mtmeta.core.run import run
     from mtmeta.core.score import evaluate
 
@@ -71,7 +72,10 @@ _LAZY = {
     "LinearHead": "mtmeta.core.model",
     "MLPHead": "mtmeta.core.model",
     "Packed": "mtmeta.core.packing",
+    "Prediction": "mtmeta.core.predictor",
+    "Predictor": "mtmeta.core.predictor",
     "evaluate": "mtmeta.core.score",
+    "load": "mtmeta.core.predictor",
     "run": "mtmeta.core.run",
 }
 
@@ -111,6 +115,8 @@ __all__ = [
     "PluginError",
     "PositiveFloat",
     "PositiveInt",
+    "Prediction",
+    "Predictor",
     "Problems",
     "RecipeError",
     "Regression",
@@ -127,6 +133,7 @@ __all__ = [
     "did_you_mean",
     "evaluate",
     "hookimpl",
+    "load",
     "quote",
     "run",
     "safe",
@@ -136,7 +143,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'mtmeta' has no attribute {name!r}")
-    if name in ("evaluate", "run"):
+    if name in ("evaluate", "load", "run"):
         check_torch()
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -132,27 +132,13 @@ def plugins(
     json_: Json = False,
 ) -> None:
     """List plugins, what each provides, and which are broken and why."""
+    from mtmeta.core.describe import describe_plugins, plugin_lines
     from mtmeta.core.plugins import load_plugins
     from mtmeta.core.registry import Registry
 
     registry = Registry(load_plugins(block=no_plugin or [], warn=_warn))  # the list itself says what is broken
-    rows: list[dict[str, Any]] = []
-    row: dict[str, Any]
-    for plugin in registry.plugins.found:
-        provides = {kind: [part.name for part in parts] for kind, parts in plugin.parts.items() if parts}
-        row = {"plugin": plugin.name, "distribution": plugin.distribution, "version": plugin.version}
-        rows.append({**row, "provides": {} if plugin.broken else provides, "broken": plugin.broken})
-    conflicts = registry.conflicts()
-    if json_:
-        print(json.dumps({"plugins": rows, "conflicts": [str(conflict) for conflict in conflicts]}))
-    else:
-        for row in rows:
-            state = f"BROKEN: {row['broken']}" if row["broken"] else ""
-            print(safe(f"{row['distribution']} {row['version']}  {row['plugin']}  {state}".rstrip(), 300))
-            for kind, names in row["provides"].items():
-                print(safe(f"    {kind}: {', '.join(names)}", 1000))
-        for conflict in conflicts:
-            print(safe(f"CONFLICT: {conflict}", 300))
+    described, conflicts = describe_plugins(registry), registry.conflicts()
+    print(json.dumps(described) if json_ else "\n".join(plugin_lines(described)))
     problems: list[MtmetaError] = [PluginError(str(p), f"is broken: {p.broken}") for p in registry.plugins.broken]
     if check:
         raise_all([*problems, *conflicts])
@@ -168,23 +154,11 @@ def show(
     json_: Json = False,
 ) -> None:
     """Explain a part: what it does, who supplies it, and its options."""
-    from mtmeta.core.describe import describe_part
+    from mtmeta.core.describe import describe_part, part_lines
     from mtmeta.core.registry import build_registry
 
-    registry = build_registry(block=no_plugin or [], warn=_warn)
-    described = describe_part(registry, kind, name)
-    if json_:
-        print(json.dumps(described))
-        return
-    print(safe(f"{described['kind']} {described['name']}  ({described['supplied_by']})", 300))
-    print("\n" + described["help"])
-    if described["options"]:
-        print("\noptions:")
-    for option in described["options"]:
-        default = "required" if option["required"] else f"default {json.dumps(option['default'])}"
-        print(f"    {option['name']}: {option['takes']}; {default}")
-        if option["help"]:
-            print(f"        {option['help']}")
+    described = describe_part(build_registry(block=no_plugin or [], warn=_warn), kind, name)
+    print(json.dumps(described) if json_ else "\n".join(part_lines(described)))
 
 
 @app.command(name="eval")
@@ -229,6 +203,43 @@ def eval_(
         warn=_warn,
     )
     print(json.dumps(summary)) if json_ else show_table(summary)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
+    task: Annotated[str | None, typer.Option(help="The task; may be left out where the run has one.")] = None,
+    input_: Annotated[
+        str, typer.Option("--input", metavar="FILE", help="Texts, one a line, pairs by tab; or a table; - is stdin.")
+    ] = "-",
+    output: Annotated[str, typer.Option(metavar="FILE", help="Where predictions go; - is stdout.")] = "-",
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Read a table, the text in this column; twice for pairs.")
+    ] = None,
+    form: Annotated[str | None, typer.Option("--format", help="csv or jsonl; default by --output, else csv.")] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and say so.")
+    ] = False,
+    device: Device = "auto",
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Predict labels and probabilities for texts of a file or a pipe, in their order, as they come."""
+    import mtmeta
+    from mtmeta.core.predict_file import predict_file
+
+    predictor = mtmeta.load(run, device=device, block=no_plugin or [], warn=_warn)
+    if task is None and len(predictor.tasks) > 1:
+        raise UsageError("--task", f"is needed, the run has several tasks: {', '.join(predictor.tasks)}")
+    predict_file(
+        predictor,
+        task or predictor.tasks[0],
+        source=input_,
+        target=output,
+        columns=column or [],
+        form=form,
+        skip_bad=skip_bad_rows,
+        warn=_warn,
+    )
 
 
 def _warn(text: str) -> None:

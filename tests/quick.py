@@ -38,7 +38,7 @@ def quick(folder: Path, algorithm: str = "joint", **changes: Any) -> Path:
         "backbone": {"name": "bert", "weights": "tiny", "max_length": 16},
         "tasks": {
             "kind": {"task": "classification", "labels": list(LABELS), **files},
-            "grade": {"task": "regression", "low": 0, "high": 5, "label": "score", **files},
+            "grade": {"task": "regression", "low": -5, "high": 5, "label": "score", **files},
         },
         "training": {"steps": 4},
         "evaluation": {"every": 1},

@@ -314,9 +314,8 @@ def test_restore_rebuilds_encoder_and_tokenizer_from_the_small_files(hf: Any, tm
     assert again.files == loaded.files
 
 
-@pytest.mark.parametrize("name", ["tiny", "embedded"])
-def test_built_in_weights_are_a_function_of_the_seed(name: str) -> None:
-    one, same, other = (Bert(weights=name).load(seed).encoder.state_dict() for seed in (1, 1, 2))
+def test_weights_of_the_tiny_encoder_are_a_function_of_the_seed() -> None:
+    one, same, other = (Bert(weights="tiny").load(seed).encoder.state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert not torch.equal(one["words.weight"], other["words.weight"])
     assert float(one["layers.0.attention.qkv.weight"].std()) == pytest.approx(0.02, rel=0.05)

@@ -22,6 +22,7 @@ import mtmeta
 from mtmeta.core.data import Dataset, from_examples
 from mtmeta.core.evaluate import Predictions, Score, aggregate, detail, interval, predict, score
 from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.packing import pack_sequences
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
 from mtmeta.core.rng import derive
@@ -53,23 +54,25 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def model() -> MultiTaskModel:
-    loaded = Bert(weights="tiny", max_length=64).load(3)
-    with torch.no_grad():
-        for parameter in loaded.encoder.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
-        model = MultiTaskModel(loaded.encoder, TASKS, seed=3)
-        for task in ("sst", "para"):
-            model.get_parameter(f"heads.{task}.out.weight").mul_(20.0)  # so that predictions are not all one class
-    return model
-
-
-@pytest.fixture(scope="module")
 def datasets() -> dict[str, Dataset]:
     backbone = Bert(weights="tiny", max_length=64).load(3)
     return {
         name: from_examples(name, task, "dev", list(task.sample("dev"))[:120], backbone) for name, task in TASKS.items()
     }
+
+
+@pytest.fixture(scope="module")
+def model(datasets: dict[str, Dataset]) -> MultiTaskModel:
+    loaded = Bert(weights="tiny", max_length=64).load(3)
+    with torch.no_grad():
+        for parameter in loaded.encoder.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.2)
+        model = MultiTaskModel(loaded.encoder, TASKS, seed=3).eval()
+        for task in ("sst", "para"):  # so that predictions are not all one class
+            model.get_parameter(f"heads.{task}.out.weight").mul_(20.0)
+            outputs = model(task, pack_sequences(datasets[task].stores, np.arange(120))).view(120, -1)
+            model.get_parameter(f"heads.{task}.out.bias").sub_(outputs.mean(0))
+    return model
 
 
 def made_up(labels: Array, values: Array, task: str = "sst") -> Predictions:

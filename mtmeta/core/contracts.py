@@ -64,6 +64,11 @@ class Component:
 
     name: ClassVar[str]
 
+    @classmethod
+    def about(cls) -> Sequence[str]:
+        """Lines that `mtmeta show` adds to the docstring: what only the installed package knows, such as sizes."""
+        return ()
+
 
 # ------------------------------------------------------------------------------------------------------------ tasks
 
@@ -112,6 +117,11 @@ class Task(Component):
     def inputs(self) -> Inputs:
         """How an example enters the encoder: one text, two texts apart, or two texts in one sequence."""
         return "single"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the text or of the two texts in tables without labels, for `mtmeta predict`."""
+        return ("sentence",) if self.inputs == "single" else ("sentence1", "sentence2")
 
     def read(self, file: DataFile) -> Iterable[Example]:
         """Yield the examples of `file`; `file.rows("column", ...)` reads tables, `open(file)` anything else.

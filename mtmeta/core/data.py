@@ -24,9 +24,19 @@ from mtmeta.core.examples import bad_rows, write_examples
 from mtmeta.core.options import DataOptions
 from mtmeta.core.rng import permutation
 from mtmeta.core.tables import BadRow, DataFile, Dialect
-from mtmeta.core.tokens import BLOCK, Ids, append_names, ramp
+from mtmeta.core.tokens import BLOCK, Ids, append_names, append_tokens, ramp
 
-__all__ = ["Dataset", "TokenStore", "from_examples", "load_split", "overlap", "select", "shared", "subset"]
+__all__ = [
+    "Dataset",
+    "TokenStore",
+    "from_examples",
+    "from_texts",
+    "load_split",
+    "overlap",
+    "select",
+    "shared",
+    "subset",
+]
 
 QUANTILES = 5  # strata of regression labels
 SCANNED = 2**20  # hashes looked at once
@@ -165,6 +175,21 @@ def from_examples(
     """A dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
     entry = in_memory(lambda writer: write_examples(writer, task, SAMPLE, examples, backbone, strict=strict))
     return _dataset(name, split, SAMPLE, entry, "")
+
+
+def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str], backbone: LoadedBackbone) -> Dataset:
+    """Texts [N] without labels, and for tasks on pairs the second texts [N], to predict; labels are 0."""
+
+    def fill(writer: Writer) -> dict[str, Any]:
+        append_names(writer, [str(number) for number in range(len(texts))])
+        writer.append("labels", np.zeros(len(texts)))
+        writer.append("texts", np.zeros((len(texts), 1), dtype=np.uint64))
+        cut = append_tokens(writer, task.inputs, backbone.tokenizer, backbone.max_length, texts, pairs)
+        writer.append("cut", cut)
+        return {"skipped": 0, "bad": [], "whole": True}
+
+    with blame(task, "task"):
+        return _dataset(name, "predict", "", in_memory(fill), "")
 
 
 def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dataset:

@@ -8,16 +8,18 @@ import inspect
 import itertools
 import json
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from mtmeta.core import optim
-from mtmeta.core.contracts import Metric
+from mtmeta.core.blame import blame
+from mtmeta.core.contracts import Component, Metric
 from mtmeta.core.errors import UsageError, did_you_mean, quote, safe
 from mtmeta.core.options import CheckpointOptions, DataOptions, EvaluationOptions, TrainingOptions
 from mtmeta.core.registry import KINDS, Registry
 from mtmeta.core.validation import expectation, field_hints
 
-__all__ = ["describe_part", "field_docs"]
+__all__ = ["describe_part", "describe_plugins", "field_docs", "part_lines", "plugin_lines"]
 
 # what recipes can say that is no plugin
 FIXED: dict[str, dict[str, type[Any]]] = {
@@ -51,13 +53,52 @@ def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
         plugin = registry.suppliers(kind, name)[0].plugin
         supplier = f"{plugin.distribution} {plugin.version}"
     documented = part.function if isinstance(part, Metric) else part
+    about: list[str] = []
+    if isinstance(part, type) and issubclass(part, Component):
+        with blame(part, kind):
+            about = [safe(str(line), 500) for line in part.about()]
     return {
         "kind": kind,
         "name": name,
         "supplied_by": supplier,
         "help": _clean(inspect.getdoc(documented) or "no help given"),
+        "about": about,
         "options": [] if isinstance(part, Metric) else _options(part),
     }
+
+
+def part_lines(described: Mapping[str, Any]) -> list[str]:
+    """The same, as it is printed."""
+    lines = [safe(f"{described['kind']} {described['name']}  ({described['supplied_by']})", 300), ""]
+    lines += [described["help"], *(["", *described["about"]] if described["about"] else [])]
+    if described["options"]:
+        lines += ["", "options:"]
+    for option in described["options"]:
+        default = "required" if option["required"] else f"default {json.dumps(option['default'])}"
+        lines.append(f"    {option['name']}: {option['takes']}; {default}")
+        if option["help"]:
+            lines.append(f"        {option['help']}")
+    return lines
+
+
+def describe_plugins(registry: Registry) -> dict[str, Any]:
+    """Each plugin with what it provides or why it is broken, and which are in conflict."""
+    rows = []
+    for plugin in registry.plugins.found:
+        provides = {kind: [part.name for part in parts] for kind, parts in plugin.parts.items() if parts}
+        row = {"plugin": plugin.name, "distribution": plugin.distribution, "version": plugin.version}
+        rows.append({**row, "provides": {} if plugin.broken else provides, "broken": plugin.broken})
+    return {"plugins": rows, "conflicts": [str(conflict) for conflict in registry.conflicts()]}
+
+
+def plugin_lines(described: Mapping[str, Any]) -> list[str]:
+    """The same, as it is printed."""
+    lines = []
+    for row in described["plugins"]:
+        state = f"BROKEN: {row['broken']}" if row["broken"] else ""
+        lines.append(safe(f"{row['distribution']} {row['version']}  {row['plugin']}  {state}".rstrip(), 300))
+        lines += [safe(f"    {kind}: {', '.join(names)}", 1000) for kind, names in row["provides"].items()]
+    return lines + [safe(f"CONFLICT: {conflict}", 300) for conflict in described["conflicts"]]
 
 
 def _options(part: type[Any]) -> list[dict[str, Any]]:

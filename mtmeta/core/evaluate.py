@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,10 +22,21 @@ from mtmeta.core.contracts import Metric, Task
 from mtmeta.core.data import Dataset
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel
-from mtmeta.core.packing import by_tokens, pack_chunk
+from mtmeta.core.packing import Chunk, by_tokens, pack_chunk
 from mtmeta.core.rng import derive
 
-__all__ = ["Predictions", "Score", "aggregate", "detail", "interval", "predict", "score"]
+__all__ = [
+    "Predictions",
+    "Score",
+    "aggregate",
+    "check_classes",
+    "checked",
+    "detail",
+    "forward",
+    "interval",
+    "predict",
+    "score",
+]
 
 BOOTSTRAP_DRAWS = 1000
 Array = NDArray[np.float64]
@@ -63,23 +75,14 @@ def predict(
 ) -> Predictions:
     """Predictions of the dataset's task, in batches of sequences of like length, without dropout."""
     task = model.tasks[dataset.task]
-    device = next(model.parameters()).device
     found: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        for indices in by_tokens(dataset, batch_tokens):
-            chunk = pack_chunk(dataset, indices, pin=device.type == "cuda")
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                outputs = model(dataset.task, chunk.packed.to(device))
-            labels = chunk.labels.to(device, non_blocking=True)
+    with closing(forward(model, dataset, batch_tokens=batch_tokens, precision=precision)) as batches:
+        for indices, chunk, outputs in batches:
+            labels = chunk.labels.to(outputs.device, non_blocking=True)
             with blame(task, "task"):
-                loss = _checked(task, dataset.task, "loss", task.objective.loss(outputs, labels), [])
-                made = _checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
+                loss = checked(task, dataset.task, "loss", task.objective.loss(outputs, labels), [])
+                made = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
             found.append((indices, made.double(), loss * len(indices)))
-    finally:
-        for module in training:  # one by one: a plugin may keep a part of its head in evaluation mode
-            module.training = True
     values = np.empty(len(dataset), dtype=np.float64)
     values[np.concatenate([indices for indices, _, _ in found])] = (
         torch.cat([made for _, made, _ in found]).cpu().numpy()
@@ -88,15 +91,41 @@ def predict(
     if not math.isfinite(mean) or not np.isfinite(values).all():
         what = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
         raise DivergedError(accused(task), what)
-    if classes := len(task.objective.classes):
-        odd = values[(values != np.floor(values)) | (values < 0) | (values >= classes)]
-        if len(odd):
-            what = f"predictions for task '{dataset.task}' hold {odd[0]:g}, expected indices of its {classes} classes"
-            raise PluginError(supplier(task, "task"), what)
+    check_classes(task, dataset.task, values)
     return Predictions(dataset, values, mean)
 
 
-def _checked(task: Task, name: str, what: str, made: object, shape: list[int]) -> Tensor:
+def forward(
+    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Generator[tuple[NDArray[np.int64], Chunk, Tensor], None, None]:
+    """Indices [B], their batch and the head's raw outputs, in batches of sequences of like length, without dropout.
+
+    To be run through under `torch.inference_mode`, and closed: then every module is in the mode it was.
+    """
+    device = next(model.parameters()).device
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        for indices in by_tokens(dataset, batch_tokens):
+            chunk = pack_chunk(dataset, indices, pin=device.type == "cuda")
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                outputs = model(dataset.task, chunk.packed.to(device))
+            yield indices, chunk, outputs
+    finally:
+        for module in training:  # one by one: a plugin may keep a part of its head in evaluation mode
+            module.training = True
+
+
+def check_classes(task: Task, name: str, values: Array) -> None:
+    """Raise PluginError unless the predictions [N] of a task with classes are indices of them."""
+    if classes := len(task.objective.classes):
+        odd = values[(values != np.floor(values)) | (values < 0) | (values >= classes)]
+        if len(odd):
+            what = f"predictions for task '{name}' hold {odd[0]:g}, expected indices of its {classes} classes"
+            raise PluginError(supplier(task, "task"), what)
+
+
+def checked(task: Task, name: str, what: str, made: object, shape: list[int]) -> Tensor:
     """What an objective made, if it is a tensor of the right shape."""
     if not isinstance(made, Tensor) or list(made.shape) != shape:
         found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"

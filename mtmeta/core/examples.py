@@ -125,12 +125,12 @@ class _Parser:
             self.bad.append(BadRow(line, reason))
 
 
-def bad_rows(file: str, bad: Sequence[BadRow], count: int) -> DataError:
-    """The refusal of a file with `count` bad rows, the first of them `bad`."""
+def bad_rows(file: str, bad: Sequence[BadRow], count: int, remedy: str = "set data.on_bad_rows: skip") -> DataError:
+    """The refusal of a file with `count` bad rows, the first of them `bad`; `remedy` leaves them out."""
     first = bad[0]
     rest = ""
     if count > 1:
         lines = ", ".join(str(row.line) for row in bad[:BAD_ROWS_SHOWN])
         rest = f" ({count} such lines: {lines}{', ...' if count > BAD_ROWS_SHOWN else ''})"
-    fix = "" if ";" in first.reason else "; mend it or set data.on_bad_rows: skip"
+    fix = "" if ";" in first.reason else f"; mend it or {remedy}"
     return DataError(f"{file}:{first.line}", f"{first.reason}{rest}{fix}")

@@ -48,6 +48,10 @@ class Objective:
         """Predictions [B], class indices or values, from raw outputs."""
         raise NotImplementedError
 
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        """Probabilities of the classes [B, C] from raw outputs; None where there are none."""
+        return None
+
 
 @dataclass(frozen=True)
 class Classification(Objective):
@@ -75,6 +79,9 @@ class Classification(Objective):
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(dim=-1)
 
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        return outputs.float().softmax(dim=-1)
+
 
 @dataclass(frozen=True)
 class Binary(Objective):
@@ -101,6 +108,12 @@ class Binary(Objective):
 
     def decode(self, outputs: Tensor) -> Tensor:
         return (outputs[:, 0] > 0).long()
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        from torch import stack
+
+        logits = outputs[:, 0].float()
+        return stack([(-logits).sigmoid(), logits.sigmoid()], dim=1)  # 1 - p would lose the digits of a small one
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame
+from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.errors import CheckpointError, UsageError, did_you_mean, quote
 from mtmeta.core.events import Warned
 from mtmeta.core.machine import fitting_threads
@@ -21,7 +22,7 @@ from mtmeta.core.registry import build_registry
 from mtmeta.core.rundir import RunDir, check_hashes
 from mtmeta.core.session import Session, pick_device
 
-__all__ = ["evaluate"]
+__all__ = ["best_model", "evaluate", "open_run", "restore_backbone"]
 
 
 def evaluate(
@@ -41,12 +42,8 @@ def evaluate(
 
     Predictions are written to the run's predictions/ in file order. Raises MtmetaError.
     """
-    folder = RunDir(Path(run_path))
-    if not folder.recipe.exists():
-        raise UsageError(str(run_path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
-    registry = build_registry(block=block, warn=warn)
-    # the resolved recipe holds the data root of the run itself, so the environment has no say here
-    recipe = load_recipe(folder.recipe, registry, data_root=data_root, environ={})
+    session = open_run(run_path, data_root=data_root, device=device, block=block, warn=warn)
+    folder, recipe = session.folder, session.recipe
     files = files or {}
     chosen = [task] if task else list(files or recipe.tasks)
     for name in dict.fromkeys([*chosen, *files]):
@@ -59,9 +56,7 @@ def evaluate(
         if name not in chosen:
             raise UsageError("--file", f"names task {quote(name)}, --task {quote(task)}; give the same task")
     split = split or recipe.evaluation.report_on
-    session = Session(recipe, registry, folder, pick_device(device), warn)
-    with blame(recipe.backbone, "backbone"):
-        session.backbone = recipe.backbone.restore(folder.backbone)
+    session.backbone = restore_backbone(session)
     hashes = folder.lock()["data"]
     scores: dict[str, evaluation.Score] = {}
     details, steps, started = {}, 0, time.perf_counter()
@@ -72,7 +67,7 @@ def evaluate(
                 continue
             checkpoints = session.checkpoints(group)
             weights, step = checkpoints.best_and_step()
-            model = _best_model(session, group, weights)
+            model = best_model(session, session.backbone, group, weights)
             steps += step
             for name in wanted:
                 path = files.get(name)
@@ -92,9 +87,36 @@ def evaluate(
     return {**table, "details": details} if verbose else table
 
 
-def _best_model(session: Session, group: list[str], weights: dict[str, Tensor]) -> MultiTaskModel:
+def open_run(
+    run_path: str | Path,
+    *,
+    data_root: str | None = None,
+    device: str = "auto",
+    block: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda text: None,
+) -> Session:
+    """A run's parts as its recipe names them, without data or weights. Raises UsageError if it is no run."""
+    folder = RunDir(Path(run_path))
+    if not folder.recipe.exists():
+        raise UsageError(str(run_path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+    registry = build_registry(block=block, warn=warn)
+    # the resolved recipe holds the data root of the run itself, so the environment has no say here
+    recipe = load_recipe(folder.recipe, registry, data_root=data_root, environ={})
+    return Session(recipe, registry, folder, pick_device(device), warn)
+
+
+def restore_backbone(session: Session) -> LoadedBackbone:
+    """The run's encoder, still without its weights, and its tokenizer."""
+    with blame(session.recipe.backbone, "backbone"):
+        return session.recipe.backbone.restore(session.folder.backbone)
+
+
+def best_model(
+    session: Session, backbone: LoadedBackbone, group: Sequence[str], weights: dict[str, Tensor]
+) -> MultiTaskModel:
+    """Encoder and heads of a group of tasks with the given weights. Raises CheckpointError if they do not fit."""
     tasks = {name: session.recipe.tasks[name] for name in group}
-    model = MultiTaskModel(session.backbone.encoder, tasks, session.recipe.seed)
+    model = MultiTaskModel(backbone.encoder, tasks, session.recipe.seed)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 import re
 import stat
@@ -16,26 +15,24 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from mtmeta.core.errors import DataError, did_you_mean, quote, safe
+from mtmeta.core.fields import BadLine, parse_object, split_fields
 
 __all__ = ["BadRow", "DataFile", "Dialect", "Row"]
 
 MAX_LINE = 64 * 2**20  # bytes of one line; more is hardly text, and reading it whole could fill the memory
 MAX_JOINED, MAX_SCANNED = 1000, 100_000  # lines of one quoted field if multiline; lines read to see how far it runs
-MAX_DEPTH, MAX_BAD = 32, 100  # levels of JSON nesting; rows kept in `DataFile.bad`
+MAX_BAD = 100  # rows kept in `DataFile.bad`
 MAX_COMPARED = 1000  # names compared with a mistyped one
 FORMATS = "CSV, TSV or JSONL"
 ARCHIVES = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip archive", b"BZh9": "a bzip2 file"}
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE starts like UTF-16-LE
 # Cutting a file at b"\n" needs ASCII bytes that stand for themselves; hz, utf-7, unicode_escape change ~, + and \.
 ASCII_PROBE = 'azAZ09 \t\r\n",;{}[]:~{+AGE-\\n\\u0041'
-QUOTED = re.compile(r'"((?:[^"]++|"")*+)("?)')  # from an opening quote on; group 2 is the closing one, if any
 CLOSES = re.compile(r'(?:[^"]++|"")*+"')  # a line inside a quoted field that closes the field
-NOT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++')  # of JSON: strings whole, and what stands between
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -69,15 +66,15 @@ class Row(dict[str, str]):
     line: int
 
 
-class _Bad(Exception):
-    """Why a line cannot be read."""
-
-
 class DataFile(os.PathLike[str]):
     """A data file. `rows()` puts the first rows that cannot be read into `bad`, and counts all of them in `skipped`."""
 
-    def __init__(self, path: str | os.PathLike[str], dialect: Dialect = Dialect()) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], dialect: Dialect = Dialect(), *, stream: BufferedReader | None = None
+    ) -> None:
+        """`stream` is read in place of the file, once; `path` then only names it, and its suffix the format."""
         self.path, self.dialect = Path(path), dialect
+        self._stream = stream
         self.bad: list[BadRow] = []
         self.skipped = 0
         self._place = str(self.path)
@@ -92,8 +89,8 @@ class DataFile(os.PathLike[str]):
             if not self._jsonl:
                 return [name for name in self._header(lines)[1] if name]
             for _, raw in lines:
-                with suppress(_Bad):
-                    return list(_parse_object(self._decode(raw)))
+                with suppress(BadLine):
+                    return list(parse_object(self._decode(raw)))
         raise DataError(self._place, "no examples")
 
     def rows(self, *columns: str) -> Iterator[Row]:
@@ -110,22 +107,36 @@ class DataFile(os.PathLike[str]):
                 blank = False
                 try:
                     if self._jsonl:
-                        record = _parse_object(self._decode(raw))
+                        record = parse_object(self._decode(raw))
                         if not names:  # the first row decides which columns there are
                             names = list(record)
                             self._check_columns(columns, names)
                     else:
                         fields = self._fields(number, raw, delimiter, lines)
                         if len(fields) != len(names):
-                            raise _Bad(f"{len(fields)} field{'s' * (len(fields) > 1)}, expected {len(names)}")
+                            raise BadLine(f"{len(fields)} field{'s' * (len(fields) > 1)}, expected {len(names)}")
                         record = dict(zip(names, fields, strict=True))
                     yield self._row(number, record, columns)
-                except _Bad as bad:
-                    self.skipped += 1
-                    if len(self.bad) < MAX_BAD:
-                        self.bad.append(BadRow(number, str(bad)))
+                except BadLine as bad:
+                    self._skip(number, bad)
         if blank:
             raise DataError(self._place, "no examples")
+
+    def texts(self) -> Iterator[tuple[int, str]]:
+        """Yield each line with its 1-based number, as text that is no table; bad ones are kept as those of rows are."""
+        self.bad.clear()
+        self.skipped = 0
+        with closing(self._lines()) as lines:
+            for number, raw in lines:
+                try:
+                    yield number, self._text("line", self._decode(raw))
+                except BadLine as bad:
+                    self._skip(number, bad)
+
+    def _skip(self, number: int, bad: BadLine) -> None:
+        self.skipped += 1
+        if len(self.bad) < MAX_BAD:
+            self.bad.append(BadRow(number, str(bad)))
 
     def sha256(self) -> str:
         """Hexadecimal SHA-256 of the file's bytes."""
@@ -134,6 +145,9 @@ class DataFile(os.PathLike[str]):
 
     @contextmanager
     def _open(self) -> Iterator[BufferedReader]:
+        if self._stream is not None:
+            yield self._stream
+            return
         try:
             # before opening, which would wait for the writer of a pipe
             if not stat.S_ISREG(os.stat(self.path).st_mode):
@@ -158,12 +172,13 @@ class DataFile(os.PathLike[str]):
         if not splits:
             raise DataError(self._place, f"encoding {encoding} cannot be read line by line; save the file as UTF-8")
         with self._open() as file:
-            head = file.read(8)
+            head = file.peek(8)[:8]  # a stream cannot go back
             if kind := next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), ""):
                 raise DataError(self._place, f"{kind}, expected {FORMATS}; unpack it first")
             if head.startswith(WIDE):
                 raise DataError(self._place, "UTF-16 or UTF-32 text; save the file as UTF-8")
-            file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
+            if head.startswith(codecs.BOM_UTF8):
+                file.read(len(codecs.BOM_UTF8))
             for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 2), b""), 1):
                 yield number, raw.removesuffix(b"\n").removesuffix(b"\r")
                 while len(raw) == MAX_LINE + 2 and not raw.endswith(b"\n"):
@@ -171,15 +186,15 @@ class DataFile(os.PathLike[str]):
 
     def _decode(self, raw: bytes) -> str:
         if len(raw) > MAX_LINE:
-            raise _Bad(f"line of more than {MAX_LINE} bytes; put one row on a line")
+            raise BadLine(f"line of more than {MAX_LINE} bytes; put one row on a line")
         try:
             text = raw.decode(self.dialect.encoding)
         except UnicodeDecodeError as error:
             name = codecs.lookup(self.dialect.encoding).name
             fix = "if the file is Latin-1 set encoding: latin-1" if name == "utf-8" else "set the encoding it has"
-            raise _Bad(f"byte 0x{raw[error.start]:02x} is not {name.upper()}; {fix}") from None
+            raise BadLine(f"byte 0x{raw[error.start]:02x} is not {name.upper()}; {fix}") from None
         if "\0" in text:
-            raise _Bad("NUL byte; save the file as UTF-8 text")
+            raise BadLine("NUL byte; save the file as UTF-8 text")
         return text
 
     def _header(self, lines: Iterator[tuple[int, bytes]]) -> tuple[str, list[str]]:
@@ -192,7 +207,7 @@ class DataFile(os.PathLike[str]):
             text = self._decode(raw)
             delimiter = "\t" if tsv else next((mark for mark in "\t,;" if mark in text), ",")
             names = self._fields(number, raw, delimiter, lines)
-        except _Bad as bad:
+        except BadLine as bad:
             raise DataError(place, str(bad)) from None
         name, times = Counter(names).most_common(1)[0]
         if times > 1:
@@ -212,10 +227,10 @@ class DataFile(os.PathLike[str]):
         text, encoding = self._decode(raw), self.dialect.encoding
         if self.dialect.quoting == "none" or '"' not in text:
             return text.split(delimiter)
-        if fields := _split(text, delimiter):
+        if fields := split_fields(text, delimiter):
             return fields
         if fields is not None:
-            raise _Bad("text after a closing quote; if quotes are text set quoting: none")
+            raise BadLine("text after a closing quote; if quotes are text set quoting: none")
         multiline, joined, size, end = self.dialect.multiline, [raw], len(raw), " to the end of the file"
         for _, raw in lines:
             joined.append(raw)
@@ -223,8 +238,8 @@ class DataFile(os.PathLike[str]):
             closed = CLOSES.match(raw.decode(encoding, "replace")) is not None
             if closed and multiline:
                 # decoded strictly only now: a bad byte must not end the row before its quote closes
-                if fields := _split(b"\n".join(joined).decode(encoding, "replace"), delimiter):
-                    return _split(self._decode(b"\n".join(joined)), delimiter) or []
+                if fields := split_fields(b"\n".join(joined).decode(encoding, "replace"), delimiter):
+                    return split_fields(self._decode(b"\n".join(joined)), delimiter) or []
                 closed = fields is not None
             if closed or len(joined) >= (MAX_JOINED if multiline else MAX_SCANNED) or size > MAX_LINE:
                 end = "" if closed else " or more"
@@ -236,7 +251,7 @@ class DataFile(os.PathLike[str]):
         row = Row()
         for name in columns or [key for key, value in record.items() if key and not isinstance(value, dict | list)]:
             if name not in record:
-                raise _Bad(f"no column {quote(name)}")
+                raise BadLine(f"no column {quote(name)}")
             row[name] = self._text(name, record[name])
         row.line, row.id = line, self._text("id", record.get("id")) or str(line)
         return row
@@ -244,57 +259,10 @@ class DataFile(os.PathLike[str]):
     def _text(self, name: str, value: object) -> str:
         if isinstance(value, str):
             if len(value) > (limit := self.dialect.max_field):
-                raise _Bad(f"field {quote(name)} has {len(value)} characters (limit {limit}; raise max_field)")
+                raise BadLine(f"field {quote(name)} has {len(value)} characters (limit {limit}; raise max_field)")
             if not value.isascii() and (found := SURROGATE.search(value)):
-                raise _Bad(f"field {quote(name)} holds the lone surrogate U+{ord(found[0]):04X}; remove it")
+                raise BadLine(f"field {quote(name)} holds the lone surrogate U+{ord(found[0]):04X}; remove it")
             return value
         if isinstance(value, dict | list):
-            raise _Bad(f"field {quote(name)} is nested, expected text or a number")
+            raise BadLine(f"field {quote(name)} is nested, expected text or a number")
         return "" if value is None else "true" if value else "false"
-
-
-def _split(text: str, delimiter: str) -> list[str] | None:
-    """The fields of a line; none if text follows a closing quote, None if the last quoted field does not close."""
-    # as csv.reader(strict=True), which has one field limit for the whole process and ends a row at a lone CR
-    fields: list[str] = []
-    at = 0
-    while at <= len(text):
-        if quoted := QUOTED.match(text, at):
-            end = quoted.end()
-            if not quoted[2]:
-                return None
-            if text[end : end + 1] not in ("", delimiter):
-                return []
-            fields.append(quoted[1].replace('""', '"'))
-        else:
-            end = text.find(delimiter, at) % (len(text) + 1)  # -1 becomes the end of the line
-            fields.append(text[at:end])
-        at = end + 1
-    return fields
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise _Bad(f"duplicate key {quote(Counter(key for key, _ in pairs).most_common(1)[0][0])}")
-    return result
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise _Bad(f"{constant} is not JSON; write a finite number")
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int=str, parse_constant=_refuse)
-
-
-def _parse_object(text: str) -> dict[str, object]:
-    """The object on a JSONL line; numbers keep the text they have in the file."""
-    if max(accumulate(1 if c in "[{" else -1 for c in NOT_BRACKETS.sub("", text)), default=0) > MAX_DEPTH:
-        raise _Bad(f"nested deeper than {MAX_DEPTH} levels")
-    try:
-        value = DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        raise _Bad(f"not JSON ({safe(error.msg)} at character {error.colno}); write one object a line") from None
-    if not isinstance(value, dict):
-        raise _Bad("not a JSON object; write one object a line")
-    return value

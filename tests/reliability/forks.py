@@ -1,8 +1,8 @@
 """Run functions in forks of one warm process: torch is imported once, so a start costs milliseconds, not seconds.
 
 The server (`python -m reliability.forks`) has imported everything and started no thread. Each request forks a child
-with a session of its own, which calls one function and exits; the server can SIGKILL the child's whole process group
-after a given time. A child shares nothing with its siblings but what was imported.
+with a process group of its own, which calls one function and exits; the server can SIGKILL the whole group after a
+given time. A child shares nothing with its siblings but what was imported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -147,12 +148,14 @@ def serve() -> None:
         if not child:
             code = 1
             try:
-                os.setsid()
+                os.setpgid(0, 0)
                 code = _child(request)
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
+        with suppress(OSError):  # the child does it too; whoever is first, the group is there before it is killed
+            os.setpgid(child, child)
         code = wait(child, request["kill_after"])
         print(json.dumps([code, round(time.monotonic() - started, 4)]), flush=True)
 

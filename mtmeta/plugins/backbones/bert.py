@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 import mtmeta
+from mtmeta.plugins.backbones.embedded import EMBEDDED, describe_embedded, embedded_folder
 from mtmeta.plugins.backbones.tensors import PICKLE, check_regular, read_weights
 from mtmeta.plugins.backbones.wordpiece import WordPiece, tokenizer_json
 
@@ -25,53 +26,63 @@ ARCHITECTURES = ("bert",)  # roberta, distilbert, electra would each add a name 
 MAX_PARAMETERS = 2_000_000_000
 MAX_LAYERS = 1000  # every layer has tensors to be looked up, however small they are
 MAX_CONFIG_BYTES = 1_000_000
-# sizes of the encoders that need no download: vocabulary from the sample data, weights from the seed
-BUILT_IN: dict[str, dict[str, Any]] = {
-    "embedded": {"num_hidden_layers": 2, "hidden_size": 96, "num_attention_heads": 4, "intermediate_size": 192},
-    "tiny": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64},
-}
+TINY: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+BUILT_IN = (EMBEDDED, "tiny")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bert(mtmeta.Backbone):
     """A BERT encoder on packed batches.
 
-    `embedded` and `tiny` are inside the package: small encoders with a vocabulary made from the sample data and
-    weights initialised from the recipe's seed.
+    `embedded` and `tiny` are inside the package. `embedded` is mtmeta-mini, a small pretrained encoder for English.
+    `tiny` is for trying things out: a vocabulary made from the sample data, random values from the recipe's seed.
     """
 
     name = "bert"
 
     weights: Annotated[str, Field(min_length=1)] = "embedded"
     """`embedded`, `tiny`, a folder in Hugging Face layout, or a hub id, best pinned as id@revision."""
+    pretrained: bool = True
+    """false: random values from the recipe's seed in place of those in the folder; shape and tokenizer stay."""
     max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128
     """Longest sequence in tokens, special tokens included; longer texts are cut."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout of hidden states and attention; default: what config.json says."""
 
     def load(self, seed: int) -> mtmeta.LoadedBackbone:
-        if self.weights in BUILT_IN:
-            return self._built_in(seed)
+        if self.weights == "tiny":
+            return self._tiny(seed)
         folder = find_folder(self.weights)
         config = read_config(folder / "config.json")
         vocabulary = tokenizer_json(folder)
+        if not self.pretrained:
+            shape = hashlib.sha256(f"{config} {vocabulary}".encode()).hexdigest()
+            return self._random(config, vocabulary, str(folder), f"random values, shape {shape}", seed)
         state, identity = read_weights(folder / "model.safetensors", config)
         encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{identity}")
         encoder.load_state_dict(state)
         return loaded
 
+    @classmethod
+    def about(cls) -> list[str]:
+        return describe_embedded()
+
     def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
         config = read_config(folder / "config.json")
         return self._assemble(config, tokenizer_json(folder), str(folder), "")[1]
 
-    def _built_in(self, seed: int) -> mtmeta.LoadedBackbone:
+    def _tiny(self, seed: int) -> mtmeta.LoadedBackbone:
         from mtmeta import sample
         from mtmeta.plugins.backbones.encoder import BertConfig
 
         vocabulary = sample.vocabulary()
-        config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **BUILT_IN[self.weights])
-        identity = f"{self.weights}, seed {seed}"
-        encoder, loaded = self._assemble(config, WordPiece.from_vocabulary(vocabulary).json(), self.weights, identity)
+        config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **TINY)
+        return self._random(config, WordPiece.from_vocabulary(vocabulary).json(), "tiny", "tiny", seed)
+
+    def _random(
+        self, config: BertConfig, vocabulary: str, place: str, identity: str, seed: int
+    ) -> mtmeta.LoadedBackbone:
+        encoder, loaded = self._assemble(config, vocabulary, place, f"{identity}, seed {seed}")
         encoder.initialise(int.from_bytes(hashlib.sha256(f"encoder {seed}".encode()).digest()[:7], "big"))
         return loaded
 
@@ -104,7 +115,9 @@ class Bert(mtmeta.Backbone):
 
 
 def find_folder(weights: str) -> Path:
-    """The folder `weights` names: a local one, or a hub id fetched through huggingface_hub."""
+    """The folder `weights` names: the one inside the package, a local one, or a hub id fetched by huggingface_hub."""
+    if weights == EMBEDDED:
+        return embedded_folder()
     folder = Path(weights).expanduser()
     if folder.is_dir():
         return folder

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,19 @@ def _muted() -> Iterator[None]:
         yield
         return
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    opened: list[int] = []
+    with suppress(OSError):  # no file more may be opened, or /dev fails: then a panic's own story is seen too
+        opened.append(os.open(os.devnull, os.O_WRONLY))
+        opened.append(os.dup(2))
+    if len(opened) == 2:
+        os.dup2(opened[0], 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        if len(opened) == 2:
+            os.dup2(opened[1], 2)
+        for number in opened:
+            os.close(number)
 
 
 def tokenizer_json(folder: Path) -> str:

@@ -50,6 +50,10 @@ class ClassificationTask(mtmeta.Task):
     def check(self) -> Iterator[tuple[str, str]]:
         return _check_classes(self.labels)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.text,)
+
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         for row in file.rows(self.text, self.label):
             yield mtmeta.Example(row[self.text], label=row[self.label], id=row.id, line=row.line)
@@ -63,6 +67,10 @@ class _PairColumns(mtmeta.PairTask):
     """Column of the second text."""
     label: str = "label"
     """Column of the label."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.text, self.pair
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         for row in file.rows(self.text, self.pair, self.label):
@@ -139,6 +147,10 @@ class RegressionTask(mtmeta.Task):
 
     def check(self) -> Iterator[tuple[str, str]]:
         return _check_range(self.low, self.high)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.text,)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         for row in file.rows(self.text, self.label):

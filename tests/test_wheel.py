@@ -1,0 +1,65 @@
+"""The wheel: what is in it, and that the default recipe runs from it elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mtmeta.plugins.backbones import embedded
+
+ROOT = Path(__file__).parents[1]
+INSIDE = "mtmeta/plugins/backbones/mini/"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of what the build reads, so that a build leaves nothing in the tree."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT / "mtmeta", source / "mtmeta", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(out)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True, timeout=300)
+    (found,) = out.glob("mtmeta-*.whl")
+    return found
+
+
+def test_the_encoder_is_in_the_wheel_byte_for_byte(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if name.startswith(INSIDE)}
+        assert names == {INSIDE + path.name for path in embedded.FOLDER.iterdir()}
+        for path in embedded.FOLDER.iterdir():
+            assert file.read(INSIDE + path.name) == path.read_bytes()
+        assert any(name.endswith(".c") for name in file.namelist()), "the kernels' source"
+
+
+@pytest.mark.slow
+def test_the_default_recipe_runs_from_the_wheel_in_another_directory(wheel: Path, tmp_path: Path) -> None:
+    """In an environment that has only mtmeta's dependencies from this one; the tree is out of sight."""
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    options = ["--no-deps", "--no-index", "--quiet", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True, timeout=300)
+    elsewhere.mkdir()
+    shutil.copy(ROOT / "recipes" / "reptile_three_task.yaml", elsewhere)
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("MTMETA_")}
+    environ |= {"PYTHONPATH": str(site), "MTMETA_CACHE": str(tmp_path / "cache")}
+    run = [sys.executable, "-m", "mtmeta", "run", "reptile_three_task.yaml", "--json"]
+    done = subprocess.run(run, cwd=elsewhere, env=environ, capture_output=True, text=True, timeout=900, check=True)
+    tasks = json.loads(done.stdout)["tasks"]
+    assert {name: made["metric"] for name, made in tasks.items()} == {
+        "sst": "accuracy",
+        "para": "accuracy",
+        "sts": "pearson",
+    }
+    code = "import mtmeta; print(mtmeta.__file__)"
+    where = subprocess.run([sys.executable, "-c", code], cwd=elsewhere, env=environ, capture_output=True, text=True)
+    assert Path(where.stdout.strip()).is_relative_to(site)
+    lock = (elsewhere / "runs" / "reptile_three_task" / "recipe.lock.yaml").read_text()
+    assert "sha256:" in lock
