@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -48,8 +48,8 @@ def predict_file(
     """Write a prediction for each text of `source`, a path or `-`, to `target`, a path or `-`; returns how many.
 
     A file named .csv, .tsv, .jsonl or .ndjson, and whatever `columns` are given for, is a table; all else is one text
-    a line, pairs with a tab between. `form` is csv or jsonl; by default as `target` is named. Raises DataError at the first row that cannot be used, after the predictions of
-    those before it, or leaves such rows out and warns.
+    a line, pairs with a tab between. `form` is csv or jsonl; by default as `target` is named. Raises DataError at the
+    first row that cannot be used, after the predictions of those before it, or leaves such rows out and warns.
     """
     task = predictor.task(name)
     form = form or ("jsonl" if target.lower().endswith(JSON_LINES) else "csv")
@@ -57,13 +57,18 @@ def predict_file(
         raise UsageError("--format", f"must be csv or jsonl, found {quote(form)}")
     if "-" not in (source, target) and _same(source, target):
         raise UsageError("--output", "is the file that is read; give another")
+    wanted = "two columns, one for each text" if len(task.columns) == 2 else "one column"
+    if columns and len(columns) != len(task.columns):
+        raise UsageError("--column", f"task takes {wanted}, found {len(columns)}")
     piped = source == "-"
     reader = _Reader(task, _file(source, predictor.dialect(name), table=bool(columns)), columns, skip_bad=skip_bad)
     blocks = _as_they_come(reader.items()) if piped else _blocks(reader.items())
     done = 0
     with _writer(target) as out:
         write = _Table(out, task.objective.classes) if form == "csv" else _Lines(out)
-        for block in blocks:
+        first = next(blocks, [])  # an input that cannot be read at all leaves nothing behind, not even a header
+        write.begin()
+        for block in chain([first], blocks) if first else ():
             for item, prediction in zip(block, predictor.block(name, [i.text for i in block], done), strict=True):
                 write(item.id, prediction)
             out.flush()
@@ -96,9 +101,6 @@ class _Reader:
         self._pair = task.inputs != "single"
         self._table = bool(columns) or file.path.suffix.lower() in TABLES
         self._columns = tuple(columns) or task.columns
-        if len(self._columns) != 1 + self._pair:
-            wanted = "two columns, one for each text" if self._pair else "one column"
-            raise UsageError("--column", f"task takes {wanted}, found {len(self._columns)}")
         self._strict = not skip_bad
         self._bad: list[BadRow] = []
 
@@ -200,8 +202,10 @@ class _Table:
     def __init__(self, out: IO[str], classes: Sequence[str]) -> None:
         self._classes = classes
         self._writer = csv.writer(out, lineterminator="\n")
-        header = ["id", "label", "score", *(f"probability_{name}" for name in classes)] if classes else ["id", "score"]
-        self._writer.writerow(header)
+
+    def begin(self) -> None:
+        names = [f"probability_{name}" for name in self._classes]
+        self._writer.writerow(["id", "label", "score", *names] if names else ["id", "score"])
 
     def __call__(self, name: str, made: Prediction) -> None:
         score = "" if made.score is None else f"{made.score:.6g}"
@@ -218,6 +222,9 @@ class _Lines:
 
     def __init__(self, out: IO[str]) -> None:
         self._out = out
+
+    def begin(self) -> None:
+        pass
 
     def __call__(self, name: str, made: Prediction) -> None:
         self._out.write(json.dumps({"id": name, **made.json()}, ensure_ascii=False) + "\n")
