@@ -74,8 +74,8 @@ def predict_file(
             out.flush()
             done += len(block)
     if skipped := reader.file.skipped + reader.skipped:
-        first = reader.bad()[0]
-        warn(f"{reader.file.path}: skipped {skipped} bad rows (the first is line {first.line}: {first.reason})")
+        row = reader.bad()[0]
+        warn(f"{reader.file.path}: skipped {skipped} bad rows (the first is line {row.line}: {row.reason})")
     return done
 
 
