@@ -3,10 +3,10 @@
     python -m benchmarks.checkpoints --data DATA --weights FOLDER [--recipes joint,reptile] [--steps 6] [--json]
 
 Share: the recipes of recipes/minilm are trained for a few steps with a checkpoint and new best weights at every other
-step, the tasks in turn, so that every inner optimizer has its state. (save / K + save_best / E) / step then stands for
-a run that saves every K and evaluates every E steps as its recipe says, finding better weights each time; what
-evaluation itself takes is not counted, so the share of a whole run is smaller. Saving is writing, flushing to disk,
-reading back and dropping the oldest.
+step, the tasks in turn, so that every inner optimizer has its state. save / I + save_best / (E step) then stands for a
+run that saves every I seconds, ten minutes unless its recipe says otherwise, and evaluates every E steps, finding better
+weights each time; what evaluation itself takes is not counted, so the share of a whole run is smaller. Saving is writing,
+flushing to disk, reading back and dropping the oldest.
 Resume: seconds from starting a process to its first step, in a new run directory and in one with a checkpoint, in
 turns; the page cache forgets the checkpoint's files before each.
 """
@@ -32,6 +32,7 @@ import mtmeta
 from benchmarks.parts import add_arguments
 from benchmarks.stats import machine, spread
 from mtmeta.core.checkpoint import Checkpoints
+from mtmeta.core.options import CheckpointOptions
 from mtmeta.core.train import Trainer
 
 __all__ = ["main", "resume", "share"]
@@ -49,15 +50,19 @@ def share(name: str, options: Sequence[str], steps: int, folder: Path) -> dict[s
     with _timed(Trainer, "_one_step", took), _timed(Trainer, "_save", took), _timed(Checkpoints, "save_best", took):
         mtmeta.run(RECIPES / f"{name}.yaml", overrides=[*options, f"training.steps={steps}"], out=folder)
     step, save, best = (spread(took[key]) for key in ("_one_step", "_save", "save_best"))
-    saving, evaluating = recipe["checkpoint"]["every"], recipe["evaluation"]["every"]
+    options_of = CheckpointOptions(**recipe.get("checkpoint", {}))
+    intervals = [60.0 * options_of.minutes] if options_of.minutes else []
+    intervals += [options_of.every * step.median] if options_of.every else []
+    interval, evaluating = min(intervals), recipe["evaluation"]["every"]
     newest = max(folder.rglob("step-????????"), key=lambda path: path.name)
     return {
         **step.json("step_s"),
         **save.json("save_s"),
         **best.json("save_best_s"),
         "megabytes": round(sum(file.stat().st_size for file in newest.iterdir()) / 1e6, 1),
-        "every": [saving, evaluating],
-        "share": round((save.median / saving + best.median / evaluating) / step.median, 4),
+        "save_every_s": round(interval, 1),
+        "evaluate_every_steps": evaluating,
+        "share": round(save.median / interval + best.median / (evaluating * step.median), 4),
     }
 
 

@@ -16,9 +16,8 @@ def test_share_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     given = ["--data", "sample", "--weights", "tiny", "--recipes", "joint", "--steps", "4", "--rounds", "1", "--json"]
     checkpoints.main(given)
     found = json.loads(capsys.readouterr().out)["joint"]
-    saving, evaluating = found["every"]
-    assert (saving, evaluating) == (50, 25)  # those of recipes/minilm/joint.yaml
-    expected = (found["save_s"] / saving + found["save_best_s"] / evaluating) / found["step_s"]
+    assert (found["save_every_s"], found["evaluate_every_steps"]) == (600.0, 25)  # ten minutes; recipes/minilm/joint.yaml
+    expected = found["save_s"] / 600 + found["save_best_s"] / (25 * found["step_s"])
     assert found["share"] == pytest.approx(expected, abs=1e-3)  # of rounded figures
     assert found["megabytes"] > 0.1
     assert found["added_s"] == pytest.approx(found["resumed_s"] - found["new_s"], abs=0.02)
