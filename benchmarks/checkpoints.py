@@ -4,9 +4,9 @@
 
 Share: the recipes of recipes/minilm are trained for a few steps with a checkpoint and new best weights at every other
 step, the tasks in turn, so that every inner optimizer has its state. save / I + save_best / (E step) then stands for a
-run that saves every I seconds, ten minutes unless its recipe says otherwise, and evaluates every E steps, finding better
-weights each time; what evaluation itself takes is not counted, so the share of a whole run is smaller. Saving is writing,
-flushing to disk, reading back and dropping the oldest.
+run that saves every I seconds, ten minutes unless its recipe says otherwise, and evaluates every E steps, finding
+better weights each time; what evaluation itself takes is not counted, so the share of a whole run is smaller. Saving
+is writing, flushing to disk, reading back and dropping the oldest.
 Resume: seconds from starting a process to its first step, in a new run directory and in one with a checkpoint, in
 turns; the page cache forgets the checkpoint's files before each.
 """

@@ -51,6 +51,7 @@ from mtmeta.core.surroundings import check_torch
 from mtmeta.core.tables import DataFile, Dialect, Row
 
 if TYPE_CHECKING:
+    from mtmeta.core.compare import compare
     from mtmeta.core.events import Event
     from mtmeta.core.feed import Feed
     from mtmeta.core.learner import Excursion, Learner
@@ -74,6 +75,7 @@ _LAZY = {
     "Packed": "mtmeta.core.packing",
     "Prediction": "mtmeta.core.predictor",
     "Predictor": "mtmeta.core.predictor",
+    "compare": "mtmeta.core.compare",
     "evaluate": "mtmeta.core.score",
     "load": "mtmeta.core.predictor",
     "run": "mtmeta.core.run",
@@ -130,6 +132,7 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "__version__",
+    "compare",
     "did_you_mean",
     "evaluate",
     "hookimpl",
@@ -143,7 +146,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'mtmeta' has no attribute {name!r}")
-    if name in ("evaluate", "load", "run"):
+    if name in ("compare", "evaluate", "load", "run"):
         check_torch()
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value

@@ -11,6 +11,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
+from mtmeta.cli_study import compare
 from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
 
@@ -22,19 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe option; repeatable.")
-]
-DataRoot = Annotated[str | None, typer.Option(help="Folder that data paths start from; wins over MTMETA_DATA.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
-NoPlugin = Annotated[
-    list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")
-]
-ChangedData = Annotated[
-    bool, typer.Option("--allow-changed-data", help="Go on although a data file changed since the run began.")
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -89,7 +78,7 @@ def run(
             allow_changed_data=allow_changed_data,
             allow_inexact=allow_inexact,
             block=no_plugin or [],
-            warn=_warn,
+            warn=warn,
             stop=stop,
         )
     print(json.dumps(summary)) if json_ else show_table(summary)
@@ -108,7 +97,7 @@ def validate(
     from mtmeta.core.recipe import load_recipe
     from mtmeta.core.registry import build_registry
 
-    registry = build_registry(block=no_plugin or [], warn=_warn)
+    registry = build_registry(block=no_plugin or [], warn=warn)
     problems: list[MtmetaError] = []
     for path in recipes:
         try:
@@ -116,7 +105,7 @@ def validate(
             if data:
                 from mtmeta.core.inspect_data import report
 
-                for line in report(recipe, strict=strict, warn=_warn):
+                for line in report(recipe, strict=strict, warn=warn):
                     print(line)
         except MtmetaError as error:
             problems.append(error)
@@ -136,7 +125,7 @@ def plugins(
     from mtmeta.core.plugins import load_plugins
     from mtmeta.core.registry import Registry
 
-    registry = Registry(load_plugins(block=no_plugin or [], warn=_warn))  # the list itself says what is broken
+    registry = Registry(load_plugins(block=no_plugin or [], warn=warn))  # the list itself says what is broken
     described, conflicts = describe_plugins(registry), registry.conflicts()
     print(json.dumps(described) if json_ else "\n".join(plugin_lines(described)))
     problems: list[MtmetaError] = [PluginError(str(p), f"is broken: {p.broken}") for p in registry.plugins.broken]
@@ -157,7 +146,7 @@ def show(
     from mtmeta.core.describe import describe_part, part_lines
     from mtmeta.core.registry import build_registry
 
-    described = describe_part(build_registry(block=no_plugin or [], warn=_warn), kind, name)
+    described = describe_part(build_registry(block=no_plugin or [], warn=warn), kind, name)
     print(json.dumps(described) if json_ else "\n".join(part_lines(described)))
 
 
@@ -200,7 +189,7 @@ def eval_(
         allow_changed_data=allow_changed_data,
         verbose=verbose,
         block=no_plugin or [],
-        warn=_warn,
+        warn=warn,
     )
     print(json.dumps(summary)) if json_ else show_table(summary)
 
@@ -227,7 +216,7 @@ def predict(
     import mtmeta
     from mtmeta.core.predict_file import predict_file
 
-    predictor = mtmeta.load(run, device=device, block=no_plugin or [], warn=_warn)
+    predictor = mtmeta.load(run, device=device, block=no_plugin or [], warn=warn)
     if task is None and len(predictor.tasks) > 1:
         raise UsageError("--task", f"is needed, the run has several tasks: {', '.join(predictor.tasks)}")
     predict_file(
@@ -238,12 +227,11 @@ def predict(
         columns=column or [],
         form=form,
         skip_bad=skip_bad_rows,
-        warn=_warn,
+        warn=warn,
     )
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {safe(text, 500)}", file=sys.stderr)
+app.command()(compare)
 
 
 def _print_lines(lines: Sequence[str]) -> None:

@@ -21,8 +21,13 @@ from mtmeta.plugins.samplers import Fixed
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 KINDS = {"individual": Individual, "joint": Joint, "reptile": Reptile, "fomaml": Fomaml}
+ROWS = ("individual", "joint", "reptile", "reptile_para8", "individual_10", "joint_10", "reptile_10")  # section 5.4
 EXPECTED = sorted(
-    ["reptile_three_task.yaml", *(f"{folder}/{kind}.yaml" for folder in ("minilm", "paper") for kind in KINDS)]
+    [
+        "reptile_three_task.yaml",
+        *(f"minilm/{kind}.yaml" for kind in KINDS),
+        *(f"paper/{name}.yaml" for name in (*ROWS, "fomaml")),
+    ]
 )
 FOUND = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
 
@@ -37,7 +42,7 @@ def load(name: str, registry: Registry) -> Recipe:
 
 
 def test_these_and_no_other_recipes_are_shipped() -> None:
-    assert len(EXPECTED) == 9
+    assert len(EXPECTED) == 13
     assert FOUND == EXPECTED
 
 
@@ -102,7 +107,7 @@ def test_the_digest_is_of_what_decides_the_weights(registry: Registry) -> None:
 # ------------------------------------------------------------------------------------------------- the paper, Table 1
 
 PAPER = [name for name in FOUND if name.startswith("paper/")]
-INNER = [name for name in PAPER if Path(name).stem in ("reptile", "fomaml")]
+INNER = [name for name in PAPER if Path(name).stem.partition("_")[0] in ("reptile", "fomaml")]
 BASELINES = [name for name in PAPER if name not in INNER]
 
 
@@ -120,7 +125,8 @@ def test_meta_learning_has_table_1(name: str, registry: Registry) -> None:
     assert algorithm.inner_optimizer.head_lr in (None, 1e-5)
     assert algorithm.inner_schedule == Step(every=30, gamma=0.8)  # scheduler
     assert (algorithm.tasks_per_step, algorithm.with_replacement) == (1, False)
-    assert {name: task.inner_steps for name, task in recipe.tasks.items()} == {"sst": 4, "para": 4, "sts": 8}
+    para = 8 if name.endswith("_para8.yaml") else 4
+    assert {name: task.inner_steps for name, task in recipe.tasks.items()} == {"sst": 4, "para": para, "sts": 8}
     assert {name: task.batch_size for name, task in recipe.tasks.items()} == dict.fromkeys(recipe.tasks, 128)
     assert recipe.sampler == Fixed(weights={"sst": 0.4, "para": 0.3, "sts": 0.3})
     assert recipe.evaluation.every == 20
@@ -150,5 +156,36 @@ def test_paper_recipes_share_its_model_and_its_selection(name: str, registry: Re
     assert (recipe.evaluation.select_on, recipe.evaluation.select) == ("dev", "mean")
 
 
-def test_the_four_paper_recipes_are_there() -> None:
-    assert len(INNER) == len(BASELINES) == 2
+def test_every_row_of_the_papers_results_has_its_recipe() -> None:
+    assert sorted(Path(name).stem for name in PAPER) == sorted([*ROWS, "fomaml"])
+    assert len(INNER) == 4 and len(BASELINES) == 4
+
+
+# figures of section 5.4, on dev: sst accuracy, para accuracy, sts Pearson
+RESULTS = {
+    "individual": (".489", ".820", ".629"),
+    "joint": (".474", ".600", ".589"),
+    "reptile": (".488", ".730", ".743"),
+    "reptile_para8": (".400", ".746", ".412"),
+    "individual_10": (".260", ".707", ".530"),
+    "joint_10": (".243", ".627", ".512"),
+    "reptile_10": (".272", ".707", ".704"),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_its_header_has_the_papers_figures(row: str) -> None:
+    sst, para, sts = RESULTS[row]
+    text = (FOLDER / "paper" / f"{row}.yaml").read_text(encoding="utf-8")
+    assert f"the paper reports on dev sst {sst}, para {para}, sts {sts}" in text
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_tenth_differs_in_the_share_of_the_data_alone(name: str, registry: Registry) -> None:
+    recipe = load(name, registry)
+    stem = Path(name).stem
+    assert recipe.data.train_fraction == (0.1 if stem.endswith("_10") else 1.0)
+    if "_" in stem:
+        whole = describe(load(f"paper/{stem.partition('_')[0]}.yaml", registry))
+        changed = "data.train_fraction" if stem.endswith("_10") else "tasks.para.inner_steps"
+        assert sorted(differences(whole, describe(recipe))) == sorted(["name", changed])

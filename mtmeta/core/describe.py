@@ -15,7 +15,7 @@ from mtmeta.core import optim
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import Component, Metric
 from mtmeta.core.errors import UsageError, did_you_mean, quote, safe
-from mtmeta.core.options import CheckpointOptions, DataOptions, EvaluationOptions, TrainingOptions
+from mtmeta.core.options import BudgetOptions, CheckpointOptions, DataOptions, EvaluationOptions, TrainingOptions
 from mtmeta.core.registry import KINDS, Registry
 from mtmeta.core.validation import expectation, field_hints
 
@@ -26,6 +26,7 @@ FIXED: dict[str, dict[str, type[Any]]] = {
     "section": {
         "data": DataOptions,
         "training": TrainingOptions,
+        "budget": BudgetOptions,
         "evaluation": EvaluationOptions,
         "checkpoint": CheckpointOptions,
     },

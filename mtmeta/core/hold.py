@@ -20,7 +20,7 @@ try:
 except ImportError:  # a system without file locks of this kind
     fcntl = None
 
-__all__ = ["LOCK_NAME", "hold"]
+__all__ = ["LOCK_NAME", "hold", "holder"]
 
 LOCK_NAME = ".lock"
 """A file in the run directory that says which process holds it; left behind only by a kill."""
@@ -45,6 +45,24 @@ def hold(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
             pass  # the file says nothing once nobody holds it
         finally:
             os.close(handle)
+
+
+def holder(folder: Path) -> str:
+    """Which process holds a run directory, in words; empty if none does, or none can be known to."""
+    try:
+        handle = os.open(folder / LOCK_NAME, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return ""
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+    return ""
 
 
 def _take(path: Path, folder: Path, warn: Callable[[str], None]) -> int:

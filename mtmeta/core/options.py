@@ -11,7 +11,15 @@ from mtmeta.core.contracts import Algorithm, Backbone, Fraction, PositiveFloat, 
 from mtmeta.core.optim import OptimizerOptions, ScheduleOptions
 from mtmeta.core.tables import Dialect
 
-__all__ = ["RECIPE_FORMAT", "CheckpointOptions", "DataOptions", "EvaluationOptions", "Recipe", "TrainingOptions"]
+__all__ = [
+    "RECIPE_FORMAT",
+    "BudgetOptions",
+    "CheckpointOptions",
+    "DataOptions",
+    "EvaluationOptions",
+    "Recipe",
+    "TrainingOptions",
+]
 
 RECIPE_FORMAT = 1
 Split = Literal["dev", "test"]
@@ -43,6 +51,15 @@ class TrainingOptions:
     """Parts a batch is split into, to save memory; the gradient is that of the whole batch."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A non-finite loss or gradient stops the run, or skips that step and counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """How much training may spend, so that regimes are compared at the same cost."""
+
+    examples: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    """Encoder example-forwards, a pair counting as one: the run has as many steps as stay within them, whatever
+    `training` says. Learners that train alone (individual) have equal shares, one for each of their tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +106,7 @@ class Recipe:
     optimizer: OptimizerOptions
     schedule: ScheduleOptions
     training: TrainingOptions
+    budget: BudgetOptions
     evaluation: EvaluationOptions
     checkpoint: CheckpointOptions
     reporters: tuple[Reporter, ...]

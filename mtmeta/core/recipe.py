@@ -19,6 +19,7 @@ from mtmeta.core.errors import MtmetaError, RecipeError, choose, did_you_mean, q
 from mtmeta.core.optim import OptimizerOptions, Plateau, ScheduleOptions
 from mtmeta.core.options import (
     RECIPE_FORMAT,
+    BudgetOptions,
     CheckpointOptions,
     DataOptions,
     EvaluationOptions,
@@ -76,7 +77,7 @@ class _Reader:
             if key not in KEYS:
                 self.fail((key,), f"unknown key {quote(key)}{choose(key, KEYS)}", key=True)
         for key in REQUIRED:
-            if data.get(key) is None:
+            if data.get(key) is None and not (key == "training" and data.get("budget")):
                 self.fail((), f"the recipe needs '{key}'; add it")
 
         parts: dict[str, Any] = {
@@ -90,6 +91,7 @@ class _Reader:
             "algorithm": self.component("algorithm", data.get("algorithm"), ("algorithm",)),
             **self._stepping(data),
             "training": self.section(TrainingOptions, data, "training"),
+            "budget": self.section(BudgetOptions, data, "budget"),
             "evaluation": self.section(EvaluationOptions, data, "evaluation"),
             "checkpoint": self.section(CheckpointOptions, data, "checkpoint"),
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
@@ -214,7 +216,9 @@ class _Reader:
                 with self.source.collect(sampler, "sampler"):
                     self._tell(("sampler",), sampler.check(list(tasks)))
         if training is not None:
-            if (training.steps is None) == (training.epochs is None):
+            budgeted = getattr(parts["budget"], "examples", None) is not None  # then it needs neither
+            given = [training.steps, training.epochs].count(None)
+            if given == 0 or (given == 2 and not budgeted):
                 self.fail(("training",), "training needs either steps or epochs; give one of them")
             if training.epochs and algorithm is not None:
                 self._check_epochs(algorithm, ("training", "epochs"))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mtmeta.core.blame import blame, supplier
+from mtmeta.core.budget import steps_within
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, overlap, subset
 from mtmeta.core.disk import disk_errors, write_file
@@ -117,7 +118,22 @@ class _Training(Session):
                 check_episode(name, needed, recipe.tasks[name].batch_size, len(data))
             self.note(data)
         self.datasets = found
+        self.budgeted = self._steps_on_budget()
         self.files = {f"{name}-{split}": (data.file, data.sha256) for (name, split), data in found.items()}
+
+    def _steps_on_budget(self) -> dict[str, int]:
+        """Steps that the recipe's budget pays for, by group; empty if it has none."""
+        recipe, budget = self.recipe, self.recipe.budget.examples
+        found: dict[str, int] = {}
+        if budget is None:
+            return found
+        for group in self.groups:
+            share = budget * len(group) // len(recipe.tasks)
+            tasks = {task: recipe.tasks[task] for task in group}
+            train = {task: self.datasets[task, "train"] for task in group}
+            parts = (recipe.algorithm, recipe.sampler, self.backbone.encoder, tasks, train, recipe.seed)
+            found["+".join(group)] = steps_within(share, *parts)
+        return found
 
     def lock(self) -> dict[str, Any]:
         """What pins this run down, to be written or compared."""
@@ -210,7 +226,7 @@ class _Training(Session):
         per_epoch = 0
         if epochs or every == "epoch":
             per_epoch = self._steps_per_epoch(feed)
-        feed.steps = steps = recipe.training.steps or (epochs or 0) * per_epoch
+        feed.steps = steps = self.budgeted.get(name) or recipe.training.steps or (epochs or 0) * per_epoch
         learner = Learner(
             model,
             seed=recipe.seed,

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from mtmeta.core.errors import safe
 
-__all__ = ["show_table"]
+__all__ = ["box_of", "show_table"]
 
 
 def show_table(summary: Mapping[str, Any]) -> None:
@@ -22,7 +22,7 @@ def show_table(summary: Mapping[str, Any]) -> None:
     title = f"{summary['run']}: {summary['split']}, best of {summary['steps']} steps"
     if "selected_on" not in summary:
         title = f"{summary['run']}: {summary['split']}, weights of step {summary['steps']}"
-    table = Table(title=Text(safe(title, 200)), title_justify="left", box=_box(console))
+    table = Table(title=Text(safe(title, 200)), title_justify="left", box=box_of(console))
     for column in ("task", "metric", "value", "95% interval", "examples", "split", "loss"):
         table.add_column(column, justify="left" if column in ("task", "metric", "split") else "right")
     skipped = False
@@ -45,7 +45,7 @@ def show_table(summary: Mapping[str, Any]) -> None:
         _show_detail(console, name, found)
 
 
-def _box(console: Console) -> box.Box:
+def box_of(console: Console) -> box.Box:
     """Lines of plain ASCII wherever there is no terminal that surely draws others."""
     plain = not console.is_terminal or console.is_dumb_terminal or os.environ.get("LC_ALL") in ("C", "POSIX")
     return box.ASCII2 if plain else box.HEAVY_HEAD  # rich itself falls back where the encoding is not UTF-8
@@ -66,7 +66,7 @@ def _show_cost(console: Console, summary: Mapping[str, Any]) -> None:
 def _show_detail(console: Console, name: str, found: Mapping[str, Any]) -> None:
     if "confusion" in found:
         title = Text(f"{safe(name)}: rows are labels, columns predictions")
-        table = Table(title=title, title_justify="left", box=_box(console))
+        table = Table(title=title, title_justify="left", box=box_of(console))
         table.add_column("")
         for label in found["classes"]:
             table.add_column(Text(safe(label, 20)), justify="right")

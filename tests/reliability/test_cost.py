@@ -16,7 +16,10 @@ def test_share_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     given = ["--data", "sample", "--weights", "tiny", "--recipes", "joint", "--steps", "4", "--rounds", "1", "--json"]
     checkpoints.main(given)
     found = json.loads(capsys.readouterr().out)["joint"]
-    assert (found["save_every_s"], found["evaluate_every_steps"]) == (600.0, 25)  # ten minutes; recipes/minilm/joint.yaml
+    assert (found["save_every_s"], found["evaluate_every_steps"]) == (
+        600.0,
+        25,
+    )  # ten minutes; recipes/minilm/joint.yaml
     expected = found["save_s"] / 600 + found["save_best_s"] / (25 * found["step_s"])
     assert found["share"] == pytest.approx(expected, abs=1e-3)  # of rounded figures
     assert found["megabytes"] > 0.1

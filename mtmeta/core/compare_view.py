@@ -1,0 +1,124 @@
+"""A comparison as people read it: a table in the terminal, in Markdown, or flat as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mtmeta.core.errors import safe
+from mtmeta.core.view import box_of
+
+__all__ = ["as_csv", "as_markdown", "show_comparison"]
+
+WIDE = 250  # columns
+
+
+def show_comparison(found: Mapping[str, Any]) -> None:
+    """Print the table; in each cell mean and interval, below them the difference to the baseline."""
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE  # nobody to wrap lines for
+    names = list(found["rows"][0]["columns"])
+    needed = 42 + max(len(row["name"]) for row in found["rows"]) + 28 * len(names)
+    between = " " if console.width >= needed else "\n"
+    table = Table(title=Text(safe(_title(found), 200)), title_justify="left", box=box_of(console), show_lines=True)
+    for heading in ("regime", *(_heading(found, name) for name in names)):
+        table.add_column(Text(safe(heading)))
+    for heading in ("examples", "time", "memory") if between == " " else ():
+        table.add_column(heading, justify="right")
+    for row in found["rows"]:
+        cells = []
+        for cell in row["columns"].values():
+            text = Text(_value(cell, between), style="bold" if cell["best"] else "")
+            if "delta" in cell:
+                text.append(f"\n{_delta(cell['delta'], between)}", style="not bold")
+            cells.append(text)
+        table.add_row(Text(safe(row["name"])), *cells, *(map(Text, _cost(row)) if between == " " else ()))
+    console.print(table)
+    for row in found["rows"] if between != " " else ():
+        examples, seconds, memory = _cost(row)
+        console.print(f"  {safe(row['name'])}: {examples} examples, {seconds}, {memory}")
+    for line in _notes(found):
+        console.print(line)
+
+
+def as_markdown(found: Mapping[str, Any]) -> str:
+    """The table in GitHub's Markdown, the best of each column bold."""
+    columns = [_heading(found, column) for column in found["rows"][0]["columns"]]
+    lines = [["regime", *columns, "examples", "time", "memory"]]
+    lines.append(["---"] + ["---"] * len(columns) + ["---:"] * 3)
+    for row in found["rows"]:
+        cells = []
+        for cell in row["columns"].values():
+            value = f"**{_value(cell)}**" if cell["best"] else _value(cell)
+            cells.append(value + (f"<br>{_delta(cell['delta'])}" if "delta" in cell else ""))
+        lines.append([row["name"], *cells, *_cost(row)])
+    table = "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
+    return "\n\n".join([_title(found), table, *_notes(found)]) + "\n"
+
+
+def as_csv(found: Mapping[str, Any]) -> str:
+    """One line for each regime and column: every number of the table, unrounded."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    keys = ("value", "low", "high", "p", "negative_transfer")
+    writer.writerow(
+        ["regime", "algorithm", "column", "metric", "split", "seeds", "mean", "low", "high", "best"]
+        + [f"delta_{key}" for key in keys]
+        + ["examples", "seconds", "peak_memory_bytes"]
+    )
+    for row in found["rows"]:
+        for column, cell in row["columns"].items():
+            delta = cell.get("delta", {})
+            seeds = " ".join(map(str, row["seeds"]))
+            metric = found["metrics"].get(column, "")
+            front = [row["name"], row["algorithm"], column, metric, found["split"], seeds]
+            middle = [cell[key] for key in ("mean", "low", "high", "best")] + [delta.get(key) for key in keys]
+            writer.writerow([*front, *middle, row["examples"], row["seconds"], row["peak_memory_bytes"]])
+    return text.getvalue()
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    seeds = [row["seeds"] for row in found["rows"]]
+    same = all(row == seeds[0] for row in seeds)
+    shown = ", ".join(map(str, seeds[0])) if same else f"{len(seeds[0])} of each"
+    return f"{found['split']}, best weights of each run, seeds: {shown}"
+
+
+def _heading(found: Mapping[str, Any], column: str) -> str:
+    return f"{column} {found['metrics'][column]}" if column in found["metrics"] else column
+
+
+def _value(cell: Mapping[str, Any], between: str = " ") -> str:
+    return f"{cell['mean']:.4f}" + ("" if cell["low"] is None else f"{between}[{cell['low']:.3f}, {cell['high']:.3f}]")
+
+
+def _delta(delta: Mapping[str, Any], between: str = " ") -> str:
+    worse = f"{between}worse" if delta["negative_transfer"] else ""
+    return f"{delta['value']:+.4f}{between}[{delta['low']:+.3f}, {delta['high']:+.3f}]{worse}"
+
+
+def _cost(row: Mapping[str, Any]) -> list[str]:
+    memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB"
+    return [f"{row['examples']:,.0f}", f"{row['seconds']:,.0f} s", memory]
+
+
+def _notes(found: Mapping[str, Any]) -> list[str]:
+    """What the numbers are, under the table."""
+    several = len(found["rows"][0]["seeds"]) > 1
+    over = "Student's t over the seeds" if several else "bootstrap over the examples of the one run"
+    notes = [
+        f"Brackets behind a mean: 95% interval, {over}. Examples: example-forwards in training, mean of the seeds."
+    ]
+    if any("delta" in cell for row in found["rows"] for cell in row["columns"].values()):
+        what = f"differences to {safe(found['baseline'])} with a 95% interval, paired bootstrap over the examples"
+        notes.append(f"Below: {what} for these seeds; 'worse' marks negative transfer: no part of it is better.")
+    elif found["baseline"] is None and len(found["rows"]) > 1:
+        notes.append("No recipe here trains each task alone; --baseline NAME shows differences to another one.")
+    return notes

@@ -1,0 +1,193 @@
+"""Many runs, several at once, each in a process of its own: what is done is kept, what is left goes on.
+
+A run's process is `mtmeta run`, so whatever holds for that command holds here: the same directory continues, a finished
+one is left alone, and a signal ends a run between two steps with everything saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtmeta.core.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    MachineError,
+    MtmetaError,
+    PluginError,
+    RecipeError,
+    Stopped,
+    raise_all,
+    safe,
+)
+from mtmeta.core.hold import holder
+from mtmeta.core.signals import StopRequest
+
+__all__ = ["Job", "run_all"]
+
+KINDS = (RecipeError, DataError, CheckpointError, PluginError, MachineError, DivergedError)
+CODES: dict[int, type[MtmetaError]] = {kind.exit_code: kind for kind in KINDS}
+STOPPED = (75, Stopped.interrupted)
+POLL = 0.05  # seconds
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what its lines are called, where it lies, and the arguments after `mtmeta run`."""
+
+    label: str
+    folder: Path
+    arguments: Sequence[str]
+
+
+def run_all(
+    jobs: Sequence[Job],
+    *,
+    at_once: int = 1,
+    say: Say = lambda text: None,
+    ended: Callable[[Job], None] = lambda job: None,
+    stop: StopRequest | None = None,
+) -> None:
+    """Run every job, `at_once` at a time and in their order; `ended` is called after each that ended well.
+
+    A run that another process is at is waited for. One that fails does not keep the others from running; in the end
+    the errors of all are raised together. Raises Stopped once every process has ended, if a signal came.
+    """
+    stop = stop or StopRequest()
+    waiting = list(jobs)
+    running: list[_Running] = []
+    problems: list[MtmetaError] = []
+    held = _Held(say)
+    done = 0
+    stop.where = f"with 0 of {len(jobs)} runs done"
+    with stop.deferred(), _nothing_left(running):
+        while running or (waiting and not stop.signal):
+            for job in list(waiting) if not stop.signal else ():
+                if len(running) < at_once and held.is_free(job):
+                    waiting.remove(job)
+                    running.append(_Running(job, at_once, say))
+            if stop.signal:
+                for one in running:
+                    one.ask_to_stop(stop.signal)
+            for one in [one for one in running if one.has_ended()]:
+                running.remove(one)
+                try:
+                    if one.stopped():
+                        continue
+                    one.check()
+                    ended(one.job)
+                    done += 1
+                    stop.where = f"with {done} of {len(jobs)} runs done"
+                except MtmetaError as error:
+                    problems.append(error)
+            time.sleep(POLL)
+    stop.check()
+    raise_all(problems)
+
+
+class _Held:
+    """Which runs other processes are at."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._asked: dict[Path, float] = {}
+
+    def is_free(self, job: Job) -> bool:
+        """Whether nobody is at a run; asked once a second, and told once."""
+        now = time.monotonic()
+        if now - self._asked.get(job.folder, -math.inf) < 1.0:
+            return False
+        who = holder(job.folder)
+        if who and job.folder not in self._asked:
+            self._say(f"{job.label}: waits for {who}, which is at {job.folder}")
+        if who:
+            self._asked[job.folder] = now
+        return not who
+
+
+class _Running:
+    """The process of one run, whose lines are passed on as they come."""
+
+    def __init__(self, job: Job, at_once: int, say: Say) -> None:
+        self.job = job
+        self._last: deque[str] = deque(maxlen=20)  # the end of what it printed, for the error it may end with
+        self._asked = False
+        environ = dict(os.environ)
+        if at_once > 1:  # or every run would take every core
+            environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // at_once)))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mtmeta", "run", *job.arguments, "--out", str(job.folder), "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # the summary, which is in the run directory too
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+            env=environ,
+            start_new_session=True,  # a Ctrl-C comes to us alone, and we pass it on once
+        )
+        self._reader = threading.Thread(target=self._read, args=(say,), daemon=True)
+        self._reader.start()
+
+    def _read(self, say: Say) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                self._last.append(line.rstrip("\n"))
+                if not line.startswith("error: "):  # that is raised
+                    say(f"{self.job.label}: {safe(line.strip(), 1000)}")
+
+    def has_ended(self) -> bool:
+        """Whether it is over, and all it had to say was passed on."""
+        return self._process.poll() is not None and not self._reader.is_alive()
+
+    def stopped(self) -> bool:
+        """Whether it ended because it was asked to."""
+        return self._asked and self._process.returncode in (*STOPPED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1)
+
+    def ask_to_stop(self, name: str) -> None:
+        """Pass a signal on, once."""
+        if not self._asked:
+            self._asked = True
+            self._process.send_signal(getattr(signal, name))
+
+    def end(self) -> None:
+        """End it at once; the same command goes on from its newest checkpoint."""
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+
+    def check(self) -> None:
+        """Raise what it ended with, unless it ended well."""
+        code = self._process.returncode
+        if code == 0:
+            return
+        if code < 0:
+            what = f"was killed by {signal.Signals(-code).name}; run the same command again to go on"
+            raise MachineError(self.job.label, what + (", with fewer --jobs if memory ran out" if code == -9 else ""))
+        lines = [line.removeprefix("error: ") for line in self._last if line.startswith("error: ")]
+        if code in STOPPED:
+            raise MachineError(self.job.label, lines[0] if lines else "was stopped; run the same command again")
+        kind = CODES.get(code, MtmetaError)
+        raise_all([kind(self.job.label, line) for line in lines or [f"ended with exit code {code}"]])
+
+
+@contextlib.contextmanager
+def _nothing_left(running: Sequence[_Running]) -> Iterator[None]:
+    """No process outlives us, not even where a second Ctrl-C ends everything at once."""
+    try:
+        yield
+    finally:
+        for one in running:
+            one.end()
