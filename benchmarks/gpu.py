@@ -33,7 +33,8 @@ from safetensors.torch import save_file
 import mtmeta
 from benchmarks.parts import SEED, TASKS, add_arguments, make_task
 from benchmarks.stats import layer_weights, machine
-from mtmeta.core.learner import Excursion, Learner
+from mtmeta.core.excursion import Excursion
+from mtmeta.core.learner import Learner
 from mtmeta.core.packing import Batch
 from mtmeta.core.train import Trainer
 from mtmeta.plugins.backbones.bert import Bert

@@ -40,8 +40,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from benchmarks.parts import add_arguments
 from benchmarks.stats import machine, spread
+from mtmeta.core.excursion import Excursion
 from mtmeta.core.feed import Feed
-from mtmeta.core.learner import Excursion, Learner
+from mtmeta.core.learner import Learner
 from mtmeta.core.run import run
 from mtmeta.core.train import Trainer
 

@@ -53,8 +53,9 @@ from mtmeta.core.tables import DataFile, Dialect, Row
 if TYPE_CHECKING:
     from mtmeta.core.compare import compare
     from mtmeta.core.events import Event
+    from mtmeta.core.excursion import Excursion
     from mtmeta.core.feed import Feed
-    from mtmeta.core.learner import Excursion, Learner
+    from mtmeta.core.learner import Learner
     from mtmeta.core.model import CosineHead, LinearHead, MLPHead
     from mtmeta.core.packing import Batch, Packed
     from mtmeta.core.predictor import Prediction, Predictor, load
@@ -67,7 +68,7 @@ _LAZY = {
     "Batch": "mtmeta.core.packing",
     "CosineHead": "mtmeta.core.model",
     "Event": "mtmeta.core.events",
-    "Excursion": "mtmeta.core.learner",
+    "Excursion": "mtmeta.core.excursion",
     "Feed": "mtmeta.core.feed",
     "Learner": "mtmeta.core.learner",
     "LinearHead": "mtmeta.core.model",

@@ -12,6 +12,7 @@ __all__ = [
     "DataLoaded",
     "Evaluated",
     "Event",
+    "GradientsMeasured",
     "RunFinished",
     "RunResumed",
     "RunStarted",
@@ -101,6 +102,8 @@ class StepDone(Event):
     norm: float
     examples: int
     seconds: float
+    drifts: dict[str, list[float]] = field(default_factory=dict)
+    """|theta' - theta| of every inner loop, by task."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,19 @@ class Evaluated(Event):
     tasks: dict[str, dict[str, Any]]
     selected: float
     best: bool
+    sampling: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Per task, since the run began: draws planned and made, batches, examples and epochs read."""
+
+
+@dataclass(frozen=True)
+class GradientsMeasured(Event):
+    """Norms of the tasks' gradients on the shared encoder, and the cosines between each two (null where one is 0)."""
+
+    type = "gradients"
+    group: str
+    step: int
+    norms: dict[str, float]
+    cosines: dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)

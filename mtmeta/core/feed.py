@@ -176,6 +176,11 @@ class Feed:
         """Batches in one pass over each task's training set."""
         return {name: math.ceil(self._sizes[name] / stream.batch_size) for name, stream in self._streams.items()}
 
+    @property
+    def datasets(self) -> dict[str, Dataset]:
+        """The training set of each task."""
+        return {name: stream.dataset for name, stream in self._streams.items()}
+
     def usage(self) -> dict[str, dict[str, float]]:
         """Per task: draws planned and made, batches, examples and epochs read."""
         return {

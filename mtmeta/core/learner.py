@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from mtmeta.core.blame import accused, blame, supplier
 from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.errors import DivergedError, PluginError
+from mtmeta.core.excursion import Excursion, Grads
 from mtmeta.core.machine import memory_errors, order_errors
 from mtmeta.core.model import MultiTaskModel, build_head
 from mtmeta.core.moments import optimizer_state, restore_optimizer, spare_slot
@@ -25,9 +26,7 @@ from mtmeta.core.optim import OptimizerOptions, ScheduleOptions, set_lr
 from mtmeta.core.packing import Batch
 from mtmeta.core.rng import derive
 
-__all__ = ["Excursion", "Learner"]
-
-Grads = list[Tensor | None]
+__all__ = ["Learner"]
 
 
 class Learner:
@@ -60,6 +59,8 @@ class Learner:
         """Inner loops each task has finished; inner schedules count these."""
         self.losses: list[tuple[str, int, Tensor]] = []
         """(task, inner step, detached loss) of every gradient of this step."""
+        self.drifts: list[tuple[str, Tensor]] = []
+        """(task, |theta' - theta|) of every inner loop of this step."""
         self._group = group
         self._bf16 = precision == "bf16"
         self._check_each_loss = check_each_loss
@@ -73,7 +74,7 @@ class Learner:
 
     def begin_step(self, step: int) -> None:
         """Called by the loop: forget the last step's gradients and losses."""
-        self.step, self._draws, self._inner_step, self.losses = step, 0, 0, []
+        self.step, self._draws, self._inner_step, self.losses, self.drifts = step, 0, 0, [], []
         self.clear_gradient()
 
     # -- gradients
@@ -131,13 +132,11 @@ class Learner:
                 who = accused(self.tasks[task])  # a plugin's loss may as well be the plugin's fault
                 raise DivergedError(who, f"loss became {value} at {where}; lower the learning rate")
 
-    def check_direction(self, direction: Sequence[Tensor], kind: str, task: str) -> None:
+    def check_direction(self, norm: Tensor, kind: str, task: str) -> None:
         """Raise DivergedError if what an inner loop hands on is not finite. On a GPU the norm of the whole must do."""
-        if self._check_each_loss and direction:
-            norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(direction)))))
-            if not math.isfinite(norm):
-                where = f"meta-step {self.step + 1}, task '{task}', inner step {self._inner_step}"
-                raise DivergedError("", f"{kind} became {norm} at {where}; lower the inner learning rate")
+        if self._check_each_loss and not math.isfinite(norm):
+            where = f"meta-step {self.step + 1}, task '{task}', inner step {self._inner_step}"
+            raise DivergedError("", f"{kind} became {float(norm)} at {where}; lower the inner learning rate")
 
     def clear_gradient(self) -> None:
         """Set every `.grad` to None: absent, not zero, so that no optimizer moves what nothing touched."""
@@ -190,7 +189,9 @@ class Learner:
             set_lr(inner, schedule.factor(self.episodes[task], self.steps))
             if fresh_head:
                 self._reset_head(task)
-            yield Excursion(self, task, inner, self._snapshot, outer, f"heads.{task}." if fresh_head else None)
+            trip = Excursion(self, task, inner, self._snapshot, outer, f"heads.{task}." if fresh_head else None)
+            yield trip
+            self.drifts.append((task, trip.drift()))
             self.episodes[task] += 1
             if state == "reset":
                 inner.state.clear()  # nothing of it is to be kept or checkpointed
@@ -240,59 +241,3 @@ class Learner:
         """Take up saved states; each is applied when its optimizer is next needed."""
         self._inner.clear()
         self._pending = dict(states)
-
-
-class Excursion:
-    """An inner loop under way: the model's parameters are theta', on their way from theta."""
-
-    def __init__(
-        self, learner: Learner, task: str, optimizer: Optimizer, theta: list[Tensor], outer: Grads, dropped: str | None
-    ) -> None:
-        self._learner, self._optimizer, self._task = learner, optimizer, task
-        self._theta, self._outer, self._dropped = theta, outer, dropped
-        self._touched = [False] * len(theta)
-
-    def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0) -> None:
-        """One inner step on the sum of the batches' mean losses, each times `scale(task)`."""
-        self._learner.clear_gradient()
-        for batch in batches:
-            self._learner.gradient(batch, scale(batch.task))
-        for i, parameter in enumerate(self._learner.parameters.values()):
-            self._touched[i] |= parameter.grad is not None
-        self._optimizer.step()
-        self._learner._share_last_gradients(self._optimizer)
-        self._learner._inner_step += 1
-
-    @torch.no_grad()
-    def keep_delta(self, scale: float = 1.0) -> None:
-        """Add `scale` (theta - theta') to the outer gradient, for every parameter the inner loop touched."""
-        names = enumerate(self._learner.parameters.items())
-        touched = [(i, p) for i, (name, p) in names if self._touched[i] and not self._is_dropped(name)]
-        if not touched:
-            return
-        deltas = torch._foreach_sub([self._theta[i] for i, _ in touched], [p for _, p in touched])
-        self._learner.check_direction(deltas, "delta", self._task)
-        if scale != 1.0:
-            torch._foreach_mul_(deltas, scale)
-        for (i, _), delta in zip(touched, deltas, strict=True):
-            self._add(i, delta)
-
-    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
-        """Add `scale` times the gradient of the batch's loss AT theta' to the outer gradient (first-order MAML)."""
-        self._learner.clear_gradient()
-        self._learner.gradient(batch, scale)
-        self._learner._inner_step += 1
-        with torch.no_grad():
-            named = enumerate(self._learner.parameters.items())
-            grads = [(i, p.grad) for i, (name, p) in named if p.grad is not None and not self._is_dropped(name)]
-            self._learner.check_direction([grad for _, grad in grads], "query gradient", self._task)
-            for i, grad in grads:
-                self._add(i, grad)
-        self._learner.clear_gradient()
-
-    def _is_dropped(self, name: str) -> bool:
-        return self._dropped is not None and name.startswith(self._dropped)
-
-    def _add(self, i: int, direction: Tensor) -> None:
-        kept = self._outer[i]
-        self._outer[i] = direction if kept is None else kept.add_(direction)

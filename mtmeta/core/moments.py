@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["optimizer_state", "restore_optimizer", "spare_slot"]
+__all__ = ["flatten", "optimizer_state", "restore_optimizer", "spare_slot", "unflatten"]
 
 
 def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -44,3 +44,17 @@ def restore_optimizer(
         if "exp_avg_sq" in restored and "exp_avg" not in restored:
             restored["exp_avg"] = torch.zeros_like(restored["exp_avg_sq"])
         optimizer.state[parameter] = restored
+
+
+def flatten(prefix: str, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{"outer|exp_avg|encoder.words.weight": tensor}: parameter names hold dots, task names hold neither | nor dots."""
+    return {f"{prefix}|{slot}|{name}": tensor for name, slots in state.items() for slot, tensor in slots.items()}
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """What `flatten` made one of, by prefix: {"outer": {parameter name: {slot: tensor}}}."""
+    nested: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        prefix, slot, name = key.split("|", 2)
+        nested.setdefault(prefix, {}).setdefault(name, {})[slot] = tensor
+    return nested

@@ -21,12 +21,21 @@ from mtmeta.core.blame import blame, supplier
 from mtmeta.core.checkpoint import Checkpoints
 from mtmeta.core.contracts import Metric
 from mtmeta.core.data import Dataset
+from mtmeta.core.diagnostics import gradient_cosines
 from mtmeta.core.errors import CheckpointError, DivergedError, PluginError, safe
-from mtmeta.core.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Warned
+from mtmeta.core.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    GradientsMeasured,
+    StepDone,
+    StepSkipped,
+    Warned,
+)
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner
 from mtmeta.core.machine import Heap, memory_errors
-from mtmeta.core.moments import optimizer_state, restore_optimizer
+from mtmeta.core.moments import flatten, optimizer_state, restore_optimizer, unflatten
 from mtmeta.core.optim import Plateau, PlateauState, set_lr
 from mtmeta.core.options import Recipe
 from mtmeta.core.saved import read_state
@@ -138,7 +147,10 @@ class Trainer:
             for task, _, loss in learner.losses:
                 losses.setdefault(task, []).append(float(loss))
             self.seconds = time.perf_counter() - self._started
-            done = (self.step + 1, self.steps, losses, lr, norm, learner.examples, round(self.seconds, 3))
+            drifts: dict[str, list[float]] = {}
+            for task, drift in learner.drifts:
+                drifts.setdefault(task, []).append(float(drift))
+            done = (self.step + 1, self.steps, losses, lr, norm, learner.examples, round(self.seconds, 3), drifts)
             self.emit(StepDone(self.group, *done))
         self.step += 1
 
@@ -195,7 +207,19 @@ class Trainer:
         if isinstance(self.recipe.schedule, Plateau):
             self.plateau.update(self.recipe.schedule, selected)
         tasks = {name: made.json() for name, made in scores.items()}
-        self.emit(Evaluated(self.group, self.step, self.recipe.evaluation.select_on, tasks, selected, "best" in risen))
+        found = (self.recipe.evaluation.select_on, tasks, selected, "best" in risen, self.feed.usage())
+        self.emit(Evaluated(self.group, self.step, *found))
+        if self.recipe.evaluation.gradients:
+            self._measure_gradients()
+
+    def _measure_gradients(self) -> None:
+        """Tell how the tasks pull at the encoder; training goes on as if nothing had been measured."""
+        chunks = self.recipe.training.grad_accumulation
+        options: dict[str, Any] = {"seed": self.recipe.seed, "chunks": chunks, "precision": self.precision}
+        remedy = "set evaluation.gradients: false"
+        with memory_errors(f"measuring gradients of {len(self.feed.tasks)} tasks", remedy):
+            norms, cosines = gradient_cosines(self.learner.model, self.feed.datasets, **options)
+        self.emit(GradientsMeasured(self.group, self.step, norms, cosines))
 
     def _check_parameters(self) -> None:
         self._check_finite("parameter", self._weights())
@@ -219,9 +243,9 @@ class Trainer:
         return {name: parameter.detach() for name, parameter in self.learner.parameters.items()}
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
-        tensors = _flatten("outer", optimizer_state(self.optimizer, self.learner.parameters))
+        tensors = flatten("outer", optimizer_state(self.optimizer, self.learner.parameters))
         for key, inner in self.learner.inner_states().items():
-            tensors |= _flatten(f"inner/{key}", inner)
+            tensors |= flatten(f"inner/{key}", inner)
         return tensors
 
     def _save(self) -> Path:
@@ -254,7 +278,7 @@ class Trainer:
             saved = read_state(state)
             if saved.step > self.steps:
                 raise ValueError(f"step {saved.step} of {self.steps}")
-            nested = _unflatten(tensors)
+            nested = unflatten(tensors)
             restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
             self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
             self.step, self.seconds, self.skipped = saved.step, saved.seconds, saved.skipped
@@ -279,16 +303,3 @@ class Trainer:
 
 def _shape(shape: list[int] | None) -> str:
     return "absent" if shape is None else "x".join(map(str, shape)) or "one number"
-
-
-def _flatten(prefix: str, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """{"outer|exp_avg|encoder.words.weight": tensor}: parameter names hold dots, task names hold neither | nor dots."""
-    return {f"{prefix}|{slot}|{name}": tensor for name, slots in state.items() for slot, tensor in slots.items()}
-
-
-def _unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Tensor]]]:
-    nested: dict[str, dict[str, dict[str, Tensor]]] = {}
-    for key, tensor in tensors.items():
-        prefix, slot, name = key.split("|", 2)
-        nested.setdefault(prefix, {}).setdefault(name, {})[slot] = tensor
-    return nested
