@@ -125,6 +125,7 @@ class Census:
     collect_only: bool
     ended: dict[str, str] = field(default_factory=dict)
 
+    @pytest.hookimpl(trylast=True)  # after pytest has left out the slow ones
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         wanted = [item for item in items if any(short(item.nodeid).startswith(begin) for begin in beginnings())]
         self.ended = {short(item.nodeid): "collected" for item in wanted}

@@ -9,12 +9,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
-
-import torch
-from torch import Tensor
+from typing import IO, TYPE_CHECKING, Any
 
 from mtmeta.core.errors import CheckpointError, MachineError, safe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Fingerprint",
@@ -37,16 +37,16 @@ Fingerprint = dict[str, Any]
 SPARE = 2**16  # bytes for the names in safetensors headers, JSON and directories
 BUFFER = 2**20
 DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.bfloat16": "BF16",
+    "torch.float16": "F16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
 }
 
 
@@ -76,11 +76,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Fingerprint:
     read, hides the system's reason for a failure, and says nothing of what it wrote, so that a bit that flips on the
     way would pass for written.
     """
+    import torch  # here, so that whoever only reads a run directory does without
+
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header, end = {}, 0
     for name, tensor in ordered:
         begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[name] = {"dtype": DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
 

@@ -14,20 +14,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mtmeta.core import strict_yaml
-from mtmeta.core.checkpoint import Checkpoints
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.disk import clear_leftovers, disk_errors, read_json, write_file
 from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError, safe
 from mtmeta.core.hold import LOCK_NAME
-from mtmeta.core.machine import processor
 from mtmeta.core.options import Recipe
 from mtmeta.core.registry import Registry
 from mtmeta.core.resolved import describe, differences, digest, dump
+
+if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a run needs none of it
+    import torch
+
+    from mtmeta.core.checkpoint import Checkpoints
 
 __all__ = ["RunDir", "check_hashes", "make_lock"]
 
@@ -60,6 +61,8 @@ class RunDir:
 
     def checkpoints(self, group: str, groups: int, keep: int = 2) -> Checkpoints:
         """One folder of checkpoints, or one for each group where there are several."""
+        from mtmeta.core.checkpoint import Checkpoints
+
         folder = self.path / "checkpoints"
         return Checkpoints(folder / group if groups > 1 else folder, keep)
 
@@ -178,6 +181,10 @@ def make_lock(
     precision: str,
 ) -> dict[str, Any]:
     """Versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
+    import torch
+
+    from mtmeta.core.machine import processor
+
     return {
         "recipe": digest(recipe),
         "mtmeta": version("mtmeta"),
