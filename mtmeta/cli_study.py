@@ -11,7 +11,7 @@ import typer
 from mtmeta.cli_options import DataRoot, Device, Json, NoPlugin, Set, say, warn
 from mtmeta.core.errors import UsageError
 
-__all__ = ["compare"]
+__all__ = ["compare", "report"]
 
 
 def compare(
@@ -68,3 +68,17 @@ def compare(
         print(compare_view.as_csv(found), end="")
     else:
         compare_view.show_comparison(found)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Recipe that differences are to; default: the individual one.")
+    ] = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Write one self-contained HTML page about runs: results, curves, losses, sampling, gradients, predictions."""
+    from mtmeta.core.report import report as write_report
+
+    print(write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn))

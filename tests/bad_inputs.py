@@ -97,8 +97,8 @@ ROWS: dict[int, tuple[str, ...]] = {
     68: ("hub: gated, 401, 404", "test_hub.py::test_a_hub_that_refuses"),
     69: ("half of torchrun's variables", "test_surroundings.py::test_half_of_a_launcher",
          "test_surroundings.py::test_a_launcher_of_several"),
-    71: ("old torch, missing package", "test_surroundings.py::test_an_old_torch",
-         "test_surroundings.py::test_a_package_that_is_gone"),
+    71: ("old torch, missing package or extra", "test_surroundings.py::test_an_old_torch",
+         "test_surroundings.py::test_a_package_that_is_gone", "test_report.py::test_without_matplotlib"),
     72: ("loss not finite", "test_divergence.py::test_it_stops_before_anything_bad_is_saved",
          "test_divergence.py::test_the_command_ends_with_7"),
     73: ("SIGTERM", "test_signals.py::test_the_step_is_ended_and_saved", "test_signals.py::test_a_process_of_its_own"),
@@ -114,7 +114,6 @@ PARTLY = {
     35: "archives are refused as a whole, so no member of one is ever looked at",
     49: "there is no --locked; a run pins its weights by SHA-256, which is what the test changes",
     69: "a port that is busy and a peer that is lost need several processes",
-    71: "there are no extras that a command could miss",
 }
 
 

@@ -38,19 +38,19 @@ def some(rows: int, seeds: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_resamples_are_the_same_for_every_row_and_seed() -> None:
     labels, predictions = some(3, 2, 40)
-    made = resampled(labels, predictions, ACCURACY, seed=9, draws=5)
+    made = resampled(labels, list(predictions), ACCURACY, seed=9, draws=5)
     generator = np.random.Generator(np.random.PCG64(9))
     for draw in range(5):
         at = generator.integers(0, 40, 40)
         by_hand = [(predictions[row][:, at] == labels[at]).mean() for row in range(3)]  # mean of seeds and examples
         assert made[:, draw] == pytest.approx(by_hand)
-    assert (made == resampled(labels, predictions, ACCURACY, seed=9, draws=5)).all()
-    assert (made != resampled(labels, predictions, ACCURACY, seed=8, draws=5)).any()
+    assert (made == resampled(labels, list(predictions), ACCURACY, seed=9, draws=5)).all()
+    assert (made != resampled(labels, list(predictions), ACCURACY, seed=8, draws=5)).any()
 
 
 def test_a_row_against_itself_differs_by_nothing() -> None:
     labels, predictions = some(1, 3, 50)
-    made = resampled(labels, np.concatenate([predictions, predictions]), ACCURACY, seed=0)
+    made = resampled(labels, [*predictions, *predictions], ACCURACY, seed=0)
     found = difference(0.0, made[1] - made[0])
     assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
 
@@ -59,7 +59,7 @@ def test_paired_interval_is_that_of_the_differences_of_each_example() -> None:
     """Of 4,000 examples the bootstrap is normal: 1.96 standard errors of the mean of the paired differences."""
     labels, predictions = some(2, 1, 4000)
     each = (predictions[1, 0] == labels).astype(float) - (predictions[0, 0] == labels)
-    made = resampled(labels, predictions, ACCURACY, seed=0)
+    made = resampled(labels, list(predictions), ACCURACY, seed=0)
     found = difference(float(each.mean()), made[1] - made[0])
     half = 1.96 * each.std() / math.sqrt(4000)
     assert found.value - found.low == pytest.approx(half, rel=0.1)
@@ -73,7 +73,7 @@ def test_pairing_makes_small_differences_visible() -> None:
     better = predictions.copy()
     right = np.flatnonzero(predictions[0, 0] != labels)[:12]
     better[0, 0, right] = labels[right]
-    made = resampled(labels, np.concatenate([predictions, better]), ACCURACY, seed=0)
+    made = resampled(labels, [*predictions, *better], ACCURACY, seed=0)
     found = difference(12 / 500, made[1] - made[0])
     assert 0 < found.low < 12 / 500 < found.high
     assert made[0].std() > 3 * (found.value - found.low) / 1.96 / 2
@@ -95,7 +95,7 @@ def test_a_correlation_is_resampled_too() -> None:
     generator = np.random.default_rng(0)
     labels = generator.normal(size=300)
     predictions = np.stack([labels + generator.normal(size=300) * noise for noise in (0.1, 2.0)])[:, None]
-    made = resampled(labels, predictions, PEARSON, seed=0, draws=200)
+    made = resampled(labels, list(predictions), PEARSON, seed=0, draws=200)
     observed = pearson(labels, predictions[1, 0]) - pearson(labels, predictions[0, 0])
     found = difference(observed, made[1] - made[0])
     assert found.low < observed < found.high < -0.3

@@ -36,7 +36,7 @@ from mtmeta.core.rng import derive
 from mtmeta.core.rundir import RunDir
 from mtmeta.core.signals import StopRequest
 
-__all__ = ["compare"]
+__all__ = ["Planned", "baseline_of", "check_alike", "check_data", "compare", "comparison", "read_predictions"]
 
 MEAN = "mean"
 Say = Callable[[str], None]
@@ -79,7 +79,7 @@ def compare(
     """
     registry = build_registry(block=block, warn=warn)
     plan = _plan(recipes, registry, seeds, overrides, Path(out), data_root)
-    chosen = _baseline(plan, baseline)
+    chosen = baseline_of(plan, baseline)
     arguments = [f"--set={text}" for text in overrides] + [f"--no-plugin={name}" for name in block]
     arguments += [f"--device={device}"] + ([f"--data-root={data_root}"] if data_root else [])
     runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # of the first seed first
@@ -89,9 +89,9 @@ def compare(
         if not _is_finished(run)
     ]
     say(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already, in {out}")
-    _check_data(runs)
-    run_all(todo, at_once=jobs, say=say, ended=lambda job: _check_data(runs), stop=stop)
-    return _table(plan, chosen, registry)
+    check_data(runs)
+    run_all(todo, at_once=jobs, say=say, ended=lambda job: check_data(runs), stop=stop)
+    return comparison(plan, chosen, registry)
 
 
 # ------------------------------------------------------------------------------------------------------ before the runs
@@ -122,11 +122,11 @@ def _plan(
         except MtmetaError as error:
             problems.append(error)
     raise_all(problems)
-    _check_alike([row[0].recipe for row in plan.values()])
+    check_alike([row[0].recipe for row in plan.values()])
     return plan
 
 
-def _check_alike(recipes: Sequence[Recipe]) -> None:
+def check_alike(recipes: Sequence[Recipe]) -> None:
     """Raise RecipeError unless all have the same tasks, metrics and report split."""
     one = recipes[0]
     for other in recipes[1:]:
@@ -144,7 +144,7 @@ def _check_alike(recipes: Sequence[Recipe]) -> None:
                 raise RecipeError(one.name, f"{what}; compare by the same metric")
 
 
-def _baseline(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str | None:
+def baseline_of(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str | None:
     """Name of the row that differences are to."""
     if given is not None:
         if given not in plan:
@@ -160,7 +160,7 @@ def _is_finished(run: Planned) -> bool:
     return run.folder.check_usable(run.recipe, fresh=False) and run.folder.finished() is not None
 
 
-def _check_data(runs: Sequence[Planned]) -> None:
+def check_data(runs: Sequence[Planned]) -> None:
     """Raise DataError if two of the runs that have begun read files of other contents."""
     seen: dict[str, tuple[str, Any]] = {}
     for run in runs:
@@ -176,7 +176,7 @@ def _check_data(runs: Sequence[Planned]) -> None:
 # ------------------------------------------------------------------------------------------------------- after the runs
 
 
-def _table(plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry) -> dict[str, Any]:
+def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry) -> dict[str, Any]:
     """Rows of means, intervals and differences, from the summaries and predictions of finished runs."""
     summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
     first = next(iter(plan.values()))[0].recipe
@@ -259,15 +259,15 @@ def _mean(summaries: Sequence[Mapping[str, Any]], key: str) -> float:
     return math.fsum(summary[key] for summary in summaries) / len(summaries)
 
 
-def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Array, Array]:
-    """Labels [N] of a task, and the predictions [R, K, N] of all rows and seeds."""
+def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Array, list[Array]]:
+    """Labels [N] of a task, and of each row the predictions [K, N] of its seeds."""
     labels: Array | None = None
     rows: list[list[Array]] = []
     for row in plan.values():
         rows.append([])
         for run in row:
             path = run.folder.path / "predictions" / f"{task}-{run.recipe.evaluation.report_on}.csv"
-            found, made = _read_predictions(path, run.recipe.tasks[task])
+            found, made = read_predictions(path, run.recipe.tasks[task])
             if labels is None:
                 labels = found
             elif len(found) != len(labels) or not np.array_equal(found, labels):
@@ -276,10 +276,10 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Arra
                 )
             rows[-1].append(made)
     assert labels is not None
-    return labels, np.array(rows)
+    return labels, [np.array(row) for row in rows]
 
 
-def _read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
+def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
     """Labels and predictions [N] as numbers, classes by their index."""
     index = {name: float(number) for number, name in enumerate(task.objective.classes)}
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from mtmeta.core.errors import safe
 from mtmeta.core.view import box_of
 
-__all__ = ["as_csv", "as_markdown", "show_comparison"]
+__all__ = ["as_csv", "as_markdown", "cells_of", "notes_of", "show_comparison", "title_of"]
 
 WIDE = 250  # columns
 
@@ -27,7 +27,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
     names = list(found["rows"][0]["columns"])
     needed = 42 + max(len(row["name"]) for row in found["rows"]) + 28 * len(names)
     between = " " if console.width >= needed else "\n"
-    table = Table(title=Text(safe(_title(found), 200)), title_justify="left", box=box_of(console), show_lines=True)
+    table = Table(title=Text(safe(title_of(found), 200)), title_justify="left", box=box_of(console), show_lines=True)
     for heading in ("regime", *(_heading(found, name) for name in names)):
         table.add_column(Text(safe(heading)))
     for heading in ("examples", "time", "memory") if between == " " else ():
@@ -44,7 +44,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
     for row in found["rows"] if between != " " else ():
         examples, seconds, memory = _cost(row)
         console.print(f"  {safe(row['name'])}: {examples} examples, {seconds}, {memory}")
-    for line in _notes(found):
+    for line in notes_of(found):
         console.print(line)
 
 
@@ -60,7 +60,20 @@ def as_markdown(found: Mapping[str, Any]) -> str:
             cells.append(value + (f"<br>{_delta(cell['delta'])}" if "delta" in cell else ""))
         lines.append([row["name"], *cells, *_cost(row)])
     table = "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
-    return "\n\n".join([_title(found), table, *_notes(found)]) + "\n"
+    return "\n\n".join([title_of(found), table, *notes_of(found)]) + "\n"
+
+
+def cells_of(found: Mapping[str, Any]) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """Heading of each column, and of each row (text, whether it is the best of its column)."""
+    header = ["regime", *(_heading(found, name) for name in found["rows"][0]["columns"]), "examples", "time", "memory"]
+    rows = []
+    for row in found["rows"]:
+        cells = [(row["name"], False)]
+        for cell in row["columns"].values():
+            delta = f"\n{_delta(cell['delta'])}" if "delta" in cell else ""
+            cells.append((_value(cell) + delta, cell["best"]))
+        rows.append(cells + [(text, False) for text in _cost(row)])
+    return header, rows
 
 
 def as_csv(found: Mapping[str, Any]) -> str:
@@ -84,7 +97,7 @@ def as_csv(found: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _title(found: Mapping[str, Any]) -> str:
+def title_of(found: Mapping[str, Any]) -> str:
     seeds = [row["seeds"] for row in found["rows"]]
     same = all(row == seeds[0] for row in seeds)
     shown = ", ".join(map(str, seeds[0])) if same else f"{len(seeds[0])} of each"
@@ -109,7 +122,7 @@ def _cost(row: Mapping[str, Any]) -> list[str]:
     return [f"{row['examples']:,.0f}", f"{row['seconds']:,.0f} s", memory]
 
 
-def _notes(found: Mapping[str, Any]) -> list[str]:
+def notes_of(found: Mapping[str, Any]) -> list[str]:
     """What the numbers are, under the table."""
     several = len(found["rows"][0]["seeds"]) > 1
     over = "Student's t over the seeds" if several else "bootstrap over the examples of the one run"

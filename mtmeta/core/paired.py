@@ -43,25 +43,24 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | No
     return mean, mean - half, mean + half
 
 
-def resampled(labels: Array, predictions: Array, metric: Metric, seed: int, draws: int = DRAWS) -> Array:
+def resampled(labels: Array, predictions: Sequence[Array], metric: Metric, seed: int, draws: int = DRAWS) -> Array:
     """The metric on `draws` resamples of the examples [R, D], each the mean over the K seeds of a row.
 
-    `labels` [N], `predictions` [R, K, N]. Every row and seed sees the same resamples, which is what makes the
-    differences between rows paired (Efron and Tibshirani 1993). NaN where a metric is undefined on a resample.
+    `labels` [N], and of each row predictions [K, N], where K may differ. Every row and seed sees the same resamples,
+    which is what makes the differences between rows paired (Efron and Tibshirani 1993). NaN where a metric is
+    undefined on a resample.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
-    rows, seeds, examples = predictions.shape
-    made = np.empty((rows, seeds, draws))
+    examples = len(labels)
+    made = np.empty((len(predictions), draws))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample may well be constant
         for draw in range(draws):
             at = generator.integers(0, examples, examples)
             drawn = labels[at]
-            for row in range(rows):
-                for k in range(seeds):
-                    made[row, k, draw] = metric(drawn, predictions[row, k, at])
-    means: Array = made.mean(axis=1)
-    return means
+            for row, seeds in enumerate(predictions):
+                made[row, draw] = math.fsum(metric(drawn, one[at]) for one in seeds) / len(seeds)
+    return made
 
 
 def difference(observed: float, draws: Array) -> Difference:

@@ -1,0 +1,164 @@
+"""Plots as SVG text that stands in an HTML page and takes its colours: light or dark, whatever the reader has.
+
+matplotlib draws in placeholder colours, which become the page's CSS variables.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtmeta.core.errors import MachineError
+
+__all__ = ["Line", "bars", "cloud", "histograms", "lines"]
+
+FOREGROUND, GRID = "#010101", "#020202"
+SERIES = [f"#0300{number:02x}" for number in range(8)]  # --s0 to --s7
+VARIABLES = {FOREGROUND: "var(--fg)", GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES)}
+PANEL = (3.6, 2.5)  # inches; a page shows as many beside each other as fit
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mtmeta",
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "text.color": FOREGROUND,
+    "text.parse_math": False,  # a dollar in a name begins no formula
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": FOREGROUND,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": FOREGROUND,
+    "ytick.color": FOREGROUND,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series of points; `series` picks its colour, `strong` one of several that stand out."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    series: int = 0
+    strong: bool = True
+    points: bool = False
+    """Whether each point is drawn, and no line between them."""
+
+
+def lines(title: str, x: str, y: str, drawn: Sequence[Line], *, zero: bool = False) -> str:
+    """Curves over a common axis; those without a label stand in no legend."""
+    with _panel(title, x, y) as (axes, made):
+        if zero:
+            axes.axhline(0, color=FOREGROUND, linewidth=0.6)
+        for line in drawn:
+            style: dict[str, Any] = {"color": SERIES[line.series % len(SERIES)], "label": line.label or None}
+            if line.points:
+                axes.plot(line.x, line.y, ".", markersize=2.5, alpha=0.35, **style)
+            else:
+                style |= {"linewidth": 1.6 if line.strong else 0.8, "alpha": 1.0 if line.strong else 0.6}
+                axes.plot(line.x, line.y, marker="o" if len(line.x) < 2 else None, markersize=3, **style)
+        _legend(axes)
+    return made[0]
+
+
+def histograms(title: str, x: str, values: Mapping[str, Sequence[float]]) -> str:
+    """Distributions over common bins, as outlines."""
+    with _panel(title, x, "count") as (axes, made):
+        everything = np.concatenate([np.asarray(v, dtype=np.float64) for v in values.values()])
+        bins = np.histogram_bin_edges(everything, bins=min(40, max(5, round(len(everything) ** 0.5))))
+        for number, (label, found) in enumerate(values.items()):
+            colour = SERIES[number % len(SERIES)]
+            axes.hist(found, bins=bins, histtype="stepfilled", color=colour, alpha=0.3)
+            axes.hist(found, bins=bins, histtype="step", color=colour, linewidth=1.4, label=label)
+        _legend(axes)
+    return made[0]
+
+
+def bars(title: str, y: str, groups: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
+    """Bars beside each other, one of each kind for every group."""
+    with _panel(title, "", y) as (axes, made):
+        width = 0.8 / len(values)
+        for number, (label, found) in enumerate(values.items()):
+            at = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
+            axes.bar(at, found, width * 0.92, color=SERIES[number % len(SERIES)], label=label)
+        many = len(groups) > 4
+        axes.set_xticks(range(len(groups)), groups, rotation=30 if many else 0, ha="right" if many else "center")
+        axes.grid(axis="x", visible=False)
+        _legend(axes)
+    return made[0]
+
+
+def cloud(title: str, labels: Sequence[float], predictions: Sequence[float]) -> str:
+    """Predicted against true values, with the line on which they are equal."""
+    with _panel(title, "label", "predicted") as (axes, made):
+        ends = [min(labels), max(labels)]
+        axes.plot(ends, ends, color=FOREGROUND, linewidth=0.8, linestyle="--")
+        axes.plot(labels, predictions, ".", color=SERIES[0], markersize=3, alpha=0.4)
+    return made[0]
+
+
+@contextmanager
+def _panel(title: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on, and a list that holds the SVG afterwards."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
+    except ImportError as error:
+        what = "needs matplotlib, which is not installed; pip install 'mtmeta[report]'"
+        raise MachineError("mtmeta report", what) from error
+    made: list[str] = []
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=PANEL, layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(title, loc="left")
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        if x == "step":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        yield axes, made
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    made.append(_for_page(text.getvalue(), title))
+
+
+def _legend(axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(handles) > 1:
+        axes.legend(handles, labels, fontsize=7)
+
+
+def _for_page(svg: str, title: str) -> str:
+    """The `<svg>` element alone, as wide as its place allows, in the page's colours, with its title for a reader."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' width="[^"]*pt"', "", re.sub(r' height="[^"]*pt"', "", svg, count=1), count=1)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    # ids are looked up in the whole page, where every plot has the same ones
+    prefix = f"p{abs(hash_of(svg)):x}-"
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", svg)
+    return svg.replace("<svg ", '<svg role="img" ', 1)
+
+
+def hash_of(text: str) -> int:
+    """A number for a text, the same in every process."""
+    import zlib
+
+    return zlib.crc32(text.encode())
