@@ -190,7 +190,8 @@ def profile(options: Any, out: Path, rows: int = 25) -> str:
     from benchmarks.parts import load_dataset
     from mtmeta.core.feed import Feed
     from mtmeta.core.model import MultiTaskModel
-    from mtmeta.core.optim import AdamW, Step
+    from mtmeta.core.optim import AdamW
+    from mtmeta.core.schedules import Step
     from mtmeta.plugins.samplers import Uniform
 
     device = torch.device(options.device)

@@ -33,7 +33,8 @@ from benchmarks.stats import machine, ratios, spread
 from mtmeta.core.contracts import InnerState, Task
 from mtmeta.core.data import Dataset, TokenStore
 from mtmeta.core.feed import Feed
-from mtmeta.core.optim import SGD, AdamW, Constant
+from mtmeta.core.optim import SGD, AdamW
+from mtmeta.core.schedules import Constant
 from mtmeta.plugins.algorithms.reptile import Reptile
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
 from mtmeta.plugins.samplers import Uniform

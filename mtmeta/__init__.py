@@ -46,7 +46,8 @@ from mtmeta.core.errors import (
 )
 from mtmeta.core.hookspecs import hookimpl
 from mtmeta.core.objectives import Binary, Classification, Objective, Regression
-from mtmeta.core.optim import AdamW, OptimizerOptions, ScheduleOptions, Step
+from mtmeta.core.optim import AdamW, OptimizerOptions
+from mtmeta.core.schedules import ScheduleOptions, Step
 from mtmeta.core.surroundings import check_torch
 from mtmeta.core.tables import DataFile, Dialect, Row
 

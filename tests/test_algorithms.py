@@ -14,7 +14,8 @@ from mtmeta import RecipeError
 from mtmeta.core.errors import DataError, DivergedError
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner
-from mtmeta.core.optim import SGD, Adam, AdamW, Constant, NAdam, Step, set_lr
+from mtmeta.core.optim import SGD, Adam, AdamW, NAdam, set_lr
+from mtmeta.core.schedules import Constant, Step
 from mtmeta.plugins.algorithms.fomaml import Fomaml
 from mtmeta.plugins.algorithms.individual import Individual
 from mtmeta.plugins.algorithms.joint import Joint

@@ -20,8 +20,9 @@ from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner
 from mtmeta.core.machine import make_deterministic
 from mtmeta.core.model import MultiTaskModel
-from mtmeta.core.optim import AdamW, Step
+from mtmeta.core.optim import AdamW
 from mtmeta.core.packing import pack_sequences
+from mtmeta.core.schedules import Step
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
 
 pytestmark = [

@@ -15,20 +15,8 @@ from torch.optim import lr_scheduler
 
 from mtmeta.core.model import CosineHead, MLPHead
 from mtmeta.core.moments import optimizer_state, restore_optimizer
-from mtmeta.core.optim import (
-    SGD,
-    Adam,
-    AdamW,
-    Constant,
-    Cosine,
-    Linear,
-    NAdam,
-    OneCycle,
-    Plateau,
-    PlateauState,
-    Step,
-    set_lr,
-)
+from mtmeta.core.optim import SGD, Adam, AdamW, NAdam, set_lr
+from mtmeta.core.schedules import Constant, Cosine, Linear, OneCycle, Plateau, PlateauState, Step
 from mtmeta.plugins.backbones.bert import Bert
 
 BASE = 0.7

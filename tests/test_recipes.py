@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from mtmeta.core.optim import SGD, Adam, AdamW, Cosine, Plateau, Step
+from mtmeta.core.optim import SGD, Adam, AdamW
 from mtmeta.core.options import Recipe
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import Registry, build_registry
 from mtmeta.core.resolved import describe, differences, digest, dump
+from mtmeta.core.schedules import Cosine, Plateau, Step
 from mtmeta.plugins.algorithms.fomaml import Fomaml
 from mtmeta.plugins.algorithms.individual import Individual
 from mtmeta.plugins.algorithms.inner_loop import InnerLoop

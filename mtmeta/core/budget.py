@@ -37,12 +37,15 @@ def steps_within(
     tasks: Mapping[str, Task],
     datasets: Mapping[str, Dataset],
     seed: int,
+    numbers: Mapping[str, float] | None = None,
 ) -> int:
     """The most steps with which training spends at most `budget` example-forwards.
 
+    `numbers` are what the algorithm trains beside the model.
+
     Raises RecipeError if that is not one step, PluginError if the algorithm cannot be gone through without a model.
     """
-    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed)
+    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
 
     def walk(steps: int) -> tuple[int, int]:
         """Goes through a run of that many steps until it is over budget; steps gone and example-forwards spent."""
@@ -130,7 +133,7 @@ class _Counted(Feed):
 class _Rehearsal(Learner):
     """Counts what would go through the encoder. Gradients stay absent, as those of parameters that nothing touched."""
 
-    def gradient(self, batch: Batch, scale: float = 1.0) -> Tensor:
+    def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         self.examples += len(batch)
         self.losses.append((batch.task, self._inner_step, torch.zeros(())))
         return self.losses[-1][2]

@@ -169,6 +169,13 @@ class Algorithm(Component):
         """Leave the update direction in `.grad`, as `loss.backward()` would; None for what was not touched."""
         raise NotImplementedError(f"algorithm {self.name!r} has no backward")
 
+    def parameters(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Numbers of the algorithm's own that are trained with the model, by name, and what they begin as.
+
+        In `Learner.parameters` they are scalars named `algorithm.NAME`; `backward` leaves their `.grad` too.
+        """
+        return {}
+
     def groups(self, tasks: Sequence[str]) -> list[list[str]]:
         """Tasks that share one learner; one group of all tasks unless the algorithm says otherwise."""
         return [list(tasks)]

@@ -9,9 +9,9 @@ import itertools
 import json
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
-from mtmeta.core import optim
+from mtmeta.core import optim, schedules
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import Component, Metric
 from mtmeta.core.errors import UsageError, did_you_mean, quote, safe
@@ -30,11 +30,8 @@ FIXED: dict[str, dict[str, type[Any]]] = {
         "evaluation": EvaluationOptions,
         "checkpoint": CheckpointOptions,
     },
-    "optimizer": {part.name: part for part in (optim.SGD, optim.Adam, optim.AdamW, optim.NAdam)},
-    "schedule": {
-        part.name: part
-        for part in (optim.Constant, optim.Linear, optim.Step, optim.Plateau, optim.OneCycle, optim.Cosine)
-    },
+    "optimizer": {part.name: part for part in get_args(get_args(optim.OptimizerOptions)[0])},
+    "schedule": {part.name: part for part in get_args(get_args(schedules.ScheduleOptions)[0])},
 }
 
 

@@ -22,9 +22,10 @@ from mtmeta.core.excursion import Excursion, Grads
 from mtmeta.core.machine import memory_errors, order_errors
 from mtmeta.core.model import MultiTaskModel, build_head
 from mtmeta.core.moments import optimizer_state, restore_optimizer, spare_slot
-from mtmeta.core.optim import OptimizerOptions, ScheduleOptions, set_lr
+from mtmeta.core.optim import OptimizerOptions, set_lr
 from mtmeta.core.packing import Batch
 from mtmeta.core.rng import derive
+from mtmeta.core.schedules import ScheduleOptions
 
 __all__ = ["Learner"]
 
@@ -79,7 +80,7 @@ class Learner:
 
     # -- gradients
 
-    def gradient(self, batch: Batch, scale: float = 1.0) -> Tensor:
+    def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         """Add `scale` times the gradient of the batch's mean loss to `.grad`; returns the mean loss, detached.
 
         Under gradient accumulation the batch comes in chunks, each weighted by its share of the examples, so the

@@ -102,16 +102,31 @@ class Heads(nn.Module):
         return head
 
 
-class MultiTaskModel(nn.Module):
-    """`encoder` and `heads`; parameters are named `encoder.*` and `heads.TASK.*`."""
+class Numbers(nn.Module):
+    """Scalar parameters by name."""
 
-    def __init__(self, encoder: nn.Module, tasks: Mapping[str, Task], seed: int) -> None:
+    def __init__(self, numbers: Mapping[str, float]) -> None:
+        super().__init__()
+        self._parameters.update({name: nn.Parameter(torch.tensor(float(n))) for name, n in numbers.items()})
+
+
+class MultiTaskModel(nn.Module):
+    """`encoder` and `heads`; parameters are named `encoder.*` and `heads.TASK.*`.
+
+    `numbers` are what an algorithm trains beside them: scalars named `algorithm.NAME`, with what they begin as.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, tasks: Mapping[str, Task], seed: int, numbers: Mapping[str, float] | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.hidden_size = int(encoder.hidden_size)  # type: ignore[arg-type]
         self.seed = seed
         self.tasks = dict(tasks)
         self.heads = Heads({name: build_head(name, task, self.hidden_size, seed) for name, task in tasks.items()})
+        if numbers:
+            self.algorithm = Numbers(numbers)
 
         unsaved = sorted(set(self.state_dict()) ^ {name for name, _ in self.named_parameters()})
         if unsaved:  # they would neither come back after an inner loop nor stand in a checkpoint

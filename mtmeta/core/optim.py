@@ -1,50 +1,30 @@
-"""Optimizers and schedules of the paper's Table 1, for the outer step and for inner loops.
+"""Optimizers of the paper's Table 1, for the outer step and for inner loops.
 
-Optimizers are PyTorch's. Schedules are pure functions of the step, `factor(step, steps)`, multiplied onto the base
-learning rate, so there is nothing to checkpoint; only `plateau` has state, because it answers to a metric. A test
-holds each against its twin in torch.optim.lr_scheduler.
+They are PyTorch's, with learning rates of their own for heads, tasks and layers.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from mtmeta.core.contracts import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from mtmeta.core.contracts import Fraction, NonNegativeFloat, PositiveFloat
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-__all__ = [
-    "SGD",
-    "Adam",
-    "AdamW",
-    "Constant",
-    "Cosine",
-    "Linear",
-    "NAdam",
-    "OneCycle",
-    "OptimizerOptions",
-    "Plateau",
-    "PlateauState",
-    "ScheduleOptions",
-    "Step",
-    "set_lr",
-]
+__all__ = ["SGD", "Adam", "AdamW", "NAdam", "OptimizerOptions", "set_lr"]
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 OUTER_BETAS = (0.9, 0.999)
 INNER_BETAS = (0.0, 0.999)  # the first moment never crosses episodes
-
-
-# ------------------------------------------------------------------------------------------------------- optimizers
 
 
 def _leave_compiler_out() -> None:
@@ -73,8 +53,11 @@ def _bare(kind: type[Optimizer]) -> type[Any]:
 class _Options:
     lr: PositiveFloat
     """Learning rate."""
-    head_lr: PositiveFloat | None = None
-    """Learning rate of the task heads; default: `lr`."""
+    head_lr: PositiveFloat | dict[str, PositiveFloat] | None = None
+    """Learning rate of the task heads, one for all or one for each task named, as {sst: 1e-3}; default: `lr`."""
+    layer_decay: Fraction = 1.0
+    """Factor on the learning rate from each encoder layer to the one below it, down to the embeddings (discriminative
+    fine-tuning, Howard and Ruder 2018); 1 for the same everywhere."""
     weight_decay: NonNegativeFloat = 0.0
     """Decay of weights; biases and LayerNorm are never decayed."""
 
@@ -91,21 +74,54 @@ class _Options:
         return made
 
     def _groups(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-        """Up to four groups: backbone and heads, with and without weight decay."""
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in parameters:
-            key = name.startswith("heads."), parameter.ndim >= 2
-            groups.setdefault(key, []).append(parameter)
+        """Groups of one learning rate and weight decay; without `layer_decay` at most two of the backbone."""
+        named = list(parameters)
+        rates = self._rates([name for name, _ in named])
+        groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
+        for (name, parameter), rate in zip(named, rates, strict=True):
+            groups.setdefault((_is_head(name), parameter.ndim >= 2, rate), []).append(parameter)
         return [
             {
                 "params": members,
-                "lr": (self.head_lr or self.lr) if head else self.lr,
-                "base_lr": (self.head_lr or self.lr) if head else self.lr,
+                "lr": rate,
+                "base_lr": rate,
                 # biases and LayerNorm scales are the one-dimensional parameters of a BERT
                 "weight_decay": self.weight_decay if decayed else 0.0,
             }
-            for (head, decayed), members in groups.items()
+            for (_, decayed, rate), members in groups.items()
         ]
+
+    def _rates(self, names: Sequence[str]) -> list[float]:
+        """Base learning rate of each parameter, by its name."""
+        depths = _depths([name for name in names if not _is_head(name)])
+        top = max(depths.values(), default=0)
+        rates = []
+        for name in names:
+            if name in depths:
+                rates.append(self.lr * self.layer_decay ** (top - depths[name]))
+            elif isinstance(self.head_lr, dict):
+                rates.append(self.head_lr.get(name.split(".")[1], self.lr))
+            else:
+                rates.append(self.head_lr or self.lr)
+        return rates
+
+
+def _is_head(name: str) -> bool:
+    """Whether a parameter is of a head, or of the algorithm: what has no pretrained value and may need larger steps."""
+    return name.startswith(("heads.", "algorithm."))
+
+
+def _depths(names: Sequence[str]) -> dict[str, int]:
+    """Depth of each backbone parameter: 0 below the first layer, i of the i-th layer; what has no number is of the
+    layer before it.
+    """
+    depths: dict[str, int] = {}
+    depth = 0
+    for name in names:
+        if found := re.search(r"\.(?:layers?|blocks?|h)\.(\d+)\.", f".{name}"):
+            depth = int(found[1]) + 1
+        depths[name] = depth
+    return depths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,121 +186,3 @@ def set_lr(optimizer: Optimizer, factor: float) -> None:
     """Set every group's learning rate to its base rate times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-
-
-# -------------------------------------------------------------------------------------------------------- schedules
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constant:
-    """The same learning rate throughout."""
-
-    name: Literal["constant"] = "constant"
-
-    def factor(self, step: int, steps: int) -> float:
-        return 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """From 1 to `end` in a straight line, after `warmup` steps from 0."""
-
-    name: Literal["linear"] = "linear"
-    warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps of linear rise from 0."""
-    end: NonNegativeFloat = 0.0
-    """Factor after the last step."""
-
-    def factor(self, step: int, steps: int) -> float:
-        if step < self.warmup:
-            return step / self.warmup
-        done = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
-        return 1.0 + (self.end - 1.0) * done
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """Multiplied by `gamma` every `every` steps."""
-
-    name: Literal["step"] = "step"
-    every: PositiveInt = 30
-    """Steps between two reductions."""
-    gamma: Fraction = 0.8
-    """Factor of each reduction."""
-
-    def factor(self, step: int, steps: int) -> float:
-        return self.gamma ** (step // self.every)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cosine:
-    """Half a cosine from 1 to `end`."""
-
-    name: Literal["cosine"] = "cosine"
-    end: NonNegativeFloat = 0.0
-    """Factor after the last step."""
-
-    def factor(self, step: int, steps: int) -> float:
-        return self.end + (1.0 - self.end) * (1.0 + math.cos(math.pi * min(1.0, step / steps))) / 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneCycle:
-    """Cosine rise from 1/`div` to 1 over `rise` of the run, then cosine fall to 1/(`div` `final_div`)."""
-
-    name: Literal["one_cycle"] = "one_cycle"
-    rise: Fraction = 0.3
-    """Share of the run spent rising."""
-    div: PositiveFloat = 25.0
-    """The first factor is 1/div."""
-    final_div: PositiveFloat = 1e4
-    """The last factor is 1/(div final_div)."""
-
-    def factor(self, step: int, steps: int) -> float:
-        peak = self.rise * steps - 1.0
-        low, last = 1.0 / self.div, 1.0 / (self.div * self.final_div)
-        if step <= peak or peak >= steps - 1:
-            return _cosine(low, 1.0, step / peak if peak > 0 else 1.0)
-        return _cosine(1.0, last, (step - peak) / (steps - 1 - peak))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plateau:
-    """Multiplied by `gamma` when the selected metric has not risen for more than `patience` evaluations."""
-
-    name: Literal["plateau"] = "plateau"
-    gamma: Fraction = 0.5
-    """Factor of each reduction."""
-    patience: Annotated[int, Field(ge=0)] = 2
-    """Evaluations without a rise that are tolerated."""
-    threshold: NonNegativeFloat = 1e-4
-    """Smallest relative rise that counts."""
-
-    def factor(self, step: int, steps: int) -> float:
-        return 1.0  # the reductions so far are in PlateauState
-
-
-ScheduleOptions = Annotated[Constant | Linear | Step | Cosine | OneCycle | Plateau, Field(discriminator="name")]
-
-
-@dataclass
-class PlateauState:
-    """What `plateau` remembers between evaluations; checkpointed."""
-
-    best: float = -math.inf
-    waited: int = 0
-    factor: float = 1.0
-
-    def update(self, options: Plateau, value: float) -> None:
-        """Take the metric of one evaluation; higher is better."""
-        if self.best == -math.inf or value > self.best + options.threshold * abs(self.best):
-            self.best, self.waited = value, 0
-        else:
-            self.waited += 1
-        if self.waited > options.patience:
-            self.factor *= options.gamma
-            self.waited = 0
-
-
-def _cosine(start: float, end: float, done: float) -> float:
-    return end + (start - end) * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done)))) / 2.0

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from mtmeta.core.contracts import Algorithm, Backbone, Fraction, PositiveFloat, PositiveInt, Reporter, Sampler, Task
-from mtmeta.core.optim import OptimizerOptions, ScheduleOptions
+from mtmeta.core.optim import OptimizerOptions
+from mtmeta.core.schedules import ScheduleOptions
 from mtmeta.core.tables import Dialect
 
 __all__ = [

@@ -16,7 +16,7 @@ from mtmeta.core import strict_yaml
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import SAMPLE, Algorithm, Task
 from mtmeta.core.errors import MtmetaError, RecipeError, choose, did_you_mean, quote, raise_all
-from mtmeta.core.optim import OptimizerOptions, Plateau, ScheduleOptions
+from mtmeta.core.optim import OptimizerOptions
 from mtmeta.core.options import (
     RECIPE_FORMAT,
     BudgetOptions,
@@ -27,6 +27,7 @@ from mtmeta.core.options import (
     TrainingOptions,
 )
 from mtmeta.core.registry import Registry
+from mtmeta.core.schedules import Plateau, ScheduleOptions
 from mtmeta.core.source import Source
 from mtmeta.core.strict_yaml import Path_
 from mtmeta.core.validation import convert, describe
@@ -226,9 +227,18 @@ class _Reader:
             self._check_evaluation(evaluation, tasks)
             if evaluation.every == "epoch" and algorithm is not None:
                 self._check_epochs(algorithm, ("evaluation", "every"))
+        for path in (("optimizer",), ("algorithm", "inner_optimizer")):
+            options = parts["optimizer"] if len(path) == 1 else getattr(algorithm, "inner_optimizer", None)
+            self._check_head_lr(getattr(options, "head_lr", None), tasks, (*path, "head_lr"))
         if isinstance(getattr(algorithm, "inner_schedule", None), Plateau):
             what = "algorithm.inner_schedule cannot be plateau, an inner loop has no metric; use step or cosine"
             self.fail(("algorithm", "inner_schedule"), what)
+
+    def _check_head_lr(self, rates: Any, tasks: Mapping[str, Task], path: Path_) -> None:
+        for name in rates if isinstance(rates, dict) and tasks else ():
+            if name not in tasks:
+                what = f"{'.'.join(map(str, path))} names no task of this recipe: {quote(name)}{choose(name, tasks)}"
+                self.fail((*path, name), what, key=True)
 
     def _tell(self, path: Path_, faults: Iterable[tuple[str, str]]) -> None:
         for option, what in faults:

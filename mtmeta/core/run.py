@@ -132,7 +132,7 @@ class _Training(Session):
             tasks = {task: recipe.tasks[task] for task in group}
             train = {task: self.datasets[task, "train"] for task in group}
             parts = (recipe.algorithm, recipe.sampler, self.backbone.encoder, tasks, train, recipe.seed)
-            found["+".join(group)] = steps_within(share, *parts)
+            found["+".join(group)] = steps_within(share, *parts, self.numbers(group))
         return found
 
     def lock(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class _Training(Session):
         tasks = {task: recipe.tasks[task] for task in group}
         # every group starts from the same pretrained encoder; the last one may have the original
         encoder = self.backbone.encoder if last else copy.deepcopy(self.backbone.encoder)
-        model = MultiTaskModel(encoder, tasks, recipe.seed).to(self.device)
+        model = MultiTaskModel(encoder, tasks, recipe.seed, self.numbers(group)).to(self.device)
         train = {task: self.datasets[task, "train"] for task in group}
         chunks = recipe.training.grad_accumulation
         pin = self.device.type == "cuda"

@@ -116,7 +116,7 @@ def best_model(
 ) -> MultiTaskModel:
     """Encoder and heads of a group of tasks with the given weights. Raises CheckpointError if they do not fit."""
     tasks = {name: session.recipe.tasks[name] for name in group}
-    model = MultiTaskModel(backbone.encoder, tasks, session.recipe.seed)
+    model = MultiTaskModel(backbone.encoder, tasks, session.recipe.seed, session.numbers(group))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -82,6 +82,18 @@ class Session:
             what = f"algorithm '{algorithm.name}' groups tasks as {safe(str(groups))}, expected each task once"
             raise PluginError(supplier(algorithm, "algorithm"), what)
         return groups
+
+    def numbers(self, group: Sequence[str]) -> dict[str, float]:
+        """What the algorithm trains beside a group's model. Raises PluginError if they are no numbers by name."""
+        algorithm = self.recipe.algorithm
+        with blame(algorithm, "algorithm"):
+            given = dict(algorithm.parameters(list(group)))
+            numbers = {str(name): float(value) for name, value in given.items()}
+        for name, value in numbers.items():
+            if not name or set(name) & {".", "|"} or not math.isfinite(value):
+                what = f"trains {quote(name)} from {value}; names have no dots and numbers are finite"
+                raise PluginError(supplier(algorithm, "algorithm"), f"algorithm '{algorithm.name}' {what}")
+        return numbers
 
     def checkpoints(self, group: list[str]) -> Checkpoints:
         """Where a group's checkpoints are."""

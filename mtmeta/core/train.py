@@ -36,9 +36,10 @@ from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner
 from mtmeta.core.machine import Heap, memory_errors
 from mtmeta.core.moments import flatten, optimizer_state, restore_optimizer, unflatten
-from mtmeta.core.optim import Plateau, PlateauState, set_lr
+from mtmeta.core.optim import set_lr
 from mtmeta.core.options import Recipe
 from mtmeta.core.saved import read_state
+from mtmeta.core.schedules import Plateau, PlateauState
 from mtmeta.core.signals import StopRequest
 
 __all__ = ["Trainer"]

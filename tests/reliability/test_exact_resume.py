@@ -15,9 +15,10 @@ from typing import Any, get_args
 import pytest
 
 from mtmeta.core.contracts import InnerState
-from mtmeta.core.optim import OptimizerOptions, ScheduleOptions
+from mtmeta.core.optim import OptimizerOptions
 from mtmeta.core.plugins import load_plugins
 from mtmeta.core.registry import Registry
+from mtmeta.core.schedules import ScheduleOptions
 from reliability.conftest import Material
 from reliability.small import differences, outcome, train, write_recipe
 

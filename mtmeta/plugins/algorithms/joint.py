@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,16 @@ class Joint(mtmeta.Algorithm):
     """`sum` (paper): one batch of every task, one step; `alternate`: one sampled task a step."""
     epoch: Literal["mean", "min", "max"] = "mean"
     """Steps in an epoch: the mean, least or greatest number of batches among the tasks."""
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    """`fixed`: lambda_t as the recipe gives it; `uncertainty` (Kendall et al. 2018): times exp(-s_t), where s_t, the
+    log variance of the task, is trained along, and costs s_t / 2. It begins at 0 and takes `head_lr`."""
+
+    def check(self, tasks: Mapping[str, mtmeta.Task]) -> Iterator[tuple[str, str]]:
+        if self.weighting == "uncertainty" and len(tasks) < 2:
+            yield "weighting", "uncertainty weighs tasks against each other, there is only one; use fixed"
+
+    def parameters(self, tasks: Sequence[str]) -> dict[str, float]:
+        return dict.fromkeys(tasks, 0.0) if self.weighting == "uncertainty" else {}
 
     def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
         counts = list(batches.values())
@@ -30,7 +40,16 @@ class Joint(mtmeta.Algorithm):
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         if self.step == "alternate":
             for task in feed.draw():
-                learner.gradient(feed.batch(task), feed.loss_weight(task))
+                self._descend(learner, feed, task, feed.loss_weight(task))
             return
         for task in feed.tasks:
-            learner.gradient(feed.batch(task), feed.loss_weight(task) / len(feed.tasks))
+            self._descend(learner, feed, task, feed.loss_weight(task) / len(feed.tasks))
+
+    def _descend(self, learner: mtmeta.Learner, feed: mtmeta.Feed, task: str, weight: float) -> None:
+        if self.weighting == "fixed":
+            learner.gradient(feed.batch(task), weight)
+            return
+        s = learner.parameters[f"algorithm.{task}"]
+        scale = weight * (-s.detach()).exp()
+        loss = learner.gradient(feed.batch(task), scale)
+        s.grad = weight / 2 - scale * loss.to(s.dtype)  # of weight (exp(-s) loss + s / 2)
