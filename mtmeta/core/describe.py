@@ -75,7 +75,7 @@ def part_lines(described: Mapping[str, Any]) -> list[str]:
         default = "required" if option["required"] else f"default {json.dumps(option['default'])}"
         lines.append(f"    {option['name']}: {option['takes']}; {default}")
         if option["help"]:
-            lines.append(f"        {option['help']}")
+            lines.append(textwrap.indent(option["help"], " " * 8))
     return lines
 
 
