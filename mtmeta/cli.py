@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
-from mtmeta.cli_study import compare, report
+from mtmeta.cli_study import adapt, compare, report
 from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
 
@@ -233,6 +233,7 @@ def predict(
 
 app.command()(compare)
 app.command()(report)
+app.command()(adapt)
 
 
 def _print_lines(lines: Sequence[str]) -> None:

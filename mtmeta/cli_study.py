@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from mtmeta.cli_options import DataRoot, Device, Json, NoPlugin, Set, say, warn
-from mtmeta.core.errors import UsageError
+from mtmeta.core.errors import UsageError, quote
 
-__all__ = ["compare", "report"]
+__all__ = ["adapt", "compare", "report"]
 
 
 def compare(
@@ -82,3 +82,49 @@ def report(
     from mtmeta.core.report import report as write_report
 
     print(write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn))
+
+
+def adapt(
+    arguments: Annotated[
+        list[Path], typer.Argument(metavar="RUN... RECIPE", help="Run directories, then a recipe of new tasks.")
+    ],
+    shots: Annotated[str, typer.Option(metavar="K,...", help="Examples of each class.")] = "4,16,64",
+    draws: Annotated[int, typer.Option(min=1, max=1000, help="Seeded draws of examples for each K.")] = 5,
+    task: Annotated[list[str] | None, typer.Option(help="A task of the recipe; repeatable; default all.")] = None,
+    head: Annotated[str, typer.Option(help="reset: a fresh head; prototype: one made of class means.")] = "reset",
+    set_: Set = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """Adapt trained runs to tasks they have not seen, with few examples, beside the encoder they began from."""
+    if len(arguments) < 2:
+        raise UsageError("mtmeta adapt", "takes at least a RUN and a RECIPE")
+    if head not in ("reset", "prototype"):
+        raise UsageError("--head", f"must be reset or prototype, found {quote(head)}")
+    try:
+        counts = [int(part) for part in shots.split(",")]
+    except ValueError:
+        raise UsageError("--shots", f"takes whole numbers such as 4,16,64, found {quote(shots)}") from None
+    from mtmeta.core.surroundings import check_torch
+
+    check_torch()
+    from mtmeta.core.adapt import adapt as run_adaptation
+    from mtmeta.core.adapt_view import show_adaptation
+
+    found = run_adaptation(
+        arguments[:-1],
+        arguments[-1],
+        shots=counts,
+        draws=draws,
+        tasks=task or [],
+        head="prototype" if head == "prototype" else "reset",
+        overrides=set_ or [],
+        data_root=data_root,
+        device=device,
+        block=no_plugin or [],
+        warn=warn,
+        say=say,
+    )
+    print(json.dumps(found)) if json_ else show_adaptation(found)

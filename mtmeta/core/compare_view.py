@@ -12,11 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.errors import safe
-from mtmeta.core.view import box_of
+from mtmeta.core.view import WIDE, box_of
 
 __all__ = ["as_csv", "as_markdown", "cells_of", "notes_of", "show_comparison", "title_of"]
-
-WIDE = 250  # columns
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from mtmeta.core.tokens import BLOCK, Ids, append_names, append_tokens, ramp
 __all__ = [
     "Dataset",
     "TokenStore",
+    "draw_shots",
     "from_examples",
     "from_texts",
     "load_split",
@@ -259,18 +260,33 @@ def subset(data: Dataset, fraction: float, seed: int, name: str) -> Dataset:
     """
     if fraction >= 1.0:
         return data
+    kept = []
+    for label, members in strata(data).items():
+        order = permutation(len(members), seed, "fraction", name, label)
+        kept.append(members[order[: max(1, round(fraction * len(members)))]])
+    return select(data, np.sort(np.concatenate(kept)))
+
+
+def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Dataset:
+    """`k` seeded examples of every class, in file order (of a regression task, of each fifth of the ranking).
+
+    Those of a smaller k are among those of a larger one in the same draw. A class with fewer than k gives all it has.
+    """
+    kept = []
+    for label, members in strata(data).items():
+        kept.append(members[permutation(len(members), seed, "shots", name, draw, label)[:k]])
+    return select(data, np.sort(np.concatenate(kept)))
+
+
+def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:
+    """Indices of the examples of each class, or of each fifth of the ranking by label."""
     labels = data.labels
     if not data.whole:
         ranks = np.empty(len(labels), dtype=np.int64)
         ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
         labels = (ranks * QUANTILES // len(labels)).astype(np.float64)
-    strata = labels.astype(np.int64)
-    kept = []
-    for label in np.unique(strata).tolist():
-        members = np.flatnonzero(strata == label)
-        order = permutation(len(members), seed, "fraction", name, label)
-        kept.append(members[order[: max(1, round(fraction * len(members)))]])
-    return select(data, np.sort(np.concatenate(kept)))
+    found = labels.astype(np.int64)
+    return {label: np.flatnonzero(found == label) for label in np.unique(found).tolist()}
 
 
 def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:

@@ -78,6 +78,28 @@ class LinearHead(nn.Module):
         return outputs[:, 0]
 
 
+class PrototypeHead(nn.Module):
+    """Linear on the pooled vectors, [B, V, D] -> [B, C], that begins as a nearest-prototype classifier.
+
+    Of class means mu [C, V * D] the logits are 2 mu x - |mu|^2, which is -|x - mu|^2 up to what all classes share
+    (Snell et al. 2017; Proto-MAML, Triantafillou et al. 2020). For a `binary` task [B, 1]: the second less the first.
+    """
+
+    def __init__(self, means: Tensor, *, binary: bool = False) -> None:
+        super().__init__()
+        weight, bias = 2.0 * means, -means.square().sum(dim=1)
+        if binary:
+            weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+        self.out = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            self.out.weight.copy_(weight)
+            self.out.bias.copy_(bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        outputs: Tensor = self.out(pooled.flatten(1))  # [B, V * D]
+        return outputs
+
+
 def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str | int) -> nn.Module:
     """The head of a task, initialised from (seed, task name) alone, so other tasks do not move it."""
     with torch.random.fork_rng(devices=[]), blame(task, "task"):
@@ -132,6 +154,11 @@ class MultiTaskModel(nn.Module):
         if unsaved:  # they would neither come back after an inner loop nor stand in a checkpoint
             what = f"'{unsaved[0]}' is a buffer or a shared parameter; encoder and heads may hold neither"
             raise PluginError("model", what)
+        self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+
+    def replace_head(self, task: str, head: nn.Module) -> None:
+        """Put another head in the place of a task's own."""
+        self.heads._modules[task] = head
         self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
 
     def check_shapes(self, who: str, task: str | None = None) -> None:

@@ -13,7 +13,9 @@ from rich.text import Text
 
 from mtmeta.core.errors import safe
 
-__all__ = ["box_of", "show_table"]
+__all__ = ["WIDE", "box_of", "show_table"]
+
+WIDE = 250  # columns of a table that no terminal wraps
 
 
 def show_table(summary: Mapping[str, Any]) -> None:
