@@ -287,6 +287,25 @@ def test_one_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) ->
     assert not any("error: " in line for line in lines)
 
 
+def test_what_is_found_after_a_run_ends_everything_else(tmp_path: Path) -> None:
+    """Runs on other data than the first would be of no use, however long they took."""
+    one, two = recipes(tmp_path, "joint", "reptile")
+    jobs = [
+        Job("one", tmp_path / "one", [str(one)]),
+        Job("two", tmp_path / "two", [str(two), "--set=training.steps=100000"]),
+        Job("three", tmp_path / "three", [str(one)]),
+    ]
+
+    def ended(job: Job) -> None:
+        raise DataError("here", "is other data")
+
+    with pytest.raises(DataError, match="here: is other data"):
+        run_all(jobs, at_once=2, ended=ended)
+    assert holder(tmp_path / "two") == ""
+    assert not (tmp_path / "two" / "summary.json").exists()
+    assert not (tmp_path / "three").exists()
+
+
 def test_a_run_that_is_killed_is_told_of(tmp_path: Path) -> None:
     (path,) = recipes(tmp_path, "joint")
 

@@ -40,6 +40,7 @@ KINDS = (RecipeError, DataError, CheckpointError, PluginError, MachineError, Div
 CODES: dict[int, type[MtmetaError]] = {kind.exit_code: kind for kind in KINDS}
 STOPPED = (75, Stopped.interrupted)
 POLL = 0.05  # seconds
+PATIENCE = 60.0  # seconds that a run has to come to the end of its step
 Say = Callable[[str], None]
 
 
@@ -63,7 +64,8 @@ def run_all(
     """Run every job, `at_once` at a time and in their order; `ended` is called after each that ended well.
 
     A run that another process is at is waited for. One that fails does not keep the others from running; in the end
-    the errors of all are raised together. Raises Stopped once every process has ended, if a signal came.
+    the errors of all are raised together. What `ended` raises ends everything. Raises Stopped once every process has
+    ended, if a signal came.
     """
     stop = stop or StopRequest()
     waiting = list(jobs)
@@ -83,15 +85,16 @@ def run_all(
                     one.ask_to_stop(stop.signal)
             for one in [one for one in running if one.has_ended()]:
                 running.remove(one)
+                if one.stopped():
+                    continue
                 try:
-                    if one.stopped():
-                        continue
                     one.check()
-                    ended(one.job)
-                    done += 1
-                    stop.where = f"with {done} of {len(jobs)} runs done"
                 except MtmetaError as error:
                     problems.append(error)
+                    continue
+                done += 1
+                stop.where = f"with {done} of {len(jobs)} runs done"
+                ended(one.job)
             time.sleep(POLL)
     stop.check()
     raise_all(problems)
@@ -126,7 +129,7 @@ class _Running:
         self._asked = False
         environ = dict(os.environ)
         if at_once > 1:  # or every run would take every core
-            environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // at_once)))
+            environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // at_once)))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mtmeta", "run", *job.arguments, "--out", str(job.folder), "--json"],
             stdin=subprocess.DEVNULL,
@@ -154,7 +157,7 @@ class _Running:
 
     def stopped(self) -> bool:
         """Whether it ended because it was asked to."""
-        return self._asked and self._process.returncode in (*STOPPED, -signal.SIGTERM, -signal.SIGINT, -signal.SIGUSR1)
+        return self._asked and (self._process.returncode in STOPPED or self._process.returncode < 0)
 
     def ask_to_stop(self, name: str) -> None:
         """Pass a signal on, once."""
@@ -162,8 +165,12 @@ class _Running:
             self._asked = True
             self._process.send_signal(getattr(signal, name))
 
-    def end(self) -> None:
-        """End it at once; the same command goes on from its newest checkpoint."""
+    def end(self, seconds: float) -> None:
+        """End it, at once if `seconds` is 0; the same command goes on from its newest checkpoint."""
+        if seconds:
+            self.ask_to_stop("SIGTERM")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(seconds)
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -185,9 +192,18 @@ class _Running:
 
 @contextlib.contextmanager
 def _nothing_left(running: Sequence[_Running]) -> Iterator[None]:
-    """No process outlives us, not even where a second Ctrl-C ends everything at once."""
+    """No process outlives us; after a second Ctrl-C none may take its time either."""
+    patience = PATIENCE
     try:
         yield
+    except KeyboardInterrupt:
+        patience = 0.0
+        raise
     finally:
         for one in running:
-            one.end()
+            one.end(patience)
+
+
+def _cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
