@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
+from mtmeta.cli_recipes import recipes
 from mtmeta.cli_study import adapt, compare, report
 from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
@@ -231,6 +232,7 @@ def predict(
     )
 
 
+app.add_typer(recipes, name="recipes")
 app.command()(compare)
 app.command()(report)
 app.command()(adapt)

@@ -23,6 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of what the build reads, so that a build leaves nothing in the tree."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT / "mtmeta", source / "mtmeta", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "recipes", source / "recipes")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(out)]
@@ -40,6 +41,15 @@ def test_the_encoder_is_in_the_wheel_byte_for_byte(wheel: Path) -> None:
         assert any(name.endswith(".c") for name in file.namelist()), "the kernels' source"
 
 
+def test_the_recipes_are_in_the_wheel_byte_for_byte(wheel: Path) -> None:
+    here = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "recipes").rglob("*.yaml")}
+    with zipfile.ZipFile(wheel) as file:
+        inside = {name.removeprefix("mtmeta/") for name in file.namelist() if name.startswith("mtmeta/recipes/")}
+        assert inside == set(here)
+        for name, path in here.items():
+            assert file.read(f"mtmeta/{name}") == path.read_bytes()
+
+
 @pytest.mark.slow
 def test_the_default_recipe_runs_from_the_wheel_in_another_directory(wheel: Path, tmp_path: Path) -> None:
     """In an environment that has only mtmeta's dependencies from this one; the tree is out of sight."""
@@ -47,10 +57,9 @@ def test_the_default_recipe_runs_from_the_wheel_in_another_directory(wheel: Path
     options = ["--no-deps", "--no-index", "--quiet", "--target", str(site)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True, timeout=300)
     elsewhere.mkdir()
-    shutil.copy(ROOT / "recipes" / "reptile_three_task.yaml", elsewhere)
     environ = {key: value for key, value in os.environ.items() if not key.startswith("MTMETA_")}
     environ |= {"PYTHONPATH": str(site), "MTMETA_CACHE": str(tmp_path / "cache")}
-    run = [sys.executable, "-m", "mtmeta", "run", "reptile_three_task.yaml", "--json"]
+    run = [sys.executable, "-m", "mtmeta", "run", "reptile_three_task", "--json"]  # the recipe in the wheel
     done = subprocess.run(run, cwd=elsewhere, env=environ, capture_output=True, text=True, timeout=900, check=True)
     tasks = json.loads(done.stdout)["tasks"]
     assert {name: made["metric"] for name, made in tasks.items()} == {

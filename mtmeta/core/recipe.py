@@ -28,6 +28,7 @@ from mtmeta.core.options import (
 )
 from mtmeta.core.registry import Registry
 from mtmeta.core.schedules import Plateau, ScheduleOptions
+from mtmeta.core.shipped import find
 from mtmeta.core.source import Source
 from mtmeta.core.strict_yaml import Path_
 from mtmeta.core.validation import convert, describe
@@ -55,10 +56,12 @@ def load_recipe(
     data_root: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Recipe:
-    """The recipe in file `path`. Raises RecipeError or PluginError, or Problems when there are several.
+    """The recipe in file `path`, or the shipped one of that name.
 
-    `overrides` are `a.b=c` strings (`--set`); `data_root` wins over MTMETA_DATA, which wins over the recipe.
+    `overrides` are `a.b=c` strings (`--set`); `data_root` wins over MTMETA_DATA, which wins over the recipe. Raises
+    RecipeError or PluginError, or Problems when there are several.
     """
+    path = find(path)
     source = Source(strict_yaml.read_file(path), overrides)
     return _Reader(source, registry).read(data_root or environ.get("MTMETA_DATA") or None, Path(path))
 

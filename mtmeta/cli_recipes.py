@@ -1,0 +1,38 @@
+"""`mtmeta recipes`: what comes with the package, to run by name or to copy and edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["recipes"]
+
+recipes = typer.Typer(invoke_without_command=True, no_args_is_help=False, rich_markup_mode=None)
+
+
+@recipes.callback()
+def list_(context: typer.Context) -> None:
+    """List the recipes that come with mtmeta; `mtmeta run NAME` runs one."""
+    if context.invoked_subcommand is not None:
+        return
+    from mtmeta.core.shipped import headline, shipped
+
+    found = shipped()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        print(f"{name:{width}}  {headline(path)}")
+
+
+@recipes.command()
+def copy(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `mtmeta recipes` lists it.", show_default=False)],
+    to: Annotated[
+        Path | None, typer.Argument(metavar="[TO]", help="A file or folder; default here.", show_default=False)
+    ] = None,
+) -> None:
+    """Copy a recipe to edit it."""
+    from mtmeta.core.shipped import copy as copy_recipe
+
+    print(copy_recipe(name, to))

@@ -1,0 +1,59 @@
+"""The recipes that come with the package: what they are called, and where they lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mtmeta.core.disk import write_file
+from mtmeta.core.errors import UsageError, choose, quote
+
+__all__ = ["copy", "find", "headline", "shipped"]
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def shipped() -> dict[str, Path]:
+    """Path of every recipe that comes with the package, by its name: `reptile_three_task`, `minilm/reptile`, ..."""
+    # in a wheel they lie inside the package, in a clone beside it
+    folder = next((path for path in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if path.is_dir()), None)
+    if folder is None:
+        return {}
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """A file of this path; where there is none, the shipped recipe of this name; else the path as it is."""
+    given = Path(path)
+    if os.path.lexists(given):
+        return given
+    return shipped().get(_name(given), given)
+
+
+def headline(path: Path) -> str:
+    """The first line of a recipe's header."""
+    with open(path, encoding="utf-8") as file:
+        return file.readline().lstrip("#").strip()
+
+
+def copy(name: str, to: Path | None = None) -> Path:
+    """Copy a shipped recipe to a file or into a folder, by default here; returns where it lies now.
+
+    Raises UsageError if there is no such recipe, or a file of that name is there already.
+    """
+    known = shipped()
+    key = _name(Path(name))
+    if key not in known:
+        raise UsageError("NAME", f"no recipe {quote(name)} comes with mtmeta{choose(name, known)}")
+    target = to if to is not None else Path(known[key].name)
+    if target.is_dir():
+        target = target / known[key].name
+    if os.path.lexists(target):
+        raise UsageError(str(target), "is there already; name another file")
+    write_file(target, known[key].read_bytes())
+    return target
+
+
+def _name(path: Path) -> str:
+    """What a shipped recipe may be called by: its name, with or without `recipes/` and `.yaml`."""
+    return path.as_posix().removeprefix("./").removeprefix("recipes/").removesuffix(".yaml")
