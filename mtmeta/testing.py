@@ -32,12 +32,18 @@ __all__ = ["check_algorithm", "check_task", "tiny_learner"]
 
 
 def tiny_learner(
-    tasks: Mapping[str, Task] | None = None, *, data_root: str = ".", seed: int = 0, examples: int = 48
+    tasks: Mapping[str, Task] | None = None,
+    *,
+    data_root: str = ".",
+    seed: int = 0,
+    examples: int = 48,
+    algorithm: Algorithm | None = None,
 ) -> tuple[Learner, Feed]:
     """A learner on backbone `tiny` without dropout, and a feed of each task's first `examples` training examples.
 
     `tasks` are instances by name; their `train` is a file under `data_root` or `sample`. Without them there are
     sst, para and sts on sample data, with batches of 4 and 2 inner steps. The same seed gives the same of everything.
+    The learner has the numbers that `algorithm` trains beside the model.
     """
     import numpy as np
 
@@ -58,7 +64,8 @@ def tiny_learner(
         found = load_split(name, task, "train", DataOptions(), data_root, backbone)
         datasets[name] = select(found, np.arange(min(examples, len(found))))
     feed = Feed(tasks, datasets, registry.get("sampler", "uniform", "sampler")(), seed=seed)
-    learner = Learner(MultiTaskModel(backbone.encoder, tasks, seed), seed=seed, steps=feed.steps)
+    numbers = algorithm.parameters(list(tasks)) if algorithm is not None else None
+    learner = Learner(MultiTaskModel(backbone.encoder, tasks, seed, numbers), seed=seed, steps=feed.steps)
     return learner, feed
 
 
@@ -113,7 +120,7 @@ def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = 
 
 def _directions(algorithm: Algorithm, tasks: Mapping[str, Task] | None, steps: int) -> list[dict[str, Tensor | None]]:
     """The direction of each step, by parameter name."""
-    learner, feed = tiny_learner(tasks)
+    learner, feed = tiny_learner(tasks, algorithm=algorithm)
     feed.steps = learner.steps = steps
     grouped = [task for group in algorithm.groups(list(feed.tasks)) for task in group]
     _check(sorted(grouped) == sorted(feed.tasks), f"groups has the tasks {grouped}, expected each of them once")

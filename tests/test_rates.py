@@ -21,6 +21,7 @@ from mtmeta.core.optim import SGD, AdamW
 from mtmeta.core.score import open_run
 from mtmeta.core.session import Session
 from mtmeta.plugins.algorithms.joint import Joint
+from mtmeta.testing import check_algorithm
 
 
 def rates(options: Any, parameters: dict[str, Any]) -> dict[str, float]:
@@ -219,3 +220,7 @@ def test_numbers_that_cannot_be_trained(numbers: Any) -> None:
     session.recipe = type("R", (), {"algorithm": Odd(numbers)})()
     with pytest.raises(PluginError, match=r"algorithm 'odd' trains .*names have no dots and numbers are finite"):
         session.numbers(["sst"])
+
+
+def test_the_check_for_plugin_authors_knows_them() -> None:
+    check_algorithm(Joint(weighting="uncertainty"), steps=2)
