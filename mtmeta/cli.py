@@ -13,7 +13,7 @@ import typer
 
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_recipes import recipes
-from mtmeta.cli_study import adapt, compare, report
+from mtmeta.cli_study import adapt, compare, report, runs
 from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
 
@@ -236,6 +236,7 @@ app.add_typer(recipes, name="recipes")
 app.command()(compare)
 app.command()(report)
 app.command()(adapt)
+app.command()(runs)
 
 
 def _print_lines(lines: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import typer
 from mtmeta.cli_options import DataRoot, Device, Json, NoPlugin, Set, say, warn
 from mtmeta.core.errors import UsageError, quote
 
-__all__ = ["adapt", "compare", "report"]
+__all__ = ["adapt", "compare", "report", "runs"]
 
 
 def compare(
@@ -128,3 +128,14 @@ def adapt(
         say=say,
     )
     print(json.dumps(found)) if json_ else show_adaptation(found)
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """List the runs under a folder, newest first: how far each is, its metrics and its age."""
+    from mtmeta.core.listing import list_runs, show_runs
+
+    found = list_runs(folder)
+    print(json.dumps(found)) if json_ else show_runs(found, folder)
