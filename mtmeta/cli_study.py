@@ -89,7 +89,7 @@ def adapt(
         list[Path], typer.Argument(metavar="RUN... RECIPE", help="Run directories, then a recipe of new tasks.")
     ],
     shots: Annotated[str, typer.Option(metavar="K,...", help="Examples of each class.")] = "4,16,64",
-    draws: Annotated[int, typer.Option(min=1, max=1000, help="Seeded draws of examples for each K.")] = 5,
+    draws: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Seeded draws of examples for each K.")] = 5,
     task: Annotated[list[str] | None, typer.Option(help="A task of the recipe; repeatable; default all.")] = None,
     head: Annotated[str, typer.Option(help="reset: a fresh head; prototype: one made of class means.")] = "reset",
     set_: Set = None,

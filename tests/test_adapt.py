@@ -245,7 +245,7 @@ def test_prototypes_classify_by_the_nearest_mean(runs: Path) -> None:
         ({"shots": ()}, UsageError, "--shots: takes different whole numbers from 1"),
         ({"shots": (4, 4)}, UsageError, "--shots: takes different whole numbers from 1"),
         ({"shots": (0,)}, UsageError, "--shots: takes different whole numbers from 1"),
-        ({"draws": 0}, UsageError, "--draws: must be at least 1"),
+        ({"draws": 0}, UsageError, "--seeds: must be at least 1"),
         ({"overrides": ["schedule=plateau"]}, RecipeError, "schedule: plateau answers to a metric"),
         ({"overrides": ["training={epochs: 2}"]}, RecipeError, "training.steps: recipe 'new' gives none"),
         ({"tasks": ["near"], "head": "prototype"}, UsageError, "--head: prototype needs classes, task 'near' has none"),
@@ -266,7 +266,7 @@ def test_runs_that_cannot_be_adapted(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["adapt", str(runs / "reptile"), str(runs / "new.yaml"), "--shots", "2", "--draws", "2", "--task", "mood"]
+    given = ["adapt", str(runs / "reptile"), str(runs / "new.yaml"), "--shots", "2", "--seeds", "2", "--task", "mood"]
     with pytest.raises(SystemExit) as ended:
         main([*given, "--json"])
     assert ended.value.code == 0

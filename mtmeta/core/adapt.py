@@ -129,7 +129,7 @@ def _check(recipe: Recipe, tasks: Sequence[str], shots: Sequence[int], draws: in
     if not shots or min(shots) < 1 or len(set(shots)) < len(shots):
         raise UsageError("--shots", "takes different whole numbers from 1, such as 4,16,64")
     if draws < 1:
-        raise UsageError("--draws", "must be at least 1")
+        raise UsageError("--seeds", "must be at least 1")
 
 
 def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, dict[str, Tensor]]]:
