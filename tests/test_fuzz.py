@@ -69,7 +69,8 @@ KEYS = [
     "name", "seed", "data_root", "backbone", "backbone.weights", "tasks", "tasks.sst", "tasks.sst.dialect", "data",
     "data.encoding", "sampler", "algorithm", "algorithm.inner_optimizer", "algorithm.inner_optimizer.betas",
     "algorithm.inner_schedule", "optimizer", "optimizer.lr", "schedule", "training", "training.steps", "evaluation",
-    "evaluation.every", "checkpoint", "reporters", "format",
+    "evaluation.every", "evaluation.gradients", "checkpoint", "reporters", "format", "budget", "budget.examples",
+    "optimizer.head_lr", "optimizer.head_lr.sst", "optimizer.layer_decay", "algorithm.weighting",
 ]  # fmt: skip
 values = trees.map(lambda tree: json.dumps(tree).replace("NaN", ".nan").replace("Infinity", ".inf"))
 assignments = st.tuples(st.sampled_from(KEYS), values).map("=".join)
