@@ -230,7 +230,14 @@ def wait_for(what: Any, process: subprocess.Popen[str], seconds: float = 120) ->
 def test_cut_off_and_started_again(number: signal.Signals, finished: Path, tmp_path: Path) -> None:
     """What is finished is not touched again, and the table is that of a comparison that was never cut."""
     recipes(tmp_path, "individual", "reptile")
-    cut = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    cut = subprocess.Popen(
+        command(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # where the tests themselves run behind nohup or a shell's `&`, SIGINT is ignored, and stays so
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     first = tmp_path / "runs" / next(path.name for path in (finished / "runs").glob("individual-3-*"))
     wait_for((first / "summary.json").exists, cut)
     wait_for(lambda: len(list((tmp_path / "runs").iterdir())) > 1, cut)
