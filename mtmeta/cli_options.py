@@ -26,8 +26,9 @@ ChangedData = Annotated[
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    print(safe(text, 1000), file=sys.stderr, flush=True)
+    """A line on stderr, if there is one: print() itself would take stdout instead."""
+    if sys.stderr is not None:
+        print(safe(text, 1000), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:

@@ -178,3 +178,18 @@ def test_a_budget_too_small_for_a_step_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"budget.examples: 40 example-forwards are less than one step takes \(48\)"):
         mtmeta.run(write_recipe(tmp_path, "joint"), overrides=["budget.examples=40"], out=tmp_path / "run")
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_an_algorithm_that_goes_by_its_losses_does_not_exceed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps are counted as if every loss were 0; where that was too few, the run ends instead."""
+
+    def more_where_it_hurts(self: Joint, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        for task in feed.tasks:
+            while float(learner.gradient(feed.batch(task))) > 0.1 and learner.examples % 160:
+                pass
+
+    monkeypatch.setattr(Joint, "backward", more_where_it_hurts)
+    with pytest.raises(PluginError, match=r"reads more than could be counted before training; give training.steps"):
+        mtmeta.run(write_recipe(tmp_path, "joint"), overrides=["budget.examples=300"], out=tmp_path / "run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from mtmeta.core import compare_view
 from mtmeta.core.errors import DataError, DivergedError, MachineError, Problems, RecipeError, UsageError
 from mtmeta.core.hold import hold, holder
 from mtmeta.core.many import Job, run_all
+from mtmeta.core.registry import Registry
 
 SMALL = {"training": {"steps": 2}, "evaluation": {"every": 1}, "checkpoint": {"every": 1}}
 TASKS = ("sst", "para", "sts")
@@ -438,3 +440,59 @@ def test_jobs_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     run_all(jobs, at_once=2)
     assert seen[-1]["OMP_NUM_THREADS"] == "3"
+
+
+# ------------------------------------------------------------------------------- numbers that would be wrong in silence
+
+
+def test_a_recipe_edited_while_the_comparison_runs(tmp_path: Path) -> None:
+    one, two = recipes(tmp_path, "joint", "reptile")
+
+    def edit(text: str) -> None:
+        if "0 of them finished" in text:
+            two.write_text(two.read_text().replace('"steps": 2', '"steps": 1'))
+
+    with pytest.raises(RecipeError, match=r"reptile.yaml: was edited while the comparison ran; remove "):
+        mtmeta.compare([one, two], seeds=1, out=tmp_path / "runs", say=edit)
+
+
+def on_files(folder: Path) -> list[Path]:
+    rows = "".join(f"{i}\tgood film {i}\t{i % 2}\n" for i in range(40))
+    for root in ("d1", "d2"):
+        (folder / root).mkdir()
+        for name in ("train", "dev"):
+            (folder / root / f"{name}.tsv").write_text("id\tsentence\tlabel\n" + rows)
+    task = {"task": "classification", "labels": 2, "train": "train.tsv", "dev": "dev.tsv", "batch_size": 8}
+    return recipes(folder, "joint", "individual", tasks={"mine": task}, data={}, data_root=str(folder / "d1"))
+
+
+def test_finished_runs_on_other_files_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, out = on_files(tmp_path), tmp_path / "runs"
+    first = mtmeta.compare(paths, seeds=1, out=out)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert mtmeta.compare(paths, seeds=1, out=out) == first
+    assert mtmeta.compare(paths, seeds=1, out=out, data_root=str(tmp_path / "d2")) == first  # the same bytes
+    (tmp_path / "d2" / "dev.tsv").write_text((tmp_path / "d2" / "dev.tsv").read_text().replace("good", "fine"))
+    with pytest.raises(DataError, match=r"d2/dev.tsv: is not the file that .* was trained with; choose another --out"):
+        mtmeta.compare(paths, seeds=1, out=out, data_root=str(tmp_path / "d2"))
+    with pytest.raises(DataError, match="nowhere"):
+        mtmeta.compare(paths, seeds=1, out=out, data_root=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.usefixtures("no_process")
+def test_metrics_of_different_directions_have_no_better_mean(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    get = Registry.get
+
+    def lower(self: Registry, kind: str, name: str, place: str) -> Any:
+        found = get(self, kind, name, place)
+        return dataclasses.replace(found, greater_is_better=False) if name == "pearson" else found
+
+    monkeypatch.setattr(Registry, "get", lower)
+    found = again(done)
+    for row in found["rows"]:
+        assert row["columns"]["mean"]["best"] is False
+        assert "delta" not in row["columns"]["mean"]
+    one, two = (row["columns"]["sts"] for row in found["rows"])
+    assert one["best"] == (one["mean"] <= two["mean"])
+    assert two["delta"]["negative_transfer"] == (two["delta"]["low"] > 0)
+    assert "point in different directions" in compare_view.as_markdown(found)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mtmeta.core.contracts import Metric, Task
+from mtmeta.core.contracts import SAMPLE, Metric, Task
 from mtmeta.core.errors import (
     CheckpointError,
     DataError,
@@ -35,6 +35,7 @@ from mtmeta.core.resolved import digest
 from mtmeta.core.rng import derive
 from mtmeta.core.rundir import RunDir
 from mtmeta.core.signals import StopRequest
+from mtmeta.core.tables import DataFile, Dialect
 
 __all__ = ["Planned", "baseline_of", "check_alike", "check_data", "compare", "comparison", "read_predictions"]
 
@@ -83,14 +84,20 @@ def compare(
     arguments = [f"--set={text}" for text in overrides] + [f"--no-plugin={name}" for name in block]
     arguments += [f"--device={device}"] + ([f"--data-root={data_root}"] if data_root else [])
     runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # of the first seed first
+    waiting = {run.folder.path: run for run in runs if not _is_finished(run)}
+    _check_files([run for run in runs if run.folder.path not in waiting])
     todo = [
-        Job(run.label, run.folder.path, [str(run.path), *arguments, f"--set=seed={run.recipe.seed}"])
-        for run in runs
-        if not _is_finished(run)
+        Job(run.label, path, [str(run.path), *arguments, f"--set=seed={run.recipe.seed}"])
+        for path, run in waiting.items()
     ]
     say(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already, in {out}")
     check_data(runs)
-    run_all(todo, at_once=jobs, say=say, ended=lambda job: check_data(runs), stop=stop)
+
+    def ended(job: Job) -> None:
+        _check_recipe(waiting[job.folder])
+        check_data(runs)
+
+    run_all(todo, at_once=jobs, say=say, ended=ended, stop=stop)
     return comparison(plan, chosen, registry)
 
 
@@ -160,6 +167,33 @@ def _is_finished(run: Planned) -> bool:
     return run.folder.check_usable(run.recipe, fresh=False) and run.folder.finished() is not None
 
 
+def _check_recipe(run: Planned) -> None:
+    """Raise RecipeError if a run was trained with another recipe than the one that was read in the beginning."""
+    try:
+        run.folder.check_usable(run.recipe, fresh=False)
+    except CheckpointError as error:
+        what = f"was edited while the comparison ran; remove {run.folder.path} and run the same command again"
+        raise RecipeError(str(run.path), what) from error
+
+
+def _check_files(runs: Sequence[Planned]) -> None:
+    """Raise DataError if a finished run was trained or scored on other files than its recipe names now."""
+    hashes: dict[Path, str] = {}
+    for run in runs:
+        recipe, before = run.recipe, run.folder.lock()["data"]
+        for name, task in recipe.tasks.items():
+            for split in dict.fromkeys(("train", recipe.evaluation.select_on, recipe.evaluation.report_on)):
+                given = getattr(task, split)
+                if given == SAMPLE:
+                    continue
+                path = Path(recipe.data_root) / given
+                if path not in hashes:
+                    hashes[path] = DataFile(path, task.dialect or Dialect()).sha256()
+                if before.get(f"{name}-{split}") != hashes[path]:
+                    what = f"is not the file that {run.folder.path} was trained with; choose another --out"
+                    raise DataError(str(path), what)
+
+
 def check_data(runs: Sequence[Planned]) -> None:
     """Raise DataError if two of the runs that have begun read files of other contents."""
     seen: dict[str, tuple[str, Any]] = {}
@@ -182,7 +216,8 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
     first = next(iter(plan.values()))[0].recipe
     metrics = {task: registry.get("metric", made.metrics[0], "tasks") for task, made in first.tasks.items()}
     signs = {task: 1.0 if metric.greater_is_better else -1.0 for task, metric in metrics.items()}
-    signs[MEAN] = 1.0 if all(sign > 0 for sign in signs.values()) else -1.0
+    # of metrics that point in different directions the mean says nothing of better or worse
+    signs[MEAN] = next(iter(signs.values())) if len(set(signs.values())) == 1 else 0.0
     rows: list[dict[str, Any]] = []
     for name, made in summaries.items():
         cells = {}
@@ -207,7 +242,9 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
     for column, sign in signs.items():
         top = max(sign * row["columns"][column]["mean"] for row in rows)
         for row in rows:
-            row["columns"][column]["best"] = len(rows) > 1 and sign * row["columns"][column]["mean"] == top
+            row["columns"][column]["best"] = (
+                len(rows) > 1 and sign != 0 and sign * row["columns"][column]["mean"] == top
+            )
     if baseline is not None and len(rows) > 1:
         _add_differences(rows, plan, baseline, metrics, signs)
     return {
@@ -238,6 +275,8 @@ def _add_differences(
         if number == base:
             continue
         for column, cell in row["columns"].items():
+            if not signs[column]:
+                continue
             observed = cell["mean"] - rows[base]["columns"][column]["mean"]
             found = difference(observed, draws[column][number] - draws[column][base])
             worst = found.high if signs[column] > 0 else -found.low

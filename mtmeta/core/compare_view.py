@@ -130,6 +130,8 @@ def notes_of(found: Mapping[str, Any]) -> list[str]:
     if any("delta" in cell for row in found["rows"] for cell in row["columns"].values()):
         what = f"differences to {safe(found['baseline'])} with a 95% interval, paired bootstrap over the examples"
         notes.append(f"Below: {what} for these seeds; 'worse' marks negative transfer: no part of it is better.")
-    elif found["baseline"] is None and len(found["rows"]) > 1:
+    if len(found["rows"]) > 1 and not any(row["columns"]["mean"]["best"] for row in found["rows"]):
+        notes.append("The metrics point in different directions, so of the mean nothing is better or worse.")
+    if found["baseline"] is None and len(found["rows"]) > 1:
         notes.append("No recipe here trains each task alone; --baseline NAME shows differences to another one.")
     return notes

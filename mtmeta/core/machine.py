@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import nn
 
 from mtmeta.core.errors import MachineError, PluginError, out_of_memory, safe
 
-__all__ = ["Heap", "fitting_threads", "make_deterministic", "memory_errors", "order_errors", "processor"]
+__all__ = ["Heap", "fitting_threads", "make_deterministic", "memory_errors", "order_errors", "peak_memory", "processor"]
 
 SMALL = 1_000_000  # parameters
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -71,6 +72,16 @@ def order_errors(who: str, doing: str) -> Iterator[None]:
             f"{doing} uses {safe(operator)}, which PyTorch cannot do in the same order every time; use another operator"
         )
         raise PluginError(who, what) from error
+
+
+def peak_memory() -> int:
+    """The most memory this process has had, in bytes."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        # getrusage would on Linux count what the process had that started this one
+        text = Path("/proc/self/status").read_text()
+        return 1024 * int(text.partition("VmHWM:")[2].split()[0])
+    peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def processor(device: torch.device) -> str:

@@ -82,7 +82,7 @@ def run_all(
                     running.append(_Running(job, at_once, say))
             if stop.signal:
                 for one in running:
-                    one.ask_to_stop(stop.signal)
+                    one.ask_to_stop()
             for one in [one for one in running if one.has_ended()]:
                 running.remove(one)
                 if one.stopped():
@@ -131,7 +131,7 @@ class _Running:
         if at_once > 1:  # or every run would take every core
             environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // at_once)))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "mtmeta", "run", *job.arguments, "--out", str(job.folder), "--json"],
+            [sys.executable, "-P", "-m", "mtmeta", "run", *job.arguments, "--out", str(job.folder), "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,  # the summary, which is in the run directory too
             stderr=subprocess.PIPE,
@@ -159,16 +159,16 @@ class _Running:
         """Whether it ended because it was asked to."""
         return self._asked and (self._process.returncode in STOPPED or self._process.returncode < 0)
 
-    def ask_to_stop(self, name: str) -> None:
-        """Pass a signal on, once."""
+    def ask_to_stop(self) -> None:
+        """Pass a signal on, once; as SIGTERM, for Python answers a SIGINT during its start with a traceback."""
         if not self._asked:
             self._asked = True
-            self._process.send_signal(getattr(signal, name))
+            self._process.terminate()
 
     def end(self, seconds: float) -> None:
         """End it, at once if `seconds` is 0; the same command goes on from its newest checkpoint."""
         if seconds:
-            self.ask_to_stop("SIGTERM")
+            self.ask_to_stop()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
         self._process.kill()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,7 +21,7 @@ from mtmeta.core.events import Event, RunFinished, RunResumed, RunStarted, Warne
 from mtmeta.core.feed import Feed, check_episode
 from mtmeta.core.hold import hold
 from mtmeta.core.learner import Learner
-from mtmeta.core.machine import fitting_threads
+from mtmeta.core.machine import fitting_threads, peak_memory
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
@@ -128,12 +126,16 @@ class _Training(Session):
         if budget is None:
             return found
         for group in self.groups:
-            share = budget * len(group) // len(recipe.tasks)
+            share = self._share(group)
             tasks = {task: recipe.tasks[task] for task in group}
             train = {task: self.datasets[task, "train"] for task in group}
             parts = (recipe.algorithm, recipe.sampler, self.backbone.encoder, tasks, train, recipe.seed)
             found["+".join(group)] = steps_within(share, *parts, self.numbers(group))
         return found
+
+    def _share(self, group: list[str]) -> int:
+        """Of the recipe's budget, what a group's learner may spend."""
+        return (self.recipe.budget.examples or 0) * len(group) // len(self.recipe.tasks)
 
     def lock(self) -> dict[str, Any]:
         """What pins this run down, to be written or compared."""
@@ -250,6 +252,7 @@ class _Training(Session):
             emit=emit,
             precision=self.precision,
             stop=self.stop,
+            budget=self._share(group) if name in self.budgeted else None,
         )
 
     def _steps_per_epoch(self, feed: Feed) -> int:
@@ -277,7 +280,6 @@ class _Training(Session):
     def _summarise(self, groups: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
         recipe = self.recipe
         scores = {task: made for group in groups for task, made in group["scores"].items()}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {
             **self.table(recipe.evaluation.report_on, {task: scores[task] for task in recipe.tasks}),
             "name": recipe.name,
@@ -290,5 +292,5 @@ class _Training(Session):
             "examples": sum(group["examples"] for group in groups),
             "skipped_steps": sum(group["skipped"] for group in groups),
             "sampling": {task: used for group in groups for task, used in group["usage"].items()},
-            "peak_memory_bytes": peak if sys.platform == "darwin" else peak * 1024,
+            "peak_memory_bytes": peak_memory(),
         }

@@ -63,6 +63,8 @@ class Trainer:
     checkpoints: Checkpoints
     emit: Callable[[Event], None]
     precision: Literal["fp32", "bf16"] = "fp32"
+    budget: int | None = None
+    """Example-forwards that it may spend at most; its steps were counted to stay within."""
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
@@ -133,6 +135,7 @@ class Trainer:
             with blame(recipe.algorithm, "algorithm"):
                 recipe.algorithm.backward(learner, self.feed)
                 learner.model.check_shapes(supplier(recipe.algorithm, "algorithm"))
+            self._check_budget()
             learner.check_losses()
             norm = self._clip()
         except DivergedError as error:
@@ -154,6 +157,13 @@ class Trainer:
             done = (self.step + 1, self.steps, losses, lr, norm, learner.examples, round(self.seconds, 3), drifts)
             self.emit(StepDone(self.group, *done))
         self.step += 1
+
+    def _check_budget(self) -> None:
+        """The steps were counted as if every loss were 0: an algorithm that goes by its losses may need more."""
+        if self.budget is not None and self.learner.examples > self.budget:
+            algorithm = self.recipe.algorithm
+            what = f"algorithm '{algorithm.name}' reads more than could be counted before training"
+            raise PluginError(supplier(algorithm, "algorithm"), f"{what}; give training.steps instead of a budget")
 
     def _set_lr(self) -> float:
         factor = self.recipe.schedule.factor(self.step, self.steps)
