@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,3 +122,12 @@ def contents(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_symlink() or path.is_file()
     }
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within, processes that are started have one thread and no hub; for fixtures of a wider scope than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in QUIET.items():
+            patch.setenv(key, value)
+        yield

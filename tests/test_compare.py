@@ -14,13 +14,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny  # noqa: F401  # one thread
-from commands import QUIET
+from commands import quietly
 from test_run import write_recipe
 
 import mtmeta
@@ -35,9 +36,9 @@ TASKS = ("sst", "para", "sts")
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, value in QUIET.items():
-        monkeypatch.setenv(key, value)
+def quiet() -> Iterator[None]:
+    with quietly():
+        yield
 
 
 def recipes(folder: Path, *names: str, **changes: Any) -> list[Path]:
@@ -48,9 +49,7 @@ def recipes(folder: Path, *names: str, **changes: Any) -> list[Path]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with recipes, and runs/ of a comparison of two of them with two seeds."""
     folder = tmp_path_factory.mktemp("compare")
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in QUIET.items():
-            patch.setenv(key, value)
+    with quietly():
         mtmeta.compare(recipes(folder, "individual", "reptile"), seeds=2, out=folder / "runs", jobs=2)
     return folder
 

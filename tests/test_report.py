@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import tiny  # noqa: F401  # one thread
-from commands import QUIET
+from commands import quietly
 from test_run import write_recipe
 
 import mtmeta
@@ -31,9 +31,7 @@ TASKS = ("sst", "para", "sts")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two recipes, one of them with two seeds, and with gradients measured."""
     folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in QUIET.items():
-            patch.setenv(key, value)
+    with quietly():
         for name, seeds in (("individual", (3,)), ("reptile", (3, 4))):
             recipe = write_recipe(folder, name)
             for seed in seeds:

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.errors import safe
-from mtmeta.core.view import WIDE, box_of
+from mtmeta.core.view import box_of, console_for_tables
 
 __all__ = ["show_adaptation"]
 
 
 def show_adaptation(found: Mapping[str, Any]) -> None:
     """Print a row for each task and number of shots: every start's mean, and what it gained over the pretrained one."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = WIDE
+    console = console_for_tables()
     title = f"{found['recipe']}: {found['split']}, {found['steps']} steps, head {found['head']}"
     table = Table(title=Text(safe(title, 200)), title_justify="left", box=box_of(console), show_lines=True)
     for heading in ("task", "shots"):

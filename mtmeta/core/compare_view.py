@@ -5,72 +5,75 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.errors import safe
-from mtmeta.core.view import WIDE, box_of
+from mtmeta.core.view import box_of, console_for_tables
 
 __all__ = ["as_csv", "as_markdown", "cells_of", "notes_of", "show_comparison", "title_of"]
+
+COSTS = ("examples", "time", "memory")
 
 
 def show_comparison(found: Mapping[str, Any]) -> None:
     """Print the table; in each cell mean and interval, below them the difference to the baseline."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = WIDE  # nobody to wrap lines for
-    names = list(found["rows"][0]["columns"])
-    needed = 42 + max(len(row["name"]) for row in found["rows"]) + 28 * len(names)
-    between = " " if console.width >= needed else "\n"
+    console = console_for_tables()
+    needed = 42 + max(len(row["name"]) for row in found["rows"]) + 28 * len(found["rows"][0]["columns"])
+    wide = console.width >= needed
+    header, rows = cells_of(found, " " if wide else "\n")
+    shown = len(header) if wide else len(header) - len(COSTS)
     table = Table(title=Text(safe(title_of(found), 200)), title_justify="left", box=box_of(console), show_lines=True)
-    for heading in ("regime", *(_heading(found, name) for name in names)):
-        table.add_column(Text(safe(heading)))
-    for heading in ("examples", "time", "memory") if between == " " else ():
-        table.add_column(heading, justify="right")
-    for row in found["rows"]:
-        cells = []
-        for cell in row["columns"].values():
-            text = Text(_value(cell, between), style="bold" if cell["best"] else "")
-            if "delta" in cell:
-                text.append(f"\n{_delta(cell['delta'], between)}", style="not bold")
-            cells.append(text)
-        table.add_row(Text(safe(row["name"])), *cells, *(map(Text, _cost(row)) if between == " " else ()))
+    for heading in header[:shown]:
+        table.add_column(Text(safe(heading)), justify="right" if heading in COSTS else "left")
+    for cells in rows:
+        texts = [Text(safe(cells[0].value))]
+        for cell in cells[1:shown]:
+            text = Text(cell.value, style="bold" if cell.best else "")
+            if cell.below:
+                text.append(f"\n{cell.below}", style="not bold")
+            texts.append(text)
+        table.add_row(*texts)
     console.print(table)
-    for row in found["rows"] if between != " " else ():
-        examples, seconds, memory = _cost(row)
-        console.print(f"  {safe(row['name'])}: {examples} examples, {seconds}, {memory}")
+    for name, *_, examples, seconds, memory in rows if not wide else ():
+        console.print(f"  {safe(name.value)}: {examples.value} examples, {seconds.value}, {memory.value}")
     for line in notes_of(found):
         console.print(line)
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
     """The table in GitHub's Markdown, the best of each column bold."""
-    columns = [_heading(found, column) for column in found["rows"][0]["columns"]]
-    lines = [["regime", *columns, "examples", "time", "memory"]]
-    lines.append(["---"] + ["---"] * len(columns) + ["---:"] * 3)
-    for row in found["rows"]:
-        cells = []
-        for cell in row["columns"].values():
-            value = f"**{_value(cell)}**" if cell["best"] else _value(cell)
-            cells.append(value + (f"<br>{_delta(cell['delta'])}" if "delta" in cell else ""))
-        lines.append([row["name"], *cells, *_cost(row)])
+    header, rows = cells_of(found)
+    lines = [header, ["---:" if heading in COSTS else "---" for heading in header]]
+    for cells in rows:
+        values = [f"**{cell.value}**" if cell.best else cell.value for cell in cells]
+        lines.append([v + (f"<br>{cell.below}" if cell.below else "") for v, cell in zip(values, cells, strict=True)])
     table = "\n".join(f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |" for line in lines)
     return "\n\n".join([title_of(found), table, *notes_of(found)]) + "\n"
 
 
-def cells_of(found: Mapping[str, Any]) -> tuple[list[str], list[list[tuple[str, bool]]]]:
-    """Heading of each column, and of each row (text, whether it is the best of its column)."""
-    header = ["regime", *(_heading(found, name) for name in found["rows"][0]["columns"]), "examples", "time", "memory"]
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a cell, what stands below it, and whether it is the best of its column."""
+
+    value: str
+    below: str = ""
+    best: bool = False
+
+
+def cells_of(found: Mapping[str, Any], between: str = " ") -> tuple[list[str], list[list[Cell]]]:
+    """The heading of each column and the cells of each row; `between` parts a number from its interval."""
+    header = ["regime", *(_heading(found, name) for name in found["rows"][0]["columns"]), *COSTS]
     rows = []
     for row in found["rows"]:
-        cells = [(row["name"], False)]
+        cells = [Cell(row["name"])]
         for cell in row["columns"].values():
-            delta = f"\n{_delta(cell['delta'])}" if "delta" in cell else ""
-            cells.append((_value(cell) + delta, cell["best"]))
-        rows.append(cells + [(text, False) for text in _cost(row)])
+            below = _delta(cell["delta"], between) if "delta" in cell else ""
+            cells.append(Cell(_value(cell, between), below, cell["best"]))
+        rows.append([*cells, *map(Cell, _cost(row))])
     return header, rows
 
 
@@ -106,11 +109,11 @@ def _heading(found: Mapping[str, Any], column: str) -> str:
     return f"{column} {found['metrics'][column]}" if column in found["metrics"] else column
 
 
-def _value(cell: Mapping[str, Any], between: str = " ") -> str:
+def _value(cell: Mapping[str, Any], between: str) -> str:
     return f"{cell['mean']:.4f}" + ("" if cell["low"] is None else f"{between}[{cell['low']:.3f}, {cell['high']:.3f}]")
 
 
-def _delta(delta: Mapping[str, Any], between: str = " ") -> str:
+def _delta(delta: Mapping[str, Any], between: str) -> str:
     worse = f"{between}worse" if delta["negative_transfer"] else ""
     return f"{delta['value']:+.4f}{between}[{delta['low']:+.3f}, {delta['high']:+.3f}]{worse}"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtmeta.core.blame import blame
 from mtmeta.core.data import Dataset
-from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.model import MultiTaskModel, evaluation_mode
 from mtmeta.core.packing import pack
 from mtmeta.core.rng import permutation
 
@@ -38,26 +38,24 @@ def gradient_cosines(
     of the encoder for each task at a time; leaves weights and modes as they were, and no `.grad`.
     """
     device = next(model.parameters()).device
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     gradients: dict[str, list[Tensor | None]] = {}
-    try:
-        for name, dataset in datasets.items():
-            task = model.tasks[name]
-            indices = permutation(len(dataset), seed, "probe", name)[: task.batch_size]
-            batch = pack(dataset, indices, chunks=chunks)
+    with evaluation_mode(model):
+        try:
+            for name, dataset in datasets.items():
+                task = model.tasks[name]
+                indices = permutation(len(dataset), seed, "probe", name)[: task.batch_size]
+                batch = pack(dataset, indices, chunks=chunks)
+                model.zero_grad(set_to_none=True)
+                for chunk in batch.chunks:
+                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                        outputs = model(name, chunk.packed.to(device))
+                    with blame(task, "task"):
+                        loss = task.objective.loss(outputs, chunk.labels.to(device))
+                    share = len(chunk.labels) / len(batch)
+                    (loss * share).backward()  # type: ignore[no-untyped-call]  # PyTorch's backward has no types
+                gradients[name] = [parameter.grad for parameter in model.encoder.parameters()]
+        finally:
             model.zero_grad(set_to_none=True)
-            for chunk in batch.chunks:
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                    outputs = model(name, chunk.packed.to(device))
-                with blame(task, "task"):
-                    loss = task.objective.loss(outputs, chunk.labels.to(device))
-                (loss * (len(chunk.labels) / len(batch))).backward()  # type: ignore[no-untyped-call]
-            gradients[name] = [parameter.grad for parameter in model.encoder.parameters()]
-    finally:
-        model.zero_grad(set_to_none=True)
-        for module in training:
-            module.training = True
     products = {(a, b): _product(gradients[a], gradients[b]) for a in gradients for b in gradients}
     norms = {name: products[name, name] ** 0.5 for name in gradients}
     cosines: Cosines = {

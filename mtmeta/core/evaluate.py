@@ -21,7 +21,7 @@ from mtmeta.core.blame import accused, blame, supplier
 from mtmeta.core.contracts import Metric, Task
 from mtmeta.core.data import Dataset
 from mtmeta.core.errors import DivergedError, PluginError
-from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.model import MultiTaskModel, evaluation_mode
 from mtmeta.core.packing import Chunk, by_tokens, pack_chunk
 from mtmeta.core.rng import derive
 
@@ -103,17 +103,12 @@ def forward(
     To be run through under `torch.inference_mode`, and closed: then every module is in the mode it was.
     """
     device = next(model.parameters()).device
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for indices in by_tokens(dataset, batch_tokens):
             chunk = pack_chunk(dataset, indices, pin=device.type == "cuda")
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 outputs = model(dataset.task, chunk.packed.to(device))
             yield indices, chunk, outputs
-    finally:
-        for module in training:  # one by one: a plugin may keep a part of its head in evaluation mode
-            module.training = True
 
 
 def check_classes(task: Task, name: str, values: Array) -> None:

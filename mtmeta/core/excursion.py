@@ -17,7 +17,7 @@ from mtmeta.core.packing import Batch
 if TYPE_CHECKING:
     from mtmeta.core.learner import Learner
 
-__all__ = ["Excursion", "Grads"]
+__all__ = ["Excursion", "Grads", "norm_of"]
 
 Grads = list[Tensor | None]
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtmeta.core.errors import UsageError
 from mtmeta.core.options import Recipe
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import Registry
@@ -72,8 +71,7 @@ class History:
 def read_history(path: str | Path, registry: Registry, warn: Callable[[str], None]) -> History:
     """A run directory as data. Raises UsageError if it is none, MtmetaError if its files are damaged."""
     folder = RunDir(Path(path))
-    if not folder.recipe.exists():
-        raise UsageError(str(path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+    folder.check_is_run()
     recipe = load_recipe(folder.recipe, registry, environ={})
     events = _read_events(folder.path / "events.jsonl", warn)
     return History(folder, recipe, folder.lock(), events, folder.finished())

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.errors import MtmetaError, UsageError, safe
 from mtmeta.core.hold import holder
 from mtmeta.core.rundir import RunDir
-from mtmeta.core.view import WIDE, box_of
+from mtmeta.core.view import box_of, console_for_tables
 
 __all__ = ["age", "list_runs", "show_runs"]
 
@@ -88,9 +87,7 @@ def _progress(path: Path) -> dict[str, Any]:
 
 def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
     """Print a row for each run."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = WIDE
+    console = console_for_tables()
     if not runs:
         console.print(f"no runs in {safe(str(folder))}")
         return

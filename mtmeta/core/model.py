@@ -5,7 +5,8 @@ Shapes: `S` packed tokens, `N` sequences, `B` examples, `V` sequences an example
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -122,6 +123,18 @@ class Heads(nn.Module):
         head = self._modules[name]
         assert head is not None
         return head
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within, no dropout; then every module is in the mode it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:  # one by one: a plugin may keep a part of its head in evaluation mode
+            module.training = True
 
 
 class Numbers(nn.Module):

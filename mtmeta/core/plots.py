@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def _panel(title: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
         what = "needs matplotlib, which is not installed; pip install 'mtmeta[report]'"
         raise MachineError("mtmeta report", what) from error
     made: list[str] = []
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
         figure = Figure(figsize=PANEL, layout="constrained")
         axes = figure.subplots()
         axes.set_title(title, loc="left")
@@ -150,15 +151,8 @@ def _for_page(svg: str, title: str) -> str:
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, variable)
     # ids are looked up in the whole page, where every plot has the same ones
-    prefix = f"p{abs(hash_of(svg)):x}-"
+    prefix = f"p{zlib.crc32(svg.encode()):x}-"
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", svg)
     return svg.replace("<svg ", '<svg role="img" ', 1)
-
-
-def hash_of(text: str) -> int:
-    """A number for a text, the same in every process."""
-    import zlib
-
-    return zlib.crc32(text.encode())

@@ -8,15 +8,14 @@ of every run: curve and histogram of training losses (Figure 3), sampling, drift
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mtmeta.core.compare import Planned, baseline_of, check_alike, check_data, comparison, read_predictions
-from mtmeta.core.compare_view import cells_of, notes_of, title_of
+from mtmeta.core import plots
+from mtmeta.core.compare_view import COSTS, cells_of, notes_of, title_of
+from mtmeta.core.comparison import Planned, baseline_of, check_alike, check_data, comparison, read_predictions
 from mtmeta.core.disk import write_file
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.history import History, read_history
@@ -94,7 +93,8 @@ def _results(runs: Sequence[History], baseline: str | None, registry: Registry, 
         return parts + [_summary_table(run) for run in finished]
     header, rows = cells_of(made)
     parts.append(paragraph(title_of(made) + "."))
-    parts.append(table(header, rows, numbers=3))
+    shown = [[(f"{cell.value}\n{cell.below}".rstrip("\n"), cell.best) for cell in cells] for cells in rows]
+    parts.append(table(header, shown, numbers=len(COSTS)))
     parts += [paragraph(line) for line in notes_of(made)]
     if len(plan) == 1 and len(finished) == 1:
         parts.append(_summary_table(finished[0]))
@@ -129,7 +129,6 @@ def _summary_table(run: History) -> str:
 
 def _metric_curves(runs: Sequence[History]) -> list[tuple[str, str]]:
     """One plot a task: the paper's Figure 2, a line a run, in the colour of its recipe."""
-    plots = _plots()
     names = list(dict.fromkeys(run.recipe.name for run in runs))
     several = len(runs) > 1
     drawn = []
@@ -186,7 +185,6 @@ def _facts(run: History) -> str:
 
 def _losses(run: History) -> list[tuple[str, str]]:
     """Curve of each task's training losses, and the histogram of all of them: the paper's Figure 3."""
-    plots = _plots()
     drawn, found = [], {}
     for number, task in enumerate(run.recipe.tasks):
         steps, losses = run.losses(task)
@@ -202,8 +200,7 @@ def _losses(run: History) -> list[tuple[str, str]]:
 
 
 def _sampling(sampling: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
-    plots, tasks = _plots(), list(sampling)
-    drawn = []
+    tasks, drawn = list(sampling), []
     if any(used["planned_draws"] for used in sampling.values()):
         counts = {kind: [sampling[task][key] for task in tasks] for kind, key in DRAWS.items()}
         drawn.append(("Draws planned and made", plots.bars("Draws", "draws", tasks, counts)))
@@ -216,7 +213,6 @@ DRAWS = {"planned": "planned_draws", "made": "draws"}
 
 
 def _drift(run: History) -> list[tuple[str, str]]:
-    plots = _plots()
     drawn = []
     for number, task in enumerate(run.recipe.tasks):
         steps, drifts = run.drifts(task)
@@ -228,7 +224,7 @@ def _drift(run: History) -> list[tuple[str, str]]:
 
 def _gradients(run: History) -> list[str]:
     """Norms and cosines over the run, and the matrix at its end."""
-    plots, events = _plots(), run.of("gradients")
+    events = run.of("gradients")
     norms: dict[str, tuple[list[int], list[float]]] = {}
     pairs: dict[str, tuple[list[int], list[float]]] = {}
     for event in events:
@@ -263,7 +259,7 @@ def _note(found: dict[str, tuple[list[int], list[float]]], name: str, step: int,
 
 def _predictions(run: History, warn: Warn) -> list[str]:
     """Confusion of a task with classes, predicted against true values of the others."""
-    plots, drawn, tables = _plots(), [], []
+    drawn, tables = [], []
     for name, task in run.recipe.tasks.items():
         path = run.folder.path / "predictions" / f"{name}-{run.recipe.evaluation.report_on}.csv"
         try:
@@ -294,8 +290,3 @@ def _smooth(values: Sequence[float]) -> list[float]:
     starts = np.maximum(0, ends - window)
     smoothed: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
     return smoothed
-
-
-def _plots() -> Any:
-    """The module that draws; matplotlib is an extra, and loads only for a report."""
-    return importlib.import_module("mtmeta.core.plots")

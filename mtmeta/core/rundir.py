@@ -66,6 +66,11 @@ class RunDir:
         folder = self.path / "checkpoints"
         return Checkpoints(folder / group if groups > 1 else folder, keep)
 
+    def check_is_run(self) -> None:
+        """Raise UsageError if no run ever began here."""
+        if not self.recipe.exists():
+            raise UsageError(str(self.path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+
     def lock(self) -> dict[str, Any]:
         """The lock written when the run began."""
         try:

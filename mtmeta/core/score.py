@@ -97,8 +97,7 @@ def open_run(
 ) -> Session:
     """A run's parts as its recipe names them, without data or weights. Raises UsageError if it is no run."""
     folder = RunDir(Path(run_path))
-    if not folder.recipe.exists():
-        raise UsageError(str(run_path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+    folder.check_is_run()
     registry = build_registry(block=block, warn=warn)
     # the resolved recipe holds the data root of the run itself, so the environment has no say here
     recipe = load_recipe(folder.recipe, registry, data_root=data_root, environ={})

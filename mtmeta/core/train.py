@@ -32,6 +32,7 @@ from mtmeta.core.events import (
     StepSkipped,
     Warned,
 )
+from mtmeta.core.excursion import norm_of
 from mtmeta.core.feed import Feed
 from mtmeta.core.learner import Learner
 from mtmeta.core.machine import Heap, memory_errors
@@ -178,7 +179,7 @@ class Trainer:
         if not grads:
             what = f"algorithm '{self.recipe.algorithm.name}' left no gradient at meta-step {self.step + 1}"
             raise PluginError(supplier(self.recipe.algorithm, "algorithm"), what)
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+        norm = float(norm_of(grads))
         if not math.isfinite(norm):
             tasks = ", ".join(f"'{task}'" for task in dict.fromkeys(task for task, *_ in self.learner.losses))
             what = f"gradient norm became {norm} at meta-step {self.step + 1}, task {tasks}; lower the learning rate"

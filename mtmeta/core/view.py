@@ -13,7 +13,7 @@ from rich.text import Text
 
 from mtmeta.core.errors import safe
 
-__all__ = ["WIDE", "box_of", "show_table"]
+__all__ = ["box_of", "console_for_tables", "show_table"]
 
 WIDE = 250  # columns of a table that no terminal wraps
 
@@ -45,6 +45,14 @@ def show_table(summary: Mapping[str, Any]) -> None:
         _show_cost(console, summary)
     for name, found in summary.get("details", {}).items():
         _show_detail(console, name, found)
+
+
+def console_for_tables() -> Console:
+    """Standard output, with room for wide tables where it is no terminal."""
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = WIDE  # nobody to wrap lines for
+    return console
 
 
 def box_of(console: Console) -> box.Box:
