@@ -12,7 +12,7 @@ nothing is the difference of two noisy totals. Every moment of a meta-iteration 
     batch        drawing and packing                                 }
     snapshot     theta is kept on entering the inner loop            }
     bookkeeping  clearing gradients, noting what was touched         }
-    delta        theta - theta', or the query gradient, is kept      } the rest
+    delta        theta - theta', its norm, the query gradient, kept  } the rest
     restore      theta comes back                                    }
     clip         norm of the direction, and clipping                 }
     outer step   the meta optimizer                                  }
@@ -128,6 +128,7 @@ def watching(clock: Clock) -> Iterator[None]:
         (Excursion, "step", "bookkeeping"),
         (Excursion, "keep_delta", "delta"),
         (Excursion, "keep_gradient", "delta"),
+        (Excursion, "drift", "delta"),
         (Feed, "batch", "batch"),
         (Feed, "episode", "batch"),
     ]
