@@ -22,12 +22,16 @@ from mtmeta.plugins.samplers import Fixed
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 KINDS = {"individual": Individual, "joint": Joint, "reptile": Reptile, "fomaml": Fomaml}
+OTHERS = {"annealed": Joint, "new": Individual}
 ROWS = ("individual", "joint", "reptile", "reptile_para8", "individual_10", "joint_10", "reptile_10")  # section 5.4
 EXPECTED = sorted(
     [
         "reptile_three_task.yaml",
         *(f"minilm/{kind}.yaml" for kind in KINDS),
         *(f"paper/{name}.yaml" for name in (*ROWS, "fomaml")),
+        *(f"study/{part}/{kind}.yaml" for part in ("full", "ten") for kind in KINDS),
+        *(f"study/cross/{kind}.yaml" for kind in ("annealed", "individual", "joint", "reptile")),
+        *(f"study/few_shot/{kind}.yaml" for kind in ("fomaml", "joint", "new_tasks", "reptile")),
     ]
 )
 FOUND = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
@@ -43,7 +47,7 @@ def load(name: str, registry: Registry) -> Recipe:
 
 
 def test_these_and_no_other_recipes_are_shipped() -> None:
-    assert len(EXPECTED) == 13
+    assert len(EXPECTED) == 29
     assert FOUND == EXPECTED
 
 
@@ -51,9 +55,10 @@ def test_these_and_no_other_recipes_are_shipped() -> None:
 def test_it_validates_and_is_named_after_its_file(name: str, registry: Registry) -> None:
     recipe = load(name, registry)
     path = Path(name)
-    assert recipe.name == (path.stem if path.parent == Path() else f"{path.parent}_{path.stem}")
-    assert list(recipe.tasks) == ["sst", "para", "sts"]
-    assert type(recipe.algorithm) is KINDS[path.stem.partition("_")[0]]
+    assert recipe.name == (path.stem if path.parent == Path() else f"{path.parent.name}_{path.stem}")
+    if path.parent.name != "few_shot":
+        assert list(recipe.tasks) == ["sst", "para", "sts"]
+    assert type(recipe.algorithm) is (KINDS | OTHERS)[path.stem.partition("_")[0]]
 
 
 @pytest.mark.parametrize("name", FOUND)
