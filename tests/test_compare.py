@@ -137,6 +137,8 @@ def test_another_baseline_and_a_single_seed(done: Path) -> None:
     made = summaries(done, "reptile")[0]["tasks"]["sst"]
     assert (one["sst"]["mean"], one["sst"]["low"], one["sst"]["high"]) == (made["value"], made["low"], made["high"])
     assert one["mean"]["low"] is None
+    shown = compare_view.as_markdown(again(done, seeds=1))
+    assert "one seed cannot tell, so nothing is marked 'worse'" in shown
 
 
 def rewrite(folder: Path, name: str, task: str, change: Any) -> None:
@@ -171,6 +173,9 @@ def test_negative_transfer_is_flagged(done: Path) -> None:
     text = compare_view.as_markdown(again(done))
     assert "-1.0000 [-1.000, -1.000] worse" in text
     assert "+1.0000 [+1.000, +1.000] |" in text
+    assert "It covers other seeds and other examples (paired two-level bootstrap" in text
+    alone = rows(again(done, seeds=1))["reptile"]["columns"]  # as sure of the examples, but who knows another seed
+    assert (alone["para"]["delta"]["high"], alone["para"]["delta"]["negative_transfer"]) == (-1.0, None)
 
 
 @pytest.mark.usefixtures("no_process")

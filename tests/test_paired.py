@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 import mtmeta
-from mtmeta.core.paired import difference, over_seeds, resampled
-from mtmeta.plugins.metrics import accuracy, pearson
+from mtmeta.core.errors import PluginError
+from mtmeta.core.paired import difference, difference_draws, on_resamples, over_seeds
+from mtmeta.plugins.metrics import accuracy, pearson, register_metrics
 
 ACCURACY = mtmeta.Metric("accuracy", accuracy, needs="classes")
 PEARSON = mtmeta.Metric("pearson", pearson)
@@ -38,20 +40,20 @@ def some(rows: int, seeds: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_resamples_are_the_same_for_every_row_and_seed() -> None:
     labels, predictions = some(3, 2, 40)
-    made = resampled(labels, list(predictions), ACCURACY, seed=9, draws=5)
+    made = np.array(on_resamples(labels, list(predictions), ACCURACY, seed=9, draws=5))  # [R, K, D]
     generator = np.random.Generator(np.random.PCG64(9))
     for draw in range(5):
         at = generator.integers(0, 40, 40)
-        by_hand = [(predictions[row][:, at] == labels[at]).mean() for row in range(3)]  # mean of seeds and examples
-        assert made[:, draw] == pytest.approx(by_hand)
-    assert (made == resampled(labels, list(predictions), ACCURACY, seed=9, draws=5)).all()
-    assert (made != resampled(labels, list(predictions), ACCURACY, seed=8, draws=5)).any()
+        by_hand = (predictions[:, :, at] == labels[at]).mean(axis=2)  # [R, K]
+        assert made[:, :, draw] == pytest.approx(by_hand)
+    assert (made == np.array(on_resamples(labels, list(predictions), ACCURACY, seed=9, draws=5))).all()
+    assert (made != np.array(on_resamples(labels, list(predictions), ACCURACY, seed=8, draws=5))).any()
 
 
 def test_a_row_against_itself_differs_by_nothing() -> None:
     labels, predictions = some(1, 3, 50)
-    made = resampled(labels, [*predictions, *predictions], ACCURACY, seed=0)
-    found = difference(0.0, made[1] - made[0])
+    one, other = on_resamples(labels, [*predictions, *predictions], ACCURACY, seed=0)
+    found = difference(0.0, difference_draws(one, other, same_seeds=True))
     assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
 
 
@@ -59,12 +61,13 @@ def test_paired_interval_is_that_of_the_differences_of_each_example() -> None:
     """Of 4,000 examples the bootstrap is normal: 1.96 standard errors of the mean of the paired differences."""
     labels, predictions = some(2, 1, 4000)
     each = (predictions[1, 0] == labels).astype(float) - (predictions[0, 0] == labels)
-    made = resampled(labels, list(predictions), ACCURACY, seed=0)
-    found = difference(float(each.mean()), made[1] - made[0])
+    one, other = on_resamples(labels, list(predictions), ACCURACY, seed=0)
+    draws = difference_draws(other, one, same_seeds=True)
+    found = difference(float(each.mean()), draws)
     half = 1.96 * each.std() / math.sqrt(4000)
     assert found.value - found.low == pytest.approx(half, rel=0.1)
     assert found.high - found.value == pytest.approx(half, rel=0.1)
-    assert (made[1] - made[0]).std() == pytest.approx(each.std() / math.sqrt(4000), rel=0.1)
+    assert draws.std() == pytest.approx(each.std() / math.sqrt(4000), rel=0.1)
 
 
 def test_pairing_makes_small_differences_visible() -> None:
@@ -73,10 +76,10 @@ def test_pairing_makes_small_differences_visible() -> None:
     better = predictions.copy()
     right = np.flatnonzero(predictions[0, 0] != labels)[:12]
     better[0, 0, right] = labels[right]
-    made = resampled(labels, [*predictions, *better], ACCURACY, seed=0)
-    found = difference(12 / 500, made[1] - made[0])
+    one, other = on_resamples(labels, [*predictions, *better], ACCURACY, seed=0)
+    found = difference(12 / 500, difference_draws(other, one, same_seeds=True))
     assert 0 < found.low < 12 / 500 < found.high
-    assert made[0].std() > 3 * (found.value - found.low) / 1.96 / 2
+    assert one.std() > 3 * (found.value - found.low) / 1.96 / 2
 
 
 def test_p_is_twice_the_smaller_side_and_never_zero() -> None:
@@ -89,13 +92,107 @@ def test_p_is_twice_the_smaller_side_and_never_zero() -> None:
 def test_resamples_on_which_a_metric_is_undefined_are_left_out() -> None:
     found = difference(0.5, np.array([math.nan, 0.4, 0.6, math.nan]))
     assert (found.low, found.high) == pytest.approx((0.405, 0.595))
+    found = difference(0.5, np.full(7, math.nan))
+    assert (found.value, found.low, found.high, found.p) == (0.5, None, None, None)
 
 
 def test_a_correlation_is_resampled_too() -> None:
     generator = np.random.default_rng(0)
     labels = generator.normal(size=300)
     predictions = np.stack([labels + generator.normal(size=300) * noise for noise in (0.1, 2.0)])[:, None]
-    made = resampled(labels, list(predictions), PEARSON, seed=0, draws=200)
+    one, other = on_resamples(labels, list(predictions), PEARSON, seed=0, draws=200)
     observed = pearson(labels, predictions[1, 0]) - pearson(labels, predictions[0, 0])
-    found = difference(observed, made[1] - made[0])
+    found = difference(observed, difference_draws(other, one, same_seeds=True))
     assert found.low < observed < found.high < -0.3
+
+
+# --------------------------------------------------------------------------------------------------------------- seeds
+
+
+def test_draws_of_seeds_by_hand() -> None:
+    """Values that no resample changes: what is left are means of two seeds, 0, 1/2 or 1, as wide as Student's t."""
+    values = np.repeat([[0.0], [1.0]], 4000, axis=1)
+    draws = difference_draws(values, np.zeros((2, 4000)), same_seeds=True)
+    half = 0.5 * math.sqrt(2) * 12.706204736432095 / 1.959963984540054  # t of one degree of freedom, from a table
+    found, counts = np.unique(draws, return_counts=True)
+    assert found == pytest.approx([0.5 - half, 0.5, 0.5 + half])
+    assert counts / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+
+
+def test_seeds_that_both_rows_have_are_drawn_together() -> None:
+    generator = np.random.default_rng(3)
+    seeds = generator.normal(size=(4, 1)) + np.zeros((4, 1000))
+    together = difference_draws(seeds + 0.1, seeds, same_seeds=True)
+    assert together == pytest.approx(np.full(1000, 0.1))
+    apart = difference_draws(seeds + 0.1, seeds, same_seeds=False)
+    assert apart.std() > 0.3
+    assert abs(apart.mean() - 0.1) < 0.15
+
+
+def test_a_single_seed_adds_nothing() -> None:
+    generator = np.random.default_rng(3)
+    one, other = generator.normal(size=(2, 1, 50))
+    assert (difference_draws(one, other, same_seeds=False) == (one - other)[0]).all()
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_where_only_seeds_differ_it_is_rarely_sure(seeds: int) -> None:
+    """Two regimes that are equally good: of 400 comparisons, at most a tenth has an interval without 0.
+
+    With the examples alone resampled, or the seeds without the width of t, it is several times as many.
+    """
+    generator = np.random.default_rng(seeds)
+    sure = naive = 0
+    for _ in range(400):
+        noise = generator.normal(size=(1, 1000)) * 0.2  # of the examples, which both rows share
+        one, other = (generator.normal(size=(seeds, 1)) + noise for _ in range(2))
+        found = difference(0.0, difference_draws(one, other, same_seeds=True))
+        sure += found.low > 0 or found.high < 0
+        examples = (one - other).mean(axis=0)
+        naive += examples.min() > 0 or examples.max() < 0
+    assert sure <= 40
+    assert naive > 300
+
+
+# ------------------------------------------------------------------------------------------- all resamples at once
+
+
+def drawn_data(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(4)
+    if kind == "few":  # so few that resamples are constant, or lack classes
+        return generator.integers(0, 2, 3).astype(float), generator.integers(0, 2, (4, 3)).astype(float)
+    if kind == "far":  # far from 0, and hardly varying
+        labels = 1e6 + np.array([0.0] * 38 + [1.0, 2.0])
+        return labels, labels + generator.normal(size=(2, 40))
+    labels = generator.integers(0, 7, 60).astype(float)
+    return labels, np.where(generator.random((2, 60)) < 0.5, labels, generator.integers(0, 5, (2, 60)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind"),
+    [
+        pytest.param(metric, kind, id=f"{metric.name}-{kind}")
+        for metric in register_metrics()
+        for kind in ("many", "few", *(("far",) if metric.needs == "any" else ()))
+    ],
+)
+def test_all_at_once_is_one_by_one(metric: mtmeta.Metric, kind: str) -> None:
+    labels, predictions = drawn_data(kind)
+    at_once = on_resamples(labels, [predictions], metric, seed=2, draws=200)
+    one_by_one = on_resamples(labels, [predictions], dataclasses.replace(metric, resampled=None), seed=2, draws=200)
+    assert at_once[0] == pytest.approx(one_by_one[0], abs=1e-9)
+
+
+def test_blocks_of_resamples_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, predictions = drawn_data("many")
+    metric = register_metrics()[1]
+    whole = on_resamples(labels, [predictions], metric, seed=2, draws=100)
+    monkeypatch.setattr("mtmeta.core.paired.AT_ONCE", 60 * 7)
+    assert (on_resamples(labels, [predictions], metric, seed=2, draws=100)[0] == whole[0]).all()
+
+
+def test_a_metric_that_gives_another_number_of_values() -> None:
+    labels, predictions = drawn_data("many")
+    metric = mtmeta.Metric("wrong", accuracy, resampled=lambda labels, predictions, counts: counts)
+    with pytest.raises(PluginError, match=r"metric 'wrong' gives shape \[5, 60\] for 5 resamples, expected \[5\]"):
+        on_resamples(labels, [predictions], metric, seed=0, draws=5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,10 @@ def as_csv(found: Mapping[str, Any]) -> str:
 
 def title_of(found: Mapping[str, Any]) -> str:
     seeds = [row["seeds"] for row in found["rows"]]
-    same = all(row == seeds[0] for row in seeds)
-    shown = ", ".join(map(str, seeds[0])) if same else f"{len(seeds[0])} of each"
+    if all(row == seeds[0] for row in seeds):
+        shown = ", ".join(map(str, seeds[0]))
+    else:
+        shown = "; ".join(f"{row['name']} {', '.join(map(str, row['seeds']))}" for row in found["rows"])
     return f"{found['split']}, best weights of each run, seeds: {shown}"
 
 
@@ -115,7 +117,8 @@ def _value(cell: Mapping[str, Any], between: str) -> str:
 
 def _delta(delta: Mapping[str, Any], between: str) -> str:
     worse = f"{between}worse" if delta["negative_transfer"] else ""
-    return f"{delta['value']:+.4f}{between}[{delta['low']:+.3f}, {delta['high']:+.3f}]{worse}"
+    interval = "" if delta["low"] is None else f"{between}[{delta['low']:+.3f}, {delta['high']:+.3f}]"
+    return f"{delta['value']:+.4f}{interval}{worse}"
 
 
 def _cost(row: Mapping[str, Any]) -> list[str]:
@@ -125,16 +128,33 @@ def _cost(row: Mapping[str, Any]) -> list[str]:
 
 def notes_of(found: Mapping[str, Any]) -> list[str]:
     """What the numbers are, under the table."""
-    several = len(found["rows"][0]["seeds"]) > 1
-    over = "Student's t over the seeds" if several else "bootstrap over the examples of the one run"
+    rows = found["rows"]
+    single = [safe(row["name"]) for row in rows if len(row["seeds"]) == 1]
+    over = "Student's t over the seeds" if len(single) < len(rows) else "bootstrap over the examples of the one run"
+    if 0 < len(single) < len(rows):
+        over += f" (of {', '.join(single)}, with one run, bootstrap over its examples)"
     notes = [
         f"Brackets behind a mean: 95% interval, {over}. Examples: example-forwards in training, mean of the seeds."
     ]
-    if any("delta" in cell for row in found["rows"] for cell in row["columns"].values()):
-        what = f"differences to {safe(found['baseline'])} with a 95% interval, paired bootstrap over the examples"
-        notes.append(f"Below: {what} for these seeds; 'worse' marks negative transfer: no part of it is better.")
-    if len(found["rows"]) > 1 and not any(row["columns"]["mean"]["best"] for row in found["rows"]):
+    compared = [row for row in rows if any("delta" in cell for cell in row["columns"].values())]
+    if compared:
+        notes.append(f"Below: differences to {safe(found['baseline'])} with a 95% interval. {_covers(found, compared)}")
+    if len(rows) > 1 and not any(row["columns"]["mean"]["best"] for row in rows):
         notes.append("The metrics point in different directions, so of the mean nothing is better or worse.")
-    if found["baseline"] is None and len(found["rows"]) > 1:
+    if found["baseline"] is None and len(rows) > 1:
         notes.append("No recipe here trains each task alone; --baseline NAME shows differences to another one.")
     return notes
+
+
+def _covers(found: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> str:
+    """What the intervals of the differences stand for."""
+    alone = {row["name"]: len(row["seeds"]) == 1 for row in found["rows"]}
+    examples = [safe(row["name"]) for row in compared if alone[row["name"]] or alone[found["baseline"]]]
+    one = "covers other examples, not other seeds: one seed cannot tell, so nothing is marked 'worse'"
+    if len(examples) == len(compared):
+        return f"It {one}."
+    text = (
+        "It covers other seeds and other examples (paired two-level bootstrap, the seeds' part as wide as Student's t); "
+        "'worse' marks negative transfer: no part of it is better."
+    )
+    return text + (f" Of {', '.join(examples)} it {one}." if examples else "")

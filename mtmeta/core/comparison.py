@@ -17,7 +17,7 @@ import numpy as np
 from mtmeta.core.contracts import Metric, Task
 from mtmeta.core.errors import CheckpointError, DataError, RecipeError, UsageError, did_you_mean, quote
 from mtmeta.core.options import Recipe
-from mtmeta.core.paired import Array, difference, over_seeds, resampled
+from mtmeta.core.paired import Array, difference, difference_draws, on_resamples, over_seeds
 from mtmeta.core.registry import Registry
 from mtmeta.core.rng import derive
 from mtmeta.core.rundir import RunDir
@@ -135,24 +135,27 @@ def _add_differences(
     signs: Mapping[str, float],
 ) -> None:
     """To every row but the baseline: its differences, and whether they are a transfer that is surely negative."""
-    names = [row["name"] for row in rows]
-    base = names.index(baseline)
-    draws: dict[str, Array] = {}
+    base = [row["name"] for row in rows].index(baseline)
+    draws: dict[str, list[Array]] = {}  # column -> of each row the values of its seeds [K, D]
     for task, metric in metrics.items():
         labels, predictions = _predictions(plan, task)
         seed = derive(0, "paired", task)  # the same resamples in every comparison of these predictions
-        draws[task] = resampled(labels, predictions, metric, seed)
-    draws[MEAN] = np.mean([draws[task] for task in metrics], axis=0)
+        draws[task] = on_resamples(labels, predictions, metric, seed)
+    draws[MEAN] = [np.mean(parts, axis=0) for parts in zip(*(draws[task] for task in metrics), strict=True)]
     for number, row in enumerate(rows):
         if number == base:
             continue
+        single = min(len(row["seeds"]), len(rows[base]["seeds"])) == 1
         for column, cell in row["columns"].items():
             if not signs[column]:
                 continue
             observed = cell["mean"] - rows[base]["columns"][column]["mean"]
-            found = difference(observed, draws[column][number] - draws[column][base])
-            worst = found.high if signs[column] > 0 else -found.low
-            cell["delta"] = asdict(found) | {"negative_transfer": worst < 0}
+            pair = draws[column][number], draws[column][base]
+            found = difference(observed, difference_draws(*pair, same_seeds=row["seeds"] == rows[base]["seeds"]))
+            worst = found.high if signs[column] > 0 else found.low
+            # one seed says nothing of how far another would be off
+            worse = None if single or worst is None else signs[column] * worst < 0
+            cell["delta"] = asdict(found) | {"negative_transfer": worse}
 
 
 def _summary(run: Planned) -> dict[str, Any]:

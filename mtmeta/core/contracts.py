@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
@@ -275,6 +275,9 @@ class Metric:
     greater_is_better: bool = True
     needs: Literal["any", "classes"] = "any"
     """`classes`: makes sense for class indices only, so recipes may not name it for a regression task."""
+    resampled: Callable[[Any, Any, Any], Any] | None = field(default=None, repr=False)
+    """The same on D resamples at once, for the bootstrap: labels [N], predictions [N] and how often each example
+    stands in each resample, float64 [D, N], to values [D]. Without it the function is called for each."""
 
     def __call__(self, labels: Any, predictions: Any) -> float:
         return float(self.function(labels, predictions))

@@ -23,6 +23,7 @@ from mtmeta.core.data import Dataset
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.model import MultiTaskModel, evaluation_mode
 from mtmeta.core.packing import Chunk, by_tokens, pack_chunk
+from mtmeta.core.paired import on_resamples
 from mtmeta.core.rng import derive
 
 __all__ = [
@@ -154,14 +155,7 @@ def score(
 
 def interval(labels: Array, values: Array, metric: Metric, seed: int) -> tuple[float, float]:
     """95% interval of a metric by the percentile bootstrap over examples, seeded, 1,000 draws."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    n = len(labels)
-    drawn = np.empty(BOOTSTRAP_DRAWS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a resample may well be constant
-        for i in range(BOOTSTRAP_DRAWS):
-            at = generator.integers(0, n, n)
-            drawn[i] = metric(labels[at], values[at])
+    ((drawn,),) = on_resamples(labels, [values[None]], metric, seed, BOOTSTRAP_DRAWS)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])  # a metric may be undefined on a resample
     return float(low), float(high)
 
