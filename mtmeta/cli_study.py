@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mtmeta.cli_options import DataRoot, Device, Json, NoPlugin, Set, say, warn
-from mtmeta.core.errors import UsageError, quote
+from mtmeta.core.errors import Incomplete, UsageError, quote
 
 __all__ = ["adapt", "compare", "report", "runs"]
 
@@ -46,28 +46,34 @@ def compare(
         from mtmeta.core.surroundings import check_torch
 
         check_torch()
-        found = run_comparison(
-            recipes,
-            seeds=seeds,
-            overrides=set_ or [],
-            out=out,
-            data_root=data_root,
-            device=device,
-            baseline=baseline,
-            jobs=jobs,
-            block=no_plugin or [],
-            warn=warn,
-            say=say,
-            stop=stop,
-        )
+        incomplete: Incomplete | None = None
+        try:
+            found = run_comparison(
+                recipes,
+                seeds=seeds,
+                overrides=set_ or [],
+                out=out,
+                data_root=data_root,
+                device=device,
+                baseline=baseline,
+                jobs=jobs,
+                block=no_plugin or [],
+                warn=warn,
+                say=say,
+                stop=stop,
+            )
+        except Incomplete as error:
+            found, incomplete = error.comparison, error
     if json_:
-        print(json.dumps(found))
+        print(json.dumps(found, allow_nan=False))
     elif markdown:
         print(compare_view.as_markdown(found), end="")
     elif csv:
         print(compare_view.as_csv(found), end="")
     else:
         compare_view.show_comparison(found)
+    if incomplete is not None:
+        raise incomplete
 
 
 def report(

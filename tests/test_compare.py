@@ -16,20 +16,32 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import tiny  # noqa: F401  # one thread
 from commands import quietly
+from rich.console import Console
 from test_run import write_recipe
 
 import mtmeta
 from mtmeta.core import compare_view
-from mtmeta.core.errors import DataError, DivergedError, MachineError, Problems, RecipeError, UsageError
+from mtmeta.core.alike import check_alike, notes_on_recipes
+from mtmeta.core.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    Incomplete,
+    MachineError,
+    Problems,
+    RecipeError,
+    UsageError,
+)
 from mtmeta.core.hold import hold, holder
-from mtmeta.core.many import Job, run_all
-from mtmeta.core.registry import Registry
+from mtmeta.core.many import Job, run_all, without_options
+from mtmeta.core.recipe import load_recipe
+from mtmeta.core.registry import Registry, build_registry
 
 SMALL = {"training": {"steps": 2}, "evaluation": {"every": 1}, "checkpoint": {"every": 1}}
 TASKS = ("sst", "para", "sts")
@@ -153,6 +165,7 @@ def rewrite(folder: Path, name: str, task: str, change: Any) -> None:
         summary = json.loads((run / "summary.json").read_text())
         score = summary["tasks"][task]
         score["value"] = float(np.mean(values[:, 0] == values[:, 1]))
+        summary["mean"] = sum(made["value"] for made in summary["tasks"].values()) / len(summary["tasks"])
         (run / "summary.json").write_text(json.dumps(summary))
 
 
@@ -500,3 +513,438 @@ def test_metrics_of_different_directions_have_no_better_mean(done: Path, monkeyp
     assert one["best"] == (one["mean"] <= two["mean"])
     assert two["delta"]["negative_transfer"] == (two["delta"]["low"] > 0)
     assert "point in different directions" in compare_view.as_markdown(found)
+
+
+# -------------------------------------------------------------------------------------------- the whole plan at once
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"labels": ["0", "1", "2"]}, r"has \[\"0\", \"1\"\] for tasks.mine.labels, 'individual' has "),
+        ({"text": "other"}, "has sentence for tasks.mine.text, 'individual' has other; compare recipes that measure"),
+        ({"label": "grade"}, "has label for tasks.mine.label, 'individual' has grade"),
+        ({"dialect": {"encoding": "latin-1"}}, "has utf-8 for tasks.mine.dialect.encoding, 'individual' has latin-1"),
+        ({"select_on": "test"}, "selects on dev, 'individual' on test; --set evaluation.select_on=dev"),
+    ],
+)
+def test_recipes_that_measure_something_else(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
+    one, two = on_files(tmp_path)
+    made = json.loads(two.read_text())
+    if "select_on" in changes:
+        made["tasks"]["mine"]["test"] = "dev.tsv"
+        made["evaluation"] = changes
+    else:
+        made["tasks"]["mine"] |= changes
+    two.write_text(json.dumps(made))
+    with pytest.raises(RecipeError, match=what):
+        mtmeta.compare([one, two], out=tmp_path / "runs")
+
+
+def test_the_same_in_other_words_is_the_same(tmp_path: Path) -> None:
+    one, two = on_files(tmp_path)
+    made = json.loads(two.read_text())
+    made["tasks"]["mine"] |= {"labels": ["0", "1"], "batch_size": 4, "inner_steps": 9, "loss_weight": 0.5}
+    made["data"] = {"on_bad_rows": "skip"}
+    two.write_text(json.dumps(made))
+    recipes_ = [load_recipe(path, build_registry()) for path in (one, two)]
+    check_alike(recipes_)
+    assert notes_on_recipes(recipes_) == []
+
+
+def test_what_only_changes_training_is_noted(tmp_path: Path) -> None:
+    one = write_recipe(tmp_path, "joint")
+    two = write_recipe(tmp_path, "reptile", data={"train_fraction": 0.1})
+    three = write_recipe(tmp_path, "fomaml")
+    overrides = ["backbone.max_length=32", "tasks.para.pair_mode=cross"]
+    made = [load_recipe(path, build_registry()) for path in (one, two)]
+    made.append(load_recipe(three, build_registry(), overrides=overrides))
+    check_alike(made)
+    assert notes_on_recipes(made) == [
+        "Rows differ in backbone.max_length: 64 (joint, reptile); 32 (fomaml).",
+        "Rows differ in data.train_fraction: 0.2 (joint, fomaml); 0.1 (reptile).",
+        "Rows differ in tasks.para.pair_mode: separate (joint, reptile); cross (fomaml).",
+    ]
+
+
+def relock(folder: Path, name: str, old: str, new: str) -> None:
+    """Change a line of the locks of a recipe's runs."""
+    for run in (folder / "runs").glob(f"{name}-*"):
+        lock = run / "recipe.lock.yaml"
+        text = lock.read_text()
+        assert re.search(old, text, re.MULTILINE)
+        lock.write_text(re.sub(old, new, text, flags=re.MULTILINE))
+
+
+@pytest.mark.usefixtures("no_process")
+def test_versions_that_differ_are_noted(done: Path) -> None:
+    assert again(done)["notes"] == []
+    relock(done, "reptile-4", r"^torch: .*", "torch: 2.99.0")
+    relock(done, "reptile", r"^plugins: .*", "plugins: {mtmeta-cola: '1.0'}")
+    relock(done, "individual-4", r"^plugins: .*", "plugins: {mtmeta-cola: '2.0'}")  # what others lack is no version
+    relock(done, "individual", r"^backbone: .*", "backbone: another, and longer than is shown")
+    notes = again(done)["notes"]
+    torch = re.search(r"torch: (\S+)", next((done / "runs").glob("reptile-3-*/recipe.lock.yaml")).read_text())
+    assert torch is not None
+    assert notes == [
+        f"Rows differ in torch: {torch[1]} (individual, reptile seed 3); 2.99.0 (reptile seed 4).",
+        "Rows differ in backbone weights: another, and ... (individual); tiny, seed 3 (reptile).",
+        "Rows differ in backbone weights: another, and ... (individual); tiny, seed 4 (reptile).",
+        "Rows differ in plugin mtmeta-cola: 2.0 (individual); 1.0 (reptile).",
+    ]
+    assert notes[0] in compare_view.as_markdown(again(done))
+
+
+@pytest.mark.usefixtures("no_process")
+def test_files_are_checked_before_anything_runs(tmp_path: Path) -> None:
+    one, two = on_files(tmp_path)
+    made = json.loads(two.read_text())
+    with pytest.raises(DataError, match=r"d1/nowhere.tsv: no such file"):
+        two.write_text(json.dumps(made | {"tasks": {"mine": made["tasks"]["mine"] | {"train": "nowhere.tsv"}}}))
+        mtmeta.compare([one, two], out=tmp_path / "runs")
+    (tmp_path / "d2" / "dev.tsv").write_text((tmp_path / "d2" / "dev.tsv").read_text().replace("good", "fine"))
+    with pytest.raises(DataError, match=r"mine-dev has sha256 \w{6}.. in 'joint', \w{6}.. in 'individual'; compare"):
+        two.write_text(json.dumps(made | {"data_root": str(tmp_path / "d2")}))
+        mtmeta.compare([one, two], out=tmp_path / "runs")
+    for path in (one, two):
+        path.write_text(path.read_text().replace('"labels": 2', '"labels": 2, "text": "txet"'))
+    two.write_text(json.dumps(json.loads(two.read_text()) | {"data_root": str(tmp_path / "d1")}))
+    with pytest.raises(Problems, match=r"2 problems, the first: .*train.tsv: no column 'txet'"):
+        mtmeta.compare([one, two], out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize(
+    ("device", "error", "what"),
+    [
+        ("cuda:99", MachineError, "device cuda:99: this machine has"),
+        ("gpu", UsageError, "--device: 'gpu' is no device"),
+    ],
+)
+def test_the_device_too(device: str, error: type[Exception], what: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=what):
+        mtmeta.compare(recipes(tmp_path, "joint"), out=tmp_path / "runs", device=device)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_what_is_wrong_with_an_option_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        mtmeta.compare(recipes(tmp_path, "joint", "reptile"), out=tmp_path / "runs", overrides=["training.stesp=1"])
+    assert raised.value.place == "--set training.stesp"
+
+
+# ---------------------------------------------------------------------------------------------- damaged, or not theirs
+
+
+def spoil(path: Path, *keys: str, value: Any) -> None:
+    made = json.loads(path.read_text())
+    at = made
+    for key in keys[:-1]:
+        at = at[key]
+    at[keys[-1]] = value
+    path.write_text(json.dumps(made))
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize(
+    ("keys", "value", "what"),
+    [
+        (("tasks",), {}, r"damaged \(tasks: dictionary should have at least 1 item"),
+        (("tasks", "sst"), 3, r"damaged \(tasks.sst: "),
+        (("tasks", "sst", "value"), "0.5", r"damaged \(tasks.sst.value: input should be a valid number"),
+        (("tasks", "sst", "value"), float("nan"), r"cannot be read \(NaN is no JSON\)"),
+        (("mean",), float("inf"), r"cannot be read \(Infinity is no JSON\)"),
+        (("peak_memory_bytes",), None, r"damaged \(peak_memory_bytes: "),
+        (("seed",), 7, r"is not that of the run's recipe \(seed\)"),
+        (("mean",), 0.9, r"is not that of the run's recipe \(mean\)"),
+        (("tasks", "sst", "metric"), "macro_f1", r"is not that of the run's recipe \(tasks\)"),
+    ],
+)
+def test_summaries_that_are_damaged(keys: tuple[str, ...], value: Any, what: str, done: Path) -> None:
+    spoil(next((done / "runs").glob("reptile-4-*/summary.json")), *keys, value=value)
+    with pytest.raises(CheckpointError, match=what) as raised:
+        again(done)
+    assert str(raised.value).endswith("; remove it and the same command writes it again")
+    assert raised.value.exit_code == 4
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_value_that_is_not_that_of_the_predictions(done: Path) -> None:
+    path = next((done / "runs").glob("reptile-4-*/summary.json"))
+    found = json.loads(path.read_text())
+    found["tasks"]["sts"]["value"] += 0.01
+    found["mean"] += 0.01 / 3
+    path.write_text(json.dumps(found))
+    with pytest.raises(CheckpointError, match=r"says \S+ for sts pearson, the predictions beside it come to"):
+        again(done)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_errors_name_no_option_that_compare_lacks(done: Path) -> None:
+    lock = next((done / "runs").glob("reptile-4-*/recipe.lock.yaml"))
+    lock.write_text("recipe: [")
+    with pytest.raises(CheckpointError, match=f"damaged.*; remove {lock.parent} to train it again") as raised:
+        again(done)
+    assert "--fresh" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("a; choose another --out, or --fresh to start over", "a; remove R to train it again"),
+        ("run used threads 1; now threads 2; results would differ: pass --allow-inexact to go on",
+         "run used threads 1; now threads 2; results would differ; remove R to train it again"),
+        ("x changed; start a new run or pass --allow-changed-data", "x changed; remove R to train it again"),
+        ("warning: R is finished; --fresh trains it again", "warning: R is finished; remove R to train it again"),
+        ("fresh data: --device cpu", "fresh data: --device cpu"),
+    ],
+)  # fmt: skip
+def test_advice_in_the_words_of_compare(line: str, shown: str) -> None:
+    assert without_options(line, Path("R")) == shown
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+def test_a_run_goes_on_with_the_threads_it_began_with(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever --jobs is: with another number the numbers would differ, and it would be refused."""
+    for run in (done / "runs").glob("*-4-*"):
+        (run / "summary.json").unlink()
+    relock(done, "reptile-4", r"^threads: 1", "threads: 3")
+    (next((done / "runs").glob("individual-4-*")) / "recipe.yaml").unlink()  # that one has not begun
+    seen: list[Job] = []
+    monkeypatch.setattr("mtmeta.core.compare.run_all", lambda jobs, **options: seen.extend(jobs))
+    with pytest.raises(CheckpointError, match="is not finished"):
+        again(done, jobs=2)
+    assert {job.label: job.threads for job in seen} == {"individual seed 4": None, "reptile seed 4": 3}
+
+
+class Pretended:
+    """A process that ends with what is told of it; `told` holds the exit codes and lines of one after the other."""
+
+    told: ClassVar[list[tuple[int, str]]] = []
+    started: ClassVar[list[tuple[list[str], dict[str, str]]]] = []
+
+    def __init__(self, command: list[str], *, env: dict[str, str], **options: Any) -> None:
+        self.started.append((command, env))
+        self.returncode, line = self.told[len(self.started) - 1]
+        self.stderr = io.StringIO(line)
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> type[Pretended]:
+    monkeypatch.setattr(Pretended, "told", [])
+    monkeypatch.setattr(Pretended, "started", [])
+    monkeypatch.setattr(subprocess, "Popen", Pretended)
+    return Pretended
+
+
+def test_the_threads_of_a_job_come_before_the_environment(
+    tmp_path: Path, pretended: type[Pretended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    pretended.told += [(0, ""), (0, "")]
+    run_all([Job("a", tmp_path / "a", [], 3), Job("b", tmp_path / "b", [])], at_once=2)
+    assert [env["OMP_NUM_THREADS"] for _, env in pretended.started] == ["3", "7"]
+
+
+def test_a_run_that_another_process_took_first_is_waited_for(tmp_path: Path, pretended: type[Pretended]) -> None:
+    """Between our look and the start of our process: that is no failure."""
+    pretended.told += [(4, f"error: {tmp_path}/a: is in use by pid 7 on host h; wait for it to end\n"), (0, "")]
+    done: list[Job] = []
+    job = Job("a", tmp_path / "a", [])
+    run_all([job], ended=done.append)
+    assert (done, len(pretended.started)) == ([job], 2)
+    pretended.told.append((4, "error: weights: are damaged\n"))
+    with pytest.raises(CheckpointError, match="a: weights: are damaged"):
+        run_all([job])
+
+
+def test_lines_that_nobody_listens_to_do_not_stop_a_run(tmp_path: Path, pretended: type[Pretended]) -> None:
+    def say(text: str) -> None:
+        heard.append(text)
+        raise BrokenPipeError
+
+    heard: list[str] = []
+    pretended.told.append((7, "one\nwarning: R is finished; --fresh trains it again\nerror: loss became nan\n"))
+    with pytest.raises(DivergedError, match="a: loss became nan"):
+        run_all([Job("a", tmp_path / "a", [])], say=say)
+    assert heard == ["a: one", f"a: warning: R is finished; remove {tmp_path / 'a'} to train it again"]
+
+
+def test_a_recipe_whose_name_begins_like_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = recipes(tmp_path, "joint")
+    path.rename(tmp_path / "--joint.yaml")
+    monkeypatch.chdir(tmp_path)
+    made = mtmeta.compare(["--joint.yaml"], seeds=1, out="runs")
+    assert [row["name"] for row in made["rows"]] == ["joint"]
+
+
+def test_all_processes_are_asked_before_any_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Slow(Pretended):
+        def __init__(self, command: list[str], **options: Any) -> None:
+            self.name, self.stderr, self.returncode = command[-2], io.StringIO(), 75
+
+        def poll(self) -> int | None:
+            return None if not self.name.endswith("0") else 0
+
+        def terminate(self) -> None:
+            told.append("asked")
+
+        def wait(self, seconds: float | None = None) -> None:
+            told.append("waited")
+
+        def kill(self) -> None:
+            pass
+
+    def ended(job: Job) -> None:
+        raise DataError("here", "is other data")
+
+    monkeypatch.setattr(subprocess, "Popen", Slow)
+    with pytest.raises(DataError):
+        run_all([Job(str(n), tmp_path / str(n), []) for n in range(3)], at_once=3, ended=ended)
+    assert told[:3] == ["asked", "asked", "waited"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's death")
+def test_a_run_does_not_outlive_a_comparison_that_is_killed(tmp_path: Path) -> None:
+    recipes(tmp_path, "individual", "reptile")
+    more = ["--set=training.steps=100000", "--set=evaluation.every=100000", "--set=checkpoint.every=100000"]
+    cut = subprocess.Popen(command(tmp_path, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list((tmp_path / "runs").glob("*/events.jsonl")), cut)
+    (run,) = (tmp_path / "runs").iterdir()
+    wait_for(lambda: '"step"' in (run / "events.jsonl").read_text(), cut)
+    cut.kill()
+    cut.communicate()
+    end = time.monotonic() + 60
+    while holder(run):
+        assert time.monotonic() < end, "it goes on"
+        time.sleep(0.05)
+    assert list((run / "checkpoints" / "sst").glob("step-*"))  # and saved what it had
+
+
+# ---------------------------------------------------------------------------------------------------------- what fails
+
+
+def test_the_others_are_shown_where_one_fails(
+    done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mtmeta.cli import main
+
+    run = next((done / "runs").glob("individual-4-*"))
+    (run / "summary.json").unlink()
+
+    def diverge(jobs: list[Job], *, failed: Any, **options: Any) -> None:
+        for job in jobs:
+            failed(job, DivergedError(job.label, "loss became nan at meta-step 2; lower the learning rate"))
+
+    monkeypatch.setattr("mtmeta.core.compare.run_all", diverge)
+    with pytest.raises(Incomplete) as raised:
+        again(done)
+    found = raised.value.comparison
+    assert list(rows(found)) == ["reptile"]
+    why = "individual seed 4: loss became nan at meta-step 2; lower the learning rate"
+    assert found["left_out"] == {"individual": why}
+    given = [str(done / "individual.yaml"), str(done / "reptile.yaml"), "--seeds=2", f"--out={done / 'runs'}"]
+    for form in ("--json", "--markdown", "--csv", ""):
+        with pytest.raises(SystemExit) as ended:
+            main(["compare", *given, *filter(None, [form])])
+        assert ended.value.code == 7
+        out, err = capsys.readouterr()
+        assert err.splitlines()[1:] == [f"error: {why}"]
+        assert "reptile" in out
+        if form == "--json":
+            assert json.loads(out) == found
+        elif form != "--csv":
+            assert f"Left out: individual, because of {why}" in out
+    for run in (done / "runs").glob("reptile-*/summary.json"):
+        run.unlink()
+    with pytest.raises(Problems) as nothing:
+        again(done)
+    assert not isinstance(nothing.value, Incomplete)
+
+
+# --------------------------------------------------------------------------------------------------------- as it looks
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("columns", [30, 60, 100])
+def test_no_number_is_cut_in_a_narrow_terminal(
+    columns: int, done: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def console() -> Console:
+        return Console(width=columns, force_terminal=True, highlight=False, markup=False, soft_wrap=True)
+
+    monkeypatch.setattr(compare_view, "console_for_tables", console)
+    found = again(done)
+    compare_view.show_comparison(found)
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    bar = "[\N{BOX DRAWINGS LIGHT VERTICAL}\N{BOX DRAWINGS HEAVY VERTICAL}]"
+    lines = [line for line in out.splitlines() if re.match(bar, line)]
+    cells = [[cell.strip() for cell in re.split(bar, line)[1:-1]] for line in lines]
+    shown = ["".join(column) for column in zip(*cells, strict=True)]
+    for name, text in zip(("", *TASKS, "mean"), shown, strict=True):
+        for row in found["rows"]:
+            assert (row["name"] if not name else f"{row['columns'][name]['mean']:.4f}") in text
+
+
+def test_rows_of_other_seeds_say_so() -> None:
+    cell = {"values": [0.5], "mean": 0.5, "low": 0.4, "high": 0.6, "best": False}
+    delta = {"value": 0.1, "low": -0.1, "high": 0.3, "p": 0.4, "negative_transfer": None}
+    undefined = {"value": 0.1, "low": None, "high": None, "p": None, "negative_transfer": None}
+    costs = {"examples": 10, "seconds": 1, "peak_memory_bytes": 1}
+    below = {"sst": cell | {"delta": delta}, "mean": cell | {"delta": undefined}}
+    made: list[dict[str, Any]] = [
+        {"name": "one", "algorithm": "a", "seeds": [3, 4], "columns": {"sst": cell, "mean": cell}, **costs},
+        {"name": "two", "algorithm": "b", "seeds": [3], "columns": below, **costs},
+    ]
+    found: dict[str, Any] = {"split": "dev", "baseline": "one", "metrics": {"sst": "accuracy"}, "rows": made}
+    found |= {"notes": [], "left_out": {}}
+    text = compare_view.as_markdown(found)
+    assert "seeds: one 3, 4; two 3" in text
+    assert "Student's t over the seeds (of two, with one run, bootstrap over its examples)" in text
+    assert "one seed cannot tell" in text
+    assert "| 0.5000 [0.400, 0.600]<br>+0.1000 |" in text
+    made.append({**made[1], "name": "three", "seeds": [3, 4]})
+    text = compare_view.as_markdown(found)
+    assert "'worse' marks negative transfer: no part of it is better. Of two it covers other examples" in text
+
+
+def test_with_the_console_reporter_and_without_anywhere_to_say_it(tmp_path: Path) -> None:
+    """As most people run it: reporters at their default; and with stderr closed, where a line has nowhere to go."""
+    (path,) = recipes(tmp_path, "joint")
+    made = json.loads(path.read_text())
+    del made["reporters"]
+    path.write_text(json.dumps(made))
+    given = [sys.executable, "-m", "mtmeta", "compare", str(path), "--seeds", "1", "--json", "--out"]
+    done = subprocess.run([*given, str(tmp_path / "a")], capture_output=True, text=True, check=True)
+    assert "joint seed 3: step 2 (dev): sst accuracy " in done.stderr
+    closed = ["sh", "-c", '"$@" 2>&-', "sh", *given, str(tmp_path / "b")]
+    silent = subprocess.run(closed, capture_output=True, text=True, check=True)
+    assert silent.stderr == ""
+    one, other = json.loads(done.stdout), json.loads(silent.stdout)
+    assert [row["columns"] for row in one["rows"]] == [row["columns"] for row in other["rows"]]
+
+
+def test_a_model_of_millions_goes_on_with_other_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun two at a time, cut, and ended one at a time: the weights of a comparison that was never cut."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    one = {"train": "sample", "dev": "sample", "batch_size": 4}
+    changes = {"backbone": {"name": "bert", "weights": "embedded", "max_length": 16}, "checkpoint": {"every": 1}}
+    path = write_recipe(tmp_path, "joint", **{**SMALL, **changes, "tasks": {"sst": one}})
+    whole = mtmeta.compare([path], seeds=2, jobs=2, out=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
+    for run in (tmp_path / "cut").iterdir():
+        (run / "summary.json").unlink()
+        shutil.rmtree(run / "checkpoints" / "step-00000002")
+    found = mtmeta.compare([path], seeds=2, jobs=1, out=tmp_path / "cut")
+    assert hashes(tmp_path / "cut") == hashes(tmp_path / "whole")
+    assert [row["columns"] for row in found["rows"]] == [row["columns"] for row in whole["rows"]]

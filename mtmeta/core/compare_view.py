@@ -28,7 +28,8 @@ def show_comparison(found: Mapping[str, Any]) -> None:
     shown = len(header) if wide else len(header) - len(COSTS)
     table = Table(title=Text(safe(title_of(found), 200)), title_justify="left", box=box_of(console), show_lines=True)
     for heading in header[:shown]:
-        table.add_column(Text(safe(heading)), justify="right" if heading in COSTS else "left")
+        # fold: a number that is cut is a wrong number
+        table.add_column(Text(safe(heading)), justify="right" if heading in COSTS else "left", overflow="fold")
     for cells in rows:
         texts = [Text(safe(cells[0].value))]
         for cell in cells[1:shown]:
@@ -141,9 +142,10 @@ def notes_of(found: Mapping[str, Any]) -> list[str]:
         notes.append(f"Below: differences to {safe(found['baseline'])} with a 95% interval. {_covers(found, compared)}")
     if len(rows) > 1 and not any(row["columns"]["mean"]["best"] for row in rows):
         notes.append("The metrics point in different directions, so of the mean nothing is better or worse.")
-    if found["baseline"] is None and len(rows) > 1:
+    if found["baseline"] is None and len(rows) > 1 and not found["left_out"]:
         notes.append("No recipe here trains each task alone; --baseline NAME shows differences to another one.")
-    return notes
+    notes += [f"Left out: {safe(name)}, because of {safe(why, 500)}." for name, why in found["left_out"].items()]
+    return notes + [safe(note, 1000) for note in found["notes"]]
 
 
 def _covers(found: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> str:
@@ -154,7 +156,7 @@ def _covers(found: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> 
     if len(examples) == len(compared):
         return f"It {one}."
     text = (
-        "It covers other seeds and other examples (paired two-level bootstrap, the seeds' part as wide as Student's t); "
-        "'worse' marks negative transfer: no part of it is better."
+        "It covers other seeds and other examples (paired two-level bootstrap, the seeds' part as wide as "
+        "Student's t); 'worse' marks negative transfer: no part of it is better."
     )
     return text + (f" Of {', '.join(examples)} it {one}." if examples else "")

@@ -7,55 +7,24 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtmeta.core.alike import Planned, notes_on_recipes, notes_on_runs
 from mtmeta.core.contracts import Metric, Task
-from mtmeta.core.errors import CheckpointError, DataError, RecipeError, UsageError, did_you_mean, quote
-from mtmeta.core.options import Recipe
+from mtmeta.core.errors import CheckpointError, UsageError, did_you_mean, quote
 from mtmeta.core.paired import Array, difference, difference_draws, on_resamples, over_seeds
 from mtmeta.core.registry import Registry
 from mtmeta.core.rng import derive
-from mtmeta.core.rundir import RunDir
 
-__all__ = ["Planned", "baseline_of", "check_alike", "check_data", "comparison", "read_predictions"]
+__all__ = ["baseline_of", "comparison", "read_predictions"]
 
 MEAN = "mean"
-
-
-@dataclass(frozen=True)
-class Planned:
-    """One recipe with one seed, and where its run lies."""
-
-    path: str | Path
-    recipe: Recipe
-    folder: RunDir
-
-    @property
-    def label(self) -> str:
-        return f"{self.recipe.name} seed {self.recipe.seed}"
-
-
-def check_alike(recipes: Sequence[Recipe]) -> None:
-    """Raise RecipeError unless all have the same tasks, metrics and report split."""
-    one = recipes[0]
-    for other in recipes[1:]:
-        if sorted(one.tasks) != sorted(other.tasks):
-            what = f"{', '.join(one.tasks)}, {quote(other.name)} has {', '.join(other.tasks)}"
-            raise RecipeError(one.name, f"has the tasks {what}; compare recipes of the same tasks")
-        splits = one.evaluation.report_on, other.evaluation.report_on
-        if splits[0] != splits[1]:
-            what = f"reports on {splits[0]}, {quote(other.name)} on {splits[1]}; --set evaluation.report_on={splits[0]}"
-            raise RecipeError(one.name, what)
-        for name, task in one.tasks.items():
-            primary = task.metrics[0], other.tasks[name].metrics[0]
-            if primary[0] != primary[1]:
-                what = f"scores task {quote(name)} by {primary[0]}, {quote(other.name)} by {primary[1]}"
-                raise RecipeError(one.name, f"{what}; compare by the same metric")
 
 
 def baseline_of(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str | None:
@@ -69,24 +38,17 @@ def baseline_of(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str
     return alone[0] if alone else None
 
 
-def check_data(runs: Sequence[Planned]) -> None:
-    """Raise DataError if two of the runs that have begun read files of other contents."""
-    seen: dict[str, tuple[str, Any]] = {}
-    for run in runs:
-        if not run.folder.lock_file.exists():
-            continue
-        for key, sha256 in run.folder.lock()["data"].items():
-            who, other = seen.setdefault(key, (run.label, sha256))
-            if other != sha256:
-                what = f"{key} has sha256 {str(other)[:4]}.. in {quote(who)}, {str(sha256)[:4]}.. in {quote(run.label)}"
-                raise DataError(str(run.folder.path), f"{what}; compare runs on the same data")
-
-
 def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry) -> dict[str, Any]:
     """Rows of means, intervals and differences, from the summaries and predictions of finished runs."""
-    summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
     first = next(iter(plan.values()))[0].recipe
     metrics = {task: registry.get("metric", made.metrics[0], "tasks") for task, made in first.tasks.items()}
+    found = {task: _predictions(plan, task) for task in metrics}
+    summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
+    for task, metric in metrics.items():
+        labels, predictions = found[task]
+        for planned, told, each in zip(plan.values(), summaries.values(), predictions, strict=True):
+            for run, summary, one in zip(planned, told, each, strict=True):
+                _check_value(run, summary, task, metric, labels, one)
     signs = {task: 1.0 if metric.greater_is_better else -1.0 for task, metric in metrics.items()}
     # of metrics that point in different directions the mean says nothing of better or worse
     signs[MEAN] = next(iter(signs.values())) if len(set(signs.values())) == 1 else 0.0
@@ -102,8 +64,8 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
         rows.append(
             {
                 "name": name,
-                "algorithm": made[0]["algorithm"],
-                "seeds": [summary["seed"] for summary in made],
+                "algorithm": plan[name][0].recipe.algorithm.name,
+                "seeds": [run.recipe.seed for run in plan[name]],
                 "runs": [str(run.folder.path) for run in plan[name]],
                 "columns": cells,
                 "examples": _mean(made, "examples"),
@@ -118,18 +80,20 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
                 len(rows) > 1 and sign != 0 and sign * row["columns"][column]["mean"] == top
             )
     if baseline is not None and len(rows) > 1:
-        _add_differences(rows, plan, baseline, metrics, signs)
+        _add_differences(rows, found, baseline, metrics, signs)
     return {
         "split": first.evaluation.report_on,
         "baseline": baseline,
         "metrics": {task: metric.name for task, metric in metrics.items()},
         "rows": rows,
+        "notes": notes_on_recipes([row[0].recipe for row in plan.values()]) + notes_on_runs(plan),
+        "left_out": {},
     }
 
 
 def _add_differences(
     rows: Sequence[dict[str, Any]],
-    plan: Mapping[str, Sequence[Planned]],
+    predictions: Mapping[str, tuple[Array, list[Array]]],
     baseline: str,
     metrics: Mapping[str, Metric],
     signs: Mapping[str, float],
@@ -138,9 +102,8 @@ def _add_differences(
     base = [row["name"] for row in rows].index(baseline)
     draws: dict[str, list[Array]] = {}  # column -> of each row the values of its seeds [K, D]
     for task, metric in metrics.items():
-        labels, predictions = _predictions(plan, task)
         seed = derive(0, "paired", task)  # the same resamples in every comparison of these predictions
-        draws[task] = on_resamples(labels, predictions, metric, seed)
+        draws[task] = on_resamples(*predictions[task], metric, seed)
     draws[MEAN] = [np.mean(parts, axis=0) for parts in zip(*(draws[task] for task in metrics), strict=True)]
     for number, row in enumerate(rows):
         if number == base:
@@ -159,10 +122,38 @@ def _add_differences(
 
 
 def _summary(run: Planned) -> dict[str, Any]:
+    """The summary of a run. Raises CheckpointError if it has none, or one of another run."""
     summary = run.folder.finished()
     if summary is None:
         raise CheckpointError(str(run.folder.path), "is not finished; run the same command again")
+    recipe = run.recipe
+    wanted: dict[str, Any] = {"split": recipe.evaluation.report_on, "seed": recipe.seed}
+    wanted |= {"algorithm": recipe.algorithm.name, "selected_on": recipe.evaluation.select_on}
+    wrong = [key for key, value in wanted.items() if summary[key] != value]
+    scores = summary["tasks"]
+    if {task: score["metric"] for task, score in scores.items()} != {n: t.metrics[0] for n, t in recipe.tasks.items()}:
+        wrong.append("tasks")
+    elif not math.isclose(summary[MEAN], math.fsum(s["value"] for s in scores.values()) / len(scores), abs_tol=1e-9):
+        wrong.append(MEAN)
+    if wrong:
+        what = f"is not that of the run's recipe ({', '.join(wrong)})"
+        raise CheckpointError(str(run.folder.summary), f"{what}; remove it and the same command writes it again")
     return summary
+
+
+def _check_value(
+    run: Planned, summary: Mapping[str, Any], task: str, metric: Metric, labels: Array, predictions: Array
+) -> None:
+    """Raise CheckpointError if the metric of a summary is not that of the predictions beside it."""
+    told = summary["tasks"][task]["value"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is constant
+        value = metric(labels, predictions)
+    # numbers are written with six digits, classes in full
+    slack = 1e-9 if run.recipe.tasks[task].objective.classes else 1e-3 * max(1.0, abs(told))
+    if not abs(told - value) <= slack:
+        what = f"says {told:.6g} for {task} {metric.name}, the predictions beside it come to {value:.6g}"
+        raise CheckpointError(str(run.folder.summary), f"{what}; remove it and the same command writes both again")
 
 
 def _value(summary: Mapping[str, Any], column: str) -> float:
@@ -185,9 +176,8 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Arra
             if labels is None:
                 labels = found
             elif len(found) != len(labels) or not np.array_equal(found, labels):
-                raise CheckpointError(
-                    str(path), "holds other examples than the other runs; train it again with --fresh"
-                )
+                what = f"holds other examples than the other runs; remove {run.folder.path} to train it again"
+                raise CheckpointError(str(path), what)
             rows[-1].append(made)
     assert labels is not None
     return labels, [np.array(row) for row in rows]

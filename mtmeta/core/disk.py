@@ -173,9 +173,13 @@ def fingerprint(path: Path) -> Fingerprint:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`. Raises CheckpointError if it cannot be read."""
+    """The JSON in `path`. Raises CheckpointError if it cannot be read, or holds NaN or Infinity, which are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes(), parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(str(path), f"cannot be read ({safe(str(error))})") from error
 

@@ -10,6 +10,7 @@
     ├── MachineError      6   device, disk, network, versions
     ├── DivergedError     7   a loss, gradient or parameter became non-finite
     └── Problems              several of the above at once; exits with the first one's code
+        └── Incomplete        runs of a comparison that failed, beside the table of the others
 
     KeyboardInterrupt
     └── Stopped      75, 130  asked to stop by a signal; no error, but nothing may take it for one of its own and go on
@@ -21,12 +22,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "CheckpointError",
     "DataError",
     "DivergedError",
+    "Incomplete",
     "MachineError",
     "MtmetaError",
     "PluginError",
@@ -133,6 +135,14 @@ class Problems(MtmetaError):
         shown = [line for problem in self.problems[:MAX_SHOWN] for line in problem.lines()]
         hidden = len(self.problems) - MAX_SHOWN
         return [*shown, f"and {hidden} more"] if hidden > 0 else shown
+
+
+class Incomplete(Problems):
+    """Runs of a comparison failed; `comparison` is that of the recipes of which none did."""
+
+    def __init__(self, problems: Sequence[MtmetaError], comparison: dict[str, Any]) -> None:
+        super().__init__(problems)
+        self.comparison = comparison
 
 
 class Stopped(KeyboardInterrupt):

@@ -20,10 +20,12 @@ try:
 except ImportError:  # a system without file locks of this kind
     fcntl = None
 
-__all__ = ["LOCK_NAME", "hold", "holder"]
+__all__ = ["IN_USE", "LOCK_NAME", "hold", "holder"]
 
 LOCK_NAME = ".lock"
 """A file in the run directory that says which process holds it; left behind only by a kill."""
+IN_USE = "is in use by"
+"""How the error goes on that names the holder, for whoever started the process that prints it."""
 
 
 @contextlib.contextmanager
@@ -82,7 +84,7 @@ def _take(path: Path, folder: Path, warn: Callable[[str], None]) -> int:
         except BlockingIOError:
             holder = _holder(handle)
             os.close(handle)
-            what = f"is in use by {holder}; wait for it to end, or choose another directory with --out"
+            what = f"{IN_USE} {holder}; wait for it to end, or choose another directory with --out"
             raise CheckpointError(str(folder), what) from None
         except OSError as error:  # some network drives cannot either
             why = safe(error.strerror or str(error))

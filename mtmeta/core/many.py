@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,13 +32,14 @@ from mtmeta.core.errors import (
     raise_all,
     safe,
 )
-from mtmeta.core.hold import holder
-from mtmeta.core.signals import StopRequest
+from mtmeta.core.hold import IN_USE, holder
+from mtmeta.core.signals import PARENT, StopRequest
 
-__all__ = ["Job", "run_all"]
+__all__ = ["Job", "run_all", "without_options"]
 
 KINDS = (RecipeError, DataError, CheckpointError, PluginError, MachineError, DivergedError)
 CODES: dict[int, type[MtmetaError]] = {kind.exit_code: kind for kind in KINDS}
+OF_RUN = re.compile(r"--(fresh|allow-[a-z]+)\b")
 STOPPED = (75, Stopped.interrupted)
 POLL = 0.05  # seconds
 PATIENCE = 60.0  # seconds that a run has to come to the end of its step
@@ -46,11 +48,25 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what its lines are called, where it lies, and the arguments after `mtmeta run`."""
+    """One run: what its lines are called, where it lies, and the arguments after `mtmeta run`.
+
+    `threads` is how many it began with, for a run that goes on must have as many.
+    """
 
     label: str
     folder: Path
     arguments: Sequence[str]
+    threads: int | None = None
+
+
+def without_options(text: str, folder: Path) -> str:
+    """A line of `mtmeta run` without advice that only that command can follow."""
+    found = OF_RUN.search(text)
+    if found is None:
+        return text
+    head = text[: found.start()]
+    cut = max(head.rfind("; "), head.rfind(": "))
+    return f"{head[:cut]}; remove {folder} to train it again" if cut >= 0 else text
 
 
 def run_all(
@@ -59,13 +75,14 @@ def run_all(
     at_once: int = 1,
     say: Say = lambda text: None,
     ended: Callable[[Job], None] = lambda job: None,
+    failed: Callable[[Job, MtmetaError], None] | None = None,
     stop: StopRequest | None = None,
 ) -> None:
     """Run every job, `at_once` at a time and in their order; `ended` is called after each that ended well.
 
-    A run that another process is at is waited for. One that fails does not keep the others from running; in the end
-    the errors of all are raised together. What `ended` raises ends everything. Raises Stopped once every process has
-    ended, if a signal came.
+    A run that another process is at is waited for. One that fails does not keep the others from running: `failed` is
+    told why; without it the errors of all are raised together in the end. What `ended` raises ends everything. Raises
+    Stopped once every process has ended, if a signal came.
     """
     stop = stop or StopRequest()
     waiting = list(jobs)
@@ -87,10 +104,17 @@ def run_all(
                 running.remove(one)
                 if one.stopped():
                     continue
+                if one.was_too_late():
+                    waiting.insert(0, one.job)
+                    held.ask_later(one.job)
+                    continue
                 try:
                     one.check()
                 except MtmetaError as error:
-                    problems.append(error)
+                    if failed is None:
+                        problems.append(error)
+                    else:
+                        failed(one.job, error)
                     continue
                 done += 1
                 stop.where = f"with {done} of {len(jobs)} runs done"
@@ -119,6 +143,10 @@ class _Held:
             self._asked[job.folder] = now
         return not who
 
+    def ask_later(self, job: Job) -> None:
+        """Not before a second has passed."""
+        self._asked[job.folder] = time.monotonic()
+
 
 class _Running:
     """The process of one run, whose lines are passed on as they come."""
@@ -128,7 +156,10 @@ class _Running:
         self._last: deque[str] = deque(maxlen=20)  # the end of what it printed, for the error it may end with
         self._asked = False
         environ = dict(os.environ)
-        if at_once > 1:  # or every run would take every core
+        environ[PARENT] = str(os.getpid())
+        if job.threads is not None:
+            environ["OMP_NUM_THREADS"] = str(job.threads)
+        elif at_once > 1:  # or every run would take every core
             environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // at_once)))
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "mtmeta", "run", *job.arguments, "--out", str(job.folder), "--json"],
@@ -149,11 +180,19 @@ class _Running:
             for line in lines:
                 self._last.append(line.rstrip("\n"))
                 if not line.startswith("error: "):  # that is raised
-                    say(f"{self.job.label}: {safe(line.strip(), 1000)}")
+                    line = without_options(line.strip(), self.job.folder)
+                    # who listened may be gone; the run is to go on, and would wait for a pipe that nobody reads
+                    with contextlib.suppress(OSError, ValueError):
+                        say(f"{self.job.label}: {safe(line, 1000)}")
 
     def has_ended(self) -> bool:
         """Whether it is over, and all it had to say was passed on."""
         return self._process.poll() is not None and not self._reader.is_alive()
+
+    def was_too_late(self) -> bool:
+        """Whether another process had taken the run between our look at it and its own."""
+        told = any(line.startswith("error: ") and IN_USE in line for line in self._last)
+        return self._process.returncode == CheckpointError.exit_code and told
 
     def stopped(self) -> bool:
         """Whether it ended because it was asked to."""
@@ -166,11 +205,9 @@ class _Running:
             self._process.terminate()
 
     def end(self, seconds: float) -> None:
-        """End it, at once if `seconds` is 0; the same command goes on from its newest checkpoint."""
-        if seconds:
-            self.ask_to_stop()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(seconds)
+        """End it, at the latest in `seconds`; the same command goes on from its newest checkpoint."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -183,7 +220,8 @@ class _Running:
         if code < 0:
             what = f"was killed by {signal.Signals(-code).name}; run the same command again to go on"
             raise MachineError(self.job.label, what + (", with fewer --jobs if memory ran out" if code == -9 else ""))
-        lines = [line.removeprefix("error: ") for line in self._last if line.startswith("error: ")]
+        told = [line.removeprefix("error: ") for line in self._last if line.startswith("error: ")]
+        lines = [without_options(line, self.job.folder) for line in told]
         if code in STOPPED:
             raise MachineError(self.job.label, lines[0] if lines else "was stopped; run the same command again")
         kind = CODES.get(code, MtmetaError)
@@ -200,8 +238,12 @@ def _nothing_left(running: Sequence[_Running]) -> Iterator[None]:
         patience = 0.0
         raise
     finally:
+        if patience:
+            for one in running:  # all of them first, so that they end their steps side by side
+                one.ask_to_stop()
+        end = time.monotonic() + patience
         for one in running:
-            one.end(patience)
+            one.end(max(0.0, end - time.monotonic()))
 
 
 def _cores() -> int:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from mtmeta.core import plots
+from mtmeta.core.alike import Planned, check_alike, check_data
 from mtmeta.core.compare_view import COSTS, cells_of, notes_of, title_of
-from mtmeta.core.comparison import Planned, baseline_of, check_alike, check_data, comparison, read_predictions
+from mtmeta.core.comparison import baseline_of, comparison, read_predictions
 from mtmeta.core.disk import write_file
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.history import History, read_history

@@ -24,6 +24,7 @@ from mtmeta.core.hold import LOCK_NAME
 from mtmeta.core.options import Recipe
 from mtmeta.core.registry import Registry
 from mtmeta.core.resolved import describe, differences, digest, dump
+from mtmeta.core.summary import check_summary
 
 if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a run needs none of it
     import torch
@@ -156,13 +157,16 @@ class RunDir:
             clear_leftovers(folder)
 
     def finished(self) -> dict[str, Any] | None:
-        """The summary, if the run is over."""
+        """The summary, if the run is over. Raises CheckpointError if it is damaged."""
         if not self.summary.exists():
             return None
-        summary = read_json(self.summary)
-        if not isinstance(summary, dict) or "tasks" not in summary:
-            raise CheckpointError(str(self.summary), "damaged; remove it and the same command writes it again")
-        return summary
+        remedy = "remove it and the same command writes it again"
+        try:
+            return check_summary(read_json(self.summary))
+        except CheckpointError as error:
+            raise CheckpointError(error.place, f"{error.what}; {remedy}") from error
+        except ValueError as error:
+            raise CheckpointError(str(self.summary), f"damaged ({safe(str(error), 200)}); {remedy}") from error
 
 
 def _counts(path: Path) -> bool:

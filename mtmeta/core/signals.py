@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGINT and SIGUSR1 as a flag that the training loop looks at between two steps.
+"""Being asked to stop: SIGTERM, SIGINT, SIGUSR1 and SIGHUP as a flag that the training loop looks at between two steps.
 
 Only the command line installs handlers. Nothing depends on them: a run that is killed instead loses the steps since
 its newest checkpoint, and not a bit of its result.
@@ -7,17 +7,23 @@ its newest checkpoint, and not a bit of its result.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
 
 from mtmeta.core.errors import Stopped
 
-__all__ = ["StopRequest", "stop_on_signals"]
+__all__ = ["PARENT", "StopRequest", "stop_on_signals"]
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+PARENT = "MTMETA_PARENT"
+"""Variable with the process that a run belongs to, and is not to outlive."""
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
 class StopRequest:
@@ -73,7 +79,19 @@ def stop_on_signals() -> Iterator[StopRequest]:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, stop.handle)
     try:
+        _follow_parent(stop)
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _follow_parent(stop: StopRequest) -> None:
+    """Have the system send a SIGTERM when the process of PARENT dies, however it does; only Linux can."""
+    parent = os.environ.pop(PARENT, "")  # ours alone, not of what we start
+    if not parent.isdecimal() or sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != int(parent):  # it died before we asked
+        stop.handle(int(signal.SIGTERM), None)
