@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from test_run import ALGORITHMS, write_recipe
 
 import mtmeta
 from mtmeta.core import budget as budgets
 from mtmeta.core.budget import steps_within
 from mtmeta.core.errors import PluginError, RecipeError
+from mtmeta.core.recipe import load_recipe
+from mtmeta.core.registry import build_registry
 from mtmeta.plugins.algorithms.fomaml import Fomaml
 from mtmeta.plugins.algorithms.joint import Joint
 from mtmeta.plugins.algorithms.reptile import Reptile
@@ -193,3 +196,119 @@ def test_an_algorithm_that_goes_by_its_losses_does_not_exceed_it(
     monkeypatch.setattr(Joint, "backward", more_where_it_hurts)
     with pytest.raises(PluginError, match=r"reads more than could be counted before training; give training.steps"):
         mtmeta.run(write_recipe(tmp_path, "joint"), overrides=["budget.examples=300"], out=tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------------------------ parts as plugins are
+
+
+@dataclass(frozen=True)
+class Curious(mtmeta.Algorithm):
+    """Asks for all that a learner has: where it computes, how far an inner loop went, which examples a batch holds."""
+
+    name = "curious"
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        task = feed.tasks[0]
+        seen: list[str] = []
+        with learner.excursion(task, mtmeta.AdamW(lr=1e-3), mtmeta.Step(every=30, gamma=0.8)) as inner:
+            for _ in range(2):
+                batch = feed.batch(task)
+                seen += batch.ids
+                assert len(batch) == len(set(batch.ids))
+                inner.step(batch)
+            inner.keep_delta()
+            assert float(inner.drift()) >= 0
+        order.append(tuple(seen))
+        best = int(torch.tensor([1.0, 3.0, 2.0], device=learner.device).argmax())
+        assert len(learner.drifts) == best == 1
+
+
+order: list[tuple[str, ...]] = []
+
+
+def test_what_an_algorithm_may_ask_for_is_there() -> None:
+    order.clear()
+    steps = steps_within(200, Curious(), Uniform(), **parts(), seed=SEED)
+    assert steps > 6  # more than an epoch
+    rehearsed = order[1 : 1 + steps]  # the second time it is gone through; the first is of one step
+    order.clear()
+    trained(Curious(), Uniform(), steps)
+    assert rehearsed == order  # the very same examples, in their order
+
+
+class Decoded(list[str]):
+    """Ids that count how many were looked up."""
+
+    looked_up = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        Decoded.looked_up += 1
+        return super().__getitem__(at)
+
+
+def test_ids_are_not_decoded_for_nothing() -> None:
+    given = parts()
+    given["datasets"] = {n: replace(data, ids=Decoded(data.ids)) for n, data in given["datasets"].items()}
+    Decoded.looked_up = 0
+    steps_within(500, Reptile(), Uniform(), **given, seed=SEED)
+    assert Decoded.looked_up == 0
+    steps_within(500, Curious(), Uniform(), **given, seed=SEED)
+    assert Decoded.looked_up > 0
+
+
+@dataclass(frozen=True)
+class Counting(mtmeta.Algorithm):
+    """Reads one batch more each step, by a count of its own."""
+
+    name = "counting"
+    counted: list[int] = field(default_factory=list)
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        self.counted.append(1)
+        for _ in self.counted:
+            learner.gradient(feed.batch(feed.tasks[0]))
+
+
+def test_parts_that_count_for_themselves_begin_training_as_they_were() -> None:
+    algorithm = Counting()
+    steps = steps_within(200, algorithm, Uniform(), **parts(), seed=SEED)
+    assert algorithm.counted == []
+    assert trained(Counting(), Uniform(), steps)[-1] <= 200 < trained(Counting(), Uniform(), steps + 1)[-1]
+
+
+def test_parts_keep_their_plugin_when_they_are_copied(tmp_path: Path) -> None:
+    """A plugin holds its module, which cannot be copied."""
+    algorithm = load_recipe(write_recipe(tmp_path, "joint"), build_registry()).algorithm
+    assert budgets._own(algorithm) == algorithm
+    assert getattr(budgets._own(algorithm), "_supplier", None) is getattr(algorithm, "_supplier", None)
+
+
+def test_more_than_a_run_may_have_is_refused() -> None:
+    """Not cut to ten million steps in silence; nor gone through, which would take an hour."""
+    what = r"10,000,000,000,000 example-forwards are more than the 10,000,000 steps take that a run may have; lower it"
+    with pytest.raises(RecipeError, match=what):
+        steps_within(10**13, Joint(), Uniform(), **parts(), seed=SEED)
+
+
+def test_more_than_a_run_may_have_at_the_very_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "MOST_STEPS", 10)
+    spent = trained(Reptile(), Uniform(), 10)[-1]
+    assert steps_within(spent, Reptile(), Uniform(), **parts(), seed=SEED) == 10
+    with pytest.raises(RecipeError, match="more than the 10 steps take"):
+        steps_within(spent + 40, Reptile(), Uniform(), **parts(), seed=SEED)
+
+
+def test_a_share_that_is_too_small_names_the_whole(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "individual")
+    what = r"budget.examples: of 45 example-forwards, the 15 of task 'sst' are less than one step takes \(16\)"
+    with pytest.raises(RecipeError, match=what):
+        mtmeta.run(path, overrides=["budget.examples=45"], out=tmp_path / "run")
+
+
+def test_epochs_that_a_budget_overrules_are_not_asked_for(tmp_path: Path) -> None:
+    """Reptile has no epochs; with a budget nobody counts them."""
+    path = write_recipe(tmp_path, "reptile", training={"epochs": 2})
+    summary = mtmeta.run(path, overrides=["budget.examples=100"], out=tmp_path / "run")
+    assert 0 < summary["examples"] <= 100
+    with pytest.raises(RecipeError, match="algorithm 'reptile' counts steps, not epochs"):
+        mtmeta.run(path, out=tmp_path / "other")

@@ -8,7 +8,8 @@ whole run have its true length.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,14 +20,41 @@ from mtmeta.core.blame import blame, supplier
 from mtmeta.core.contracts import Algorithm, Sampler, Task
 from mtmeta.core.data import Dataset
 from mtmeta.core.errors import MtmetaError, PluginError, RecipeError
-from mtmeta.core.feed import Feed
+from mtmeta.core.feed import Feed, Stream
 from mtmeta.core.learner import Learner
 from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.options import Recipe
 from mtmeta.core.packing import Batch
 
-__all__ = ["steps_within"]
+__all__ = ["share_of", "steps_on_budget", "steps_within"]
 
 MOST_STEPS = 10_000_000
+PROBE = 64  # steps whose mean cost tells whether a budget has an end at all
+
+
+def share_of(recipe: Recipe, group: Sequence[str]) -> int:
+    """Of the recipe's budget, what a group's learner may spend."""
+    return (recipe.budget.examples or 0) * len(group) // len(recipe.tasks)
+
+
+def steps_on_budget(
+    recipe: Recipe,
+    groups: Sequence[Sequence[str]],
+    encoder: nn.Module,
+    datasets: Mapping[str, Dataset],
+    numbers: Callable[[Sequence[str]], Mapping[str, float]],
+) -> dict[str, int]:
+    """Steps that the recipe's budget pays for, by group; empty if it has none. `datasets` are the training sets.
+
+    Raises as `steps_within` does.
+    """
+    found: dict[str, int] = {}
+    for group in groups if recipe.budget.examples is not None else ():
+        tasks = {task: recipe.tasks[task] for task in group}
+        train = {task: datasets[task] for task in group}
+        parts = (recipe.algorithm, recipe.sampler, encoder, tasks, train, recipe.seed)
+        found["+".join(group)] = steps_within(share_of(recipe, group), *parts, numbers(group), recipe.budget.examples)
+    return found
 
 
 def steps_within(
@@ -38,24 +66,33 @@ def steps_within(
     datasets: Mapping[str, Dataset],
     seed: int,
     numbers: Mapping[str, float] | None = None,
+    whole: int | None = None,
 ) -> int:
     """The most steps with which training spends at most `budget` example-forwards.
 
-    `numbers` are what the algorithm trains beside the model.
+    `numbers` are what the algorithm trains beside the model; `whole` is the recipe's budget, where `budget` is a
+    learner's share of it.
 
-    Raises RecipeError if that is not one step, PluginError if the algorithm cannot be gone through without a model.
+    Raises RecipeError if that is not one step or more than a run may have, PluginError if the algorithm cannot be gone
+    through without a model.
     """
     shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
+    given = f"{budget:,} example-forwards"
+    if whole not in (None, budget):
+        given = f"of {whole:,} example-forwards, the {budget:,} of task {', '.join(map(repr, tasks))}"
 
+    @functools.cache
     def walk(steps: int) -> tuple[int, int]:
         """Goes through a run of that many steps until it is over budget; steps gone and example-forwards spent."""
-        feed = _Counted(tasks, datasets, sampler, seed=seed)
+        # copies: a part of a plugin may count for itself, and training is to find it as it was
+        algorithm_, sampler_ = _own(algorithm), _own(sampler)
+        feed = _Counted(tasks, datasets, sampler_, seed=seed)
         feed.steps = steps
         learner = _Rehearsal(shape, seed=seed, steps=steps, check_each_loss=False)
         for step in range(steps):
             feed.step = step
             learner.begin_step(step)
-            _rehearse(algorithm, learner, feed)
+            _rehearse(algorithm_, learner, feed)
             if learner.examples > budget:
                 return step + 1, learner.examples
         return steps, learner.examples
@@ -65,12 +102,19 @@ def steps_within(
         what = f"algorithm '{algorithm.name}' reads no example in its first step, so a budget has no end"
         raise PluginError(supplier(algorithm, "algorithm"), f"{what}; give training.steps")
     if first > budget:
-        what = f"{budget:,} example-forwards are less than one step takes ({first:,}); raise it or lower batch_size"
+        what = f"{given} are less than one step takes ({first:,}); raise it or lower batch_size"
         raise RecipeError("budget.examples", what)
+    too_much = f"{given} are more than the {MOST_STEPS:,} steps take that a run may have; lower it"
+    gone, spent = walk(PROBE)
+    if spent * MOST_STEPS <= budget * gone:  # going through them all would take an hour
+        raise RecipeError("budget.examples", too_much)
     guess = min(budget // first, MOST_STEPS)
     gone, spent = walk(guess)
     guess = gone - 1 if spent > budget else gone * budget // spent
-    return _largest(lambda steps: walk(steps)[1] <= budget, at_least=1, most=MOST_STEPS, guess=guess)
+    steps = _largest(lambda steps: walk(steps)[1] <= budget, at_least=1, most=MOST_STEPS, guess=guess)
+    if steps == MOST_STEPS and walk(steps)[1] + first <= budget:
+        raise RecipeError("budget.examples", too_much)
+    return steps
 
 
 def _largest(fits: Callable[[int], bool], *, at_least: int, most: int, guess: int) -> int:
@@ -119,19 +163,55 @@ def _shapes_only(encoder: nn.Module) -> nn.Module:
     return copy.deepcopy(encoder, tensors)
 
 
+def _own(part: Any) -> Any:
+    """A copy of a part, but for the plugin it came from, which is a module and what not."""
+    plugin = getattr(part, "_supplier", None)
+    return copy.deepcopy(part, {id(plugin): plugin} if plugin is not None else {})
+
+
+class _Ids(Sequence[str]):
+    """The ids of a batch, looked up only if the algorithm asks: of millions of rows that is what takes the time."""
+
+    def __init__(self, size: int, look_up: Callable[[], Sequence[str]]) -> None:
+        self._size = size
+        self._look_up = functools.cache(look_up)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._look_up()[at]
+
+
 class _Counted(Feed):
     """Draws as the feed does, and packs nothing."""
 
     def batch(self, task: str) -> Batch:
+        # the sizes of batches are the same in any order, so no order is drawn
         stream = self._streams[task]
-        return self._pack(stream, stream.take())
+        if stream.offset >= len(stream.dataset):
+            stream.epoch, stream.offset = stream.epoch + 1, 0
+        place = stream.epoch, stream.offset
+        size = min(stream.batch_size, len(stream.dataset) - stream.offset)
+        stream.offset += size
+        stream._count(size)
 
-    def _pack(self, stream: Any, indices: Any) -> Batch:
-        return Batch(stream.name, tuple(stream.dataset.ids[i] for i in indices), ())
+        def look_up() -> Sequence[str]:
+            return [stream.dataset.ids[i] for i in stream.at(*place)[0]]
+
+        return Batch(task, _Ids(size, look_up), ())  # type: ignore[arg-type]  # a sequence of them will do
+
+    def _pack(self, stream: Stream, indices: Any) -> Batch:
+        ids = _Ids(len(indices), lambda: [stream.dataset.ids[i] for i in indices])
+        return Batch(stream.name, ids, ())  # type: ignore[arg-type]
 
 
 class _Rehearsal(Learner):
     """Counts what would go through the encoder. Gradients stay absent, as those of parameters that nothing touched."""
+
+    def __init__(self, model: MultiTaskModel, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.device = torch.device("cpu")  # where losses are; the encoder's own has no numbers
 
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         self.examples += len(batch)
@@ -144,7 +224,9 @@ class _Rehearsal(Learner):
             raise RuntimeError("an excursion is under way already; they cannot be nested")
         self._inner_step, self._away = 0, True
         try:
-            yield _Trip(self)
+            trip = _Trip(self)
+            yield trip
+            self.drifts.append((task, trip.drift()))
             self.episodes[task] += 1
         finally:
             self._away = False
@@ -167,3 +249,6 @@ class _Trip:
     def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
         self._learner.gradient(batch, scale)
         self._learner._inner_step += 1
+
+    def drift(self) -> Tensor:
+        return torch.zeros(())

@@ -224,7 +224,7 @@ class _Reader:
             given = [training.steps, training.epochs].count(None)
             if given == 0 or (given == 2 and not budgeted):
                 self.fail(("training",), "training needs either steps or epochs; give one of them")
-            if training.epochs and algorithm is not None:
+            if training.epochs and algorithm is not None and not budgeted:
                 self._check_epochs(algorithm, ("training", "epochs"))
         if evaluation is not None:
             self._check_evaluation(evaluation, tasks)

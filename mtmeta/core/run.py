@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mtmeta.core.blame import blame, supplier
-from mtmeta.core.budget import steps_within
+from mtmeta.core.budget import share_of, steps_on_budget
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, overlap, subset
 from mtmeta.core.disk import disk_errors, write_file
@@ -116,26 +116,9 @@ class _Training(Session):
                 check_episode(name, needed, recipe.tasks[name].batch_size, len(data))
             self.note(data)
         self.datasets = found
-        self.budgeted = self._steps_on_budget()
+        train = {name: found[name, "train"] for name in recipe.tasks}
+        self.budgeted = steps_on_budget(recipe, self.groups, backbone.encoder, train, self.numbers)
         self.files = {f"{name}-{split}": (data.file, data.sha256) for (name, split), data in found.items()}
-
-    def _steps_on_budget(self) -> dict[str, int]:
-        """Steps that the recipe's budget pays for, by group; empty if it has none."""
-        recipe, budget = self.recipe, self.recipe.budget.examples
-        found: dict[str, int] = {}
-        if budget is None:
-            return found
-        for group in self.groups:
-            share = self._share(group)
-            tasks = {task: recipe.tasks[task] for task in group}
-            train = {task: self.datasets[task, "train"] for task in group}
-            parts = (recipe.algorithm, recipe.sampler, self.backbone.encoder, tasks, train, recipe.seed)
-            found["+".join(group)] = steps_within(share, *parts, self.numbers(group))
-        return found
-
-    def _share(self, group: list[str]) -> int:
-        """Of the recipe's budget, what a group's learner may spend."""
-        return (self.recipe.budget.examples or 0) * len(group) // len(self.recipe.tasks)
 
     def lock(self) -> dict[str, Any]:
         """What pins this run down, to be written or compared."""
@@ -226,7 +209,7 @@ class _Training(Session):
         feed = Feed(tasks, train, recipe.sampler, seed=recipe.seed, grad_accumulation=chunks, pin=pin)
         every, epochs = recipe.evaluation.every, recipe.training.epochs
         per_epoch = 0
-        if epochs or every == "epoch":
+        if (epochs and name not in self.budgeted) or every == "epoch":
             per_epoch = self._steps_per_epoch(feed)
         feed.steps = steps = self.budgeted.get(name) or recipe.training.steps or (epochs or 0) * per_epoch
         learner = Learner(
@@ -252,7 +235,7 @@ class _Training(Session):
             emit=emit,
             precision=self.precision,
             stop=self.stop,
-            budget=self._share(group) if name in self.budgeted else None,
+            budget=share_of(recipe, group) if name in self.budgeted else None,
         )
 
     def _steps_per_epoch(self, feed: Feed) -> int:
