@@ -20,9 +20,9 @@ def show_adaptation(found: Mapping[str, Any]) -> None:
     title = f"{found['recipe']}: {found['split']}, {found['steps']} steps, head {found['head']}"
     table = Table(title=Text(safe(title, 200)), title_justify="left", box=box_of(console), show_lines=True)
     for heading in ("task", "shots"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for start in found["starts"]:
-        table.add_column(Text(safe(start)))
+        table.add_column(Text(safe(start)), overflow="fold")
     for cell in found["cells"]:
         texts = []
         for start, made in cell["starts"].items():

@@ -93,7 +93,7 @@ def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
         return
     table = Table(box=box_of(console))
     for heading in ("run", "status", "metrics", "mean", "age"):
-        table.add_column(heading, justify="right" if heading in ("mean", "age") else "left")
+        table.add_column(heading, justify="right" if heading in ("mean", "age") else "left", overflow="fold")
     for run in runs:
         status = run["status"]
         if status != "finished" and run["steps"]:

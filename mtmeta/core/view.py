@@ -26,7 +26,7 @@ def show_table(summary: Mapping[str, Any]) -> None:
         title = f"{summary['run']}: {summary['split']}, weights of step {summary['steps']}"
     table = Table(title=Text(safe(title, 200)), title_justify="left", box=box_of(console))
     for column in ("task", "metric", "value", "95% interval", "examples", "split", "loss"):
-        table.add_column(column, justify="left" if column in ("task", "metric", "split") else "right")
+        table.add_column(column, justify="left" if column in ("task", "metric", "split") else "right", overflow="fold")
     skipped = False
     for name, made in summary["tasks"].items():
         low, high = made["low"], made["high"]
