@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -240,8 +241,9 @@ app.command()(runs)
 
 
 def _print_lines(lines: Sequence[str]) -> None:
-    for line in lines:
-        print(line, file=sys.stderr)
+    if sys.stderr is not None:  # print() itself would take stdout instead
+        with contextlib.suppress(OSError):  # whoever read it is gone, a terminal that hangs up too; the code still counts
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
 def _fail(error: MtmetaError) -> NoReturn:

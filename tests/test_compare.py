@@ -934,6 +934,14 @@ def test_with_the_console_reporter_and_without_anywhere_to_say_it(tmp_path: Path
     assert [row["columns"] for row in one["rows"]] == [row["columns"] for row in other["rows"]]
 
 
+def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    given = [sys.executable, "-m", "mtmeta", "compare", str(tmp_path / "nothing.yaml")]
+    assert subprocess.run(given, stderr=write, check=False).returncode == 2
+    os.close(write)
+
+
 def test_a_model_of_millions_goes_on_with_other_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begun two at a time, cut, and ended one at a time: the weights of a comparison that was never cut."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

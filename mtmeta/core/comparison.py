@@ -42,8 +42,8 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
     """Rows of means, intervals and differences, from the summaries and predictions of finished runs."""
     first = next(iter(plan.values()))[0].recipe
     metrics = {task: registry.get("metric", made.metrics[0], "tasks") for task, made in first.tasks.items()}
-    found = {task: _predictions(plan, task) for task in metrics}
     summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
+    found = {task: _predictions(plan, task) for task in metrics}
     for task, metric in metrics.items():
         labels, predictions = found[task]
         for planned, told, each in zip(plan.values(), summaries.values(), predictions, strict=True):
