@@ -242,7 +242,7 @@ app.command()(runs)
 
 def _print_lines(lines: Sequence[str]) -> None:
     if sys.stderr is not None:  # print() itself would take stdout instead
-        with contextlib.suppress(OSError):  # whoever read it is gone, a terminal that hangs up too; the code still counts
+        with contextlib.suppress(OSError):  # whoever read it is gone; the exit code still counts
             print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
