@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,22 @@ def test_a_process_of_its_own(number: int, code: int, words: str, tmp_path: Path
     assert (process.returncode, out) == (code, ""), err
     (newest,) = (tmp_path / "out" / "checkpoints").glob("step-*")
     assert err == f"error: {words} at meta-step {int(newest.name.removeprefix('step-'))}{AGAIN}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what writing to a terminal that is gone comes to is the system's")
+def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
+    """The run is saved and ends as if asked to, although its console reporter has nowhere to write to."""
+    sections = {"training": {"steps": 100_000}, "evaluation": {"every": 100_000}, "checkpoint": {"every": None}}
+    recipe = quick(tmp_path, "joint", reporters=["console", "jsonl"], **sections)
+    ours, its = os.openpty()
+    given = [sys.executable, "-m", "mtmeta", "run", str(recipe), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(given, stdout=its, stderr=its, env=os.environ | QUIET)
+    os.close(its)
+    events, end = tmp_path / "out" / "events.jsonl", time.monotonic() + 120
+    while not events.exists() or '"step"' not in events.read_text():
+        assert time.monotonic() < end, "it did not begin"
+        time.sleep(0.05)
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 75
+    assert len(list((tmp_path / "out" / "checkpoints").glob("step-*"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
 import time
@@ -62,10 +63,26 @@ class ConsoleReporter(mtmeta.Reporter):
 
         console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         view: _View = _Live(console) if console.is_terminal and not console.is_dumb_terminal else _Plain(self.every)
+
+        def handle(event: Event) -> None:
+            with _may_hang_up():
+                view.handle(event)
+
         try:
-            yield view.handle
+            yield handle
         finally:
-            view.close()
+            with _may_hang_up():
+                view.close()
+
+
+@contextmanager
+def _may_hang_up() -> Iterator[None]:
+    """A terminal that was closed takes no more lines; the run comes to its stop all the same."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
 
 
 class _View:
