@@ -43,12 +43,12 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
     first = next(iter(plan.values()))[0].recipe
     metrics = {task: registry.get("metric", made.metrics[0], "tasks") for task, made in first.tasks.items()}
     summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
-    found = {task: _predictions(plan, task) for task in metrics}
-    for task, metric in metrics.items():
-        labels, predictions = found[task]
+    several = sum(map(len, plan.values())) > 1  # a run alone is compared with nothing
+    found = {task: _predictions(plan, task) for task in metrics if several}
+    for task, (labels, predictions) in found.items():
         for planned, told, each in zip(plan.values(), summaries.values(), predictions, strict=True):
             for run, summary, one in zip(planned, told, each, strict=True):
-                _check_value(run, summary, task, metric, labels, one)
+                _check_value(run, summary, task, metrics[task], labels, one)
     signs = {task: 1.0 if metric.greater_is_better else -1.0 for task, metric in metrics.items()}
     # of metrics that point in different directions the mean says nothing of better or worse
     signs[MEAN] = next(iter(signs.values())) if len(set(signs.values())) == 1 else 0.0
