@@ -492,7 +492,7 @@ def test_finished_runs_on_other_files_are_not_used(tmp_path: Path, monkeypatch: 
     (tmp_path / "d2" / "dev.tsv").write_text((tmp_path / "d2" / "dev.tsv").read_text().replace("good", "fine"))
     with pytest.raises(DataError, match=r"d2/dev.tsv: is not the file that .* was trained with; choose another --out"):
         mtmeta.compare(paths, seeds=1, out=out, data_root=str(tmp_path / "d2"))
-    with pytest.raises(Problems, match="2 problems, the first: .*nowhere/train.tsv: no such file"):
+    with pytest.raises(Problems, match=r"2 problems, the first: .*nowhere/train.tsv: no such file"):
         mtmeta.compare(paths, seeds=1, out=out, data_root=str(tmp_path / "nowhere"))
 
 
