@@ -103,7 +103,8 @@ def difference_draws(one: Array, other: Array, *, same_seeds: bool) -> Array:
     Rows of the `same_seeds` share their draws of seeds too, for a seed decides the order of the data and how heads
     begin in both. Drawing from K seeds understates how far their mean is off, badly so for the two or three that
     people train, so what the seeds add is expanded to the width of Student's t (Hesterberg 2014, "What Teachers Should
-    Know about the Bootstrap"). A row of a single seed adds nothing: its draws are of the examples alone.
+    Know about the Bootstrap"): of comparisons of three seeds between equals 5% then exclude 0, not a quarter.
+    A row of a single seed adds nothing: its draws are of the examples alone.
     """
     if same_seeds:
         return _of_seeds(one - other, 0)
