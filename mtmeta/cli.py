@@ -14,6 +14,7 @@ import typer
 
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_recipes import recipes
+from mtmeta.cli_shell import schema
 from mtmeta.cli_study import adapt, compare, report, runs
 from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
@@ -238,6 +239,7 @@ app.command()(compare)
 app.command()(report)
 app.command()(adapt)
 app.command()(runs)
+app.command()(schema)
 
 
 def _print_lines(lines: Sequence[str]) -> None:

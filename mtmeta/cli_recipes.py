@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mtmeta.cli_options import warn
+
 __all__ = ["recipes"]
 
 recipes = typer.Typer(invoke_without_command=True, no_args_is_help=False, rich_markup_mode=None)
@@ -32,7 +34,12 @@ def copy(
         Path | None, typer.Argument(metavar="[TO]", help="A file or folder; default here.", show_default=False)
     ] = None,
 ) -> None:
-    """Copy a recipe to edit it."""
+    """Copy a recipe to edit it, and beside it what editors complete and check its keys by (.mtmeta/).
+
+    Example: mtmeta recipes copy minilm/reptile mine.yaml
+    """
+    from mtmeta.core.registry import build_registry
+    from mtmeta.core.schema import schema_text
     from mtmeta.core.shipped import copy as copy_recipe
 
-    print(copy_recipe(name, to))
+    print(copy_recipe(name, to, schema=schema_text(build_registry(warn=warn))))

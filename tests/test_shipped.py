@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mtmeta.cli import main
 from mtmeta.core import shipped
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
+from mtmeta.core.schema import recipe_schema
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 NAMES = sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
@@ -31,7 +33,8 @@ def test_all_are_listed_with_the_first_line_of_their_headers(capsys: pytest.Capt
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == NAMES
     for line, name in zip(lines, NAMES, strict=True):
-        first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        schema, first = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[:2]
+        assert schema.startswith(shipped.SCHEMA_LINE)
         assert line.split(maxsplit=1)[1] == first.removeprefix("# ")
 
 
@@ -58,7 +61,11 @@ def test_a_copy_is_the_same_recipe(to: str | None, tmp_path: Path, capsys: pytes
     there = Path(capsys.readouterr().out.rstrip("\n"))
     expected = {None: "reptile.yaml", "folder": "folder/reptile.yaml"}.get(to, to)
     assert str(there) == expected
-    assert there.read_bytes() == (FOLDER / "minilm" / "reptile.yaml").read_bytes()
+    first, *lines = there.read_text(encoding="utf-8").splitlines()
+    assert lines == (FOLDER / "minilm" / "reptile.yaml").read_text(encoding="utf-8").splitlines()[1:]
+    schema = there.parent / first.removeprefix(shipped.SCHEMA_LINE)
+    assert schema == there.parent / ".mtmeta" / "recipe.schema.json"
+    assert json.loads(schema.read_text(encoding="utf-8")) == recipe_schema(build_registry())
     assert command("recipes", "copy", "minilm/reptile", *([to] if to else [])) == 2
     assert capsys.readouterr().err == f"error: {expected}: is there already; name another file\n"
 

@@ -48,6 +48,7 @@ def test_the_recipes_are_in_the_wheel_byte_for_byte(wheel: Path) -> None:
         assert inside == set(here)
         for name, path in here.items():
             assert file.read(f"mtmeta/{name}") == path.read_bytes()
+        assert file.read("mtmeta/recipe.schema.json") == (ROOT / "mtmeta" / "recipe.schema.json").read_bytes()
 
 
 @pytest.mark.slow

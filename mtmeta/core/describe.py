@@ -19,7 +19,7 @@ from mtmeta.core.options import BudgetOptions, CheckpointOptions, DataOptions, E
 from mtmeta.core.registry import KINDS, Registry
 from mtmeta.core.validation import expectation, field_hints
 
-__all__ = ["describe_part", "describe_plugins", "field_docs", "part_lines", "plugin_lines"]
+__all__ = ["FIXED", "clean", "describe_part", "describe_plugins", "field_docs", "part_lines", "plugin_lines"]
 
 # what recipes can say that is no plugin
 FIXED: dict[str, dict[str, type[Any]]] = {
@@ -59,7 +59,7 @@ def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
         "kind": kind,
         "name": name,
         "supplied_by": supplier,
-        "help": _clean(inspect.getdoc(documented) or "no help given"),
+        "help": clean(inspect.getdoc(documented) or "no help given"),
         "about": about,
         "options": [] if isinstance(part, Metric) else _options(part),
     }
@@ -136,10 +136,10 @@ def field_docs(part: type[Any]) -> dict[str, str]:
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
                 continue
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                docs[field.target.id] = _clean(str(after.value.value))
+                docs[field.target.id] = clean(str(after.value.value))
     return docs
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """A docstring fit for a terminal, line by line."""
     return "\n".join(safe(line, 500) for line in inspect.cleandoc(text).split("\n"))

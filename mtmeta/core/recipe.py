@@ -33,9 +33,10 @@ from mtmeta.core.source import Source
 from mtmeta.core.strict_yaml import Path_
 from mtmeta.core.validation import convert, describe
 
-__all__ = ["load_recipe"]
+__all__ = ["NAME", "REQUIRED", "TASK_NAME", "load_recipe"]
 
 TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` is what evaluation.select calls them all
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 KEYS = ("format", *(field.name for field in dataclasses.fields(Recipe)))
 REQUIRED = ("backbone", "tasks", "algorithm", "optimizer", "training")
 
@@ -91,7 +92,7 @@ class _Reader:
             "backbone": self.component("backbone", data.get("backbone"), ("backbone",)),
             "tasks": self._tasks(data.get("tasks")),
             "data": self.section(DataOptions, data, "data"),
-            "sampler": self.component("sampler", data.get("sampler", "uniform"), ("sampler",)),
+            "sampler": self.component("sampler", _default(data, "sampler", "uniform"), ("sampler",)),
             "algorithm": self.component("algorithm", data.get("algorithm"), ("algorithm",)),
             **self._stepping(data),
             "training": self.section(TrainingOptions, data, "training"),
@@ -115,7 +116,7 @@ class _Reader:
             raise RecipeError(self.source.place(("format",)), what)
 
     def _name(self, name: Any) -> str:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             self.fail(("name",), f"name {describe(name)} is not allowed; use letters, digits, '.', '_' and '-'")
         return str(name)
 
@@ -142,7 +143,7 @@ class _Reader:
         return self.convert(kind, value, (key,))
 
     def _stepping(self, data: dict[str, Any]) -> dict[str, Any]:
-        chosen = {"optimizer": data.get("optimizer"), "schedule": data.get("schedule") or "constant"}
+        chosen = {"optimizer": data.get("optimizer"), "schedule": _default(data, "schedule", "constant")}
         if chosen["optimizer"] is None:  # reported as missing already
             chosen["optimizer"] = {"name": "sgd", "lr": 1.0}
         made = self.convert(_Stepping, chosen, ())
@@ -284,3 +285,9 @@ class _Reader:
                     self.fail(
                         ("tasks", name), f"task '{name}' has no {split} file, which evaluation uses; add '{split}:'"
                     )
+
+
+def _default(data: Mapping[str, Any], key: str, default: str) -> Any:
+    """What the recipe says; null is as good as nothing."""
+    value = data.get(key)
+    return default if value is None else value

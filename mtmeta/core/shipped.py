@@ -8,9 +8,13 @@ from pathlib import Path
 from mtmeta.core.disk import write_file
 from mtmeta.core.errors import UsageError, choose, quote
 
-__all__ = ["copy", "find", "headline", "shipped"]
+__all__ = ["SCHEMA_LINE", "copy", "find", "headline", "shipped"]
 
 PACKAGE = Path(__file__).parent.parent
+SCHEMA_LINE = "# yaml-language-server: $schema="
+"""How the first line of a recipe begins that tells editors where its schema lies, from the recipe's own folder."""
+BESIDE = ".mtmeta/recipe.schema.json"
+"""Where it lies for a copy: a path that holds wherever the folder goes."""
 
 
 def shipped() -> dict[str, Path]:
@@ -31,13 +35,16 @@ def find(path: str | os.PathLike[str]) -> Path:
 
 
 def headline(path: Path) -> str:
-    """The first line of a recipe's header."""
+    """The first line of a recipe's header that is for people."""
     with open(path, encoding="utf-8") as file:
-        return file.readline().lstrip("#").strip()
+        first = file.readline()
+        return (file.readline() if first.startswith(SCHEMA_LINE) else first).lstrip("#").strip()
 
 
-def copy(name: str, to: Path | None = None) -> Path:
+def copy(name: str, to: Path | None = None, *, schema: str) -> Path:
     """Copy a shipped recipe to a file or into a folder, by default here; returns where it lies now.
+
+    Beside it goes `schema`, the text of the JSON Schema that its first line then refers to.
 
     Raises UsageError if there is no such recipe, or a file of that name is there already.
     """
@@ -50,7 +57,10 @@ def copy(name: str, to: Path | None = None) -> Path:
         target = target / known[key].name
     if os.path.lexists(target):
         raise UsageError(str(target), "is there already; name another file")
-    write_file(target, known[key].read_bytes())
+    lines = known[key].read_text(encoding="utf-8").splitlines(keepends=True)
+    own = [line for line in lines if not line.startswith(SCHEMA_LINE)]
+    write_file(target.parent / BESIDE, schema)
+    write_file(target, f"{SCHEMA_LINE}{BESIDE}\n" + "".join(own))
     return target
 
 

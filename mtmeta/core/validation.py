@@ -14,13 +14,14 @@ from pydantic.fields import FieldInfo
 from mtmeta.core.errors import choose, did_you_mean, quote
 from mtmeta.core.strict_yaml import NUMBER, Path_
 
-__all__ = ["Fault", "convert", "describe", "expectation", "field_hints"]
+__all__ = ["Fault", "adapter", "convert", "describe", "expectation", "field_hints"]
 
 Fault = tuple[Path_, str, bool]  # path in the recipe, message, "points at the key"
 
 
 @functools.lru_cache(maxsize=256)  # making one takes longer than reading a recipe
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """pydantic's validator of a dataclass, which refuses keys that it does not know."""
     kind.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=False)
     for base in _nested(kind):
         base.__pydantic_config__ = ConfigDict(extra="forbid")
@@ -36,7 +37,7 @@ def convert(kind: Any, data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[
     hints = field_hints(kind)
     data = {key: {"name": v} if isinstance(v, str) and _is_choice(hints.get(key)) else v for key, v in data.items()}
     try:
-        return _adapter(kind).validate_json(json.dumps(data), strict=True), []
+        return adapter(kind).validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
         faults: dict[Path_, Fault] = {}
         for item in error.errors(include_url=False):
