@@ -12,9 +12,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from mtmeta.cli_complete import VARIABLE, answer
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_recipes import recipes
-from mtmeta.cli_shell import schema
+from mtmeta.cli_shell import completion, schema
 from mtmeta.cli_study import adapt, compare, report, runs
 from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
@@ -240,6 +241,7 @@ app.command()(report)
 app.command()(adapt)
 app.command()(runs)
 app.command()(schema)
+app.command()(completion)
 
 
 def _print_lines(lines: Sequence[str]) -> None:
@@ -256,6 +258,8 @@ def _fail(error: MtmetaError) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; MTMETA_DEBUG=1 shows tracebacks."""
+    if shell := os.environ.get(VARIABLE):  # no user's command: a shell asks what may follow
+        answer(typer.main.get_command(app), shell, sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a C locale must not turn a letter into a traceback

@@ -9,7 +9,26 @@ import typer
 
 from mtmeta.cli_options import NoPlugin, warn
 
-__all__ = ["schema"]
+__all__ = ["completion", "schema"]
+
+
+def completion(
+    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", show_default=False)],
+) -> None:
+    """Print what switches on completion of commands, options, recipes, runs, tasks and keys in your shell.
+
+    bash: eval "$(mtmeta completion bash)" in ~/.bashrc
+
+    zsh: eval "$(mtmeta completion zsh)" in ~/.zshrc
+
+    fish: mtmeta completion fish > ~/.config/fish/completions/mtmeta.fish
+    """
+    from mtmeta.cli_scripts import SCRIPTS
+    from mtmeta.core.errors import UsageError, choose, quote
+
+    if shell not in SCRIPTS:
+        raise UsageError("SHELL", f"no completion for {quote(shell)}{choose(shell, SCRIPTS)}")
+    print(SCRIPTS[shell], end="")
 
 
 def schema(
