@@ -15,6 +15,7 @@ import typer
 from mtmeta.cli_complete import VARIABLE, answer
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_recipes import recipes
+from mtmeta.cli_run import run
 from mtmeta.cli_shell import completion, schema
 from mtmeta.cli_study import adapt, compare, report, runs
 from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
@@ -47,45 +48,7 @@ def common(
     """Multi-task meta-learning: one recipe, one command, one table."""
 
 
-@app.command()
-def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)],
-    set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a directory that holds a run.")] = False,
-    allow_changed_data: ChangedData = False,
-    allow_inexact: Annotated[
-        bool,
-        typer.Option(
-            "--allow-inexact", help="Go on with another torch, thread count, device, ... than the run began with."
-        ),
-    ] = False,
-    no_plugin: NoPlugin = None,
-    json_: Json = False,
-) -> None:
-    """Train a recipe, evaluate it, leave a run directory; the same command again continues it."""
-    from mtmeta.core.signals import stop_on_signals
-
-    with stop_on_signals() as stop:
-        import mtmeta
-        from mtmeta.core.view import show_table
-
-        summary = mtmeta.run(
-            recipe,
-            overrides=set_ or [],
-            out=out,
-            data_root=data_root,
-            device=device,
-            fresh=fresh,
-            allow_changed_data=allow_changed_data,
-            allow_inexact=allow_inexact,
-            block=no_plugin or [],
-            warn=warn,
-            stop=stop,
-        )
-    print(json.dumps(summary)) if json_ else show_table(summary)
+app.command()(run)
 
 
 @app.command()

@@ -26,7 +26,7 @@ from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.options import Recipe
 from mtmeta.core.packing import Batch
 
-__all__ = ["share_of", "steps_on_budget", "steps_within"]
+__all__ = ["rehearse", "share_of", "steps_on_budget", "steps_within"]
 
 MOST_STEPS = 10_000_000
 PROBE = 64  # steps whose mean cost tells whether a budget has an end at all
@@ -84,18 +84,12 @@ def steps_within(
     @functools.cache
     def walk(steps: int) -> tuple[int, int]:
         """Goes through a run of that many steps until it is over budget; steps gone and example-forwards spent."""
-        # copies: a part of a plugin may count for itself, and training is to find it as it was
-        algorithm_, sampler_ = _own(algorithm), _own(sampler)
-        feed = _Counted(tasks, datasets, sampler_, seed=seed)
-        feed.steps = steps
-        learner = _Rehearsal(shape, seed=seed, steps=steps, check_each_loss=False)
-        for step in range(steps):
-            feed.step = step
-            learner.begin_step(step)
-            _rehearse(algorithm_, learner, feed)
-            if learner.examples > budget:
-                return step + 1, learner.examples
-        return steps, learner.examples
+        gone, spent = 0, 0
+        for learner in _walk(shape, algorithm, sampler, tasks, datasets, seed, steps):
+            gone, spent = gone + 1, learner.examples
+            if spent > budget:
+                break
+        return gone, spent
 
     _, first = walk(1)
     if not first:
@@ -115,6 +109,50 @@ def steps_within(
     if steps == MOST_STEPS and walk(steps)[1] + first <= budget:
         raise RecipeError("budget.examples", too_much)
     return steps
+
+
+def rehearse(
+    steps: int,
+    algorithm: Algorithm,
+    sampler: Sampler,
+    encoder: nn.Module,
+    tasks: Mapping[str, Task],
+    datasets: Mapping[str, Dataset],
+    seed: int,
+    numbers: Mapping[str, float] | None = None,
+) -> Iterator[dict[str, int]]:
+    """Example-forwards of each task in each of the `steps` steps of a run, in order.
+
+    Raises PluginError if the algorithm cannot be gone through without a model.
+    """
+    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
+    before = dict.fromkeys(tasks, 0)
+    for learner in _walk(shape, algorithm, sampler, tasks, datasets, seed, steps):
+        now = {task: learner.read[task] for task in tasks}
+        yield {task: now[task] - before[task] for task in tasks}
+        before = now
+
+
+def _walk(
+    shape: MultiTaskModel,
+    algorithm: Algorithm,
+    sampler: Sampler,
+    tasks: Mapping[str, Task],
+    datasets: Mapping[str, Dataset],
+    seed: int,
+    steps: int,
+) -> Iterator[_Rehearsal]:
+    """The learner after each step of a run of that many."""
+    # copies: a part of a plugin may count for itself, and training is to find it as it was
+    algorithm, sampler = _own(algorithm), _own(sampler)
+    feed = _Counted(tasks, datasets, sampler, seed=seed)
+    feed.steps = steps
+    learner = _Rehearsal(shape, seed=seed, steps=steps, check_each_loss=False)
+    for step in range(steps):
+        feed.step = step
+        learner.begin_step(step)
+        _rehearse(algorithm, learner, feed)
+        yield learner
 
 
 def _largest(fits: Callable[[int], bool], *, at_least: int, most: int, guess: int) -> int:
@@ -215,6 +253,7 @@ class _Rehearsal(Learner):
 
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         self.examples += len(batch)
+        self.read[batch.task] += len(batch)
         self.losses.append((batch.task, self._inner_step, torch.zeros(())))
         return self.losses[-1][2]
 

@@ -56,6 +56,8 @@ class Learner:
         self.step = 0
         self.examples = 0
         """Encoder example-forwards spent in training so far."""
+        self.read: Counter[str] = Counter()
+        """Of these, in this process, those of each task."""
         self.episodes: Counter[str] = Counter()
         """Inner loops each task has finished; inner schedules count these."""
         self.losses: list[tuple[str, int, Tensor]] = []
@@ -103,6 +105,7 @@ class Learner:
                 (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
                 total = total + loss.detach() * share
         self.examples += len(batch)
+        self.read[batch.task] += len(batch)
         self.losses.append((batch.task, self._inner_step, total))
         if self._check_each_loss:
             self.check_losses(self.losses[-1:])
