@@ -14,11 +14,12 @@ import typer
 
 from mtmeta.cli_complete import VARIABLE, answer
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
+from mtmeta.cli_parts import plugins, show
 from mtmeta.cli_recipes import recipes
 from mtmeta.cli_run import run
 from mtmeta.cli_shell import completion, schema
 from mtmeta.cli_study import adapt, compare, report, runs
-from mtmeta.core.errors import MtmetaError, PluginError, Problems, Stopped, UsageError, quote, raise_all, safe
+from mtmeta.core.errors import MtmetaError, Problems, Stopped, UsageError, quote, raise_all, safe
 from mtmeta.core.foreign import unforeseen, usage_error
 
 __all__ = ["app", "main"]
@@ -28,6 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -45,7 +47,17 @@ def common(
         bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Multi-task meta-learning: one recipe, one command, one table."""
+    """Multi-task meta-learning for BERT-family encoders: one recipe, one command, one table.
+
+    \b
+    To begin:
+      mtmeta recipes                                    what there is to run
+      mtmeta run reptile_three_task                     train and evaluate it: a minute
+      mtmeta recipes copy reptile_three_task my.yaml    copy it, to edit it
+
+    Exit codes: 0 ok, 1 bug, 2 command line or recipe, 3 data, 4 checkpoint or weights, 5 plugin, 6 machine, 7 training
+    diverged, 75 stopped by SIGTERM, 130 by Ctrl-C; after the last two the same command goes on.
+    """
 
 
 app.command()(run)
@@ -53,14 +65,26 @@ app.command()(run)
 
 @app.command()
 def validate(
-    recipes: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="Recipes to check.", show_default=False)],
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(metavar="RECIPE", help="YAML files, or names of `mtmeta recipes`.", show_default=False),
+    ],
     set_: Set = None,
     data_root: DataRoot = None,
     data: Annotated[bool, typer.Option("--data", help="Read the data files too and report on them.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="With --data: what is doubtful is an error.")] = False,
     no_plugin: NoPlugin = None,
 ) -> None:
-    """Check recipes without training; with --data, their data files too."""
+    """Check recipes without training.
+
+    All problems of a recipe come at once, with file, line and column. With --data its data files are read, too: labels,
+    duplicates, overlap of train and dev, lengths.
+
+    \b
+    Examples:
+      mtmeta validate my.yaml
+      mtmeta validate my.yaml --data --data-root DATA
+    """
     from mtmeta.core.recipe import load_recipe
     from mtmeta.core.registry import build_registry
 
@@ -81,49 +105,20 @@ def validate(
     raise_all(problems)
 
 
-@app.command()
-def plugins(
-    check: Annotated[bool, typer.Option("--check", help="Exit with 5 if a plugin is broken or in conflict.")] = False,
-    no_plugin: NoPlugin = None,
-    json_: Json = False,
-) -> None:
-    """List plugins, what each provides, and which are broken and why."""
-    from mtmeta.core.describe import describe_plugins, plugin_lines
-    from mtmeta.core.plugins import load_plugins
-    from mtmeta.core.registry import Registry
-
-    registry = Registry(load_plugins(block=no_plugin or [], warn=warn))  # the list itself says what is broken
-    described, conflicts = describe_plugins(registry), registry.conflicts()
-    print(json.dumps(described) if json_ else "\n".join(plugin_lines(described)))
-    problems: list[MtmetaError] = [PluginError(str(p), f"is broken: {p.broken}") for p in registry.plugins.broken]
-    if check:
-        raise_all([*problems, *conflicts])
-
-
-@app.command()
-def show(
-    kind: Annotated[
-        str, typer.Argument(metavar="KIND", help="task, algorithm, backbone, sampler, optimizer, section, ...")
-    ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its name in recipes.")],
-    no_plugin: NoPlugin = None,
-    json_: Json = False,
-) -> None:
-    """Explain a part: what it does, who supplies it, and its options."""
-    from mtmeta.core.describe import describe_part, part_lines
-    from mtmeta.core.registry import build_registry
-
-    described = describe_part(build_registry(block=no_plugin or [], warn=warn), kind, name)
-    print(json.dumps(described) if json_ else "\n".join(part_lines(described)))
+app.command()(plugins)
+app.command()(show)
 
 
 @app.command(name="eval")
 def eval_(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
-    split: Annotated[str | None, typer.Option(help="dev or test; default what the recipe reports on.")] = None,
-    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)],
+    split: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="dev, test or train; default what the recipe reports on.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Only this task.")] = None,
     file: Annotated[
-        list[str] | None, typer.Option("--file", metavar="TASK=PATH", help="Another file; repeatable.")
+        list[str] | None,
+        typer.Option("--file", metavar="TASK=PATH", help="Score another file as this task; repeatable."),
     ] = None,
     data_root: DataRoot = None,
     device: Device = "auto",
@@ -134,7 +129,13 @@ def eval_(
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
-    """Show the table of a run, for any split or file, from its best weights."""
+    """Score the best weights of a run on any split or file.
+
+    \b
+    Examples:
+      mtmeta eval runs/reptile_three_task --split test
+      mtmeta eval runs/reptile_three_task --file sst=more.csv --verbose
+    """
     files = {}
     for text in file or []:
         name, equals, path = text.partition("=")
@@ -163,8 +164,10 @@ def eval_(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
-    task: Annotated[str | None, typer.Option(help="The task; may be left out where the run has one.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)],
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The task; may be left out where the run has one.")
+    ] = None,
     input_: Annotated[
         str, typer.Option("--input", metavar="FILE", help="Texts, one a line, pairs by tab; or a table; - is stdin.")
     ] = "-",
@@ -172,14 +175,24 @@ def predict(
     column: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Read a table, the text in this column; twice for pairs.")
     ] = None,
-    form: Annotated[str | None, typer.Option("--format", help="csv or jsonl; default by --output, else csv.")] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="FORM", help="csv or jsonl; default by --output, else csv.")
+    ] = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and say so.")
     ] = False,
     device: Device = "auto",
     no_plugin: NoPlugin = None,
 ) -> None:
-    """Predict labels and probabilities for texts of a file or a pipe, in their order, as they come."""
+    """Predict labels and probabilities for texts of a file or pipe.
+
+    They come in the order of the texts, as the texts come; a table (.csv, .tsv, .jsonl) has the columns of the task.
+
+    \b
+    Examples:
+      mtmeta predict runs/reptile_three_task --task sst --input reviews.txt
+      cat reviews.txt | mtmeta predict runs/reptile_three_task --task sst
+    """
     import mtmeta
     from mtmeta.core.predict_file import predict_file
 

@@ -12,10 +12,13 @@ from mtmeta.core.errors import safe
 __all__ = ["ChangedData", "DataRoot", "Device", "Json", "NoPlugin", "Set", "say", "warn"]
 
 Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe option; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe option, as training.steps=20; repeatable."),
 ]
-DataRoot = Annotated[str | None, typer.Option(help="Folder that data paths start from; wins over MTMETA_DATA.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+DataRoot = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Folder that data paths start from; wins over MTMETA_DATA.")
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
 NoPlugin = Annotated[
     list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")

@@ -16,7 +16,15 @@ recipes = typer.Typer(invoke_without_command=True, no_args_is_help=False, rich_m
 
 @recipes.callback()
 def list_(context: typer.Context) -> None:
-    """List the recipes that come with mtmeta; `mtmeta run NAME` runs one."""
+    """List the recipes that come with mtmeta, or copy one.
+
+    `mtmeta run NAME` runs one, and so do all commands that take a recipe.
+
+    \b
+    Examples:
+      mtmeta recipes
+      mtmeta recipes copy minilm/reptile my.yaml
+    """
     if context.invoked_subcommand is not None:
         return
     from mtmeta.core.shipped import headline, shipped
@@ -34,9 +42,14 @@ def copy(
         Path | None, typer.Argument(metavar="[TO]", help="A file or folder; default here.", show_default=False)
     ] = None,
 ) -> None:
-    """Copy a recipe to edit it, and beside it what editors complete and check its keys by (.mtmeta/).
+    """Copy a recipe to edit it.
 
-    Example: mtmeta recipes copy minilm/reptile mine.yaml
+    Beside it goes .mtmeta/recipe.schema.json, by which editors complete and check its keys.
+
+    \b
+    Examples:
+      mtmeta recipes copy minilm/reptile my.yaml
+      mtmeta run my.yaml
     """
     from mtmeta.core.registry import build_registry
     from mtmeta.core.schema import schema_text

@@ -15,9 +15,11 @@ __all__ = ["run"]
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `mtmeta recipes`.", show_default=False)
+    ],
     set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; default runs/NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; default runs/NAME.")] = None,
     data_root: DataRoot = None,
     device: Device = "auto",
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a directory that holds a run.")] = False,
@@ -40,9 +42,15 @@ def run(
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
-    """Train a recipe, evaluate it, leave a run directory; the same command again continues it.
+    """Train a recipe, evaluate it, leave a run directory.
 
-    Example: mtmeta run reptile_three_task --set training.steps=20 --out runs/mine
+    The same command again goes on where a run was cut; of a finished one it shows the table.
+
+    \b
+    Examples:
+      mtmeta run reptile_three_task
+      mtmeta run my.yaml --dry-run
+      mtmeta run my.yaml --set training.steps=20 --set optimizer.lr=0.5 --out runs/short
     """
     if dry_run:
         _show_plan(

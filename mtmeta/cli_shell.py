@@ -15,13 +15,15 @@ __all__ = ["completion", "schema"]
 def completion(
     shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", show_default=False)],
 ) -> None:
-    """Print what switches on completion of commands, options, recipes, runs, tasks and keys in your shell.
+    """Print what switches on completion in your shell.
 
-    bash: eval "$(mtmeta completion bash)" in ~/.bashrc
+    Of commands and options, recipes, runs, tasks, names of parts, and the keys that --set takes.
 
-    zsh: eval "$(mtmeta completion zsh)" in ~/.zshrc
-
-    fish: mtmeta completion fish > ~/.config/fish/completions/mtmeta.fish
+    \b
+    Examples:
+      eval "$(mtmeta completion bash)"      as a line of ~/.bashrc
+      eval "$(mtmeta completion zsh)"       as a line of ~/.zshrc
+      mtmeta completion fish > ~/.config/fish/completions/mtmeta.fish
     """
     from mtmeta.cli_scripts import SCRIPTS
     from mtmeta.core.errors import UsageError, choose, quote
@@ -35,11 +37,14 @@ def schema(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it here; default: print it.")] = None,
     no_plugin: NoPlugin = None,
 ) -> None:
-    """Print the JSON Schema of recipes, by which editors complete and check keys, with those of installed plugins.
+    """Print the JSON Schema of recipes, for editors.
 
-    With --out FILE, prints the line that belongs at the top of recipes beside FILE.
+    By it an editor with a YAML server completes and checks keys, those of installed plugins too. With --out FILE it
+    prints the line that belongs at the top of recipes beside FILE.
 
-    Example: mtmeta schema --out recipe.schema.json
+    \b
+    Examples:
+      mtmeta schema --out recipe.schema.json
     """
     from mtmeta.core.disk import write_file
     from mtmeta.core.errors import UsageError

@@ -16,15 +16,22 @@ __all__ = ["adapt", "compare", "report", "runs"]
 
 def compare(
     recipes: Annotated[
-        list[Path], typer.Argument(metavar="RECIPE", help="Recipes of one task set.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="RECIPE",
+            help="Recipes of the same tasks: YAML files, or names of `mtmeta recipes`.",
+            show_default=False,
+        ),
     ],
-    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Runs of each recipe: its seed and those after it.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="N", help="Runs of each recipe: its seed and those after it.")
+    ] = 3,
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="Recipe that differences are to; default: the individual one.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1000, help="Runs at a time; they share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Runs at a time; they share the cores.")] = 1,
     set_: Set = None,
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/compare"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs/compare"),
     data_root: DataRoot = None,
     device: Device = "auto",
     no_plugin: NoPlugin = None,
@@ -32,9 +39,14 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print one line for each regime and column.")] = False,
 ) -> None:
-    """Run recipes with several seeds, and show which regime serves the tasks: one table with intervals.
+    """Run recipes with several seeds: one table, with intervals.
 
-    The same command again goes on where it was cut, and uses the runs that are finished.
+    It shows which regime serves the tasks, against a baseline. The same command again goes on where it was cut, and
+    uses the runs that are finished.
+
+    \b
+    Examples:
+      mtmeta compare minilm/joint minilm/reptile minilm/individual --data-root DATA --seeds 3
     """
     if json_ + markdown + csv > 1:
         raise UsageError("--json, --markdown, --csv", "say three ways of printing; give one of them")
@@ -77,14 +89,24 @@ def compare(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run directories.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("report.html"),
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run directories, such as runs/NAME.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
     baseline: Annotated[
         str | None, typer.Option(metavar="NAME", help="Recipe that differences are to; default: the individual one.")
     ] = None,
     no_plugin: NoPlugin = None,
 ) -> None:
-    """Write one self-contained HTML page about runs: results, curves, losses, sampling, gradients, predictions."""
+    """Write one self-contained HTML page about runs.
+
+    It shows results, curves, losses, sampling, gradients and predictions, without a script or the network.
+
+    \b
+    Examples:
+      mtmeta report runs/reptile_three_task
+      mtmeta report runs/compare/* --out page.html
+    """
     from mtmeta.core.report import report as write_report
 
     print(write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn))
@@ -95,16 +117,29 @@ def adapt(
         list[Path], typer.Argument(metavar="RUN... RECIPE", help="Run directories, then a recipe of new tasks.")
     ],
     shots: Annotated[str, typer.Option(metavar="K,...", help="Examples of each class.")] = "4,16,64",
-    draws: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Seeded draws of examples for each K.")] = 5,
-    task: Annotated[list[str] | None, typer.Option(help="A task of the recipe; repeatable; default all.")] = None,
-    head: Annotated[str, typer.Option(help="reset: a fresh head; prototype: one made of class means.")] = "reset",
+    draws: Annotated[
+        int, typer.Option("--seeds", min=1, max=1000, metavar="N", help="Seeded draws of examples for each K.")
+    ] = 5,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A task of the recipe; repeatable; default all.")
+    ] = None,
+    head: Annotated[
+        str, typer.Option(metavar="HEAD", help="reset: a fresh head; prototype: one made of class means.")
+    ] = "reset",
     set_: Set = None,
     data_root: DataRoot = None,
     device: Device = "auto",
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
-    """Adapt trained runs to tasks they have not seen, with few examples, beside the encoder they began from."""
+    """Adapt runs to new tasks with few examples of each class.
+
+    Beside each run stands the pretrained encoder that it began from, on the same examples.
+
+    \b
+    Examples:
+      mtmeta adapt runs/reptile_three_task new.yaml --shots 4,16,64 --head prototype
+    """
     if len(arguments) < 2:
         raise UsageError("mtmeta adapt", "takes at least a RUN and a RECIPE")
     if head not in ("reset", "prototype"):
@@ -140,7 +175,15 @@ def runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """List the runs under a folder, newest first: how far each is, its metrics and its age."""
+    """List the runs under a folder: how far each is, metrics, age.
+
+    The newest come first.
+
+    \b
+    Examples:
+      mtmeta runs
+      mtmeta runs runs/compare --json
+    """
     from mtmeta.core.listing import list_runs, show_runs
 
     found = list_runs(folder)

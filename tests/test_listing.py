@@ -70,6 +70,23 @@ def test_where_a_stopped_run_is(folder: Path, finished: Path) -> None:
     assert run["metrics"] == {name: score["value"] for name, score in first["tasks"].items()}
 
 
+def test_the_metrics_of_a_stopped_run_are_its_best(folder: Path) -> None:
+    def told(group: str, best: bool, **metrics: float) -> bytes:
+        tasks = {name: {"value": value} for name, value in metrics.items()}
+        event = {"type": "evaluated", "group": group, "split": "dev", "tasks": tasks, "best": best}
+        return json.dumps(event).encode() + b"\n"
+
+    def listed(*lines: bytes) -> Any:
+        (folder / "stopped" / "events.jsonl").write_bytes(b"".join(lines))
+        return next(run["metrics"] for run in list_runs(folder) if run["status"] == "stopped")
+
+    step = b'{"type": "step", "step": 9, "steps": 10}\n'
+    assert listed(told("a", True, a=0.5), step, told("a", True, a=0.7), step, told("a", False, a=0.6)) == {"a": 0.7}
+    assert listed(told("a", True, a=0.5), told("a", False, a=0.4), told("b", True, b=0.3)) == {"a": 0.5, "b": 0.3}
+    assert listed(told("a", False, a=0.4)) == {"a": 0.4}  # the best lies before what was read
+    assert listed(step) == {}
+
+
 def test_a_run_that_a_process_is_at(folder: Path) -> None:
     with hold(folder / "stopped", print):
         (run,) = [run for run in list_runs(folder) if Path(run["run"]).name == "stopped"]

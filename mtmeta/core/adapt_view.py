@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.errors import safe
-from mtmeta.core.view import box_of, console_for_tables
+from mtmeta.core.view import Folding, box_of, console_for_tables
 
 __all__ = ["show_adaptation"]
 
@@ -18,7 +17,7 @@ def show_adaptation(found: Mapping[str, Any]) -> None:
     """Print a row for each task and number of shots: every start's mean, and what it gained over the pretrained one."""
     console = console_for_tables()
     title = f"{found['recipe']}: {found['split']}, {found['steps']} steps, head {found['head']}"
-    table = Table(title=Text(safe(title, 200)), title_justify="left", box=box_of(console), show_lines=True)
+    table = Folding(title=Text(safe(title, 200)), title_justify="left", box=box_of(console), show_lines=True)
     for heading in ("task", "shots"):
         table.add_column(heading, overflow="fold")
     for start in found["starts"]:

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.errors import safe
-from mtmeta.core.view import box_of, console_for_tables
+from mtmeta.core.view import Folding, box_of, console_for_tables
 
 __all__ = ["as_csv", "as_markdown", "cells_of", "notes_of", "show_comparison", "title_of"]
 
@@ -26,7 +25,7 @@ def show_comparison(found: Mapping[str, Any]) -> None:
     wide = console.width >= needed
     header, rows = cells_of(found, " " if wide else "\n")
     shown = len(header) if wide else len(header) - len(COSTS)
-    table = Table(title=Text(safe(title_of(found), 200)), title_justify="left", box=box_of(console), show_lines=True)
+    table = Folding(title=Text(safe(title_of(found), 200)), title_justify="left", box=box_of(console), show_lines=True)
     for heading in header[:shown]:
         # fold: a number that is cut is a wrong number
         table.add_column(Text(safe(heading)), justify="right" if heading in COSTS else "left", overflow="fold")

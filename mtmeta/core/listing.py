@@ -9,25 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.errors import MtmetaError, UsageError, safe
 from mtmeta.core.hold import holder
 from mtmeta.core.rundir import RunDir
-from mtmeta.core.view import box_of, console_for_tables
+from mtmeta.core.view import Folding, box_of, console_for_tables
 
 __all__ = ["age", "list_runs", "show_runs"]
 
-TAIL = 2**16  # bytes of events.jsonl that are looked at for the last event
+TAIL = 2**22  # bytes at the end of events.jsonl that are looked at
+ROOMY = 110  # columns of a terminal from which the metrics of a run fit in one line
 UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
 
 
 def list_runs(folder: str | Path) -> list[dict[str, Any]]:
     """Every run under a folder, newest first: path, status, steps, metrics and when it was last written to.
 
-    `status` is finished, running or stopped; `step` of `steps` is where the group trained last is. Raises UsageError if
-    there is no such folder.
+    `status` is finished, running or stopped; `step` of `steps` is where the group trained last is; `metrics` are those
+    of the best weights so far. Raises UsageError if there is no such folder.
     """
     if not Path(folder).is_dir():
         raise UsageError(str(folder), "no such folder; give one that holds run directories")
@@ -62,8 +62,10 @@ def _describe(run: RunDir) -> dict[str, Any]:
 
 
 def _progress(path: Path) -> dict[str, Any]:
-    """Where a run is that is not finished, by its last events."""
+    """Where a run is that is not finished, by its last events, and the best metrics of each group so far."""
     found: dict[str, Any] = {}
+    best: dict[str, dict[str, float]] = {}
+    latest: dict[str, dict[str, float]] = {}
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
@@ -71,18 +73,23 @@ def _progress(path: Path) -> dict[str, Any]:
     except OSError:
         return found
     for line in reversed(lines):
+        if b'"evaluated"' not in line and (b'"step"' not in line or "step" in found):
+            continue  # most lines are steps, and only the last one counts
         try:
             event = json.loads(line)
             if event["type"] == "step" and "step" not in found:
                 found |= {"step": int(event["step"]), "steps": int(event["steps"])}
-            if event["type"] == "evaluated" and "metrics" not in found:
+            if event["type"] == "evaluated":
                 metrics = {str(name): float(score["value"]) for name, score in event["tasks"].items()}
-                found |= {"metrics": metrics, "split": str(event["split"])}
+                found.setdefault("split", str(event["split"]))
+                latest.setdefault(str(event["group"]), metrics)
+                if event["best"] is True:
+                    best.setdefault(str(event["group"]), metrics)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue  # the first line is cut, the last may be under way
-        if {"step", "metrics"} <= found.keys():
-            break
-    return found
+    groups = {**latest, **best}  # a group's best may lie further back than what was read
+    merged = {name: value for group in reversed(groups.values()) for name, value in group.items()}
+    return found | ({"metrics": merged} if merged else {})
 
 
 def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
@@ -91,14 +98,15 @@ def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
     if not runs:
         console.print(f"no runs in {safe(str(folder))}")
         return
-    table = Table(box=box_of(console))
-    for heading in ("run", "status", "metrics", "mean", "age"):
-        table.add_column(heading, justify="right" if heading in ("mean", "age") else "left", overflow="fold")
+    table = Folding(box=box_of(console))
+    for heading in ("run", "status", "best metrics", "mean", "age"):
+        table.add_column(heading, justify="right" if heading in ("mean", "age") else "left")
     for run in runs:
         status = run["status"]
         if status != "finished" and run["steps"]:
             status += f", step {run['step']:,} of {run['steps']:,}"
-        metrics = "  ".join(f"{safe(name)} {value:.3f}" for name, value in run["metrics"].items())
+        between = "  " if console.width >= ROOMY else "\n"
+        metrics = between.join(f"{safe(name)} {value:.3f}" for name, value in run["metrics"].items())
         mean = f"{run['mean']:.4f}" if run["mean"] is not None else ""
         cells = (safe(run["run"], 200), safe(status, 200), metrics, mean, age(time.time() - run["changed"]))
         table.add_row(*map(Text, cells))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.errors import safe
-from mtmeta.core.view import box_of, console_for_tables
+from mtmeta.core.view import Folding, box_of, console_for_tables
 
 __all__ = ["duration", "show_plan"]
 
@@ -68,8 +67,8 @@ def _checkpoints(group: Mapping[str, Any]) -> str:
     )
 
 
-def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(box=box_of(console))
+def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
+    table = Folding(box=box_of(console))
     splits = [split for split in ("dev", "test") if any(split in task for task in tasks.values())]
     left = ("task", "training file", "metric")
     columns = ["task", "training file", "rows", "tokens each", "batch", "inner steps", "examples", "epochs"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -13,18 +13,18 @@ from rich.text import Text
 
 from mtmeta.core.errors import safe
 
-__all__ = ["box_of", "console_for_tables", "show_table"]
+__all__ = ["Folding", "box_of", "console_for_tables", "show_table"]
 
 WIDE = 250  # columns of a table that no terminal wraps
 
 
 def show_table(summary: Mapping[str, Any]) -> None:
     """Print task, metric, value with 95% interval, examples, split and loss, and what the run cost."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = _console()
     title = f"{summary['run']}: {summary['split']}, best of {summary['steps']} steps"
     if "selected_on" not in summary:
         title = f"{summary['run']}: {summary['split']}, weights of step {summary['steps']}"
-    table = Table(title=Text(safe(title, 200)), title_justify="left", box=box_of(console))
+    table = Folding(title=Text(safe(title, 200)), title_justify="left", box=box_of(console))
     for column in ("task", "metric", "value", "95% interval", "examples", "split", "loss"):
         table.add_column(column, justify="left" if column in ("task", "metric", "split") else "right", overflow="fold")
     skipped = False
@@ -47,12 +47,25 @@ def show_table(summary: Mapping[str, Any]) -> None:
         _show_detail(console, name, found)
 
 
+class Folding(Table):
+    """A table that breaks words where a terminal is narrow; rich would cut them, with a sign that is not ASCII."""
+
+    def add_column(self, *header: Any, **options: Any) -> None:
+        super().add_column(*header, **{"overflow": "fold", **options})
+
+
 def console_for_tables() -> Console:
     """Standard output, with room for wide tables where it is no terminal."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console = _console()
     if not console.is_terminal:
         console.width = WIDE  # nobody to wrap lines for
     return console
+
+
+def _console() -> Console:
+    """Standard output; where NO_COLOR is set, without bold letters either."""
+    colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=colors)
 
 
 def box_of(console: Console) -> box.Box:
@@ -76,7 +89,7 @@ def _show_cost(console: Console, summary: Mapping[str, Any]) -> None:
 def _show_detail(console: Console, name: str, found: Mapping[str, Any]) -> None:
     if "confusion" in found:
         title = Text(f"{safe(name)}: rows are labels, columns predictions")
-        table = Table(title=title, title_justify="left", box=box_of(console))
+        table = Folding(title=title, title_justify="left", box=box_of(console))
         table.add_column("")
         for label in found["classes"]:
             table.add_column(Text(safe(label, 20)), justify="right")
