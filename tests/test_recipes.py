@@ -195,3 +195,17 @@ def test_a_tenth_differs_in_the_share_of_the_data_alone(name: str, registry: Reg
         whole = describe(load(f"paper/{stem.partition('_')[0]}.yaml", registry))
         changed = "data.train_fraction" if stem.endswith("_10") else "tasks.para.inner_steps"
         assert sorted(differences(whole, describe(recipe))) == sorted(["name", changed])
+
+
+# -------------------------------------------------------------------------------------------------------------- nothing
+
+
+@pytest.mark.parametrize("key", ["sampler", "schedule"])
+def test_null_is_as_good_as_nothing(key: str, registry: Registry, tmp_path: Path) -> None:
+    text = (FOLDER / "minilm" / "joint.yaml").read_text(encoding="utf-8")
+    text = "\n".join(line for line in text.splitlines() if not line.startswith(f"{key}:"))
+    (tmp_path / "left_out.yaml").write_text(text)
+    (tmp_path / "null.yaml").write_text(f"{text}\n{key}: null\n")
+    recipes = [load_recipe(tmp_path / name, registry, environ={}) for name in ("left_out.yaml", "null.yaml")]
+    assert getattr(recipes[0], key) is not None
+    assert digest(recipes[0]) == digest(recipes[1])
