@@ -144,9 +144,9 @@ def test_the_time_of_a_run_is_that_of_its_steps_and_examples() -> None:
     assert whole.off == pytest.approx(0, abs=1e-6)
     noisy = predicted(timed(40, lambda step: 0.1 * (-1) ** (step // 2)), ["a", "b"], {"a": 80, "b": 40}, 20)
     true = 20 * 0.1 + 80 * 0.01 + 40 * 0.02
-    # a tenth either way, known from 40 steps, spread over 20: 1.96 * 0.1 * sqrt(1/40 + 1/20), 40 steps less 2 unknowns
+    # a tenth either way, known from 40 steps less 2 unknowns, spread over 20; t is 2.02
     assert noisy.off is not None
-    assert noisy.off / noisy.seconds == pytest.approx(1.96 * 0.1 * math.sqrt(40 / 38) * math.sqrt(3 / 40), rel=0.1)
+    assert noisy.off / noisy.seconds == pytest.approx(2.02 * 0.1 * math.sqrt(40 / 38) * math.sqrt(3 / 40), rel=0.1)
     assert abs(noisy.seconds - true) < noisy.off
     assert predicted(timed(2), ["a", "b"], {"a": 8, "b": 4}, 2).off is None  # nothing is left to judge by
 

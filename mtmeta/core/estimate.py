@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
+from scipy.special import stdtrit
 
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame
@@ -27,7 +28,7 @@ __all__ = ["Measured", "Seconds", "evaluation_seconds", "interval_seconds", "pre
 ENOUGH = 4  # steps beside which the first one, slower than the rest, can be left out
 REPEATS = 3
 LEAST_EXAMPLES = 64
-SPREADS = 1.96  # standard deviations to either side, for 95%
+CONFIDENCE = 0.975  # of either side: 95% between them
 
 
 @dataclass
@@ -134,7 +135,12 @@ def predicted(measured: Measured, tasks: Sequence[str], examples: Mapping[str, f
         return Seconds(total, None)
     relative = (taken - rows @ rates) / np.maximum(rows @ rates, 1e-12)
     spread = math.sqrt(float((relative**2).sum()) / free)
-    return Seconds(total, SPREADS * total * spread * math.sqrt(1 / len(taken) + 1 / max(1, steps)))
+    return Seconds(total, _wide(free) * total * spread * math.sqrt(1 / len(taken) + 1 / max(1, steps)))
+
+
+def _wide(free: int) -> float:
+    """Standard errors to either side, which few measurements make many (Student's t)."""
+    return float(stdtrit(free, CONFIDENCE))
 
 
 def evaluation_seconds(
@@ -151,7 +157,7 @@ def evaluation_seconds(
         evaluation.predict(model, part, batch_tokens=batch_tokens, precision=precision)
         taken.append((time.perf_counter() - at) * data.tokens / max(1, part.tokens))
     timed = taken[1:]  # the first one finds no buffers yet
-    return Seconds(float(np.mean(timed)), SPREADS * float(np.std(timed, ddof=1)) / math.sqrt(len(timed)))
+    return Seconds(float(np.mean(timed)), _wide(len(timed) - 1) * float(np.std(timed, ddof=1)) / math.sqrt(len(timed)))
 
 
 def interval_seconds(metric: Metric, data: Dataset) -> float:
