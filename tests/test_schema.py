@@ -300,6 +300,14 @@ def test_the_command_writes_a_file_and_says_the_line(tmp_path: Path, capsys: pyt
     assert (refused.code, refused.err) == (2, "error: new: is a directory; name a file\n")
 
 
+def test_a_pipe_or_a_device_is_never_replaced_by_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = call("schema", "--out", "pipe", cwd=tmp_path, capsys=capsys)
+    assert (done.code, done.err) == (6, "error: pipe: is a device or a pipe; name a file\n")
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_every_option_has_a_line_of_help(schema: Draft202012Validator) -> None:
     bare = [
         f"{name}.{key}"

@@ -54,7 +54,12 @@ DTYPES = {
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Replace a file as a whole: readers see the old or the new one, never half."""
+    """Replace a file as a whole: readers see the old or the new one, never half.
+
+    Raises MachineError for what is no file: a rename would put one in the place of a device such as /dev/null.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise MachineError(str(path), "is a device or a pipe; name a file")
     with disk_errors(path):
         make_folder(path.parent)
         # the process's own name: `mtmeta eval` may write the predictions of a run that just ends
