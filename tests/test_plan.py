@@ -82,7 +82,8 @@ def test_bad_rows_and_a_share_of_the_data(tmp_path: Path) -> None:
         file.write("odd\n")
     warnings: list[str] = []
     found = plan(recipe, probe_steps=0, warn=warnings.append)
-    assert found["tasks"]["kind"]["train"] == {"file": str(tmp_path / "train.tsv"), "rows": 6, "bad_rows": 1}
+    train = {"name": "train.tsv", "file": str(tmp_path / "train.tsv"), "rows": 6, "bad_rows": 1}
+    assert found["tasks"]["kind"]["train"] == train
     assert any("skipped 1 bad rows" in text for text in warnings)
 
 

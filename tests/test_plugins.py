@@ -734,6 +734,8 @@ def test_light_commands_do_not_import_torch(tmp_path: Path) -> None:
         "validate": ["validate", str(recipe)],
         "plugins": ["plugins"],
         "show": ["show", "algorithm", "reptile"],
+        "completion": ["completion", "bash"],
+        "schema": ["schema"],
     }
     script = """
     import json, sys

@@ -129,6 +129,7 @@ class _Plan(_Training):
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
             "precision": self.precision,
             "threads": torch.get_num_threads(),
+            "data_root": recipe.data_root,
             "train_fraction": recipe.data.train_fraction,
             "tasks": {name: self._task(name, groups) for name in recipe.tasks},
             "groups": told,
@@ -222,7 +223,12 @@ class _Plan(_Training):
         return {
             "task": task.name,
             **{
-                split: {"file": data.file, "rows": len(data), "bad_rows": data.skipped}
+                split: {
+                    "name": getattr(task, split),
+                    "file": data.file,
+                    "rows": len(data),
+                    "bad_rows": data.skipped,
+                }
                 for split, data in splits.items()
             },
             "tokens_per_example": round(train.tokens / len(train), 1),

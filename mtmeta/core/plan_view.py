@@ -27,6 +27,10 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         "device": f"{safe(plan['device'])}, {plan['precision']}"
         + (f", {plan['threads']} thread{'s' * (plan['threads'] > 1)}" if plan["device"] == "cpu" else ""),
     }
+    if any(task["train"]["file"] != task["train"]["name"] for task in plan["tasks"].values()):
+        rows["data"] = safe(plan["data_root"], 200)  # not only the sample inside the package
+    if bad := _bad_rows(plan["tasks"]):
+        rows["left out"] = f"bad rows: {bad}"
     if plan["train_fraction"] != 1:
         rows["train fraction"] = f"{plan['train_fraction']:g} of every training set; the rows below are those used"
     for group in plan["groups"]:
@@ -68,33 +72,36 @@ def _checkpoints(group: Mapping[str, Any]) -> str:
 
 
 def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
+    """Narrow enough for 80 columns; `--json` has more."""
     table = Folding(box=box_of(console))
     splits = [split for split in ("dev", "test") if any(split in task for task in tasks.values())]
-    left = ("task", "training file", "metric")
-    columns = ["task", "training file", "rows", "tokens each", "batch", "inner steps", "examples", "epochs"]
-    for heading in [*columns, *(f"{split} rows" for split in splits), "metric"]:
-        table.add_column(heading, justify="left" if heading in left else "right")
+    for heading in ("task", "train", "rows", "batch", "inner", "examples", "epochs", *splits):
+        table.add_column(heading, justify="left" if heading in ("task", "train") else "right")
     for name, task in tasks.items():
         kind = f" ({safe(task['task'])})" if task["task"] != name else ""
         known = task["examples"] is not None
         cells = [
             safe(name) + kind,
-            safe(task["train"]["file"], 60),
-            _rows(task["train"]),
-            f"{task['tokens_per_example']:.1f}",
+            safe(task["train"]["name"], 60),
+            f"{task['train']['rows']:,}",
             f"{task['batch_size']:,}",
             f"{task['inner_steps']:,}",
             f"{task['examples']:,}" if known else "?",
             f"{task['epochs']:.2f}" if known else "?",
-            *(_rows(task[split]) if split in task else "" for split in splits),
-            safe(task["metrics"][0]),
+            *(f"{task[split]['rows']:,}" if split in task else "" for split in splits),
         ]
         table.add_row(*map(Text, cells))
     return table
 
 
-def _rows(split: Mapping[str, Any]) -> str:
-    return f"{split['rows']:,}" + (f" (+{split['bad_rows']:,} bad)" if split["bad_rows"] else "")
+def _bad_rows(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    found = {
+        f"{safe(name)} {split}": task[split]["bad_rows"]
+        for name, task in tasks.items()
+        for split in ("train", "dev", "test")
+        if split in task
+    }
+    return ", ".join(f"{count:,} of {name}" for name, count in found.items() if count)
 
 
 def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:
