@@ -60,6 +60,8 @@ def run(
             data_root=data_root,
             device=device,
             fresh=fresh,
+            allow_changed_data=allow_changed_data,
+            allow_inexact=allow_inexact,
             probe_steps=20 if probe is None else probe,
             block=no_plugin or [],
             json_=json_,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import mtmeta
 from mtmeta.core import plan as planning
-from mtmeta.core.errors import PluginError
+from mtmeta.core.errors import DataError, PluginError
 from mtmeta.core.estimate import Measured, Seconds, picked, predicted, together
 from mtmeta.core.plan import plan
 from mtmeta.core.plan_view import duration
@@ -100,6 +100,11 @@ def test_what_is_left_of_a_run_that_was_cut(tmp_path: Path) -> None:
     assert (found["state"], found["groups"][0]["done"]) == ("goes on", 2)
     assert found["seconds"]["evaluations"] == 2  # after steps 3 and 4
     assert contents(tmp_path) == before
+    with open(tmp_path / "train.tsv", "a") as file:
+        file.write("99\tnew words\tyes\t3\n")
+    with pytest.raises(DataError, match="changed since this run started"):
+        plan(recipe, out=out, probe_steps=0)
+    assert plan(recipe, out=out, probe_steps=0, allow_changed_data=True)["groups"][0]["done"] == 2
 
 
 def test_an_algorithm_that_cannot_be_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ def plan(
     data_root: str | None = None,
     device: str = "auto",
     fresh: bool = False,
+    allow_changed_data: bool = False,
+    allow_inexact: bool = False,
     probe_steps: int = 20,
     block: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
@@ -66,6 +68,9 @@ def plan(
         if isinstance(note, Warned):
             warn(note.text)
     with fitting_threads(planned.backbone.encoder):
+        if continued and not folder.finished() and not allow_inexact:  # with it, the check would write to the lock
+            lock = planned.lock()
+            folder.check_same(lock, planned.files, allow_changed_data=allow_changed_data, allow_inexact=False)
         return planned.describe(continued, time.perf_counter() - started, probe_steps)
 
 
