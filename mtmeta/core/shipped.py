@@ -8,7 +8,7 @@ from pathlib import Path
 from mtmeta.core.disk import write_file
 from mtmeta.core.errors import UsageError, choose, quote
 
-__all__ = ["SCHEMA_LINE", "copy", "find", "headline", "shipped"]
+__all__ = ["SCHEMA_LINE", "copy", "find", "headline", "put_schema", "shipped"]
 
 PACKAGE = Path(__file__).parent.parent
 SCHEMA_LINE = "# yaml-language-server: $schema="
@@ -59,9 +59,15 @@ def copy(name: str, to: Path | None = None, *, schema: str) -> Path:
         raise UsageError(str(target), "is there already; name another file")
     lines = known[key].read_text(encoding="utf-8").splitlines(keepends=True)
     own = [line for line in lines if not line.startswith(SCHEMA_LINE)]
-    write_file(target.parent / BESIDE, schema)
-    write_file(target, f"{SCHEMA_LINE}{BESIDE}\n" + "".join(own))
+    first = put_schema(target.parent, schema)
+    write_file(target, first + "".join(own))
     return target
+
+
+def put_schema(folder: Path, schema: str) -> str:
+    """Write the JSON Schema for recipes in a folder; returns the line that they begin with."""
+    write_file(folder / BESIDE, schema)
+    return f"{SCHEMA_LINE}{BESIDE}\n"
 
 
 def _name(path: Path) -> str:
