@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from mtmeta.cli_export import export
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_recipes import recipes
 from mtmeta.cli_study import adapt, compare, report, runs
@@ -237,6 +238,7 @@ app.add_typer(recipes, name="recipes")
 app.command()(compare)
 app.command()(report)
 app.command()(adapt)
+app.command()(export)
 app.command()(runs)
 
 
