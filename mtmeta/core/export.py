@@ -167,7 +167,8 @@ def _onnx(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, floa
         )
         draft.write(f"{under}{name}.onnx", data)
     for name, text in part.portable.files.items():
-        draft.files.get(name) or draft.write(name, text)  # the same tokenizer for every group
+        if name not in draft.files:  # every group has the same tokenizer
+            draft.write(name, text)
     return found
 
 
@@ -176,7 +177,7 @@ def _describe_onnx(draft: Draft, described: dict[str, dict[str, Any]], max_lengt
     tasks = {}
     for name, what in described.items():
         kept = {key: value for key, value in what.items() if key != "head"}
-        outputs = ["score"] if what["objective"] == "regression" else ["logits", "probabilities"]
+        outputs = ["logits", "score" if what["objective"] == "regression" else "probabilities"]
         tasks[name] = {"file": f"{name}.onnx", **kept, "outputs": outputs}
     draft.write("labels.json", _json({"max_length": max_length, "tasks": tasks}))
 
@@ -195,7 +196,7 @@ def _sentence_transformers(draft: Draft, under: str, part: _Part, limit: float) 
     draft.write(f"{under}1_Pooling/config.json", _json(pooling))
     limits = {"max_seq_length": part.backbone.max_length, "do_lower_case": False}  # the tokenizer does what is to do
     draft.write(f"{under}sentence_bert_config.json", _json(limits))
-    library = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
+    library: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     draft.write(f"{under}config_sentence_transformers.json", _json(library))
     found = checks.encoder_difference(part.model, part.portable.encoder, part.backbone)
     return {"encoder of " + ", ".join(part.names): checks.check("encoder", found, limit)}

@@ -24,6 +24,7 @@ from mtmeta.core.packing import pack_sequences
 __all__ = [
     "BATCHES",
     "Inputs",
+    "Single",
     "check",
     "difference",
     "encoder_difference",
@@ -50,10 +51,10 @@ class Probes:
     batches: tuple[Inputs, ...]
 
 
-class _Texts(Task):
+class Single(Task):
     """Single texts, whatever the tasks of the run take."""
 
-    name = "texts"
+    name = "single"
 
 
 def probes(task: Task, backbone: LoadedBackbone) -> Probes:
@@ -68,7 +69,7 @@ def probes(task: Task, backbone: LoadedBackbone) -> Probes:
 @torch.inference_mode()
 def encoder_difference(model: MultiTaskModel, encoder: torch.nn.Module, backbone: LoadedBackbone) -> float:
     """How far the mean-pooled vectors of single texts are from those of the run's own encoder."""
-    given = probes(_Texts(train=""), backbone)
+    given = probes(Single(train=""), backbone)
     packed = pack_sequences(given.dataset.stores, np.arange(len(given.dataset)))
     with evaluation_mode(model):
         wanted = mean_pool(model.encoder(packed), packed).numpy()
@@ -91,12 +92,12 @@ def pad(stores: Sequence[TokenStore], examples: Sequence[int]) -> Inputs:
 
 @torch.inference_mode()
 def expected(model: MultiTaskModel, name: str, dataset: Dataset) -> list[NDArray[Any]]:
-    """What the run's own model gives of a task, as `Answer` does: (logits, probabilities), or the number."""
+    """What the run's own model gives of a task, as `Answer` does: logits, and probabilities or the number."""
     objective = model.tasks[name].objective
     found: list[NDArray[Any]] = []
     for indices, _, outputs in evaluation.forward(model, replace(dataset, task=name), batch_tokens=8192):
         chances = objective.probabilities(outputs)
-        parts = [objective.decode(outputs)] if chances is None else [outputs, chances]
+        parts = [outputs[:, None], objective.decode(outputs)] if chances is None else [outputs, chances]
         found = found or [np.empty((len(dataset), *part.shape[1:]), dtype=np.float64) for part in parts]
         for whole, part in zip(found, parts, strict=True):
             whole[indices] = part.double().numpy()

@@ -1,6 +1,6 @@
 """Heads and objectives as data, and as modules on padded inputs: what other programs can do without mtmeta.
 
-Shapes: `N` sequences or examples, `T` tokens of the longest, padding included, `D` hidden, `V` vectors an example, `C` outputs.
+Shapes: `N` sequences or examples, `T` tokens of the longest, padding included, `D` hidden, `C` outputs, `K` classes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
     vectors = 2 if task.inputs == "separate" else 1
     kind = type(head)  # not isinstance: a subclass may compute anything
     if kind is MLPHead:
-        return {"kind": "mlp", "outputs": head.out.out_features, "vectors": vectors}
+        return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
     if kind is LinearHead:
         return {"kind": "linear", "outputs": 1, "vectors": vectors}
     if kind is CosineHead:
@@ -91,16 +91,17 @@ class Vector(nn.Module):
 class Answer(nn.Module):
     """The vectors of one sequence, or of two, [N, D] each, to what a task gives.
 
-    That is (logits [N, C], probabilities of all classes [N, K]), or of a regression (the number [N],).
+    That is (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]).
     """
 
     def __init__(self, head: nn.Module, task: Task) -> None:
         super().__init__()
         self.head, self.objective = head, task.objective
         self.inputs = ("first", "second") if task.inputs == "separate" else ("first",)
-        self.outputs = ("logits", "probabilities") if task.objective.classes else ("score",)
+        self.outputs = ("logits", "probabilities") if task.objective.classes else ("logits", "score")
 
     def forward(self, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, ...]:
         outputs = self.head(torch.stack([first] if second is None else [first, second], dim=1))
         found = self.objective.probabilities(outputs)
-        return (self.objective.decode(outputs),) if found is None else (outputs, found)
+        # the number itself is within its range
+        return (outputs[:, None], self.objective.decode(outputs)) if found is None else (outputs, found)

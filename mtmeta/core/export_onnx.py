@@ -6,6 +6,7 @@ texts of a pair are encoded apart (its weights are there once). Shapes: `N` exam
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import warnings
@@ -32,15 +33,12 @@ TRACED = (2, 6)  # N and T of the inputs to trace with; 0 and 1 would be taken f
 
 def check_packages() -> None:
     """Raise MachineError unless what writes and runs these graphs is installed."""
-    try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        name = error.name or "onnx"
-        raise MachineError(
-            "--format onnx", f"needs {name}, which is not installed; pip install 'mtmeta[onnx]'"
-        ) from error
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            what = f"needs {name}, which is not installed; pip install 'mtmeta[onnx]'"
+            raise MachineError("--format onnx", what) from error
 
 
 def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> Iterator[Any]:

@@ -1,5 +1,7 @@
-"""The README.md of an export: what the model is, how good, how it was made, how it is used. YAML front matter as the
-Hugging Face Hub reads it."""
+"""The README.md of an export: what the model is, how good, how it is used, how it was made.
+
+Its YAML front matter is what the Hugging Face Hub reads.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,7 @@ def _what(form: str, facts: Facts, names: Sequence[str]) -> str:
     held = {
         "transformers": "This folder holds the encoder, as AutoModel loads it, and the heads of ",
         "onnx": "This folder holds ONNX graphs, encoder and head together, of ",
-        "sentence-transformers": "This folder holds the encoder with mean pooling, without the heads; it was trained on ",
+        "sentence-transformers": "This folder holds the encoder with mean pooling, without the heads; it learned ",
     }[form]
     return f"{trained} {held}{', '.join(map(_code, names))}."
 
@@ -145,7 +147,8 @@ def _figures(facts: Facts, names: Sequence[str]) -> list[str]:
     return [
         *rows,
         "",
-        f"Intervals are bootstrap over the examples of the split, of one seed. Weights were selected on {selected}{same}.",
+        "Intervals are bootstrap over the examples of the split, of one seed. "
+        f"Weights were selected on {selected}{same}.",
     ]
 
 
@@ -213,8 +216,8 @@ def _use_transformers(facts: Facts, names: Sequence[str], described: Mapping[str
         *(f"print(model.predict({_literal(name)}, {_literal(_texts(described[name]))}))" for name in names),
     ]
     return [
-        "Encoder and heads: `modeling.py` is a short file in plain PyTorch, to be read, copied and changed; its predictions",
-        "are those of `mtmeta predict`, truncation of pairs included. `heads.json` says what each head takes and gives.",
+        "Encoder and heads: `modeling.py` is a short file in plain PyTorch, to read, copy and change; it predicts",
+        "what `mtmeta predict` does, truncation of pairs included. `heads.json` says what each head takes and gives.",
         "",
         *_fenced("\n".join(heads), "python"),
         "",
@@ -227,7 +230,7 @@ def _use_transformers(facts: Facts, names: Sequence[str], described: Mapping[str
 def _use_onnx(facts: Facts, names: Sequence[str], described: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found = [
         "Inputs are int64 [batch, length], both sizes free: `input_ids`, `attention_mask` (0 at padding) and",
-        "`token_type_ids`; where both texts of a pair are encoded apart, three more for the second, with `_2` at the end.",
+        "`token_type_ids`; where both texts of a pair are encoded apart, three more for the second, ending in `_2`.",
         "`labels.json` names the classes of each graph, or the range of its number. Texts are cut to "
         f"{facts.max_length} tokens.",
         "",

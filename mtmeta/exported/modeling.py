@@ -1,8 +1,8 @@
 """Encoder and task heads of a model trained by mtmeta, in plain PyTorch and transformers; mtmeta is not needed.
 
     from modeling import MultiTaskModel
-    model = MultiTaskModel.from_folder("folder")        # config.json, model.safetensors, heads.json, heads.safetensors, ...
-    model.predict(model.tasks[0], ["A text."])          # pairs: [("A text.", "Another one.")]
+    model = MultiTaskModel.from_folder("folder")   # config.json, model.safetensors, heads.json, heads.safetensors, ...
+    model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")]
 
 Shapes: `B` texts or pairs, `T` tokens of the longest, padding included, `D` hidden, `V` vectors an example (2 where
 both texts of a pair are encoded apart, else 1), `C` outputs of a head. Copy and change this file as you like.

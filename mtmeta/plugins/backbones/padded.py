@@ -105,7 +105,7 @@ def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
 
 
 def _tokenizer_files(text: str, max_length: int) -> tuple[dict[str, bytes], int]:
-    """A tokenizer that puts [CLS] and [SEP] in place by itself, what AutoTokenizer reads beside it; the padding's id."""
+    """The tokenizer, which puts [CLS] and [SEP] in place itself, what AutoTokenizer needs beside it, padding's id."""
     tokenizer = Tokenizer.from_str(text)
     tokenizer.no_padding()
     tokenizer.no_truncation()
