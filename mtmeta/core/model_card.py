@@ -110,7 +110,7 @@ def _what(form: str, facts: Facts, names: Sequence[str]) -> str:
     recipe = facts.recipe
     many = f"{len(recipe.tasks)} tasks" if len(recipe.tasks) > 1 else "one task"
     trained = (
-        f"A BERT-family encoder trained with [mtmeta](https://pypi.org/project/mtmeta/) on {many} "
+        f"A BERT-family encoder trained with mtmeta on {many} "
         f"({', '.join(map(_code, recipe.tasks))}) by the algorithm {_code(recipe.algorithm.name)}."
     )
     held = {
@@ -143,7 +143,7 @@ def _figures(facts: Facts, names: Sequence[str]) -> list[str]:
         for metric, value in score["others"].items():
             rows.append(f"| {_code(name)} | {metric} | {value:.4f} |  | {score['examples']:,} | {summary['split']} |")
     selected = summary["selected_on"]
-    same = ", the same as reported: they flatter" if selected == summary["split"] else ""
+    same = ", the split reported here, so the figures are optimistic" if selected == summary["split"] else ""
     return [
         *rows,
         "",
@@ -203,7 +203,8 @@ def _use_transformers(facts: Facts, names: Sequence[str], described: Mapping[str
         "",
         'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder',
         'encoder = AutoModel.from_pretrained(".")',
-        f'batch = tokenizer({_literal(list(SINGLE))}, padding=True, truncation=True, return_tensors="pt")',
+        f"texts = {_literal(list(SINGLE))}",
+        'batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")',
         "hidden = encoder(**batch).last_hidden_state",
         'weights = batch["attention_mask"][:, :, None]',
         "vectors = (hidden * weights).sum(1) / weights.sum(1)  # what the heads take: the mean over tokens",
@@ -243,7 +244,7 @@ def _use_onnx(facts: Facts, names: Sequence[str], described: Mapping[str, Mappin
             what["inputs"]
         ]
         gives = (
-            "`score`, a number"
+            "`logits`, and `score`, the same within its range"
             if what["objective"] == "regression"
             else f"`logits`, `probabilities` of {len(what['labels'])} classes"
         )
@@ -264,7 +265,8 @@ def _use_onnx(facts: Facts, names: Sequence[str], described: Mapping[str, Mappin
         'def inputs(texts, suffix=""):',
         "    made = tokenizer.encode_batch(texts)",
         '    parts = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}',
-        "    return {name + suffix: np.array([getattr(row, part) for row in made]) for name, part in parts.items()}",
+        "    columns = {name: [getattr(row, part) for row in made] for name, part in parts.items()}",
+        "    return {name + suffix: np.array(rows, dtype=np.int64) for name, rows in columns.items()}",
         "",
     ]
     for name in names:
