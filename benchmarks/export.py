@@ -3,7 +3,7 @@
     python -m benchmarks.export --data DATA --run RUN [--count 256] [--format transformers]... [--json]
 
 DATA holds TASK-dev.csv for the tasks of the run; the first --count rows are taken. Each format goes to a temporary
-folder and is loaded as its model card says: modeling.py with transformers, onnxruntime with tokenizers,
+folder and is loaded as its model card says: modeling.py with transformers, inference.py with onnxruntime,
 SentenceTransformer. The figures are absolute differences of the raw outputs of a head, of probabilities or numbers, and
 of the mean-pooled vectors.
 """
@@ -88,42 +88,37 @@ def _largest(wanted: Any, made: Any) -> float:
 
 
 def _transformers(predictor: Predictor, name: str, folder: Path, texts: Sequence[Text]) -> dict[str, float]:
-    place = importlib.util.spec_from_file_location("modeling", folder / "modeling.py")
+    model = _module(folder, "modeling").MultiTaskModel.from_folder(folder)
+    with torch.inference_mode():
+        logits = torch.cat([model(name, texts[i : i + 32]) for i in range(0, len(texts), 32)])
+    return _compared(predictor, name, texts, model.predict(name, texts), logits.double().numpy())
+
+
+def _module(folder: Path, name: str) -> Any:
+    """A module that lies in an export."""
+    place = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert place and place.loader
     module = importlib.util.module_from_spec(place)
     place.loader.exec_module(module)
-    model = module.MultiTaskModel.from_folder(folder)
-    with torch.inference_mode():
-        logits = torch.cat([model(name, texts[i : i + 32]) for i in range(0, len(texts), 32)])
-    said, wanted = model.predict(name, texts), predictor.predict(name, texts)
-    assert [row.get("label") for row in said] == [row.label for row in wanted]
-    answers = [list(row["probabilities"].values()) if "probabilities" in row else [row["score"]] for row in said]
-    raw = _largest(raw_outputs(predictor, name, texts), logits.double().numpy())
-    return {"outputs": raw, "answers": _largest(_answers(predictor, name, texts), answers)}
+    return module
+
+
+def _compared(
+    predictor: Predictor, name: str, texts: Sequence[Text], made: Sequence[dict[str, Any]], logits: Any
+) -> dict[str, float]:
+    """Differences of logits, and of probabilities or numbers; labels must be the same."""
+    wanted = predictor.predict(name, texts)
+    assert [row.get("label") for row in made] == [row.label for row in wanted]
+    assert [list(row.get("probabilities", ())) for row in made] == [list(row.probabilities or ()) for row in wanted]
+    answers = [list(row["probabilities"].values()) if "probabilities" in row else [row["score"]] for row in made]
+    outputs = _largest(raw_outputs(predictor, name, texts), logits)
+    return {"outputs": outputs, "answers": _largest(_answers(predictor, name, texts), answers)}
 
 
 def _onnx(predictor: Predictor, name: str, folder: Path, texts: Sequence[Text]) -> dict[str, float]:
-    import onnxruntime
-    from tokenizers import Tokenizer
-
-    what = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(what["max_length"])
-    tokenizer.enable_padding()
-    session = onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-    parts = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-    found: list[list[Any]] = []
-    for start in range(0, len(texts), 32):
-        batch = texts[start : start + 32]
-        columns: list[Any] = list(_columns(batch)) if what["tasks"][name]["inputs"] == "separate" else [list(batch)]
-        feed: dict[str, Any] = {}
-        for suffix, column in zip(("", "_2"), columns, strict=False):
-            made = tokenizer.encode_batch(column)
-            feed |= {key + suffix: np.array([getattr(row, part) for row in made]) for key, part in parts.items()}
-        found.append(session.run(None, feed))
-    logits, answers = (np.concatenate(part).astype(np.float64) for part in zip(*found, strict=True))
-    raw = _largest(raw_outputs(predictor, name, texts), logits)
-    return {"outputs": raw, "answers": _largest(_answers(predictor, name, texts), answers.reshape(len(texts), -1))}
+    model = _module(folder, "inference").OnnxModel(folder)
+    logits = np.concatenate([model.run(name, texts[i : i + 32])[0] for i in range(0, len(texts), 32)])
+    return _compared(predictor, name, texts, model.predict(name, texts), logits)
 
 
 @torch.inference_mode()

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from commands import assert_refused, call, contents, quietly
 from quick import quick
 from torch import nn
@@ -159,10 +161,10 @@ def test_a_difference_that_is_too_large_leaves_nothing(
 
 
 def test_what_is_not_finite_is_different() -> None:
-    whole = export_check.np.zeros((10, 2))
+    whole = np.zeros((10, 2))
     made = [[whole[part].copy()] for part in export_check.BATCHES]
     assert export_check.difference([whole], made) == 0
-    made[1][0][0, 1] = export_check.np.nan
+    made[1][0][0, 1] = np.nan
     with pytest.raises(mtmeta.MachineError, match="differs"):
         export_check.check("x", export_check.difference([whole], made), 1e-5)
 
@@ -229,7 +231,7 @@ def test_an_encoder_too_large_for_the_format(monkeypatch: pytest.MonkeyPatch) ->
 class OwnHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(export_check.torch.ones(32, 2))
+        self.weight = nn.Parameter(torch.ones(32, 2))
 
     def forward(self, pooled: Any) -> Any:
         return pooled[:, 0] @ self.weight

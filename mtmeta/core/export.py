@@ -102,7 +102,7 @@ def export(
             found |= made
             steps |= dict.fromkeys(names, part.step)
         if form == "onnx":
-            _describe_onnx(draft, described, part.backbone.max_length)
+            _describe_onnx(draft, described, part.backbone)
         facts = Facts(session.recipe, lock, session.folder.finished(), steps, part.backbone.max_length, found)
         for under, names in folders.items():
             text = card(form, facts, names, {name: described.get(name, {}) for name in names})
@@ -133,8 +133,6 @@ def _load(session: Session, group: list[str], names: list[str], *, heads: bool) 
 
 def _transformers(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, float]:
     """AutoModel's files, the heads, and a module that puts the two together."""
-    from mtmeta import exported
-
     found = {}
     for name in part.names:
         probes = checks.probes(part.model.tasks[name], part.backbone)
@@ -145,10 +143,9 @@ def _transformers(draft: Draft, under: str, part: _Part, limit: float) -> dict[s
         )
     _encoder_files(draft, under, part.portable)
     _tensors(draft, f"{under}heads.safetensors", head_tensors({name: part.model.heads[name] for name in part.names}))
-    hidden = part.model.hidden_size
-    description = {"hidden_size": hidden, "max_length": part.backbone.max_length, "tasks": part.tasks}
+    description = {"hidden_size": part.model.hidden_size, **_sequences(part.backbone), "tasks": part.tasks}
     draft.write(f"{under}heads.json", _json(description))
-    draft.write(f"{under}modeling.py", (Path(exported.__file__).parent / "modeling.py").read_bytes())
+    draft.write(f"{under}modeling.py", _module("modeling.py"))
     return found
 
 
@@ -172,14 +169,15 @@ def _onnx(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, floa
     return found
 
 
-def _describe_onnx(draft: Draft, described: dict[str, dict[str, Any]], max_length: int) -> None:
-    """labels.json: what the graphs take and give."""
+def _describe_onnx(draft: Draft, described: dict[str, dict[str, Any]], backbone: LoadedBackbone) -> None:
+    """labels.json, what the graphs take and give, and a module that runs them."""
     tasks = {}
     for name, what in described.items():
         kept = {key: value for key, value in what.items() if key != "head"}
         outputs = ["logits", "score" if what["objective"] == "regression" else "probabilities"]
         tasks[name] = {"file": f"{name}.onnx", **kept, "outputs": outputs}
-    draft.write("labels.json", _json({"max_length": max_length, "tasks": tasks}))
+    draft.write("labels.json", _json({**_sequences(backbone), "tasks": tasks}))
+    draft.write("inference.py", _module("inference.py"))
 
 
 def _sentence_transformers(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, float]:
@@ -200,6 +198,17 @@ def _sentence_transformers(draft: Draft, under: str, part: _Part, limit: float) 
     draft.write(f"{under}config_sentence_transformers.json", _json(library))
     found = checks.encoder_difference(part.model, part.portable.encoder, part.backbone)
     return {"encoder of " + ", ".join(part.names): checks.check("encoder", found, limit)}
+
+
+def _sequences(backbone: LoadedBackbone) -> dict[str, Any]:
+    """How token ids become sequences: prefix + a + suffix, or prefix + a + middle + b + suffix."""
+    special = {name: list(getattr(backbone.tokenizer, name)) for name in ("prefix", "middle", "suffix")}
+    return {"max_length": backbone.max_length, "special_tokens": special}
+
+
+def _module(name: str) -> bytes:
+    """A module that goes with an export as it stands; it is read, never imported."""
+    return (Path(__file__).parent.parent / "exported" / name).read_bytes()
 
 
 def _encoder_files(draft: Draft, under: str, portable: Portable) -> None:

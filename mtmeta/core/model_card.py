@@ -249,36 +249,21 @@ def _use_onnx(facts: Facts, names: Sequence[str], described: Mapping[str, Mappin
             else f"`logits`, `probabilities` of {len(what['labels'])} classes"
         )
         found.append(f"| `{name}.onnx` | {takes} | {gives} |")
-    setup = [
-        "import json",
+    code = [
+        "from inference import OnnxModel",
         "",
-        "import numpy as np",
-        "import onnxruntime",
-        "from tokenizers import Tokenizer",
-        "",
-        'tokenizer = Tokenizer.from_file("tokenizer.json")  # in this folder',
-        'settings = json.load(open("labels.json", encoding="utf-8"))',
-        'tokenizer.enable_truncation(settings["max_length"])',
-        "tokenizer.enable_padding()",
-        "",
-        "",
-        'def inputs(texts, suffix=""):',
-        "    made = tokenizer.encode_batch(texts)",
-        '    parts = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}',
-        "    columns = {name: [getattr(row, part) for row in made] for name, part in parts.items()}",
-        "    return {name + suffix: np.array(rows, dtype=np.int64) for name, rows in columns.items()}",
-        "",
+        'model = OnnxModel(".")  # this folder',
+        *(f"print(model.predict({_literal(name)}, {_literal(_texts(described[name]))}))" for name in names),
     ]
-    for name in names:
-        texts = _texts(described[name])
-        setup += ["", f"session = onnxruntime.InferenceSession({_literal(name + '.onnx')})"]
-        if described[name]["inputs"] == "separate":
-            firsts, seconds = ([pair[i] for pair in texts] for i in range(2))
-            given = f'{{**inputs({_literal(firsts)}), **inputs({_literal(seconds)}, "_2")}}'
-        else:
-            given = f"inputs({_literal(texts)})"
-        setup.append(f"print(session.run(None, {given}))")
-    return [*found, "", *_fenced("\n".join(setup), "python")]
+    return [
+        *found,
+        "",
+        "`inference.py` is a short file on NumPy, tokenizers and onnxruntime, to read, copy and change; it predicts",
+        "what `mtmeta predict` does. Of a pair in one sequence the longer text is cut first, as there; truncation by",
+        "tokenizer.json itself may leave one token more to the other text.",
+        "",
+        *_fenced("\n".join(code), "python"),
+    ]
 
 
 def _texts(what: Mapping[str, Any]) -> list[Any]:

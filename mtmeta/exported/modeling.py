@@ -73,6 +73,7 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.encoder, self.tokenizer = encoder, tokenizer
         self.max_length: int = description["max_length"]
+        self.special: dict[str, list[int]] = description["special_tokens"]
         self.descriptions: dict[str, dict[str, Any]] = description["tasks"]
         self.heads = nn.Module()
         for name, task in self.descriptions.items():
@@ -142,23 +143,23 @@ class MultiTaskModel(nn.Module):
 
     def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
         """Token ids and segments of the texts, cut to `max_length`; twice where both texts of a pair stand apart."""
-        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        inputs = self.descriptions[task]["inputs"]
+        prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
+        inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
         if inputs == "cross":
-            room = self.max_length - 3
+            room -= len(middle)
             ids, types = [], []
             for a, b in zip(
                 self._ids([text[0] for text in texts]), self._ids([text[1] for text in texts]), strict=True
             ):
                 kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first
-                first, second = [cls, *a[: room - kept], sep], [*b[:kept], sep]
+                first, second = [*prefix, *a[: room - kept], *middle], [*b[:kept], *suffix]
                 ids.append(first + second)
                 types.append([0] * len(first) + [1] * len(second))
             yield ids, types
             return
         columns = [list(texts)] if inputs == "single" else [[text[i] for text in texts] for i in range(2)]
         for column in columns:
-            ids = [[cls, *row[: self.max_length - 2], sep] for row in self._ids(column)]
+            ids = [[*prefix, *row[:room], *suffix] for row in self._ids(column)]
             yield ids, [[0] * len(row) for row in ids]
 
     def _ids(self, texts: Sequence[Any]) -> list[list[int]]:
