@@ -75,6 +75,8 @@ def test_what_is_no_export_of_this_run_stays(
         refused("one", "link", "transformers", "link: is a link; choose", fresh=fresh)
         refused("one", "file", "transformers", "file: is a file; choose", fresh=fresh)
         refused("one", "file/below", "transformers", "file: is a file; choose", fresh=fresh)
+    for where in (".", "..", str(tmp_path), "mine/..", ""):
+        refused("one", where, "transformers", "--out: ", "is the current folder or above it; give a folder in it")
     refused("two", "out", "transformers", "out/: holds an export of another run; choose another", "--fresh")
     refused("one", "out", "sentence-transformers", "out/: holds an export in format 'transformers'; choose", "--fresh")
     (out / "README.md").write_text("edited")

@@ -38,6 +38,8 @@ class Place:
         nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
         if not nearest.is_dir() or path.is_symlink():
             raise UsageError(str(nearest), f"is a {'link' if nearest.is_symlink() else 'file'}; {FIX}")
+        if Path.cwd().is_relative_to(path.resolve()):  # whoever stands there would be left in a removed folder
+            raise UsageError("--out", f"{quote(str(path))} is the current folder or above it; give a folder in it")
         if not path.exists() or not any(path.iterdir()):
             return
         if not (path / MANIFEST).is_file():
