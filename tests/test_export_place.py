@@ -19,6 +19,7 @@ import mtmeta
 from mtmeta.core import export as exporting
 from mtmeta.core import export_check, export_onnx
 from mtmeta.core.export import export
+from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import ClassificationTask
 
 
@@ -129,7 +130,7 @@ def test_a_cut_leaves_the_old_export_and_nothing_else(
         export(runs / "one/run", "transformers", out=out)
     assert isinstance(raised.value, KeyboardInterrupt | mtmeta.MachineError)
     with pytest.raises(BaseException):  # noqa: B017
-        export(runs / "one/run", "transformers", out=out.parent / "new")
+        export(runs / "one/run", "transformers", out=out.parent / "new" / "below")
     assert contents(out) == before
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
@@ -167,7 +168,7 @@ def test_what_is_not_finite_is_different() -> None:
     made = [[whole[part].copy()] for part in export_check.BATCHES]
     assert export_check.difference([whole], made) == 0
     made[1][0][0, 1] = np.nan
-    with pytest.raises(mtmeta.MachineError, match="differs"):
+    with pytest.raises(mtmeta.DivergedError, match="outputs are not finite"):
         export_check.check("x", export_check.difference([whole], made), 1e-5)
 
 
@@ -247,9 +248,19 @@ def test_a_head_of_a_plugins_own_is_refused_by_name_and_the_encoder_is_not(
     for form in ("transformers", "onnx"):
         outcome = call("export", "run", "--format", form, cwd=tmp_path, capsys=capsys)
         assert_refused(outcome, 5, "task 'kind' has a head of its own, OwnHead, which cannot be exported", "--task")
-    assert not list(tmp_path.glob("run/export/*"))
+    assert not (tmp_path / "run" / "export").exists()
     for arguments in (("transformers", "--task", "grade"), ("sentence-transformers",)):
         assert call("export", "run", "--format", *arguments, cwd=tmp_path, capsys=capsys).code == 0
+
+
+def test_a_backbone_that_cannot_be_exported_says_so(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(Bert, "portable")  # as a plugin's that knows nothing of it
+    arguments = ("export", str(runs / "one/run"), "--format", "onnx", "--out", "a/b")
+    expected = "backbone 'bert': has no method `portable` and cannot be exported"
+    assert_refused(call(*arguments, cwd=tmp_path, capsys=capsys), 5, expected)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_is_not_finished_says_so_in_its_card(runs: Path, tmp_path: Path) -> None:

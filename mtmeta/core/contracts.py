@@ -244,7 +244,7 @@ class Backbone(Component):
 
     def portable(self, loaded: LoadedBackbone) -> Portable:
         """The encoder, its weights filled in, for `mtmeta export`. MtmetaError says why not."""
-        raise PluginError(f"backbone '{self.name}'", "cannot be exported, it has no method `portable`")
+        raise PluginError(f"backbone '{self.name}'", "has no method `portable` and cannot be exported")
 
 
 # ------------------------------------------------------------------------------------ samplers, metrics, reporters

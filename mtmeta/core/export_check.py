@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.contracts import LoadedBackbone, Task
 from mtmeta.core.data import Dataset, TokenStore, from_texts
-from mtmeta.core.errors import MachineError
+from mtmeta.core.errors import DivergedError, MachineError
 from mtmeta.core.export_heads import Answer, Vector
 from mtmeta.core.model import MultiTaskModel, evaluation_mode, mean_pool
 from mtmeta.core.packing import pack_sequences
@@ -128,6 +128,8 @@ def difference(wanted: Sequence[NDArray[Any]], made: Sequence[Sequence[NDArray[A
 
 def check(place: str, found: float, limit: float) -> float:
     """The difference itself. Raises MachineError if it is too large: then nothing is to be left behind."""
+    if found == float("inf"):
+        raise DivergedError(place, "outputs are not finite; train the run again")
     if not found <= limit:
         what = f"what was exported differs from `mtmeta predict` by {found:.2g}, more than {limit:g}"
         raise MachineError(place, f"{what}; nothing was kept, report this with the versions of torch and onnxruntime")

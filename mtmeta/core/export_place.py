@@ -69,6 +69,7 @@ class Place:
     def writing(self) -> Iterator[Draft]:
         """A draft beside the place, which takes it at the end; on an error nothing of it is left."""
         scratch = self.path.absolute().with_name(f".{self.path.absolute().name}.{os.getpid()}.tmp")
+        made = [folder for folder in scratch.parents if not folder.exists()]
         with disk_errors(self.path):
             make_folder(scratch.parent)
             _clear(scratch.parent, self.path.absolute().name)
@@ -86,6 +87,9 @@ class Place:
                 sync(scratch.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):  # in a folder that was made for it lies the export, or nothing
+                for folder in made:
+                    folder.rmdir()
 
     def manifest(self, draft: Draft, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write export.json, the last file: what was exported, and every file's size and SHA-256."""
