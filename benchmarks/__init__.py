@@ -4,6 +4,7 @@
     python -m benchmarks.profile    operators of one training step
     python -m benchmarks.scaling    time and memory against batch size, length and number of tasks
     python -m benchmarks.meta       share of a meta-iteration outside gradients and inner steps
+    python -m benchmarks.export     exports of a run beside the run itself, on real sentences
     python -m benchmarks.data       tokenization, start-up, and memory on a file of ten million rows
 
 Machines are noisy. Everything compared is interleaved in one run and given as the median of per-round ratios with

@@ -48,6 +48,7 @@ from mtmeta.core.errors import (
 from mtmeta.core.hookspecs import hookimpl
 from mtmeta.core.objectives import Binary, Classification, Objective, Regression
 from mtmeta.core.optim import AdamW, OptimizerOptions
+from mtmeta.core.portable import Portable
 from mtmeta.core.schedules import ScheduleOptions, Step
 from mtmeta.core.surroundings import check_torch
 from mtmeta.core.tables import DataFile, Dialect, Row
@@ -119,6 +120,7 @@ __all__ = [
     "Packed",
     "PairTask",
     "PluginError",
+    "Portable",
     "PositiveFloat",
     "PositiveInt",
     "Prediction",

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mtmeta.cli_complete import VARIABLE, answer
+from mtmeta.cli_export import export
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_parts import plugins, show
 from mtmeta.cli_recipes import recipes
@@ -215,6 +216,7 @@ app.add_typer(recipes, name="recipes")
 app.command()(compare)
 app.command()(report)
 app.command()(adapt)
+app.command()(export)
 app.command()(runs)
 app.command()(schema)
 app.command()(completion)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
-from mtmeta.core.errors import DataError, RecipeError
+from mtmeta.core.errors import DataError, PluginError, RecipeError
 from mtmeta.core.tables import DataFile, Dialect
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mtmeta.core.feed import Feed
     from mtmeta.core.learner import Learner
     from mtmeta.core.objectives import Objective
+    from mtmeta.core.portable import Portable
 
 __all__ = [
     "SAMPLE",
@@ -240,6 +241,10 @@ class Backbone(Component):
     def restore(self, folder: Path) -> LoadedBackbone:
         """The same encoder from `LoadedBackbone.files` in `folder`; weights are filled in from a checkpoint."""
         raise NotImplementedError(f"backbone {self.name!r} cannot restore")
+
+    def portable(self, loaded: LoadedBackbone) -> Portable:
+        """The encoder, its weights filled in, for `mtmeta export`. MtmetaError says why not."""
+        raise PluginError(f"backbone '{self.name}'", "has no method `portable` and cannot be exported")
 
 
 # ------------------------------------------------------------------------------------ samplers, metrics, reporters

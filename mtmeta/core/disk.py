@@ -74,8 +74,8 @@ def write_synced(path: Path, data: bytes) -> Fingerprint:
     return _write(path, lambda put: put(data))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Fingerprint:
-    """A safetensors file, tensor by tensor, flushed to disk.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Fingerprint:
+    """A safetensors file, tensor by tensor, flushed to disk; `about` is its metadata.
 
     The library's own writer would do for the bytes, which are the same, but it makes files that only their owner may
     read, hides the system's reason for a failure, and says nothing of what it wrote, so that a bit that flips on the
@@ -84,7 +84,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Fingerprint:
     import torch  # here, so that whoever only reads a run directory does without
 
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
+    end = 0
     for name, tensor in ordered:
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}

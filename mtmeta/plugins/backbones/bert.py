@@ -71,6 +71,11 @@ class Bert(mtmeta.Backbone):
         config = read_config(folder / "config.json")
         return self._assemble(config, tokenizer_json(folder), str(folder), "")[1]
 
+    def portable(self, loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
+        from mtmeta.plugins.backbones.padded import portable
+
+        return portable(loaded)
+
     def _tiny(self, seed: int) -> mtmeta.LoadedBackbone:
         from mtmeta import sample
         from mtmeta.plugins.backbones.encoder import BertConfig

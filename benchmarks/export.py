@@ -1,0 +1,172 @@
+"""Whether exports of a run give what `mtmeta predict` gives, on real sentences: the largest differences, by format.
+
+    python -m benchmarks.export --data DATA --run RUN [--count 256] [--format transformers]... [--json]
+
+DATA holds TASK-dev.csv for the tasks of the run; the first --count rows are taken. Each format goes to a temporary
+folder and is loaded as its model card says: modeling.py with transformers, inference.py with onnxruntime,
+SentenceTransformer. The figures are absolute differences of the raw outputs of a head, of probabilities or numbers, and
+of the mean-pooled vectors.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import tempfile
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+import mtmeta
+from mtmeta.core.data import from_texts
+from mtmeta.core.evaluate import forward
+from mtmeta.core.export import FORMATS, export
+from mtmeta.core.export_check import Single
+from mtmeta.core.model import mean_pool
+from mtmeta.core.packing import pack_sequences
+from mtmeta.core.predictor import Predictor, Text
+
+__all__ = ["differences", "main", "raw_outputs", "read_texts"]
+
+Array = NDArray[np.float64]
+
+
+def read_texts(path: Path, columns: Sequence[str], count: int) -> list[Text]:
+    """The first texts, or pairs of texts, of a tab-separated file."""
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [row for row, _ in zip(csv.DictReader(file, delimiter="\t"), range(count), strict=False)]
+    return [row[columns[0]] if len(columns) == 1 else (row[columns[0]], row[columns[1]]) for row in rows]
+
+
+@torch.inference_mode()
+def raw_outputs(predictor: Predictor, name: str, texts: Sequence[Text]) -> Array:
+    """Logits, or the numbers before they are clamped, of the run's own model [N, C]."""
+    model, backbone = predictor._model(name)
+    firsts, seconds = _columns(texts)
+    dataset = from_texts(name, predictor.task(name), firsts, seconds, backbone)
+    found = np.empty((len(texts), predictor.task(name).objective.outputs))
+    for indices, _, outputs in forward(model, dataset, batch_tokens=8192):
+        found[indices] = outputs.reshape(len(indices), -1).double().numpy()
+    return found
+
+
+def _columns(texts: Sequence[Text]) -> tuple[list[str], list[str]]:
+    pairs = [(text,) if isinstance(text, str) else text for text in texts]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs if len(pair) > 1]
+
+
+def _answers(predictor: Predictor, name: str, texts: Sequence[Text]) -> Array:
+    """Probabilities of all classes, or the number, as `mtmeta predict` says them."""
+    made = predictor.predict(name, texts)
+    return np.array([list(p.probabilities.values()) if p.probabilities else [p.score] for p in made], dtype=np.float64)
+
+
+def differences(run: Path, form: str, folder: Path, texts: dict[str, list[Text]]) -> dict[str, dict[str, float]]:
+    """By task, and within by kind of output, the largest difference of an export in `folder` to the run."""
+    predictor = mtmeta.load(run, device="cpu")
+    check = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers}[form]
+    return {name: check(predictor, name, _folder_of(folder, name), given) for name, given in texts.items()}
+
+
+def _folder_of(folder: Path, name: str) -> Path:
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def _largest(wanted: Any, made: Any) -> float:
+    wanted, made = np.asarray(wanted), np.asarray(made)
+    assert wanted.shape == made.shape, (wanted.shape, made.shape)
+    return float(np.abs(wanted - made).max())
+
+
+def _transformers(predictor: Predictor, name: str, folder: Path, texts: Sequence[Text]) -> dict[str, float]:
+    model = _module(folder, "modeling").MultiTaskModel.from_folder(folder)
+    with torch.inference_mode():
+        logits = torch.cat([model(name, texts[i : i + 32]) for i in range(0, len(texts), 32)])
+    return _compared(predictor, name, texts, model.predict(name, texts), logits.double().numpy())
+
+
+def _module(folder: Path, name: str) -> Any:
+    """A module that lies in an export."""
+    place = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    assert place and place.loader
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+def _compared(
+    predictor: Predictor, name: str, texts: Sequence[Text], made: Sequence[dict[str, Any]], logits: Any
+) -> dict[str, float]:
+    """Differences of logits, and of probabilities or numbers; labels must be the same."""
+    wanted = predictor.predict(name, texts)
+    assert [row.get("label") for row in made] == [row.label for row in wanted]
+    assert [list(row.get("probabilities", ())) for row in made] == [list(row.probabilities or ()) for row in wanted]
+    answers = [list(row["probabilities"].values()) if "probabilities" in row else [row["score"]] for row in made]
+    outputs = _largest(raw_outputs(predictor, name, texts), logits)
+    return {"outputs": outputs, "answers": _largest(_answers(predictor, name, texts), answers)}
+
+
+def _onnx(predictor: Predictor, name: str, folder: Path, texts: Sequence[Text]) -> dict[str, float]:
+    model = _module(folder, "inference").OnnxModel(folder)
+    logits = np.concatenate([model.run(name, texts[i : i + 32])[0] for i in range(0, len(texts), 32)])
+    return _compared(predictor, name, texts, model.predict(name, texts), logits)
+
+
+@torch.inference_mode()
+def _sentence_transformers(predictor: Predictor, name: str, folder: Path, texts: Sequence[Text]) -> dict[str, float]:
+    from sentence_transformers import SentenceTransformer
+
+    sentences = _columns(texts)[0]
+    model, backbone = predictor._model(name)
+    dataset = from_texts(name, Single(train=""), sentences, [], backbone)
+    wanted = []
+    for start in range(0, len(sentences), 32):
+        packed = pack_sequences(dataset.stores, np.arange(start, min(start + 32, len(sentences))))
+        wanted.append(mean_pool(model.eval().encoder(packed), packed))
+    encoded = SentenceTransformer(str(folder), device="cpu").encode(sentences, show_progress_bar=False)
+    return {"vectors": _largest(torch.cat(wanted).numpy(), encoded)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table, or one JSON document."""
+    parser = ArgumentParser(prog="python -m benchmarks.export")
+    parser.add_argument("--data", type=Path, default=os.environ.get("MTMETA_DATA"), help="folder of TASK-dev.csv")
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=256, help="rows of each file")
+    parser.add_argument("--format", action="append", choices=FORMATS)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(arguments)
+    predictor = mtmeta.load(options.run, device="cpu")
+    texts = {
+        name: read_texts(Path(options.data) / f"{name}-dev.csv", predictor.task(name).columns, options.count)
+        for name in predictor.tasks
+    }
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for form in options.format or FORMATS:
+            export(options.run, form, out=Path(folder) / form)
+            found[form] = differences(options.run, form, Path(folder) / form, texts)
+    if options.json:
+        print(json.dumps({"texts": {name: len(given) for name, given in texts.items()}, "differences": found}))
+        return
+    table = Table(title=f"largest difference to {options.run} on {options.count} real examples a task")
+    for heading in ("format", "task", "outputs", "answers", "vectors"):
+        table.add_column(heading)
+    for form, tasks in found.items():
+        for name, made in tasks.items():
+            cells = (f"{made[key]:.1e}" if key in made else "" for key in ("outputs", "answers", "vectors"))
+            table.add_row(form, name, *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

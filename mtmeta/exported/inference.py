@@ -1,0 +1,97 @@
+"""ONNX graphs of a model trained by mtmeta, run by onnxruntime; neither mtmeta nor PyTorch is needed.
+
+    from inference import OnnxModel
+    model = OnnxModel("folder")                    # labels.json, tokenizer.json, TASK.onnx
+    model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")]
+
+Shapes: `B` texts or pairs, `T` tokens of the longest, padding included. Copy and change this file as you like.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+Text = str | tuple[str, str]
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class OnnxModel:
+    """A graph for each task, loaded when it is first asked for."""
+
+    def __init__(self, folder: str | Path, **session_options: Any) -> None:
+        self.folder = Path(folder)
+        description = json.loads((self.folder / "labels.json").read_text(encoding="utf-8"))
+        self.max_length: int = description["max_length"]
+        self.special: dict[str, list[int]] = description["special_tokens"]
+        self.descriptions: dict[str, dict[str, Any]] = description["tasks"]
+        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self.session_options = session_options or {"providers": ["CPUExecutionProvider"]}
+        self.sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self.descriptions)
+
+    def run(self, task: str, texts: Sequence[Text]) -> list[Any]:
+        """What the graph of a task gives: logits [B, C], and probabilities [B, K] or, of a regression, numbers [B]."""
+        if task not in self.sessions:
+            file = self.folder / self.descriptions[task]["file"]
+            self.sessions[task] = onnxruntime.InferenceSession(file, **self.session_options)
+        return list(self.sessions[task].run(None, self.inputs(task, texts)))
+
+    def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
+        """For each text: its class, the probability of it and of all classes; or, of a regression, its number."""
+        found: list[dict[str, Any]] = []
+        what = self.descriptions[task]
+        for start in range(0, len(texts), batch_size):
+            logits, answers = self.run(task, texts[start : start + batch_size])
+            if what["objective"] == "regression":
+                found += [{"score": value} for value in answers.tolist()]
+                continue
+            classes = (logits[:, 0] > 0).astype(int) if what["objective"] == "binary" else logits.argmax(axis=1)
+            for number, row in zip(classes.tolist(), answers.tolist(), strict=True):
+                chances = dict(zip(what["labels"], row, strict=True))
+                found.append({"label": what["labels"][number], "score": row[number], "probabilities": chances})
+        return found
+
+    def inputs(self, task: str, texts: Sequence[Text]) -> dict[str, Any]:
+        """The graph's inputs by name, int64 [B, T]: cut to `max_length`, filled up with zeros."""
+        made = {}
+        for suffix, (ids, types) in zip(("", "_2"), self._sequences(task, texts), strict=False):
+            ones = [[1] * len(row) for row in ids]
+            width = max(map(len, ids))
+            for name, rows in zip(INPUTS, (ids, ones, types), strict=True):
+                made[name + suffix] = np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.int64)
+        return made
+
+    def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+        """Token ids and segments of the texts; twice where both texts of a pair stand apart."""
+        prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
+        inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
+        if inputs == "cross":
+            room -= len(middle)
+            ids, types = [], []
+            for a, b in zip(
+                self._ids([text[0] for text in texts]), self._ids([text[1] for text in texts]), strict=True
+            ):
+                kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first
+                first, second = [*prefix, *a[: room - kept], *middle], [*b[:kept], *suffix]
+                ids.append(first + second)
+                types.append([0] * len(first) + [1] * len(second))
+            yield ids, types
+            return
+        columns = [list(texts)] if inputs == "single" else [[text[i] for text in texts] for i in range(2)]
+        for column in columns:
+            ids = [[*prefix, *row[:room], *suffix] for row in self._ids(column)]
+            yield ids, [[0] * len(row) for row in ids]
+
+    def _ids(self, texts: Sequence[Any]) -> list[list[int]]:
+        return [row.ids for row in self.tokenizer.encode_batch(texts, add_special_tokens=False)]

@@ -1,0 +1,167 @@
+"""Encoder and task heads of a model trained by mtmeta, in plain PyTorch and transformers; mtmeta is not needed.
+
+    from modeling import MultiTaskModel
+    model = MultiTaskModel.from_folder("folder")   # config.json, model.safetensors, heads.json, heads.safetensors, ...
+    model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")]
+
+Shapes: `B` texts or pairs, `T` tokens of the longest, padding included, `D` hidden, `V` vectors an example (2 where
+both texts of a pair are encoded apart, else 1), `C` outputs of a head. Copy and change this file as you like.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModel, AutoTokenizer
+
+Text = str | tuple[str, str]
+
+
+class MLPHead(nn.Module):
+    """Concatenate, Linear, GELU, Linear: [B, V, D] -> [B, C]."""
+
+    def __init__(self, hidden_size: int, outputs: int, vectors: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(vectors * hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        made: Tensor = self.out(functional.gelu(self.dense(pooled.flatten(1))))
+        return made
+
+
+class LinearHead(nn.Module):
+    """Concatenate, Linear: [B, V, D] -> [B, C]."""
+
+    def __init__(self, hidden_size: int, outputs: int, vectors: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(vectors * hidden_size, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        made: Tensor = self.out(pooled.flatten(1))
+        return made
+
+
+class CosineHead(nn.Module):
+    """Scaled cosine of two vectors after one shared Linear: [B, 2, D] -> [B, 1]."""
+
+    def __init__(self, hidden_size: int, scale: float, activation: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.scale, self.activation = scale, activation
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        a, b = self.dense(pooled).unbind(dim=1)
+        cosine = functional.cosine_similarity(a, b, dim=-1)[:, None]
+        return self.scale * (functional.relu(cosine) if self.activation == "relu" else cosine)
+
+
+HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "linear": LinearHead, "cosine": CosineHead}
+
+
+class MultiTaskModel(nn.Module):
+    """One encoder, and a head for each task."""
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any, description: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder, self.tokenizer = encoder, tokenizer
+        self.max_length: int = description["max_length"]
+        self.special: dict[str, list[int]] = description["special_tokens"]
+        self.descriptions: dict[str, dict[str, Any]] = description["tasks"]
+        self.heads = nn.Module()
+        for name, task in self.descriptions.items():
+            options = dict(task["head"])
+            kind = HEADS[options.pop("kind")]
+            self.heads._modules[name] = kind(description["hidden_size"], **options)  # takes any name, unlike ModuleDict
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> MultiTaskModel:
+        """The model that `mtmeta export --format transformers` left in a folder, ready to predict."""
+        folder = Path(folder)
+        encoder = AutoModel.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = cls(encoder, tokenizer, json.loads((folder / "heads.json").read_text(encoding="utf-8")))
+        model.heads.load_state_dict(load_file(folder / "heads.safetensors"))
+        return model.eval()
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self.descriptions)
+
+    def forward(self, task: str, texts: Sequence[Text]) -> Tensor:
+        """The raw outputs of a task's head [B, C] (logits, or the one number) for texts or pairs of texts."""
+        pooled = torch.stack(
+            [self._pool(ids, types) for ids, types in self._sequences(task, texts)], dim=1
+        )  # [B, V, D]
+        outputs: Tensor = self.heads._modules[task](pooled)  # type: ignore[misc]
+        return outputs
+
+    @torch.inference_mode()
+    def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
+        """For each text: its class, the probability of it and of all classes; or, of a regression, its number."""
+        found: list[dict[str, Any]] = []
+        what = self.descriptions[task]
+        for start in range(0, len(texts), batch_size):
+            outputs = self(task, texts[start : start + batch_size]).float()
+            if what["objective"] == "regression":
+                found += [{"score": value} for value in outputs[:, 0].clamp(what["low"], what["high"]).tolist()]
+                continue
+            if what["objective"] == "binary":  # one logit, of the second class
+                outputs = outputs[:, 0]
+                probabilities = torch.stack([(-outputs).sigmoid(), outputs.sigmoid()], dim=1)
+                classes = (outputs > 0).long()
+            else:
+                probabilities, classes = outputs.softmax(dim=-1), outputs.argmax(dim=-1)
+            for number, row in zip(classes.tolist(), probabilities.tolist(), strict=True):
+                chances = dict(zip(what["labels"], row, strict=True))
+                found.append({"label": what["labels"][number], "score": row[number], "probabilities": chances})
+        return found
+
+    def _pool(self, ids: list[list[int]], types: list[list[int]]) -> Tensor:
+        """Mean of the hidden states of each sequence's tokens, padding left out: [B, D]."""
+        lengths = [len(row) for row in ids]
+        width = max(lengths)
+
+        def padded(rows: list[list[int]], filler: int) -> Tensor:
+            made = [row + [filler] * (width - len(row)) for row in rows]
+            return torch.tensor(made, device=self.encoder.device)  # type: ignore[arg-type]
+
+        mask = padded([[1] * length for length in lengths], 0)
+        given = {"input_ids": padded(ids, self.tokenizer.pad_token_id), "attention_mask": mask}
+        hidden = self.encoder(**given, token_type_ids=padded(types, 0)).last_hidden_state  # [B, T, D]
+        weights = mask[:, :, None].to(hidden.dtype)
+        pooled: Tensor = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        return pooled
+
+    def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+        """Token ids and segments of the texts, cut to `max_length`; twice where both texts of a pair stand apart."""
+        prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
+        inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
+        if inputs == "cross":
+            room -= len(middle)
+            ids, types = [], []
+            for a, b in zip(
+                self._ids([text[0] for text in texts]), self._ids([text[1] for text in texts]), strict=True
+            ):
+                kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first
+                first, second = [*prefix, *a[: room - kept], *middle], [*b[:kept], *suffix]
+                ids.append(first + second)
+                types.append([0] * len(first) + [1] * len(second))
+            yield ids, types
+            return
+        columns = [list(texts)] if inputs == "single" else [[text[i] for text in texts] for i in range(2)]
+        for column in columns:
+            ids = [[*prefix, *row[:room], *suffix] for row in self._ids(column)]
+            yield ids, [[0] * len(row) for row in ids]
+
+    def _ids(self, texts: Sequence[Any]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
