@@ -25,10 +25,11 @@ p { margin: 0.4rem 0; max-width: 70ch; color: var(--muted); }
 figure { margin: 0; padding: 0.5rem; background: var(--card); border-radius: 8px; min-width: 0; }
 svg { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; margin: 0.5rem 0; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; margin: 0.5rem 0; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--muted); padding-bottom: 0.2rem; white-space: nowrap; }
-th, td { padding: 0.3rem 0.55rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid);
+th, td { padding: 0.3rem 0.45rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid);
   white-space: pre; }
+tr > :first-child { position: sticky; left: 0; background: var(--bg); }
 td.number, th.number { text-align: right; }
 td.heat { text-align: center; min-width: 3rem; }
 summary { cursor: pointer; padding: 0.4rem 0; font-weight: 600; overflow-wrap: anywhere; }
