@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -303,3 +305,27 @@ def test_events_jsonl_is_essential_and_nothing_else_of_ours() -> None:
 
     assert [part.name for part in register_reporters() if part.essential] == ["jsonl"]
     assert TensorBoard in register_reporters()
+
+
+# ------------------------------------------------------------------------------- the example packages of two services
+
+
+@pytest.mark.parametrize("library", ["wandb", "mlflow"])
+def test_an_example_package_s_own_tests_pass(library: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed; pip install {library} to test examples/mtmeta-{library}")
+    folder = Path(__file__).parent.parent / "examples" / f"mtmeta-{library}"
+    options = ["-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "temp"), str(folder)]
+    environ = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-m", "pytest", *options], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize("library", ["wandb", "mlflow"])
+def test_an_example_package_loads_without_its_service(library: str) -> None:
+    folder = Path(__file__).parent.parent / "examples" / f"mtmeta-{library}"
+    code = f"import sys, mtmeta_{library}; print({{'torch', 'wandb', 'mlflow'}} & set(sys.modules))"
+    environ = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
