@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -44,4 +45,4 @@ def _package(what: str, name: str, kind: str | None, out: Path | None, no_plugin
 
     made = make_package(what, name, build_registry(block=no_plugin or [], warn=warn), kind=kind, out=out)
     print(made)
-    say(f"next: cd {made} && pip install -e '.[dev]' && pytest && mtmeta run recipe.yaml")
+    say(f"next: cd {shlex.quote(str(made))} && pip install -e '.[dev]' && pytest && mtmeta run recipe.yaml")

@@ -240,6 +240,19 @@ def test_without_tensorboard_one_line_before_anything(tmp_path: Path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tensorboard_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "tensorboard" / "__init__.py").write_text("raise TypeError('Descriptors cannot be created directly.')")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    what = (
+        r"tensorboard cannot be imported \(TypeError: Descriptors cannot be created directly\.\); pip install --upgrade"
+    )
+    with pytest.raises(mtmeta.MachineError, match=what):
+        TensorBoard().require()
+
+
 def test_no_tracker_is_imported_before_it_is_needed() -> None:
     code = "import mtmeta.plugins.reporters, sys; print({'tensorboard', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
