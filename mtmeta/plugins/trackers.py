@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,6 +17,7 @@ import mtmeta
 if TYPE_CHECKING:
     from mtmeta import Event
 
+FIELDS = ("step", "group", "split", "task", "name", "value")
 FINAL = "final"  # the split of the last table, which comes again where a run is killed after it
 
 
@@ -59,8 +60,9 @@ class Metrics(mtmeta.Reporter):
 
 
 def _line(scalar: mtmeta.Scalar) -> bytes:
-    value = scalar.value if math.isfinite(scalar.value) else None
-    return json.dumps({**asdict(scalar), "value": value}).encode() + b"\n"
+    found = {name: getattr(scalar, name) for name in FIELDS}
+    found["value"] = scalar.value if math.isfinite(scalar.value) else None
+    return json.dumps(found).encode() + b"\n"
 
 
 def _rewind(path: Path, steps: Mapping[str, int]) -> None:
