@@ -55,7 +55,11 @@ def test_the_numbers_of_each_event() -> None:
         Scalar(*train, "", "seconds", 4.0),
     ]
     assert scalars(StepSkipped(GROUP, 3, "nan")) == [Scalar(*train, "", "skipped", 1.0)]
-    found = {"sst": {"sts": -0.5, "para": None}, "sts": {"sst": -0.5, "para": 0.0}, "para": {"sst": None, "sts": 0.0}}
+    found: dict[str, dict[str, float | None]] = {
+        "sst": {"sts": -0.5, "para": None},
+        "sts": {"sst": -0.5, "para": 0.0},
+        "para": {"sst": None, "sts": 0.0},
+    }
     assert scalars(GradientsMeasured(GROUP, 3, {"sst": 2.0}, found)) == [
         Scalar(*train, "sst", "gradient_norm", 2.0),
         Scalar(*train, "sst+sts", "gradient_cosine", -0.5),
@@ -221,7 +225,7 @@ def test_event_files_come_in_order_also_where_the_clock_goes_back(
 ) -> None:
     pytest.importorskip("tensorboard")
     for at in (2e9, 1e9, 1.5e9):
-        monkeypatch.setattr(trackers.time, "time", lambda at=at: at)
+        monkeypatch.setattr("time.time", lambda at=at: at)
         trackers._EventFile(tmp_path, None).close()
     names = sorted(path.name.split(".")[3] for path in tmp_path.iterdir())
     assert names == ["2000000000", "2000000001", "2000000002"]

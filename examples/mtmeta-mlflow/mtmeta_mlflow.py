@@ -33,7 +33,12 @@ class MLflow(mtmeta.Reporter):
     """Server, database or folder that keeps runs; default: MLFLOW_TRACKING_URI, else MLflow's own."""
 
     def require(self) -> None:
-        library()
+        client = library()
+        try:
+            client(tracking_uri=self.tracking_uri).get_experiment_by_name(self.experiment)
+        except Exception as error:  # no server, no store of this kind, no right to it: better now than after hours
+            what = f"cannot use its store ({mtmeta.safe(str(error), 300)}); set tracking_uri or MLFLOW_TRACKING_URI"
+            raise mtmeta.MachineError("reporter 'mlflow'", what) from error
 
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
         return self._open(folder)

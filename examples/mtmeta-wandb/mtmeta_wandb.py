@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -33,7 +34,11 @@ class WandB(mtmeta.Reporter):
     """`offline` writes under wandb/ in the run directory, for `wandb sync`; default: WANDB_MODE, else online."""
 
     def require(self) -> None:
-        library()
+        wandb = library()
+        mode = self.mode or os.environ.get("WANDB_MODE") or "online"
+        if mode == "online" and not wandb.login(prompt=False):
+            what = "has no login; run `wandb login`, or set mode: offline"
+            raise mtmeta.MachineError("reporter 'wandb'", what)
 
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
         return self._open(folder)

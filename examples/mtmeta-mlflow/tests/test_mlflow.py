@@ -69,3 +69,13 @@ def test_without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
         mtmeta.MachineError, match=r"^reporter 'mlflow': needs mlflow, which is not installed; pip install"
     ):
         MLflow().require()
+
+
+def test_a_store_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trained before MLflow has answered."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    for uri in ("http://127.0.0.1:9", "gopher://nobody"):
+        with pytest.raises(
+            mtmeta.MachineError, match=r"^reporter 'mlflow': cannot use its store \(.*; set tracking_uri"
+        ):
+            MLflow(tracking_uri=uri).require()

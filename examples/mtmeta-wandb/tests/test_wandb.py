@@ -105,3 +105,13 @@ def test_without_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
         mtmeta.MachineError, match=r"^reporter 'wandb': needs wandb, which is not installed; pip install"
     ):
         WandB().require()
+
+
+def test_without_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(
+        mtmeta.MachineError, match=r"^reporter 'wandb': has no login; run `wandb login`, or set mode: off"
+    ):
+        WandB().require()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandB().require()
