@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from mtmeta.core.packing import Batch, Packed
     from mtmeta.core.predictor import Prediction, Predictor, load
     from mtmeta.core.run import run
+    from mtmeta.core.scalars import Scalar, scalars
     from mtmeta.core.score import evaluate
 
 __version__ = _version("mtmeta")
@@ -79,10 +80,12 @@ _LAZY = {
     "Packed": "mtmeta.core.packing",
     "Prediction": "mtmeta.core.predictor",
     "Predictor": "mtmeta.core.predictor",
+    "Scalar": "mtmeta.core.scalars",
     "compare": "mtmeta.core.compare",
     "evaluate": "mtmeta.core.score",
     "load": "mtmeta.core.predictor",
     "run": "mtmeta.core.run",
+    "scalars": "mtmeta.core.scalars",
 }
 
 __all__ = [
@@ -131,6 +134,7 @@ __all__ = [
     "Reporter",
     "Row",
     "Sampler",
+    "Scalar",
     "ScheduleOptions",
     "Step",
     "Task",
@@ -146,6 +150,7 @@ __all__ = [
     "quote",
     "run",
     "safe",
+    "scalars",
 ]
 
 

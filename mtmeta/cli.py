@@ -14,6 +14,7 @@ import typer
 
 from mtmeta.cli_complete import VARIABLE, answer
 from mtmeta.cli_export import export
+from mtmeta.cli_new import new
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_parts import plugins, show
 from mtmeta.cli_recipes import recipes
@@ -213,6 +214,7 @@ def predict(
 
 
 app.add_typer(recipes, name="recipes")
+app.add_typer(new, name="new")
 app.command()(compare)
 app.command()(report)
 app.command()(adapt)
@@ -276,4 +278,7 @@ def _invoke(arguments: list[str]) -> None:
         message = getattr(error, "format_message", None)
         if message is None:
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group of commands by itself: that is its help
+            print(message())
+            return
         raise usage_error(error, message()) from error

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 import zipfile
 from pathlib import Path
 
@@ -49,6 +53,43 @@ def test_the_recipes_are_in_the_wheel_byte_for_byte(wheel: Path) -> None:
         for name, path in here.items():
             assert file.read(f"mtmeta/{name}") == path.read_bytes()
         assert file.read("mtmeta/recipe.schema.json") == (ROOT / "mtmeta" / "recipe.schema.json").read_bytes()
+
+
+def test_the_templates_are_in_the_wheel_byte_for_byte(wheel: Path) -> None:
+    here = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "mtmeta" / "templates").rglob("*.*")}
+    assert here
+    with zipfile.ZipFile(wheel) as file:
+        assert {name for name in file.namelist() if name.startswith("mtmeta/templates/")} == set(here)
+        assert all(file.read(name) == path.read_bytes() for name, path in here.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "kind"), [("task", "pair"), ("algorithm", "inner_loop")])
+def test_a_new_package_in_a_fresh_environment(wheel: Path, tmp_path: Path, what: str, kind: str) -> None:
+    """What its README says, in an environment that has nothing from this one but other people's packages."""
+    venv.create(tmp_path / "venv", with_pip=importlib.util.find_spec("pip") is None)
+    python = tmp_path / "venv" / "bin" / "python"
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("MTMETA_", "PYTHON", "PIP_"))}
+    environ["MTMETA_CACHE"] = str(tmp_path / "cache")
+
+    def run(*command: str | Path, cwd: Path = tmp_path) -> str:
+        done = subprocess.run([python, *command], cwd=cwd, env=environ, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    site = Path(run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    parents = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    (site / "parent.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in parents))
+    install = ["-m", "pip", "install", "--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
+    run(*install, "--ignore-installed", wheel)
+    assert Path(run("-c", "import mtmeta; print(mtmeta.__file__)").strip()).is_relative_to(site)
+
+    folder = tmp_path / run("-m", "mtmeta", "new", what, "my_own", "--kind", kind).strip()
+    run(*install, "-e", ".", cwd=folder)
+    assert re.search(r"[34] passed", run("-m", "pytest", "-q", cwd=folder))
+    assert "mtmeta-my-own 0.1.0  my_own\n" in run("-m", "mtmeta", "plugins", cwd=folder)
+    summary = json.loads(run("-m", "mtmeta", "run", "recipe.yaml", "--json", cwd=folder))
+    assert "my_own" in (summary["tasks"] if what == "task" else summary["algorithm"])
 
 
 @pytest.mark.slow

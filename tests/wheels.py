@@ -99,11 +99,11 @@ class Installed:
         return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def install(folder: Path, wheels: Sequence[Path]) -> Installed:
-    """The wheels, installed by pip from their files alone."""
+def install(folder: Path, wheels: Sequence[Path], *options: str) -> Installed:
+    """The wheels, or folders of packages, installed by pip from their files alone."""
     site = folder / "site"
     arguments = ["install", "--target", str(site), "--no-deps", "--no-index", "--no-compile", "--quiet"]
     environ = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
-    command = [sys.executable, "-m", "pip", *arguments, *map(str, wheels)]
+    command = [sys.executable, "-m", "pip", *arguments, *options, *map(str, wheels)]
     subprocess.run(command, check=True, capture_output=True, env=environ, timeout=600)
     return Installed(folder, site)

@@ -1,5 +1,7 @@
 """Gradient surgery (Yu et al. 2020, algorithm 1) as an mtmeta plugin."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

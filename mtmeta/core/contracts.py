@@ -292,6 +292,16 @@ class Metric:
 class Reporter(Component):
     """What becomes of the events of a run."""
 
+    essential: ClassVar[bool] = False
+    """Whether the run ends where the reporter fails; else it goes on without it, and says so."""
+
+    def require(self) -> None:
+        """Raise MachineError if a package it needs is missing; asked before anything is loaded or written."""
+
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
-        """A context whose value takes each event of the run in `folder`, in order."""
+        """A context whose value takes each event of the run in `folder`, in order.
+
+        The first one is `run_started`, after which nothing older counts, or `run_resumed`, whose `steps` say how much
+        of what was reported before still stands. A kill may come at any time; what is written at once is kept.
+        """
         raise NotImplementedError(f"reporter {self.name!r} cannot open")

@@ -63,6 +63,9 @@ class RunResumed(Event):
     group: str
     step: int
     time: float = 0.0
+    groups: list[list[str]] = field(default_factory=list)
+    steps: dict[str, int] = field(default_factory=dict)
+    """The step each group goes on from; one that is not there begins. What was reported of later ones comes again."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mtmeta.core.blame import blame, supplier
 from mtmeta.core.budget import share_of, steps_on_budget
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, overlap, subset
-from mtmeta.core.disk import disk_errors, write_file
+from mtmeta.core.disk import write_file
 from mtmeta.core.errors import PluginError
 from mtmeta.core.events import Event, RunFinished, RunResumed, RunStarted, Warned
 from mtmeta.core.feed import Feed, check_episode
@@ -25,6 +25,7 @@ from mtmeta.core.machine import fitting_threads, peak_memory
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
+from mtmeta.core.reporting import open_reporters, require_reporters
 from mtmeta.core.rewind import Recorded, rewind_events
 from mtmeta.core.rundir import RunDir, make_lock
 from mtmeta.core.session import Session, dump_json, pick_device
@@ -63,6 +64,7 @@ def run(
     if continued and (summary := folder.finished()):
         warn(f"{folder.path} is finished; --fresh trains it again")
         return {**summary, "run": str(folder.path)}  # it may have been moved since
+    require_reporters(recipe.reporters)
     training = _Training(recipe, registry, folder, pick_device(device), warn)
     training.stop = stop or StopRequest()
     with ExitStack() as stack:
@@ -165,20 +167,7 @@ class _Training(Session):
 
     def _open_reporters(self, stack: ExitStack) -> Callable[[Event], None]:
         """What hands an event to every reporter."""
-        handlers = []
-        for reporter in self.recipe.reporters:
-            with disk_errors(self.folder.path, newest=self.newest), blame(reporter, "reporter"):
-                handlers.append((reporter, stack.enter_context(reporter.open(self.folder.path))))
-
-        def emit(event: Event) -> None:
-            for reporter, handle in handlers:
-                with (
-                    disk_errors(self.folder.path, f"reporter '{reporter.name}' cannot write", self.newest),
-                    blame(reporter, "reporter"),
-                ):
-                    handle(event)
-
-        return emit
+        return open_reporters(stack, self.recipe.reporters, self.folder.path, newest=self.newest, warn=self.warn)
 
     def _announce(
         self, trainer: Trainer, steps: dict[str, int], recorded: Recorded, emit: Callable[[Event], None]
@@ -187,14 +176,14 @@ class _Training(Session):
         parameters = sum(p.numel() for p in trainer.learner.parameters.values())
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         names = list(recipe.tasks)
+        if steps:
+            last = list(steps)[-1]
+            what = (recipe.name, recipe.algorithm.name, names, device, parameters, last, steps[last], time.time())
+            emit(RunResumed(*what, self.groups, steps))  # first, so that no reporter takes this for the beginning
         if not recorded.started:
             emit(RunStarted(recipe.name, recipe.algorithm.name, names, self.groups, device, parameters, time.time()))
             for note in self.notes:
                 emit(note)
-        if steps:
-            last = list(steps)[-1]
-            what = (recipe.name, recipe.algorithm.name, names, device, parameters, last, steps[last], time.time())
-            emit(RunResumed(*what))
 
     def _trainer(self, group: list[str], emit: Callable[[Event], None]) -> Trainer:
         recipe = self.recipe

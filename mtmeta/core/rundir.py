@@ -1,6 +1,7 @@
 """A run directory: what lies in it, whether a command may use it, and what must not have changed since.
 
 recipe.yaml  recipe.lock.yaml  backbone/  checkpoints/  events.jsonl  predictions/  summary.json
+metrics.jsonl and tensorboard/, where the recipe has these reporters
 
 `.lock` is there while a process trains in it.
 """
@@ -33,7 +34,9 @@ if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a ru
 
 __all__ = ["RunDir", "check_hashes", "make_lock"]
 
-CONTENTS = ("backbone", "checkpoints", "events.jsonl", "predictions", "summary.json")  # beside recipe and lock
+CONTENTS = (  # beside recipe and lock
+    *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "tensorboard"),
+)
 # what must be equal for a continued run to give the very same weights, beside recipe, data and weights
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
 

@@ -1,4 +1,4 @@
-"""Built-in reporters: `console` for people, `jsonl` for everything else."""
+"""Built-in reporters: `console` for people, `jsonl` for every report, and the trackers of trackers.py."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mtmeta
+from mtmeta.plugins.trackers import Metrics, TensorBoard
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,7 @@ class Jsonl(mtmeta.Reporter):
     """Every event as a line of events.jsonl in the run directory."""
 
     name = "jsonl"
+    essential = True  # what every report is made of
 
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
         return self._open(folder)
@@ -210,4 +212,4 @@ class _Rate:
 
 @mtmeta.hookimpl
 def register_reporters() -> list[type[mtmeta.Reporter]]:
-    return [ConsoleReporter, Jsonl]
+    return [ConsoleReporter, Jsonl, Metrics, TensorBoard]

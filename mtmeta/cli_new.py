@@ -1,0 +1,48 @@
+"""`mtmeta new`: what one begins with."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtmeta.cli_options import NoPlugin, say, warn
+
+__all__ = ["new"]
+
+new = typer.Typer(no_args_is_help=True, help="Start something of your own: a recipe, a task, an algorithm.")
+
+PackageOut = Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default mtmeta-NAME here.")]
+
+
+@new.command()
+def task(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What recipes will call it.", show_default=False)],
+    kind: Annotated[str | None, typer.Option(help="classification, pair or regression; default the first.")] = None,
+    out: PackageOut = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Write a package with a task of your own, whose tests pass at once."""
+    _package("task", name, kind, out, no_plugin)
+
+
+@new.command()
+def algorithm(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What recipes will call it.", show_default=False)],
+    kind: Annotated[str | None, typer.Option(help="gradient or inner_loop; default the first.")] = None,
+    out: PackageOut = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Write a package with an algorithm of your own, whose tests pass at once."""
+    _package("algorithm", name, kind, out, no_plugin)
+
+
+def _package(what: str, name: str, kind: str | None, out: Path | None, no_plugin: list[str] | None) -> None:
+    from mtmeta.core.registry import build_registry
+    from mtmeta.core.scaffold import make_package
+
+    made = make_package(what, name, build_registry(block=no_plugin or [], warn=warn), kind=kind, out=out)
+    print(made)
+    say(f"next: cd {shlex.quote(str(made))} && pip install -e '.[dev]' && pytest && mtmeta run recipe.yaml")

@@ -1,0 +1,193 @@
+"""Built-in reporters of numbers: `metrics` for pandas and jq, `tensorboard` for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import mtmeta
+
+if TYPE_CHECKING:
+    from mtmeta import Event
+
+FIELDS = ("step", "group", "split", "task", "name", "value")
+FINAL = "final"  # the split of the last table, which comes again where a run is killed after it
+
+
+@dataclass(frozen=True)
+class Metrics(mtmeta.Reporter):
+    """Every number as a line of metrics.jsonl in the run directory: step, group, split, task, name, value.
+
+    `pandas.read_json("metrics.jsonl", lines=True)` reads it as one flat table. Each number stands there once, however
+    often the run was cut. `split` is `train`, that of an evaluation, or `final` for the table of the best weights;
+    undefined numbers are null.
+    """
+
+    name = "metrics"
+
+    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
+        return self._open(folder / "metrics.jsonl")
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[Callable[[Event], None]]:
+        # without a buffer: each line is the system's at once, and nothing is left to be written where the disk is full
+        file, begun = open(path, "ab", buffering=0), False
+
+        def write(event: Any) -> None:
+            nonlocal file, begun
+            if event.type == "run_started" and not begun:
+                file.truncate(0)
+            elif event.type == "run_resumed":
+                file.close()
+                _rewind(path, event.steps)
+                file = open(path, "ab", buffering=0)
+            begun = True
+            rest = memoryview(b"".join(_line(scalar) for scalar in mtmeta.scalars(event)))
+            while rest:  # an almost full disk takes a part
+                rest = rest[file.write(rest) :]
+
+        try:
+            yield write
+        finally:
+            file.close()
+
+
+def _line(scalar: mtmeta.Scalar) -> bytes:
+    found = {name: getattr(scalar, name) for name in FIELDS}
+    found["value"] = scalar.value if math.isfinite(scalar.value) else None
+    return json.dumps(found).encode() + b"\n"
+
+
+def _rewind(path: Path, steps: Mapping[str, int]) -> None:
+    """Keep the lines up to the step that each group goes on from, and no half one."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(path, "rb") as old, open(scratch, "wb") as new:
+        new.writelines(line for line in old if _stands(line, steps))
+    scratch.replace(path)
+
+
+def _stands(line: bytes, steps: Mapping[str, int]) -> bool:
+    try:
+        found = json.loads(line)
+        known = line.endswith(b"\n") and found["split"] != FINAL
+        return known and int(found["step"]) <= steps.get(found["group"], 0)
+    except (ValueError, KeyError, TypeError, RecursionError):  # torn by a kill, or not ours
+        return False
+
+
+@dataclass(frozen=True)
+class TensorBoard(mtmeta.Reporter):
+    """Losses, learning rate, norms, drifts and metrics for `tensorboard --logdir RUN`, in tensorboard/ of the run.
+
+    Needs tensorboard (pip install 'mtmeta[tensorboard]'). Where an algorithm trains several groups of tasks, each has a
+    folder of its own, whose curves TensorBoard lays over each other.
+    """
+
+    name = "tensorboard"
+
+    def require(self) -> None:
+        _tensorboard()
+
+    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
+        return self._open(folder)
+
+    @contextmanager
+    def _open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
+        board = _Board(folder)
+        try:
+            yield board.handle
+        finally:
+            for file in board.files.values():
+                file.close()
+
+
+class _Board:
+    """The event files of a run: one for each group and sitting."""
+
+    def __init__(self, folder: Path) -> None:
+        self.recipe, self.folder = folder / "recipe.yaml", folder / "tensorboard"
+        self.files: dict[str, _EventFile] = {}
+        self.several = False
+        self.steps: Mapping[str, int] | None = None
+
+    def handle(self, event: Any) -> None:
+        if event.type == "run_started" and self.steps is None:
+            for old in self.folder.rglob("events.out.tfevents.*"):
+                old.unlink()
+            self.several = len(event.groups) > 1
+            self.file("" if self.several else "+".join(event.groups[0])).text("recipe", self.recipe.read_text("utf-8"))
+        elif event.type == "run_resumed":
+            self.several, self.steps = len(event.groups) > 1, event.steps
+        found = [scalar for scalar in mtmeta.scalars(event) if scalar.split != FINAL]
+        if found:  # all of one event, so of one step of one group
+            self.file(found[0].group).scalars(found[0].step, {scalar.tag(): scalar.value for scalar in found})
+
+    def file(self, group: str) -> _EventFile:
+        """The file of a group. In a run that goes on, whatever an earlier one has beyond the checkpoint is void."""
+        if group not in self.files:
+            purge = None if self.steps is None else self.steps.get(group, 0) + 1
+            self.files[group] = _EventFile(self.folder / group if self.several else self.folder, purge)
+        return self.files[group]
+
+
+class _EventFile:
+    """A file of TensorBoard's format, each record of which is the system's at once.
+
+    TensorBoard's own writer hands records to a thread, which keeps them up to two minutes: those a kill would cost,
+    though the checkpoint after them is safe.
+    """
+
+    def __init__(self, folder: Path, purge: int | None) -> None:
+        self.proto, records = _tensorboard()
+        folder.mkdir(parents=True, exist_ok=True)
+        # files are read in the order of their names, also where the clock was set back
+        numbers = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        latest = max((int(number) for number in numbers if number.isdecimal()), default=0)
+        name = f"events.out.tfevents.{max(int(time.time()), latest + 1):010d}.mtmeta.{os.getpid()}"
+        self.raw: BinaryIO = open(folder / name, "xb")  # until the reporter closes
+        self.records = records(self.raw)
+        self.write(file_version="brain.Event:2")
+        if purge is not None:
+            log = self.proto.SessionLog(status=self.proto.SessionLog.START)
+            self.write(step=purge, session_log=log)
+
+    def write(self, **content: Any) -> None:
+        self.records.write(self.proto.Event(wall_time=time.time(), **content).SerializeToString())
+        self.records.flush()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        made = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.write(step=step, summary=Summary(value=made))
+
+    def text(self, tag: str, text: str) -> None:
+        """Shown under Text, as a block of code."""
+        from tensorboard.plugins.text.summary_v2 import text_pb
+
+        self.write(step=0, summary=text_pb(tag, "\n".join(f"    {line}" for line in text.splitlines())))
+
+    def close(self) -> None:
+        self.records.close()
+
+
+def _tensorboard() -> tuple[Any, Any]:
+    """Messages of TensorBoard's format and the writer of its records. Raises MachineError without tensorboard."""
+    try:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    except ModuleNotFoundError as error:
+        what = "needs tensorboard, which is not installed; pip install 'mtmeta[tensorboard]'"
+        raise mtmeta.MachineError("reporter 'tensorboard'", what) from error
+    except Exception as error:  # such as the TypeError of a protobuf that does not fit
+        what = f"tensorboard cannot be imported ({type(error).__name__}: {mtmeta.safe(str(error))})"
+        what = f"{what}; pip install --upgrade 'mtmeta[tensorboard]'"
+        raise mtmeta.MachineError("reporter 'tensorboard'", what) from error
+    return event_pb2, RecordWriter

@@ -1,0 +1,199 @@
+"""The contract of an algorithm, checked: what the training loop, checkpoints and resuming rely on."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mtmeta.core.contracts import Algorithm, Task
+from mtmeta.core.errors import DivergedError, RecipeError
+from mtmeta.testing.tiny import check, check_documented, tiny_learner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtmeta.core.feed import Feed
+    from mtmeta.core.learner import Learner
+    from mtmeta.core.packing import Batch
+
+__all__ = ["check_algorithm"]
+
+RATE = 0.05  # of the plain gradient steps between two directions
+Directions = list[dict[str, "Tensor | None"]]
+"""The direction of each step, by parameter name."""
+
+
+def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = None, steps: int = 3) -> None:
+    """Check that an algorithm keeps its contract, for `steps` steps on the tasks of `tiny_learner`, or on `tasks`.
+
+    - Class and options are documented; `groups` has every task once; an epoch has one step or more.
+    - `backward` computes a gradient, leaves a finite direction in `.grad`, in memory of its own, and None for the
+      heads of tasks it computed nothing for; the parameters are bit for bit what they were.
+    - The same seed gives the same directions, whatever the state of the global random generators is, and from an
+      object that has been used before: all randomness is a function of seed, step and task.
+    - Taken up in the middle from what a checkpoint holds, it goes on with the same directions.
+    - Where a gradient fails inside `backward`, also in the middle of an inner loop, the failure comes out, the
+      parameters are what they were, and the next step can be made.
+    - It trains a single task, unless its own `check` refuses one.
+    """
+    groups = _groups(algorithm, tasks)
+    for group in groups:
+        used = copy.deepcopy(algorithm)
+        first = _walk(used, group, steps, random_seed=1)
+        for who, again in (("of the same seed", copy.deepcopy(algorithm)), ("of the same object", used)):
+            _check_same(first, _walk(again, group, steps, random_seed=2), f"differs between two runs {who}")
+        if steps > 1:
+            _check_resume(algorithm, group, first)
+        _check_failure(algorithm, group)
+    alone = dict(list(_all_tasks(tasks).items())[:1])
+    if len(_all_tasks(tasks)) > 1 and not list(algorithm.check(alone)):
+        _walk(copy.deepcopy(algorithm), alone, 1, random_seed=1)
+    check_documented(type(algorithm), Algorithm)
+
+
+def _all_tasks(tasks: Mapping[str, Task] | None) -> Mapping[str, Task]:
+    return tiny_learner(examples=1)[0].tasks if tasks is None else tasks
+
+
+def _groups(algorithm: Algorithm, tasks: Mapping[str, Task] | None) -> list[dict[str, Task]]:
+    everything = _all_tasks(tasks)
+    groups = [list(group) for group in algorithm.groups(list(everything))]
+    grouped = [task for group in groups for task in group]
+    check(sorted(grouped) == sorted(everything), f"groups has the tasks {grouped}, expected each of them once")
+    for option, what in algorithm.check(everything):
+        check(False, f"{option} {what}")
+    try:
+        epoch = algorithm.steps_per_epoch(dict.fromkeys(everything, 3))
+    except RecipeError:  # it counts no epochs
+        return [{task: everything[task] for task in group} for group in groups]
+    check(isinstance(epoch, int) and epoch >= 1, f"steps_per_epoch is {epoch!r}, expected a whole number from 1")
+    return [{task: everything[task] for task in group} for group in groups]
+
+
+def _begin(algorithm: Algorithm, group: Mapping[str, Task], steps: int) -> tuple[Learner, Feed]:
+    learner, feed = tiny_learner(group, algorithm=algorithm)
+    feed.steps = learner.steps = steps
+    learner.model.train()
+    return learner, feed
+
+
+def _walk(algorithm: Algorithm, group: Mapping[str, Task], steps: int, *, random_seed: int) -> Directions:
+    learner, feed = _begin(algorithm, group, steps)
+    return [_one_step(algorithm, learner, feed, step, random_seed) for step in range(steps)]
+
+
+def _one_step(algorithm: Algorithm, learner: Learner, feed: Feed, step: int, random_seed: int) -> dict[str, Any]:
+    """One step as the loop makes it, with a plain gradient step for an optimizer; returns the direction."""
+    import torch
+
+    theta = {name: parameter.detach().clone() for name, parameter in learner.parameters.items()}
+    feed.step = step
+    learner.begin_step(step)
+    random.seed(random_seed + step)  # none of these may decide anything
+    torch.manual_seed(random_seed + step)
+    algorithm.backward(learner, feed)
+    check(bool(learner.losses), f"step {step}: no gradient was computed by the learner")
+    used = [task for task, *_ in learner.losses]
+    direction = {name: parameter.grad for name, parameter in learner.parameters.items()}
+    check(any(grad is not None for grad in direction.values()), f"step {step}: every .grad is None")
+    for name, parameter in learner.parameters.items():
+        check(parameter.equal(theta[name]), f"step {step}: backward changed {name}; only .grad may change")
+        grad = direction[name]
+        if grad is not None:
+            check(bool(grad.isfinite().all()), f"step {step}: the direction of {name} is not finite")
+            owner = name.split(".")[1] if name.startswith("heads.") else None
+            check(owner is None or owner in used, f"step {step}: {name} has a direction, but no loss of its task")
+    _check_own_memory(learner, step)
+    found = {name: None if grad is None else grad.clone() for name, grad in direction.items()}
+    with torch.no_grad():
+        for name, parameter in learner.parameters.items():
+            if (grad := direction[name]) is not None:
+                parameter.add_(grad, alpha=-RATE)
+    return found
+
+
+def _check_own_memory(learner: Learner, step: int) -> None:
+    """Clipping scales every `.grad` in place: what is the same memory would be scaled along, or twice."""
+    owners = {parameter.data_ptr(): name for name, parameter in learner.parameters.items()}
+    for name, parameter in learner.parameters.items():
+        if parameter.grad is not None:
+            place = parameter.grad.data_ptr()
+            what = f"step {step}: the direction of {name} is the memory of {owners.get(place)}; leave a clone"
+            check(place not in owners, what)
+            owners[place] = f"the direction of {name}"
+
+
+def _check_same(one: Directions, two: Directions, what: str, first: int = 0) -> None:
+    for step, (a, b) in enumerate(zip(one, two, strict=True), start=first):
+        for name, grad in a.items():
+            other = b[name]
+            same = other is None if grad is None else other is not None and grad.equal(other)
+            check(same, f"step {step}: the direction of {name} {what}")
+
+
+def _check_resume(algorithm: Algorithm, group: Mapping[str, Task], expected: Directions) -> None:
+    """A checkpoint after the first step, taken up by a new learner, feed and algorithm, as in a new process."""
+    import torch
+
+    steps = len(expected)
+    before, feed = _begin(algorithm, group, steps)
+    _one_step(copy.deepcopy(algorithm), before, feed, 0, random_seed=1)
+    after, fresh = _begin(algorithm, group, steps)
+    with torch.no_grad():
+        for name, parameter in after.parameters.items():
+            parameter.copy_(before.parameters[name])
+    states = copy.deepcopy(before.inner_states())
+    after.load_inner_states(states)
+    after.examples = before.examples
+    after.episodes.update(before.episodes)
+    fresh.load_state(feed.state())
+    pristine = copy.deepcopy(algorithm)
+    rest = [_one_step(pristine, after, fresh, step, random_seed=3) for step in range(1, steps)]
+    what = "is another after a checkpoint; it may depend on parameters, seed, step and tasks only"
+    _check_same(expected[1:], rest, what, first=1)
+
+
+class _Failure(DivergedError):
+    """What the failing gradients raise: the loop leaves such a step out, where the recipe says so."""
+
+
+def _check_failure(algorithm: Algorithm, group: Mapping[str, Task]) -> None:
+    """Let the first and the last gradient of a step fail, then make the step."""
+    learner, feed = _begin(algorithm, group, 4)
+    gradient = learner.gradient
+    calls = _Calls(gradient)
+    learner.gradient = calls  # type: ignore[method-assign]
+    pristine = copy.deepcopy(algorithm)
+    pristine.backward(learner, feed)
+    for step, failing in enumerate(dict.fromkeys((1, calls.count)), start=1):
+        theta = [parameter.detach().clone() for parameter in learner.parameters.values()]
+        feed.step = step
+        learner.begin_step(step)
+        learner.gradient = _Calls(gradient, failing)  # type: ignore[method-assign]
+        try:
+            pristine.backward(learner, feed)
+            raised = learner.gradient.count < failing  # the step computed fewer gradients than the one before
+        except _Failure:
+            raised = True
+        check(raised, "a DivergedError of learner.gradient was swallowed; the training loop has to see it")
+        for (name, parameter), home in zip(learner.parameters.items(), theta, strict=True):
+            what = f"{name} is not what it was after gradient {failing} of a step failed; use learner.excursion"
+            check(parameter.equal(home), what)
+        learner.forget_inner_states()
+    learner.gradient = gradient  # type: ignore[method-assign]
+    _one_step(pristine, learner, feed, 3, random_seed=1)
+
+
+class _Calls:
+    """Counts the gradients of a step, and lets one of them fail."""
+
+    def __init__(self, gradient: Callable[..., Tensor], failing: int | None = None) -> None:
+        self.gradient, self.failing, self.count = gradient, failing, 0
+
+    def __call__(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
+        self.count += 1
+        if self.count == self.failing:
+            raise _Failure(f"task '{batch.task}'", "fails on purpose, to see what becomes of it")
+        return self.gradient(batch, scale)

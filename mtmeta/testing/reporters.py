@@ -1,0 +1,107 @@
+"""The contract of a reporter, checked, and the events of a small run to try one on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core.contracts import Reporter
+from mtmeta.core.events import (
+    CheckpointSaved,
+    DataLoaded,
+    Evaluated,
+    Event,
+    RunFinished,
+    RunResumed,
+    RunStarted,
+    StepDone,
+    StepSkipped,
+    Warned,
+)
+from mtmeta.testing.tiny import check, check_documented
+
+__all__ = ["check_reporter", "run_events"]
+
+STEPS = 4
+CUT = 2
+"""The step whose checkpoint a cut run goes on from."""
+
+
+def run_events(groups: Sequence[Sequence[str]] = (("sst", "sts"),), *, after: int = 0) -> list[Event]:
+    """The events of a run of four steps a group, evaluated after the second and the last, saved at the same time.
+
+    Its numbers are functions of group, task and step; one metric is undefined. `after` is the step of the first group
+    that the run goes on from, 0 for one that begins.
+    """
+    tasks = [task for group in groups for task in group]
+    names = ["+".join(group) for group in groups]
+    shape = [list(group) for group in groups]
+    events: list[Event]
+    if after:
+        resumed = ("tiny", "joint", tasks, "cpu", 1000, names[0], after)
+        events = [RunResumed(*resumed, groups=shape, steps={names[0]: after})]
+    else:
+        events = [RunStarted("tiny", "joint", tasks, shape, "cpu", 1000)]
+        events += [DataLoaded(task, "train", f"{task}.csv", 8, 1, 80, 0) for task in tasks]
+        events += [Warned(f"{tasks[0]}.csv: skipped 1 bad rows")]
+    for group, name in zip(groups, names, strict=True):
+        for step in range(1, STEPS + 1):
+            if name != names[0] or step > after:
+                events += _step(group, name, step)
+    scores = {task: _score(STEPS, n) for n, task in enumerate(tasks)}
+    summary = {"name": "tiny", "steps": STEPS * len(groups), "tasks": scores, "mean": 0.5, "examples": 64}
+    return [*events, RunFinished(summary)]
+
+
+def _step(group: Sequence[str], name: str, step: int) -> list[Event]:
+    losses = {task: [1.0 / step + n] for n, task in enumerate(group)}
+    drifts = {task: [0.1 * step] for task in group}
+    events: list[Event] = [StepDone(name, step, STEPS, losses, 0.1 / step, 0.5, 16 * step, 0.5 * step, drifts)]
+    if step == STEPS - 1:
+        events = [StepSkipped(name, step, f"loss became nan at meta-step {step}")]
+    if step in (CUT, STEPS):
+        scores = {task: _score(step, n) for n, task in enumerate(group)}
+        used = {"planned_draws": 1.0, "draws": step, "batches": step, "examples": 8 * step, "epochs": 0.5 * step}
+        events.append(Evaluated(name, step, "dev", scores, 0.1 * step, True, dict.fromkeys(group, used)))
+        events.append(CheckpointSaved(name, step, f"checkpoints/step-{step:08d}"))
+    return events
+
+
+def _score(step: int, n: int) -> dict[str, Any]:
+    others = {"macro_f1": math.nan if n else 0.2 * step}
+    return {"metric": "accuracy", "value": 0.1 * step, "low": 0.0, "high": 1.0, "loss": 1 / step, "others": others}
+
+
+def check_reporter(reporter: Reporter, folder: Path) -> None:
+    """Check that a reporter keeps its contract, in run directories `whole`, `cut` and `groups` under `folder`.
+
+    It has what it needs, takes a whole run, one that is interrupted after its third step and goes on from its second,
+    and one of two groups of tasks. It lets an interruption through, and its class and options are documented. What it
+    wrote of the runs is left for the test to look at; `whole` and `cut` are of the same run.
+    """
+    reporter.require()
+    grouped = run_events([["sst"], ["sts"]])
+    for name, events in (("whole", run_events()), ("groups", grouped)):
+        _feed(reporter, folder / name, events)
+    third = next(i for i, event in enumerate(run_events()) if isinstance(event, StepSkipped))
+    interrupted = False
+    try:
+        _feed(reporter, folder / "cut", run_events()[: third + 1], KeyboardInterrupt())
+    except KeyboardInterrupt:
+        interrupted = True
+    check(interrupted, "the context swallowed an interruption; let it pass")
+    _feed(reporter, folder / "cut", run_events(after=CUT))
+    check_documented(type(reporter), Reporter)
+
+
+def _feed(reporter: Reporter, run: Path, events: Sequence[Event], end: BaseException | None = None) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "recipe.yaml").write_text("name: tiny\nseed: 1\nalgorithm: {name: joint}\n", encoding="utf-8")
+    with reporter.open(run) as handle:
+        check(callable(handle), f"the context of open gives {handle!r}, expected a function of an event")
+        for event in events:
+            handle(event)
+        if end is not None:
+            raise end

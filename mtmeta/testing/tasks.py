@@ -1,0 +1,195 @@
+"""The contract of a task, checked.
+
+Shapes: `B` examples in a batch, `C` outputs.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtmeta.core.contracts import Example, Task
+from mtmeta.core.errors import DataError
+from mtmeta.core.objectives import Objective
+from mtmeta.core.tables import DataFile, Dialect
+from mtmeta.testing.tiny import builtins, check, check_documented, tiny_learner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mtmeta.core.learner import Learner
+    from mtmeta.core.packing import Batch
+
+__all__ = ["check_task"]
+
+TOLERANCE = 1e-4  # of a loss or an output in fp32, against the same in another order
+DIGITS = 1e-5  # relative, of a number that was written as text
+
+
+def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options: Any) -> None:
+    """Check that a task keeps its contract, on a CSV file of `rows`, two or more.
+
+    `rows` map column names to values, in the order of the columns; `options` are further options of the task.
+
+    - Class and options are documented, the metrics are named, the options fit together.
+    - Every row becomes an example, the same each time, with its texts, its line, and an id that no other has; labels
+      are what the objective takes, and come back from the words that predictions are written in.
+    - Head and loss fit: one output an example, a finite scalar whose gradient reaches the encoder and the head, and
+      which does not depend on the order of the examples; nor do the outputs depend on what else is in the batch.
+    - Predictions are [B], finite, and can be written and read back.
+    - The columns of `mtmeta predict` are in the file; sample data, where there are any, can be read.
+    """
+    check(len(rows) >= 2, "give at least two rows")
+    if "__dataclass_fields__" not in task.__dict__:
+        dataclasses.dataclass(frozen=True)(task)  # as the registry does
+    made = task(**{"train": "train.csv", "batch_size": len(rows), **options})
+    _check_metrics(made)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "train.csv"
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        learner, feed = tiny_learner({task.name: made}, data_root=folder, examples=len(rows))
+        batch = feed.batch(task.name)
+        check(len(batch) == len(rows), f"{len(batch)} of {len(rows)} rows became examples")
+        _check_model(learner, batch, made)
+        _check_examples(made, path, len(rows))
+        found = DataFile(path, made.dialect or Dialect()).columns()
+    for column in made.columns:
+        check(column in found, f"columns names {column!r}, which the rows have not; `mtmeta predict` looks for it")
+    _check_sample(made)
+    for option, what in made.check():
+        check(False, f"{option} {what}")
+    check_documented(task, Task)
+
+
+def _check_metrics(made: Task) -> None:
+    names = made.metrics
+    check(bool(names) and all(isinstance(name, str) for name in names), "metrics must name at least one metric")
+    check(isinstance(made.objective, Objective), f"objective is {made.objective!r}, expected a mtmeta.Objective")
+    registry = builtins()
+    for name in names:
+        for known in registry.suppliers("metric", name):
+            fits = bool(made.objective.classes) or known.part.needs != "classes"
+            check(fits, f"metric {name!r} is for classes, but the objective has none")
+
+
+def _check_examples(made: Task, path: Path, count: int) -> None:
+    """What `read` yields, before it is tokenized."""
+
+    def read() -> list[Example]:
+        return list(made.read(DataFile(path, made.dialect or Dialect())))
+
+    examples = read()
+    check(read() == examples, "read gives other examples when it reads the same file again")
+    needs_pair = made.inputs != "single"
+    for line, example in enumerate(examples, start=2):
+        place = f"the example of line {line}"
+        check(example.line == line, f"{place} has line {example.line}; pass line=row.line, for messages to name it")
+        check(bool(example.text.strip()), f"{place} has no text")
+        check((example.pair is not None) == needs_pair, f"{place}: pair is {example.pair!r}, inputs {made.inputs!r}")
+    ids = [example.id for example in examples if example.id]
+    check(
+        len(set(ids)) == len(ids), "two examples have the same id; pass id=row.id, which is the line without a column"
+    )
+    objective = made.objective
+    for example in examples:
+        value = objective.parse(example.label)
+        check(math.isfinite(value), f"label {example.label!r} is parsed as {value}")
+        _check_round_trip(objective, value, f"label {example.label!r}")
+
+
+def _check_round_trip(objective: Objective, value: float, what: str) -> None:
+    """Predictions are written by `show`, into files whose labels `parse` reads."""
+    shown = objective.show(value)
+    check(isinstance(shown, str), f"{what} is shown as {shown!r}, expected a text")
+    check(not objective.classes or shown in objective.classes, f"{what}, shown as {shown!r}, is no class")
+    try:
+        back = objective.parse(shown)
+    except ValueError as error:
+        raise AssertionError(f"prediction {shown!r} cannot be read as a label: {error}") from error
+    same = math.isclose(back, value, rel_tol=DIGITS, abs_tol=DIGITS)
+    check(same, f"{what} is shown as {shown!r}, which is read as {back}, expected {value}")
+
+
+def _check_model(learner: Learner, batch: Batch, made: Task) -> None:
+    import torch
+
+    name, count, objective = made.name, len(batch), made.objective
+    loss = learner.gradient(batch)  # refuses anything but a finite scalar
+    for part in ("encoder.", f"heads.{name}."):
+        grads = [p.grad for key, p in learner.parameters.items() if key.startswith(part)]
+        check(any(grad is not None and bool(grad.any()) for grad in grads), f"the loss has no gradient in {part}*")
+
+    (chunk,) = batch.chunks
+    learner.model.eval()
+    with torch.no_grad():
+        outputs = learner.model(name, chunk.packed)
+        predictions = objective.decode(outputs)
+        check(list(predictions.shape) == [count], f"decode gives shape {list(predictions.shape)}, expected [B]")
+        check(bool(predictions.isfinite().all()), "decode gives predictions that are not finite")
+        for value in predictions.tolist():
+            _check_round_trip(objective, value, f"prediction {value}")
+        _check_outputs(outputs, objective, count)
+        straight = objective.loss(outputs, chunk.labels)
+        for shift in range(1, count):
+            turned = objective.loss(outputs.roll(shift, dims=0), chunk.labels.roll(shift))
+            check(_close(straight, turned), f"the loss is {float(straight)}, with the order changed {float(turned)}")
+        _check_alone(learner, made, outputs)
+    learner.model.train()
+    check(bool(loss.isfinite()), f"the loss is {float(loss)}")
+
+
+def _check_outputs(outputs: Tensor, objective: Objective, count: int) -> None:
+    width = objective.outputs
+    shapes = [[count, width]] if width > 1 else [[count], [count, 1]]
+    expected = " or ".join(str(shape) for shape in shapes)
+    check(list(outputs.shape) in shapes, f"the head's outputs have shape {list(outputs.shape)}, expected {expected}")
+    probabilities = objective.probabilities(outputs)
+    if probabilities is not None:
+        shape = [count, len(objective.classes)]
+        check(list(probabilities.shape) == shape, f"probabilities have shape {list(probabilities.shape)}, not {shape}")
+        check(_close(probabilities.sum(dim=1), outputs.new_ones(count)), "probabilities of an example do not sum to 1")
+
+
+def _check_alone(learner: Learner, made: Task, outputs: Tensor) -> None:
+    """Each example by itself, where it has the outputs it has among the others."""
+    import torch
+
+    torch.manual_seed(0)
+    head, vectors = learner.model.heads[made.name], 2 if made.inputs == "separate" else 1
+    pooled = torch.randn(len(outputs), vectors, learner.model.hidden_size)  # [B, V, D]
+    together = head(pooled)
+    for i in range(len(outputs)):
+        check(_close(head(pooled[i : i + 1])[0], together[i]), "the head's output for an example depends on the others")
+
+
+def _check_sample(made: Task) -> None:
+    """Sample data, which not every task has."""
+    for split in ("train", "dev"):
+        try:
+            examples = list(made.sample(split))
+        except DataError:
+            continue
+        check(bool(examples), f"the sample data of {split} are empty")
+        for example in examples:
+            check(
+                (example.pair is not None) == (made.inputs != "single"),
+                f"sample {split}: a text or its pair is missing",
+            )
+            try:
+                made.objective.parse(example.label)
+            except ValueError as error:
+                raise AssertionError(f"sample {split}: {error}") from error
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    import torch
+
+    return one.shape == two.shape and bool(torch.allclose(one, two, rtol=TOLERANCE, atol=TOLERANCE))
