@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mtmeta.cli_complete import VARIABLE, answer
+from mtmeta.cli_new import new
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_parts import plugins, show
 from mtmeta.cli_recipes import recipes
@@ -211,6 +212,7 @@ def predict(
     )
 
 
+app.add_typer(new, name="new")
 app.add_typer(recipes, name="recipes")
 app.command()(compare)
 app.command()(report)
