@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
+from mtmeta.core.carve import Carve
 from mtmeta.core.errors import DataError, RecipeError
 from mtmeta.core.tables import DataFile, Dialect
 
@@ -31,6 +32,7 @@ __all__ = [
     "SAMPLE",
     "Algorithm",
     "Backbone",
+    "Carve",
     "Component",
     "Draw",
     "Example",
@@ -90,8 +92,9 @@ class Task(Component):
 
     train: str
     """Training file, relative to data_root, or `sample` for the sample data set."""
-    dev: str | None = None
-    """Development file, for selection and reports."""
+    dev: str | Carve | None = None
+    """Development file, for selection and reports, or {fraction: 0.1} to take it out of the training file
+    (with `together: example`, `sentence` or `none`, and a `seed` of its own: what may not stand on both sides)."""
     test: str | None = None
     """Test file; only ever reported."""
     batch_size: PositiveInt = 32

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mtmeta.core.blame import blame
 from mtmeta.core.cache import Cache, Entry, Writer, in_memory
 from mtmeta.core.cache_key import cache_key
+from mtmeta.core.carve import Carve, carved, carved_digest, example_hashes
 from mtmeta.core.contracts import SAMPLE, Example, LoadedBackbone, Task
 from mtmeta.core.errors import DataError, quote
 from mtmeta.core.examples import bad_rows, write_examples
@@ -79,7 +80,7 @@ class Dataset:
     whole: bool = True
     """Whether labels are whole numbers, which classes are."""
     texts: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 1), dtype=np.uint64))
-    """A hash of each text [N, T]: equal where the texts are."""
+    """A hash of each text [N, T]: equal where they are the same words, letter case and punctuation aside."""
     cut: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     """How many texts of each example were cut [N]."""
 
@@ -92,11 +93,8 @@ class Dataset:
 
     @property
     def examples(self) -> NDArray[np.uint64]:
-        """A hash of all texts of each example [N]."""
-        made = self.texts[:, 0]
-        for column in self.texts.T[1:]:
-            made = (made ^ (made >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + column  # order matters
-        return made
+        """A hash of all texts of each example [N], in whatever order they stand."""
+        return example_hashes(self.texts)
 
 
 def load_split(
@@ -119,6 +117,9 @@ def load_split(
         raise DataError(
             f"task '{name}'", f"has no {split} file; add '{split}:' to the recipe or pass --file {name}=PATH"
         )
+    if path is None and isinstance(task.dev, Carve) and split in ("train", "dev"):
+        whole = load_split(name, replace(task, dev=None), "train", options, root, backbone, cache=cache)
+        return _carve(whole, task.dev, split)
     strict = options.on_bad_rows == "error"
     if given == SAMPLE:
         with blame(task, "task"):
@@ -231,6 +232,22 @@ def _check_classes(task: Task, split: str, made: Dataset) -> None:
     if (made.labels[:BLOCK] == same).all() and (made.labels == same).all():  # a glance nearly always settles it
         label = classes[int(same)]
         raise DataError(made.file, f"all {len(made)} labels are {quote(label)}; there is nothing to learn")
+
+
+def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
+    """The dev split that `carve` takes out of a training set, or what it leaves."""
+    ranked = whole.labels.astype(np.int64)
+    if not whole.whole:
+        ranked[np.lexsort((whole.examples, whole.labels))] = np.arange(len(whole)) * QUANTILES // len(whole)
+    in_dev = carved(whole.texts, ranked, carve)
+    rows = np.flatnonzero(in_dev)
+    if not len(rows):
+        what = f"no dev split of {carve.fraction:g} can be taken out of {len(whole)} examples; name a dev file"
+        raise DataError(whole.file, what)
+    if split == "train":
+        return select(whole, np.flatnonzero(~in_dev))
+    made = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows), skipped=0, bad=())
+    return replace(made, labels=made.labels.copy())
 
 
 def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:

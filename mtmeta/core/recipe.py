@@ -14,6 +14,7 @@ from typing import Any
 
 from mtmeta.core import strict_yaml
 from mtmeta.core.blame import blame
+from mtmeta.core.carve import Carve
 from mtmeta.core.contracts import SAMPLE, Algorithm, Task
 from mtmeta.core.errors import MtmetaError, RecipeError, choose, did_you_mean, quote, raise_all
 from mtmeta.core.optim import OptimizerOptions
@@ -37,6 +38,7 @@ __all__ = ["NAME", "REQUIRED", "TASK_NAME", "load_recipe"]
 
 TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` is what evaluation.select calls them all
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SHARE = re.compile(r"\s*[0-9.]+\s*%?\s*")  # what people write for a share of the training file
 KEYS = ("format", *(field.name for field in dataclasses.fields(Recipe)))
 REQUIRED = ("backbone", "tasks", "algorithm", "optimizer", "training")
 
@@ -101,6 +103,7 @@ class _Reader:
             "checkpoint": self.section(CheckpointOptions, data, "checkpoint"),
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
+        parts["tasks"] = {name: _seeded(task, parts["seed"]) for name, task in parts["tasks"].items()}
         self._check_together(parts)
         raise_all(self.source.problems)
         return Recipe(**parts)
@@ -251,6 +254,9 @@ class _Reader:
 
     def _check_task(self, name: str, task: Task) -> None:
         path = ("tasks", name)
+        if isinstance(task.dev, str) and SHARE.fullmatch(task.dev):
+            what = f"tasks.{name}.dev: {quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
+            self.fail((*path, "dev"), what)
         self._tell(path, task.check())
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and type(task).sample is Task.sample:
@@ -291,3 +297,10 @@ def _default(data: Mapping[str, Any], key: str, default: str) -> Any:
     """What the recipe says; null is as good as nothing."""
     value = data.get(key)
     return default if value is None else value
+
+
+def _seeded(task: Any, seed: int) -> Any:
+    """The task, with the recipe's seed for a dev split that names none of its own."""
+    if task is None or not isinstance(task.dev, Carve) or task.dev.seed is not None:
+        return task
+    return dataclasses.replace(task, dev=dataclasses.replace(task.dev, seed=seed))

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.budget import share_of, steps_on_budget
+from mtmeta.core.carve import Carve
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, overlap, subset
 from mtmeta.core.disk import disk_errors, write_file
@@ -123,7 +125,18 @@ class _Training(Session):
     def lock(self) -> dict[str, Any]:
         """What pins this run down, to be written or compared."""
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
-        return make_lock(self.recipe, self.registry, hashes, self.backbone, self.device, self.precision)
+        made = make_lock(self.recipe, self.registry, hashes, self.backbone, self.device, self.precision)
+        if carved := self._carved():
+            made["carved"] = carved
+        return made
+
+    def _carved(self) -> dict[str, Any]:
+        """Of each dev split that was taken out of its training file: from what, how, and how many rows."""
+        found = {}
+        for name, task in self.recipe.tasks.items():
+            if isinstance(task.dev, Carve) and (data := self.datasets.get((name, "dev"))) is not None:
+                found[name] = {"from": task.train, **asdict(task.dev), "rows": len(data)}
+        return found
 
     def run(self, continued: bool) -> dict[str, Any]:
         """Train every group, then score the best weights."""
