@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mtmeta.cli_options import DataRoot, Json, NoPlugin, warn
+from mtmeta.cli_options import DataRoot, Json, NoPlugin, say, warn
 
 __all__ = ["recipe"]
 
@@ -34,4 +36,18 @@ def recipe(
     json_: Json = False,
 ) -> None:
     """Look at data files and write a commented recipe for them; says what was guessed, and why."""
-    raise NotImplementedError
+    from mtmeta.core.draft import describe, draft_recipe, parse_columns, parse_tasks, report
+    from mtmeta.core.registry import build_registry
+
+    draft = draft_recipe(
+        path,
+        parse_tasks(task),
+        build_registry(block=no_plugin or [], warn=warn),
+        columns=parse_columns(columns or []),
+        algorithm=algorithm,
+        weights=backbone,
+        data_root=data_root or os.environ.get("MTMETA_DATA") or None,
+        force=force,
+        say=say,
+    )
+    print(json.dumps(describe(path, draft)) if json_ else "\n".join(report(path, draft)))

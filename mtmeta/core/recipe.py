@@ -34,7 +34,7 @@ from mtmeta.core.source import Source
 from mtmeta.core.strict_yaml import Path_
 from mtmeta.core.validation import convert, describe
 
-__all__ = ["NAME", "REQUIRED", "TASK_NAME", "load_recipe"]
+__all__ = ["NAME", "REQUIRED", "TASK_NAME", "check_text", "load_recipe"]
 
 TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` is what evaluation.select calls them all
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -67,6 +67,11 @@ def load_recipe(
     path = find(path)
     source = Source(strict_yaml.read_file(path), overrides)
     return _Reader(source, registry).read(data_root or environ.get("MTMETA_DATA") or None, Path(path))
+
+
+def check_text(text: str, path: Path, registry: Registry) -> None:
+    """Raise what is wrong with the text of a recipe that is to be written to `path`."""
+    _Reader(Source(strict_yaml.parse(text, str(path)), ()), registry).read(None, path)
 
 
 class _Reader:
@@ -255,8 +260,8 @@ class _Reader:
     def _check_task(self, name: str, task: Task) -> None:
         path = ("tasks", name)
         if isinstance(task.dev, str) and SHARE.fullmatch(task.dev):
-            what = f"tasks.{name}.dev: {quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
-            self.fail((*path, "dev"), what)
+            what = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
+            self.fail((*path, "dev"), f"tasks.{name}.dev: {what}")
         self._tell(path, task.check())
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and type(task).sample is Task.sample:
