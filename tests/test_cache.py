@@ -330,7 +330,18 @@ def test_every_flipped_byte_is_noticed_and_made_again(tmp_path: Path, backbone: 
     wanted = arrays(get(tmp_path, task, backbone, cache))
     (folder,) = entries(tmp_path / "cache")
     files = sorted(path.name for path in folder.iterdir())
-    expected = ["MANIFEST.json", "cut", "ids-0", "labels", "name-offsets", "names", "offsets-0", "texts", "types-0"]
+    expected = [
+        "MANIFEST.json",
+        "cut",
+        "full-0",
+        "ids-0",
+        "labels",
+        "name-offsets",
+        "names",
+        "offsets-0",
+        "texts",
+        "types-0",
+    ]
     assert files == expected
     for name in files:
         for damage in ("flip", "cut", "gone", "directory"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mtmeta.core.blame import blame
 from mtmeta.core.cache import Cache, Entry, Writer, in_memory
 from mtmeta.core.cache_key import cache_key
 from mtmeta.core.carve import Carve, carved, carved_digest, example_hashes
-from mtmeta.core.contracts import SAMPLE, Example, LoadedBackbone, Task
+from mtmeta.core.contracts import SAMPLE, Example, LoadedBackbone, LoadedTokenizer, Task
 from mtmeta.core.errors import DataError, quote
 from mtmeta.core.examples import bad_rows, write_examples
 from mtmeta.core.options import DataOptions
@@ -40,6 +40,7 @@ __all__ = [
     "subset",
 ]
 
+Texts = LoadedBackbone | LoadedTokenizer
 QUANTILES = 5  # strata of regression labels
 SCANNED = 2**20  # hashes looked at once
 UNCACHED = Cache(None)
@@ -54,6 +55,8 @@ class TokenStore:
     types: NDArray[np.uint8] | None
     """The segment of each token; None where all are 0."""
     offsets: NDArray[np.int64]
+    full: NDArray[np.int32] | None = None
+    """How long each sequence [N] would be if nothing were cut."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -73,6 +76,8 @@ class Dataset:
     """V of them."""
     skipped: int = 0
     truncated: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """How many rows were skipped of each kind of badness."""
     bad: tuple[BadRow, ...] = ()
     """The first of the rows that were skipped, by line."""
     sha256: str = ""
@@ -103,7 +108,7 @@ def load_split(
     split: str,
     options: DataOptions,
     root: str,
-    backbone: LoadedBackbone,
+    backbone: Texts,
     *,
     path: str | None = None,
     cache: Cache = UNCACHED,
@@ -140,7 +145,7 @@ def load_split(
 
 
 def _load_file(
-    name: str, task: Task, split: str, file: DataFile, backbone: LoadedBackbone, cache: Cache, *, strict: bool
+    name: str, task: Task, split: str, file: DataFile, backbone: Texts, cache: Cache, *, strict: bool
 ) -> Dataset:
     digest = file.sha256()
     state = _state(file)
@@ -172,7 +177,7 @@ def _state(file: DataFile) -> tuple[int, ...]:
 
 
 def from_examples(
-    name: str, task: Task, split: str, examples: Iterable[Example], backbone: LoadedBackbone, *, strict: bool = True
+    name: str, task: Task, split: str, examples: Iterable[Example], backbone: Texts, *, strict: bool = True
 ) -> Dataset:
     """A dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
     entry = in_memory(lambda writer: write_examples(writer, task, SAMPLE, examples, backbone, strict=strict))
@@ -188,7 +193,7 @@ def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str]
         writer.append("texts", np.zeros((len(texts), 1), dtype=np.uint64))
         cut = append_tokens(writer, task.inputs, backbone.tokenizer, backbone.max_length, texts, pairs)
         writer.append("cut", cut)
-        return {"skipped": 0, "bad": [], "whole": True}
+        return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
     with blame(task, "task"):
         return _dataset(name, "predict", "", in_memory(fill), "")
@@ -197,7 +202,7 @@ def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str]
 def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dataset:
     arrays, meta = entry.arrays, entry.meta
     stores = tuple(
-        TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"])
+        TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"], arrays.get(f"full-{i}"))
         for i in range(2)
         if f"ids-{i}" in arrays
     )
@@ -213,6 +218,7 @@ def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dat
         skipped=meta["skipped"],
         truncated=int(arrays["cut"].sum(dtype=np.int64)),
         bad=_bad(entry),
+        kinds=meta["kinds"],
         sha256=sha256,
         whole=meta["whole"],
         texts=arrays["texts"],
@@ -246,7 +252,8 @@ def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
         raise DataError(whole.file, what)
     if split == "train":
         return select(whole, np.flatnonzero(~in_dev))
-    made = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows), skipped=0, bad=())
+    made = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows))
+    made = replace(made, skipped=0, bad=(), kinds={})  # told of train, whose file it is
     return replace(made, labels=made.labels.copy())
 
 
@@ -320,9 +327,11 @@ def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
                 where = ramp(store.offsets[at], lengths)
                 writer.append(f"ids-{number}", store.ids[where])
                 writer.append_lengths(f"offsets-{number}", lengths)
+                if store.full is not None:
+                    writer.append(f"full-{number}", store.full[at])
                 if store.types is not None:
                     writer.append(f"types-{number}", store.types[where])
         bad = [[row.line, row.reason] for row in data.bad]
-        return {"skipped": data.skipped, "bad": bad, "whole": data.whole}
+        return {"skipped": data.skipped, "bad": bad, "whole": data.whole, "kinds": dict(data.kinds)}
 
     return _dataset(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)

@@ -27,8 +27,8 @@ from mtmeta.core.validation import convert
 __all__ = ["Draft", "describe", "draft_recipe", "parse_columns", "parse_tasks", "report"]
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-BUDGET = 2_000_000  # tokens through the encoder: some minutes on two cores for the encoder inside the package
-EPOCHS, LEAST_STEPS, MOST_STEPS = 3, 40, 2000
+BUDGET = 1_000_000  # tokens through the encoder: some minutes on two cores for the encoder inside the package
+EPOCHS, LEAST_STEPS, MOST_STEPS = 3, 40, 1000
 INNER_STEPS = 8
 
 
@@ -232,7 +232,7 @@ def _settings(
         epochs = EPOCHS * float(np.mean([guess.rows / batch[guess.name] for guess in guesses]))
     least = LEAST_STEPS // 4 if inner else LEAST_STEPS
     steps = int(min(MOST_STEPS, max(least, min(epochs, affordable / a_step))))
-    capped = epochs > steps
+    capped = epochs >= steps + 1
     why = (
         f"{EPOCHS} epochs would be {round(epochs):,}; this is some minutes of two cores"
         if capped

@@ -111,6 +111,7 @@ def append_tokens(
         one, two = _Part(first, lengths, kept_a), _Part(second, others, kept_b)
         _append(writer, 0, tokenizer, prefix, one, middle, two, suffix)
         counts = np.stack([len(prefix) + kept_a + len(middle), kept_b + len(suffix)], axis=1).reshape(-1)
+        writer.append("full-0", (lengths + others + special + len(middle)).astype(np.int32))
         writer.append("types-0", np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(lengths)), counts))
         return cut.astype(np.uint8)
     room = max(0, max_length - special)
@@ -118,6 +119,7 @@ def append_tokens(
     columns = [(first, lengths)] + ([_flat(tokenizer, pairs)] if inputs == "separate" else [])
     for number, (ids, lengths) in enumerate(columns):
         _append(writer, number, tokenizer, prefix, _Part(ids, lengths, np.minimum(lengths, room)), suffix)
+        writer.append(f"full-{number}", (lengths + special).astype(np.int32))
         times += lengths > room
     return times
 
