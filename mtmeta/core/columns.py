@@ -107,6 +107,9 @@ def look(path: Path) -> Look:
     try:
         found = _look(path, Dialect())
     except DataError as error:
+        if " appears " in error.what:
+            what = f"{error.what}, or put a line of names before the data"
+            raise DataError(error.place, what) from error
         if "quoted field runs over" not in error.what:
             raise
         tries = [made for dialect in DIALECTS if (made := _try(path, dialect))]

@@ -217,9 +217,10 @@ def _settings(
     wanted = max(int(np.percentile(guess.lengths, 99)) for guess in guesses)
     length = next((length for length in LENGTHS if length >= wanted and length <= longest), longest)
     cut = float((lengths > length).mean())
+    limit = "as many as the encoder reads; " if wanted > length else ""
     batch = {guess.name: guess.options["batch_size"] for guess in guesses}
     mean_tokens = float(np.mean([np.minimum(guess.lengths, length).mean() * guess.inputs for guess in guesses]))
-    affordable = BUDGET / mean_tokens
+    affordable = BUDGET * (3 + len(guesses)) / 4 / mean_tokens
     alone = algorithm.name == "individual"
     if inner:
         a_step = sum(inner[name] * size for name, size in batch.items()) / len(batch)
@@ -234,19 +235,19 @@ def _settings(
     steps = int(min(MOST_STEPS, max(least, min(epochs, affordable / a_step))))
     capped = epochs >= steps + 1
     why = (
-        f"{EPOCHS} epochs would be {round(epochs):,}; this is some minutes of two cores"
+        f"{EPOCHS} epochs would be {round(epochs):,}; this many take some minutes on two cores"
         if capped
         else f"{EPOCHS} epochs"
     )
     if steps == least:
         why = "few rows: several epochs" if not capped else why
-    evaluations = min(5.0, max(1.0, affordable / 2 / max(1, sum(guess.dev_rows for guess in guesses))))
-    every = max(1, round(steps / evaluations))
+    evaluations = max(1, min(5, int(affordable / 2 / max(1, sum(guess.dev_rows for guess in guesses)))))
+    every = -(-steps // evaluations)
     made = [
-        Choice("max_length", length, f"99% of the sequences have at most {wanted} tokens; {cut:.1%} are cut"),
+        Choice("max_length", length, f"{limit}99% of the sequences have at most {wanted} tokens; {cut:.1%} are cut"),
         Choice("algorithm", algorithm.name, _why(algorithm.name, chosen, len(guesses))),
         Choice("steps", steps, why),
-        Choice("every", every, f"{steps // every} evaluations on the dev splits"),
+        Choice("every", every, f"evaluated {-(-steps // every)} times on the dev splits"),
     ]
     if bad := sum(guess.bad for guess in guesses):
         lost = ", ".join(f"{guess.name} {guess.bad:,}" for guess in guesses if guess.bad)

@@ -21,6 +21,7 @@ __all__ = ["Choice", "TaskGuess", "guess_task"]
 
 RANGES = ((0, 1), (-1, 1), (1, 5), (0, 5), (1, 7), (0, 10), (1, 10), (0, 100), (1, 100))
 MAX_GRADES = 20  # different whole numbers that are taken for classes
+LEAST_ROWS = 10
 DEV_ROWS = 2000  # a dev split this large tells a metric to about two points
 WORDS_OF_NO = ("0", "no", "false", "negative", "neg", "not", "ham", "f", "n")
 
@@ -82,6 +83,9 @@ def guess_task(
     made = [Choice("task", task[kind], what), Choice("train", files[0], f"{train.rows:,} rows")]
     bad = _bad(train, roles, numbers) + (_bad(dev, roles, numbers) if dev else 0)
     usable = max(1, train.rows - _bad(train, roles, numbers))
+    if dev is None and usable < LEAST_ROWS:
+        what = f"{usable} usable rows are too few to take a dev split out of"
+        raise DataError(place, f"{what}; give a dev file: --task {name}={files[0]},DEV")
     made.append(_dev(files[1], dev, usable))
     made.append(Choice("text", roles.text.name, roles.why_text))
     if roles.pair is not None:
@@ -161,6 +165,9 @@ def _on_classes(train: Look, roles: Roles, values: Counter[str]) -> list[Choice]
     if len(classes) < 2:
         what = f"all {sum(classes.values())} labels in column {quote(column.name)} are {quote(next(iter(classes)))}"
         raise DataError(place, f"{what}; there is nothing to learn")
+    if 2 * len(classes) > sum(classes.values()):
+        what = f"{len(classes)} different labels in {sum(classes.values())} rows of column {quote(column.name)}"
+        raise DataError(place, f"{what}: no classes; name another with --columns")
     if len(classes) > MAX_CLASSES:
         raise DataError(
             place, f"column {quote(column.name)} has {len(classes)} different labels; name another with --columns"
