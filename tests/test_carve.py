@@ -20,6 +20,7 @@ from test_data import letters
 import mtmeta
 from mtmeta.core.cache import Cache
 from mtmeta.core.carve import Carve, carved
+from mtmeta.core.compare import _plan, _settings
 from mtmeta.core.data import Dataset, load_split, overlap, subset
 from mtmeta.core.options import DataOptions
 from mtmeta.core.recipe import load_recipe
@@ -27,6 +28,7 @@ from mtmeta.core.registry import build_registry
 from mtmeta.core.resolved import describe, digest, dump
 from mtmeta.core.strict_yaml import read_file
 from mtmeta.core.tokens import hashes
+from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import ClassificationTask, PairClassificationTask, RegressionTask
 
 Capture = pytest.CaptureFixture[str]
@@ -49,9 +51,11 @@ def single(folder: Path, rows: int = 200) -> list[tuple[str, str, str]]:
     return made
 
 
-def splits(folder: Path, task: mtmeta.Task, cache: Cache | None = None) -> tuple[Dataset, Dataset]:
+def splits(
+    folder: Path, task: mtmeta.Task, cache: Cache | None = None, texts: mtmeta.LoadedTokenizer | None = None
+) -> tuple[Dataset, Dataset]:
     train, dev = (
-        load_split("t", task, split, DataOptions(), str(folder), letters(), cache=cache or Cache(None))
+        load_split("t", task, split, DataOptions(), str(folder), texts or letters(), cache=cache or Cache(None))
         for split in ("train", "dev")
     )
     return train, dev
@@ -178,15 +182,15 @@ def test_train_fraction_is_of_what_remains(tmp_path: Path) -> None:
 
 def test_the_cache_holds_the_whole_file_once(tmp_path: Path) -> None:
     single(tmp_path)
-    cache = Cache(tmp_path / "cache")
+    cache, texts = Cache(tmp_path / "cache"), Bert(weights="tiny").load_tokenizer()
     labels = ("a", "b", "c")
     for fraction in (0.1, 0.3):
         task = ClassificationTask(train="t.csv", dev=Carve(fraction=fraction, seed=5), labels=labels)
-        for kept, fresh in zip(splits(tmp_path, task, cache), splits(tmp_path, task), strict=True):
+        for kept, fresh in zip(splits(tmp_path, task, cache, texts), splits(tmp_path, task, None, texts), strict=True):
             assert [*kept.ids] == [*fresh.ids]
             assert sequences(kept) == sequences(fresh)
             assert kept.sha256 == fresh.sha256
-    assert len([path for path in (tmp_path / "cache").iterdir() if path.name.startswith("tokens-")]) <= 1
+    assert len([path for path in (tmp_path / "cache").iterdir() if path.name.startswith("tokens-")]) == 1
 
 
 def test_what_cannot_be_divided(tmp_path: Path) -> None:
@@ -213,12 +217,12 @@ reporters: [jsonl]
 """
 
 
-def recipe(folder: Path, dev: str = "{fraction: 0.2}", name: str = "r.yaml", **changes: str) -> Path:
+def recipe(folder: Path, dev: str = "{fraction: 0.2}", file: str = "r.yaml", **changes: str) -> Path:
     text = RECIPE.replace("DEV", dev)
     for old, new in changes.items():
         text = text.replace(f"{old}: ", f"{old}: {new} #", 1)
-    (folder / name).write_text(text)
-    return folder / name
+    (folder / file).write_text(text)
+    return folder / file
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ def recipe(folder: Path, dev: str = "{fraction: 0.2}", name: str = "r.yaml", **c
         ("{fraction: 1}", ("tasks.t.dev.fraction must be a number > 0 and < 1, found 1",)),
         ("{fraction: 0}", ("tasks.t.dev.fraction must be a number > 0 and < 1, found 0",)),
         ("{fraction: .nan}", ("tasks.t.dev.fraction",)),
-        ("{frac: 0.1}", ("unknown key 'frac' in 'tasks.t.dev'; did you mean 'fraction'?",)),
+        ("{fraction: 0.1, sed: 1}", ("unknown key 'sed' in 'tasks.t.dev'; did you mean 'seed'?",)),
         ("{fraction: 0.1, together: text}", ("tasks.t.dev.together must be one of example, sentence, none",)),
         ("{}", ("tasks.t.dev needs 'fraction'; add it",)),
         ("{fraction: 0.1, seed: -1}", ("tasks.t.dev.seed must be an integer from 0 to",)),
@@ -267,7 +271,8 @@ def test_a_run_is_that_on_two_files_made_by_hand(tmp_path: Path, capsys: Capture
     recipe(tmp_path)
     assert call("run", "r.yaml", "--out", "a", cwd=tmp_path, capsys=capsys).code == 0
     lock = read_file(tmp_path / "a" / "recipe.lock.yaml").data
-    chosen = {row[0] for row in csv.reader(open(tmp_path / "a" / "predictions" / "t-dev.csv"))} - {"id"}
+    with open(tmp_path / "a" / "predictions" / "t-dev.csv", newline="") as file:
+        chosen = {row["id"] for row in csv.DictReader(file)}
     carving = {"from": "t.csv", "fraction": 0.2, "together": "example", "seed": 7, "rows": 40}
     assert lock["carved"] == {"t": carving}
     assert lock["data"]["t-dev"] != lock["data"]["t-train"]
@@ -310,22 +315,21 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path: Path, capsys: 
     assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b")
 
 
-def test_seeds_are_compared_on_one_dev_set(tmp_path: Path, capsys: Capture) -> None:
-    single(tmp_path)
-    recipe(tmp_path)
-    outcome = call("compare", "r.yaml", "--seeds", "2", "--out", "c", "--json", cwd=tmp_path, capsys=capsys)
-    assert outcome.code == 0, outcome.err
-    runs = sorted((tmp_path / "c").glob("carve-*"))
-    found = [[row[:2] for row in csv.reader(open(run / "predictions" / "t-dev.csv", newline=""))] for run in runs]
-    assert len(found) == 2
-    assert found[0] == found[1]
-    again = call("compare", "r.yaml", "--seeds", "2", "--out", "c", "--json", cwd=tmp_path, capsys=capsys)
-    assert "2 of them finished already" in again.err
-    (tmp_path / "o.yaml").write_text((tmp_path / "r.yaml").read_text().replace("name: carve", "name: o"))
-    other = (tmp_path / "o.yaml").read_text().replace("seed: 7", "seed: 9")
-    (tmp_path / "o.yaml").write_text(other)
-    outcome = call("compare", "r.yaml", "o.yaml", "--seeds", "1", "--out", "d", cwd=tmp_path, capsys=capsys)
-    assert_refused(outcome, 2, "carve: takes another dev split out of task 't' than 'o'")
+def test_seeds_are_compared_on_one_dev_set(tmp_path: Path) -> None:
+    """What `compare` plans, and what it tells the processes that train."""
+    registry, path = build_registry(), recipe(tmp_path)
+    plan = _plan([path], registry, 3, [], tmp_path / "out", None)
+    assert [run.recipe.seed for run in plan["carve"]] == [7, 8, 9]
+    for run in plan["carve"]:
+        assert run.recipe.tasks["t"].dev == Carve(fraction=0.2, seed=7)
+        overrides = [text.removeprefix("--set=") for text in _settings(run.recipe)]
+        assert load_recipe(path, registry, overrides=overrides) == run.recipe
+    for name, dev in (("seeded", "{fraction: 0.2, seed: 9}"), ("filed", "t.csv")):
+        other = recipe(tmp_path, dev, f"{name}.yaml", name=name)
+        with pytest.raises(mtmeta.RecipeError, match=f"carve: takes another dev split out of task 't' than '{name}'"):
+            _plan([path, other], registry, 1, [], tmp_path / "out", None)
+    same = recipe(tmp_path, "{fraction: 0.2, seed: 7}", "same.yaml", name="same", seed="3")
+    assert len(_plan([path, same], registry, 1, [], tmp_path / "out", None)) == 2
 
 
 def test_pairs_in_either_order_are_one_example(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _texts(column: Any) -> list[object]:
     if isinstance(kind, pyarrow.BaseExtensionType):
         column, kind = column.storage, kind.storage_type
     if types.is_nested(kind):
-        return [None if value is None else [] for value in column.is_valid().to_pylist()]
+        return [[] if valid else None for valid in column.is_valid().to_pylist()]
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         column = column.cast(pyarrow.large_binary())  # what claims to be UTF-8 may not be
     elif not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)):
