@@ -112,7 +112,11 @@ def test_bad_rows_are_set_apart_with_their_number(tmp_path: Path) -> None:
     assert file.kinds == {"wrong encoding": 1, "field too long": 1}
     assert [row.line for row in file.rows("list")] == [2]  # a null is an empty field
     assert file.bad[0].reason == "field 'list' is nested, expected text or a number"
-    assert [list(row) for row in DataFile(path).rows()] == [["text", "label"], ["label"], *[["text", "label"]] * 2]
+    assert [list(row) for row in DataFile(path).rows()] == [
+        ["text", "label"],
+        ["list", "label"],
+        *[["text", "label"]] * 2,
+    ]
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
