@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "unnamed index, ids, 0.0 and 1.0, pairs": (
         "t.csv",
-        lines(lambda i: f"{i}\t{i * 977:x}\tis it {i}?\tor is it {i}?\t{i % 2}.0", "\tid\tquestion1\tquestion2\tis_duplicate"),
+        lines(lambda i: f"{i}\t{i * 977:x}\tis it {i}?\tor {i}?\t{i % 2}.0", "\tid\tquestion1\tquestion2\tis_duplicate"),
         {"task": "pair_classification", "text": "question1", "pair": "question2", "labels": 2, "pair_mode": "cross"},
     ),
     "scores of pairs": (
@@ -71,7 +72,7 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "label and its text": (
         "t.jsonl",
-        "".join(json.dumps({"text": f"some words {i}", "label": i % 2, "label_text": "xy"[i % 2]}) + "\n" for i in range(60)),
+        "".join(json.dumps({"text": f"words {i} more", "label": i % 2, "label_text": "x"}) + "\n" for i in range(60)),
         {"task": "classification", "label": "label", "labels": 2},
     ),
     "unbalanced, two classes": (
@@ -197,7 +198,7 @@ def test_the_whole_file_is_looked_at(tmp_path: Path) -> None:
     assert found.columns["text"].mean_words == 3
     at = [row.line - 2 for row in found.sample]
     assert MAX_SAMPLE / 2 <= len(at) <= MAX_SAMPLE
-    assert len({b - a for a, b in zip(at, at[1:], strict=False)}) == 1
+    assert len({b - a for a, b in pairwise(at)}) == 1
     assert at[-1] > count - 100
 
 
@@ -211,7 +212,7 @@ def two(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("algorithm", ["default", "joint", "individual", "reptile", "fomaml"])
+@pytest.mark.parametrize("algorithm", ["default", "individual", "reptile", "fomaml"])
 def test_it_runs_at_once(algorithm: str, two: Path, capsys: Capture) -> None:
     chosen = () if algorithm == "default" else ("--algorithm", algorithm)
     outcome = call(
@@ -227,7 +228,7 @@ def test_it_runs_at_once(algorithm: str, two: Path, capsys: Capture) -> None:
     tasks = json.loads(outcome.out)["tasks"]
     assert [(name, task["metric"], task["examples"]) for name, task in tasks.items()] == [
         ("a", "accuracy", 16),
-        ("b", "pearson", 16),
+        ("b", "pearson", 15),  # three of each fifth
     ]
 
 
@@ -287,25 +288,25 @@ HUGE = "w " * 100_000
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "t.csv: no examples"),
     "header": (b"text,label\n", "t.csv: no examples"),
-    "one column": (b"text\na b c\nd e f\n", "t.csv: one column, text, but a task needs a text and a label; columns are"),
-    "one class": (lines(lambda i: f"some text {i},pos", "text,label").encode(), "all 60 labels in column 'label' are 'pos'"),
-    "one number": (lines(lambda i: f"some text {i},1.5", "text,score").encode(), "all labels in column 'score' are 1.5"),
+    "one column": (b"text\na b c\nd e f\n", "t.csv: one column, text, but a task needs a text and a label"),
+    "one class": (lines(lambda i: f"text {i},pos", "text,label").encode(), "all 60 labels in column 'label' are 'pos'"),
+    "one number": (lines(lambda i: f"text {i},1.5", "text,score").encode(), "all labels in column 'score' are 1.5"),
     "no label": (
         lines(lambda i: f"some text {i},{i * 7919 % 65521:05x}", "text,uid").encode(),
         "no column looks like a label (beside the text: uid)",
     ),
     "no text": (lines(lambda i: f"{i},{i % 2}", "n,label").encode(), "no column looks like text: n (1.0 words a row)"),
-    "no classes": (lines(lambda i: f"some text {i},c{i}", "text,label").encode(), "60 different labels in 60 rows of column 'label'"),
+    "no classes": (lines(lambda i: f"text {i},c{i}", "text,label").encode(), "60 different labels in 60 rows of"),
     "no header": (
         lines(lambda i: f"some text {i},{'ab'[i % 2]}", "another text,a").encode(),
-        "t.csv:1: 'a' looks like data, not like the name of a column; put a line of names such as 'text,label' before it",
+        "t.csv:1: 'a' looks like data, not like the name of a column; put a line of names such as",
     ),
-    "no header, twice a value": (b"0\ta b c\t0\n1\td e f\t1\n", "column '0' appears 2 times; rename one, or put a line"),
+    "no header, twice a value": (b"0\ta b c\t0\n1\td e f\t1\n", "column '0' appears 2 times; rename one, or put"),
     "binary": (bytes(range(128, 256)) * 50, "t.csv:1: byte 0x80 is not UTF-8"),
     "wide": (f"text,label\n{HUGE},1\n{HUGE},0\n".encode(), "t.csv:2: field 'text' has 200000 characters (limit 131072"),
     "UTF-16": ("text,label\na b,1\n".encode("utf-16"), "t.csv: UTF-16 or UTF-32 text; save the file as UTF-8"),
-    "few rows": (b"text,label\na b,x\nc d,y\ne f,x\ng h,y\n", "4 usable rows are too few to take a dev split out of; give a dev file"),
-    "many columns": ((",".join(f"c{i}" for i in range(1001)) + "\n" + ",".join("x" * 1001) + "\n").encode(), "more than 1000 columns"),
+    "few rows": (b"text,label\na b,x\nc d,y\ne f,x\ng h,y\n", "4 usable rows are too few to take a dev split out of"),
+    "many columns": (",".join(f"c{i}" for i in range(1001)).encode() + b"\n" + b"," * 1000, "more than 1000 columns"),
 }  # fmt: skip
 
 
@@ -334,7 +335,7 @@ def test_files_that_are_no_task(what: str, tmp_path: Path, capsys: Capture) -> N
         (("--task", "t=good.csv", "--backbone", "./no"), 4, "./no: no such folder"),
         (("--task", "t=good.csv", "--columns", "t=text"), 2, "expected NAME=TEXT,LABEL or NAME=TEXT,PAIR,LABEL"),
         (("--task", "t=good.csv", "--columns", "u=text,label"), 2, "--columns: names no task: 'u'"),
-        (("--task", "t=good.csv", "--columns", "t=text,lable"), 2, "no column 'lable'; columns are: text, label; did you"),
+        (("--task", "t=good.csv", "--columns", "t=text,lable"), 2, "no column 'lable'; columns are: text, label; did"),
         (("--task", "t=good.csv", "--data-root", "no"), 0, ""),
     ],
 )  # fmt: skip
