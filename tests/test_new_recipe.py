@@ -47,7 +47,7 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "unnamed index, ids, 0.0 and 1.0, pairs": (
         "t.csv",
-        lines(lambda i: f"{i}\t{i * 977:x}\tis it {i}?\tor {i}?\t{i % 2}.0", "\tid\tquestion1\tquestion2\tis_duplicate"),
+        lines(lambda i: f"{i}\t{i * 977:x}\tis it {i}?\tor {i}\t{i % 2}.0", "\tid\tquestion1\tquestion2\tis_duplicate"),
         {"task": "pair_classification", "text": "question1", "pair": "question2", "labels": 2, "pair_mode": "cross"},
     ),
     "scores of pairs": (
