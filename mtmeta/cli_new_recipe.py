@@ -36,7 +36,8 @@ def recipe(
     json_: Json = False,
 ) -> None:
     """Look at data files and write a commented recipe for them; says what was guessed, and why."""
-    from mtmeta.core.draft import describe, draft_recipe, parse_columns, parse_tasks, report
+    from mtmeta.core.draft import draft_recipe, parse_columns, parse_tasks
+    from mtmeta.core.draft_view import describe, report
     from mtmeta.core.registry import build_registry
 
     draft = draft_recipe(

@@ -10,8 +10,8 @@ Shapes: `N` examples, `T` texts an example.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from pydantic import Field
 
 from mtmeta.core.rng import derive
 
-__all__ = ["Carve", "carved", "carved_digest", "example_hashes", "mix"]
+__all__ = ["Carve", "carved", "carved_digest", "carvings", "example_hashes", "seeded"]
 
 Hashes = NDArray[np.uint64]
 
@@ -38,7 +38,7 @@ class Carve:
     """Seed of the choice; default: the recipe's."""
 
 
-def mix(values: Hashes) -> Hashes:
+def _mix(values: Hashes) -> Hashes:
     """A bijection of 64-bit numbers that looks random (the finaliser of SplitMix64, Steele et al. 2014)."""
     made = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     made = (made ^ (made >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -47,7 +47,7 @@ def mix(values: Hashes) -> Hashes:
 
 def example_hashes(texts: Hashes) -> Hashes:
     """One hash [N] of the texts of each example [N, T], in whatever order they stand."""
-    return mix(texts).sum(axis=1, dtype=np.uint64) if texts.shape[1] > 1 else texts[:, 0]
+    return _mix(texts).sum(axis=1, dtype=np.uint64) if texts.shape[1] > 1 else texts[:, 0]
 
 
 def carved(texts: Hashes, strata: NDArray[np.int64], carve: Carve) -> NDArray[np.bool_]:
@@ -58,7 +58,7 @@ def carved(texts: Hashes, strata: NDArray[np.int64], carve: Carve) -> NDArray[np
     """
     start = np.uint64(derive(carve.seed or 0, "dev"))
     members, hashes = _groups(texts, carve.together)
-    keys = mix(hashes ^ start)  # of every group
+    keys = _mix(hashes ^ start)  # of every group
     sizes, found = np.bincount(members, minlength=len(keys)), np.full(len(keys), np.iinfo(np.int64).max)
     np.minimum.at(found, members, strata)  # a group counts where its least stratum is
     chosen = np.zeros(len(keys), dtype=bool)
@@ -73,7 +73,7 @@ def _groups(texts: Hashes, together: str) -> tuple[NDArray[np.int64], Hashes]:
     """The group [N] that each example is in, and a hash of each group."""
     if together == "none":
         places = np.arange(len(texts), dtype=np.uint64)
-        return np.arange(len(texts)), example_hashes(texts) ^ mix(places + np.uint64(1))
+        return np.arange(len(texts)), example_hashes(texts) ^ _mix(places + np.uint64(1))
     if together == "example" or texts.shape[1] == 1:
         hashes, members = np.unique(example_hashes(texts), return_inverse=True)
         return members.astype(np.int64), hashes
@@ -110,3 +110,18 @@ def carved_digest(sha256: str, carve: Carve, rows: NDArray[np.int64]) -> str:
     found: Any = hashlib.sha256(f"{sha256} {sorted(asdict(carve).items())} ".encode())
     found.update(rows.astype("<i8").tobytes())
     return str(found.hexdigest())
+
+
+def seeded(task: Any, seed: int) -> Any:
+    """A task, with the recipe's seed for a dev split that names none of its own."""
+    if task is None or not isinstance(task.dev, Carve) or task.dev.seed is not None:
+        return task
+    return replace(task, dev=replace(task.dev, seed=seed))
+
+
+def carvings(tasks: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:
+    """What the lock says under `carved`: of each such dev split from what, how, and how many `rows`; nothing if there
+    is none."""
+    taken = [(name, task) for name, task in tasks.items() if isinstance(task.dev, Carve) and name in rows]
+    found = {name: {"from": task.train, **asdict(task.dev), "rows": rows[name]} for name, task in taken}
+    return {"carved": found} if found else {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from mtmeta.core.blame import blame
 from mtmeta.core.columns import Look, check_header, look
 from mtmeta.core.contracts import Backbone
 from mtmeta.core.disk import write_file
-from mtmeta.core.draft_text import recipe_text, scalar
+from mtmeta.core.draft_text import recipe_text
 from mtmeta.core.errors import DataError, MtmetaError, RecipeError, UsageError, did_you_mean, quote, raise_all, safe
 from mtmeta.core.guess import Choice, TaskGuess, guess_task
 from mtmeta.core.recipe import TASK_NAME, check_text
@@ -24,7 +24,7 @@ from mtmeta.core.roles import Roles, find_roles
 from mtmeta.core.texts import LoadedTokenizer
 from mtmeta.core.validation import convert
 
-__all__ = ["Draft", "describe", "draft_recipe", "parse_columns", "parse_tasks", "report"]
+__all__ = ["Draft", "draft_recipe", "parse_columns", "parse_tasks"]
 
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 BUDGET = 1_000_000  # tokens through the encoder: some minutes on two cores for the encoder inside the package
@@ -279,9 +279,6 @@ def _name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-")[:100] or "recipe"
 
 
-# ------------------------------------------------------------------------------------------------------------- report
-
-
 def parse_columns(given: Sequence[str]) -> dict[str, list[str]]:
     """The columns of each `NAME=TEXT[,PAIR],LABEL`. Raises UsageError."""
     found = {}
@@ -292,26 +289,3 @@ def parse_columns(given: Sequence[str]) -> dict[str, list[str]]:
             raise UsageError(f"--columns {quote(text)}", "expected NAME=TEXT,LABEL or NAME=TEXT,PAIR,LABEL")
         found[name] = parts
     return found
-
-
-def report(path: Path, draft: Draft) -> Iterator[str]:
-    """Lines on what was guessed, and why."""
-    for task in draft.tasks:
-        yield f"{task.name}:"
-        for choice in task.choices:
-            yield f"  {choice.key}: {safe(scalar(choice.value), 100)}  ({safe(choice.why, 200)})"
-        yield from (f"  {safe(note, 300)}" for note in task.notes)
-    for choice in draft.settings:
-        yield f"{choice.key}: {scalar(choice.value)}  ({safe(choice.why, 200)})"
-    shown = safe(str(path), 200)
-    yield f"wrote {shown}; look at it, then: mtmeta validate --data {shown}, mtmeta run {shown}"
-
-
-def describe(path: Path, draft: Draft) -> dict[str, Any]:
-    """The same for `--json`."""
-
-    def plain(choices: Sequence[Choice]) -> dict[str, Any]:
-        return {choice.key: {"value": choice.value, "why": choice.why} for choice in choices}
-
-    tasks = {task.name: {"options": plain(task.choices), "notes": list(task.notes)} for task in draft.tasks}
-    return {"recipe": str(path), "tasks": tasks, "settings": plain(draft.settings)}

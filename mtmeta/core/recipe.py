@@ -14,7 +14,7 @@ from typing import Any
 
 from mtmeta.core import strict_yaml
 from mtmeta.core.blame import blame
-from mtmeta.core.carve import Carve
+from mtmeta.core.carve import seeded
 from mtmeta.core.contracts import SAMPLE, Algorithm, Task
 from mtmeta.core.errors import MtmetaError, RecipeError, choose, did_you_mean, quote, raise_all
 from mtmeta.core.optim import OptimizerOptions
@@ -108,7 +108,7 @@ class _Reader:
             "checkpoint": self.section(CheckpointOptions, data, "checkpoint"),
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
-        parts["tasks"] = {name: _seeded(task, parts["seed"]) for name, task in parts["tasks"].items()}
+        parts["tasks"] = {name: seeded(task, parts["seed"]) for name, task in parts["tasks"].items()}
         self._check_together(parts)
         raise_all(self.source.problems)
         return Recipe(**parts)
@@ -302,10 +302,3 @@ def _default(data: Mapping[str, Any], key: str, default: str) -> Any:
     """What the recipe says; null is as good as nothing."""
     value = data.get(key)
     return default if value is None else value
-
-
-def _seeded(task: Any, seed: int) -> Any:
-    """The task, with the recipe's seed for a dev split that names none of its own."""
-    if task is None or not isinstance(task.dev, Carve) or task.dev.seed is not None:
-        return task
-    return dataclasses.replace(task, dev=dataclasses.replace(task.dev, seed=seed))

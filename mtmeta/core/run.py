@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.budget import share_of, steps_on_budget
-from mtmeta.core.carve import Carve
+from mtmeta.core.carve import carvings
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, overlap, subset
 from mtmeta.core.disk import disk_errors, write_file
@@ -126,17 +125,8 @@ class _Training(Session):
         """What pins this run down, to be written or compared."""
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
         made = make_lock(self.recipe, self.registry, hashes, self.backbone, self.device, self.precision)
-        if carved := self._carved():
-            made["carved"] = carved
-        return made
-
-    def _carved(self) -> dict[str, Any]:
-        """Of each dev split that was taken out of its training file: from what, how, and how many rows."""
-        found = {}
-        for name, task in self.recipe.tasks.items():
-            if isinstance(task.dev, Carve) and (data := self.datasets.get((name, "dev"))) is not None:
-                found[name] = {"from": task.train, **asdict(task.dev), "rows": len(data)}
-        return found
+        rows = {name: len(data) for (name, split), data in self.datasets.items() if split == "dev"}
+        return made | carvings(self.recipe.tasks, rows)
 
     def run(self, continued: bool) -> dict[str, Any]:
         """Train every group, then score the best weights."""
