@@ -15,6 +15,7 @@ from commands import assert_refused, call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from test_data import letters
 
 import mtmeta
@@ -258,6 +259,16 @@ def test_the_recipe_seeds_it_and_comes_back_the_same(tmp_path: Path) -> None:
     pinned = load_recipe(recipe(tmp_path, "{fraction: 0.2, seed: 7}", "p.yaml"), registry, environ={})
     assert digest(pinned) == digest(made)
     assert load_recipe(path, registry, overrides=["seed=8", "tasks.t.dev.seed=7"], environ={}).tasks == made.tasks
+
+
+def test_the_schema_of_a_task_has_it() -> None:
+    """What an editor is told: a file name, a share with its limits, or null."""
+    schema = TypeAdapter(ClassificationTask).json_schema()
+    kinds = schema["properties"]["dev"]["anyOf"]
+    assert [kind.get("type", kind.get("$ref")) for kind in kinds] == ["string", "#/$defs/Carve", "null"]
+    fraction = schema["$defs"]["Carve"]["properties"]["fraction"]
+    assert (fraction["exclusiveMinimum"], fraction["exclusiveMaximum"]) == (0, 1)
+    assert schema["$defs"]["Carve"]["required"] == ["fraction"]
 
 
 def weights_of(run: Path) -> str:
