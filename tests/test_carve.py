@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from mtmeta.core.cache import Cache
 from mtmeta.core.carve import Carve, carved
 from mtmeta.core.compare import _plan, _settings
 from mtmeta.core.data import Dataset, load_split, overlap, subset
+from mtmeta.core.examples import write_examples
 from mtmeta.core.options import DataOptions
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
@@ -192,6 +194,25 @@ def test_the_cache_holds_the_whole_file_once(tmp_path: Path) -> None:
             assert sequences(kept) == sequences(fresh)
             assert kept.sha256 == fresh.sha256
     assert len([path for path in (tmp_path / "cache").iterdir() if path.name.startswith("tokens-")]) == 1
+
+
+def test_a_file_that_is_not_kept_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train and the dev split taken out of it come from one reading, but not those of a later run."""
+    single(tmp_path)
+    reading: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        reading.append(1)
+        return write_examples(*arguments, **options)
+
+    monkeypatch.setattr("mtmeta.core.data.write_examples", counted)
+    task = ClassificationTask(train="t.csv", dev=Carve(fraction=0.1, seed=5), labels=("a", "b", "c"))
+    cache = Cache(None)
+    first = splits(tmp_path, task, cache)
+    assert len(reading) == 1
+    again = splits(tmp_path, task, cache)
+    assert len(reading) == 2
+    assert [[*data.ids] for data in first] == [[*data.ids] for data in again]
 
 
 def test_what_cannot_be_divided(tmp_path: Path) -> None:

@@ -123,8 +123,14 @@ def load_split(
             f"task '{name}'", f"has no {split} file; add '{split}:' to the recipe or pass --file {name}=PATH"
         )
     if path is None and isinstance(task.dev, Carve) and split in ("train", "dev"):
-        whole = load_split(name, replace(task, dev=None), "train", options, root, backbone, cache=cache)
-        return _carve(whole, task.dev, split)
+        bare = replace(task, dev=None)
+        asked, held = (bare, options, root), cache.held
+        whole = held[1] if held and held[0] == asked else None
+        if whole is None:
+            whole = load_split(name, bare, "train", options, root, backbone, cache=cache)
+        # dev is asked for right after train, and nothing keeps a file that has no key
+        cache.held = (asked, whole) if split == "train" and cache is not UNCACHED else None
+        return _carve(replace(whole, task=name), task.dev, split)
     strict = options.on_bad_rows == "error"
     if given == SAMPLE:
         with blame(task, "task"):

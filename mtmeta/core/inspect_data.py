@@ -36,12 +36,7 @@ def load_texts(recipe: Recipe) -> LoadedBackbone | LoadedTokenizer:
         return recipe.backbone.load_tokenizer() or recipe.backbone.load(recipe.seed)
 
 
-def inspect(
-    recipe: Recipe,
-    *,
-    warn: Callable[[str], None] = lambda text: None,
-    progress: Callable[[str], None] = lambda text: None,
-) -> tuple[Facts, list[MtmetaError]]:
+def inspect(recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None) -> tuple[Facts, list[MtmetaError]]:
     """Facts on every file of a recipe, by task and split, and what makes files unusable.
 
     A file that cannot be read, or has bad rows that the recipe does not skip, is one of the problems; all others are
@@ -61,7 +56,6 @@ def inspect(
             except MtmetaError as error:
                 problems.setdefault(str(error), error)
                 continue
-            progress(f"{name} {split}: {len(data):,} rows")
             if data.skipped and recipe.data.on_bad_rows == "error":
                 refusal = bad_rows(data.file, data.bad, data.skipped)
                 problems.setdefault(str(refusal), refusal)
