@@ -14,14 +14,14 @@ import typer
 
 from mtmeta.cli_complete import VARIABLE, answer
 from mtmeta.cli_new import new
-from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
+from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, warn
 from mtmeta.cli_parts import plugins, show
 from mtmeta.cli_recipes import recipes
 from mtmeta.cli_run import run
 from mtmeta.cli_shell import completion, schema
 from mtmeta.cli_study import adapt, compare, report, runs
 from mtmeta.cli_validate import validate
-from mtmeta.core.errors import MtmetaError, Problems, Stopped, UsageError, quote, raise_all, safe
+from mtmeta.core.errors import MtmetaError, Problems, Stopped, UsageError, quote
 from mtmeta.core.foreign import unforeseen, usage_error
 
 __all__ = ["app", "main"]
