@@ -10,6 +10,7 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
+from mtmeta.core.carve import Carve
 from mtmeta.core.contracts import (
     Algorithm,
     Backbone,
@@ -19,6 +20,7 @@ from mtmeta.core.contracts import (
     InnerState,
     Inputs,
     LoadedBackbone,
+    LoadedTokenizer,
     Metric,
     NonNegativeFloat,
     PairTask,
@@ -94,6 +96,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "Binary",
+    "Carve",
     "CheckpointError",
     "Classification",
     "CosineHead",
@@ -113,6 +116,7 @@ __all__ = [
     "Learner",
     "LinearHead",
     "LoadedBackbone",
+    "LoadedTokenizer",
     "MLPHead",
     "MachineError",
     "Metric",

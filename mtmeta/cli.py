@@ -15,13 +15,14 @@ import typer
 from mtmeta.cli_complete import VARIABLE, answer
 from mtmeta.cli_export import export
 from mtmeta.cli_new import new
-from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
+from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, warn
 from mtmeta.cli_parts import plugins, show
 from mtmeta.cli_recipes import recipes
 from mtmeta.cli_run import run
 from mtmeta.cli_shell import completion, schema
 from mtmeta.cli_study import adapt, compare, report, runs
-from mtmeta.core.errors import MtmetaError, Problems, Stopped, UsageError, quote, raise_all, safe
+from mtmeta.cli_validate import validate
+from mtmeta.core.errors import MtmetaError, Problems, Stopped, UsageError, quote
 from mtmeta.core.foreign import unforeseen, usage_error
 
 __all__ = ["app", "main"]
@@ -65,46 +66,7 @@ def common(
 app.command()(run)
 
 
-@app.command()
-def validate(
-    recipes: Annotated[
-        list[Path],
-        typer.Argument(metavar="RECIPE", help="YAML files, or names of `mtmeta recipes`.", show_default=False),
-    ],
-    set_: Set = None,
-    data_root: DataRoot = None,
-    data: Annotated[bool, typer.Option("--data", help="Read the data files too and report on them.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="With --data: what is doubtful is an error.")] = False,
-    no_plugin: NoPlugin = None,
-) -> None:
-    """Check recipes without training.
-
-    All problems of a recipe come at once, with file, line and column. With --data its data files are read, too: labels,
-    duplicates, overlap of train and dev, lengths.
-
-    \b
-    Examples:
-      mtmeta validate my.yaml
-      mtmeta validate my.yaml --data --data-root DATA
-    """
-    from mtmeta.core.recipe import load_recipe
-    from mtmeta.core.registry import build_registry
-
-    registry = build_registry(block=no_plugin or [], warn=warn)
-    problems: list[MtmetaError] = []
-    for path in recipes:
-        try:
-            recipe = load_recipe(path, registry, overrides=set_ or [], data_root=data_root)
-            if data:
-                from mtmeta.core.inspect_data import report
-
-                for line in report(recipe, strict=strict, warn=warn):
-                    print(line)
-        except MtmetaError as error:
-            problems.append(error)
-        else:
-            print(f"{safe(str(path))}: ok")
-    raise_all(problems)
+app.command()(validate)
 
 
 app.command()(plugins)
@@ -213,8 +175,8 @@ def predict(
     )
 
 
-app.add_typer(recipes, name="recipes")
 app.add_typer(new, name="new")
+app.add_typer(recipes, name="recipes")
 app.command()(compare)
 app.command()(report)
 app.command()(adapt)

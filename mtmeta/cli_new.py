@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mtmeta.cli_new_recipe import recipe
 from mtmeta.cli_options import NoPlugin, say, warn
 
 __all__ = ["new"]
@@ -37,6 +38,9 @@ def algorithm(
 ) -> None:
     """Write a package with an algorithm of your own, whose tests pass at once."""
     _package("algorithm", name, kind, out, no_plugin)
+
+
+new.command()(recipe)
 
 
 def _package(what: str, name: str, kind: str | None, out: Path | None, no_plugin: list[str] | None) -> None:

@@ -52,7 +52,7 @@ QUOTE = 'x\t"a\tb\tneutral\n' + ROWS
 DATA: list[tuple[int, str, bytes | None, tuple[str, ...]]] = [
     (24, "tarin.tsv", None, ("data/tarin.tsv: no such file; did you mean 'train.tsv'?",)),
     (24, "nowhere/x.tsv", None, ("data/nowhere/x.tsv: no such file; check the path",)),
-    (24, "../data", None, ("data: is a directory, expected CSV, TSV or JSONL",)),
+    (24, "../data", None, ("data: is a directory, expected CSV, TSV, JSONL or Parquet",)),
     (25, "x.tsv", b"", ("data/x.tsv: no examples",)),
     (25, "x.tsv", HEADER.encode(), ("data/x.tsv: no examples",)),
     (26, "x.tsv", (HEADER.replace("sentence2", "sentnce2") + ROWS).encode(), ("no column 'sentence2'; columns are",)),

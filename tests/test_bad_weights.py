@@ -157,7 +157,7 @@ def test_weights_in_a_process_of_its_own(bert: Path, tmp_path: Path) -> None:
         (folder / f"{row}.yaml").write_text(SMALL.replace("weights: tiny", f"weights: ./w{row}"))
     shutil.copytree(bert, folder / "good")
     (folder / "good.yaml").write_text(SMALL.replace("weights: tiny", "weights: ./good"))
-    outcome = command("validate", "--data", *(f"{row}.yaml" for row in rows), "good.yaml", cwd=folder)
+    outcome = command("validate", "--data", "--weights", *(f"{row}.yaml" for row in rows), "good.yaml", cwd=folder)
     assert outcome.code == 4
     assert outcome.out.endswith("good.yaml: ok\n")
     assert outcome.err.count("\n") == len(outcome.errors) == len(rows), outcome.err

@@ -35,7 +35,7 @@ from mtmeta.plugins.backbones.wordpiece import WordPiece
 
 FEW, MANY = 40, 20_000
 VALIDATE = ("validate", "--data", "small.yaml")
-WEIGHTS = (*VALIDATE, "--set", "backbone.weights=./w", "--set", "backbone.max_length=8")
+WEIGHTS = (*VALIDATE, "--weights", "--set", "backbone.weights=./w", "--set", "backbone.max_length=8")
 RESUME = ("run", "small.yaml", "--out", "out", "--set", "reporters=[jsonl]", "--set", "checkpoint.every=1")
 
 

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def validate(folder: Path, capsys: Capture) -> Outcome:
     sets = ("--set", "backbone.weights=./w", "--set", "backbone.max_length=8")
-    return call("validate", "--data", "r.yaml", *sets, cwd=folder, capsys=capsys)
+    return call("validate", "--data", "--weights", "r.yaml", *sets, cwd=folder, capsys=capsys)
 
 
 def assert_plain(outcome: Outcome) -> None:

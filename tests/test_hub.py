@@ -109,7 +109,7 @@ def online(folder: Path, hub: Hub) -> dict[str, str]:
 def validate(folder: Path, hub: Hub, weights: str) -> Outcome:
     text = (folder / "r.yaml").read_text()
     (folder / "w.yaml").write_text(text.replace("weights: tiny", f"weights: {weights}"))
-    return command("validate", "--data", "w.yaml", cwd=folder, env=online(folder, hub))
+    return command("validate", "--data", "--weights", "w.yaml", cwd=folder, env=online(folder, hub))
 
 
 def test_a_pinned_repository_is_fetched_once(hub: Hub, tmp_path: Path) -> None:

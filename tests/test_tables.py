@@ -493,11 +493,11 @@ def test_a_missing_file(tmp_path: Path) -> None:
         (tmp_path / "tarin.tsv", "no such file; did you mean 'train.tsv'?"),
         (tmp_path / "zzz", "no such file; check the path"),
         (tmp_path / "nowhere" / "train.tsv", "no such file; check the path"),
-        (tmp_path, "is a directory, expected CSV, TSV or JSONL"),
+        (tmp_path, "is a directory, expected CSV, TSV, JSONL or Parquet"),
         (tmp_path / "train.tsv" / "x", "cannot be read (Not a directory)"),
         (tmp_path / ("x" * 5000), "cannot be read (File name too long)"),
         (tmp_path / "a\0b", "cannot be read (not a valid path)"),
-        (Path(os.devnull), "is not a file, expected CSV, TSV or JSONL"),
+        (Path(os.devnull), "is not a file, expected CSV, TSV, JSONL or Parquet"),
     ]:
         for use in (lambda file: list(file.rows("text")), DataFile.columns, DataFile.sha256):
             with pytest.raises(DataError) as caught:
@@ -518,20 +518,20 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.csv")
-    with pytest.raises(DataError, match=r"a\.csv: is not a file, expected CSV, TSV or JSONL$"):
+    with pytest.raises(DataError, match=r"a\.csv: is not a file, expected CSV, TSV, JSONL or Parquet$"):
         DataFile(tmp_path / "a.csv").columns()
 
 
 def test_compressed_files(tmp_path: Path) -> None:
     table = HEADER + b"a\t1\n"
     assert fails(tmp_path / "data.csv", gzip.compress(table)) == (
-        "data.csv: a gzip file, expected CSV, TSV or JSONL; unpack it first"
+        "data.csv: a gzip file, expected CSV, TSV, JSONL or Parquet; unpack it first"
     )
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.writestr("../../.bashrc", table)
     content = (tmp_path / "data.zip").read_bytes()
     for name in ("data.csv", "data.jsonl", "data.zip"):
-        expected = f"{name}: a zip archive, expected CSV, TSV or JSONL; unpack it first"
+        expected = f"{name}: a zip archive, expected CSV, TSV, JSONL or Parquet; unpack it first"
         assert fails(tmp_path / name, content) == expected
 
 

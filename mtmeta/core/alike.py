@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mtmeta.core.carve import Carve
 from mtmeta.core.errors import DataError, RecipeError, quote, safe
 from mtmeta.core.options import Recipe
 from mtmeta.core.resolved import describe
@@ -48,6 +49,10 @@ class Planned:
 # -------------------------------------------------------------------------------------------------------- refused
 
 
+def _splits(recipe: Recipe) -> tuple[str, str]:
+    return recipe.evaluation.select_on, recipe.evaluation.report_on
+
+
 def check_alike(recipes: Sequence[Recipe]) -> None:
     """Raise RecipeError unless all measure the same: tasks, what is read and predicted in each, metrics, splits."""
     one = recipes[0]
@@ -62,6 +67,11 @@ def check_alike(recipes: Sequence[Recipe]) -> None:
                 what = f"{verb} {splits[0]}, {who} on {splits[1]}; --set evaluation.{key}={splits[0]}"
                 raise RecipeError(one.name, what)
         for name, task in one.tasks.items():
+            taken = task.dev, other.tasks[name].dev
+            used = {*_splits(one), *_splits(other)}
+            if taken[0] != taken[1] and "dev" in used and any(isinstance(dev, Carve) for dev in taken):
+                what = f"takes another dev split out of task {quote(name)} than {who}; give both the same"
+                raise RecipeError(one.name, f"{what} 'dev: {{fraction: ..., seed: ...}}'")
             primary = task.metrics[0], other.tasks[name].metrics[0]
             if primary[0] != primary[1]:
                 what = f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}"

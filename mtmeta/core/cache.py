@@ -125,6 +125,8 @@ class Cache:
 
     def __init__(self, root: Path | None, warn: Callable[[str], None] = lambda text: None) -> None:
         self.root = root
+        self.held: tuple[Any, Any] | None = None
+        """What was asked for last and is asked for once more at once, and the answer."""
         self._warn = warn
 
     @classmethod

@@ -6,19 +6,20 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mtmeta.core.contracts import LoadedBackbone, Task
+from mtmeta.core.contracts import LoadedBackbone, LoadedTokenizer, Task
 from mtmeta.core.tables import DataFile
 
 __all__ = ["cache_key"]
 
-FORMAT = 1  # of the arrays; raise it when core makes others of the same file
-READERS = ("examples.py", "tables.py", "tokens.py")  # of core; the version says enough but to its developers
+FORMAT = 2  # of the arrays; raise it when core makes others of the same file
+# of core; the version says enough but to its developers
+READERS = ("examples.py", "fields.py", "kinds.py", "parquet.py", "tables.py", "tokens.py")
 
 
-def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone) -> str | None:
+def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone | LoadedTokenizer) -> str | None:
     """The key, or None where something that decides the arrays cannot be named, so that nothing may be kept.
 
     The file counts by its bytes (`sha256`) and its name, which says how it is written; the task by its class, the
@@ -34,6 +35,7 @@ def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone)
     parts = [
         *(FORMAT, version("mtmeta"), version("tokenizers")),
         *(sha256, file.path.name, file.dialect),
+        *([_installed("pyarrow")] if file.is_parquet else []),
         *(task.name, task.inputs, task.objective, options),
         *(backbone.max_length, tokenizer.prefix, tokenizer.middle, tokenizer.suffix),
         [(name, hashlib.sha256(data).hexdigest()) for name, data in vocabulary.items()],
@@ -69,3 +71,10 @@ def _sources(kind: type) -> Iterator[str]:
             yield f"{each.name} {hashlib.sha256(each.read_bytes()).hexdigest()}"
     except OSError:
         return
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # whoever reads the file says so
+        return ""

@@ -12,6 +12,7 @@ from typing import Any
 
 from mtmeta.core.alike import Planned, check_alike, check_data
 from mtmeta.core.blame import blame
+from mtmeta.core.carve import Carve
 from mtmeta.core.comparison import baseline_of, comparison
 from mtmeta.core.contracts import SAMPLE, Task
 from mtmeta.core.errors import (
@@ -71,7 +72,7 @@ def compare(
     runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # of the first seed first
     waiting = {run.folder.path: run for run in runs if not _is_finished(run)}
     todo = [
-        Job(run.label, path, [_file(run.path), *arguments, f"--set=seed={run.recipe.seed}"], _threads(run))
+        Job(run.label, path, [_file(run.path), *arguments, *_settings(run.recipe)], _threads(run))
         for path, run in waiting.items()
     ]
     say(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already, in {out}")
@@ -107,7 +108,8 @@ def _plan(
             first = load_recipe(path, registry, overrides=overrides, data_root=data_root)
             made = [first]
             for seed in range(first.seed + 1, first.seed + seeds):
-                made.append(load_recipe(path, registry, overrides=[*overrides, f"seed={seed}"], data_root=data_root))
+                these = [*overrides, f"seed={seed}", *_same_carving(first)]
+                made.append(load_recipe(path, registry, overrides=these, data_root=data_root))
             if first.name in plan:
                 what = f"has the name {quote(first.name)} of another recipe; give each a 'name:' of its own"
                 raise RecipeError(str(path), what)
@@ -120,6 +122,16 @@ def _plan(
     raise_all(list(problems.values()))
     check_alike([row[0].recipe for row in plan.values()])
     return plan
+
+
+def _same_carving(recipe: Recipe) -> list[str]:
+    """Overrides that give a recipe with another seed the dev splits of this one: seeds are compared on one dev set."""
+    carved = [(name, task.dev) for name, task in recipe.tasks.items() if isinstance(task.dev, Carve)]
+    return [f"tasks.{name}.dev.seed={carve.seed}" for name, carve in carved]
+
+
+def _settings(recipe: Recipe) -> list[str]:
+    return [f"--set={text}" for text in (f"seed={recipe.seed}", *_same_carving(recipe))]
 
 
 def _file(path: str | Path) -> str:
@@ -167,6 +179,8 @@ def _files(recipe: Recipe) -> Iterator[tuple[str, Path | None, Task]]:
     for name, task in recipe.tasks.items():
         for split in dict.fromkeys(("train", recipe.evaluation.select_on, recipe.evaluation.report_on)):
             given = getattr(task, split)
+            if isinstance(given, Carve):
+                continue  # what is taken out of the training file is as that is
             yield f"{name}-{split}", None if given == SAMPLE else Path(recipe.data_root) / given, task
 
 

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from mtmeta.core.carve import Carve
 from mtmeta.core.errors import DataError, PluginError, RecipeError
 from mtmeta.core.tables import DataFile, Dialect
+from mtmeta.core.texts import LoadedTokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +34,7 @@ __all__ = [
     "SAMPLE",
     "Algorithm",
     "Backbone",
+    "Carve",
     "Component",
     "Draw",
     "Example",
@@ -39,6 +42,7 @@ __all__ = [
     "InnerState",
     "Inputs",
     "LoadedBackbone",
+    "LoadedTokenizer",
     "Metric",
     "NonNegativeFloat",
     "PairTask",
@@ -91,8 +95,9 @@ class Task(Component):
 
     train: str
     """Training file, relative to data_root, or `sample` for the sample data set."""
-    dev: str | None = None
-    """Development file, for selection and reports."""
+    dev: str | Carve | None = None
+    """Development file, for selection and reports, or {fraction: 0.1} to take it out of the training file
+    (with `together: example`, `sentence` or `none`, and a `seed` of its own: what may not stand on both sides)."""
     test: str | None = None
     """Test file; only ever reported."""
     batch_size: PositiveInt = 32
@@ -197,22 +202,6 @@ class Algorithm(Component):
 # -------------------------------------------------------------------------------------------------------- backbones
 
 
-class Tokenizer(Protocol):
-    """Text to token ids, without special tokens; those stand in `prefix`, `middle` and `suffix`.
-
-    One text becomes `prefix + a + suffix`, a pair in one sequence `prefix + a + middle + b + suffix`. If it has them,
-    `size` (one more than the largest id) lets ids be stored in two bytes, and `encode_flat(texts)` gives the ids of
-    all texts as one int64 array [S], and the lengths of the texts [N].
-    """
-
-    prefix: tuple[int, ...]
-    middle: tuple[int, ...]
-    suffix: tuple[int, ...]
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, untruncated."""
-
-
 @dataclass(frozen=True)
 class LoadedBackbone:
     """An encoder with its weights, its tokenizer, and the small files that rebuild both."""
@@ -237,6 +226,11 @@ class Backbone(Component):
     def load(self, seed: int) -> LoadedBackbone:
         """The encoder with its weights; `seed` initialises what has none."""
         raise NotImplementedError(f"backbone {self.name!r} cannot load")
+
+    def load_tokenizer(self) -> LoadedTokenizer | None:
+        """The tokenizer that `load` gives, without the encoder and without PyTorch, for whoever only looks at data;
+        None: only `load` has it."""
+        return None
 
     def restore(self, folder: Path) -> LoadedBackbone:
         """The same encoder from `LoadedBackbone.files` in `folder`; weights are filled in from a checkpoint."""

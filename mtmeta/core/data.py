@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from mtmeta.core.blame import blame
 from mtmeta.core.cache import Cache, Entry, Writer, in_memory
 from mtmeta.core.cache_key import cache_key
-from mtmeta.core.contracts import SAMPLE, Example, LoadedBackbone, Task
+from mtmeta.core.carve import Carve, carved, carved_digest, example_hashes
+from mtmeta.core.contracts import SAMPLE, Example, LoadedBackbone, LoadedTokenizer, Task
 from mtmeta.core.errors import DataError, quote
 from mtmeta.core.examples import bad_rows, write_examples
 from mtmeta.core.options import DataOptions
@@ -39,6 +40,7 @@ __all__ = [
     "subset",
 ]
 
+Texts = LoadedBackbone | LoadedTokenizer
 QUANTILES = 5  # strata of regression labels
 SCANNED = 2**20  # hashes looked at once
 UNCACHED = Cache(None)
@@ -53,6 +55,8 @@ class TokenStore:
     types: NDArray[np.uint8] | None
     """The segment of each token; None where all are 0."""
     offsets: NDArray[np.int64]
+    full: NDArray[np.int32] | None = None
+    """How long each sequence [N] would be if nothing were cut."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -72,6 +76,8 @@ class Dataset:
     """V of them."""
     skipped: int = 0
     truncated: int = 0
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    """How many rows were skipped of each kind of badness."""
     bad: tuple[BadRow, ...] = ()
     """The first of the rows that were skipped, by line."""
     sha256: str = ""
@@ -79,7 +85,7 @@ class Dataset:
     whole: bool = True
     """Whether labels are whole numbers, which classes are."""
     texts: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 1), dtype=np.uint64))
-    """A hash of each text [N, T]: equal where the texts are."""
+    """A hash of each text [N, T]: equal where they are the same words, letter case and punctuation aside."""
     cut: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     """How many texts of each example were cut [N]."""
 
@@ -92,11 +98,8 @@ class Dataset:
 
     @property
     def examples(self) -> NDArray[np.uint64]:
-        """A hash of all texts of each example [N]."""
-        made = self.texts[:, 0]
-        for column in self.texts.T[1:]:
-            made = (made ^ (made >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + column  # order matters
-        return made
+        """A hash of all texts of each example [N], in whatever order they stand."""
+        return example_hashes(self.texts)
 
 
 def load_split(
@@ -105,7 +108,7 @@ def load_split(
     split: str,
     options: DataOptions,
     root: str,
-    backbone: LoadedBackbone,
+    backbone: Texts,
     *,
     path: str | None = None,
     cache: Cache = UNCACHED,
@@ -119,6 +122,15 @@ def load_split(
         raise DataError(
             f"task '{name}'", f"has no {split} file; add '{split}:' to the recipe or pass --file {name}=PATH"
         )
+    if path is None and isinstance(task.dev, Carve) and split in ("train", "dev"):
+        bare = replace(task, dev=None)
+        asked, held = (bare, options, root), cache.held
+        whole = held[1] if held and held[0] == asked else None
+        if whole is None:
+            whole = load_split(name, bare, "train", options, root, backbone, cache=cache)
+        # dev is asked for right after train, and nothing keeps a file that has no key
+        cache.held = (asked, whole) if split == "train" and cache is not UNCACHED else None
+        return _carve(replace(whole, task=name), task.dev, split)
     strict = options.on_bad_rows == "error"
     if given == SAMPLE:
         with blame(task, "task"):
@@ -139,7 +151,7 @@ def load_split(
 
 
 def _load_file(
-    name: str, task: Task, split: str, file: DataFile, backbone: LoadedBackbone, cache: Cache, *, strict: bool
+    name: str, task: Task, split: str, file: DataFile, backbone: Texts, cache: Cache, *, strict: bool
 ) -> Dataset:
     digest = file.sha256()
     state = _state(file)
@@ -171,7 +183,7 @@ def _state(file: DataFile) -> tuple[int, ...]:
 
 
 def from_examples(
-    name: str, task: Task, split: str, examples: Iterable[Example], backbone: LoadedBackbone, *, strict: bool = True
+    name: str, task: Task, split: str, examples: Iterable[Example], backbone: Texts, *, strict: bool = True
 ) -> Dataset:
     """A dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
     entry = in_memory(lambda writer: write_examples(writer, task, SAMPLE, examples, backbone, strict=strict))
@@ -187,7 +199,7 @@ def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str]
         writer.append("texts", np.zeros((len(texts), 1), dtype=np.uint64))
         cut = append_tokens(writer, task.inputs, backbone.tokenizer, backbone.max_length, texts, pairs)
         writer.append("cut", cut)
-        return {"skipped": 0, "bad": [], "whole": True}
+        return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
     with blame(task, "task"):
         return _dataset(name, "predict", "", in_memory(fill), "")
@@ -196,7 +208,7 @@ def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str]
 def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dataset:
     arrays, meta = entry.arrays, entry.meta
     stores = tuple(
-        TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"])
+        TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"], arrays.get(f"full-{i}"))
         for i in range(2)
         if f"ids-{i}" in arrays
     )
@@ -212,6 +224,7 @@ def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dat
         skipped=meta["skipped"],
         truncated=int(arrays["cut"].sum(dtype=np.int64)),
         bad=_bad(entry),
+        kinds=meta["kinds"],
         sha256=sha256,
         whole=meta["whole"],
         texts=arrays["texts"],
@@ -231,6 +244,23 @@ def _check_classes(task: Task, split: str, made: Dataset) -> None:
     if (made.labels[:BLOCK] == same).all() and (made.labels == same).all():  # a glance nearly always settles it
         label = classes[int(same)]
         raise DataError(made.file, f"all {len(made)} labels are {quote(label)}; there is nothing to learn")
+
+
+def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
+    """The dev split that `carve` takes out of a training set, or what it leaves."""
+    ranked = whole.labels.astype(np.int64)
+    if not whole.whole:
+        ranked[np.lexsort((whole.examples, whole.labels))] = np.arange(len(whole)) * QUANTILES // len(whole)
+    in_dev = carved(whole.texts, ranked, carve)
+    rows = np.flatnonzero(in_dev)
+    if not len(rows):
+        what = f"no dev split of {carve.fraction:g} can be taken out of {len(whole)} examples; name a dev file"
+        raise DataError(whole.file, what)
+    if split == "train":
+        return select(whole, np.flatnonzero(~in_dev))
+    made = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows))
+    made = replace(made, skipped=0, bad=(), kinds={})  # told of train, whose file it is
+    return replace(made, labels=made.labels.copy())
 
 
 def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -303,9 +333,11 @@ def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
                 where = ramp(store.offsets[at], lengths)
                 writer.append(f"ids-{number}", store.ids[where])
                 writer.append_lengths(f"offsets-{number}", lengths)
+                if store.full is not None:
+                    writer.append(f"full-{number}", store.full[at])
                 if store.types is not None:
                     writer.append(f"types-{number}", store.types[where])
         bad = [[row.line, row.reason] for row in data.bad]
-        return {"skipped": data.skipped, "bad": bad, "whole": data.whole}
+        return {"skipped": data.skipped, "bad": bad, "whole": data.whole, "kinds": dict(data.kinds)}
 
     return _dataset(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)

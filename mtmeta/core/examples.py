@@ -5,6 +5,7 @@ Everything goes block by block, so that a file of any length needs the memory of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,8 +15,9 @@ import numpy as np
 
 from mtmeta.core.blame import blame
 from mtmeta.core.cache import Writer
-from mtmeta.core.contracts import Example, LoadedBackbone, Task
+from mtmeta.core.contracts import Example, LoadedBackbone, LoadedTokenizer, Task
 from mtmeta.core.errors import DataError
+from mtmeta.core.kinds import kind_of
 from mtmeta.core.tables import MAX_BAD, BadRow, DataFile
 from mtmeta.core.tokens import BLOCK, append_names, append_tokens, hashes
 
@@ -30,7 +32,7 @@ def write_examples(
     task: Task,
     shown: str,
     examples: Iterable[Example],
-    backbone: LoadedBackbone,
+    backbone: LoadedBackbone | LoadedTokenizer,
     file: DataFile | None = None,
     *,
     strict: bool,
@@ -61,7 +63,13 @@ def write_examples(
         raise bad_rows(shown, bad, skipped)
     if not parser.good:
         raise DataError(shown, "no examples" if not skipped else f"no good rows, {skipped} bad ones")
-    return {"skipped": skipped, "bad": [[row.line, row.reason] for row in bad], "whole": parser.whole}
+    kinds = parser.kinds + (file.kinds if file else Counter())
+    return {
+        "skipped": skipped,
+        "bad": [[row.line, row.reason] for row in bad],
+        "whole": parser.whole,
+        "kinds": dict(kinds.most_common()),
+    }
 
 
 @dataclass(slots=True)
@@ -80,6 +88,7 @@ class _Parser:
     def __init__(self, task: Task) -> None:
         self.pair = task.inputs != "single"
         self.bad: list[BadRow] = []
+        self.kinds: Counter[str] = Counter()
         self.seen = self.good = self.skipped = 0
         self.whole = True
         self._objective = task.objective
@@ -121,6 +130,7 @@ class _Parser:
 
     def _skip(self, line: int, reason: str) -> None:
         self.skipped += 1
+        self.kinds[kind_of(reason)] += 1
         if len(self.bad) < MAX_BAD:
             self.bad.append(BadRow(line, reason))
 

@@ -1,76 +1,158 @@
-"""`mtmeta validate --data`: what is in the data files, and what is doubtful about them."""
+"""`mtmeta validate --data`: what is in the data files of a recipe, and what is doubtful about it.
+
+Nothing here needs PyTorch: texts are counted in tokens by the backbone's tokenizer alone. What is read is kept in the
+cache of tokens, so that the run that follows need not read it again.
+
+Shapes: `N` examples, `V` sequences an example, `T` texts an example.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from mtmeta.core.blame import blame
 from mtmeta.core.cache import Cache
+from mtmeta.core.carve import Carve
+from mtmeta.core.contracts import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.data import Dataset, load_split, overlap, shared
-from mtmeta.core.errors import DataError, MtmetaError, raise_all, safe
+from mtmeta.core.errors import DataError, MtmetaError
+from mtmeta.core.examples import bad_rows
 from mtmeta.core.options import Recipe
 
-__all__ = ["report"]
+__all__ = ["SPLITS", "doubts", "inspect", "load_texts"]
+
+SPLITS = ("train", "dev", "test")
+PERCENTILES = (50, 90, 95, 99)
+Facts = dict[str, Any]
 
 
-def report(recipe: Recipe, *, strict: bool = False, warn: Callable[[str], None] = lambda text: None) -> Iterator[str]:
-    """Lines on every file of a recipe: examples, labels, duplicates, overlap with train, lengths, texts cut.
-
-    Raises DataError, or Problems when there are several, for files that cannot be used and, with `strict`, for
-    duplicates and overlap; not before every file has been looked at.
-    """
+def load_texts(recipe: Recipe) -> LoadedBackbone | LoadedTokenizer:
+    """The backbone's tokenizer; with the encoder, only where a plugin's backbone cannot do without."""
     with blame(recipe.backbone, "backbone"):
-        backbone = recipe.backbone.load(recipe.seed)
-    cache = Cache.find(warn)
+        return recipe.backbone.load_tokenizer() or recipe.backbone.load(recipe.seed)
+
+
+def inspect(recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None) -> tuple[Facts, list[MtmetaError]]:
+    """Facts on every file of a recipe, by task and split, and what makes files unusable.
+
+    A file that cannot be read, or has bad rows that the recipe does not skip, is one of the problems; all others are
+    looked at all the same.
+    """
+    texts, cache = load_texts(recipe), Cache.find(warn)
+    facts: Facts = {"max_length": texts.max_length, "tasks": {}}
     problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file
+    found: dict[tuple[str, str], Dataset] = {}
     for name, task in recipe.tasks.items():
-        train: Dataset | None = None
-        for split in ("train", "dev", "test"):
+        splits: Facts = {}
+        for split in SPLITS:
             if getattr(task, split) is None:
                 continue
             try:
-                data = load_split(name, task, split, recipe.data, recipe.data_root, backbone, cache=cache)
+                data = _load(recipe, name, split, texts, cache)
             except MtmetaError as error:
                 problems.setdefault(str(error), error)
                 continue
-            yield from _contents(data, task.objective.classes, backbone.max_length)
-            for what in _doubts(data, train):
-                yield f"    {what}"
-                if strict:
-                    problems[f"{data.file}: {what}"] = DataError(data.file, what)
-            train = data if split == "train" else train
-    raise_all(list(problems.values()))
+            if data.skipped and recipe.data.on_bad_rows == "error":
+                refusal = bad_rows(data.file, data.bad, data.skipped)
+                problems.setdefault(str(refusal), refusal)
+            found[name, split] = data
+            carved = split == "dev" and isinstance(task.dev, Carve)
+            splits[split] = _facts(data, task.objective.classes, found.get((name, "train")), carved=carved)
+        facts["tasks"][name] = {"task": task.name, "inputs": task.inputs, "splits": splits}
+    facts["across"] = list(_across(found))
+    return facts, list(problems.values())
 
 
-def _contents(data: Dataset, classes: tuple[str, ...], max_length: int) -> Iterator[str]:
-    yield f"{data.task} {data.split}: {len(data)} examples, {data.skipped} bad rows ({safe(data.file, 200)})"
-    yield f"    labels: {_labels(classes, data.labels)}"
-    lengths = np.concatenate([store.lengths for store in data.stores])
-    spread = f"mean {lengths.mean():.1f}, median {np.median(lengths):.0f}, longest {lengths.max()}"
-    yield f"    tokens a sequence: {spread}; {data.truncated} texts cut at {max_length}"
+def _load(recipe: Recipe, name: str, split: str, texts: LoadedBackbone | LoadedTokenizer, cache: Cache) -> Dataset:
+    task, lenient = recipe.tasks[name], replace(recipe.data, on_bad_rows="skip")
+    try:
+        return load_split(name, task, split, lenient, recipe.data_root, texts, cache=cache)
+    except DataError:
+        if recipe.data.on_bad_rows == "skip":
+            raise
+        # the strict reading says which row it is that nothing is left of
+        return load_split(name, task, split, recipe.data, recipe.data_root, texts, cache=cache)
 
 
-def _labels(classes: tuple[str, ...], labels: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, carved: bool) -> Facts:
+    made: Facts = {
+        "file": data.file,
+        "carved": carved,
+        "rows": len(data),
+        "bad": {
+            "rows": data.skipped,
+            "kinds": dict(data.kinds),
+            "first": [{"line": row.line, "reason": row.reason} for row in data.bad[:5]],
+        },
+        "labels": _labels(data, classes),
+        "tokens": _tokens(data),
+        "duplicates": _duplicates(data),
+    }
+    if train is not None and data.split != "train":
+        touching = np.any([shared(column, train.texts.reshape(-1)) for column in data.texts.T], axis=0)
+        made["in_train"] = {"examples": overlap(train, data), "sharing_a_sentence": int(touching.sum())}
+    return made
+
+
+def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
+    labels = data.labels
     if not classes:
-        return f"{labels.min():g} to {labels.max():g}, mean {labels.mean():.2f}"
+        spread = np.percentile(labels, (25, 50, 75)).tolist()
+        return {
+            "least": float(labels.min()),
+            "greatest": float(labels.max()),
+            "mean": float(labels.mean()),
+            "deviation": float(labels.std()),
+            "quartiles": spread,
+        }
     counts = np.bincount(labels.astype(np.int64), minlength=len(classes)).tolist()
-    shown = [f"{safe(label, 20)} {counts[i] / len(labels):.1%}" for i, label in enumerate(classes[:12])]
-    return ", ".join(shown) + (", ..." if len(classes) > 12 else "")
+    return {"classes": dict(zip(classes, counts, strict=True)), "largest_share": max(counts) / len(data)}
 
 
-def _doubts(data: Dataset, train: Dataset | None) -> Iterator[str]:
-    of = f"of {len(data)} {data.split} examples"
-    repeated = len(data) - len(np.unique(data.examples))
-    if repeated:
-        yield f"{data.task}: {repeated} {of} repeat another's text"
-    if train is None:
-        return
-    common = overlap(train, data)
-    if common:
-        yield f"{data.task}: {common} {of} also in train"
-    sentences = train.texts.reshape(-1)
-    touching = int(np.any([shared(column, sentences) for column in data.texts.T], axis=0).sum())
-    if touching > common:
-        yield f"{data.task}: {touching} {of} share a sentence with train"
+def _tokens(data: Dataset) -> Facts:
+    """Of uncut sequences, special tokens included."""
+    lengths = np.concatenate([store.lengths if store.full is None else store.full for store in data.stores])
+    percentiles = np.percentile(lengths, PERCENTILES).tolist()
+    return {
+        "sequences": len(lengths),
+        "mean": float(lengths.mean()),
+        **{f"p{number}": value for number, value in zip(PERCENTILES, percentiles, strict=True)},
+        "longest": int(lengths.max()),
+        "cut": data.truncated,
+        "cut_share": data.truncated / len(lengths),
+    }
+
+
+def _duplicates(data: Dataset) -> Facts:
+    """Rows that repeat an earlier one's text, and rows whose text stands elsewhere under another label."""
+    _, members, counts = np.unique(data.examples, return_inverse=True, return_counts=True)
+    low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
+    np.minimum.at(low, members, data.labels)
+    np.maximum.at(high, members, data.labels)
+    return {"rows": len(data) - len(counts), "of_other_labels": int(counts[low < high].sum())}
+
+
+def _across(found: dict[tuple[str, str], Dataset]) -> Iterator[Facts]:
+    """Sentences of a dev or test split that another task trains on: its shared encoder has seen them."""
+    for (name, split), data in found.items():
+        for (other, of), train in found.items():
+            if split == "train" or of != "train" or other == name:
+                continue
+            touching = np.any([shared(column, train.texts.reshape(-1)) for column in data.texts.T], axis=0)
+            if count := int(touching.sum()):
+                yield {"task": name, "split": split, "rows": count, "of": len(data), "train_of": other}
+
+
+def doubts(facts: Facts) -> Iterator[tuple[str, str]]:
+    """(file, what is doubtful): what `--strict` makes an error. A sentence in common, or with other tasks, is none."""
+    for name, task in facts["tasks"].items():
+        for split, made in task["splits"].items():
+            of = f"of {made['rows']} {split} examples"
+            if repeated := made["duplicates"]["rows"]:
+                yield made["file"], f"{name}: {repeated} {of} repeat another's text"
+            if common := made.get("in_train", {}).get("examples"):
+                yield made["file"], f"{name}: {common} {of} also in train"

@@ -24,7 +24,7 @@ from mtmeta.core.tables import BadRow, DataFile, Dialect
 __all__ = ["Item", "predict_file"]
 
 JSON_LINES = (".jsonl", ".ndjson")
-TABLES = (".csv", ".tsv", *JSON_LINES)
+TABLES = (".csv", ".tsv", ".parquet", *JSON_LINES)
 
 
 class Item(NamedTuple):
@@ -47,9 +47,9 @@ def predict_file(
 ) -> int:
     """Write a prediction for each text of `source`, a path or `-`, to `target`, a path or `-`; returns how many.
 
-    A file named .csv, .tsv, .jsonl or .ndjson, and whatever `columns` are given for, is a table; all else is one text
-    a line, pairs with a tab between. `form` is csv or jsonl; by default as `target` is named. Raises DataError at the
-    first row that cannot be used, after the predictions of those before it, or leaves such rows out and warns.
+    A file named .csv, .tsv, .jsonl, .ndjson or .parquet, and whatever `columns` are given for, is a table; all else is
+    one text a line, pairs with a tab between. `form` is csv or jsonl; by default as `target` is named. Raises DataError
+    at the first row that cannot be used, after the predictions of those before it, or leaves such rows out and warns.
     """
     task = predictor.task(name)
     form = form or ("jsonl" if target.lower().endswith(JSON_LINES) else "csv")

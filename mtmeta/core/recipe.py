@@ -14,6 +14,7 @@ from typing import Any
 
 from mtmeta.core import strict_yaml
 from mtmeta.core.blame import blame
+from mtmeta.core.carve import seeded
 from mtmeta.core.contracts import SAMPLE, Algorithm, Task
 from mtmeta.core.errors import MtmetaError, RecipeError, choose, did_you_mean, quote, raise_all
 from mtmeta.core.optim import OptimizerOptions
@@ -33,10 +34,11 @@ from mtmeta.core.source import Source
 from mtmeta.core.strict_yaml import Path_
 from mtmeta.core.validation import convert, describe
 
-__all__ = ["NAME", "REQUIRED", "TASK_NAME", "load_recipe"]
+__all__ = ["NAME", "REQUIRED", "TASK_NAME", "check_text", "load_recipe"]
 
 TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` is what evaluation.select calls them all
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SHARE = re.compile(r"\s*[0-9.]+\s*%?\s*")  # what people write for a share of the training file
 KEYS = ("format", *(field.name for field in dataclasses.fields(Recipe)))
 REQUIRED = ("backbone", "tasks", "algorithm", "optimizer", "training")
 
@@ -65,6 +67,11 @@ def load_recipe(
     path = find(path)
     source = Source(strict_yaml.read_file(path), overrides)
     return _Reader(source, registry).read(data_root or environ.get("MTMETA_DATA") or None, Path(path))
+
+
+def check_text(text: str, path: Path, registry: Registry) -> None:
+    """Raise what is wrong with the text of a recipe that is to be written to `path`."""
+    _Reader(Source(strict_yaml.parse(text, str(path)), ()), registry).read(None, path)
 
 
 class _Reader:
@@ -101,6 +108,7 @@ class _Reader:
             "checkpoint": self.section(CheckpointOptions, data, "checkpoint"),
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
+        parts["tasks"] = {name: seeded(task, parts["seed"]) for name, task in parts["tasks"].items()}
         self._check_together(parts)
         raise_all(self.source.problems)
         return Recipe(**parts)
@@ -251,6 +259,9 @@ class _Reader:
 
     def _check_task(self, name: str, task: Task) -> None:
         path = ("tasks", name)
+        if isinstance(task.dev, str) and SHARE.fullmatch(task.dev):
+            what = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
+            self.fail((*path, "dev"), f"tasks.{name}.dev: {what}")
         self._tell(path, task.check())
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and type(task).sample is Task.sample:

@@ -13,6 +13,7 @@ import torch
 
 from mtmeta.core.blame import blame, supplier
 from mtmeta.core.budget import share_of, steps_on_budget
+from mtmeta.core.carve import carvings
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, overlap, subset
 from mtmeta.core.disk import write_file
@@ -125,7 +126,9 @@ class _Training(Session):
     def lock(self) -> dict[str, Any]:
         """What pins this run down, to be written or compared."""
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
-        return make_lock(self.recipe, self.registry, hashes, self.backbone, self.device, self.precision)
+        made = make_lock(self.recipe, self.registry, hashes, self.backbone, self.device, self.precision)
+        rows = {name: len(data) for (name, split), data in self.datasets.items() if split == "dev"}
+        return made | carvings(self.recipe.tasks, rows)
 
     def run(self, continued: bool) -> dict[str, Any]:
         """Train every group, then score the best weights."""

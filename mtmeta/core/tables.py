@@ -1,4 +1,4 @@
-"""Reads one data file (CSV, TSV or JSONL) a line at a time.
+"""Reads one data file (CSV, TSV, JSONL or Parquet) a row at a time.
 
 A row that cannot be read goes to `DataFile.bad`, for the caller to judge; an unusable file raises `DataError`.
 """
@@ -18,8 +18,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Literal
 
+from mtmeta.core import parquet
 from mtmeta.core.errors import DataError, did_you_mean, quote, safe
 from mtmeta.core.fields import BadLine, parse_object, split_fields
+from mtmeta.core.kinds import kind_of
 
 __all__ = ["BadRow", "DataFile", "Dialect", "Row"]
 
@@ -27,12 +29,13 @@ MAX_LINE = 64 * 2**20  # bytes of one line; more is hardly text, and reading it 
 MAX_JOINED, MAX_SCANNED = 1000, 100_000  # lines of one quoted field if multiline; lines read to see how far it runs
 MAX_BAD = 100  # rows kept in `DataFile.bad`
 MAX_COMPARED = 1000  # names compared with a mistyped one
-FORMATS = "CSV, TSV or JSONL"
+FORMATS = "CSV, TSV, JSONL or Parquet"
 ARCHIVES = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip archive", b"BZh9": "a bzip2 file"}
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE starts like UTF-16-LE
 # Cutting a file at b"\n" needs ASCII bytes that stand for themselves; hz, utf-7, unicode_escape change ~, + and \.
 ASCII_PROBE = 'azAZ09 \t\r\n",;{}[]:~{+AGE-\\n\\u0041'
 CLOSES = re.compile(r'(?:[^"]++|"")*+"')  # a line inside a quoted field that closes the field
+NO_TEXT = (dict, list, bytes)
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -77,7 +80,10 @@ class DataFile(os.PathLike[str]):
         self._stream = stream
         self.bad: list[BadRow] = []
         self.skipped = 0
+        self.kinds: Counter[str] = Counter()
+        """How many rows were skipped of each kind of badness."""
         self._place = str(self.path)
+        self.is_parquet = self.path.suffix.lower() == ".parquet"
         self._jsonl = self.path.suffix.lower() in (".jsonl", ".ndjson")
 
     def __fspath__(self) -> str:
@@ -85,6 +91,9 @@ class DataFile(os.PathLike[str]):
 
     def columns(self) -> list[str]:
         """The column names: those of the header, or the keys of the first JSONL row that can be read."""
+        if self.is_parquet:
+            with self._open() as file:
+                return parquet.columns(file, self._place)
         with closing(self._lines()) as lines:
             if not self._jsonl:
                 return [name for name in self._header(lines)[1] if name]
@@ -96,7 +105,11 @@ class DataFile(os.PathLike[str]):
     def rows(self, *columns: str) -> Iterator[Row]:
         """Yield the good rows with the named columns (all if none is named); DataError if the file is unusable."""
         self.bad.clear()
+        self.kinds.clear()
         delimiter, names, blank, self.skipped = "", list[str](), True, 0
+        if self.is_parquet:
+            yield from self._parquet_rows(columns)
+            return
         with closing(self._lines()) as lines:
             if not self._jsonl:
                 delimiter, names = self._header(lines)
@@ -122,9 +135,23 @@ class DataFile(os.PathLike[str]):
         if blank:
             raise DataError(self._place, "no examples")
 
+    def _parquet_rows(self, columns: Sequence[str]) -> Iterator[Row]:
+        """The good rows; `line` is their number in the file."""
+        with self._open() as file:
+            self._check_columns(columns, parquet.columns(file, self._place))
+            number = 0
+            for number, record in enumerate(parquet.rows(file, self._place, [*columns, "id"] if columns else []), 1):
+                try:
+                    yield self._row(number, record, columns)
+                except BadLine as bad:
+                    self._skip(number, bad)
+        if not number:
+            raise DataError(self._place, "no examples")
+
     def texts(self) -> Iterator[tuple[int, str]]:
         """Yield each line with its 1-based number, as text that is no table; bad ones are kept as those of rows are."""
         self.bad.clear()
+        self.kinds.clear()
         self.skipped = 0
         with closing(self._lines()) as lines:
             for number, raw in lines:
@@ -135,6 +162,7 @@ class DataFile(os.PathLike[str]):
 
     def _skip(self, number: int, bad: BadLine) -> None:
         self.skipped += 1
+        self.kinds[kind_of(str(bad))] += 1
         if len(self.bad) < MAX_BAD:
             self.bad.append(BadRow(number, str(bad)))
 
@@ -175,6 +203,8 @@ class DataFile(os.PathLike[str]):
             head = file.peek(8)[:8]  # a stream cannot go back
             if kind := next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), ""):
                 raise DataError(self._place, f"{kind}, expected {FORMATS}; unpack it first")
+            if head.startswith(parquet.MAGIC):
+                raise DataError(self._place, "a Parquet file; give it a name that ends in .parquet")
             if head.startswith(WIDE):
                 raise DataError(self._place, "UTF-16 or UTF-32 text; save the file as UTF-8")
             if head.startswith(codecs.BOM_UTF8):
@@ -249,7 +279,7 @@ class DataFile(os.PathLike[str]):
 
     def _row(self, line: int, record: Mapping[str, object], columns: Sequence[str]) -> Row:
         row = Row()
-        for name in columns or [key for key, value in record.items() if key and not isinstance(value, dict | list)]:
+        for name in columns or [key for key, value in record.items() if key and not isinstance(value, NO_TEXT)]:
             if name not in record:
                 raise BadLine(f"no column {quote(name)}")
             row[name] = self._text(name, record[name])
@@ -263,6 +293,8 @@ class DataFile(os.PathLike[str]):
             if not value.isascii() and (found := SURROGATE.search(value)):
                 raise BadLine(f"field {quote(name)} holds the lone surrogate U+{ord(found[0]):04X}; remove it")
             return value
+        if isinstance(value, bytes):
+            raise BadLine(f"field {quote(name)} is not UTF-8; save it as text")
         if isinstance(value, dict | list):
             raise BadLine(f"field {quote(name)} is nested, expected text or a number")
         return "" if value is None else "true" if value else "false"

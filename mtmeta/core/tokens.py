@@ -5,6 +5,7 @@ Shapes: `N` texts of a block, `S` tokens of them all, `V` sequences an example.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import chain, pairwise
@@ -18,6 +19,7 @@ from mtmeta.core.contracts import Inputs, Tokenizer
 
 __all__ = ["BLOCK", "Ids", "append_names", "append_tokens", "hashes", "ramp"]
 
+NO_WORD = re.compile(r"\W+")
 BLOCK = 8192  # examples handled at once: bounds memory, and keeps the tokenizer's threads busy
 Ints = NDArray[np.int64]
 
@@ -65,9 +67,16 @@ def append_names(writer: Writer, names: Sequence[str]) -> None:
 
 
 def hashes(*columns: Sequence[str]) -> NDArray[np.uint64]:
-    """A 64-bit hash of each text [N, V], by which texts are compared without being kept."""
-    made = [b"".join(blake2b(_encode(text), digest_size=8).digest() for text in texts) for texts in columns]
+    """A 64-bit hash of each text [N, V], by which texts are compared without being kept.
+
+    Letter case, punctuation and spacing do not count: two texts of the same words are duplicates of each other.
+    """
+    made = [b"".join(blake2b(_encode(_words(text)), digest_size=8).digest() for text in texts) for texts in columns]
     return np.stack([np.frombuffer(column, dtype="<u8") for column in made], axis=1).astype(np.uint64)
+
+
+def _words(text: str) -> str:
+    return NO_WORD.sub(" ", text.lower()).strip() or text  # what has no words at all is itself
 
 
 class _Part(NamedTuple):
@@ -102,6 +111,7 @@ def append_tokens(
         one, two = _Part(first, lengths, kept_a), _Part(second, others, kept_b)
         _append(writer, 0, tokenizer, prefix, one, middle, two, suffix)
         counts = np.stack([len(prefix) + kept_a + len(middle), kept_b + len(suffix)], axis=1).reshape(-1)
+        writer.append("full-0", (lengths + others + special + len(middle)).astype(np.int32))
         writer.append("types-0", np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(lengths)), counts))
         return cut.astype(np.uint8)
     room = max(0, max_length - special)
@@ -109,6 +119,7 @@ def append_tokens(
     columns = [(first, lengths)] + ([_flat(tokenizer, pairs)] if inputs == "separate" else [])
     for number, (ids, lengths) in enumerate(columns):
         _append(writer, number, tokenizer, prefix, _Part(ids, lengths, np.minimum(lengths, room)), suffix)
+        writer.append(f"full-{number}", (lengths + special).astype(np.int32))
         times += lengths > room
     return times
 

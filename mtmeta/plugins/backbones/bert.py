@@ -27,6 +27,8 @@ MAX_PARAMETERS = 2_000_000_000
 MAX_LAYERS = 1000  # every layer has tensors to be looked up, however small they are
 MAX_CONFIG_BYTES = 1_000_000
 TINY: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+TINY_POSITIONS, DEFAULT_POSITIONS = 128, 512
+POSITIONS = "max_position_embeddings"
 BUILT_IN = (EMBEDDED, "tiny")
 
 
@@ -63,6 +65,26 @@ class Bert(mtmeta.Backbone):
         encoder.load_state_dict(state)
         return loaded
 
+    def load_tokenizer(self) -> mtmeta.LoadedTokenizer:
+        if self.weights == "tiny":
+            from mtmeta import sample
+
+            place, positions = "tiny", TINY_POSITIONS
+            vocabulary = WordPiece.from_vocabulary(sample.vocabulary()).json()
+        else:
+            folder = find_folder(self.weights)
+            place, vocabulary = str(folder), tokenizer_json(folder)
+            path = folder / "config.json"
+            positions = _number(path, POSITIONS, _json_object(path).get(POSITIONS, DEFAULT_POSITIONS), "int")
+        self._check_length(place, positions)
+        tokenizer = WordPiece.from_json(vocabulary, f"{place}/tokenizer.json")
+        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": vocabulary.encode()})
+
+    def _check_length(self, place: str, positions: int) -> None:
+        if self.max_length > positions:
+            what = f"max_length {self.max_length} exceeds {place}'s {positions} positions; lower it"
+            raise mtmeta.RecipeError("backbone.max_length", what)
+
     @classmethod
     def about(cls) -> list[str]:
         return describe_embedded()
@@ -81,7 +103,7 @@ class Bert(mtmeta.Backbone):
         from mtmeta.plugins.backbones.encoder import BertConfig
 
         vocabulary = sample.vocabulary()
-        config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **TINY)
+        config = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=TINY_POSITIONS, **TINY)
         return self._random(config, WordPiece.from_vocabulary(vocabulary).json(), "tiny", "tiny", seed)
 
     def _random(
@@ -96,11 +118,7 @@ class Bert(mtmeta.Backbone):
     ) -> tuple[Encoder, mtmeta.LoadedBackbone]:
         from mtmeta.plugins.backbones.encoder import Encoder
 
-        if self.max_length > config.max_position_embeddings:
-            what = (
-                f"max_length {self.max_length} exceeds {place}'s {config.max_position_embeddings} positions; lower it"
-            )
-            raise mtmeta.RecipeError("backbone.max_length", what)
+        self._check_length(place, config.max_position_embeddings)
         tokenizer = WordPiece.from_json(vocabulary, f"{place}/tokenizer.json")
         if tokenizer.size > config.vocab_size:
             what = f"has {tokenizer.size} entries, embeddings have {config.vocab_size}; they do not belong together"

@@ -1,0 +1,79 @@
+"""`mtmeta validate`: recipes, their data and their weights, without training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtmeta.cli_options import DataRoot, Json, NoPlugin, Set, warn
+from mtmeta.core.errors import DataError, MtmetaError, Problems, raise_all, safe
+
+__all__ = ["validate"]
+
+
+def validate(
+    recipes: Annotated[
+        list[Path],
+        typer.Argument(metavar="RECIPE", help="YAML files, or names of `mtmeta recipes`.", show_default=False),
+    ],
+    set_: Set = None,
+    data_root: DataRoot = None,
+    data: Annotated[
+        bool,
+        typer.Option("--data", help="Read the data files too: labels, lengths, bad rows, duplicates, overlap."),
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="With --data: duplicates and overlap with train are errors.")
+    ] = False,
+    weights: Annotated[bool, typer.Option("--weights", help="Load the backbone's weights too.")] = False,
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """Check recipes without training.
+
+    All problems of a recipe come at once, with file, line and column. With --data its data files are read, too: rows,
+    labels, lengths, bad rows, duplicates, overlap of train and dev; with --weights its backbone is loaded.
+
+    \b
+    Examples:
+      mtmeta validate my.yaml
+      mtmeta validate my.yaml --data --data-root DATA
+    """
+    from mtmeta.core.recipe import load_recipe
+    from mtmeta.core.registry import build_registry
+
+    registry = build_registry(block=no_plugin or [], warn=warn)
+    problems: list[MtmetaError] = []
+    documents: list[dict[str, Any]] = []
+    for path in recipes:
+        facts: dict[str, Any] = {}
+        found: list[MtmetaError] = []
+        try:
+            recipe = load_recipe(path, registry, overrides=set_ or [], data_root=data_root)
+            if weights:
+                from mtmeta.core.blame import blame
+
+                with blame(recipe.backbone, "backbone"):
+                    recipe.backbone.load(recipe.seed)
+            if data:
+                from mtmeta.core.inspect_data import doubts, inspect
+                from mtmeta.core.inspect_view import lines
+
+                facts, found = inspect(recipe, warn=warn)
+                if strict:
+                    found += [DataError(file, what) for file, what in doubts(facts)]
+                if not json_:
+                    print("\n".join(lines(facts)))
+        except MtmetaError as error:
+            found.append(error)
+        problems += found
+        told = [str(one) for error in found for one in (error.problems if isinstance(error, Problems) else [error])]
+        documents.append({"recipe": str(path), "ok": not found, "problems": told, **({"data": facts} if facts else {})})
+        if not found and not json_:
+            print(f"{safe(str(path))}: ok")
+    if json_:
+        print(json.dumps({"recipes": documents}))
+    raise_all(problems)
