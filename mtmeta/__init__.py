@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from mtmeta.core.predictor import Prediction, Predictor, load
     from mtmeta.core.run import run
     from mtmeta.core.score import evaluate
+    from mtmeta.core.sources import Sources
 
 __version__ = _version("mtmeta")
 
@@ -78,6 +79,7 @@ _LAZY = {
     "Packed": "mtmeta.core.packing",
     "Prediction": "mtmeta.core.predictor",
     "Predictor": "mtmeta.core.predictor",
+    "Sources": "mtmeta.core.sources",
     "compare": "mtmeta.core.compare",
     "evaluate": "mtmeta.core.score",
     "load": "mtmeta.core.predictor",
@@ -130,6 +132,7 @@ __all__ = [
     "Row",
     "Sampler",
     "ScheduleOptions",
+    "Sources",
     "Step",
     "Task",
     "Tokenizer",

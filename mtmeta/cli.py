@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from mtmeta.cli_fetch import fetch
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
 from mtmeta.cli_recipes import recipes
 from mtmeta.cli_study import adapt, compare, report, runs
@@ -68,6 +69,7 @@ def run(
 
     with stop_on_signals() as stop:
         import mtmeta
+        from mtmeta.core.fetch_view import FetchView
         from mtmeta.core.view import show_table
 
         summary = mtmeta.run(
@@ -81,6 +83,7 @@ def run(
             allow_inexact=allow_inexact,
             block=no_plugin or [],
             warn=warn,
+            watcher=FetchView(),
             stop=stop,
         )
     print(json.dumps(summary)) if json_ else show_table(summary)
@@ -105,9 +108,13 @@ def validate(
         try:
             recipe = load_recipe(path, registry, overrides=set_ or [], data_root=data_root)
             if data:
+                from mtmeta.core.fetch_view import FetchView
                 from mtmeta.core.inspect_data import report
+                from mtmeta.core.sources import Sources
+                from mtmeta.core.wants import remedy
 
-                for line in report(recipe, strict=strict, warn=warn):
+                sources = Sources(watcher=FetchView(), remedy=remedy(path))
+                for line in report(recipe, strict=strict, warn=warn, sources=sources):
                     print(line)
         except MtmetaError as error:
             problems.append(error)
@@ -179,6 +186,7 @@ def eval_(
     if split not in (None, "dev", "test", "train"):
         raise UsageError("--split", f"must be dev, test or train, found {quote(split)}")
     import mtmeta
+    from mtmeta.core.fetch_view import FetchView
     from mtmeta.core.view import show_table
 
     summary = mtmeta.evaluate(
@@ -192,6 +200,7 @@ def eval_(
         verbose=verbose,
         block=no_plugin or [],
         warn=warn,
+        watcher=FetchView(),
     )
     print(json.dumps(summary)) if json_ else show_table(summary)
 
@@ -234,6 +243,7 @@ def predict(
 
 
 app.add_typer(recipes, name="recipes")
+app.command()(fetch)
 app.command()(compare)
 app.command()(report)
 app.command()(adapt)

@@ -43,6 +43,7 @@ def compare(
     with stop_on_signals() as stop:
         from mtmeta.core import compare_view
         from mtmeta.core.compare import compare as run_comparison
+        from mtmeta.core.fetch_view import FetchView
         from mtmeta.core.surroundings import check_torch
 
         check_torch()
@@ -60,6 +61,7 @@ def compare(
                 block=no_plugin or [],
                 warn=warn,
                 say=say,
+                watcher=FetchView(),
                 stop=stop,
             )
         except Incomplete as error:
@@ -118,6 +120,7 @@ def adapt(
     check_torch()
     from mtmeta.core.adapt import adapt as run_adaptation
     from mtmeta.core.adapt_view import show_adaptation
+    from mtmeta.core.fetch_view import FetchView
 
     found = run_adaptation(
         arguments[:-1],
@@ -132,6 +135,7 @@ def adapt(
         block=no_plugin or [],
         warn=warn,
         say=say,
+        watcher=FetchView(),
     )
     print(json.dumps(found)) if json_ else show_adaptation(found)
 

@@ -10,28 +10,40 @@ from mtmeta.core.blame import blame
 from mtmeta.core.cache import Cache
 from mtmeta.core.data import Dataset, load_split, overlap, shared
 from mtmeta.core.errors import DataError, MtmetaError, raise_all, safe
+from mtmeta.core.fetch import SPLITS, bring, local_backbone
 from mtmeta.core.options import Recipe
+from mtmeta.core.sources import Sources
 
 __all__ = ["report"]
 
 
-def report(recipe: Recipe, *, strict: bool = False, warn: Callable[[str], None] = lambda text: None) -> Iterator[str]:
+def report(
+    recipe: Recipe,
+    *,
+    strict: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
+    sources: Sources | None = None,
+) -> Iterator[str]:
     """Lines on every file of a recipe: examples, labels, duplicates, overlap with train, lengths, texts cut.
 
     Raises DataError, or Problems when there are several, for files that cannot be used and, with `strict`, for
     duplicates and overlap; not before every file has been looked at.
     """
+    sources = sources or Sources()
+    bring(recipe, SPLITS, sources)
+    local = local_backbone(recipe, sources)
     with blame(recipe.backbone, "backbone"):
-        backbone = recipe.backbone.load(recipe.seed)
+        backbone = local.load(recipe.seed)
     cache = Cache.find(warn)
     problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file
     for name, task in recipe.tasks.items():
         train: Dataset | None = None
-        for split in ("train", "dev", "test"):
+        for split in SPLITS:
             if getattr(task, split) is None:
                 continue
             try:
-                data = load_split(name, task, split, recipe.data, recipe.data_root, backbone, cache=cache)
+                place, options = recipe.data_root, recipe.data
+                data = load_split(name, task, split, options, place, backbone, cache=cache, sources=sources)
             except MtmetaError as error:
                 problems.setdefault(str(error), error)
                 continue
