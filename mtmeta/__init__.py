@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from mtmeta.core.run import run
     from mtmeta.core.scalars import Scalar, scalars
     from mtmeta.core.score import evaluate
+    from mtmeta.core.sources import Sources
 
 __version__ = _version("mtmeta")
 
@@ -83,6 +84,7 @@ _LAZY = {
     "Prediction": "mtmeta.core.predictor",
     "Predictor": "mtmeta.core.predictor",
     "Scalar": "mtmeta.core.scalars",
+    "Sources": "mtmeta.core.sources",
     "compare": "mtmeta.core.compare",
     "evaluate": "mtmeta.core.score",
     "load": "mtmeta.core.predictor",
@@ -140,6 +142,7 @@ __all__ = [
     "Sampler",
     "Scalar",
     "ScheduleOptions",
+    "Sources",
     "Step",
     "Task",
     "Tokenizer",

@@ -14,6 +14,7 @@ import typer
 
 from mtmeta.cli_complete import VARIABLE, answer
 from mtmeta.cli_export import export
+from mtmeta.cli_fetch import fetch
 from mtmeta.cli_new import new
 from mtmeta.cli_options import ChangedData, DataRoot, Device, Json, NoPlugin, warn
 from mtmeta.cli_parts import plugins, show
@@ -109,6 +110,7 @@ def eval_(
     if split not in (None, "dev", "test", "train"):
         raise UsageError("--split", f"must be dev, test or train, found {quote(split)}")
     import mtmeta
+    from mtmeta.core.fetch_view import FetchView
     from mtmeta.core.view import show_table
 
     summary = mtmeta.evaluate(
@@ -122,6 +124,7 @@ def eval_(
         verbose=verbose,
         block=no_plugin or [],
         warn=warn,
+        watcher=FetchView(),
     )
     print(json.dumps(summary)) if json_ else show_table(summary)
 
@@ -177,6 +180,7 @@ def predict(
 
 app.add_typer(new, name="new")
 app.add_typer(recipes, name="recipes")
+app.command()(fetch)
 app.command()(compare)
 app.command()(report)
 app.command()(adapt)

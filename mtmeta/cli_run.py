@@ -73,6 +73,7 @@ def run(
 
     with stop_on_signals() as stop:
         import mtmeta
+        from mtmeta.core.fetch_view import FetchView
         from mtmeta.core.view import show_table
 
         summary = mtmeta.run(
@@ -86,6 +87,7 @@ def run(
             allow_inexact=allow_inexact,
             block=no_plugin or [],
             warn=warn,
+            watcher=FetchView(),
             stop=stop,
         )
     print(json.dumps(summary)) if json_ else show_table(summary)
@@ -95,8 +97,9 @@ def _show_plan(recipe: Path, *, json_: bool, **options: Any) -> None:
     from mtmeta.core.surroundings import check_torch
 
     check_torch()
+    from mtmeta.core.fetch_view import FetchView
     from mtmeta.core.plan import plan
     from mtmeta.core.plan_view import show_plan
 
-    found = plan(recipe, warn=warn, **options)
+    found = plan(recipe, warn=warn, watcher=FetchView(), **options)
     print(json.dumps(found)) if json_ else show_plan(found)

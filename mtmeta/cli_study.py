@@ -55,6 +55,7 @@ def compare(
     with stop_on_signals() as stop:
         from mtmeta.core import compare_view
         from mtmeta.core.compare import compare as run_comparison
+        from mtmeta.core.fetch_view import FetchView
         from mtmeta.core.surroundings import check_torch
 
         check_torch()
@@ -72,6 +73,7 @@ def compare(
                 block=no_plugin or [],
                 warn=warn,
                 say=say,
+                watcher=FetchView(),
                 stop=stop,
             )
         except Incomplete as error:
@@ -153,6 +155,7 @@ def adapt(
     check_torch()
     from mtmeta.core.adapt import adapt as run_adaptation
     from mtmeta.core.adapt_view import show_adaptation
+    from mtmeta.core.fetch_view import FetchView
 
     found = run_adaptation(
         arguments[:-1],
@@ -167,6 +170,7 @@ def adapt(
         block=no_plugin or [],
         warn=warn,
         say=say,
+        watcher=FetchView(),
     )
     print(json.dumps(found)) if json_ else show_adaptation(found)
 

@@ -53,16 +53,25 @@ def validate(
         found: list[MtmetaError] = []
         try:
             recipe = load_recipe(path, registry, overrides=set_ or [], data_root=data_root)
+            if data or weights:
+                from mtmeta.core.fetch_view import FetchView
+                from mtmeta.core.sources import Sources
+                from mtmeta.core.wants import remedy
+
+                sources = Sources(watcher=FetchView(), remedy=remedy(path))
             if weights:
                 from mtmeta.core.blame import blame
+                from mtmeta.core.fetch import bring, local_backbone
 
+                bring(recipe, (), sources)
+                backbone = local_backbone(recipe, sources)
                 with blame(recipe.backbone, "backbone"):
-                    recipe.backbone.load(recipe.seed)
+                    backbone.load(recipe.seed)
             if data:
                 from mtmeta.core.inspect_data import doubts, inspect
                 from mtmeta.core.inspect_view import lines
 
-                facts, found = inspect(recipe, warn=warn)
+                facts, found = inspect(recipe, warn=warn, sources=sources)
                 if strict:
                     found += [DataError(file, what) for file, what in doubts(facts)]
                 if not json_:

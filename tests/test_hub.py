@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from commands import Outcome, assert_refused, command, data_folder
+from loopback import COMMIT, Loopback, serving
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word", "other", "new", "more"]
 
 
@@ -33,95 +28,34 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-class Hub(ThreadingHTTPServer):
-    """The endpoints that huggingface_hub uses to fetch a snapshot."""
-
-    daemon_threads = True
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = files
-        self.asked: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, format: str, *args: Any) -> None:
-        self.server.asked.append(self.path)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        repository = "/".join(path.removeprefix("/api/models").split("/")[1:3])
-        refused = {"owner/gated": (403, "GatedRepo"), "owner/private": (401, "RepoNotFound")}
-        if repository in refused:
-            self.answer(refused[repository][0], error=refused[repository][1])
-        elif repository != "owner/name":
-            self.answer(404, error="RepoNotFound")
-        elif not re.search(rf"/(main|{COMMIT})(/|$)", path):
-            self.answer(404, error="RevisionNotFound")
-        elif path.startswith("/api/models/owner/name/revision/"):
-            names = [{"rfilename": name} for name in self.server.files]
-            self.answer(200, json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": names}).encode())
-        elif path.startswith("/api/models/owner/name/tree/"):
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in self.server.files.items()
-            ]
-            self.answer(200, json.dumps(entries).encode())
-        elif (name := path.rpartition("/")[2]) in self.server.files:
-            self.answer(200, self.server.files[name])
-        else:
-            self.answer(404, error="EntryNotFound")
-
-    def answer(self, status: int, body: bytes = b"{}", error: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "application/json")
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
-        if error:
-            self.send_header("X-Error-Code", error)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
 @pytest.fixture
-def hub(files: dict[str, bytes]) -> Iterator[Hub]:
-    with Hub(files) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+def hub(files: dict[str, bytes]) -> Iterator[Loopback]:
+    with serving() as server:
+        server.repositories["owner/name"] = {COMMIT: files}
         yield server
-        server.shutdown()
-        thread.join()
 
 
-def online(folder: Path, hub: Hub) -> dict[str, str]:
+def online(folder: Path, hub: Loopback) -> dict[str, str]:
     cache = str(folder / "cache")
     return {"HF_ENDPOINT": hub.url, "HF_HOME": cache, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
 
-def validate(folder: Path, hub: Hub, weights: str) -> Outcome:
+def validate(folder: Path, hub: Loopback, weights: str) -> Outcome:
     text = (folder / "r.yaml").read_text()
     (folder / "w.yaml").write_text(text.replace("weights: tiny", f"weights: {weights}"))
     return command("validate", "--data", "--weights", "w.yaml", cwd=folder, env=online(folder, hub))
 
 
-def test_a_pinned_repository_is_fetched_once(hub: Hub, tmp_path: Path) -> None:
+def test_a_pinned_repository_is_fetched_once(hub: Loopback, files: dict[str, bytes], tmp_path: Path) -> None:
     folder = data_folder(tmp_path)
     weights = f"owner/name@{COMMIT}"
     arguments = ("run", "r.yaml", "--set", f"backbone.weights={weights}", "--out", "out", "--json")
     outcome = command(*arguments, "--set", "reporters=[jsonl]", cwd=folder, env=online(folder, hub))
     assert outcome.code == 0, outcome.err
     assert json.loads(outcome.out)["tasks"]["pairs"]["examples"] == 9
-    digest = hashlib.sha256(hub.files["model.safetensors"]).hexdigest()
+    digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
     assert f"backbone: sha256:{digest}\n" in (folder / "out" / "recipe.lock.yaml").read_text()
-    assert not [path for path in hub.asked if path.endswith("pytorch_model.bin")]
+    assert not [path for _, path, _ in hub.asked if path.endswith("pytorch_model.bin")]
     before = len(hub.asked)
     outcome = validate(folder, hub, weights)  # from the cache: a pinned revision cannot have changed
     assert (outcome.code, outcome.err) == (0, "")
@@ -137,7 +71,7 @@ def test_a_pinned_repository_is_fetched_once(hub: Hub, tmp_path: Path) -> None:
         (f"owner/name@{'f' * 40}", (f"hub: 'owner/name': has no revision '{'f' * 40}'",)),
     ],
 )
-def test_a_hub_that_refuses(weights: str, words: tuple[str, ...], hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_that_refuses(weights: str, words: tuple[str, ...], hub: Loopback, tmp_path: Path) -> None:
     """Row 68."""
     assert_refused(validate(data_folder(tmp_path), hub, weights), 6, *words)
     assert hub.asked

@@ -23,9 +23,11 @@ from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import Task
 from mtmeta.core.data import Dataset, draw_shots
+from mtmeta.core.download import Watcher
 from mtmeta.core.errors import RecipeError, UsageError, quote
 from mtmeta.core.events import Warned
 from mtmeta.core.feed import Feed
+from mtmeta.core.fetch import bring, local_backbone
 from mtmeta.core.learner import Learner
 from mtmeta.core.machine import fitting_threads, memory_errors
 from mtmeta.core.model import MultiTaskModel, PrototypeHead
@@ -38,6 +40,8 @@ from mtmeta.core.rundir import RunDir
 from mtmeta.core.schedules import Plateau
 from mtmeta.core.score import open_run, restore_backbone
 from mtmeta.core.session import Session
+from mtmeta.core.sources import Sources
+from mtmeta.core.wants import remedy
 
 __all__ = ["HeadPolicy", "adapt", "fine_tune"]
 
@@ -74,6 +78,7 @@ def adapt(
     block: Sequence[str] = (),
     warn: Say = lambda text: None,
     say: Say = lambda text: None,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Adapt each run, and the pretrained encoder it began from, to the tasks of a recipe; the figures of `--json`.
 
@@ -81,13 +86,19 @@ def adapt(
     and algorithm have no say. The weights after the last step are scored on `evaluation.report_on`: few shots leave no
     examples to select with. `tasks` are those of the recipe to adapt to, all by default. Raises MtmetaError.
     """
-    runs = {Path(path).name or str(path): open_run(path, device=device, block=block, warn=warn) for path in run_paths}
+    runs = {
+        Path(path).name or str(path): open_run(path, device=device, block=block, warn=warn, watcher=watcher)
+        for path in run_paths
+    }
     if len(runs) < len(run_paths) or PLAIN in runs:
         raise UsageError("RUN", f"run directories need names of their own, and none may be called {PLAIN}")
     first = next(iter(runs.values()))
     recipe = load_recipe(recipe_path, first.registry, overrides=overrides, data_root=data_root)
     _check(recipe, tasks, shots, draws)
-    session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, warn)
+    sources = Sources(watcher=watcher, remedy=remedy(recipe_path))
+    named = replace(recipe, tasks={name: recipe.tasks[name] for name in tasks or recipe.tasks})
+    bring(named, ("train", recipe.evaluation.report_on), sources, backbone=False)
+    session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, warn, sources)
     starts = dict(_starts(runs))
     session.backbone = backbone = restore_backbone(first)
     found: list[Adapted] = []
@@ -140,8 +151,9 @@ def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, dict[str, Tensor
             what = f"has a model of its own for each of {', '.join(run.recipe.tasks)}; adapt a run that shares one"
             raise UsageError(str(run.folder.path), what)
         if shapes is None:
+            local = local_backbone(run.recipe, run.sources)
             with blame(run.recipe.backbone, "backbone"):
-                plain = run.recipe.backbone.load(run.recipe.seed).encoder.state_dict()
+                plain = local.load(run.recipe.seed).encoder.state_dict()
             shapes = {key: value.shape for key, value in plain.items()}
             yield PLAIN, {key: value.clone() for key, value in plain.items()}
         weights, _ = run.checkpoints(run.groups[0]).best_and_step()

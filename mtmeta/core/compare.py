@@ -15,6 +15,7 @@ from mtmeta.core.blame import blame
 from mtmeta.core.carve import Carve
 from mtmeta.core.comparison import baseline_of, comparison
 from mtmeta.core.contracts import SAMPLE, Task
+from mtmeta.core.download import Watcher
 from mtmeta.core.errors import (
     CheckpointError,
     DataError,
@@ -25,14 +26,18 @@ from mtmeta.core.errors import (
     quote,
     raise_all,
 )
+from mtmeta.core.fetch import wanted
 from mtmeta.core.many import Job, run_all, without_options
 from mtmeta.core.options import Recipe
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import Registry, build_registry
+from mtmeta.core.remote import is_remote
 from mtmeta.core.resolved import digest
 from mtmeta.core.rundir import RunDir
 from mtmeta.core.signals import StopRequest
+from mtmeta.core.sources import Sources
 from mtmeta.core.tables import DataFile
+from mtmeta.core.wants import Want, by_name, remedy
 
 __all__ = ["compare"]
 
@@ -52,6 +57,7 @@ def compare(
     block: Sequence[str] = (),
     warn: Say = lambda text: None,
     say: Say = lambda text: None,
+    watcher: Watcher | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Run every recipe with every seed, and return the comparison that `--json` shows.
@@ -77,6 +83,7 @@ def compare(
     ]
     say(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already, in {out}")
     check_data(runs)
+    _fetch(list(waiting.values()), Sources(watcher=watcher, remedy=remedy(*recipes)))
     failed: dict[Path, MtmetaError] = {}
 
     def ended(job: Job) -> None:
@@ -175,12 +182,15 @@ def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
 
 
 def _files(recipe: Recipe) -> Iterator[tuple[str, Path | None, Task]]:
-    """TASK-SPLIT, file (None for the sample) and task of everything that runs of a recipe read."""
+    """TASK-SPLIT, file (None for the sample) and task of everything that runs of a recipe read from a path.
+
+    What is named elsewhere is the same for ever by its commit or hash; the locks of the runs tell which that is.
+    """
     for name, task in recipe.tasks.items():
         for split in dict.fromkeys(("train", recipe.evaluation.select_on, recipe.evaluation.report_on)):
             given = getattr(task, split)
-            if isinstance(given, Carve):
-                continue  # what is taken out of the training file is as that is
+            if isinstance(given, Carve) or is_remote(given):
+                continue  # what is taken out of the training file is as that is; what lies elsewhere has its own checks
             yield f"{name}-{split}", None if given == SAMPLE else Path(recipe.data_root) / given, task
 
 
@@ -249,3 +259,13 @@ def _raise_incomplete(
     except MtmetaError as error:
         raise Problems([*problems, error]) from error
     raise Incomplete(problems, made | {"left_out": left})
+
+
+def _fetch(runs: Sequence[Planned], sources: Sources) -> None:
+    """Bring what the runs name elsewhere before the first of them begins, so that no two of them wait for it."""
+    wants: list[Want] = []
+    for run in runs:
+        evaluated = run.recipe.evaluation
+        splits = dict.fromkeys(("train", evaluated.select_on, evaluated.report_on))
+        wants += [want for found in wanted(run.recipe, list(splits)).values() for want in found]
+    sources.fetch(by_name(wants).values())

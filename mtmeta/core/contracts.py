@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mtmeta.core.learner import Learner
     from mtmeta.core.objectives import Objective
     from mtmeta.core.portable import Portable
+    from mtmeta.core.sources import Sources
 
 __all__ = [
     "SAMPLE",
@@ -94,7 +95,8 @@ class Task(Component):
     """How data is read, what the head predicts, and what scores it."""
 
     train: str
-    """Training file, relative to data_root, or `sample` for the sample data set."""
+    """Training file: a path relative to data_root, `hf://datasets/ORG/NAME@REVISION/FILE`,
+    `https://HOST/FILE#sha256=HEX`, or `sample` for the sample data set."""
     dev: str | Carve | None = None
     """Development file, for selection and reports, or {fraction: 0.1} to take it out of the training file
     (with `together: example`, `sentence` or `none`, and a `seed` of its own: what may not stand on both sides)."""
@@ -222,6 +224,13 @@ class LoadedBackbone:
 @dataclass(frozen=True)
 class Backbone(Component):
     """Where the encoder and its tokenizer come from."""
+
+    def fetch(self, sources: Sources) -> Backbone:
+        """The same backbone with all that `load` reads in local files, which `sources.folder(...)` finds or fetches.
+
+        It is called before `load`, and once more before that on `sources` that only take note of what is asked for.
+        """
+        return self
 
     def load(self, seed: int) -> LoadedBackbone:
         """The encoder with its weights; `seed` initialises what has none."""

@@ -23,7 +23,9 @@ from mtmeta.core.contracts import SAMPLE, Example, LoadedBackbone, LoadedTokeniz
 from mtmeta.core.errors import DataError, quote
 from mtmeta.core.examples import bad_rows, write_examples
 from mtmeta.core.options import DataOptions
+from mtmeta.core.remote import is_remote
 from mtmeta.core.rng import permutation
+from mtmeta.core.sources import Sources
 from mtmeta.core.tables import BadRow, DataFile, Dialect
 from mtmeta.core.tokens import BLOCK, Ids, append_names, append_tokens, ramp
 
@@ -112,6 +114,7 @@ def load_split(
     *,
     path: str | None = None,
     cache: Cache = UNCACHED,
+    sources: Sources | None = None,
 ) -> Dataset:
     """One split of a task, from the cache or read, parsed, tokenized and then kept there.
 
@@ -140,10 +143,15 @@ def load_split(
         made = replace(made, sha256=digest)
     else:
         dialect = task.dialect or Dialect(**{key: getattr(options, key) for key in Dialect.__dataclass_fields__})
-        # --file paths are the user's own, recipe paths live under data_root
-        if path is None and not Path(root).is_dir():
+        if is_remote(given):
+            place = (sources or Sources()).file(given)
+        elif path is not None:
+            place = Path(given)  # the user's own, recipe paths live under data_root
+        elif Path(root).is_dir():
+            place = Path(root) / given
+        else:
             raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
-        file = DataFile(given if path is not None else Path(root) / given, dialect)
+        file = DataFile(place, dialect)
         made = _load_file(name, task, split, file, backbone, cache, strict=strict)
     with blame(task, "task"):
         _check_classes(task, split, made)

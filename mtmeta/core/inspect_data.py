@@ -21,28 +21,34 @@ from mtmeta.core.contracts import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.data import Dataset, load_split, overlap, shared
 from mtmeta.core.errors import DataError, MtmetaError
 from mtmeta.core.examples import bad_rows
+from mtmeta.core.fetch import SPLITS, bring, local_backbone
 from mtmeta.core.options import Recipe
+from mtmeta.core.sources import Sources
 
 __all__ = ["SPLITS", "doubts", "inspect", "load_texts"]
 
-SPLITS = ("train", "dev", "test")
 PERCENTILES = (50, 90, 95, 99)
 Facts = dict[str, Any]
 
 
-def load_texts(recipe: Recipe) -> LoadedBackbone | LoadedTokenizer:
+def load_texts(recipe: Recipe, sources: Sources) -> LoadedBackbone | LoadedTokenizer:
     """The backbone's tokenizer; with the encoder, only where a plugin's backbone cannot do without."""
+    backbone = local_backbone(recipe, sources)
     with blame(recipe.backbone, "backbone"):
-        return recipe.backbone.load_tokenizer() or recipe.backbone.load(recipe.seed)
+        return backbone.load_tokenizer() or backbone.load(recipe.seed)
 
 
-def inspect(recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None) -> tuple[Facts, list[MtmetaError]]:
+def inspect(
+    recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None, sources: Sources | None = None
+) -> tuple[Facts, list[MtmetaError]]:
     """Facts on every file of a recipe, by task and split, and what makes files unusable.
 
     A file that cannot be read, or has bad rows that the recipe does not skip, is one of the problems; all others are
-    looked at all the same.
+    looked at all the same. What the recipe names elsewhere is fetched by `sources`.
     """
-    texts, cache = load_texts(recipe), Cache.find(warn)
+    sources = sources or Sources()
+    bring(recipe, SPLITS, sources)
+    texts, cache = load_texts(recipe, sources), Cache.find(warn)
     facts: Facts = {"max_length": texts.max_length, "tasks": {}}
     problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file
     found: dict[tuple[str, str], Dataset] = {}
@@ -52,7 +58,7 @@ def inspect(recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None) 
             if getattr(task, split) is None:
                 continue
             try:
-                data = _load(recipe, name, split, texts, cache)
+                data = _load(recipe, name, split, texts, cache, sources)
             except MtmetaError as error:
                 problems.setdefault(str(error), error)
                 continue
@@ -67,15 +73,17 @@ def inspect(recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None) 
     return facts, list(problems.values())
 
 
-def _load(recipe: Recipe, name: str, split: str, texts: LoadedBackbone | LoadedTokenizer, cache: Cache) -> Dataset:
+def _load(
+    recipe: Recipe, name: str, split: str, texts: LoadedBackbone | LoadedTokenizer, cache: Cache, sources: Sources
+) -> Dataset:
     task, lenient = recipe.tasks[name], replace(recipe.data, on_bad_rows="skip")
     try:
-        return load_split(name, task, split, lenient, recipe.data_root, texts, cache=cache)
+        return load_split(name, task, split, lenient, recipe.data_root, texts, cache=cache, sources=sources)
     except DataError:
         if recipe.data.on_bad_rows == "skip":
             raise
         # the strict reading says which row it is that nothing is left of
-        return load_split(name, task, split, recipe.data, recipe.data_root, texts, cache=cache)
+        return load_split(name, task, split, recipe.data, recipe.data_root, texts, cache=cache, sources=sources)
 
 
 def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, carved: bool) -> Facts:

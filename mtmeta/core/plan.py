@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtmeta.core.budget import rehearse
+from mtmeta.core.download import Watcher
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.estimate import Measured, Seconds, evaluation_seconds, interval_seconds, predicted, probe, together
 from mtmeta.core.events import Warned
@@ -29,8 +30,10 @@ from mtmeta.core.run import _Training
 from mtmeta.core.rundir import RunDir
 from mtmeta.core.session import pick_device
 from mtmeta.core.signals import StopRequest
+from mtmeta.core.sources import Sources
 from mtmeta.core.surroundings import check_launcher
 from mtmeta.core.train import Trainer
+from mtmeta.core.wants import pins_of, remedy
 
 __all__ = ["plan"]
 
@@ -51,6 +54,7 @@ def plan(
     probe_steps: int = 20,
     block: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """What `run` would do with the same arguments, as plain data; seconds only if `probe_steps` are more than 0.
 
@@ -61,7 +65,9 @@ def plan(
     recipe = load_recipe(recipe_path, registry, overrides=overrides, data_root=data_root)
     folder = RunDir(Path(out) if out is not None else Path("runs") / recipe.name)
     continued = folder.check_usable(recipe, fresh=fresh)
-    planned = _Plan(recipe, registry, folder, pick_device(device), warn)
+    pins = pins_of(folder.lock()) if continued else {}
+    sources = Sources(pins, watcher, remedy=remedy(recipe_path))
+    planned = _Plan(recipe, registry, folder, pick_device(device), warn, sources)
     started = time.perf_counter()
     planned.load()
     for note in planned.notes:

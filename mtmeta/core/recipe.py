@@ -28,6 +28,7 @@ from mtmeta.core.options import (
     TrainingOptions,
 )
 from mtmeta.core.registry import Registry
+from mtmeta.core.remote import is_remote, parse_file
 from mtmeta.core.schedules import Plateau, ScheduleOptions
 from mtmeta.core.shipped import find
 from mtmeta.core.source import Source
@@ -266,6 +267,7 @@ class _Reader:
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and type(task).sample is Task.sample:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
+            self._check_remote(getattr(task, split), (*path, split))
         for metric in task.metrics:
             try:
                 found = self.registry.get("metric", metric, self.source.place((*path, "metrics")))
@@ -277,6 +279,13 @@ class _Reader:
                         f"metric {quote(metric)} needs classes, task '{name}' predicts a number; use pearson, spearman"
                     )
                     self.fail((*path, "metrics"), what)
+
+    def _check_remote(self, given: Any, path: Path_) -> None:
+        if isinstance(given, str) and is_remote(given):
+            try:
+                parse_file(given)
+            except ValueError as error:
+                self.fail(path, f"{'.'.join(map(str, path))}: {quote(given)} {error}")
 
     def _check_epochs(self, algorithm: Algorithm, path: Path_) -> None:
         try:

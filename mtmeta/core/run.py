@@ -17,9 +17,11 @@ from mtmeta.core.carve import carvings
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.data import Dataset, overlap, subset
 from mtmeta.core.disk import write_file
+from mtmeta.core.download import Watcher
 from mtmeta.core.errors import PluginError
 from mtmeta.core.events import Event, RunFinished, RunResumed, RunStarted, Warned
 from mtmeta.core.feed import Feed, check_episode
+from mtmeta.core.fetch import bring, local_backbone
 from mtmeta.core.hold import hold
 from mtmeta.core.learner import Learner
 from mtmeta.core.machine import fitting_threads, peak_memory
@@ -31,8 +33,10 @@ from mtmeta.core.rewind import Recorded, rewind_events
 from mtmeta.core.rundir import RunDir, make_lock
 from mtmeta.core.session import Session, dump_json, pick_device
 from mtmeta.core.signals import StopRequest
+from mtmeta.core.sources import Sources
 from mtmeta.core.surroundings import check_launcher
 from mtmeta.core.train import Trainer
+from mtmeta.core.wants import pins_of, remedy
 
 __all__ = ["run"]
 
@@ -49,12 +53,14 @@ def run(
     allow_inexact: bool = False,
     block: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
+    watcher: Watcher | None = None,
     stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Train a recipe, evaluate its best weights and return the summary that summary.json holds.
 
     In a directory that holds an unfinished run of the same recipe, goes on from its newest checkpoint. Raises
     MtmetaError; nothing in the run directory changes unless recipe, data and weights are all in order.
+    What the recipe names elsewhere and is not in the cache is fetched, of which `watcher` hears.
     `stop` is how the command line has signals end the run between two steps.
     """
     check_launcher()
@@ -66,7 +72,10 @@ def run(
         warn(f"{folder.path} is finished; --fresh trains it again")
         return {**summary, "run": str(folder.path)}  # it may have been moved since
     require_reporters(recipe.reporters)
-    training = _Training(recipe, registry, folder, pick_device(device), warn)
+    # a run that goes on reads the commit it began with, wherever the branch is now
+    pins = pins_of(folder.lock()) if continued else {}
+    sources = Sources(pins, watcher, remedy=remedy(recipe_path))
+    training = _Training(recipe, registry, folder, pick_device(device), warn, sources)
     training.stop = stop or StopRequest()
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
@@ -97,13 +106,15 @@ class _Training(Session):
     def load(self) -> None:
         """Load weights and data; nothing is written yet but the cache."""
         recipe, evaluated = self.recipe, self.recipe.evaluation
+        reported = list(dict.fromkeys((evaluated.select_on, evaluated.report_on)))
+        bring(recipe, ("train", *reported), self.sources)
+        local = local_backbone(recipe, self.sources)
         with blame(recipe.backbone, "backbone"):
-            backbone: object = recipe.backbone.load(recipe.seed)
+            backbone: object = local.load(recipe.seed)
         if not isinstance(backbone, LoadedBackbone):
             what = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise PluginError(supplier(recipe.backbone, "backbone"), what)
         self.backbone = backbone
-        reported = list(dict.fromkeys((evaluated.select_on, evaluated.report_on)))
         found: dict[tuple[str, str], Dataset] = {}
         for name in recipe.tasks:
             for split in ("train", *reported):
@@ -128,7 +139,8 @@ class _Training(Session):
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
         made = make_lock(self.recipe, self.registry, hashes, self.backbone, self.device, self.precision)
         rows = {name: len(data) for (name, split), data in self.datasets.items() if split == "dev"}
-        return made | carvings(self.recipe.tasks, rows)
+        made |= carvings(self.recipe.tasks, rows)
+        return made | ({"sources": found} if (found := self.sources.lock()) else {})
 
     def run(self, continued: bool) -> dict[str, Any]:
         """Train every group, then score the best weights."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from mtmeta.core import strict_yaml
 from mtmeta.core.contracts import LoadedBackbone
 from mtmeta.core.disk import clear_leftovers, disk_errors, read_json, write_file
-from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError, safe
+from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError, WeightsError, safe
 from mtmeta.core.hold import LOCK_NAME
 from mtmeta.core.options import Recipe
 from mtmeta.core.registry import Registry
@@ -121,6 +121,7 @@ class RunDir:
         before = self.lock()
         if not allow_changed_data:
             check_hashes(before.get("data", {}), files)
+        _check_sources(before, lock)
         if before.get("backbone") != lock["backbone"]:
             what = f"began with backbone weights {before.get('backbone')}, now they are {lock['backbone']}"
             raise CheckpointError(str(self.path), f"{what}; choose another --out")
@@ -182,6 +183,21 @@ def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
     plugins = lock.get("plugins")
     versions = {f"plugin {name}": str(number) for name, number in plugins.items()} if isinstance(plugins, dict) else {}
     return {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
+
+
+def _check_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise WeightsError if a file of the backbone's repository is not the one the run began with."""
+    entries = before.get("sources")
+    known = {str(one.get("name")): one for one in entries if isinstance(one, dict)} if isinstance(entries, list) else {}
+    for entry in now.get("sources", ()):
+        one = known.get(entry["name"], entry)
+        if entry["for"] != "backbone":  # data files are checked as such
+            continue
+        was, files = one.get("files"), entry["files"]
+        for file in files if isinstance(was, dict) else ():
+            if was.get(file, files[file]) != files[file]:
+                what = f"{file}: sha256 {str(was[file])[:8]}.. in recipe.lock.yaml, now {files[file][:8]}.."
+                raise WeightsError(safe(entry["name"]), f"{what}; choose another --out")
 
 
 def make_lock(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,14 +14,18 @@ from torch import Tensor
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame
 from mtmeta.core.contracts import LoadedBackbone
+from mtmeta.core.download import Watcher
 from mtmeta.core.errors import CheckpointError, UsageError, did_you_mean, quote
 from mtmeta.core.events import Warned
+from mtmeta.core.fetch import bring
 from mtmeta.core.machine import fitting_threads
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
 from mtmeta.core.rundir import RunDir, check_hashes
 from mtmeta.core.session import Session, pick_device
+from mtmeta.core.sources import Sources
+from mtmeta.core.wants import pins_of, remedy
 
 __all__ = ["best_model", "evaluate", "open_run", "restore_backbone"]
 
@@ -37,12 +42,13 @@ def evaluate(
     verbose: bool = False,
     block: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Score the best weights of a run on a split, or on other files by task; the same figures as the run's summary.
 
     Predictions are written to the run's predictions/ in file order. Raises MtmetaError.
     """
-    session = open_run(run_path, data_root=data_root, device=device, block=block, warn=warn)
+    session = open_run(run_path, data_root=data_root, device=device, block=block, warn=warn, watcher=watcher)
     folder, recipe = session.folder, session.recipe
     files = files or {}
     chosen = [task] if task else list(files or recipe.tasks)
@@ -56,6 +62,9 @@ def evaluate(
         if name not in chosen:
             raise UsageError("--file", f"names task {quote(name)}, --task {quote(task)}; give the same task")
     split = split or recipe.evaluation.report_on
+    if not files:
+        chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in chosen})
+        bring(chosen_only, [split], session.sources, backbone=False)
     session.backbone = restore_backbone(session)
     hashes = folder.lock()["data"]
     scores: dict[str, evaluation.Score] = {}
@@ -94,6 +103,7 @@ def open_run(
     device: str = "auto",
     block: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
+    watcher: Watcher | None = None,
 ) -> Session:
     """A run's parts as its recipe names them, without data or weights. Raises UsageError if it is no run."""
     folder = RunDir(Path(run_path))
@@ -101,7 +111,11 @@ def open_run(
     registry = build_registry(block=block, warn=warn)
     # the resolved recipe holds the data root of the run itself, so the environment has no say here
     recipe = load_recipe(folder.recipe, registry, data_root=data_root, environ={})
-    return Session(recipe, registry, folder, pick_device(device), warn)
+    pins: dict[str, str] = {}  # what the run read, wherever a branch is now
+    with contextlib.suppress(CheckpointError):  # whoever needs the lock itself is told
+        pins = pins_of(folder.lock())
+    sources = Sources(pins, watcher, remedy=remedy(folder.recipe))
+    return Session(recipe, registry, folder, pick_device(device), warn, sources)
 
 
 def restore_backbone(session: Session) -> LoadedBackbone:

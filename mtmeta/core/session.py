@@ -25,6 +25,7 @@ from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.options import Recipe
 from mtmeta.core.registry import Registry
 from mtmeta.core.rundir import RunDir
+from mtmeta.core.sources import Sources
 
 __all__ = ["Session", "dump_json", "pick_device", "pick_precision"]
 
@@ -58,9 +59,16 @@ class Session:
     backbone: LoadedBackbone
 
     def __init__(
-        self, recipe: Recipe, registry: Registry, folder: RunDir, device: torch.device, warn: Callable[[str], None]
+        self,
+        recipe: Recipe,
+        registry: Registry,
+        folder: RunDir,
+        device: torch.device,
+        warn: Callable[[str], None],
+        sources: Sources | None = None,
     ) -> None:
         self.recipe = recipe
+        self.sources = sources or Sources()
         self.registry = registry
         self.folder = folder
         self.device = device
@@ -108,7 +116,8 @@ class Session:
         """A task's split, or another file (`path`) in its place. Raises DataError."""
         recipe = self.recipe
         task, root = recipe.tasks[name], recipe.data_root
-        return load_split(name, task, split, recipe.data, root, self.backbone, path=path, cache=self.cache)
+        options: Any = {"path": path, "cache": self.cache, "sources": self.sources}
+        return load_split(name, task, split, recipe.data, root, self.backbone, **options)
 
     def note(self, data: Dataset) -> None:
         """Note what was read and what was skipped."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 import mtmeta
+from mtmeta.plugins.backbones import hub
 from mtmeta.plugins.backbones.embedded import EMBEDDED, describe_embedded, embedded_folder
 from mtmeta.plugins.backbones.tensors import PICKLE, check_regular, read_weights
 from mtmeta.plugins.backbones.wordpiece import WordPiece, tokenizer_json
@@ -43,7 +44,8 @@ class Bert(mtmeta.Backbone):
     name = "bert"
 
     weights: Annotated[str, Field(min_length=1)] = "embedded"
-    """`embedded`, `tiny`, a folder in Hugging Face layout, or a hub id, best pinned as id@revision."""
+    """`embedded`, `tiny`, a folder in Hugging Face layout, or a hub id (`hf://` may stand before it), best pinned as
+    id@revision with the whole commit hash."""
     pretrained: bool = True
     """false: random values from the recipe's seed in place of those in the folder; shape and tokenizer stay."""
     max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128
@@ -51,10 +53,15 @@ class Bert(mtmeta.Backbone):
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout of hidden states and attention; default: what config.json says."""
 
+    def fetch(self, sources: mtmeta.Sources) -> Bert:
+        if self.weights == "tiny":
+            return self
+        return replace(self, weights=str(find_folder(self.weights, sources, pretrained=self.pretrained)))
+
     def load(self, seed: int) -> mtmeta.LoadedBackbone:
         if self.weights == "tiny":
             return self._tiny(seed)
-        folder = find_folder(self.weights)
+        folder = find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained)
         config = read_config(folder / "config.json")
         vocabulary = tokenizer_json(folder)
         if not self.pretrained:
@@ -72,7 +79,7 @@ class Bert(mtmeta.Backbone):
             place, positions = "tiny", TINY_POSITIONS
             vocabulary = WordPiece.from_vocabulary(sample.vocabulary()).json()
         else:
-            folder = find_folder(self.weights)
+            folder = find_folder(self.weights, mtmeta.Sources(), pretrained=False)
             place, vocabulary = str(folder), tokenizer_json(folder)
             path = folder / "config.json"
             positions = _number(path, POSITIONS, _json_object(path).get(POSITIONS, DEFAULT_POSITIONS), "int")
@@ -137,10 +144,12 @@ class Bert(mtmeta.Backbone):
         )
 
 
-def find_folder(weights: str) -> Path:
-    """The folder `weights` names: the one inside the package, a local one, or a hub id fetched by huggingface_hub."""
+def find_folder(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:
+    """The folder `weights` names: the one inside the package, a local one, or that of a hub id, in its cache."""
     if weights == EMBEDDED:
         return embedded_folder()
+    if weights.startswith(hub.SCHEME):
+        return hub.fetch(weights, sources, pretrained=pretrained)
     folder = Path(weights).expanduser()
     if folder.is_dir():
         return folder
@@ -152,9 +161,7 @@ def find_folder(weights: str) -> Path:
         raise mtmeta.WeightsError(weights, "no such folder; give a folder in Hugging Face layout or `embedded`")
     if "/" not in weights and (hint := mtmeta.did_you_mean(weights, BUILT_IN)):
         raise mtmeta.WeightsError(weights, f"no such folder{hint}")
-    from mtmeta.plugins.backbones.hub import fetch
-
-    return fetch(weights)
+    return hub.fetch(weights, sources, pretrained=pretrained)
 
 
 def read_config(path: Path) -> BertConfig:

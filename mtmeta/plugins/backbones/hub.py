@@ -1,57 +1,20 @@
-"""Weights named by a hub id, `owner/name@revision`, through huggingface_hub and its cache."""
+"""Weights named by a hub id, `owner/name@revision`, from huggingface_hub's cache."""
 
 from __future__ import annotations
 
-import logging
-import re
 from pathlib import Path
 
 import mtmeta
 
-__all__ = ["fetch"]
+__all__ = ["SCHEME", "fetch"]
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
-PINNED = re.compile("[0-9a-f]{40}")
-
-
-def fetch(weights: str) -> Path:
-    """The folder of a hub id in the local cache, fetched if needed; only the few safe file kinds are asked for."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    name, _, revision = weights.partition("@")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not the user's business
-    try:
-        if PINNED.fullmatch(revision) and (cached := _cached(name, revision)):
-            return cached
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
-    except HFValidationError as error:
-        what = "is neither a folder nor a hub id; give a folder in Hugging Face layout, a hub id or `embedded`"
-        raise mtmeta.WeightsError(mtmeta.safe(weights), what) from error
-    except LocalEntryNotFoundError as error:
-        what = "is not in the local cache and the hub cannot be reached; fetch it while online or give a folder"
-        raise mtmeta.MachineError(f"hub: {mtmeta.quote(name)}", what) from error
-    except GatedRepoError as error:
-        raise mtmeta.MachineError(f"hub: {mtmeta.quote(name)}", "needs a token; set HF_TOKEN") from error
-    except RevisionNotFoundError as error:
-        raise mtmeta.MachineError(f"hub: {mtmeta.quote(name)}", f"has no revision {mtmeta.quote(revision)}") from error
-    except RepositoryNotFoundError as error:
-        what = "not found, or private; check the name or set HF_TOKEN"
-        raise mtmeta.MachineError(f"hub: {mtmeta.quote(name)}", what) from error
-    except Exception as error:  # the library's HTTP client, and with it its exceptions, changes between releases
-        text = mtmeta.safe(str(error).splitlines()[0] if str(error) else type(error).__name__)
-        raise mtmeta.MachineError(f"hub: {mtmeta.quote(name)}", f"cannot be fetched ({text})") from error
+SCHEME = "hf://"
+# only the few safe kinds of file are asked for, what must be there last: then all else is settled when it is there
+OPTIONAL = ("tokenizer_config.json", "tokenizer.json", "vocab.txt")
+CONFIG, TENSORS = "config.json", "model.safetensors"
 
 
-def _cached(name: str, revision: str) -> Path | None:
-    """What the cache holds of a pinned revision, which cannot have changed, so that no network is needed."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config, tensors = (try_to_load_from_cache(name, file, revision=revision) for file in FILES[:2])
-    return Path(config).parent if isinstance(config, str) and isinstance(tensors, str) else None
+def fetch(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:
+    """The folder of a hub id in the local cache, fetched if needed. Raises WeightsError, MachineError."""
+    needed = (CONFIG, TENSORS) if pretrained else (CONFIG,)
+    return sources.folder(weights.removesuffix(f"/{TENSORS}"), needed, OPTIONAL)
