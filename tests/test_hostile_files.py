@@ -26,7 +26,8 @@ from mtmeta.core.events import DataLoaded, RunStarted, StepDone, StepSkipped, Wa
 from mtmeta.core.plugins import Plugin, Plugins
 from mtmeta.core.registry import Registry
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
-from mtmeta.plugins.backbones.tensors import SPARE, shape_of
+from mtmeta.plugins.backbones.names import shapes
+from mtmeta.plugins.backbones.tensors import SPARE
 from mtmeta.plugins.reporters import ConsoleReporter
 
 Capture = pytest.CaptureFixture[str]
@@ -224,7 +225,7 @@ def test_every_size_a_reader_trusts_is_what_the_encoder_has() -> None:
     made = Encoder(config).state_dict()
     for ours, theirs in hugging_face_names(config).items():
         whole = (made[ours].shape[0] // len(theirs), *made[ours].shape[1:])
-        assert [shape_of(name, config) for name in theirs] == [whole] * len(theirs), ours
+        assert [shapes(config)[name] for name in theirs] == [whole] * len(theirs), ours
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", EVIL])

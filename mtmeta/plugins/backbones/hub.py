@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import mtmeta
 
 __all__ = ["fetch"]
 
-FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+FILES += ["vocab.txt", "vocab.json", "merges.txt"]  # of tokenizers without a tokenizer.json
 PINNED = re.compile("[0-9a-f]{40}")
 
 
-def fetch(weights: str) -> Path:
+def fetch(weights: str, files: Sequence[str] = FILES) -> Path:
     """The folder of a hub id in the local cache, fetched if needed; only the few safe file kinds are asked for."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -28,9 +30,9 @@ def fetch(weights: str) -> Path:
     name, _, revision = weights.partition("@")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not the user's business
     try:
-        if PINNED.fullmatch(revision) and (cached := _cached(name, revision)):
+        if files is FILES and PINNED.fullmatch(revision) and (cached := _cached(name, revision)):
             return cached
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=FILES))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
     except HFValidationError as error:
         what = "is neither a folder nor a hub id; give a folder in Hugging Face layout, a hub id or `embedded`"
         raise mtmeta.WeightsError(mtmeta.safe(weights), what) from error

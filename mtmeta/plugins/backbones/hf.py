@@ -1,0 +1,77 @@
+"""Backbone `hf`: any encoder that transformers' AutoModel knows, for what `bert` does not read.
+
+transformers is an extra and loaded when a model is. A folder holds config.json, model.safetensors (or shards of it with
+their index) and a tokenizer. No code of a folder is run, no pickle is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+import mtmeta
+from mtmeta.plugins.backbones.bert import find_folder
+from mtmeta.plugins.backbones.tokenizer import MAX_CONFIG_BYTES
+
+# shards, and what a tokenizer without a tokenizer.json is made of
+HUB_FILES = ["*.json", "model*.safetensors", "*.model", "vocab.txt", "merges.txt"]
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFace(mtmeta.Backbone):
+    """Any encoder that transformers' AutoModel knows, such as ModernBERT, DeBERTa or MPNet.
+
+    It needs transformers: pip install 'mtmeta[hf]'. Sequences are padded, together with others of nearly their length.
+    What backbone `bert` reads is faster there.
+    """
+
+    name = "hf"
+
+    weights: Annotated[str, Field(min_length=1)]
+    """A folder in Hugging Face layout, or a hub id, best pinned as id@revision."""
+    pretrained: bool = True
+    """false: random values from the recipe's seed in place of those in the folder; shape and tokenizer stay."""
+    max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128
+    """Longest sequence in tokens, special tokens included; longer texts are cut."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Every dropout of the encoder; default: what config.json says."""
+
+    @classmethod
+    def about(cls) -> list[str]:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return [f"transformers {version('transformers')} is installed"]
+        except PackageNotFoundError:
+            return ["transformers is not installed; pip install 'mtmeta[hf]'"]
+
+    def load(self, seed: int) -> mtmeta.LoadedBackbone:
+        from mtmeta.plugins.backbones.automodel import Source
+
+        folder = find_folder(self.weights, HUB_FILES)
+        source = Source(folder)
+        tokenizer = source.tokenizer()
+        if self.pretrained:
+            model, identity = source.pretrained(self.dropout)
+        else:
+            model, identity = source.random(self.dropout, seed, tokenizer)
+        files = {"config.json": (folder / "config.json").read_bytes(), "tokenizer.json": tokenizer.encode()}
+        extra = folder / TOKENIZER_CONFIG
+        if extra.is_file() and extra.stat().st_size <= MAX_CONFIG_BYTES:  # for whoever exports the run
+            files[TOKENIZER_CONFIG] = extra.read_bytes()
+        return source.assembled(model, tokenizer, self.max_length, files, identity)
+
+    def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
+        from mtmeta.plugins.backbones.automodel import Source
+        from mtmeta.plugins.backbones.tokenizer import read_vocabulary
+
+        source = Source(folder)
+        tokenizer = read_vocabulary(folder / "tokenizer.json")
+        model, _ = source.random(self.dropout, 0, tokenizer)
+        names = ("config.json", "tokenizer.json", TOKENIZER_CONFIG)
+        files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+        return source.assembled(model, tokenizer, self.max_length, files, "")
