@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ ODD = (
     "</s> a text that says <s> and  <mask> and <pad>x",
     "x" * 300,
 )
-SIZES: Mapping[str, Any] = {
+SIZES: dict[str, Any] = {
     "hidden_size": 24,
     "num_hidden_layers": 3,
     "num_attention_heads": 3,
@@ -75,7 +74,7 @@ def tokenizer_text(kind: str) -> str:
         tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     else:
         tokenizer = Tokenizer.from_str(WordPiece.from_vocabulary(vocabulary()).json())
-        sep, cls = (tokenizer.token_to_id(token) for token in ("[SEP]", "[CLS]"))
+        sep, cls = (int(tokenizer.token_to_id(token) or 0) for token in ("[SEP]", "[CLS]"))
         tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     made: str = tokenizer.to_str()
     return made
@@ -85,49 +84,31 @@ def size_of(kind: str) -> int:
     return len(byte_level()[0]) if kind == "bytes" else len(vocabulary())
 
 
-def distilbert(hf: Any, **options: Any) -> Any:
-    sizes = {"dim": 24, "n_layers": 3, "n_heads": 3, "hidden_dim": 40, "max_position_embeddings": 66}
-    return hf.DistilBertConfig(**(sizes | options))
-
-
-# the configuration of each family, and its kind of tokenizer
-FAMILIES: dict[str, tuple[str, Callable[..., Any]]] = {
-    "bert": ("words", lambda hf, **o: hf.BertConfig(**(SIZES | o))),
-    "distilbert": ("words", distilbert),
-    "electra": ("words", lambda hf, **o: hf.ElectraConfig(**(SIZES | {"embedding_size": 16} | o))),
-    "electra of one width": ("words", lambda hf, **o: hf.ElectraConfig(**(SIZES | {"embedding_size": 24} | o))),
-    "roberta": (
-        "bytes",
-        lambda hf, **o: hf.RobertaConfig(**(SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5} | o)),
-    ),
-    "roberta, two types": ("bytes", lambda hf, **o: hf.RobertaConfig(**(SIZES | {"pad_token_id": 1} | o))),
-    "xlm-roberta": ("bytes", lambda hf, **o: hf.XLMRobertaConfig(**(SIZES | {"type_vocab_size": 1} | o))),
+# of each family: its kind of tokenizer, transformers' configuration, and what it takes beside SIZES
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "bert": ("words", "BertConfig", {}),
+    "distilbert": ("words", "DistilBertConfig", {}),
+    "electra": ("words", "ElectraConfig", {"embedding_size": 16}),
+    "electra of one width": ("words", "ElectraConfig", {"embedding_size": 24}),
+    "roberta": ("bytes", "RobertaConfig", {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "roberta, two types": ("bytes", "RobertaConfig", {}),
+    "xlm-roberta": ("bytes", "XLMRobertaConfig", {"type_vocab_size": 1}),
     "modernbert": (
         "words",
-        lambda hf, **o: hf.ModernBertConfig(
-            **(
-                dict(SIZES)
-                | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-                | {"local_attention": 8}
-                | o
-            )
-        ),
+        "ModernBertConfig",
+        {"local_attention": 8, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+        | {"cls_token_id": 2, "sep_token_id": 3},
     ),
     "deberta-v2": (
         "words",
-        lambda hf, **o: hf.DebertaV2Config(
-            **(
-                dict(SIZES)
-                | {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
-                | {"norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False}
-                | {"type_vocab_size": 0}
-                | o
-            )
-        ),
+        "DebertaV2Config",
+        {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
+        | {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0},
     ),
-    "mpnet": ("bytes", lambda hf, **o: hf.MPNetConfig(**(SIZES | o))),
+    "mpnet": ("bytes", "MPNetConfig", {}),
 }
 NATIVE = ("bert", "distilbert", "electra", "electra of one width", "roberta", "roberta, two types", "xlm-roberta")
+OTHER_PIECES = ("xlm-roberta", "deberta-v2", "mpnet")  # transformers expects another tokenizer of them
 
 
 def write_family(hf: Any, family: str, folder: Path, *, heads: bool = False, **options: Any) -> Any:
@@ -135,11 +116,13 @@ def write_family(hf: Any, family: str, folder: Path, *, heads: bool = False, **o
 
     With `heads` the file is that of a model with heads, its names prefixed.
     """
-    kind, config_of = FAMILIES[family]
-    config = config_of(hf, vocab_size=size_of(kind), **options)
+    kind, name, own = FAMILIES[family]
+    config = getattr(hf, name)(**{**SIZES, **own, "vocab_size": size_of(kind), **options})
     torch.manual_seed(1)
     model = (hf.AutoModelForMaskedLM if heads else hf.AutoModel).from_config(config)
     randomise(model)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer_text(kind), encoding="utf-8")
+    if family in OTHER_PIECES:
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return getattr(model, model.base_model_prefix) if heads else model

@@ -142,8 +142,8 @@ def test_sizes_and_files(family: str, hf: Any, tmp_path: Path) -> None:
     bare.load_state_dict(reference.state_dict())
     with torch.inference_mode():
         sequences = random_sequences(encoder.config.vocab_size)
-        theirs = theirs_of(bare.eval(), sequences, pad=pad_of(family))
-        assert largest_difference(ours_of(encoder, sequences), theirs) <= TOLERANCE
+        wanted = theirs_of(bare.eval(), sequences, pad=pad_of(family))
+        assert largest_difference(ours_of(encoder, sequences), wanted) <= TOLERANCE
 
 
 # ------------------------------------------------------------------------------------------------------------ dropout
