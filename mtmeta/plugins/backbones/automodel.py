@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -50,8 +50,9 @@ def load_transformers() -> ModuleType:
 
 
 def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return mtmeta.safe(lines[0] if lines else type(error).__name__)
+    """The first two lines of an error: transformers often says in the first where, and in the second what."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return mtmeta.safe(" ".join(lines[:2])[:300] if lines else type(error).__name__)
 
 
 class Source:
@@ -61,6 +62,7 @@ class Source:
         self.folder = folder
         json_object(folder / "config.json")  # its own checks: a file, of sane size, that asks for no code
         self.library = load_transformers()
+        self._config = self._checked()
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
@@ -83,14 +85,21 @@ class Source:
             made = self.library.AutoTokenizer.from_pretrained(self.folder, **options)
             backend = getattr(made, "backend_tokenizer", None)
             text: object = backend.to_str() if backend is not None and hasattr(backend, "to_str") else None
+            names: dict[str, str] = dict(made.vocab_files_names)
         if not isinstance(text, str):
             what = f"its {type(made).__name__} is none of the tokenizers library; a folder with tokenizer.json has one"
             raise mtmeta.WeightsError(str(self.folder), what)
+        whole = names.pop("tokenizer_file", "tokenizer.json")  # without its files transformers makes up a vocabulary
+        parts = list(names.values())
+        if not (self.folder / whole).exists() and not (parts and all((self.folder / n).exists() for n in parts)):
+            what = f"has neither {whole} nor {' with '.join(parts)}" if parts else f"has no {whole}"
+            raise mtmeta.WeightsError(str(self.folder), f"{what}; a tokenizer is needed")
         return text
 
     # -- model
 
-    def _config(self, dropout: float | None) -> Any:
+    def _checked(self) -> Any:
+        """The configuration. Raises WeightsError for what is unknown, no encoder, or absurdly large."""
         with self._errors("read config.json"):
             options = {"trust_remote_code": False, "local_files_only": True}
             config = self.library.AutoConfig.from_pretrained(self.folder, **options)
@@ -105,18 +114,20 @@ class Source:
             raise mtmeta.WeightsError(place, f"asks for {layers} layers (limit {MAX_LAYERS})")
         if hasattr(config, "reference_compile"):  # of ModernBERT: a compiler, for which nobody asked
             config.reference_compile = False
-        if dropout is not None:
-            found = [name for name, value in config.to_dict().items() if _is_dropout(name, value)]
-            if not found:
-                raise mtmeta.RecipeError("backbone.dropout", f"{place} has no dropout; leave it out")
-            for name in found:
-                setattr(config, name, dropout)
         with self._errors("make the model"), torch.device("meta"):
             size = sum(parameter.numel() for parameter in self._made(config).parameters())
         if size > MAX_PARAMETERS:
             what = f"asks for {size / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
             raise mtmeta.WeightsError(place, what)
         return config
+
+    def set_dropout(self, dropout: float) -> None:
+        """Set every dropout of the encoder. Raises RecipeError if it has none."""
+        found = [name for name, value in self._config.to_dict().items() if _is_dropout(name, value)]
+        if not found:
+            raise mtmeta.RecipeError("backbone.dropout", f"{self.folder}'s config.json has no dropout; leave it out")
+        for name in found:
+            setattr(self._config, name, dropout)
 
     def _options(self, config: Any) -> dict[str, Any]:
         """No pooler where a model can be without: hidden states are all that is used."""
@@ -128,26 +139,32 @@ class Source:
         model: nn.Module = self.library.AutoModel.from_config(config, trust_remote_code=False, **self._options(config))
         return model
 
-    def random(self, dropout: float | None, seed: int, tokenizer: str) -> tuple[nn.Module, str]:
+    def random(self, seed: int, tokenizer: str) -> tuple[nn.Module, str]:
         """The model with transformers' own initialisation, a function of `seed`, and what to call its values."""
-        config = self._config(dropout)
         with self._errors("make the model"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(hashlib.sha256(f"hf {seed}".encode()).digest()[:7], "big"))
-            model = self._made(config)
+            model = self._made(self._config)
         text = f"{(self.folder / 'config.json').read_text(encoding='utf-8')} {tokenizer}"
         shape = hashlib.sha256(text.encode()).hexdigest()
         return model, f"random values, shape {shape}, seed {seed}"
 
-    def pretrained(self, dropout: float | None) -> tuple[nn.Module, str]:
+    def pretrained(self) -> tuple[nn.Module, str]:
         """The model with the folder's values, none of which may be missing, and their SHA-256."""
         place, identity = self._weights()
-        config = self._config(dropout)
+        config = self._config
         with self._errors("load the weights"), torch.random.fork_rng(devices=[]):
             options = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
+            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are not: see below
             found = self.library.AutoModel.from_pretrained(
-                self.folder, config=config, output_loading_info=True, **options, **self._options(config)
+                self.folder, config=config, **options, **told, **self._options(config)
             )
         model: nn.Module = found[0]
+        other = sorted(map(tuple, found[1]["mismatched_keys"]))  # name, shape in the file, shape in the model
+        if other:
+            more = f" (+{len(other) - 1} more)" if len(other) > 1 else ""
+            name, has, needs = other[0]
+            what = f"tensor {mtmeta.quote(name)} is {_shape(has)}, config.json needs {_shape(needs)}{more}"
+            raise mtmeta.WeightsError(str(place), what)
         missing = sorted(map(str, found[1]["missing_keys"]))
         if missing:
             more = f" (+{len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -207,6 +224,10 @@ class Source:
             what = "numbers the token types of pairs otherwise than 0 for the first text and 1 for the second"
             raise mtmeta.WeightsError(str(self.folder), f"the tokenizer {what}; it cannot be used")
         return True
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
 
 
 def _is_dropout(name: str, value: object) -> bool:

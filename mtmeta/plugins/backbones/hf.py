@@ -54,11 +54,10 @@ class HuggingFace(mtmeta.Backbone):
 
         folder = find_folder(self.weights, HUB_FILES)
         source = Source(folder)
+        if self.dropout is not None:
+            source.set_dropout(self.dropout)
         tokenizer = source.tokenizer()
-        if self.pretrained:
-            model, identity = source.pretrained(self.dropout)
-        else:
-            model, identity = source.random(self.dropout, seed, tokenizer)
+        model, identity = source.pretrained() if self.pretrained else source.random(seed, tokenizer)
         files = {"config.json": (folder / "config.json").read_bytes(), "tokenizer.json": tokenizer.encode()}
         extra = folder / TOKENIZER_CONFIG
         if extra.is_file() and extra.stat().st_size <= MAX_CONFIG_BYTES:  # for whoever exports the run
@@ -71,7 +70,9 @@ class HuggingFace(mtmeta.Backbone):
 
         source = Source(folder)
         tokenizer = read_vocabulary(folder / "tokenizer.json")
-        model, _ = source.random(self.dropout, 0, tokenizer)
+        if self.dropout is not None:
+            source.set_dropout(self.dropout)
+        model, _ = source.random(0, tokenizer)
         names = ("config.json", "tokenizer.json", TOKENIZER_CONFIG)
         files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
         return source.assembled(model, tokenizer, self.max_length, files, "")
