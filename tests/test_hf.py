@@ -31,7 +31,7 @@ from mtmeta.core.train import Trainer
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.hf import HuggingFace
 from mtmeta.plugins.backbones.names import hugging_face_names
-from mtmeta.plugins.backbones.padding import CALL, PaddedEncoder, blocks
+from mtmeta.plugins.backbones.repacked import CALL, Repacked, blocks
 from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 
@@ -58,9 +58,9 @@ def hf() -> Any:
     return library
 
 
-def load(folder: Path, **options: Any) -> tuple[PaddedEncoder, mtmeta.LoadedBackbone]:
+def load(folder: Path, **options: Any) -> tuple[Repacked, mtmeta.LoadedBackbone]:
     loaded = HuggingFace(weights=str(folder), **({"max_length": 48} | options)).load(seed=0)
-    assert isinstance(loaded.encoder, PaddedEncoder)
+    assert isinstance(loaded.encoder, Repacked)
     return loaded.encoder.eval(), loaded
 
 
@@ -324,6 +324,12 @@ def pickle(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def no_specials(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": None}))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+
 def index(weight_map: object) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")
@@ -373,6 +379,11 @@ SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         ("w: has neither tokenizer.json nor vocab.txt; a tokenizer is needed",),
     ),
     "spoilt tokenizer": (write("tokenizer.json", "{"), ("w: transformers cannot load the tokenizer (",)),
+    "no special tokens": (no_specials, ("tokenizer.json: puts no special token around a text",)),
+    "code of a tokenizer": (
+        write("tokenizer_config.json", '{"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["evil.X", "evil.X"]}}'),
+        ("w: transformers cannot load the tokenizer (", "trust_remote_code"),
+    ),
     "small embeddings": (
         weights(lambda state: state),
         ("w: tokenizer: has", "entries, embeddings have 20; they do not belong together"),
@@ -398,7 +409,7 @@ def attempt(folder: Path, capsys: Capture, **backbone: Any) -> Outcome:
 def test_max_length_and_dropout_must_fit_the_model(hf: Any, tmp_path: Path, capfd: Capture) -> None:
     write_family(hf, "roberta", tmp_path / "w")
     assert_refused(attempt(tmp_path, capfd, max_length=65), 2, "max_length 65 exceeds w's 64 positions; lower it")
-    assert_refused(attempt(tmp_path, capfd, weights="tiny"), 4, "tiny: ")
+    assert_refused(attempt(tmp_path, capfd, weights="tiny"), 4, "tiny: is of backbone bert alone; give a folder")
 
 
 @pytest.mark.parametrize("found", [None, "4.57.1"])

@@ -178,7 +178,7 @@ SPOILT: dict[str, tuple[Change, tuple[str, ...]]] = {
     "pickle": (only_pickle, ("pytorch_model.bin: pickle files can run code and are not read",)),
     "link to itself": (circular, ("config.json: cannot be read (Too many levels of symbolic links)",)),
     "auto_map": (config(auto_map={"AutoModel": "evil.Model"}), ("'auto_map' asks for remote code",)),
-    "model_type": (config(model_type=EVIL), ("model_type '\\x1b]0;owned\\x07", "is not supported (bert)")),
+    "model_type": (config(model_type=EVIL), ("model_type '\\x1b]0;owned\\x07", "is not supported (bert, ")),
     "model_type list": (config(model_type=["bert"]), ("model_type ['bert'] is not supported",)),
     "wide": (config(hidden_size=2**29, num_attention_heads=1), ("billion parameters (limit 2 billion)",)),
     "layers": (config(num_hidden_layers=10**6, hidden_size=1, intermediate_size=1), ("asks for 1000000 layers",)),

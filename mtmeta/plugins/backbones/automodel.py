@@ -18,7 +18,7 @@ from torch import nn
 
 import mtmeta
 from mtmeta.plugins.backbones.config import MAX_LAYERS, MAX_PARAMETERS, json_object
-from mtmeta.plugins.backbones.padding import PaddedEncoder
+from mtmeta.plugins.backbones.repacked import Repacked
 from mtmeta.plugins.backbones.tensors import PICKLE, check_header, check_regular
 from mtmeta.plugins.backbones.tokenizer import AnyTokenizer
 
@@ -207,9 +207,9 @@ class Source:
         if positions is not None and max_length > positions:
             what = f"max_length {max_length} exceeds {place}'s {positions} positions; lower it"
             raise mtmeta.RecipeError("backbone.max_length", what)
-        encoder = PaddedEncoder(model.eval(), typed=self._typed(model, tokenizer))
         probe = [*tokenizer.prefix, *tokenizer.encode(["probe"])[0], *tokenizer.suffix]
         with self._errors("run the model"), torch.inference_mode():
+            encoder = Repacked(model.eval(), typed=self._typed(model, tokenizer))
             encoder.check(probe)
         packages = ("transformers",)
         return mtmeta.LoadedBackbone(encoder, tokenizer, max_length, files, identity, packages=packages)

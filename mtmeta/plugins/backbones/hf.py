@@ -32,7 +32,7 @@ class HuggingFace(mtmeta.Backbone):
     name = "hf"
 
     weights: Annotated[str, Field(min_length=1)]
-    """A folder in Hugging Face layout, or a hub id, best pinned as id@revision."""
+    """A folder in Hugging Face layout, a hub id, best pinned as id@revision, or `embedded`."""
     pretrained: bool = True
     """false: random values from the recipe's seed in place of those in the folder; shape and tokenizer stay."""
     max_length: Annotated[int, Field(ge=4, le=1_000_000)] = 128
@@ -52,6 +52,9 @@ class HuggingFace(mtmeta.Backbone):
     def load(self, seed: int) -> mtmeta.LoadedBackbone:
         from mtmeta.plugins.backbones.automodel import Source
 
+        if self.weights == "tiny":
+            what = "is of backbone bert alone; give a folder in Hugging Face layout, a hub id or `embedded`"
+            raise mtmeta.WeightsError(self.weights, what)
         folder = find_folder(self.weights, HUB_FILES)
         source = Source(folder)
         if self.dropout is not None:

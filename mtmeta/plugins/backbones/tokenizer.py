@@ -99,6 +99,8 @@ class AnyTokenizer(FastTokenizer):
         if a and b and starts:
             prefix, suffix = one.ids[: starts[0]], one.ids[starts[0] + len(a) :]
             middle = pair.ids[len(prefix) + len(a) : len(pair.ids) - len(b) - len(suffix)]
+            if not prefix and not suffix:  # a text may have no token of its own, and no sequence may be empty
+                raise mtmeta.WeightsError(self._place, "puts no special token around a text; an encoder's does")
             if pair.ids == [*prefix, *a, *middle, *b, *suffix]:
                 self.pair_types = pair.type_ids
                 self.core_types = [0] * (len(prefix) + len(a) + len(middle)) + [1] * (len(b) + len(suffix))

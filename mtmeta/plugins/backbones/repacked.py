@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import mtmeta
 
-__all__ = ["PaddedEncoder", "blocks"]
+__all__ = ["Repacked", "blocks"]
 
 Groups = Sequence[tuple[int, int]]
 # what one more call costs, in tokens: little beside the products on a CPU, much on a GPU, which waits for its launches
@@ -37,7 +37,7 @@ def blocks(groups: Groups, call: int) -> list[list[tuple[int, int]]]:
     return found[::-1]
 
 
-class PaddedEncoder(nn.Module):
+class Repacked(nn.Module):
     """A model of transformers on packed batches: S tokens to hidden states [S, D]."""
 
     def __init__(self, model: Any, *, typed: bool) -> None:
