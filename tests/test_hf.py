@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -380,10 +381,6 @@ SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
     "spoilt tokenizer": (write("tokenizer.json", "{"), ("w: transformers cannot load the tokenizer (",)),
     "no special tokens": (no_specials, ("tokenizer.json: puts no special token around a text",)),
-    "code of a tokenizer": (
-        write("tokenizer_config.json", '{"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["evil.X", "evil.X"]}}'),
-        ("w: transformers cannot load the tokenizer (", "trust_remote_code"),
-    ),
     "small embeddings": (
         weights(lambda state: state),
         ("w: tokenizer: has", "entries, embeddings have 20; they do not belong together"),
@@ -399,6 +396,17 @@ def test_what_is_refused(what: str, hf: Any, tmp_path: Path, capfd: Capture) -> 
     damage(tmp_path / "w")
     assert_refused(attempt(tmp_path, capfd), 4, *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_code_in_a_folder_stays_unread(hf: Any, tmp_path: Path) -> None:
+    """A tokenizer that names its own code gets transformers' own class, and the file is never imported."""
+    write_family(hf, "bert", tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('run')\n")
+    named = {"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["evil.X", "evil.X"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    _, loaded = load(tmp_path)
+    assert loaded.tokenizer.prefix == (2,)
+    assert not [name for name in sys.modules if "evil" in name]
 
 
 def attempt(folder: Path, capsys: Capture, **backbone: Any) -> Outcome:
