@@ -152,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for kind in ("training", "evaluation"):
             each = made[kind]
             low, high = each["ratio_quartiles"]
-            rates = f"bert {each['bert']}, hf {each['hf']} examples/s"
-            print(f"{name}, {kind}: {rates}; bert is {each['ratio']:.2f} [{low:.2f}, {high:.2f}] times as fast")
+            rates = f"{made['steps']} steps: bert {each['bert']}, hf {each['hf']} examples/s"
+            print(f"{name}, {kind}, {rates}; bert is {each['ratio']:.2f} [{low:.2f}, {high:.2f}] times as fast")
 
 
 if __name__ == "__main__":
