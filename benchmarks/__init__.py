@@ -1,6 +1,7 @@
 """Measurements of mtmeta against its peers and against the machine. Not shipped in the wheel; needs the dev extra.
 
     python -m benchmarks.train      training and evaluation rate against transformers and sentence-transformers
+    python -m benchmarks.backbones  backbone bert against backbone hf on the same weights
     python -m benchmarks.profile    operators of one training step
     python -m benchmarks.scaling    time and memory against batch size, length and number of tasks
     python -m benchmarks.meta       share of a meta-iteration outside gradients and inner steps

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from mtmeta.core.evaluate import predict
 from mtmeta.core.model import build_head
 from mtmeta.core.optim import AdamW
 from mtmeta.core.packing import pack
+from mtmeta.plugins.backbones.config import config_json
 from mtmeta.plugins.backbones.encoder import hugging_face_names
 
 __all__ = ["Contender", "Mtmeta", "Rival", "grouped_batches", "mtmeta_padded", "sentence_transformers", "transformers"]
@@ -144,8 +145,8 @@ def bert_model(parts: Parts) -> Any:
     hf = importlib.import_module("transformers")
     hf.logging.set_verbosity_error()
     hf.logging.disable_progress_bar()
-    config = hf.BertConfig(**asdict(parts.config), attn_implementation="sdpa")
-    model = hf.BertModel(config, add_pooling_layer=False)
+    config = hf.AutoConfig.for_model(**json.loads(config_json(parts.config)), attn_implementation="sdpa")
+    model = hf.AutoModel.from_config(config, add_pooling_layer=False)
     ours = parts.encoder.state_dict()
     state: dict[str, Tensor] = {}
     for name, theirs in hugging_face_names(parts.config).items():

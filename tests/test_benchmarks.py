@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.backbones import main as backbones
 from benchmarks.contenders import Mtmeta, Rival, mtmeta_padded, transformers
 from benchmarks.data import large_file
 from benchmarks.meta import PIECES, Clock
@@ -126,6 +127,16 @@ def test_quick_json_has_its_keys() -> None:
             else:
                 low, high = values[f"{key}_quartiles"]
                 assert 0 < low <= values[key] <= high
+
+
+def test_backbones_json_has_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--shape", "small", "--tasks", "sst", "--batch", "4", "--rows", "8", "--seconds", "0", "--json")
+    backbones(small)
+    found = json.loads(capsys.readouterr().out)["tasks"]["sst"]
+    assert found["steps"] == 2
+    for kind in ("training", "evaluation"):
+        assert set(found[kind]) == {"bert", "hf", "ratio", "ratio_quartiles"}
+        assert found[kind]["ratio"] > 0
 
 
 def test_clock_books_every_moment_once() -> None:

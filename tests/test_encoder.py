@@ -7,7 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity import (
+    LENGTHS,
+    largest_difference,
+    ours_of,
+    packed_of,
+    random_sequences,
+    random_types,
+    randomise,
+    theirs_of,
+    unpacked,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mtmeta
-from mtmeta.core.data import Dataset, TokenStore, from_examples
+from mtmeta.core.data import Dataset, from_examples
 from mtmeta.core.model import MultiTaskModel, mean_pool
-from mtmeta.core.packing import Packed, pack_sequences
+from mtmeta.core.packing import pack_sequences
 from mtmeta.plugins.backbones import kernels
 from mtmeta.plugins.backbones.bert import Bert, read_config
 from mtmeta.plugins.backbones.encoder import ACTIVATIONS, Encoder
@@ -33,14 +44,12 @@ from mtmeta.plugins.tasks.sts import Sts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOLERANCE = 1e-5
-Sequences = list[list[int]]
 VOCABULARY = [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
     *(mark + letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789" for mark in ("", "##")),
     *("the", "film", "##s", "is", "good", "bad", "never", "un", "##like", "##ly", ".", ",", "!", "?", "'", "-"),
     *("\u2028", "\x85", "caf\xe9", "cafe", "\u4e2d", "Film", "[", "]"),
 ]
-LENGTHS = (9, 3, 17, 9, 2, 30, 3, 9, 40, 5)
 TEXTS = (
     "The films is good .",
     "Unlikely , never bad !!",
@@ -59,73 +68,12 @@ def hf() -> Any:
     return importlib.import_module("transformers")
 
 
-# -------------------------------------------------------------------------------------------------- the two encoders
-
-
-def packed_of(sequences: Sequences, types: Sequences | None = None) -> Packed:
-    """Sequences as one packed batch; exactly as many positions as there are tokens."""
-    offsets = np.cumsum([0, *map(len, sequences)])
-    ids = np.array([i for sequence in sequences for i in sequence], dtype=np.int32)
-    flat = None if types is None else np.array([t for sequence in types for t in sequence], dtype=np.uint8)
-    packed = pack_sequences([TokenStore(ids, flat, offsets)], np.arange(len(sequences)))
-    assert packed.ids.shape == packed.positions.shape == (sum(map(len, sequences)),)
-    return packed
-
-
-def unpacked(hidden: Tensor, packed: Packed) -> list[Tensor]:
-    """Hidden states [T, D] of each sequence, in the order the sequences were given."""
-    blocks = torch.split(hidden, [length for count, length in packed.groups for _ in range(count)])
-    return [blocks[i] for i in packed.order]
-
-
-def ours_of(encoder: Encoder, sequences: Sequences, types: Sequences | None = None) -> list[Tensor]:
-    packed = packed_of(sequences, types)
-    return unpacked(encoder(packed), packed)
-
-
-def theirs_of(model: Any, sequences: Sequences, types: Sequences | None = None) -> list[Tensor]:
-    """Hidden states of transformers' padded BertModel under its attention mask, padding cut off."""
-    longest = max(map(len, sequences))
-
-    def padded(rows: Sequences) -> Tensor:
-        return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-
-    mask = padded([[1] * len(sequence) for sequence in sequences])
-    segments = padded(types or [[0] * len(sequence) for sequence in sequences])
-    hidden = model(input_ids=padded(sequences), attention_mask=mask, token_type_ids=segments).last_hidden_state
-    return [row[: len(sequence)] for row, sequence in zip(hidden, sequences, strict=True)]
-
-
-def largest_difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    assert [one.shape for one in ours] == [other.shape for other in theirs]
-    return max(float((one - other).abs().max()) for one, other in zip(ours, theirs, strict=True))
-
-
-def random_sequences(lengths: Sequence[int] = LENGTHS) -> Sequences:
-    generator = np.random.default_rng(3)
-    return [generator.integers(1, len(VOCABULARY), length).tolist() for length in lengths]
-
-
-def random_types(sequences: Sequences) -> Sequences:
-    """A first and a second segment in each sequence, cut at different places."""
-    return [[int(i > (7 * n) % len(s)) for i in range(len(s))] for n, s in enumerate(sequences)]
-
-
 # --------------------------------------------------------------------------------------------------- random folders
 
 
 def config_of(hf: Any, **options: Any) -> Any:
     sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40}
     return hf.BertConfig(vocab_size=len(VOCABULARY), max_position_embeddings=64, **{**sizes, **options})
-
-
-def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter random, biases and LayerNorm included, so that none can be dropped or swapped unnoticed."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.3, generator=generator)
-    return model.eval()
 
 
 def save(hf: Any, folder: Path, model: Any) -> Any:
@@ -174,7 +122,7 @@ VARIANTS: dict[str, Callable[[Any, Path], Any]] = {
 def test_hidden_states_are_those_of_transformers(variant: str, hf: Any, tmp_path: Path) -> None:
     reference = VARIANTS[variant](hf, tmp_path)
     encoder, _ = load(tmp_path)
-    sequences = random_sequences()
+    sequences = random_sequences(len(VOCABULARY))
     with torch.inference_mode():
         theirs = theirs_of(reference, sequences)
         assert largest_difference(ours_of(encoder, sequences), theirs) <= TOLERANCE
@@ -191,14 +139,14 @@ def test_old_layer_norm_names(prefixed: bool, hf: Any, tmp_path: Path) -> None:
     rewrite(tmp_path, old_names)
     encoder, _ = load(tmp_path)
     with torch.inference_mode():
-        theirs = theirs_of(reference, random_sequences())
-        assert largest_difference(ours_of(encoder, random_sequences()), theirs) <= TOLERANCE
+        theirs = theirs_of(reference, random_sequences(len(VOCABULARY)))
+        assert largest_difference(ours_of(encoder, random_sequences(len(VOCABULARY))), theirs) <= TOLERANCE
 
 
 def test_cross_pairs_with_token_types(hf: Any, tmp_path: Path) -> None:
     reference = VARIANTS["bare, with pooler"](hf, tmp_path)
     encoder, _ = load(tmp_path)
-    sequences = random_sequences()
+    sequences = random_sequences(len(VOCABULARY))
     types = random_types(sequences)
     with torch.inference_mode():
         theirs = theirs_of(reference, sequences, types)
@@ -211,7 +159,7 @@ def test_cross_pairs_with_token_types(hf: Any, tmp_path: Path) -> None:
 def test_gradients_are_those_of_transformers(typed: bool, hf: Any, tmp_path: Path) -> None:
     reference = VARIANTS["prefix and heads"](hf, tmp_path)
     encoder, _ = load(tmp_path)
-    sequences = random_sequences()
+    sequences = random_sequences(len(VOCABULARY))
     types = random_types(sequences) if typed else None
     generator = torch.Generator().manual_seed(1)
     coefficients = [torch.randn(len(s), encoder.hidden_size, generator=generator) / 10 for s in sequences]
@@ -259,7 +207,7 @@ def test_no_position_is_wasted(hf: Any, tmp_path: Path, monkeypatch: pytest.Monk
                 seen.append(args[rows_in[function]].shape[0])
             return function(*args, **(kwargs or {}))
 
-    packed = packed_of(random_sequences())
+    packed = packed_of(random_sequences(len(VOCABULARY)))
     with Rows():  # type: ignore[no-untyped-call]
         encoder(packed)
     # the norm of the embeddings; in each of 3 layers 4 products and, outside of kernels, 2 norms
@@ -271,7 +219,7 @@ def test_no_position_is_wasted(hf: Any, tmp_path: Path, monkeypatch: pytest.Monk
 def test_mean_pooling_is_over_each_sequence_alone(hf: Any, tmp_path: Path) -> None:
     VARIANTS["bare, with pooler"](hf, tmp_path)
     encoder, _ = load(tmp_path)
-    packed = packed_of(random_sequences())
+    packed = packed_of(random_sequences(len(VOCABULARY)))
     with torch.inference_mode():
         hidden = encoder(packed)
         pooled = mean_pool(hidden, packed)
@@ -282,7 +230,7 @@ def test_mean_pooling_is_over_each_sequence_alone(hf: Any, tmp_path: Path) -> No
 def test_dropout_is_on_in_training_only_and_can_be_overridden(hf: Any, tmp_path: Path) -> None:
     VARIANTS["bare, with pooler"](hf, tmp_path)
     encoder, _ = load(tmp_path)
-    packed = packed_of(random_sequences())
+    packed = packed_of(random_sequences(len(VOCABULARY)))
     assert torch.equal(encoder(packed), encoder(packed))
     encoder.train()
     assert not torch.equal(encoder(packed), encoder(packed))
@@ -308,7 +256,7 @@ def test_restore_rebuilds_encoder_and_tokenizer_from_the_small_files(hf: Any, tm
     again = Bert(weights="elsewhere", max_length=64).restore(kept)
     again.encoder.load_state_dict(encoder.state_dict())
     with torch.inference_mode():
-        packed = packed_of(random_sequences())
+        packed = packed_of(random_sequences(len(VOCABULARY)))
         assert torch.equal(again.encoder.eval()(packed), encoder(packed))
     assert again.tokenizer.encode(TEXTS) == loaded.tokenizer.encode(TEXTS)
     assert again.files == loaded.files

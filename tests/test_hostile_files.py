@@ -26,7 +26,8 @@ from mtmeta.core.events import DataLoaded, RunStarted, StepDone, StepSkipped, Wa
 from mtmeta.core.plugins import Plugin, Plugins
 from mtmeta.core.registry import Registry
 from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
-from mtmeta.plugins.backbones.tensors import SPARE, shape_of
+from mtmeta.plugins.backbones.names import shapes
+from mtmeta.plugins.backbones.tensors import SPARE
 from mtmeta.plugins.reporters import ConsoleReporter
 
 Capture = pytest.CaptureFixture[str]
@@ -177,7 +178,7 @@ SPOILT: dict[str, tuple[Change, tuple[str, ...]]] = {
     "pickle": (only_pickle, ("pytorch_model.bin: pickle files can run code and are not read",)),
     "link to itself": (circular, ("config.json: cannot be read (Too many levels of symbolic links)",)),
     "auto_map": (config(auto_map={"AutoModel": "evil.Model"}), ("'auto_map' asks for remote code",)),
-    "model_type": (config(model_type=EVIL), ("model_type '\\x1b]0;owned\\x07", "is not supported (bert)")),
+    "model_type": (config(model_type=EVIL), ("model_type '\\x1b]0;owned\\x07", "is not supported (bert, ")),
     "model_type list": (config(model_type=["bert"]), ("model_type ['bert'] is not supported",)),
     "wide": (config(hidden_size=2**29, num_attention_heads=1), ("billion parameters (limit 2 billion)",)),
     "layers": (config(num_hidden_layers=10**6, hidden_size=1, intermediate_size=1), ("asks for 1000000 layers",)),
@@ -224,7 +225,7 @@ def test_every_size_a_reader_trusts_is_what_the_encoder_has() -> None:
     made = Encoder(config).state_dict()
     for ours, theirs in hugging_face_names(config).items():
         whole = (made[ours].shape[0] // len(theirs), *made[ours].shape[1:])
-        assert [shape_of(name, config) for name in theirs] == [whole] * len(theirs), ours
+        assert [shapes(config)[name] for name in theirs] == [whole] * len(theirs), ours
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", EVIL])

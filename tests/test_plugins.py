@@ -563,11 +563,12 @@ def test_light_commands_do_not_import_torch(tmp_path: Path) -> None:
         "show": ["show", "algorithm", "reptile"],
         "completion": ["completion", "bash"],
         "schema": ["schema"],
+        "show hf": ["show", "backbone", "hf"],
     }
     script = """
     import json, sys
     import mtmeta, mtmeta.testing
-    heavy = ("torch", "sklearn", "scipy")
+    heavy = ("torch", "sklearn", "scipy", "transformers")
     found = {"import": [0, [name for name in heavy if name in sys.modules]]}
     from mtmeta.cli import main
     for name, arguments in json.loads(sys.argv[1]).items():

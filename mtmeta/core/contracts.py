@@ -219,6 +219,8 @@ class LoadedBackbone:
     """What the weights were: a SHA-256, or a description with the seed."""
     kernels: str = "none"
     """Compiled code of the backbone's own that a CPU runs beside PyTorch's; another name means other last bits."""
+    packages: tuple[str, ...] = ()
+    """Distributions that compute, beside PyTorch; another version of one may mean other last bits."""
 
 
 @dataclass(frozen=True)

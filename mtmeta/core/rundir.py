@@ -134,7 +134,7 @@ class RunDir:
             what = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
             raise CheckpointError(str(self.path), what)
         # from here on it is this machine that must not change; and whoever reads the lock should know
-        current = {key: lock[key] for key in (*EXACT, "plugins")}
+        current = {key: lock[key] for key in (*EXACT, "plugins", "packages")}
         earlier = before.get("inexact")
         notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
         write_file(self.lock_file, dump({**before, **current, "inexact": notes}))
@@ -182,6 +182,8 @@ def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
     """What must be equal, in words."""
     plugins = lock.get("plugins")
     versions = {f"plugin {name}": str(number) for name, number in plugins.items()} if isinstance(plugins, dict) else {}
+    packages = lock.get("packages")
+    versions |= {str(name): str(number) for name, number in packages.items()} if isinstance(packages, dict) else {}
     return {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
 
 
@@ -217,6 +219,7 @@ def make_lock(
         "recipe": digest(recipe),
         "mtmeta": version("mtmeta"),
         "plugins": _plugins(recipe, registry),
+        "packages": {name: version(name) for name in backbone.packages},
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": version("numpy"),

@@ -1,5 +1,8 @@
 """The BERT encoder (Devlin et al. 2018) on packed batches: no padding in any Linear, LayerNorm or attention.
 
+RoBERTa, DistilBERT and ELECTRA are the same encoder: they differ in where positions begin, in token types, in the width
+of the embeddings, and in one dropout (`config.py`).
+
 Shapes: `S` packed tokens, `n` sequences of `T` tokens in one group of equal length, `D` hidden, `H` heads, `d` = D / H,
 `I` intermediate.
 """
@@ -7,7 +10,6 @@ Shapes: `S` packed tokens, `n` sequences of `T` tokens in one group of equal len
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +19,13 @@ from torch.nn import functional
 import mtmeta
 from mtmeta.plugins.backbones import compiled, kernels
 from mtmeta.plugins.backbones.attention import Sequences
+from mtmeta.plugins.backbones.config import BertConfig
 from mtmeta.plugins.backbones.fused import Noise, attend, drop, feed_forward
 from mtmeta.plugins.backbones.kernels import Kernels
+from mtmeta.plugins.backbones.names import hugging_face_names
 from mtmeta.plugins.backbones.tiles import Tiles
 
-__all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "hugging_face_names", "plain_names"]
+__all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "hugging_face_names"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -30,31 +34,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "silu": functional.silu,
 }
-
-
-@dataclass(frozen=True)
-class BertConfig:
-    """The numbers of config.json that shape the encoder, under Hugging Face's names."""
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    initializer_range: float = 0.02
-
-    @property
-    def parameters(self) -> int:
-        """Number of parameters, to refuse absurd sizes before anything is allocated."""
-        d, i = self.hidden_size, self.intermediate_size
-        embeddings = (self.vocab_size + self.max_position_embeddings + self.type_vocab_size + 2) * d
-        return embeddings + self.num_hidden_layers * (4 * d * d + 2 * d * i + 9 * d + i)
 
 
 class Attention(nn.Module):
@@ -85,9 +64,9 @@ class Layer(nn.Module):
         self.config = config
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        p, p_attention = self.config.hidden_dropout_prob, self.config.attention_probs_dropout_prob
-        x = x + functional.dropout(self.attention(x, sequences, p_attention * self.training), p, self.training)
-        x = self.attention_norm(x)
+        c, p = self.config, self.config.hidden_dropout_prob
+        mixed = self.attention(x, sequences, c.attention_probs_dropout_prob * self.training)
+        x = self.attention_norm(x + functional.dropout(mixed, c.attended_dropout_prob, self.training))
         wide = self.activation(self.up(x))  # [S, D] -> [S, I]
         x = self.norm(x + functional.dropout(self.down(wide), p, self.training))  # [S, I] -> [S, D]
         return x
@@ -114,7 +93,8 @@ class Layer(nn.Module):
 
     def fused(self, x: Tensor, tiles: Tiles, weight_noise: Noise | None, noise: Noise | None) -> Tensor:
         """The same in fp32 on a CPU, faster."""
-        x = self.attention_norm(attend(x, self.attention.qkv, self.attention.out, tiles, weight_noise, noise))
+        attended = noise if self.config.attended_dropout_prob else None
+        x = self.attention_norm(attend(x, self.attention.qkv, self.attention.out, tiles, weight_noise, attended))
         x = self.norm(feed_forward(x, self.up, self.down, noise))
         return x
 
@@ -122,8 +102,8 @@ class Layer(nn.Module):
         self, x: Tensor, functions: Kernels, span: compiled.Span, weight_noise: Noise | None, noise: Noise | None
     ) -> Tensor:
         """The same by `csrc/`, faster still."""
-        a = self.attention
-        x = compiled.attend(functions, x, a.qkv, a.out, self.attention_norm, a.heads, span, weight_noise, noise)
+        a, attended = self.attention, noise if self.config.attended_dropout_prob else None
+        x = compiled.attend(functions, x, a.qkv, a.out, self.attention_norm, a.heads, span, weight_noise, attended)
         return compiled.feed_forward(functions, x, self.up, self.down, self.norm, noise)
 
 
@@ -139,10 +119,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.hidden_size = config.hidden_size
-        self.words = _embedding(config.vocab_size, config.hidden_size)
-        self.positions = _embedding(config.max_position_embeddings, config.hidden_size)
-        self.types = _embedding(config.type_vocab_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.words = _embedding(config.vocab_size, config.embedded)
+        self.positions = _embedding(config.max_position_embeddings, config.embedded)
+        if config.type_vocab_size:
+            self.types = _embedding(config.type_vocab_size, config.embedded)
+        self.norm = nn.LayerNorm(config.embedded, eps=config.layer_norm_eps)
+        if config.embedded != config.hidden_size:
+            self.projection = nn.Linear(config.embedded, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
 
     def forward(self, packed: mtmeta.Packed) -> Tensor:
@@ -152,14 +135,27 @@ class Encoder(nn.Module):
 
     def hidden_states(self, packed: mtmeta.Packed) -> Iterator[Tensor]:
         """The hidden states [S, D] after the embeddings and after each layer, as they are made."""
-        types = self.types.weight[0] if packed.types is None else self.types(packed.types)
-        x: Tensor = self.norm(self.words(packed.ids) + self.positions(packed.positions) + types)  # [S, D]
+        x = self._embedded(packed)
         if self._can_fuse(x):
             return self._fused(x, packed)
         return self._plain(x, packed)
 
+    def _embedded(self, packed: mtmeta.Packed) -> Tensor:
+        """[S, E], E being D but in an ELECTRA that projects; before dropout."""
+        c = self.config
+        positions = packed.positions + c.first_position if c.first_position else packed.positions
+        x: Tensor = self.words(packed.ids) + self.positions(positions)
+        if c.type_vocab_size:
+            x = x + (self.types(packed.types) if c.typed and packed.types is not None else self.types.weight[0])
+        x = self.norm(x)
+        return x
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """[S, E] -> [S, D]."""
+        return x if self.config.embedded == self.config.hidden_size else self.projection(x)
+
     def _plain(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
-        x = functional.dropout(x, self.config.hidden_dropout_prob, self.training)
+        x = self._projected(functional.dropout(x, self.config.hidden_dropout_prob, self.training))
         yield x
         sequences = Sequences(packed)
         for layer in self.layers:
@@ -173,7 +169,7 @@ class Encoder(nn.Module):
         weight_noise = (
             Noise(c.attention_probs_dropout_prob) if c.attention_probs_dropout_prob and self.training else None
         )
-        x = drop(x, noise)
+        x = self._projected(drop(x, noise))
         yield x
         if functions:
             span = compiled.span_of(packed.lengths, len(x))
@@ -220,40 +216,3 @@ class Encoder(nn.Module):
 def _embedding(rows: int, width: int) -> nn.Embedding:
     """Zeros, to be filled. PyTorch's random start takes a while, on the meta device three seconds of imports."""
     return nn.Embedding(rows, width, _weight=torch.zeros(rows, width))
-
-
-def hugging_face_names(config: BertConfig) -> dict[str, tuple[str, ...]]:
-    """Our tensor names to Hugging Face's: one each, three for the fused query, key and value."""
-    names = {
-        "words.weight": "embeddings.word_embeddings.weight",
-        "positions.weight": "embeddings.position_embeddings.weight",
-        "types.weight": "embeddings.token_type_embeddings.weight",
-        "norm.weight": "embeddings.LayerNorm.weight",
-        "norm.bias": "embeddings.LayerNorm.bias",
-    }
-    pairs = {
-        "attention.out": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "up": "intermediate.dense",
-        "down": "output.dense",
-        "norm": "output.LayerNorm",
-    }
-    found: dict[str, tuple[str, ...]] = {our: (their,) for our, their in names.items()}
-    for i in range(config.num_hidden_layers):
-        for kind in ("weight", "bias"):
-            theirs = f"encoder.layer.{i}."
-            fused = tuple(f"{theirs}attention.self.{part}.{kind}" for part in ("query", "key", "value"))
-            found[f"layers.{i}.attention.qkv.{kind}"] = fused
-            found |= {f"layers.{i}.{our}.{kind}": (f"{theirs}{their}.{kind}",) for our, their in pairs.items()}
-    return found
-
-
-def plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's tensors without the prefix `bert.` and with today's LayerNorm names (once gamma and beta)."""
-    renamed = {}
-    for name, tensor in state.items():
-        name = name.removeprefix("bert.")
-        name = name.removesuffix("gamma") + "weight" if name.endswith("LayerNorm.gamma") else name
-        name = name.removesuffix("beta") + "bias" if name.endswith("LayerNorm.beta") else name
-        renamed[name] = tensor
-    return renamed

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import mtmeta
 
-__all__ = ["SCHEME", "fetch"]
+__all__ = ["SCHEME", "fetch", "fetch_any"]
 
 SCHEME = "hf://"
 # only the few safe kinds of file are asked for, what must be there last: then all else is settled when it is there
-OPTIONAL = ("tokenizer_config.json", "tokenizer.json", "vocab.txt")
+OPTIONAL = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
 CONFIG, TENSORS = "config.json", "model.safetensors"
+INDEX = f"{TENSORS}.index.json"
+SHARD = re.compile(r"model[\w.-]*\.safetensors")
+TOKENIZERS = ("special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 
 
 def fetch(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:
     """The folder of a hub id in the local cache, fetched if needed. Raises WeightsError, MachineError."""
     needed = (CONFIG, TENSORS) if pretrained else (CONFIG,)
     return sources.folder(weights.removesuffix(f"/{TENSORS}"), needed, OPTIONAL)
+
+
+def fetch_any(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:
+    """The same for any encoder: weights may come in shards, and tokenizers are of more kinds."""
+    whole = (TENSORS, INDEX) if pretrained else ()
+    folder = sources.folder(weights, (CONFIG,), (*OPTIONAL, *TOKENIZERS, *whole))
+    if not pretrained or (folder / TENSORS).is_file() or sources.planning:
+        return folder
+    if not (folder / INDEX).is_file():
+        return sources.folder(weights, (CONFIG, TENSORS))  # which is refused by name
+    try:
+        shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+        if not all(isinstance(shard, str) and SHARD.fullmatch(shard) for shard in shards):
+            raise ValueError("files of other names")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        what = f"is no index of shards ({mtmeta.safe(str(error))}); fetch it again"
+        raise mtmeta.WeightsError(str(folder / INDEX), what) from error
+    return sources.folder(weights, shards, (CONFIG, INDEX))

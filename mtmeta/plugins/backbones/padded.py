@@ -88,6 +88,9 @@ def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
     """Our encoder and its tokenizer for other libraries."""
     encoder = loaded.encoder
     assert isinstance(encoder, Encoder)
+    if encoder.config.model_type != "bert":
+        what = f"encoders of model_type '{encoder.config.model_type}' cannot be exported yet, only bert"
+        raise mtmeta.WeightsError("backbone 'bert'", what)
     values = json.loads(loaded.files["config.json"])
     state, tensors = encoder.state_dict(), {}
     for ours, theirs in hugging_face_names(encoder.config).items():

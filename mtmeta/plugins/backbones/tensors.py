@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import mtmeta
+from mtmeta.plugins.backbones.names import hugging_face_names, plain_names, shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtmeta.plugins.backbones.encoder import BertConfig
+    from mtmeta.plugins.backbones.config import BertConfig
 
-__all__ = ["check_regular", "read_weights"]
+__all__ = ["PICKLE", "check_header", "check_regular", "read_weights"]
 
 MAX_HEADER = 16 * 2**20  # bytes; a tensor takes about 150
 SPARE = 256 * 2**20  # bytes of heads and the like that a file may hold beside the encoder
@@ -43,8 +45,6 @@ def read_weights(path: Path, config: BertConfig) -> tuple[dict[str, Tensor], str
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from mtmeta.plugins.backbones.encoder import hugging_face_names, plain_names
-
     if not path.exists() and (others := sorted(p.name for p in path.parent.glob("*.bin"))):
         raise mtmeta.WeightsError(str(path.parent / others[0]), PICKLE)
     check_regular(path)
@@ -53,14 +53,15 @@ def read_weights(path: Path, config: BertConfig) -> tuple[dict[str, Tensor], str
         what = f"is {size / 1e9:.3g} GB, the encoder of config.json needs {4 * config.parameters / 1e9:.3g} GB"
         raise mtmeta.WeightsError(str(path), f"{what}; they do not belong together")
     data = path.read_bytes()
-    _check_header(str(path), data)
+    check_header(str(path), io.BytesIO(data))
     try:
         state = load(data)
     except SafetensorError as error:
         raise _damaged(str(path), str(error)) from error
-    plain, names = plain_names(state), hugging_face_names(config)
+    plain, names = plain_names(state, config.model_type), hugging_face_names(config)
     if len(plain) < len(state):
-        used = set(plain_names({name: name for name in state}).values())  # type: ignore[misc]  # names only
+        only_names: Any = {name: name for name in state}
+        used = set(plain_names(only_names, config.model_type).values())
         other = next(name for name in state if name not in used)
         raise mtmeta.WeightsError(str(path), f"tensor {mtmeta.quote(other)} is there under another name too")
     _check_tensors(str(path), plain, names, config)
@@ -72,9 +73,9 @@ def _damaged(place: str, why: str) -> mtmeta.WeightsError:
     return mtmeta.WeightsError(place, f"is damaged ({mtmeta.safe(why)}); fetch it again")
 
 
-def _check_header(place: str, data: bytes) -> None:
+def check_header(place: str, file: BinaryIO) -> None:
     """What the safetensors library passes over: of a tensor that is there twice it takes the last."""
-    size = int.from_bytes(data[:8], "little")
+    size = int.from_bytes(file.read(8), "little")
     if size > MAX_HEADER:
         raise _damaged(place, f"a header of {size} bytes, the limit is {MAX_HEADER}")
 
@@ -85,25 +86,9 @@ def _check_header(place: str, data: bytes) -> None:
         return made
 
     try:
-        json.loads(data[8 : 8 + size], object_pairs_hook=unique)
+        json.loads(file.read(size), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise _damaged(place, f"its header is not JSON: {error}") from error
-
-
-def shape_of(name: str, config: BertConfig) -> tuple[int, ...]:
-    """The shape that the tensor `name`, one of Hugging Face's, has in a BERT of this config."""
-    hidden, wide = config.hidden_size, config.intermediate_size
-    rows = {
-        "embeddings.word_embeddings.weight": config.vocab_size,
-        "embeddings.position_embeddings.weight": config.max_position_embeddings,
-        "embeddings.token_type_embeddings.weight": config.type_vocab_size,
-    }
-    if name in rows:
-        return rows[name], hidden
-    out = wide if ".intermediate." in name else hidden
-    if name.endswith(".bias") or ".LayerNorm." in name:
-        return (out,)
-    return out, wide if ".output.dense." in name and ".attention." not in name else hidden
 
 
 def _check_tensors(
@@ -115,11 +100,11 @@ def _check_tensors(
     missing = [name for theirs in names.values() for name in theirs if name not in state]
     if missing:
         raise mtmeta.WeightsError(place, f"tensor '{missing[0]}' is missing, config.json asks for it{_more(missing)}")
-    wanted = {name: shape_of(name, config) for theirs in names.values() for name in theirs}
+    wanted = shapes(config)
     bad = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
     if bad:
-        shapes = f"{_shape(state[bad[0]].shape)}, config.json needs {_shape(wanted[bad[0]])}"
-        raise mtmeta.WeightsError(place, f"tensor '{bad[0]}' is {shapes}{_more(bad)}")
+        pair = f"{_shape(state[bad[0]].shape)}, config.json needs {_shape(wanted[bad[0]])}"
+        raise mtmeta.WeightsError(place, f"tensor '{bad[0]}' is {pair}{_more(bad)}")
     floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     bad = [name for name in wanted if state[name].dtype not in floats]
     if bad:

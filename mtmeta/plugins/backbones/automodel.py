@@ -1,0 +1,254 @@
+"""A folder by transformers: its tokenizer as the text of a tokenizer.json, its model with all values accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+import mtmeta
+from mtmeta.plugins.backbones.config import MAX_LAYERS, MAX_PARAMETERS, json_object
+from mtmeta.plugins.backbones.repacked import Repacked
+from mtmeta.plugins.backbones.tensors import PICKLE, check_header, check_regular
+from mtmeta.plugins.backbones.tokenizer import AnyTokenizer
+
+__all__ = ["Source", "load_transformers"]
+
+LEAST = 5  # major version of transformers
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+NO_DROPOUT = ("classif", "cls", "summary", "pooler", "qa", "path", "layerdrop")  # of heads, or of another kind
+
+
+def load_transformers() -> ModuleType:
+    """transformers, silent. Raises MachineError if it is not there, too old, or broken."""
+    fix = "pip install 'mtmeta[hf]'"
+    try:
+        found = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        raise mtmeta.MachineError("backbone hf", f"needs transformers, which is not installed; {fix}") from None
+    if found.split(".")[0].isdecimal() and int(found.split(".")[0]) < LEAST:
+        raise mtmeta.MachineError("backbone hf", f"needs transformers >= {LEAST}, found {mtmeta.safe(found)}; {fix}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            library = importlib.import_module("transformers")
+            library.logging.set_verbosity_error()
+            library.logging.disable_progress_bar()
+    except Exception as error:
+        raise mtmeta.MachineError("backbone hf", f"transformers cannot be imported ({_line(error)}); {fix}") from error
+    return library
+
+
+def _line(error: BaseException) -> str:
+    """The first two lines of an error: transformers often says in the first where, and in the second what."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return mtmeta.safe(" ".join(lines[:2])[:300] if lines else type(error).__name__)
+
+
+class Source:
+    """A folder in Hugging Face layout, or of a run. Raises WeightsError for whatever is wrong with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        json_object(folder / "config.json")  # its own checks: a file, of sane size, that asks for no code
+        self.library = load_transformers()
+        self._config = self._checked()
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Errors of transformers, which may be any, as one line; warnings are not the user's business."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except (mtmeta.MtmetaError, KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of the tokenizers library is no Exception
+            raise mtmeta.WeightsError(str(self.folder), f"transformers cannot {what} ({_line(error)})") from error
+
+    # -- tokenizer
+
+    def tokenizer(self) -> str:
+        """The text of a tokenizer.json that does what the folder's AutoTokenizer does."""
+        with self._errors("load the tokenizer"):
+            options = {"trust_remote_code": False, "local_files_only": True, "use_fast": True}
+            made = self.library.AutoTokenizer.from_pretrained(self.folder, **options)
+            backend = getattr(made, "backend_tokenizer", None)
+            text: object = backend.to_str() if backend is not None and hasattr(backend, "to_str") else None
+            names: dict[str, str] = dict(made.vocab_files_names)
+        if not isinstance(text, str):
+            what = f"its {type(made).__name__} is none of the tokenizers library; a folder with tokenizer.json has one"
+            raise mtmeta.WeightsError(str(self.folder), what)
+        whole = names.pop("tokenizer_file", "tokenizer.json")  # without its files transformers makes up a vocabulary
+        parts = list(names.values())
+        if not (self.folder / whole).exists() and not (parts and all((self.folder / n).exists() for n in parts)):
+            what = f"has neither {whole} nor {' with '.join(parts)}" if parts else f"has no {whole}"
+            raise mtmeta.WeightsError(str(self.folder), f"{what}; a tokenizer is needed")
+        return text
+
+    # -- model
+
+    def _checked(self) -> Any:
+        """The configuration. Raises WeightsError for what is unknown, no encoder, or absurdly large."""
+        with self._errors("read config.json"):
+            options = {"trust_remote_code": False, "local_files_only": True}
+            config = self.library.AutoConfig.from_pretrained(self.folder, **options)
+            kind = self.library.MODEL_MAPPING.get(type(config), None)
+        place = str(self.folder / "config.json")
+        if kind is None:
+            raise mtmeta.WeightsError(place, f"transformers has no AutoModel for {type(config).__name__}")
+        if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
+            raise mtmeta.WeightsError(place, "describes a decoder; an encoder is needed")
+        layers = getattr(config, "num_hidden_layers", 0)
+        if isinstance(layers, int) and layers > MAX_LAYERS:
+            raise mtmeta.WeightsError(place, f"asks for {layers} layers (limit {MAX_LAYERS})")
+        if hasattr(config, "reference_compile"):  # of ModernBERT: a compiler, for which nobody asked
+            config.reference_compile = False
+        with self._errors("make the model"), torch.device("meta"):
+            size = sum(parameter.numel() for parameter in self._made(config).parameters())
+        if size > MAX_PARAMETERS:
+            what = f"asks for {size / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
+            raise mtmeta.WeightsError(place, what)
+        return config
+
+    def set_dropout(self, dropout: float) -> None:
+        """Set every dropout of the encoder. Raises RecipeError if it has none."""
+        found = [name for name, value in self._config.to_dict().items() if _is_dropout(name, value)]
+        if not found:
+            raise mtmeta.RecipeError("backbone.dropout", f"{self.folder}'s config.json has no dropout; leave it out")
+        for name in found:
+            setattr(self._config, name, dropout)
+
+    def _options(self, config: Any) -> dict[str, Any]:
+        """No pooler where a model can be without: hidden states are all that is used."""
+        kind = self.library.MODEL_MAPPING[type(config)]
+        poolable = inspect.isclass(kind) and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
+        return {"dtype": torch.float32} | ({"add_pooling_layer": False} if poolable else {})
+
+    def _made(self, config: Any) -> nn.Module:
+        model: nn.Module = self.library.AutoModel.from_config(config, trust_remote_code=False, **self._options(config))
+        return model
+
+    def random(self, seed: int, tokenizer: str) -> tuple[nn.Module, str]:
+        """The model with transformers' own initialisation, a function of `seed`, and what to call its values."""
+        with self._errors("make the model"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(f"hf {seed}".encode()).digest()[:7], "big"))
+            model = self._made(self._config)
+        text = f"{(self.folder / 'config.json').read_text(encoding='utf-8')} {tokenizer}"
+        shape = hashlib.sha256(text.encode()).hexdigest()
+        return model, f"random values, shape {shape}, seed {seed}"
+
+    def pretrained(self) -> tuple[nn.Module, str]:
+        """The model with the folder's values, none of which may be missing, and their SHA-256."""
+        place, identity = self._weights()
+        config = self._config
+        with self._errors("load the weights"), torch.random.fork_rng(devices=[]):
+            options = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
+            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are not: see below
+            found = self.library.AutoModel.from_pretrained(
+                self.folder, config=config, **options, **told, **self._options(config)
+            )
+        model: nn.Module = found[0]
+        other = sorted(map(tuple, found[1]["mismatched_keys"]))  # name, shape in the file, shape in the model
+        if other:
+            more = f" (+{len(other) - 1} more)" if len(other) > 1 else ""
+            name, has, needs = other[0]
+            what = f"tensor {mtmeta.quote(name)} is {_shape(has)}, config.json needs {_shape(needs)}{more}"
+            raise mtmeta.WeightsError(str(place), what)
+        missing = sorted(map(str, found[1]["missing_keys"]))
+        if missing:
+            more = f" (+{len(missing) - 1} more)" if len(missing) > 1 else ""
+            what = f"tensor {mtmeta.quote(missing[0])} is missing, config.json asks for it{more}"
+            raise mtmeta.WeightsError(str(place), what)
+        for name, parameter in model.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise mtmeta.WeightsError(str(place), f"'{name}' holds non-finite values; fetch the file again")
+        return model, f"sha256:{identity}"
+
+    def _weights(self) -> tuple[Path, str]:
+        """The file of weights, or the index of several, and the SHA-256 of them all."""
+        single, index = self.folder / WEIGHTS, self.folder / INDEX
+        if not single.exists() and not index.exists():
+            if others := sorted(path.name for path in self.folder.glob("*.bin")):
+                raise mtmeta.WeightsError(str(self.folder / others[0]), PICKLE)
+        if single.exists() or not index.exists():
+            return single, _sha256(single)
+        named = json_object(index).get("weight_map")
+        shards = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
+        if not shards or any(Path(name).name != name or not name.endswith(".safetensors") for name in shards):
+            raise mtmeta.WeightsError(str(index), "names no files of this folder; fetch it again")
+        hashes = "".join(f"{name} {_sha256(self.folder / name)}\n" for name in shards)
+        return index, hashlib.sha256(hashes.encode()).hexdigest()
+
+    # -- both
+
+    def assembled(
+        self, model: nn.Module, vocabulary: str, max_length: int, files: Mapping[str, bytes], identity: str
+    ) -> mtmeta.LoadedBackbone:
+        """The two together. Raises WeightsError, or RecipeError, if they do not fit each other or `max_length`."""
+        place = str(self.folder)
+        tokenizer = AnyTokenizer.from_json(vocabulary, f"{place}/tokenizer.json")
+        with self._errors("run the model"):
+            rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        if tokenizer.size > rows:
+            what = f"has {tokenizer.size} entries, embeddings have {rows}; they do not belong together"
+            raise mtmeta.WeightsError(f"{place}: tokenizer", what)
+        positions = _positions(model)
+        if positions is not None and max_length > positions:
+            what = f"max_length {max_length} exceeds {place}'s {positions} positions; lower it"
+            raise mtmeta.RecipeError("backbone.max_length", what)
+        probe = [*tokenizer.prefix, *tokenizer.encode(["probe"])[0], *tokenizer.suffix]
+        with self._errors("run the model"), torch.inference_mode():
+            encoder = Repacked(model.eval(), typed=self._typed(model, tokenizer))
+            encoder.check(probe)
+        packages = ("transformers",)
+        return mtmeta.LoadedBackbone(encoder, tokenizer, max_length, files, identity, packages=packages)
+
+    def _typed(self, model: nn.Module, tokenizer: AnyTokenizer) -> bool:
+        """Whether the second text of a pair has a token type of its own, as core numbers them."""
+        types = getattr(model.config, "type_vocab_size", 0)
+        takes = "token_type_ids" in inspect.signature(model.forward).parameters
+        if not takes or not isinstance(types, int) or types < 2 or not any(tokenizer.pair_types):
+            return False
+        if tokenizer.pair_types != tokenizer.core_types:
+            what = "numbers the token types of pairs otherwise than 0 for the first text and 1 for the second"
+            raise mtmeta.WeightsError(str(self.folder), f"the tokenizer {what}; it cannot be used")
+        return True
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a single number"
+
+
+def _is_dropout(name: str, value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and "drop" in name and not any(word in name for word in NO_DROPOUT)
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens of the longest sequence; None where nothing bounds it."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # where there is a padding index, as in RoBERTa, positions count from the one after it
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    bound = getattr(model.config, "max_position_embeddings", None)
+    return bound if isinstance(bound, int) and bound > 0 else None
+
+
+def _sha256(path: Path) -> str:
+    """SHA-256 of a safetensors file whose header is in order."""
+    check_regular(path)
+    with open(path, "rb") as file:
+        check_header(str(path), file)
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()

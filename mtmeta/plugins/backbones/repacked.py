@@ -1,0 +1,98 @@
+"""A padded model behind core's packed batches: sequences of nearly equal length are padded together, then packed again.
+
+Shapes: `S` packed tokens, `n` sequences of at most `T` tokens in one padded block, `D` hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import mtmeta
+
+__all__ = ["Repacked", "blocks"]
+
+Groups = Sequence[tuple[int, int]]
+# what one more call costs, in tokens: little beside the products on a CPU, much on a GPU, which waits for its launches
+CALL = {"cpu": 32, "cuda": 8192}
+
+
+def blocks(groups: Groups, call: int) -> list[list[tuple[int, int]]]:
+    """Runs of groups (count, length), by rising length, to pad together: the least sum of padded tokens and `call`s."""
+    ends = [0, *accumulate(count for count, _ in groups)]
+    best: list[tuple[int, int]] = [(0, 0)]  # cost of the first j groups, and where their last block begins
+    for j in range(1, len(groups) + 1):
+        length = groups[j - 1][1]
+        best.append(min((best[i][0] + (ends[j] - ends[i]) * length + call, i) for i in range(j)))
+    found, j = [], len(groups)
+    while j:
+        i = best[j][1]
+        found.append(list(groups[i:j]))
+        j = i
+    return found[::-1]
+
+
+class Repacked(nn.Module):
+    """A model of transformers on packed batches: S tokens to hidden states [S, D]."""
+
+    def __init__(self, model: Any, *, typed: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.hidden_size = int(model.config.hidden_size)
+        self._typed = typed
+        self._pad = _pad(model)
+
+    def forward(self, packed: mtmeta.Packed) -> Tensor:
+        made, start = [], 0
+        for block in blocks(packed.groups, CALL.get(packed.ids.device.type, CALL["cuda"])):
+            made.append(self._block(packed, block, start))
+            start += sum(count * length for count, length in block)
+        return torch.cat(made)
+
+    def _block(self, packed: mtmeta.Packed, block: Groups, start: int) -> Tensor:
+        """Hidden states [s, D] of the s tokens of a block, which begin at `start`."""
+        device, longest = packed.ids.device, block[-1][1]
+        if len(block) == 1:
+            end = start + block[0][0] * longest
+            return self._hidden(packed, torch.arange(start, end, device=device).view(-1, longest), None).flatten(0, 1)
+        lengths = np.repeat([length for _, length in block], [count for count, _ in block])[:, None]  # [n, 1]
+        position = np.arange(longest)
+        real = position < lengths  # [n, T]
+        where = np.where(real, start + np.cumsum(lengths, axis=0) - lengths + position, start)
+        at, mask, rows = (
+            torch.from_numpy(array).to(device, non_blocking=True) for array in (where, real, np.flatnonzero(real))
+        )
+        return self._hidden(packed, at, mask).flatten(0, 1).index_select(0, rows)  # [n, T, D] -> [s, D]
+
+    def _hidden(self, packed: mtmeta.Packed, at: Tensor, mask: Tensor | None) -> Tensor:
+        """Hidden states [n, T, D] of the tokens `at` [n, T]; what `mask` [n, T] leaves out is padding."""
+        given: dict[str, Tensor] = {"input_ids": packed.ids[at]}
+        if self._typed and packed.types is not None:
+            given["token_type_ids"] = packed.types[at]
+        if mask is not None:
+            given = {name: ids.masked_fill(~mask, self._pad * (name == "input_ids")) for name, ids in given.items()}
+        given["attention_mask"] = torch.ones_like(at) if mask is None else mask.long()
+        hidden: Tensor = self.model(**given).last_hidden_state
+        return hidden
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raise ValueError unless a sequence becomes one vector a token."""
+        at = torch.tensor([ids])
+        made: object = self.model(input_ids=at, attention_mask=torch.ones_like(at))
+        hidden = getattr(made, "last_hidden_state", None)
+        wanted = [1, len(ids), self.hidden_size]
+        if not isinstance(hidden, Tensor) or list(hidden.shape) != wanted:
+            found = f"shape {list(hidden.shape)}" if isinstance(hidden, Tensor) else "nothing"
+            raise ValueError(f"last_hidden_state: found {found}, expected shape {wanted}")
+
+
+def _pad(model: Any) -> int:
+    """The id that stands for padding. RoBERTa counts positions by it; to others it is as good as any."""
+    number = getattr(model.config, "pad_token_id", None)
+    rows = model.get_input_embeddings().weight.shape[0]
+    return number if isinstance(number, int) and 0 <= number < rows else 0
