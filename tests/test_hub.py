@@ -62,17 +62,19 @@ def test_a_pinned_repository_is_fetched_once(hub: Loopback, files: dict[str, byt
     assert len(hub.asked) == before
 
 
-def test_transformers_reads_what_was_fetched_and_asks_for_nothing_more(hub: Loopback, tmp_path: Path) -> None:
+def test_transformers_reads_what_was_fetched_and_asks_for_nothing_more(
+    hub: Loopback, files: dict[str, bytes], tmp_path: Path
+) -> None:
     """Backbone `hf`: neither code nor pickles are fetched, and a pinned revision needs no network the second time."""
     folder = data_folder(tmp_path)
-    hub.files = {**hub.files, "modeling_evil.py": b"raise SystemExit('run')"}
+    hub.repositories["owner/name"][COMMIT] = {**files, "modeling_evil.py": b"raise SystemExit('run')"}
     text = (folder / "r.yaml").read_text()
     text = text.replace("name: bert, weights: tiny", f"name: hf, weights: owner/name@{COMMIT}")
     (folder / "w.yaml").write_text(text)
     outcome = command("validate", "--data", "w.yaml", cwd=folder, env=online(folder, hub))
     assert (outcome.code, outcome.errors) == (0, [])
-    fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
-    assert fetched == {"config.json", "model.safetensors", "vocab.txt"}
+    fetched = {path.rpartition("/")[2] for method, path, _ in hub.asked if method == "GET" and "/resolve/" in path}
+    assert fetched & {*files, "modeling_evil.py"} == {"config.json", "model.safetensors", "vocab.txt"}
     outcome = command("validate", "--data", "w.yaml", cwd=folder, env=online(folder, hub) | {"HF_HUB_OFFLINE": "1"})
     assert (outcome.code, outcome.errors) == (0, [])
 
