@@ -120,6 +120,26 @@ def test_round_robin_is_in_the_recipes_order() -> None:
     assert [name for (name,) in draws(feed, 7)] == ["sst", "para", "sts", "sst", "para", "sts", "sst"]
 
 
+@pytest.mark.parametrize("weights", [(0.4, 0.3, 0.3), (5, 0, 1), (1, 1, 1), (0.7, 0.2, 0.1)])
+def test_weighted_round_robin_is_as_planned_after_any_number_of_draws(weights: tuple[float, ...]) -> None:
+    by_name = dict(zip(SIZES, weights, strict=True))
+    sampler, counts = RoundRobin(weights=by_name), dict.fromkeys(SIZES, 0)
+    for n in range(5000):
+        shares = sampler.probabilities(SIZES, mtmeta.Draw(n, 5000))
+        counts[max(shares, key=lambda name: shares[name])] += 1
+        assert all(abs(counts[name] - (n + 1) * w / sum(weights)) <= 3 for name, w in by_name.items())
+    feed = feed_of(SIZES, sampler, steps=100)
+    drawn = Counter(name for (name,) in draws(feed, 100))
+    assert all(abs(drawn[name] - 100 * w / sum(weights)) <= 2 for name, w in by_name.items())
+    assert drawn == {name: feed.usage()[name]["draws"] for name in SIZES if feed.usage()[name]["draws"]}
+    assert [round(feed.usage()[name]["planned_draws"]) for name in SIZES] == [drawn[name] for name in SIZES]
+
+
+def test_weighted_round_robin_draws_another_task_second() -> None:
+    feed = feed_of(SIZES, RoundRobin(weights={"sst": 0.8, "para": 0.1, "sts": 0.1}), steps=50)
+    assert all(len(set(pair)) == 2 for pair in draws(feed, 50, count=2))
+
+
 def test_fixed_names_what_does_not_fit() -> None:
     found = list(Fixed(weights={"sst": 0.0, "stt": 0.0}).check(["sst", "sts"]))
     assert found == [
