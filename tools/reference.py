@@ -1,0 +1,273 @@
+"""Reference pages written from the code: every key of a recipe, every registered part, every command, the Python names.
+
+What a page says is what the dataclasses, docstrings and commands of the installed mtmeta say, so it cannot go stale.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import typer
+
+import mtmeta
+from mtmeta.cli import app
+from mtmeta.core import optim, schedules
+from mtmeta.core.contracts import Component, Metric, Task
+from mtmeta.core.describe import FIXED, describe_part, field_docs
+from mtmeta.core.errors import MtmetaError
+from mtmeta.core.options import Recipe
+from mtmeta.core.plugins import load_plugins
+from mtmeta.core.recipe import KEYS, REQUIRED
+from mtmeta.core.registry import KINDS, Registry
+from mtmeta.core.tables import Dialect
+from mtmeta.core.validation import expectation, field_hints
+
+__all__ = ["pages"]
+
+NOTE = "_This page is written from the code when the site is built._\n"
+ENVIRONMENT = {
+    "MTMETA_DATA": "Folder that data paths start from; wins over the recipe's `data_root`, and `--data-root` over it.",
+    "MTMETA_CACHE": "Folder of the token cache in place of `~/.cache/mtmeta`; `off` for none.",
+    "MTMETA_KERNELS": "`off`: no C kernels are compiled; the encoder runs on PyTorch's operators.",
+    "MTMETA_PLUGINS": "Names of the plugins to allow, by comma; `none` for the built-in ones alone.",
+    "MTMETA_DEBUG": "`1`: an error shows its traceback.",
+}
+# where the page of a kind is not named after it, or holds two
+PLACES = {"metric": "metrics", "reporter": "metrics", "optimizer": "optimizers", "schedule": "optimizers"}
+TITLES = {
+    "tasks": "Tasks",
+    "algorithms": "Algorithms",
+    "backbones": "Backbones",
+    "samplers": "Samplers",
+    "optimizers": "Optimizers and schedules",
+    "metrics": "Metrics and reporters",
+}
+
+
+def pages() -> dict[str, str]:
+    """Every generated page by its path below docs/, as Markdown; of the built-in plugins alone."""
+    registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
+    made = {"reference/recipe.md": _recipe(), "reference/commands.md": _commands(), "reference/python.md": _python()}
+    for page, title in TITLES.items():
+        kinds = [kind for kind in [*KINDS, "optimizer", "schedule"] if PLACES.get(kind, f"{kind}s") == page]
+        text = "\n".join("\n".join(_kind(registry, kind, alone=len(kinds) == 1)) for kind in kinds)
+        made[f"reference/{page}.md"] = f"# {title}\n\n{text}\n{NOTE}"
+    return made
+
+
+# ----------------------------------------------------------------------------------------------------- parts and keys
+
+
+def _kind(registry: Registry, kind: str, *, alone: bool) -> Iterator[str]:
+    """Every part of a kind, with its options; what all tasks share stands once, in front."""
+    names = list(FIXED[kind]) if kind in FIXED else registry.names(kind)
+    if not alone:
+        yield f"## {kind.capitalize()}s {{#{kind}s}}\n"
+    if kind == "task":
+        yield "A task stands under a name of its own in `tasks`; `task:` says which of these it is, if the name does not.\n"
+        yield "## Options of every task {#common}\n"
+        yield from _options(Task)
+    for name in names:
+        part = FIXED[kind][name] if kind in FIXED else registry.get(kind, name, "")
+        described = describe_part(registry, kind, name)
+        yield f"{'##' if alone else '###'} `{name}` {{#{name if alone else f'{kind}-{name}'}}}\n"
+        yield _paragraphs(described["help"]) + "\n"
+        if described["about"]:
+            lines = [line for line in described["about"] if not re.search(r"(^|\s)/", line)]  # no path of this machine
+            yield "".join(f"- {_text(line)}\n" for line in lines)
+        if not isinstance(part, Metric):
+            own = list(_options(part, than=Task if kind == "task" else None))
+            yield from own or (["No options of its own.\n"] if kind == "task" else ["No options.\n"])
+
+
+def _options(part: Any, *, than: Any = None) -> Iterator[str]:
+    """A definition for each option: what it takes, its default, what it means; of what `than` has, only changes."""
+    hints, docs = field_hints(part), field_docs(part)
+    known = {field.name: field.default for field in dataclasses.fields(than)} if than else {}
+    for field in dataclasses.fields(part):
+        if field.name == "name" or (field.name in known and known[field.name] == field.default):
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        shown = "required" if default is dataclasses.MISSING else f"default `{_value(default)}`"
+        yield _definition(field.name, f"{_takes(hints[field.name])}; {shown}", docs.get(field.name, ""))
+
+
+def _definition(name: str, takes: str, meaning: str) -> str:
+    shown = f' <span class="takes">{takes}</span>' if takes else ""
+    return f"`{name}`{shown}\n:   {_text(meaning) or 'No help given.'}\n"
+
+
+def _takes(hint: Any) -> str:
+    """`expectation` with links to what a mapping may be."""
+    words = _text(expectation(hint))
+    if hint == optim.OptimizerOptions:
+        return "an [optimizer](optimizers.md#optimizers)"
+    if hint == schedules.ScheduleOptions:
+        return "a [schedule](optimizers.md#schedules)"
+    return words.replace("a mapping", "a mapping of [data options](recipe.md#data)") if hint == Dialect | None else words
+
+
+def _value(default: Any) -> str:
+    """A default as a recipe would write it, of an object what is not its own default."""
+    if dataclasses.is_dataclass(default) and not isinstance(default, type):
+        given = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
+        kept = {f.name: given[f.name] for f in dataclasses.fields(default) if f.name == "name" or given[f.name] != f.default}
+        ordered = {"name": kept.pop("name"), **kept} if "name" in kept else kept
+        return "{" + ", ".join(f"{key}: {_value(value)}" for key, value in ordered.items()) + "}"
+    return default if isinstance(default, str) else json.dumps(default)
+
+
+def _recipe() -> str:
+    """All keys of a recipe: the top level, then each section."""
+    docs = field_docs(Recipe)
+    lines = ["# Recipe\n", "A recipe is one YAML file. Unknown keys, keys given twice and values out of range are errors, "]
+    lines += ["all told at once, with file, line and column.\n", "## Top level {#top}\n"]
+    for key in KEYS:
+        required = "required" if key in REQUIRED else "optional"
+        if key == "training":
+            required += ", unless there is a `budget`"
+        where = {**{kind: f"{kind}s.md" for kind in ("backbone", "sampler", "algorithm")}, "tasks": "tasks.md"}
+        where |= {"optimizer": "optimizers.md#optimizers", "schedule": "optimizers.md#schedules"}
+        where |= {"reporters": "metrics.md#reporters"} | {section: f"#{section}" for section in FIXED["section"]}
+        takes = f"{required}; [its options]({where[key]})" if key in where else required
+        lines.append(_definition(key, takes, docs.get(key, FORMAT if key == "format" else "")))
+    for name, section in FIXED["section"].items():
+        lines += [f"## `{name}` {{#{name}}}\n", _paragraphs(inspect.getdoc(section) or "") + "\n", *_options(section)]
+    return "\n".join(lines) + f"\n{NOTE}"
+
+
+FORMAT = "Version of the recipe format, 1 if it is not given; a newer one is refused."
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def _commands() -> str:
+    root: Any = typer.main.get_command(app)
+    lines = ["# Commands\n", "`mtmeta COMMAND --help` says the same.\n"]
+    for name, command in root.commands.items():
+        lines += _command(f"mtmeta {name}", command, 2)
+    lines += ["## Exit codes {#exit-codes}\n", "| code | what it means |", "|---|---|", "| 0 | all went well |"]
+    lines += ["| 1 | a fault of mtmeta's own, please report it |"]
+    by_code: dict[int, list[str]] = {}
+    for kind in _below(MtmetaError):
+        if kind.__doc__ and "exit_code" in vars(kind):
+            by_code.setdefault(kind.exit_code, []).append(_text(kind.__doc__.split("\n")[0].rstrip(".")))
+    lines += [f"| {code} | {'; '.join(words)} |" for code, words in sorted(by_code.items())]
+    lines += ["| 75 | stopped by SIGTERM or SIGUSR1; the same command goes on |", "| 130 | stopped by Ctrl-C |"]
+    lines += ["\n## Environment {#environment}\n"]
+    lines += [f"`{name}`\n:   {words}\n" for name, words in ENVIRONMENT.items()]
+    return "\n".join(lines) + f"\n{NOTE}"
+
+
+def _below(kind: type[MtmetaError]) -> Iterator[type[MtmetaError]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _below(below)
+
+
+def _command(name: str, command: Any, level: int) -> Iterator[str]:
+    """A command and those below it, from the records its --help is made of."""
+    context = command.make_context(name, [], resilient_parsing=True)
+    usage = " ".join(command.get_usage(context).removeprefix("Usage:").split())
+    yield f"{'#' * level} `{name}` {{#{name.removeprefix('mtmeta ').replace(' ', '-')}}}\n"
+    yield f"```text\n{usage}\n```\n"
+    yield _paragraphs(inspect.cleandoc(command.help or "")) + "\n"
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record is not None:
+            meaning, _, extra = record[1].partition("  [")
+            yield _definition(record[0], _text(extra.rstrip("]")), meaning)
+    for below, inner in getattr(command, "commands", {}).items():
+        yield from _command(f"{name} {below}", inner, level + 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- Python
+
+
+def _python() -> str:
+    """Every public name of `mtmeta`, with its signature and docstring, by what it is for."""
+    made: dict[str, list[str]] = {title: [] for title in ("Functions", "Parts of plugins", "Objects", "Errors", "Types")}
+    for name in mtmeta.__all__:
+        thing = getattr(mtmeta, name)
+        if isinstance(thing, str):
+            continue
+        made[_section(thing)] += _entry(name, thing)
+    lines = ["# Python\n", "Everything a program or a plugin may import: `import mtmeta`. Nothing else is promised.\n"]
+    for title, entries in made.items():
+        lines += [f"## {title}\n", *entries]
+    return "\n".join(lines) + f"\n{NOTE}"
+
+
+def _section(thing: Any) -> str:
+    if inspect.isfunction(thing):
+        return "Functions"
+    if not isinstance(thing, type):
+        return "Types"
+    if issubclass(thing, MtmetaError):
+        return "Errors"
+    return "Parts of plugins" if issubclass(thing, Component) or thing is Metric else "Objects"
+
+
+def _entry(name: str, thing: Any) -> Iterator[str]:
+    yield f"### `{name}` {{#{name}}}\n"
+    documented = inspect.isfunction(thing) or isinstance(thing, type)
+    if inspect.isfunction(thing):
+        yield f"```python\n{_signature(name, thing)}\n```\n"
+    yield (_paragraphs(inspect.getdoc(thing) or "") if documented else f"`{thing!r}`".replace("mtmeta.core.", "")) + "\n"
+    if not isinstance(thing, type):
+        return
+    docs = field_docs(thing) if dataclasses.is_dataclass(thing) else {}
+    for field, words in docs.items():
+        yield _definition(field, "", words)
+    for key, member in vars(thing).items():
+        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if key.startswith("_") or not inspect.isfunction(function) or not inspect.getdoc(function):
+            continue
+        shown = key if isinstance(member, property) else _signature(key, function, short=True)
+        yield _definition(shown, "", (inspect.getdoc(function) or "").replace("\n\n", " "))
+
+
+def _signature(name: str, function: Any, *, short: bool = False) -> str:
+    signature = inspect.signature(function)
+    if short:  # names alone; types stand in the source and in editors
+        names = [f"*{key}" if p.kind is p.VAR_POSITIONAL else key for key, p in signature.parameters.items()]
+        return f"{name}({', '.join(key for key in names if key != 'self')})"
+    parameters = "".join(f"    {str(parameter)},\n" for parameter in _split(signature))
+    return f"{name}(\n{parameters}) -> {signature.return_annotation}"
+
+
+def _split(signature: inspect.Signature) -> Iterator[str]:
+    starred = False
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            starred = True
+            yield "*"
+        yield re.sub(r"'([^']*)'", r"\1", str(parameter)) if "'" in str(parameter.annotation) else str(parameter)
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+def _text(text: str) -> str:
+    """A docstring's words as Markdown on one line: what is no code span keeps its characters."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>\[\]$|])", _escape, part) for part in parts)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return {"<": "&lt;", ">": "&gt;", "|": "&#124;"}.get(match[0], f"\\{match[0]}")
+
+
+def _paragraphs(text: str) -> str:
+    """The same for several paragraphs; lists and indented lines stay what they are."""
+    blocks = re.split(r"\n\s*\n", text)
+    return "\n\n".join(block if re.match(r"[-*] |    ", block) else _text(block) for block in blocks)
+
+
