@@ -96,7 +96,7 @@ def build(out: Path) -> Path:
     done = subprocess.run(command, cwd=out, env=environ, capture_output=True, text=True)
     said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
     if done.returncode or "Warning:" in said:
-        raise BadSite(said)
+        raise BadSite(re.sub(r"^(Traceback|  ).*\n", "", said, flags=re.MULTILINE))
     return out / "site"
 
 
