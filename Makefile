@@ -1,5 +1,5 @@
 # The verbs of this project; each runs inside .venv, which `make install` creates.
-.PHONY: install test lint fix types demo build
+.PHONY: install test lint fix types docs demo build
 
 PYTHON = .venv/bin/python
 
@@ -21,6 +21,9 @@ fix:                ## mend what can be mended
 
 types:              ## types alone
 	$(PYTHON) -m mypy
+
+docs:               ## the documentation site, build/docs/site, warnings as errors
+	$(PYTHON) -m tools.site
 
 demo:               ## the main job on the embedded default
 	.venv/bin/mtmeta run recipes/reptile_three_task.yaml

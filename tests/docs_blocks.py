@@ -3,8 +3,8 @@
     python -m tests.docs_blocks docs/tutorial.md        run a page's blocks and write their real output into it
 
 A block's info string is its language, and `title="FILE"` where the reader is to save it. Blocks of a page share one
-folder. A `text` block after a `bash` or `python` block is its output: a line `...` stands for any lines. Comments in the
-line above a block say more:
+folder. A `text` block after a `bash` or `python` block is its output: a line `...` stands for any lines. Comments in
+the line above a block say more:
 
     <!-- not run: REASON -->            only checked: commands and options exist, Python compiles, recipes validate
     <!-- page not run: REASON -->       the same for all blocks from here on
@@ -47,7 +47,22 @@ LANGUAGES = (*RUN, "text", "console")
 FENCE = re.compile(r"^(?P<indent> *)(?P<marks>`{3,})(?P<info>[^`]*)$")
 COMMENT = re.compile(r"^\s*<!-- (.*) -->\s*$")
 # what a command line may begin with besides mtmeta, python and pytest
-TOOLS = {"apt-get", "cat", "cd", "cut", "echo", "export", "head", "ls", "make", "mkdir", "pip", "ruff", "source", "tail"}
+TOOLS = {
+    "apt-get",
+    "cat",
+    "cd",
+    "cut",
+    "echo",
+    "export",
+    "head",
+    "ls",
+    "make",
+    "mkdir",
+    "pip",
+    "ruff",
+    "source",
+    "tail",
+}
 BASE = {
     "backbone": {"name": "bert", "weights": "tiny"},
     "tasks": {name: {"train": "sample", "dev": "sample"} for name in ("sst", "para", "sts")},
@@ -71,7 +86,11 @@ class Block:
 
     @property
     def name(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}" if self.page.is_relative_to(ROOT) else f"{self.page}:{self.line}"
+        return (
+            f"{self.page.relative_to(ROOT)}:{self.line}"
+            if self.page.is_relative_to(ROOT)
+            else f"{self.page}:{self.line}"
+        )
 
     @property
     def exit_code(self) -> int:
@@ -159,7 +178,9 @@ class Reader:
         command.append(block.text)
         options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
         made = subprocess.run(command, cwd=self.folder, env=self._environ(), timeout=1200, check=False, **options)
-        assert made.returncode == block.exit_code, f"{block.name}: ended with {made.returncode}\n{made.stdout}{made.stderr}"
+        assert made.returncode == block.exit_code, (
+            f"{block.name}: ended with {made.returncode}\n{made.stdout}{made.stderr}"
+        )
         said: str = made.stderr if block.exit_code else made.stdout
         return said.replace(str(self.folder.resolve()), f"/home/you/{self.page.stem}")
 
@@ -219,14 +240,16 @@ def commands(script: str) -> Iterator[list[str]]:
         words: list[str] = []
         skip = False
         for word in [*lexer, ";"]:
-            if set(word) <= set("|&;"):
+            if set(word) <= set("<>&") and set(word) & set("<>"):
+                skip = True
+                if words and words[-1].isdecimal():
+                    words.pop()  # 2> and the like
+            elif set(word) <= set("|&;"):
                 while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                     words = words[1:]
                 if words:
                     yield words
                 words = []
-            elif set(word) <= set("<>"):
-                skip = True
             elif skip:
                 skip = False
             else:
@@ -271,7 +294,7 @@ def _parse(block: Block, arguments: list[str]) -> None:
     except typer.Exit:  # --help, --version
         pass
     except Exception as error:
-        said = getattr(error, "format_message", lambda: str(error))()
+        said = error.format_message() if hasattr(error, "format_message") else str(error)
         raise AssertionError(f"{block.name}: mtmeta {' '.join(arguments)}: {said}") from error
 
 

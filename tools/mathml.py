@@ -31,7 +31,7 @@ class BadMath(ValueError):
 
 
 def mathml(latex: str, *, display: bool = False) -> str:
-    """The formula as a `<math>` element. Raises BadMath for what the converter does not know or lets pass unfinished."""
+    """The formula as a `<math>` element. Raises BadMath, also for what the converter lets pass unfinished."""
     try:
         made = convert(latex, display="block" if display else "inline")
         root = ElementTree.fromstring(made)
@@ -46,12 +46,12 @@ def mathml(latex: str, *, display: bool = False) -> str:
     return made
 
 
-class _Inline(InlineProcessor):
-    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
+class _Inline(InlineProcessor):  # type: ignore[misc]
+    def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:
         return self.md.htmlStash.store(mathml(m[1])), m.start(0), m.end(0)
 
 
-class _Display(BlockProcessor):
+class _Display(BlockProcessor):  # type: ignore[misc]
     def test(self, parent: ElementTree.Element, block: str) -> bool:
         return DISPLAY.fullmatch(block.strip()) is not None
 
@@ -66,7 +66,7 @@ class _Display(BlockProcessor):
             ElementTree.SubElement(box, "span", {"class": "number"}).text = AtomicString(f"({found[2]})")
 
 
-class MathML(Extension):
+class MathML(Extension):  # type: ignore[misc]
     """The extension: `markdown.Markdown(extensions=["tools.mathml"])`."""
 
     def extendMarkdown(self, md: Markdown) -> None:

@@ -9,7 +9,8 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -29,6 +30,7 @@ from mtmeta.core.validation import expectation, field_hints
 
 __all__ = ["pages"]
 
+ROOT = Path(__file__).parent.parent
 NOTE = "_This page is written from the code when the site is built._\n"
 ENVIRONMENT = {
     "MTMETA_DATA": "Folder that data paths start from; wins over the recipe's `data_root`, and `--data-root` over it.",
@@ -69,7 +71,8 @@ def _kind(registry: Registry, kind: str, *, alone: bool) -> Iterator[str]:
     if not alone:
         yield f"## {kind.capitalize()}s {{#{kind}s}}\n"
     if kind == "task":
-        yield "A task stands under a name of its own in `tasks`; `task:` says which of these it is, if the name does not.\n"
+        yield "A task has a name of its own in `tasks`; `task:` says which of these it is, if the name does not."
+        yield ""
         yield "## Options of every task {#common}\n"
         yield from _options(Task)
     for name in names:
@@ -106,29 +109,29 @@ def _definition(name: str, takes: str, meaning: str) -> str:
 
 def _takes(hint: Any) -> str:
     """`expectation` with links to what a mapping may be."""
-    words = _text(expectation(hint))
     if hint == optim.OptimizerOptions:
         return "an [optimizer](optimizers.md#optimizers)"
     if hint == schedules.ScheduleOptions:
         return "a [schedule](optimizers.md#schedules)"
-    return words.replace("a mapping", "a mapping of [data options](recipe.md#data)") if hint == Dialect | None else words
+    words = _text(expectation(hint))
+    return words.replace("a mapping", "[data options](recipe.md#data)") if hint == Dialect | None else words
 
 
 def _value(default: Any) -> str:
     """A default as a recipe would write it, of an object what is not its own default."""
     if dataclasses.is_dataclass(default) and not isinstance(default, type):
-        given = {field.name: getattr(default, field.name) for field in dataclasses.fields(default)}
-        kept = {f.name: given[f.name] for f in dataclasses.fields(default) if f.name == "name" or given[f.name] != f.default}
-        ordered = {"name": kept.pop("name"), **kept} if "name" in kept else kept
-        return "{" + ", ".join(f"{key}: {_value(value)}" for key, value in ordered.items()) + "}"
+        fields = sorted(dataclasses.fields(default), key=lambda field: field.name != "name")
+        given = [(field, getattr(default, field.name)) for field in fields]
+        kept = [(f.name, value) for f, value in given if f.name == "name" or value != f.default]
+        return "{" + ", ".join(f"{key}: {_value(value)}" for key, value in kept) + "}"
     return default if isinstance(default, str) else json.dumps(default)
 
 
 def _recipe() -> str:
     """All keys of a recipe: the top level, then each section."""
     docs = field_docs(Recipe)
-    lines = ["# Recipe\n", "A recipe is one YAML file. Unknown keys, keys given twice and values out of range are errors, "]
-    lines += ["all told at once, with file, line and column.\n", "## Top level {#top}\n"]
+    example = (ROOT / "recipes" / "reptile_three_task.yaml").read_text(encoding="utf-8")
+    lines = ["# Recipe\n", RECIPE, f"```yaml\n{example}```\n", "## Top level {#top}\n"]
     for key in KEYS:
         required = "required" if key in REQUIRED else "optional"
         if key == "training":
@@ -143,6 +146,11 @@ def _recipe() -> str:
     return "\n".join(lines) + f"\n{NOTE}"
 
 
+RECIPE = """\
+A recipe is one YAML file. Unknown keys, keys given twice and values out of range are errors, all told at once, with
+file, line and column. Numbers may be written as `2e-5`; `no`, `on` and the like are text; anchors and several
+documents are refused. `--set a.b=c` overrides a key. This one comes with mtmeta, as `mtmeta run reptile_three_task`:
+"""
 FORMAT = "Version of the recipe format, 1 if it is not given; a newer one is refused."
 
 # ------------------------------------------------------------------------------------------------------------ commands
@@ -193,7 +201,8 @@ def _command(name: str, command: Any, level: int) -> Iterator[str]:
 
 def _python() -> str:
     """Every public name of `mtmeta`, with its signature and docstring, by what it is for."""
-    made: dict[str, list[str]] = {title: [] for title in ("Functions", "Parts of plugins", "Objects", "Errors", "Types")}
+    titles = ("Functions", "Parts of plugins", "Objects", "Errors", "Types")
+    made: dict[str, list[str]] = {title: [] for title in titles}
     for name in mtmeta.__all__:
         thing = getattr(mtmeta, name)
         if isinstance(thing, str):
@@ -217,10 +226,12 @@ def _section(thing: Any) -> str:
 
 def _entry(name: str, thing: Any) -> Iterator[str]:
     yield f"### `{name}` {{#{name}}}\n"
-    documented = inspect.isfunction(thing) or isinstance(thing, type)
+    if not (inspect.isfunction(thing) or isinstance(thing, type)):
+        yield f"`{thing!r}`\n".replace("mtmeta.core.", "")
+        return
     if inspect.isfunction(thing):
         yield f"```python\n{_signature(name, thing)}\n```\n"
-    yield (_paragraphs(inspect.getdoc(thing) or "") if documented else f"`{thing!r}`".replace("mtmeta.core.", "")) + "\n"
+    yield _paragraphs(inspect.getdoc(thing) or "") + "\n"
     if not isinstance(thing, type):
         return
     docs = field_docs(thing) if dataclasses.is_dataclass(thing) else {}
@@ -239,7 +250,7 @@ def _signature(name: str, function: Any, *, short: bool = False) -> str:
     if short:  # names alone; types stand in the source and in editors
         names = [f"*{key}" if p.kind is p.VAR_POSITIONAL else key for key, p in signature.parameters.items()]
         return f"{name}({', '.join(key for key in names if key != 'self')})"
-    parameters = "".join(f"    {str(parameter)},\n" for parameter in _split(signature))
+    parameters = "".join(f"    {parameter!s},\n" for parameter in _split(signature))
     return f"{name}(\n{parameters}) -> {signature.return_annotation}"
 
 
@@ -269,5 +280,3 @@ def _paragraphs(text: str) -> str:
     """The same for several paragraphs; lists and indented lines stay what they are."""
     blocks = re.split(r"\n\s*\n", text)
     return "\n\n".join(block if re.match(r"[-*] |    ", block) else _text(block) for block in blocks)
-
-

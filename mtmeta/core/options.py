@@ -100,17 +100,32 @@ class Recipe:
     """A validated recipe: every part an object with its options."""
 
     name: str
+    """What the run is called, and its directory in `runs`: letters, digits, `.`, `_`, `-`; default the file's name."""
     seed: int
+    """An integer from 0 that every draw of the run is a function of; default 0."""
     data_root: str
+    """Folder that data paths start from; default: the working directory."""
     backbone: Backbone
+    """The encoder and its tokenizer."""
     tasks: dict[str, Task]
+    """The tasks, each under a name of its own: a letter, then at most 63 of a-z 0-9 _ -."""
     data: DataOptions
+    """How data files are read."""
     sampler: Sampler
+    """How often each task is drawn; default `uniform`."""
     algorithm: Algorithm
+    """How the direction of a step is found."""
     optimizer: OptimizerOptions
+    """What takes the steps; with an inner loop, the outer (meta) optimizer."""
     schedule: ScheduleOptions
+    """How the learning rate of `optimizer` changes; default `constant`."""
     training: TrainingOptions
+    """How long, and with which numerics."""
     budget: BudgetOptions
+    """A number of example-forwards in place of a number of steps."""
     evaluation: EvaluationOptions
+    """When to evaluate, and what selects the best weights."""
     checkpoint: CheckpointOptions
+    """When to save the whole state."""
     reporters: tuple[Reporter, ...]
+    """What becomes of the events of a run; default `[console, jsonl]`."""
