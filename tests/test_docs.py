@@ -7,7 +7,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from docs_blocks import PAGES, ROOT, RUN, Reader, blocks_of, commands, matches
+from docs_blocks import PAGES, ROOT, RUN, Reader, blocks_of, matches
+from docs_checks import commands
 
 import mtmeta
 
@@ -75,8 +76,8 @@ def test_blocks_are_run_in_order_in_one_folder(tmp_path: Path) -> None:
         42
         ```
         """
-    assert goes_through(page(tmp_path, text)).real == {15: "42\n"}
-    with pytest.raises(AssertionError, match=r"page\.md:15: the page says\s+43\s+and it was\s+42"):
+    assert goes_through(page(tmp_path, text)).real == {16: "42\n"}
+    with pytest.raises(AssertionError, match=r"page\.md:16: the page says\s+43\s+and it was\s+42"):
         goes_through(page(tmp_path, text.replace("42", "43")))
 
 

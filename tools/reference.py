@@ -6,6 +6,7 @@ What a page says is what the dataclasses, docstrings and commands of the install
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -51,6 +52,7 @@ TITLES = {
 }
 
 
+@functools.cache
 def pages() -> dict[str, str]:
     """Every generated page by its path below docs/, as Markdown; of the built-in plugins alone."""
     registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
