@@ -27,22 +27,9 @@ __all__ = ["check", "commands"]
 
 ROOT = Path(__file__).parent.parent
 # what a command line may begin with besides mtmeta, python and pytest
-TOOLS = {
-    "apt-get",
-    "cat",
-    "cd",
-    "cut",
-    "echo",
-    "export",
-    "head",
-    "ls",
-    "make",
-    "mkdir",
-    "pip",
-    "ruff",
-    "source",
-    "tail",
-}
+TOOLS = set(
+    "apt-get cat cd cut echo export grep head ls make mkdir pip pipx ruff sbatch source tensorboard uv wc".split()
+)
 BASE = {
     "backbone": {"name": "bert", "weights": "tiny"},
     "tasks": {name: {"train": "sample", "dev": "sample"} for name in ("sst", "para", "sts")},
@@ -75,6 +62,7 @@ def commands(script: str) -> Iterator[list[str]]:
     for line in script.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
         lexer.commenters = "#"
+        lexer.whitespace_split = True
         words: list[str] = []
         skip = False
         for word in [*lexer, ";"]:

@@ -150,5 +150,5 @@ def test_output_is_compared() -> None:
 
 
 def test_simple_commands_of_a_script() -> None:
-    script = "A=1 one -a 'b c' < in | two > out 2>&1; three && four # five\n"
-    assert list(commands(script)) == [["one", "-a", "b c"], ["two"], ["three"], ["four"]]
+    script = "A=1 one -a 'b c' x=y,z < in | two > out 2>&1; three && four # five\n"
+    assert list(commands(script)) == [["one", "-a", "b c", "x=y,z"], ["two"], ["three"], ["four"]]

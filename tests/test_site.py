@@ -11,6 +11,7 @@ from typing import Any
 import markdown
 import pytest
 
+import mtmeta
 from mtmeta.core.contracts import Metric
 from mtmeta.core.describe import FIXED
 from mtmeta.core.plugins import load_plugins
@@ -164,6 +165,14 @@ def test_commands_are_those_of_the_command_line() -> None:
     assert re.search(r'^`--jobs .*` <span class="takes">default: 1; .*</span>\n:   Runs at a time', page, re.MULTILINE)
     assert "### `mtmeta recipes copy` {#recipes-copy}" in page
     assert "| 3 | A data file" in page
+
+
+def test_the_python_page_has_every_public_name_and_no_address_of_this_process() -> None:
+    page = pages()["reference/python.md"]
+    named = re.findall(r"^### `(\w+)`", page, re.MULTILINE)
+    assert sorted(named) == sorted(name for name in mtmeta.__all__ if name != "__version__")
+    assert "    overrides: Sequence[str] = (),\n" in page
+    assert not re.search(r"0x[0-9a-f]{6}|<function|lambda", page)
 
 
 # ------------------------------------------------------------------------------------------------------- mathematics

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import typer
 
@@ -187,7 +187,7 @@ def _command(name: str, command: Any, level: int) -> Iterator[str]:
     context = command.make_context(name, [], resilient_parsing=True)
     usage = " ".join(command.get_usage(context).removeprefix("Usage:").split())
     yield f"{'#' * level} `{name}` {{#{name.removeprefix('mtmeta ').replace(' ', '-')}}}\n"
-    yield f"```text\n{usage}\n```\n"
+    yield f"```console\n{usage}\n```\n"
     yield _paragraphs(inspect.cleandoc(command.help or "")) + "\n"
     for parameter in command.params:
         record = parameter.get_help_record(context)
@@ -229,7 +229,10 @@ def _section(thing: Any) -> str:
 def _entry(name: str, thing: Any) -> Iterator[str]:
     yield f"### `{name}` {{#{name}}}\n"
     if not (inspect.isfunction(thing) or isinstance(thing, type)):
-        yield f"`{thing!r}`\n".replace("mtmeta.core.", "")
+        if get_origin(thing) is not None:
+            yield f"As the type of an option: {_takes(thing)}.\n"
+        else:
+            yield f"{(inspect.getdoc(type(thing)) or '').partition(chr(10))[0]}\n"
         return
     if inspect.isfunction(thing):
         yield f"```python\n{_signature(name, thing)}\n```\n"
@@ -248,21 +251,22 @@ def _entry(name: str, thing: Any) -> Iterator[str]:
 
 
 def _signature(name: str, function: Any, *, short: bool = False) -> str:
+    """`name(...)`, one parameter a line; short without types and defaults, which stand in the source and in editors."""
     signature = inspect.signature(function)
-    if short:  # names alone; types stand in the source and in editors
-        names = [f"*{key}" if p.kind is p.VAR_POSITIONAL else key for key, p in signature.parameters.items()]
-        return f"{name}({', '.join(key for key in names if key != 'self')})"
-    parameters = "".join(f"    {parameter!s},\n" for parameter in _split(signature))
-    return f"{name}(\n{parameters}) -> {signature.return_annotation}"
-
-
-def _split(signature: inspect.Signature) -> Iterator[str]:
+    if short:
+        stars: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+        names = [stars.get(p.kind, "") + key for key, p in signature.parameters.items() if key not in ("self", "cls")]
+        return f"{name}({', '.join(names)})"
+    lines: list[str] = []
     starred = False
-    for parameter in signature.parameters.values():
+    for key, parameter in signature.parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            lines.append("    *,\n")
             starred = True
-            yield "*"
-        yield re.sub(r"'([^']*)'", r"\1", str(parameter)) if "'" in str(parameter.annotation) else str(parameter)
+        default = "..." if callable(parameter.default) else repr(parameter.default)
+        given = "" if parameter.default is parameter.empty else f" = {default}"
+        lines.append(f"    {key}: {parameter.annotation}{given},\n")
+    return f"{name}(\n{''.join(lines)}) -> {signature.return_annotation}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
