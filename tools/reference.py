@@ -170,7 +170,7 @@ def _commands() -> str:
         if kind.__doc__ and "exit_code" in vars(kind):
             by_code.setdefault(kind.exit_code, []).append(_text(kind.__doc__.split("\n")[0].rstrip(".")))
     lines += [f"| {code} | {'; '.join(words)} |" for code, words in sorted(by_code.items())]
-    lines += ["| 75 | stopped by SIGTERM or SIGUSR1; the same command goes on |", "| 130 | stopped by Ctrl-C |"]
+    lines += ["| 75 | stopped by a signal, as SIGTERM; the same command goes on |", "| 130 | stopped by Ctrl-C |"]
     lines += ["\n## Environment {#environment}\n"]
     lines += [f"`{name}`\n:   {words}\n" for name, words in ENVIRONMENT.items()]
     return "\n".join(lines) + f"\n{NOTE}"
