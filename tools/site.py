@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from posixpath import dirname, join, normpath, relpath
 from urllib.parse import unquote, urlsplit
@@ -91,6 +92,8 @@ def _relinked(text: str, source: str, targets: dict[str, str], problems: list[st
 
 def build(out: Path) -> Path:
     """Build what `stage` put under `out`, warnings as errors; the folder of the site. Raises BadSite."""
+    if find_spec("zensical") is None or find_spec("latex2mathml") is None:
+        raise BadSite("the site needs zensical and latex2mathml; pip install 'mtmeta[docs]'")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     environ = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}  # for tools.mathml
     done = subprocess.run(command, cwd=out, env=environ, capture_output=True, text=True)
@@ -165,13 +168,14 @@ def main() -> None:
     try:
         found = stage(options.out)
         site = build(options.out)
-        links = check(site)
-    except BadSite as error:
+        print(f"{site / 'index.html'}: {len(found)} pages, {check(site)} links")
+        if options.serve:
+            handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+            http.server.ThreadingHTTPServer(("localhost", 8000), handler).serve_forever()
+    except (BadSite, OSError) as error:
         sys.exit(f"error: {error}")
-    print(f"{site / 'index.html'}: {len(found)} pages, {links} links")
-    if options.serve:
-        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
-        http.server.ThreadingHTTPServer(("localhost", 8000), handler).serve_forever()
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
