@@ -140,8 +140,12 @@ class Reader:
         assert block.language != "console", f"{block.name}: write what is run as bash, and its output as text"
 
     def _run(self, block: Block) -> str:
-        command = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
-        command.append(block.text)
+        if block.language == "bash":
+            command = ["bash", "-euo", "pipefail", "-c", block.text]
+        else:  # in a file, where what looks at its own source finds it
+            script = self.folder / f"block_{block.line}.py"
+            script.write_text(block.text, encoding="utf-8")
+            command = [sys.executable, str(script)]
         options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
         made = subprocess.run(command, cwd=self.folder, env=self._environ(), timeout=1200, check=False, **options)
         assert made.returncode == block.exit_code, (
