@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ def without_codes(text: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- console
 
 
+def view_of(handle: Callable[[Any], None]) -> Any:
+    """What a console reporter's handle draws on."""
+    return inspect.getclosurevars(handle).nonlocals["view"]
+
+
 def test_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console(EVENTS, tmp_path)
     out, err = capsys.readouterr()
@@ -140,7 +146,7 @@ def test_live_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ConsoleReporter().open(tmp_path) as handle:
         for event in EVENTS:
             handle(event)
-        view: Any = handle.__self__  # type: ignore[attr-defined]
+        view = view_of(handle)
         view.bar.refresh()
         (task,) = view.bar.tasks
         assert (task.completed, task.total) == (3, 40)
@@ -197,7 +203,7 @@ def test_markup_and_control_characters_are_escaped_on_a_terminal(
     with ConsoleReporter().open(tmp_path) as handle:
         for event in EVIL_EVENTS:
             handle(event)
-        handle.__self__.bar.refresh()  # type: ignore[attr-defined]
+        view_of(handle).bar.refresh()
     text = terminal.getvalue()
     shown = without_codes(text)
     lines = [line.rstrip() for line in re.split(r"[\r\n]+", shown)]
