@@ -16,7 +16,16 @@ from torch import nn
 
 from mtmeta.core.errors import MachineError, PluginError, out_of_memory, safe
 
-__all__ = ["Heap", "fitting_threads", "make_deterministic", "memory_errors", "order_errors", "peak_memory", "processor"]
+__all__ = [
+    "Heap",
+    "fitting_threads",
+    "make_deterministic",
+    "memory_errors",
+    "order_errors",
+    "peak_memory",
+    "processor",
+    "trim_memory",
+]
 
 SMALL = 1_000_000  # parameters
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
@@ -115,7 +124,12 @@ class Heap:
     def release(self) -> None:
         """Return freed heap to the system."""
         self._settled = 0
-        _libc("malloc_trim", 0)
+        trim_memory()
+
+
+def trim_memory() -> None:
+    """Return freed memory to the system: batches that differ in length leave holes, which add up over millions."""
+    _libc("malloc_trim", 0)
 
 
 def _libc(function: str, *values: int) -> None:

@@ -18,11 +18,13 @@ from typing import IO, NamedTuple
 from mtmeta.core.contracts import Task
 from mtmeta.core.errors import DataError, MachineError, UsageError, quote
 from mtmeta.core.examples import bad_rows
+from mtmeta.core.machine import trim_memory
 from mtmeta.core.predictor import BLOCK, Prediction, Predictor, Text
 from mtmeta.core.tables import BadRow, DataFile, Dialect
 
 __all__ = ["Item", "predict_file"]
 
+TRIM_EVERY = 16 * BLOCK  # texts, some seconds of work; trimming takes milliseconds
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv", ".parquet", *JSON_LINES)
 
@@ -72,6 +74,8 @@ def predict_file(
             for item, prediction in zip(block, predictor.block(name, [i.text for i in block], done), strict=True):
                 write(item.id, prediction)
             out.flush()
+            if done // TRIM_EVERY < (done + len(block)) // TRIM_EVERY:
+                trim_memory()
             done += len(block)
     if skipped := reader.file.skipped + reader.skipped:
         row = reader.bad()[0]
