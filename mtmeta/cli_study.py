@@ -128,6 +128,13 @@ def adapt(
     head: Annotated[
         str, typer.Option(metavar="HEAD", help="reset: a fresh head; prototype: one made of class means.")
     ] = "reset",
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A page with curves and table, such as adapt.html.")
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the model of each run and task, most shots, first draw, as a run."),
+    ] = None,
     set_: Set = None,
     data_root: DataRoot = None,
     device: Device = "auto",
@@ -136,11 +143,15 @@ def adapt(
 ) -> None:
     """Adapt runs to new tasks with few examples of each class.
 
-    Beside each run stands the pretrained encoder that it began from, on the same examples.
+    Beside each run stands the pretrained encoder that it began from, on the same examples. What --keep leaves are
+    run directories DIR/RUN-TASK-K for eval, predict, export and mtmeta.load.
 
     \b
     Examples:
       mtmeta adapt runs/reptile_three_task new.yaml --shots 4,16,64 --head prototype
+      mtmeta adapt runs/joint runs/reptile new.yaml --seeds 10 --out adapt.html
+      mtmeta adapt runs/reptile_three_task new.yaml --task trec --shots 64 --seeds 1 --keep runs/adapted
+      mtmeta predict runs/adapted/reptile_three_task-trec-64 --task trec --input questions.txt
     """
     if len(arguments) < 2:
         raise UsageError("mtmeta adapt", "takes at least a RUN and a RECIPE")
@@ -153,6 +164,10 @@ def adapt(
     from mtmeta.core.surroundings import check_torch
 
     check_torch()
+    from mtmeta.core.adapt_page import check_page, write_page
+
+    if out is not None:
+        check_page(out)
     from mtmeta.core.adapt import adapt as run_adaptation
     from mtmeta.core.adapt_view import show_adaptation
     from mtmeta.core.fetch_view import FetchView
@@ -164,6 +179,7 @@ def adapt(
         draws=draws,
         tasks=task or [],
         head="prototype" if head == "prototype" else "reset",
+        keep=keep,
         overrides=set_ or [],
         data_root=data_root,
         device=device,
@@ -173,6 +189,8 @@ def adapt(
         watcher=FetchView(),
     )
     print(json.dumps(found)) if json_ else show_adaptation(found)
+    if out is not None:
+        say(f"wrote {write_page(found, out)}")
 
 
 def runs(

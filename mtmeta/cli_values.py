@@ -175,5 +175,5 @@ SOURCES: dict[str, Callable[[Line, str], Proposals]] = {
     "file": _task_files,
     "set_": _keys,
     "no_plugin": _plugins,
-    **dict.fromkeys(("out", "output", "input_", "data_root", "folder"), _files),
+    **dict.fromkeys(("out", "output", "input_", "data_root", "folder", "keep"), _files),
 }

@@ -16,7 +16,7 @@ from torch.nn import functional
 import mtmeta
 from mtmeta.cli import main
 from mtmeta.core import adapt as module
-from mtmeta.core.adapt import adapt, fine_tune
+from mtmeta.core.adapt import adapt
 from mtmeta.core.data import Dataset, draw_shots, strata
 from mtmeta.core.errors import RecipeError, UsageError
 from mtmeta.core.model import MultiTaskModel, PrototypeHead
@@ -24,6 +24,7 @@ from mtmeta.core.packing import pack
 from mtmeta.core.paired import over_seeds
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
+from mtmeta.core.tuning import Tuned, fine_tune
 
 # ------------------------------------------------------------------------------------------------------------- examples
 
@@ -192,8 +193,9 @@ def test_it_starts_from_the_best_weights_and_from_the_pretrained_ones(
 ) -> None:
     seen: list[dict[str, torch.Tensor]] = []
 
-    def look(model: MultiTaskModel, *arguments: Any, **options: Any) -> None:
+    def look(model: MultiTaskModel, *arguments: Any, **options: Any) -> Tuned:
         seen.append({name: value.clone() for name, value in model.encoder.state_dict().items()})
+        return Tuned()
 
     monkeypatch.setattr(module, "fine_tune", look)
     few(runs, shots=(2,), draws=1)

@@ -8,30 +8,26 @@ same examples and with the same head.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame
-from mtmeta.core.contracts import Task
 from mtmeta.core.data import Dataset, draw_shots
 from mtmeta.core.download import Watcher
 from mtmeta.core.errors import RecipeError, UsageError, quote
 from mtmeta.core.events import Warned
-from mtmeta.core.feed import Feed
 from mtmeta.core.fetch import bring, local_backbone
-from mtmeta.core.learner import Learner
+from mtmeta.core.keep import Keeper
 from mtmeta.core.machine import fitting_threads, memory_errors
-from mtmeta.core.model import MultiTaskModel, PrototypeHead
-from mtmeta.core.optim import set_lr
+from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.options import Recipe
 from mtmeta.core.paired import over_seeds
 from mtmeta.core.recipe import load_recipe
@@ -41,9 +37,10 @@ from mtmeta.core.schedules import Plateau
 from mtmeta.core.score import open_run, restore_backbone
 from mtmeta.core.session import Session
 from mtmeta.core.sources import Sources
+from mtmeta.core.tuning import Tuned, fine_tune, prototypes
 from mtmeta.core.wants import remedy
 
-__all__ = ["HeadPolicy", "adapt", "fine_tune"]
+__all__ = ["PLAIN", "HeadPolicy", "adapt"]
 
 HeadPolicy = Literal["reset", "prototype"]
 PLAIN = "pretrained"
@@ -72,6 +69,7 @@ def adapt(
     draws: int = 5,
     tasks: Sequence[str] = (),
     head: HeadPolicy = "reset",
+    keep: str | Path | None = None,
     overrides: Sequence[str] = (),
     data_root: str | None = None,
     device: str = "auto",
@@ -84,10 +82,12 @@ def adapt(
 
     The recipe gives the tasks with their files, optimizer, schedule, `training.steps`, clipping and seed; its backbone
     and algorithm have no say. The weights after the last step are scored on `evaluation.report_on`: few shots leave no
-    examples to select with. `tasks` are those of the recipe to adapt to, all by default. Raises MtmetaError.
+    examples to select with. `tasks` are those of the recipe to adapt to, all by default. In the folder `keep`, of every
+    run and task, the model of the first draw of the largest number of shots becomes a run `RUN-TASK-K`: which one is
+    kept does not depend on any score. Raises MtmetaError.
     """
     runs = {
-        Path(path).name or str(path): open_run(path, device=device, block=block, warn=warn, watcher=watcher)
+        Path(os.path.abspath(path)).name: open_run(path, device=device, block=block, warn=warn, watcher=watcher)
         for path in run_paths
     }
     if len(runs) < len(run_paths) or PLAIN in runs:
@@ -97,22 +97,28 @@ def adapt(
     _check(recipe, tasks, shots, draws)
     sources = Sources(watcher=watcher, remedy=remedy(recipe_path))
     named = replace(recipe, tasks={name: recipe.tasks[name] for name in tasks or recipe.tasks})
-    bring(named, ("train", recipe.evaluation.report_on), sources, backbone=False)
+    split = recipe.evaluation.report_on
+    bring(named, ("train", split), sources, backbone=False)
     session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, warn, sources)
-    starts = dict(_starts(runs))
+    steps: dict[str, int] = {}
+    starts = dict(_starts(runs, steps))
     session.backbone = backbone = restore_backbone(first)
     found: list[Adapted] = []
     with fitting_threads(backbone.encoder):
-        for name in tasks or recipe.tasks:
-            train = session.read_split(name, "train")
-            test = session.read_split(name, recipe.evaluation.report_on)
+        data = {name: (session.read_split(name, "train"), session.read_split(name, split)) for name in named.tasks}
+        keeper = Keeper(keep, session, {name: (run, steps[name]) for name, run in runs.items()}, head, max(shots), say)
+        for train, test in data.values():
+            keeper.plan(train, test)
+        for name, (train, test) in data.items():
             for k in shots:
                 for draw in range(draws):
                     few = draw_shots(train, k, recipe.seed, name, draw)
                     for start, weights in starts.items():
                         backbone.encoder.load_state_dict(weights)
-                        made = _adapt_once(session, backbone.encoder, few, test, head, k, draw)
+                        made, model, tuned = _adapt_once(session, backbone.encoder, few, test, head, k, draw)
                         found.append(replace(made, start=start))
+                        if draw == 0 and k == max(shots) and start != PLAIN:
+                            keeper.keep(start, model, few, test, tuned)
                 say(_line(found, name, k))
     for note in session.notes:
         if isinstance(note, Warned):
@@ -120,11 +126,12 @@ def adapt(
     return {
         "recipe": recipe.name,
         "head": head,
-        "split": recipe.evaluation.report_on,
+        "split": split,
         "steps": recipe.training.steps,
         "starts": list(starts),
         "cells": _cells(found, list(starts), session),
         "adapted": [asdict(made) for made in found],
+        "kept": keeper.kept,
     }
 
 
@@ -143,8 +150,11 @@ def _check(recipe: Recipe, tasks: Sequence[str], shots: Sequence[int], draws: in
         raise UsageError("--seeds", "must be at least 1")
 
 
-def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The encoder's weights that adaptation starts from, by name: the pretrained ones, then those of each run."""
+def _starts(runs: Mapping[str, Session], steps: dict[str, int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The encoder's weights that adaptation starts from, by name: the pretrained ones, then those of each run.
+
+    `steps` takes the step that a run's weights are of.
+    """
     shapes: dict[str, torch.Size] | None = None
     for name, run in runs.items():
         if len(run.groups) > 1:
@@ -156,7 +166,7 @@ def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, dict[str, Tensor
                 plain = local.load(run.recipe.seed).encoder.state_dict()
             shapes = {key: value.shape for key, value in plain.items()}
             yield PLAIN, {key: value.clone() for key, value in plain.items()}
-        weights, _ = run.checkpoints(run.groups[0]).best_and_step()
+        weights, steps[name] = run.checkpoints(run.groups[0]).best_and_step()
         found = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
         if {key: value.shape for key, value in found.items()} != shapes:
             raise UsageError(str(run.folder.path), "has another encoder than the first run; adapt them one by one")
@@ -165,76 +175,25 @@ def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, dict[str, Tensor
 
 def _adapt_once(
     session: Session, encoder: nn.Module, few: Dataset, test: Dataset, head: HeadPolicy, k: int, draw: int
-) -> Adapted:
+) -> tuple[Adapted, MultiTaskModel, Tuned]:
     """Adapt the encoder as it stands to the few examples, with a head of its own, and score it."""
     started = time.perf_counter()
     recipe, name = session.recipe, few.task
     task = recipe.tasks[name]
     model = MultiTaskModel(encoder, {name: task}, derive(recipe.seed, "adapt", name, k, draw))
     model.to(session.device)
-    if head == "prototype":
-        model.replace_head(name, _prototypes(model, task, few, session))
-    with memory_errors(f"adapting to task '{name}'", "lower batch_size"):
-        fine_tune(model, few, recipe, precision=session.precision, draw=draw)
     options: Any = {"batch_tokens": recipe.evaluation.batch_tokens, "precision": session.precision}
+    if head == "prototype":
+        model.replace_head(name, prototypes(model, task, few, **options).to(session.device))
+    with memory_errors(f"adapting to task '{name}'", "lower batch_size"):
+        tuned = fine_tune(model, few, recipe, precision=session.precision, draw=draw)
     predictions = evaluation.predict(model, test, **options)
     metrics = [session.metrics[metric] for metric in task.metrics]
     scored, warnings = evaluation.score(predictions, metrics, seed=recipe.seed, intervals=False)
     for text in warnings:
         session.warn(text)
     seconds = round(time.perf_counter() - started, 3)
-    return Adapted("", name, k, draw, len(few), scored.metric, scored.value, seconds)
-
-
-def fine_tune(
-    model: MultiTaskModel, few: Dataset, recipe: Recipe, *, precision: Literal["fp32", "bf16"] = "fp32", draw: int = 0
-) -> None:
-    """Train a model with the head of one task on a few examples, for the recipe's steps, in place.
-
-    A batch is the task's batch_size, or all examples where there are fewer; every epoch has another order.
-    """
-    name, steps = few.task, recipe.training.steps or 0
-    task = model.tasks[name]
-    seed = derive(recipe.seed, "adapt", name, draw)
-    feed = Feed(
-        {name: task}, {name: few}, recipe.sampler, seed=seed, grad_accumulation=recipe.training.grad_accumulation
-    )
-    learner = Learner(model, seed=seed, steps=steps, group=name, precision=precision)
-    optimizer = recipe.optimizer.build(learner.parameters.items())
-    model.train()
-    for step in range(steps):
-        learner.begin_step(step)
-        set_lr(optimizer, recipe.schedule.factor(step, steps))
-        learner.gradient(feed.batch(name))
-        if recipe.training.clip is not None:
-            nn.utils.clip_grad_norm_(learner.parameters.values(), recipe.training.clip, error_if_nonfinite=True)
-        optimizer.step()
-    learner.clear_gradient()
-
-
-def _prototypes(model: MultiTaskModel, task: Task, few: Dataset, session: Session) -> nn.Module:
-    """A head that begins as a nearest-prototype classifier of the few examples."""
-    classes, outputs = len(task.objective.classes), task.objective.outputs
-    if classes < 2 or outputs not in (classes, classes - 1):
-        raise UsageError("--head", f"prototype needs classes, task {quote(few.task)} has none; use reset")
-    head, options = model.heads[few.task], {"batch_tokens": session.recipe.evaluation.batch_tokens}
-    model.replace_head(few.task, nn.Flatten())  # [B, V, D] -> [B, V * D]: the pooled vectors themselves
-    vectors: Any = np.zeros((len(few), 0))
-    try:
-        with (
-            torch.inference_mode(),
-            closing(evaluation.forward(model, few, precision=session.precision, **options)) as batches,
-        ):
-            for indices, _, made in batches:
-                if not vectors.shape[1]:
-                    vectors = np.zeros((len(few), made.shape[1]), dtype=np.float32)
-                vectors[indices] = made.float().cpu().numpy()
-    finally:
-        model.replace_head(few.task, head)
-    labels = few.labels.astype(np.int64)
-    # a class that no example is of has its prototype at the origin
-    means = [vectors[labels == c].mean(axis=0) if (labels == c).any() else 0 * vectors[0] for c in range(classes)]
-    return PrototypeHead(torch.from_numpy(np.stack(means)), binary=outputs < classes).to(session.device)
+    return Adapted("", name, k, draw, len(few), scored.metric, scored.value, seconds), model, tuned
 
 
 # ------------------------------------------------------------------------------------------------------------- figures

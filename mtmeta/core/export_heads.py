@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtmeta.core.blame import supplier
 from mtmeta.core.contracts import Task
 from mtmeta.core.errors import MtmetaError, PluginError, quote, raise_all
-from mtmeta.core.model import CosineHead, LinearHead, MLPHead
+from mtmeta.core.model import CosineHead, LinearHead, MLPHead, PrototypeHead
 from mtmeta.core.objectives import Binary, Classification, Regression
 
 __all__ = ["Answer", "Vector", "describe_tasks", "head_tensors", "masked_mean"]
@@ -40,6 +40,8 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
         return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
     if kind is LinearHead:
         return {"kind": "linear", "outputs": 1, "vectors": vectors}
+    if kind is PrototypeHead:
+        return {"kind": "linear", "outputs": task.objective.outputs, "vectors": vectors}
     if kind is CosineHead:
         return {"kind": "cosine", "scale": head.scale, "activation": head.activation}
     raise _refusal(name, task, f"a head of its own, {kind.__name__}")

@@ -19,7 +19,7 @@ from mtmeta.core.errors import PluginError, quote
 from mtmeta.core.packing import Packed
 from mtmeta.core.rng import derive
 
-__all__ = ["CosineHead", "LinearHead", "MLPHead", "MultiTaskModel", "build_head", "mean_pool"]
+__all__ = ["CosineHead", "LinearHead", "MLPHead", "MultiTaskModel", "build_head", "mean_pool", "prototype_head"]
 
 
 def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
@@ -110,6 +110,15 @@ def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str
         what = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
         raise PluginError(supplier(task, "task"), what)
     return head
+
+
+def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
+    """A prototype head of the shape that a task of a model needs, for weights that are to be filled in."""
+    task = model.tasks[name]
+    vectors = 2 if task.inputs == "separate" else 1
+    classes = len(task.objective.classes)
+    means = torch.zeros(classes, vectors * model.hidden_size)
+    return PrototypeHead(means, binary=(task.objective.outputs or 0) < classes)
 
 
 class Heads(nn.Module):

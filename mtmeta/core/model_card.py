@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from mtmeta.core.keep import origin
 from mtmeta.core.options import Recipe
 from mtmeta.core.resolved import describe, dump
 
@@ -144,18 +145,15 @@ def _figures(facts: Facts, names: Sequence[str]) -> list[str]:
             rows.append(f"| {_code(name)} | {metric} | {value:.4f} |  | {score['examples']:,} | {summary['split']} |")
     selected = summary["selected_on"]
     same = ", the split reported here, so the figures are optimistic" if selected == summary["split"] else ""
-    return [
-        *rows,
-        "",
-        "Intervals are bootstrap over the examples of the split, of one seed. "
-        f"Weights were selected on {selected}{same}.",
-    ]
+    how = "Nothing was selected" if facts.lock.get("adapted") else f"Weights were selected on {selected}{same}"
+    return [*rows, "", f"Intervals are bootstrap over the examples of the split, of one seed. {how}."]
 
 
 def _made(facts: Facts, names: Sequence[str]) -> list[str]:
     recipe, lock, summary = facts.recipe, facts.lock, facts.summary
     steps = ", ".join(f"{_code(name)} {facts.steps[name]:,}" for name in names)
     lines = [f"- seed {recipe.seed}; weights of step: {steps}"]
+    lines += [f"- {_text(line)}" for line in origin(lock)]
     if summary is not None:
         lines.append(f"- {summary['examples']:,} example-forwards in training, {summary['steps']:,} steps in all")
     versions = ", ".join(f"{key} {lock[key]}" for key in ("mtmeta", "torch", "tokenizers", "python") if key in lock)

@@ -22,6 +22,7 @@ h2 { font-size: 1.2rem; margin: 2rem 0 0.4rem; padding-top: 0.6rem; border-top: 
 h3 { font-size: 1rem; margin: 1.2rem 0 0.3rem; overflow-wrap: anywhere; }
 p { margin: 0.4rem 0; max-width: 70ch; color: var(--muted); }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 0.8rem; }
+.wide { grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
 figure { margin: 0; padding: 0.5rem; background: var(--card); border-radius: 8px; min-width: 0; }
 svg { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
@@ -66,10 +67,10 @@ def details(summary: str, parts: Iterable[str], *, open_: bool = False) -> str:
     return f"<details{' open' if open_ else ''}><summary>{escape(summary)}</summary>\n{body}\n</details>"
 
 
-def figures(titled: Iterable[tuple[str, str]]) -> str:
-    """Plots beside each other: (what a screen reader says, SVG)."""
+def figures(titled: Iterable[tuple[str, str]], *, wide: bool = False) -> str:
+    """Plots beside each other: (what a screen reader says, SVG); `wide` where they share the width of the page."""
     drawn = "".join(f'<figure aria-label="{escape(title)}">{svg}</figure>' for title, svg in titled)
-    return f'<div class="figures">{drawn}</div>'
+    return f'<div class="figures{" wide" * wide}">{drawn}</div>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[tuple[str, bool]]], *, numbers: int = 0) -> str:

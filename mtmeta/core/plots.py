@@ -17,7 +17,7 @@ import numpy as np
 
 from mtmeta.core.errors import MachineError
 
-__all__ = ["Line", "bars", "cloud", "histograms", "lines"]
+__all__ = ["Curve", "Line", "bars", "cloud", "curves", "histograms", "lines", "require"]
 
 FOREGROUND, GRID = "#010101", "#020202"
 SERIES = [f"#0300{number:02x}" for number in range(8)]  # --s0 to --s7
@@ -58,6 +58,70 @@ class Line:
     strong: bool = True
     points: bool = False
     """Whether each point is drawn, and no line between them."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means over an axis of counts, each with its interval (None where there is none) and what it is the mean of."""
+
+    label: str
+    x: Sequence[int]
+    mean: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+    values: Sequence[Sequence[float]]
+    series: int = 0
+    dashed: bool = False
+
+
+def require(who: str) -> None:
+    """Raise MachineError, in the name of a command, without matplotlib."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        what = "needs matplotlib, which is not installed; pip install 'mtmeta[report]'"
+        raise MachineError(who, what) from error
+
+
+def curves(title: str, x: str, y: str, drawn: Sequence[Curve], *, zero: bool = False) -> str:
+    """Means over a log axis, their intervals as bars, every value behind a mean as a faint dot beside it.
+
+    The axis is as wide as the values ask for: of an interval that a few draws leave wide open it shows a part.
+    """
+    counts = sorted({at for curve in drawn for at in curve.x})
+    with _panel(title, x, y) as (axes, made):
+        axes.set_xscale("log")
+        axes.set_xticks(counts, [f"{count:,}" for count in counts])
+        axes.minorticks_off()
+        if zero:
+            axes.axhline(0, color=FOREGROUND, linewidth=0.8)
+        for number, curve in enumerate(drawn):
+            colour = SERIES[curve.series % len(SERIES)]
+            aside = 1.07 ** (number - (len(drawn) - 1) / 2)  # so that no curve hides the intervals of another
+            style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 3.5, "linewidth": 1.6}
+            style |= {"linestyle": "--" if curve.dashed else "-", "label": curve.label}
+            axes.plot([at * aside for at in curve.x], curve.mean, **style)
+            for at, low, high, found in zip(curve.x, curve.low, curve.high, curve.values, strict=True):
+                if low is not None and high is not None:
+                    axes.plot([at * aside] * 2, [low, high], color=colour, linewidth=3, alpha=0.35)
+                here = [at * aside * 1.025] * len(found)
+                axes.plot(here, found, "o", color=colour, markersize=2, alpha=0.5, markeredgewidth=0)
+        axes.set_xlim(counts[0] / 1.4, counts[-1] * 1.4)
+        axes.set_ylim(*_room(drawn, zero))
+        _legend(axes)
+    return made[0]
+
+
+def _room(drawn: Sequence[Curve], zero: bool) -> tuple[float, float]:
+    """Ends of an axis: all values, and of intervals what lies no further from them than they spread."""
+    values = [value for curve in drawn for found in curve.values for value in found] + [0.0] * zero
+    least, most = min(values), max(values)
+    spread = most - least
+    ends = [end for curve in drawn for end in (*curve.low, *curve.high) if end is not None]
+    bottom = max(min([least, *ends]), least - spread / 2)
+    top = min(max([most, *ends]), most + spread / 2)
+    margin = 0.05 * (top - bottom) or 0.05
+    return bottom - margin, top + margin
 
 
 def lines(title: str, x: str, y: str, drawn: Sequence[Line], *, zero: bool = False) -> str:
@@ -115,13 +179,11 @@ def cloud(title: str, labels: Sequence[float], predictions: Sequence[float]) -> 
 @contextmanager
 def _panel(title: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
     """Axes to draw on, and a list that holds the SVG afterwards."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        what = "needs matplotlib, which is not installed; pip install 'mtmeta[report]'"
-        raise MachineError("mtmeta report", what) from error
+    require("mtmeta report")
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     made: list[str] = []
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
         figure = Figure(figsize=PANEL, layout="constrained")

@@ -19,7 +19,7 @@ from mtmeta.core.errors import CheckpointError, UsageError, did_you_mean, quote
 from mtmeta.core.events import Warned
 from mtmeta.core.fetch import bring
 from mtmeta.core.machine import fitting_threads
-from mtmeta.core.model import MultiTaskModel
+from mtmeta.core.model import MultiTaskModel, prototype_head
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
 from mtmeta.core.rundir import RunDir, check_hashes
@@ -130,6 +130,11 @@ def best_model(
     """Encoder and heads of a group of tasks with the given weights. Raises CheckpointError if they do not fit."""
     tasks = {name: session.recipe.tasks[name] for name in group}
     model = MultiTaskModel(backbone.encoder, tasks, session.recipe.seed, session.numbers(group))
+    with contextlib.suppress(CheckpointError):  # without a lock the weights say whether they fit
+        adapted = session.folder.lock().get("adapted")
+        if isinstance(adapted, dict) and adapted.get("head") == "prototype":
+            for name in group:
+                model.replace_head(name, prototype_head(model, name))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
