@@ -43,8 +43,8 @@ def write_page(found: Mapping[str, Any], out: str | Path) -> Path:
         paragraph(
             "Lines are means over the draws, "
             + ("bars their 95% intervals by Student's t, dots single draws. " if draws > 1 else "of one draw each. ")
-            + "The gain is over the pretrained encoder on the same examples: where its bar is clear of zero, "
-            "other draws would not undo it."
+            + "The gain is over the pretrained encoder on the same examples: a bar clear of zero is more "
+            "than the draws vary."
         ),
     ]
     for task in dict.fromkeys(cell["task"] for cell in cells):

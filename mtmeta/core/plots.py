@@ -89,6 +89,7 @@ def curves(title: str, x: str, y: str, drawn: Sequence[Curve], *, zero: bool = F
     The axis is as wide as the values ask for: of an interval that a few draws leave wide open it shows a part.
     """
     counts = sorted({at for curve in drawn for at in curve.x})
+    slot = (1.4**2 * counts[-1] / counts[0]) ** 0.03  # what a curve stands aside from its neighbour
     with _panel(title, x, y) as (axes, made):
         axes.set_xscale("log")
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
@@ -97,18 +98,20 @@ def curves(title: str, x: str, y: str, drawn: Sequence[Curve], *, zero: bool = F
             axes.axhline(0, color=FOREGROUND, linewidth=0.8)
         for number, curve in enumerate(drawn):
             colour = SERIES[curve.series % len(SERIES)]
-            aside = 1.07 ** (number - (len(drawn) - 1) / 2)  # so that no curve hides the intervals of another
+            aside = slot ** (number - (len(drawn) - 1) / 2)  # so that no curve hides the intervals of another
             style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 3.5, "linewidth": 1.6}
             style |= {"linestyle": "--" if curve.dashed else "-", "label": curve.label}
             axes.plot([at * aside for at in curve.x], curve.mean, **style)
             for at, low, high, found in zip(curve.x, curve.low, curve.high, curve.values, strict=True):
                 if low is not None and high is not None:
                     axes.plot([at * aside] * 2, [low, high], color=colour, linewidth=3, alpha=0.35)
-                here = [at * aside * 1.025] * len(found)
-                axes.plot(here, found, "o", color=colour, markersize=2, alpha=0.5, markeredgewidth=0)
+                here = [at * aside * slot**0.4] * len(found)
+                axes.plot(here, found, "o", color=colour, markersize=2.4, alpha=0.5, markeredgewidth=0)
         axes.set_xlim(counts[0] / 1.4, counts[-1] * 1.4)
-        axes.set_ylim(*_room(drawn, zero))
-        _legend(axes)
+        bottom, top = _room(drawn, zero)
+        above = 0.1 * len(drawn) * (len(drawn) > 1)  # for the legend, which no bar may cross
+        axes.set_ylim(bottom, top + above * (top - bottom))
+        _legend(axes, "upper left")
     return made[0]
 
 
@@ -199,10 +202,10 @@ def _panel(title: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
     made.append(_for_page(text.getvalue(), title))
 
 
-def _legend(axes: Any) -> None:
+def _legend(axes: Any, place: str = "best") -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 1:
-        axes.legend(handles, labels, fontsize=7)
+        axes.legend(handles, labels, fontsize=7, loc=place)
 
 
 def _for_page(svg: str, title: str) -> str:
