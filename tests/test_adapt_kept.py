@@ -71,7 +71,7 @@ def test_a_kept_run_is_the_first_draw_of_the_most_shots(head: Any, runs: Path, t
     with open(run / "predictions" / "same-dev.csv", newline="") as file:
         expected = {row["id"]: row["prediction"] for row in csv.DictReader(file)}
     examples = list(open_run(run).recipe.tasks["same"].sample("dev"))
-    predicted = mtmeta.load(run).predict("same", [(one.text, one.pair) for one in examples])
+    predicted = mtmeta.load(run).predict("same", [(one.text, one.pair or "") for one in examples])
     assert {str(one.id): made.label for one, made in zip(examples, predicted, strict=True)} == expected
     made = export(run, form="transformers", out=tmp_path / "exported")
     assert max(made["differences"].values()) < 1e-5
