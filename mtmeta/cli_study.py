@@ -150,8 +150,8 @@ def adapt(
     Examples:
       mtmeta adapt runs/reptile_three_task new.yaml --shots 4,16,64 --head prototype
       mtmeta adapt runs/joint runs/reptile new.yaml --seeds 10 --out adapt.html
-      mtmeta adapt runs/reptile_three_task new.yaml --task trec --shots 64 --seeds 1 --keep runs/adapted
-      mtmeta predict runs/adapted/reptile_three_task-trec-64 --task trec --input questions.txt
+      mtmeta adapt runs/reptile new.yaml --shots 64 --seeds 1 --keep runs/adapted
+      mtmeta predict runs/adapted/reptile-trec-64 --task trec --input questions.txt
     """
     if len(arguments) < 2:
         raise UsageError("mtmeta adapt", "takes at least a RUN and a RECIPE")
