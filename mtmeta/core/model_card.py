@@ -178,8 +178,7 @@ def _made(facts: Facts, names: Sequence[str]) -> list[str]:
     if isinstance(weights, str) and (weights.startswith(("/", "~", ".")) or "\\" in weights):
         data["backbone"]["weights"] = Path(weights.rstrip("/")).name or "FOLDER"
     for task in data["tasks"].values():
-        given = {split: task.get(split) for split in ("train", "dev", "test")}  # a carved dev split is no path
-        task |= {split: Path(file).name for split, file in given.items() if file and isinstance(file, str)}
+        task |= {split: Path(task[split]).name for split in ("train", "dev", "test") if isinstance(task.get(split), str)}
     return [*lines, "", "The recipe, every default written out:", "", *_fenced(dump(data).rstrip(), "yaml")]
 
 
