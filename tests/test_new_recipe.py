@@ -433,6 +433,16 @@ def test_the_schema_lies_beside_it_and_takes_it(two: Path, capsys: Capture) -> N
     jsonschema.Draft202012Validator(rules).validate(parse(text, "my.yaml").data)
 
 
+@pytest.mark.parametrize(("label", "words"), [("class", "of every class"), ("number", "low and high alike")])
+def test_what_a_dev_split_is_taken_by_is_said_of_classes_and_of_numbers(
+    label: str, words: str, tmp_path: Path, capsys: Capture
+) -> None:
+    rows = [i % 2 if label == "class" else i / 7 for i in range(60)]
+    (tmp_path / "t.csv").write_text(lines(lambda i: f"some words {i},{rows[i]}", "text,score"))
+    outcome = call(*NEW, "--task", "t=t.csv", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 0 and f"no dev file was given: 20% of the rows, {words})" in outcome.out
+
+
 def test_what_the_user_has_of_a_schema_stays(two: Path, capsys: Capture) -> None:
     own = f"{SCHEMA_LINE}https://example.org/mine.json\n"
     (two / "my.yaml").write_text(own + "name: old\n")

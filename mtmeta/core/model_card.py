@@ -178,7 +178,7 @@ def _made(facts: Facts, names: Sequence[str]) -> list[str]:
     if isinstance(weights, str) and (weights.startswith(("/", "~", ".")) or "\\" in weights):
         data["backbone"]["weights"] = Path(weights.rstrip("/")).name or "FOLDER"
     for task in data["tasks"].values():
-        task |= {split: Path(task[split]).name for split in ("train", "dev", "test") if isinstance(task.get(split), str)}
+        task |= {key: Path(task[key]).name for key in ("train", "dev", "test") if isinstance(task.get(key), str)}
     return [*lines, "", "The recipe, every default written out:", "", *_fenced(dump(data).rstrip(), "yaml")]
 
 
