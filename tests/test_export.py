@@ -185,6 +185,20 @@ def test_the_card_has_the_figures_and_its_code_runs(
     assert results["kind"]["metrics"][0] == {"type": "accuracy", "value": round(score["value"], 4), "name": "accuracy"}
 
 
+def test_a_run_whose_dev_split_is_taken_out_of_its_training_file(tmp_path: Path) -> None:
+    carved = {"dev": {"fraction": 0.3}, "train": "pairs.tsv", "batch_size": 4}
+    run = make_run(tmp_path, "joint", {"pairs": {"task": "para", **carved}}, training={"steps": 1})
+    for form in ("transformers", "sentence-transformers"):
+        export(run, form, tasks=["pairs"])
+        text = (run / "export" / f"{form}-pairs" / "README.md").read_text(encoding="utf-8")
+        front = yaml.safe_load(text.split("---\n")[1])
+        (result,) = front["model-index"][0]["results"]
+        assert result["dataset"] == {"type": "pairs", "name": "pairs.tsv", "split": "dev"}
+        recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+        assert recipe["tasks"]["pairs"]["train"] == "pairs.tsv" and str(tmp_path) not in text
+        assert recipe["tasks"]["pairs"]["dev"] == {"fraction": 0.3, "together": "example", "seed": 5}
+
+
 def test_one_task_and_encoders_of_their_own(apart: Path, tmp_path: Path, texts: dict[str, Any]) -> None:
     """Each task's own encoder is in its own folder; with one task there is but one, and nothing above it."""
     given = {name: texts[name] for name in ("kind", "grade", "same")}

@@ -18,6 +18,8 @@ from mtmeta.core.columns import MAX_SAMPLE, look
 from mtmeta.core.draft_text import scalar
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
+from mtmeta.core.schema import recipe_schema
+from mtmeta.core.shipped import MADE_BY, SCHEMA_LINE
 from mtmeta.core.strict_yaml import parse
 
 Capture = pytest.CaptureFixture[str]
@@ -407,3 +409,61 @@ def test_all_twelve_tasks(real_data: Path, tmp_path: Path, capsys: Capture) -> N
             options["labels"] = len(options["labels"])
         assert (options["task"], options.get("labels"), options["metrics"][0]) == (task, labels, metric), name
     assert call("validate", "my.yaml", cwd=tmp_path, capsys=capsys).code == 0
+
+
+# ------------------------------------------------------------------------------------------------------------- schema
+
+
+def schema_of(recipe: Path) -> Path | None:
+    """Where the schema lies that a recipe's first line names."""
+    first = recipe.read_text(encoding="utf-8").splitlines()[0]
+    return recipe.parent / first.removeprefix(SCHEMA_LINE) if first.startswith(SCHEMA_LINE) else None
+
+
+def test_the_schema_lies_beside_it_and_takes_it(two: Path, capsys: Capture) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    (two / "my.yaml").unlink(missing_ok=True)
+    assert call("new", "recipe", "to here/my.yaml", "--task", "t=a.csv", cwd=two, capsys=capsys).code == 0
+    schema = schema_of(two / "to here" / "my.yaml")
+    assert schema == two / "to here" / ".mtmeta" / "recipe.schema.json"
+    rules = json.loads(schema.read_text(encoding="utf-8"))
+    assert rules == recipe_schema(build_registry())
+    text = (two / "to here" / "my.yaml").read_text(encoding="utf-8")
+    assert "mtmeta validate --data 'to here/my.yaml'" in text  # as a shell takes it
+    jsonschema.Draft202012Validator(rules).validate(parse(text, "my.yaml").data)
+
+
+@pytest.mark.parametrize(("label", "words"), [("class", "of every class"), ("number", "low and high alike")])
+def test_what_a_dev_split_is_taken_by_is_said_of_classes_and_of_numbers(
+    label: str, words: str, tmp_path: Path, capsys: Capture
+) -> None:
+    rows = [i % 2 if label == "class" else i / 7 for i in range(60)]
+    (tmp_path / "t.csv").write_text(lines(lambda i: f"some words {i},{rows[i]}", "text,score"))
+    outcome = call(*NEW, "--task", "t=t.csv", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 0 and f"no dev file was given: 20% of the rows, {words})" in outcome.out
+
+
+def test_what_the_user_has_of_a_schema_stays(two: Path, capsys: Capture) -> None:
+    own = f"{SCHEMA_LINE}https://example.org/mine.json\n"
+    (two / "my.yaml").write_text(own + "name: old\n")
+    assert call(*NEW, "--task", "t=a.csv", "--force", cwd=two, capsys=capsys).code == 0
+    text = (two / "my.yaml").read_text(encoding="utf-8")
+    assert text.startswith(own + "# Written by") and text.count(SCHEMA_LINE) == 1
+    assert not (two / ".mtmeta").exists()
+
+    (two / ".mtmeta").mkdir()
+    there = two / ".mtmeta" / "recipe.schema.json"
+    for before, kept in (('{"mine": 1}', True), (f'{{"description": "{MADE_BY}, an older one"}}', False)):
+        there.write_text(before)
+        (two / "my.yaml").unlink()
+        assert call(*NEW, "--task", "t=a.csv", cwd=two, capsys=capsys).code == 0
+        assert (there.read_text() == before) is kept
+
+    there.unlink()
+    there.parent.rmdir()
+    there.parent.write_text("a file of the user's")
+    (two / "my.yaml").unlink()
+    outcome = call(*NEW, "--task", "t=a.csv", cwd=two, capsys=capsys)
+    assert outcome.code == 0 and "no schema for editors beside it" in outcome.err
+    assert schema_of(two / "my.yaml") is None and there.parent.read_text() == "a file of the user's"
+    load_recipe(two / "my.yaml", build_registry())

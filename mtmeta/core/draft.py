@@ -14,13 +14,14 @@ import numpy as np
 from mtmeta.core.blame import blame
 from mtmeta.core.columns import Look, check_header, look
 from mtmeta.core.contracts import Backbone
-from mtmeta.core.disk import write_file
 from mtmeta.core.draft_text import recipe_text
 from mtmeta.core.errors import DataError, MtmetaError, RecipeError, UsageError, did_you_mean, quote, raise_all, safe
 from mtmeta.core.guess import Choice, TaskGuess, guess_task
 from mtmeta.core.recipe import TASK_NAME, check_text
 from mtmeta.core.registry import Registry
 from mtmeta.core.roles import Roles, find_roles
+from mtmeta.core.schema import schema_text
+from mtmeta.core.shipped import put_recipe
 from mtmeta.core.texts import LoadedTokenizer
 from mtmeta.core.validation import convert
 
@@ -74,6 +75,8 @@ def draft_recipe(
 ) -> Draft:
     """Look at every file and write the recipe to `path`. Raises MtmetaError, and then writes nothing.
 
+    Beside it goes the JSON Schema that its first line names.
+
     A file is looked for in `data_root`, as a run would, and else from here.
     """
     if path.is_dir():
@@ -98,7 +101,8 @@ def draft_recipe(
     settings = _settings(guesses, made, algorithm is None, tokens.max_length, inner)
     text = recipe_text(path, _name(path), root, weights, guesses, settings, inner)
     check_text(text, path, registry)
-    write_file(path, text)
+    if why := put_recipe(path, text, schema_text(registry)):
+        say(f"no schema for editors beside it: {why}")
     return Draft(text, tuple(guesses), tuple(settings))
 
 

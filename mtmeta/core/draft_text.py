@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def recipe_text(
     """The recipe. `inner` holds the inner steps of each task where the algorithm has an inner loop."""
     found = {choice.key: choice for choice in settings}
     learning = LEARNING.get(weights, LEARNING_OTHERS)
-    shown = safe(scalar(str(path)), 200)
+    shown = safe(shlex.quote(str(path)), 200)
     lines = [
         "# Written by `mtmeta new recipe`: what it guessed about the data, and why, stands beside each line.",
         "#",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def report(path: Path, draft: Draft) -> Iterator[str]:
         yield from (f"  {safe(note, 300)}" for note in task.notes)
     for choice in draft.settings:
         yield f"{choice.key}: {scalar(choice.value)}  ({safe(choice.why, 200)})"
-    shown = safe(str(path), 200)
+    shown = safe(shlex.quote(str(path)), 200)
     yield f"wrote {shown}; look at it, then: mtmeta validate --data {shown}, mtmeta run {shown}"
 
 

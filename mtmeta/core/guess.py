@@ -86,7 +86,7 @@ def guess_task(
     if dev is None and usable < LEAST_ROWS:
         what = f"{usable} usable rows are too few to take a dev split out of"
         raise DataError(place, f"{what}; give a dev file: --task {name}={files[0]},DEV")
-    made.append(_dev(files[1], dev, usable))
+    made.append(_dev(files[1], dev, usable, numbers))
     made.append(Choice("text", roles.text.name, roles.why_text))
     if roles.pair is not None:
         made.append(Choice("pair", roles.pair.name, roles.why_text))
@@ -236,14 +236,13 @@ def _bad(found: Look, roles: Roles, numbers: bool) -> int:
     return found.skipped + missing + sum(found.columns[column.name].empty for column in texts)
 
 
-def _dev(file: str | None, dev: Look | None, rows: int) -> Choice:
+def _dev(file: str | None, dev: Look | None, rows: int, numbers: bool) -> Choice:
     if file is not None and dev is not None:
         return Choice("dev", file, f"{dev.rows:,} rows")
     wanted = 0.2 if rows < 500 else min(0.1, DEV_ROWS / rows)
     fraction = float(f"{wanted:.2g}")
-    return Choice(
-        "dev", {"fraction": fraction}, f"no dev file was given: {100 * fraction:g}% of the rows, of every class"
-    )
+    share = f"{100 * fraction:g}% of the rows, {'low and high alike' if numbers else 'of every class'}"
+    return Choice("dev", {"fraction": fraction}, f"no dev file was given: {share}")
 
 
 def _dialect(found: Look) -> dict[str, Any]:

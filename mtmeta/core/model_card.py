@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from mtmeta.core.carve import Carve
 from mtmeta.core.keep import origin
 from mtmeta.core.options import Recipe
 from mtmeta.core.resolved import describe, dump
@@ -98,7 +99,9 @@ def _scores(facts: Facts) -> Mapping[str, Any]:
 
 def _result(facts: Facts, name: str) -> dict[str, Any]:
     score, split = _scores(facts)[name], str((facts.summary or {})["split"])
-    file = str(getattr(facts.recipe.tasks[name], split, None) or name)
+    task = facts.recipe.tasks[name]
+    file = getattr(task, split, None) or name
+    file = task.train if isinstance(file, Carve) else file  # what it was taken out of
     metrics = {score["metric"]: score["value"], **score["others"]}
     return {
         "task": {"type": _kind(facts, name), "name": name},
@@ -173,7 +176,7 @@ def _made(facts: Facts, names: Sequence[str]) -> list[str]:
     if isinstance(weights, str) and (weights.startswith(("/", "~", ".")) or "\\" in weights):
         data["backbone"]["weights"] = Path(weights.rstrip("/")).name or "FOLDER"
     for task in data["tasks"].values():
-        task |= {split: Path(task[split]).name for split in ("train", "dev", "test") if task.get(split)}
+        task |= {key: Path(task[key]).name for key in ("train", "dev", "test") if isinstance(task.get(key), str)}
     return [*lines, "", "The recipe, every default written out:", "", *_fenced(dump(data).rstrip(), "yaml")]
 
 

@@ -24,6 +24,7 @@ from mtmeta.core.options import RECIPE_FORMAT, Recipe
 from mtmeta.core.recipe import NAME, REQUIRED, TASK_NAME
 from mtmeta.core.registry import Registry
 from mtmeta.core.schedules import ScheduleOptions
+from mtmeta.core.shipped import MADE_BY
 from mtmeta.core.validation import adapter, field_hints
 
 __all__ = ["SHIPPED", "recipe_schema", "schema_text"]
@@ -217,7 +218,7 @@ def _top(tasks: Iterable[str]) -> Schema:
         own[name]["description"] = text
     return {
         "$schema": DRAFT,
-        "description": "Made by `mtmeta schema`, which writes it again with the plugins that are installed.",
+        "description": f"{MADE_BY}, which writes it again with the plugins that are installed.",
         "type": "object",
         "required": [key for key in REQUIRED if key != "training"],
         "properties": own,

@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 
 from mtmeta.core.disk import write_file
-from mtmeta.core.errors import UsageError, choose, quote
+from mtmeta.core.errors import MachineError, UsageError, choose, quote
 
-__all__ = ["SCHEMA_LINE", "copy", "find", "headline", "put_schema", "shipped"]
+__all__ = ["SCHEMA_LINE", "copy", "find", "headline", "put_recipe", "put_schema", "shipped"]
 
 PACKAGE = Path(__file__).parent.parent
 SCHEMA_LINE = "# yaml-language-server: $schema="
 """How the first line of a recipe begins that tells editors where its schema lies, from the recipe's own folder."""
+MADE_BY = "Made by `mtmeta schema`"
+"""What every schema that mtmeta wrote says of itself."""
 BESIDE = ".mtmeta/recipe.schema.json"
 """Where it lies for a copy: a path that holds wherever the folder goes."""
 
@@ -65,9 +67,40 @@ def copy(name: str, to: Path | None = None, *, schema: str) -> Path:
 
 
 def put_schema(folder: Path, schema: str) -> str:
-    """Write the JSON Schema for recipes in a folder; returns the line that they begin with."""
-    write_file(folder / BESIDE, schema)
+    """Write the JSON Schema for recipes in a folder; returns the line that they begin with.
+
+    One that is there already is renewed if mtmeta made it, and else left as it is.
+    """
+    there = folder / BESIDE
+    if not there.is_file() or MADE_BY.encode() in there.read_bytes():
+        write_file(there, schema)
     return f"{SCHEMA_LINE}{BESIDE}\n"
+
+
+def put_recipe(path: Path, text: str, schema: str) -> str | None:
+    """Write a recipe, and beside it the schema that its first line names; returns why there is no schema, if so.
+
+    A recipe that is replaced keeps the schema that it named. Raises MachineError if the recipe cannot be written.
+    """
+    own = _schema_line(path)
+    write_file(path, own + text)  # first of all, and without what may fail: it is what was asked for
+    if own:
+        return None
+    try:
+        write_file(path, put_schema(path.parent, schema) + text)
+    except (MachineError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _schema_line(path: Path) -> str:
+    """The first line of a file if it names a schema, else nothing."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            first = file.readline(1000)
+    except (OSError, ValueError):
+        return ""
+    return first if first.startswith(SCHEMA_LINE) and first.endswith("\n") else ""
 
 
 def _name(path: Path) -> str:
