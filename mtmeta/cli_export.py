@@ -24,9 +24,14 @@ def export(
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
-    """Write a run's best weights as a folder that transformers, onnxruntime or sentence-transformers loads.
+    """Write a run's best weights for other libraries.
 
     The folder is there only once its outputs were compared with those of `mtmeta predict`.
+
+    \b
+    Examples:
+      mtmeta export runs/my --format transformers
+      mtmeta export runs/my --format onnx --task reviews
     """
     from mtmeta.core.surroundings import check_torch
 

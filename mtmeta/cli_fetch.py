@@ -24,9 +24,15 @@ def fetch(
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
-    """Fetch the weights and data that recipes name on the hub or by address; what is cached is checked.
+    """Fetch what recipes name elsewhere, weights and data.
 
-    Cut short, the same command goes on where it was. With HF_HUB_OFFLINE=1 it lists what is missing.
+    What is cached is checked. Cut short, the same command goes on where it was. With HF_HUB_OFFLINE=1 it lists what is
+    missing.
+
+    \b
+    Examples:
+      mtmeta fetch my.yaml
+      mtmeta fetch my.yaml --dry-run
     """
     from mtmeta.core.fetch import fetch as fetch_recipes
     from mtmeta.core.fetch_view import FetchView, show_fetched

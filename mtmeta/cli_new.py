@@ -13,7 +13,19 @@ from mtmeta.cli_options import NoPlugin, say, warn
 
 __all__ = ["new"]
 
-new = typer.Typer(no_args_is_help=True, help="Start something of your own: a recipe, a task, an algorithm.")
+new = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@new.callback()
+def begin() -> None:
+    """Start something of your own: a recipe, a task, an algorithm.
+
+    \b
+    Examples:
+      mtmeta new recipe my.yaml --task reviews=reviews.csv
+      mtmeta new task stars
+    """
+
 
 PackageOut = Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default mtmeta-NAME here.")]
 
@@ -25,7 +37,15 @@ def task(
     out: PackageOut = None,
     no_plugin: NoPlugin = None,
 ) -> None:
-    """Write a package with a task of your own, whose tests pass at once."""
+    """Write a package with a task of your own.
+
+    Its tests pass at once.
+
+    \b
+    Examples:
+      mtmeta new task stars
+      mtmeta new task --kind pair sameness --out plugins/sameness
+    """
     _package("task", name, kind, out, no_plugin)
 
 
@@ -36,7 +56,15 @@ def algorithm(
     out: PackageOut = None,
     no_plugin: NoPlugin = None,
 ) -> None:
-    """Write a package with an algorithm of your own, whose tests pass at once."""
+    """Write a package with an algorithm of your own.
+
+    Its tests pass at once.
+
+    \b
+    Examples:
+      mtmeta new algorithm sharpened
+      mtmeta new algorithm --kind inner_loop wander
+    """
     _package("algorithm", name, kind, out, no_plugin)
 
 

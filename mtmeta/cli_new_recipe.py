@@ -35,7 +35,15 @@ def recipe(
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
-    """Look at data files and write a commented recipe for them; says what was guessed, and why."""
+    """Write a commented recipe for data files.
+
+    It looks at every row, and says what it guessed and why.
+
+    \b
+    Examples:
+      mtmeta new recipe my.yaml --task reviews=reviews.csv
+      mtmeta new recipe my.yaml --task pairs=train.tsv,dev.tsv --columns pairs=left,right,same
+    """
     from mtmeta.core.draft import draft_recipe, parse_columns, parse_tasks
     from mtmeta.core.draft_view import describe, report
     from mtmeta.core.registry import build_registry

@@ -158,7 +158,7 @@ def census(*, collect_only: bool = False) -> Census:
     """How the tests of all rows end; of those that are there, where `collect_only`."""
     found = Census(collect_only)
     named = [ROOT / "tests" / name for name in dict.fromkeys(begin.partition("::")[0] for begin in beginnings())]
-    options = ["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
+    options = ["-q", "-n", "0", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
     pytest.main([*options, *[str(path) for path in named if path.exists()]], plugins=[found])
     return found
 

@@ -61,10 +61,8 @@ def _steps(group: Mapping[str, Any]) -> str:
     text = f"{group['steps']:,}"
     if group["examples"] is not None:
         text += f", {about}{group['examples']:,} example-forwards"
-    return (
-        text
-        + f", {group['evaluations']:,} evaluation{'s' * (group['evaluations'] != 1)} (every {group['evaluate_every']:,} steps)"
-    )
+    count = group["evaluations"]
+    return text + f", {count:,} evaluation{'s' * (count != 1)} (every {group['evaluate_every']:,} steps)"
 
 
 def _checkpoints(group: Mapping[str, Any]) -> str:
