@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mtmeta.cli_options import DataRoot, Json, NoPlugin, Set, warn
-from mtmeta.core.errors import DataError, MtmetaError, Problems, raise_all, safe
+from mtmeta.core.errors import DataError, MtmetaError, Problems, UsageError, raise_all, safe
 
 __all__ = ["validate"]
 
@@ -45,6 +45,8 @@ def validate(
     from mtmeta.core.recipe import load_recipe
     from mtmeta.core.registry import build_registry
 
+    if strict and not data:
+        raise UsageError("--strict", "is for --data; give both")
     registry = build_registry(block=no_plugin or [], warn=warn)
     problems: list[MtmetaError] = []
     documents: list[dict[str, Any]] = []

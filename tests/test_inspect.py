@@ -205,3 +205,8 @@ def test_the_real_pairs(real_data: Path, tmp_path: Path, capsys: Capture) -> Non
     dev = facts(tmp_path, capsys, "--data-root", str(real_data))["tasks"]["sts"]["splits"]["dev"]
     assert (dev["rows"], dev["in_train"]) == (863, {"examples": 18, "sharing_a_sentence": 194})
     assert f"{18 / 863:.1%}, {194 / 863:.0%}" == "2.1%, 22%"
+
+
+def test_strict_is_for_data(tmp_path: Path, capsys: Capture) -> None:
+    outcome = call("validate", "--strict", "r.yaml", cwd=tmp_path, capsys=capsys)
+    assert_refused(outcome, 2, "--strict: is for --data; give both", "--strict")

@@ -89,9 +89,7 @@ def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
     encoder = loaded.encoder
     assert isinstance(encoder, Encoder)
     if encoder.config.model_type != "bert":
-        what = (
-            f"encoders of model_type '{encoder.config.model_type}' cannot be exported, only bert; predict with mtmeta"
-        )
+        what = f"model_type '{encoder.config.model_type}' cannot be exported, only bert; use `mtmeta predict`"
         raise mtmeta.WeightsError("backbone 'bert'", what)
     values = json.loads(loaded.files["config.json"])
     state, tensors = encoder.state_dict(), {}
