@@ -265,3 +265,16 @@ def test_in_fish(line: str, expected: str, tmp_path: Path) -> None:
         timeout=600,
     )
     assert (done.returncode, done.stderr, done.stdout.splitlines()) == (0, "", [expected])
+
+
+@pytest.mark.parametrize(
+    ("before", "found"),
+    [
+        (["export", "runs/first", "--format"], ["transformers", "onnx", "sentence-transformers"]),
+        (["new", "algorithm", "x", "--kind"], ["gradient", "inner_loop"]),
+        (["new", "task", "x", "--kind"], ["classification", "pair", "regression"]),
+        (["new", "recipe", "x.yaml", "--algorithm"], ["fomaml", "individual", "joint", "reptile"]),
+    ],
+)
+def test_options_of_new_and_export(before: list[str], found: list[str]) -> None:
+    assert set(found) <= {value for value, _ in propose(COMMAND, before, "")}
