@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from no_pickle import poisoned
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core; before PyTorch is loaded
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 GIVEN = {key: value for key, value in os.environ.items() if key.startswith("MTMETA_")}
 
 
