@@ -103,6 +103,7 @@ def test_spread_and_ratios_by_hand() -> None:
     assert made.json("x") == {"x": 3.0, "x_quartiles": [2.0, 4.0]}
 
 
+@pytest.mark.slow
 def test_quick_json_has_its_keys() -> None:
     quick = ("--quick", "--data", "sample", "--weights", "tiny", "--batch", "8", "--seconds", "1")
     found = run("train", "--tasks", "sst,para", *quick)

@@ -552,6 +552,7 @@ def test_a_run_has_the_same_weights_with_and_without(
     assert len(seen) == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, backbone: mtmeta.LoadedBackbone) -> None:
     rows = 200_000
     text = "the film was not good but the play, oh, so very pretty"

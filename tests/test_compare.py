@@ -244,7 +244,7 @@ def wait_for(what: Any, process: subprocess.Popen[str], seconds: float = 120) ->
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number", [signal.SIGKILL, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGINT))]
 )
 def test_cut_off_and_started_again(number: signal.Signals, finished: Path, tmp_path: Path) -> None:
     """What is finished is not touched again, and the table is that of a comparison that was never cut."""
@@ -313,6 +313,7 @@ def test_one_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) ->
     assert not any("error: " in line for line in lines)
 
 
+@pytest.mark.slow
 def test_what_is_found_after_a_run_ends_everything_else(tmp_path: Path) -> None:
     """Runs on other data than the first would be of no use, however long they took."""
     one, two = recipes(tmp_path, "joint", "reptile")
@@ -462,6 +463,7 @@ def test_jobs_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 # ------------------------------------------------------------------------------- numbers that would be wrong in silence
 
 
+@pytest.mark.slow
 def test_a_recipe_edited_while_the_comparison_runs(tmp_path: Path) -> None:
     one, two = recipes(tmp_path, "joint", "reptile")
 
@@ -942,6 +944,7 @@ def test_an_error_that_nobody_reads_keeps_its_exit_code(tmp_path: Path) -> None:
     os.close(write)
 
 
+@pytest.mark.slow
 def test_a_model_of_millions_goes_on_with_other_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begun two at a time, cut, and ended one at a time: the weights of a comparison that was never cut."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

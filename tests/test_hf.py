@@ -189,11 +189,14 @@ def test_layer_decay_finds_the_layers(family: str, hf: Any, tmp_path: Path) -> N
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
+QUICK = ("roberta", "modernbert", "deberta-v2")
+
+
 class Killed(BaseException):
     """Stands in for SIGKILL."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
 def test_a_run_that_was_cut_ends_in_the_same_bits(
     family: str, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

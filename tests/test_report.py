@@ -131,6 +131,7 @@ def test_it_shows_every_part(runs: Path, tmp_path: Path) -> None:
     assert text.count("<svg") == 3 + 3 * (4 + 1 + 1 + 1) + 2 * 3
 
 
+@pytest.mark.slow
 def test_its_figures_are_those_of_the_comparison(runs: Path, tmp_path: Path) -> None:
     shown = Reader(made(runs, tmp_path)).text
     summaries = {path.name: json.loads((path / "summary.json").read_text()) for path in all_of(runs)}
