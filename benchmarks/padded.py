@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtmeta.core.data import TokenStore
+from mtmeta.core.export_heads import masked_mean
 from mtmeta.plugins.backbones.encoder import ACTIVATIONS, Encoder
 
 __all__ = ["Padded", "PaddedModel", "masked_mean", "pad", "padded_forward"]
@@ -67,12 +68,6 @@ def padded_forward(encoder: Encoder, batch: Padded) -> Tensor:
         x = layer.attention_norm(x + dropout(y))
         x = layer.norm(x + dropout(layer.down(activation(layer.up(x)))))
     return x
-
-
-def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that are no padding: [B, T, D] -> [B, D]."""
-    weights = mask.to(hidden.dtype)[:, :, None]
-    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
 
 class PaddedModel(nn.Module):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import pytest
 
 LABELS = ("no", "yes")
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -22,6 +27,26 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
 }
 TIMES = ("seconds", "total_seconds", "time", "peak_memory_bytes", "path", "run")  # and where the run lies
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing in the package may catch it."""
+
+
+@contextmanager
+def killed_before_step(step: int) -> Iterator[None]:
+    """Within it, a training that has made `step` steps is killed, as it must be; then all is as it was."""
+    from mtmeta.core.train import Trainer
+
+    one_step = Trainer._one_step
+
+    def killed(self: Trainer) -> None:
+        if self.step == step:
+            raise Killed
+        one_step(self)
+
+    with mock.patch.object(Trainer, "_one_step", killed), pytest.raises(Killed):
+        yield
 
 
 def quick(folder: Path, algorithm: str = "joint", **changes: Any) -> Path:

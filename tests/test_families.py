@@ -14,13 +14,12 @@ import pytest
 import torch
 from families import NATIVE, byte_level, sentences, size_of, write_byte_level, write_family
 from parity import largest_difference, ours_of, packed_of, random_sequences, random_types, theirs_of
-from quick import outcome, quick
+from quick import killed_before_step, outcome, quick
 from torch import Tensor
 
 import mtmeta
 from mtmeta.core.data import from_examples
 from mtmeta.core.packing import Packed
-from mtmeta.core.train import Trainer
 from mtmeta.plugins.backbones import kernels
 from mtmeta.plugins.backbones.bert import Bert, read_config
 from mtmeta.plugins.backbones.bytelevel import ByteLevel, byte_level_json
@@ -239,27 +238,13 @@ def test_pairs_are_built_as_transformers_builds_them(hf: Any, tmp_path: Path) ->
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
-class Killed(BaseException):
-    """Stands in for SIGKILL."""
-
-
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
-def test_a_run_is_resumed_to_the_bit_and_holds_all_it_needs(
-    family: str, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_resumed_to_the_bit_and_holds_all_it_needs(family: str, hf: Any, tmp_path: Path) -> None:
     write_family(hf, family, tmp_path / "w")
     backbone = {"name": "bert", "weights": str(tmp_path / "w"), "max_length": 16}
     recipe = quick(tmp_path, "reptile", backbone=backbone)
     mtmeta.run(recipe, out=tmp_path / "whole")
-    one_step = Trainer._one_step
-
-    def killed(self: Trainer) -> None:
-        if self.step == 3:
-            raise Killed
-        one_step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_one_step", killed)
+    with killed_before_step(3):
         mtmeta.run(recipe, out=tmp_path / "cut")
     mtmeta.run(recipe, out=tmp_path / "cut")
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")

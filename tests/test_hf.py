@@ -18,7 +18,7 @@ import torch
 from commands import Outcome, assert_refused, call
 from families import write_family
 from parity import LENGTHS, largest_difference, ours_of, packed_of, random_sequences, random_types, theirs_of
-from quick import outcome, quick
+from quick import killed_before_step, outcome, quick
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,7 +28,6 @@ from mtmeta.core.data import from_examples
 from mtmeta.core.model import MultiTaskModel
 from mtmeta.core.optim import AdamW
 from mtmeta.core.packing import pack
-from mtmeta.core.train import Trainer
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.hf import HuggingFace
 from mtmeta.plugins.backbones.names import hugging_face_names
@@ -192,28 +191,14 @@ def test_layer_decay_finds_the_layers(family: str, hf: Any, tmp_path: Path) -> N
 QUICK = ("roberta", "modernbert", "deberta-v2")
 
 
-class Killed(BaseException):
-    """Stands in for SIGKILL."""
-
-
 @pytest.mark.parametrize("family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES])
-def test_a_run_that_was_cut_ends_in_the_same_bits(
-    family: str, hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_was_cut_ends_in_the_same_bits(family: str, hf: Any, tmp_path: Path) -> None:
     """With dropout on. And it needs nothing but its own folder to be evaluated."""
     write_family(hf, family, tmp_path / "w")
     backbone = {"name": "hf", "weights": str(tmp_path / "w"), "max_length": 16, "dropout": 0.1}
     recipe = quick(tmp_path, "reptile", backbone=backbone, training={"steps": 4})
     mtmeta.run(recipe, out=tmp_path / "whole")
-    one_step = Trainer._one_step
-
-    def killed(self: Trainer) -> None:
-        if self.step == 3:
-            raise Killed
-        one_step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_one_step", killed)
+    with killed_before_step(3):
         mtmeta.run(recipe, out=tmp_path / "cut")
     torch.manual_seed(99)  # what the process drew before is of no matter
     mtmeta.run(recipe, out=tmp_path / "cut")

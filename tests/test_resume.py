@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import tiny  # noqa: F401  # one thread
-from quick import outcome, quick
+from quick import Killed, killed_before_step, outcome, quick
 
 import mtmeta
 from mtmeta.core import evaluate, rundir, session
@@ -25,10 +25,6 @@ from mtmeta.core.rewind import rewind_events
 from mtmeta.core.train import Trainer
 
 OPERATIONS = ("fsync", "rename", "replace", "mkdir", "symlink", "unlink", "rmdir", "ftruncate")
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL: nothing in the package may catch it."""
 
 
 class Killer:
@@ -100,21 +96,13 @@ def kill_everywhere(algorithm: str, killer: Killer, tmp_path: Path, start: int, 
         assert outcome(out) == expected, f"killed at {at} of {total}"
 
 
-def test_a_checkpoint_that_time_asked_for_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_time_asked_for_changes_nothing(tmp_path: Path) -> None:
     """It is there to go on from, stands in no event, and is gone in the end."""
     timed = quick(tmp_path, "fomaml", checkpoint={"minutes": 1e-9}, training={"steps": 5})
     plain = timed.with_name("plain.yaml")
     plain.write_text(timed.read_text().replace("1e-09", "null"))
     mtmeta.run(plain, out=tmp_path / "plain")
-    one_step = Trainer._one_step
-
-    def killed(self: Trainer) -> None:
-        if self.step == 3:
-            raise Killed
-        one_step(self)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_one_step", killed)
+    with killed_before_step(3):
         mtmeta.run(timed, out=tmp_path / "timed")
     assert sorted(path.name for path in (tmp_path / "timed" / "checkpoints").glob("step-*")) == ["step-00000003"]
     mtmeta.run(timed, out=tmp_path / "timed")

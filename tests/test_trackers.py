@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import tiny  # noqa: F401  # one thread
-from quick import quick
+from quick import Killed, quick
 
 import mtmeta
 from mtmeta.core import evaluate
@@ -108,10 +108,6 @@ def test_tags(scalar: Scalar, tag: str, grouped: str) -> None:
 
 
 # -------------------------------------------------------------------------------------------------- whole and cut runs
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL: nothing in the package may catch it."""
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
