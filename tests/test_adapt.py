@@ -17,13 +17,14 @@ import mtmeta
 from mtmeta.cli import main
 from mtmeta.core import adapt as module
 from mtmeta.core.adapt import adapt
-from mtmeta.core.data import Dataset, draw_shots, strata
+from mtmeta.core.data import Dataset
 from mtmeta.core.errors import RecipeError, UsageError
 from mtmeta.core.model import MultiTaskModel, PrototypeHead
 from mtmeta.core.packing import pack
 from mtmeta.core.paired import over_seeds
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
+from mtmeta.core.subsets import draw_shots, strata
 from mtmeta.core.tuning import Tuned, fine_tune
 
 # ------------------------------------------------------------------------------------------------------------- examples

@@ -19,7 +19,6 @@ import mtmeta
 from mtmeta.cli import main
 from mtmeta.core import disk, plots
 from mtmeta.core.adapt_page import write_page
-from mtmeta.core.data import draw_shots
 from mtmeta.core.errors import UsageError
 from mtmeta.core.export import export
 from mtmeta.core.listing import list_runs
@@ -28,6 +27,7 @@ from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
 from mtmeta.core.resolved import digest
 from mtmeta.core.score import evaluate, open_run, restore_backbone
+from mtmeta.core.subsets import draw_shots
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,9 @@ import mtmeta
 from mtmeta.core import cache as cache_module
 from mtmeta.core.cache import Cache, Writer
 from mtmeta.core.cache_key import cache_key
-from mtmeta.core.data import Dataset, load_split, overlap, select, shared
+from mtmeta.core.data import Dataset, load_split, select
 from mtmeta.core.options import DataOptions
+from mtmeta.core.subsets import overlap, shared
 from mtmeta.core.tables import DataFile, Dialect
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.wordpiece import WordPiece

@@ -23,13 +23,14 @@ import mtmeta
 from mtmeta.core.cache import Cache
 from mtmeta.core.carve import Carve, carved
 from mtmeta.core.compare import _plan, _settings
-from mtmeta.core.data import Dataset, load_split, overlap, subset
+from mtmeta.core.data import Dataset, load_split
 from mtmeta.core.examples import write_examples
 from mtmeta.core.options import DataOptions
 from mtmeta.core.recipe import load_recipe
 from mtmeta.core.registry import build_registry
 from mtmeta.core.resolved import describe, digest, dump
 from mtmeta.core.strict_yaml import read_file
+from mtmeta.core.subsets import overlap, subset
 from mtmeta.core.tokens import hashes
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import ClassificationTask, PairClassificationTask, RegressionTask

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mtmeta
-from mtmeta.core.data import Dataset, from_examples, load_split, subset
+from mtmeta.core.data import Dataset, from_examples, load_split
 from mtmeta.core.options import DataOptions
+from mtmeta.core.subsets import subset
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import ClassificationTask, RegressionTask
 from mtmeta.plugins.tasks.para import Para

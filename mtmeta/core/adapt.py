@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mtmeta.core import evaluate as evaluation
 from mtmeta.core.blame import blame
-from mtmeta.core.data import Dataset, draw_shots
+from mtmeta.core.data import Dataset
 from mtmeta.core.download import Watcher
 from mtmeta.core.errors import RecipeError, UsageError, quote
 from mtmeta.core.events import Warned
@@ -37,6 +37,7 @@ from mtmeta.core.schedules import Plateau
 from mtmeta.core.score import open_run, restore_backbone
 from mtmeta.core.session import Session
 from mtmeta.core.sources import Sources
+from mtmeta.core.subsets import draw_shots
 from mtmeta.core.tuning import Tuned, fine_tune, prototypes
 from mtmeta.core.wants import remedy
 

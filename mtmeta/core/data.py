@@ -24,27 +24,22 @@ from mtmeta.core.errors import DataError, quote
 from mtmeta.core.examples import bad_rows, write_examples
 from mtmeta.core.options import DataOptions
 from mtmeta.core.remote import is_remote
-from mtmeta.core.rng import permutation
 from mtmeta.core.sources import Sources
 from mtmeta.core.tables import BadRow, DataFile, Dialect
 from mtmeta.core.tokens import BLOCK, Ids, append_names, append_tokens, ramp
 
 __all__ = [
+    "QUANTILES",
     "Dataset",
     "TokenStore",
-    "draw_shots",
     "from_examples",
     "from_texts",
     "load_split",
-    "overlap",
     "select",
-    "shared",
-    "subset",
 ]
 
 Texts = LoadedBackbone | LoadedTokenizer
 QUANTILES = 5  # strata of regression labels
-SCANNED = 2**20  # hashes looked at once
 UNCACHED = Cache(None)
 
 
@@ -269,62 +264,6 @@ def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
     made = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows))
     made = replace(made, skipped=0, bad=(), kinds={})  # told of train, whose file it is
     return replace(made, labels=made.labels.copy())
-
-
-def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of `hashes` stand in `others` too. Only `hashes` are held in memory at once."""
-    wanted = np.unique(hashes)
-    found = np.zeros(len(wanted), dtype=bool)
-    begins = np.zeros(2**16, dtype=bool)  # how any of them begins: sorts out most of the others at once
-    begins[wanted >> np.uint64(48)] = True
-    for start in range(0, len(others) if len(wanted) else 0, SCANNED):
-        block = others[start : start + SCANNED]
-        block = block[begins[block >> np.uint64(48)]]
-        at = np.searchsorted(wanted, block).clip(max=len(wanted) - 1)
-        found[at[wanted[at] == block]] = True
-    made: NDArray[np.bool_] = found[np.searchsorted(wanted, hashes)]
-    return made
-
-
-def overlap(train: Dataset, other: Dataset) -> int:
-    """How many examples of another split stand in train too."""
-    return int(shared(other.examples, train.examples).sum())
-
-
-def subset(data: Dataset, fraction: float, seed: int, name: str) -> Dataset:
-    """A seeded share of the examples, stratified by label (regression labels by the fifth of the ranking they are in).
-
-    Every stratum keeps its share to within one example, and at least one; file order is kept.
-    """
-    if fraction >= 1.0:
-        return data
-    kept = []
-    for label, members in strata(data).items():
-        order = permutation(len(members), seed, "fraction", name, label)
-        kept.append(members[order[: max(1, round(fraction * len(members)))]])
-    return select(data, np.sort(np.concatenate(kept)))
-
-
-def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Dataset:
-    """`k` seeded examples of every class, in file order (of a regression task, of each fifth of the ranking).
-
-    Those of a smaller k are among those of a larger one in the same draw. A class with fewer than k gives all it has.
-    """
-    kept = []
-    for label, members in strata(data).items():
-        kept.append(members[permutation(len(members), seed, "shots", name, draw, label)[:k]])
-    return select(data, np.sort(np.concatenate(kept)))
-
-
-def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:
-    """Indices of the examples of each class, or of each fifth of the ranking by label."""
-    labels = data.labels
-    if not data.whole:
-        ranks = np.empty(len(labels), dtype=np.int64)
-        ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-        labels = (ranks * QUANTILES // len(labels)).astype(np.float64)
-    found = labels.astype(np.int64)
-    return {label: np.flatnonzero(found == label) for label in np.unique(found).tolist()}
 
 
 def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:

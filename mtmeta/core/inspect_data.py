@@ -18,12 +18,13 @@ from mtmeta.core.blame import blame
 from mtmeta.core.cache import Cache
 from mtmeta.core.carve import Carve
 from mtmeta.core.contracts import LoadedBackbone, LoadedTokenizer
-from mtmeta.core.data import Dataset, load_split, overlap, shared
+from mtmeta.core.data import Dataset, load_split
 from mtmeta.core.errors import DataError, MtmetaError
 from mtmeta.core.examples import bad_rows
 from mtmeta.core.fetch import SPLITS, bring, local_backbone
 from mtmeta.core.options import Recipe
 from mtmeta.core.sources import Sources
+from mtmeta.core.subsets import overlap, shared
 
 __all__ = ["SPLITS", "doubts", "inspect", "load_texts"]
 

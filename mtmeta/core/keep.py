@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mtmeta.core.carve import carvings
-from mtmeta.core.data import Dataset, draw_shots
+from mtmeta.core.data import Dataset
 from mtmeta.core.disk import fingerprint, write_file
 from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.events import DataLoaded, Evaluated, Event, RunFinished, RunStarted
@@ -27,6 +27,7 @@ from mtmeta.core.options import BudgetOptions, Recipe
 from mtmeta.core.recipe import NAME
 from mtmeta.core.rundir import RunDir, make_lock
 from mtmeta.core.session import Session, dump_json
+from mtmeta.core.subsets import draw_shots
 from mtmeta.core.tuning import Tuned
 
 __all__ = ["Keeper", "origin"]

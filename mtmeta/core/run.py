@@ -15,7 +15,7 @@ from mtmeta.core.blame import blame, supplier
 from mtmeta.core.budget import share_of, steps_on_budget
 from mtmeta.core.carve import carvings
 from mtmeta.core.contracts import LoadedBackbone
-from mtmeta.core.data import Dataset, overlap, subset
+from mtmeta.core.data import Dataset
 from mtmeta.core.disk import write_file
 from mtmeta.core.download import Watcher
 from mtmeta.core.errors import PluginError
@@ -34,6 +34,7 @@ from mtmeta.core.rundir import RunDir, make_lock
 from mtmeta.core.session import Session, dump_json, pick_device
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.sources import Sources
+from mtmeta.core.subsets import overlap, subset
 from mtmeta.core.surroundings import check_launcher
 from mtmeta.core.train import Trainer
 from mtmeta.core.wants import pins_of, remedy
