@@ -27,11 +27,12 @@ from benchmarks.contenders import Mtmeta
 from benchmarks.parts import SEED, TASKS, Parts, first_rows, load_dataset, make_task
 from benchmarks.stats import machine, ratios, spread
 from mtmeta.plugins.backbones.bert import Bert
-from mtmeta.plugins.backbones.bytelevel import SPECIAL_TOKENS
-from mtmeta.plugins.backbones.config import ROBERTA as FAMILIES
-from mtmeta.plugins.backbones.config import BertConfig, config_json
-from mtmeta.plugins.backbones.encoder import Encoder, hugging_face_names
+from mtmeta.plugins.backbones.checkpoint.config import ROBERTA as FAMILIES
+from mtmeta.plugins.backbones.checkpoint.config import BertConfig, config_json
+from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
+from mtmeta.plugins.backbones.encoder.encoder import Encoder
 from mtmeta.plugins.backbones.hf import HuggingFace
+from mtmeta.plugins.backbones.tokenizers.bytelevel import SPECIAL_TOKENS
 
 __all__ = ["main", "write_folder"]
 

@@ -31,9 +31,9 @@ from rich.console import Console
 import mtmeta
 from benchmarks.parts import add_arguments
 from benchmarks.stats import machine, spread
-from mtmeta.core.checkpoint import Checkpoints
-from mtmeta.core.options import CheckpointOptions
-from mtmeta.core.train import Trainer
+from mtmeta.core.recipe.sections import CheckpointOptions
+from mtmeta.core.training.checkpoint import Checkpoints
+from mtmeta.core.training.trainer import Trainer
 
 __all__ = ["main", "resume", "share"]
 

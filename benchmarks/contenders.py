@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from benchmarks.padded import Padded, PaddedModel, masked_mean, pad, padded_forward
 from benchmarks.parts import SEED, Parts, make_learner
-from mtmeta.core.data import Dataset
-from mtmeta.core.evaluate import predict
-from mtmeta.core.model import build_head
-from mtmeta.core.optim import AdamW
-from mtmeta.core.packing import pack
-from mtmeta.plugins.backbones.config import config_json
-from mtmeta.plugins.backbones.encoder import hugging_face_names
+from mtmeta.core.api.optimizers import AdamW
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.packing import pack
+from mtmeta.core.training.evaluation import predict
+from mtmeta.core.training.model import build_head
+from mtmeta.plugins.backbones.checkpoint.config import config_json
+from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
 
 __all__ = ["Contender", "Mtmeta", "Rival", "grouped_batches", "mtmeta_padded", "sentence_transformers", "transformers"]
 

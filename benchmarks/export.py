@@ -27,13 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 import mtmeta
-from mtmeta.core.data import from_texts
-from mtmeta.core.evaluate import forward
-from mtmeta.core.export import FORMATS, export
-from mtmeta.core.export_check import Single
-from mtmeta.core.model import mean_pool
-from mtmeta.core.packing import pack_sequences
-from mtmeta.core.predictor import Predictor, Text
+from mtmeta.core.data.loading import from_texts
+from mtmeta.core.data.packing import pack_sequences
+from mtmeta.core.export.check import Single
+from mtmeta.core.export.export import FORMATS, export
+from mtmeta.core.run.predictor import Predictor, Text
+from mtmeta.core.training.evaluation import forward
+from mtmeta.core.training.model import mean_pool
 
 __all__ = ["differences", "main", "raw_outputs", "read_texts"]
 

@@ -33,12 +33,14 @@ from safetensors.torch import save_file
 import mtmeta
 from benchmarks.parts import SEED, TASKS, add_arguments, make_task
 from benchmarks.stats import layer_weights, machine
-from mtmeta.core.excursion import Excursion
-from mtmeta.core.learner import Learner
-from mtmeta.core.packing import Batch
-from mtmeta.core.train import Trainer
+from mtmeta.core.api.batch import Batch
+from mtmeta.core.training.excursion import Excursion
+from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.trainer import Trainer
 from mtmeta.plugins.backbones.bert import Bert
-from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
+from mtmeta.plugins.backbones.checkpoint.config import BertConfig
+from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
+from mtmeta.plugins.backbones.encoder.encoder import Encoder
 
 __all__ = ["main", "training_flops"]
 
@@ -188,10 +190,10 @@ def profile(options: Any, out: Path, rows: int = 25) -> str:
     from torch.profiler import profile as profiler
 
     from benchmarks.parts import load_dataset
-    from mtmeta.core.feed import Feed
-    from mtmeta.core.model import MultiTaskModel
-    from mtmeta.core.optim import AdamW
-    from mtmeta.core.schedules import Step
+    from mtmeta.core.api.optimizers import AdamW
+    from mtmeta.core.api.schedules import Step
+    from mtmeta.core.data.feed import Feed
+    from mtmeta.core.training.model import MultiTaskModel
     from mtmeta.plugins.samplers import Uniform
 
     device = torch.device(options.device)

@@ -22,9 +22,9 @@ from torch.nn import functional
 
 from benchmarks.stats import machine
 from mtmeta.core.machine import Heap
-from mtmeta.plugins.backbones import kernels
-from mtmeta.plugins.backbones.fused import Noise
-from mtmeta.plugins.backbones.kernels import Kernels
+from mtmeta.plugins.backbones.encoder import kernels
+from mtmeta.plugins.backbones.encoder.fused import Noise
+from mtmeta.plugins.backbones.encoder.kernels import Kernels
 
 __all__ = ["main", "measure"]
 

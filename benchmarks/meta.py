@@ -4,8 +4,9 @@ Goal: below 3% with MiniLM on a CPU.
 
     python -m benchmarks.meta [--algorithms reptile,fomaml] [--steps 6] [--json]
 
-Runs recipes/minilm/reptile.yaml and fomaml.yaml through mtmeta.core.run with a clock around the pieces themselves, so
-nothing is the difference of two noisy totals. Every moment of a meta-iteration is booked once, on the innermost piece:
+Runs recipes/minilm/reptile.yaml and fomaml.yaml through mtmeta.core.run.run with a clock around the pieces themselves,
+so nothing is the difference of two noisy totals. Every moment of a meta-iteration is booked once, on the innermost
+piece:
 
     gradient     forward, loss and backward                         }
     inner step   the inner optimizer                                } the work
@@ -40,11 +41,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from benchmarks.parts import add_arguments
 from benchmarks.stats import machine, spread
-from mtmeta.core.excursion import Excursion
-from mtmeta.core.feed import Feed
-from mtmeta.core.learner import Learner
-from mtmeta.core.run import run
-from mtmeta.core.train import Trainer
+from mtmeta.core.data.feed import Feed
+from mtmeta.core.run.run import run
+from mtmeta.core.training.excursion import Excursion
+from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.trainer import Trainer
 
 __all__ = ["PIECES", "Clock", "main", "measure_algorithm"]
 

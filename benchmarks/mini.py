@@ -32,11 +32,11 @@ import mtmeta
 from benchmarks.contenders import Mtmeta
 from benchmarks.parts import TASKS, Parts, load_parts
 from benchmarks.stats import machine, ratios, spread
-from mtmeta.core.data import Dataset
-from mtmeta.core.model import mean_pool
-from mtmeta.core.packing import by_tokens, pack_chunk
-from mtmeta.core.strict_yaml import read_file
-from mtmeta.plugins.backbones.encoder import Encoder
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.packing import by_tokens, pack_chunk
+from mtmeta.core.recipe.strict_yaml import read_file
+from mtmeta.core.training.model import mean_pool
+from mtmeta.plugins.backbones.encoder.encoder import Encoder
 
 __all__ = ["main", "zero_shot"]
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtmeta.core.data import TokenStore
-from mtmeta.core.export_heads import masked_mean
-from mtmeta.plugins.backbones.encoder import ACTIVATIONS, Encoder
+from mtmeta.core.data.dataset import TokenStore
+from mtmeta.core.export.heads import masked_mean
+from mtmeta.plugins.backbones.encoder.encoder import ACTIVATIONS, Encoder
 
 __all__ = ["Padded", "PaddedModel", "masked_mean", "pad", "padded_forward"]
 

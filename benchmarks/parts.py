@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 import mtmeta
-from mtmeta.core.data import Dataset, TokenStore, load_split
-from mtmeta.core.learner import Learner
-from mtmeta.core.model import MultiTaskModel
-from mtmeta.core.options import DataOptions
+from mtmeta.core.data.dataset import Dataset, TokenStore
+from mtmeta.core.data.loading import load_split
+from mtmeta.core.recipe.sections import DataOptions
+from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.plugins.backbones.bert import Bert
-from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
+from mtmeta.plugins.backbones.checkpoint.config import BertConfig
+from mtmeta.plugins.backbones.encoder.encoder import Encoder
 from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts

@@ -30,13 +30,15 @@ from rich.table import Table
 from benchmarks.contenders import Mtmeta
 from benchmarks.parts import SEED, Parts, make_learner
 from benchmarks.stats import machine, ratios, spread
-from mtmeta.core.contracts import InnerState, Task
-from mtmeta.core.data import Dataset, TokenStore
-from mtmeta.core.feed import Feed
-from mtmeta.core.optim import SGD, AdamW
-from mtmeta.core.schedules import Constant
+from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.optimizers import SGD, AdamW
+from mtmeta.core.api.option_types import InnerState
+from mtmeta.core.api.schedules import Constant
+from mtmeta.core.data.dataset import Dataset, TokenStore
+from mtmeta.core.data.feed import Feed
 from mtmeta.plugins.algorithms.reptile import Reptile
-from mtmeta.plugins.backbones.encoder import BertConfig, Encoder
+from mtmeta.plugins.backbones.checkpoint.config import BertConfig
+from mtmeta.plugins.backbones.encoder.encoder import Encoder
 from mtmeta.plugins.samplers import Uniform
 from mtmeta.plugins.tasks.sst import Sst
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mtmeta.plugins.backbones.encoder import BertConfig
+from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 
 __all__ = ["Spread", "gemm_rates", "layer_weights", "machine", "ratios", "spread", "step_flops"]
 

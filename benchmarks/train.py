@@ -18,8 +18,9 @@ process of its own; a ratio is the median over rounds of their time over ours, a
 attention products, heads and all else not counted) at the rate of torch.mm [S, D] x [D, 3D], over the step's time. The
 rate is the median of ten calls on the same threads, five right before the step and five right after it.
 
-Evaluation is mtmeta.core.evaluate.predict on the dev set (its first rows under --quick) against transformers in
-inference mode on padded batches of 128 in file order; `eval_over_train` compares with a training step taken beside it.
+Evaluation is mtmeta.core.training.evaluation.predict on the dev set (its first rows under --quick) against transformers
+in inference mode on padded batches of 128 in file order; `eval_over_train` compares with a training step taken beside
+it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from benchmarks.losses import compare_losses
 from benchmarks.parts import SEED, Parts, add_arguments, load_parts
 from benchmarks.stats import Spread, gemm_rates, machine, ratios, spread, step_flops
 from benchmarks.workers import MAKERS, Worker
-from mtmeta.core.data import Dataset
+from mtmeta.core.data.dataset import Dataset
 
 __all__ = ["main", "measure_task"]
 

@@ -10,27 +10,22 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.carve import Carve
-from mtmeta.core.contracts import (
-    Algorithm,
-    Backbone,
-    Draw,
-    Example,
+from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer, Portable, Tokenizer
+from mtmeta.core.api.contracts import Algorithm, Backbone, Draw, Example, Metric, PairTask, Reporter, Sampler, Task
+from mtmeta.core.api.hookspecs import hookimpl
+from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
+from mtmeta.core.api.optimizers import AdamW, OptimizerOptions
+from mtmeta.core.api.option_types import (
+    Carve,
     Fraction,
     InnerState,
     Inputs,
-    LoadedBackbone,
-    LoadedTokenizer,
-    Metric,
     NonNegativeFloat,
-    PairTask,
     PositiveFloat,
     PositiveInt,
-    Reporter,
-    Sampler,
-    Task,
-    Tokenizer,
 )
+from mtmeta.core.api.schedules import ScheduleOptions, Step
+from mtmeta.core.environment import check_torch
 from mtmeta.core.errors import (
     CheckpointError,
     DataError,
@@ -43,53 +38,43 @@ from mtmeta.core.errors import (
     RecipeError,
     UsageError,
     WeightsError,
-    did_you_mean,
-    quote,
-    safe,
 )
-from mtmeta.core.hookspecs import hookimpl
-from mtmeta.core.objectives import Binary, Classification, Objective, Regression
-from mtmeta.core.optim import AdamW, OptimizerOptions
-from mtmeta.core.portable import Portable
-from mtmeta.core.schedules import ScheduleOptions, Step
-from mtmeta.core.surroundings import check_torch
-from mtmeta.core.tables import DataFile, Dialect, Row
+from mtmeta.core.tables.data_file import DataFile, Dialect, Row
+from mtmeta.core.wording import did_you_mean, quote, safe
 
 if TYPE_CHECKING:
-    from mtmeta.core.compare import compare
-    from mtmeta.core.events import Event
-    from mtmeta.core.excursion import Excursion
-    from mtmeta.core.feed import Feed
-    from mtmeta.core.learner import Learner
-    from mtmeta.core.model import CosineHead, LinearHead, MLPHead
-    from mtmeta.core.packing import Batch, Packed
-    from mtmeta.core.predictor import Prediction, Predictor, load
-    from mtmeta.core.run import run
-    from mtmeta.core.scalars import Scalar, scalars
-    from mtmeta.core.score import evaluate
-    from mtmeta.core.sources import Sources
+    from mtmeta.core.api.batch import Batch, Packed
+    from mtmeta.core.api.events import Event
+    from mtmeta.core.api.heads import CosineHead, LinearHead, MLPHead
+    from mtmeta.core.api.learner import Excursion, Feed, Learner
+    from mtmeta.core.api.scalars import Scalar, scalars
+    from mtmeta.core.run.evaluate import evaluate
+    from mtmeta.core.run.predictor import Prediction, Predictor, load
+    from mtmeta.core.run.run import run
+    from mtmeta.core.storage.sources import Sources
+    from mtmeta.core.studies.compare import compare
 
 __version__ = _version("mtmeta")
 
 _LAZY = {
-    "Batch": "mtmeta.core.packing",
-    "CosineHead": "mtmeta.core.model",
-    "Event": "mtmeta.core.events",
-    "Excursion": "mtmeta.core.excursion",
-    "Feed": "mtmeta.core.feed",
-    "Learner": "mtmeta.core.learner",
-    "LinearHead": "mtmeta.core.model",
-    "MLPHead": "mtmeta.core.model",
-    "Packed": "mtmeta.core.packing",
-    "Prediction": "mtmeta.core.predictor",
-    "Predictor": "mtmeta.core.predictor",
-    "Scalar": "mtmeta.core.scalars",
-    "Sources": "mtmeta.core.sources",
-    "compare": "mtmeta.core.compare",
-    "evaluate": "mtmeta.core.score",
-    "load": "mtmeta.core.predictor",
-    "run": "mtmeta.core.run",
-    "scalars": "mtmeta.core.scalars",
+    "Batch": "mtmeta.core.api.batch",
+    "CosineHead": "mtmeta.core.api.heads",
+    "Event": "mtmeta.core.api.events",
+    "Excursion": "mtmeta.core.api.learner",
+    "Feed": "mtmeta.core.api.learner",
+    "Learner": "mtmeta.core.api.learner",
+    "LinearHead": "mtmeta.core.api.heads",
+    "MLPHead": "mtmeta.core.api.heads",
+    "Packed": "mtmeta.core.api.batch",
+    "Prediction": "mtmeta.core.run.predictor",
+    "Predictor": "mtmeta.core.run.predictor",
+    "Scalar": "mtmeta.core.api.scalars",
+    "Sources": "mtmeta.core.storage.sources",
+    "compare": "mtmeta.core.studies.compare",
+    "evaluate": "mtmeta.core.run.evaluate",
+    "load": "mtmeta.core.run.predictor",
+    "run": "mtmeta.core.run.run",
+    "scalars": "mtmeta.core.api.scalars",
 }
 
 __all__ = [

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from no_pickle import poisoned
+
+from tests.support.no_pickle import poisoned
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core; before PyTorch is loaded
     os.environ.setdefault("OMP_NUM_THREADS", "1")

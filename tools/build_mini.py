@@ -36,13 +36,15 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from mtmeta.core.disk import write_file
+from mtmeta.core.api.batch import Packed
 from mtmeta.core.machine import Heap
-from mtmeta.core.moments import optimizer_state, restore_optimizer
-from mtmeta.core.packing import Packed
+from mtmeta.core.storage.disk import write_file
+from mtmeta.core.training.state import optimizer_state, restore_optimizer
 from mtmeta.plugins.backbones.bert import Bert
-from mtmeta.plugins.backbones.encoder import BertConfig, Encoder, hugging_face_names
-from mtmeta.plugins.backbones.wordpiece import WordPiece
+from mtmeta.plugins.backbones.checkpoint.config import BertConfig
+from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
+from mtmeta.plugins.backbones.encoder.encoder import Encoder
+from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 from tools.corpus import Corpus, read_corpus
 from tools.distil import MAX_LENGTH, WEIGHTS, Encoded, batches, encode, losses, make_student
 from tools.vocabulary import count_pieces, prune

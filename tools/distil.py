@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from mtmeta.core.data import TokenStore
-from mtmeta.core.model import mean_pool
-from mtmeta.core.packing import Packed, pack_sequences
+from mtmeta.core.api.batch import Packed
+from mtmeta.core.data.dataset import TokenStore
+from mtmeta.core.data.packing import pack_sequences
 from mtmeta.core.rng import permutation
-from mtmeta.plugins.backbones.encoder import Encoder
-from mtmeta.plugins.backbones.wordpiece import WordPiece
+from mtmeta.core.training.model import mean_pool
+from mtmeta.plugins.backbones.encoder.encoder import Encoder
+from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 
 __all__ = ["WEIGHTS", "Encoded", "batches", "encode", "losses", "make_student"]
 

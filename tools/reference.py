@@ -18,16 +18,17 @@ import typer
 
 import mtmeta
 from mtmeta.cli import app
-from mtmeta.core import optim, schedules
-from mtmeta.core.contracts import Component, Metric, Task
-from mtmeta.core.describe import FIXED, describe_part, field_docs
+from mtmeta.core.api import optimizers as optim
+from mtmeta.core.api import schedules
+from mtmeta.core.api.contracts import Component, Metric, Task
 from mtmeta.core.errors import MtmetaError
-from mtmeta.core.options import Recipe
-from mtmeta.core.plugins import load_plugins
-from mtmeta.core.recipe import KEYS, REQUIRED
-from mtmeta.core.registry import KINDS, Registry
-from mtmeta.core.tables import Dialect
-from mtmeta.core.validation import expectation, field_hints
+from mtmeta.core.recipe.part_help import FIXED, describe_part
+from mtmeta.core.recipe.reader import KEYS, REQUIRED
+from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.discovery import load_plugins
+from mtmeta.core.registry.option_fields import expectation, field_docs, field_hints
+from mtmeta.core.registry.registry import KINDS, Registry
+from mtmeta.core.tables.data_file import Dialect
 
 __all__ = ["pages"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmeta.plugins.backbones.wordpiece import SPECIAL_TOKENS, WordPiece
+from mtmeta.plugins.backbones.tokenizers.wordpiece import SPECIAL_TOKENS, WordPiece
 
 __all__ = ["count_pieces", "prune"]
 

@@ -20,9 +20,10 @@ An error reads `place: what is wrong; one fix`. Only the command line prints err
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
+
+from mtmeta.core.wording import safe
 
 __all__ = [
     "CheckpointError",
@@ -37,18 +38,11 @@ __all__ = [
     "Stopped",
     "UsageError",
     "WeightsError",
-    "choose",
-    "did_you_mean",
-    "nearest",
     "out_of_memory",
-    "quote",
     "raise_all",
-    "safe",
 ]
 
 MAX_SHOWN = 10  # problems listed at once
-MAX_TOKEN = 80  # characters of user text quoted in a message
-MAX_NAMES = 20  # names listed where none is near
 
 
 class MtmetaError(Exception):
@@ -186,37 +180,3 @@ def out_of_memory(error: BaseException) -> str | None:
     if type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:
         return "CUDA out of memory"
     return None
-
-
-def safe(text: str, limit: int = MAX_TOKEN) -> str:
-    """`text` fit for a terminal: control characters and line breaks escaped, cut at `limit` characters."""
-    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
-
-
-def quote(token: object) -> str:
-    """The user's token in single quotes, made safe and cut; numbers and other literals stand bare."""
-    if isinstance(token, bool):
-        return "true" if token else "false"
-    if token is None:
-        return "nothing"
-    return f"'{safe(token)}'" if isinstance(token, str) else safe(str(token))
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `name`, or None."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or an empty string."""
-    match = nearest(name, known)
-    return f"; did you mean {quote(match)}?" if match else ""
-
-
-def choose(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name; where none is near, `; one of a, b, c`."""
-    names = list(known)
-    shown = [safe(other) for other in names[:MAX_NAMES]] + ["..."] * (len(names) > MAX_NAMES)
-    return did_you_mean(name, names) or (f"; one of {', '.join(shown)}" if names else "")

@@ -10,19 +10,24 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 
-from mtmeta.core.errors import MachineError, PluginError, out_of_memory, safe
+from mtmeta.core.errors import MachineError, PluginError, UsageError, out_of_memory
+from mtmeta.core.wording import quote, safe
 
 __all__ = [
     "Heap",
+    "Precision",
     "fitting_threads",
     "make_deterministic",
     "memory_errors",
     "order_errors",
     "peak_memory",
+    "pick_device",
+    "pick_precision",
     "processor",
     "trim_memory",
 ]
@@ -145,3 +150,26 @@ def _resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
         return 0
+
+
+Precision = Literal["fp32", "bf16"]
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device for `--device`. Raises MachineError if the machine has no such device."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise UsageError("--device", f"{quote(name)} is no device; use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        what = f"this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        raise MachineError(f"device {name}", what)
+    return torch.device(kind, int(index)) if index and kind == "cuda" else torch.device(kind)
+
+
+def pick_precision(wanted: str, device: torch.device) -> Precision:
+    """bf16 autocast where asked, or on GPUs that have it."""
+    if wanted == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if wanted == "bf16" else "fp32"

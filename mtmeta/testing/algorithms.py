@@ -7,16 +7,16 @@ import random
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.contracts import Algorithm, Task
+from mtmeta.core.api.contracts import Algorithm, Task
 from mtmeta.core.errors import DivergedError, RecipeError
 from mtmeta.testing.tiny import check, check_documented, tiny_learner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtmeta.core.feed import Feed
-    from mtmeta.core.learner import Learner
-    from mtmeta.core.packing import Batch
+    from mtmeta.core.api.batch import Batch
+    from mtmeta.core.data.feed import Feed
+    from mtmeta.core.training.learner import Learner
 
 __all__ = ["check_algorithm"]
 

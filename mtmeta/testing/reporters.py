@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmeta.core.contracts import Reporter
-from mtmeta.core.events import (
+from mtmeta.core.api.contracts import Reporter
+from mtmeta.core.api.events import (
     CheckpointSaved,
     DataLoaded,
     Evaluated,

@@ -13,17 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.contracts import Example, Task
+from mtmeta.core.api.contracts import Example, Task
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import DataError
-from mtmeta.core.objectives import Objective
-from mtmeta.core.tables import DataFile, Dialect
+from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.testing.tiny import builtins, check, check_documented, tiny_learner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtmeta.core.learner import Learner
-    from mtmeta.core.packing import Batch
+    from mtmeta.core.api.batch import Batch
+    from mtmeta.core.training.learner import Learner
 
 __all__ = ["check_task"]
 

@@ -7,14 +7,14 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mtmeta.core.contracts import Algorithm, Component, Task
-from mtmeta.core.describe import field_docs
-from mtmeta.core.plugins import load_plugins
-from mtmeta.core.registry import PART_NAME, Registry
+from mtmeta.core.api.contracts import Algorithm, Component, Task
+from mtmeta.core.registry.discovery import load_plugins
+from mtmeta.core.registry.option_fields import field_docs
+from mtmeta.core.registry.registry import PART_NAME, Registry
 
 if TYPE_CHECKING:
-    from mtmeta.core.feed import Feed
-    from mtmeta.core.learner import Learner
+    from mtmeta.core.data.feed import Feed
+    from mtmeta.core.training.learner import Learner
 
 __all__ = ["builtins", "check", "check_documented", "tiny_learner"]
 
@@ -40,11 +40,12 @@ def tiny_learner(
     """
     import numpy as np
 
-    from mtmeta.core.data import load_split, select
-    from mtmeta.core.feed import Feed
-    from mtmeta.core.learner import Learner
-    from mtmeta.core.model import MultiTaskModel
-    from mtmeta.core.options import DataOptions
+    from mtmeta.core.data.dataset import select
+    from mtmeta.core.data.feed import Feed
+    from mtmeta.core.data.loading import load_split
+    from mtmeta.core.recipe.sections import DataOptions
+    from mtmeta.core.training.learner import Learner
+    from mtmeta.core.training.model import MultiTaskModel
 
     registry = builtins()
     if tasks is None:

@@ -17,10 +17,11 @@ import torch
 from torch import nn
 
 import mtmeta
-from mtmeta.plugins.backbones.config import MAX_LAYERS, MAX_PARAMETERS, json_object
-from mtmeta.plugins.backbones.repacked import Repacked
-from mtmeta.plugins.backbones.tensors import PICKLE, check_header, check_regular
-from mtmeta.plugins.backbones.tokenizer import AnyTokenizer
+from mtmeta.plugins.backbones.checkpoint.config import MAX_LAYERS, MAX_PARAMETERS
+from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, check_header
+from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular, json_object
+from mtmeta.plugins.backbones.encoder.repacked import Repacked
+from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
 
 __all__ = ["Source", "load_transformers"]
 

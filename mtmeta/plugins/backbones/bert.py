@@ -17,14 +17,14 @@ from pydantic import Field
 
 import mtmeta
 from mtmeta.plugins.backbones import hub
-from mtmeta.plugins.backbones.bytelevel import ByteLevel, byte_level_json
-from mtmeta.plugins.backbones.config import ROBERTA, BertConfig, config_json, read_config
+from mtmeta.plugins.backbones.checkpoint.config import ROBERTA, BertConfig, config_json, read_config
+from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, read_weights
 from mtmeta.plugins.backbones.embedded import EMBEDDED, describe_embedded, embedded_folder
-from mtmeta.plugins.backbones.tensors import PICKLE, read_weights
-from mtmeta.plugins.backbones.wordpiece import WordPiece, tokenizer_json
+from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel, byte_level_json
+from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece, tokenizer_json
 
 if TYPE_CHECKING:
-    from mtmeta.plugins.backbones.encoder import Encoder
+    from mtmeta.plugins.backbones.encoder.encoder import Encoder
 
 __all__ = ["Bert", "find_folder", "read_config"]
 
@@ -100,7 +100,7 @@ class Bert(mtmeta.Backbone):
         return self._assemble(config, _vocabulary(folder, config), str(folder), "")[1]
 
     def portable(self, loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
-        from mtmeta.plugins.backbones.padded import portable
+        from mtmeta.plugins.backbones.encoder.padded import portable
 
         return portable(loaded)
 
@@ -121,7 +121,7 @@ class Bert(mtmeta.Backbone):
     def _assemble(
         self, config: BertConfig, vocabulary: str, place: str, identity: str
     ) -> tuple[Encoder, mtmeta.LoadedBackbone]:
-        from mtmeta.plugins.backbones.encoder import Encoder
+        from mtmeta.plugins.backbones.encoder.encoder import Encoder
 
         self._check_length(place, config.positions)
         tokenizer = _tokenizer(vocabulary, config, place)

@@ -15,7 +15,7 @@ from pydantic import Field
 import mtmeta
 from mtmeta.plugins.backbones import hub
 from mtmeta.plugins.backbones.bert import find_folder
-from mtmeta.plugins.backbones.tokenizer import MAX_CONFIG_BYTES
+from mtmeta.plugins.backbones.checkpoint.untrusted import MAX_CONFIG_BYTES
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TINY = "tiny"
@@ -75,7 +75,7 @@ class HuggingFace(mtmeta.Backbone):
 
     def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
         from mtmeta.plugins.backbones.automodel import Source
-        from mtmeta.plugins.backbones.tokenizer import read_vocabulary
+        from mtmeta.plugins.backbones.tokenizers.fast import read_vocabulary
 
         source = Source(folder)
         tokenizer = read_vocabulary(folder / "tokenizer.json")

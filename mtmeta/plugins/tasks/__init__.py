@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import mtmeta
-from mtmeta.plugins.tasks.generic import (
-    ClassificationTask,
-    PairClassificationTask,
-    RegressionTask,
-    SimilarityTask,
-)
+from mtmeta.plugins.tasks.generic import ClassificationTask, PairClassificationTask, RegressionTask, SimilarityTask
 from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts

@@ -1,0 +1,144 @@
+"""The command line: the only place that prints errors and exits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from mtmeta.cli.commands.adapt import adapt
+from mtmeta.cli.commands.compare import compare
+from mtmeta.cli.commands.evaluate import eval_
+from mtmeta.cli.commands.export import export
+from mtmeta.cli.commands.fetch import fetch
+from mtmeta.cli.commands.new import new
+from mtmeta.cli.commands.plugins import plugins, show
+from mtmeta.cli.commands.predict import predict
+from mtmeta.cli.commands.recipes import recipes, schema
+from mtmeta.cli.commands.report import report
+from mtmeta.cli.commands.run import run
+from mtmeta.cli.commands.runs import runs
+from mtmeta.cli.commands.validate import validate
+from mtmeta.cli.completion.answer import VARIABLE, answer
+from mtmeta.cli.completion.command import completion
+from mtmeta.cli.errors import unforeseen, usage_error
+from mtmeta.core.errors import MtmetaError, Problems, Stopped
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="mtmeta",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import mtmeta
+
+        print(f"mtmeta {mtmeta.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Multi-task meta-learning for BERT-family encoders: one recipe, one command, one table.
+
+    \b
+    To begin:
+      mtmeta recipes                                    what there is to run
+      mtmeta run reptile_three_task                     train and evaluate it: a minute
+      mtmeta recipes copy reptile_three_task my.yaml    copy it, to edit it
+
+    Exit codes: 0 ok, 1 bug, 2 command line or recipe, 3 data, 4 checkpoint or weights, 5 plugin, 6 machine, 7 training
+    diverged, 75 stopped by SIGTERM, 130 by Ctrl-C; after the last two the same command goes on.
+    """
+
+
+app.command()(run)
+app.command()(validate)
+app.command()(plugins)
+app.command()(show)
+app.command(name="eval")(eval_)
+app.command()(predict)
+app.add_typer(new, name="new")
+app.add_typer(recipes, name="recipes")
+app.command()(fetch)
+app.command()(compare)
+app.command()(report)
+app.command()(adapt)
+app.command()(export)
+app.command()(runs)
+app.command()(schema)
+app.command()(completion)
+
+
+def _print_lines(lines: Sequence[str]) -> None:
+    if sys.stderr is not None:  # print() itself would take stdout instead
+        with contextlib.suppress(OSError):  # whoever read it is gone; the exit code still counts
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
+
+
+def _fail(error: MtmetaError) -> NoReturn:
+    """Print an error and exit with its code; the one place that does."""
+    _print_lines(error.lines())
+    sys.exit(error.code if isinstance(error, Problems) else error.exit_code)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; MTMETA_DEBUG=1 shows tracebacks."""
+    if shell := os.environ.get(VARIABLE):  # no user's command: a shell asks what may follow
+        answer(typer.main.get_command(app), shell, sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a C locale must not turn a letter into a traceback
+    debug = os.environ.get("MTMETA_DEBUG") == "1"
+    try:
+        _invoke(list(sys.argv[1:] if arguments is None else arguments))
+        if sys.stdout is not None:  # as it is under `>&-`
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # `mtmeta ... | head`: whoever read our output has enough; keep the interpreter from flushing into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Stopped as stopped:
+        _print_lines(stopped.lines())
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted; run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(error if isinstance(error, MtmetaError) else unforeseen(error))
+    sys.exit(0)
+
+
+def _invoke(arguments: list[str]) -> None:
+    """Parse and run, with the parser's own errors in the words of the house."""
+    command = typer.main.get_command(app)
+    try:
+        # not command.main(), which has its own ideas of interrupts and closed pipes
+        with command.make_context("mtmeta", arguments or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group of commands by itself: that is its help
+            print(message())
+            return
+        raise usage_error(error, message()) from error

@@ -1,0 +1,69 @@
+"""`mtmeta eval`: score a run on any split or file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, warn
+from mtmeta.core.errors import UsageError
+from mtmeta.core.wording import quote
+
+__all__ = ["eval_"]
+
+
+def eval_(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)],
+    split: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="dev, test or train; default what the recipe reports on.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="Only this task.")] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option("--file", metavar="TASK=PATH", help="Score another file as this task; repeatable."),
+    ] = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    allow_changed_data: ChangedData = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Confusion or error detail under the table.")
+    ] = False,
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """Score the best weights of a run on any split or file.
+
+    \b
+    Examples:
+      mtmeta eval runs/reptile_three_task --split test
+      mtmeta eval runs/reptile_three_task --file sst=more.csv --verbose
+    """
+    files = {}
+    for text in file or []:
+        name, equals, path = text.partition("=")
+        if not equals or not name or not path:
+            raise UsageError(f"--file {quote(text)}", "expected TASK=PATH")
+        files[name] = path
+    if split not in (None, "dev", "test", "train"):
+        raise UsageError("--split", f"must be dev, test or train, found {quote(split)}")
+    import mtmeta
+    from mtmeta.core.reports.terminal.fetching import FetchView
+    from mtmeta.core.reports.terminal.tables import show_table
+
+    summary = mtmeta.evaluate(
+        run,
+        split=split,
+        task=task,
+        files=files,
+        data_root=data_root,
+        device=device,
+        allow_changed_data=allow_changed_data,
+        verbose=verbose,
+        block=no_plugin or [],
+        warn=warn,
+        watcher=FetchView(),
+    )
+    print(json.dumps(summary)) if json_ else show_table(summary)

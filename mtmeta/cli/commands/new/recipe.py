@@ -1,0 +1,62 @@
+"""`mtmeta new recipe`: a recipe for data files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtmeta.cli.options import DataRoot, Json, NoPlugin, say, warn
+
+__all__ = ["recipe"]
+
+
+def recipe(
+    path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.", show_default=False)],
+    task: Annotated[
+        list[str],
+        typer.Option("--task", metavar="NAME=TRAIN[,DEV]", help="A task and its data files; repeatable."),
+    ],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=TEXT[,PAIR],LABEL", help="Columns of a task, where the guess is wrong."),
+    ] = None,
+    algorithm: Annotated[
+        str | None, typer.Option(help="Default: joint, or individual for a single task.", show_default=False)
+    ] = None,
+    backbone: Annotated[
+        str, typer.Option(metavar="WEIGHTS", help="embedded, a folder, or a hub id, best pinned as id@revision.")
+    ] = "embedded",
+    data_root: DataRoot = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """Write a commented recipe for data files.
+
+    It looks at every row, and says what it guessed and why.
+
+    \b
+    Examples:
+      mtmeta new recipe my.yaml --task reviews=reviews.csv
+      mtmeta new recipe my.yaml --task pairs=train.tsv,dev.tsv --columns pairs=left,right,same
+    """
+    from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_tasks
+    from mtmeta.core.authoring.explain import describe, report
+    from mtmeta.core.registry.registry import build_registry
+
+    draft = draft_recipe(
+        path,
+        parse_tasks(task),
+        build_registry(block=no_plugin or [], warn=warn),
+        columns=parse_columns(columns or []),
+        algorithm=algorithm,
+        weights=backbone,
+        data_root=data_root or os.environ.get("MTMETA_DATA") or None,
+        force=force,
+        say=say,
+    )
+    print(json.dumps(describe(path, draft)) if json_ else "\n".join(report(path, draft)))

@@ -1,0 +1,105 @@
+"""`mtmeta run`: train a recipe, or say what that would be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
+from mtmeta.core.errors import UsageError
+
+__all__ = ["run"]
+
+
+def run(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `mtmeta recipes`.", show_default=False)
+    ],
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; default runs/NAME.")] = None,
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a directory that holds a run.")] = False,
+    allow_changed_data: ChangedData = False,
+    allow_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--allow-inexact", help="Go on with another torch, thread count, device, ... than the run began with."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Train nothing: print the plan, and the time it would take.")
+    ] = False,
+    probe: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=1000, metavar="N", help="With --dry-run: steps to time, in memory; default 20, 0 for none."
+        ),
+    ] = None,
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
+) -> None:
+    """Train a recipe, evaluate it, leave a run directory.
+
+    The same command again goes on where a run was cut; of a finished one it shows the table.
+
+    \b
+    Examples:
+      mtmeta run reptile_three_task
+      mtmeta run my.yaml --dry-run
+      mtmeta run my.yaml --set training.steps=20 --set optimizer.lr=0.5 --out runs/short
+    """
+    if dry_run:
+        _show_plan(
+            recipe,
+            overrides=set_ or [],
+            out=out,
+            data_root=data_root,
+            device=device,
+            fresh=fresh,
+            allow_changed_data=allow_changed_data,
+            allow_inexact=allow_inexact,
+            probe_steps=20 if probe is None else probe,
+            block=no_plugin or [],
+            json_=json_,
+        )
+        return
+    if probe is not None:
+        raise UsageError("--probe", "is for --dry-run; give both")
+    from mtmeta.core.signals import stop_on_signals
+
+    with stop_on_signals() as stop:
+        import mtmeta
+        from mtmeta.core.reports.terminal.fetching import FetchView
+        from mtmeta.core.reports.terminal.tables import show_table
+
+        summary = mtmeta.run(
+            recipe,
+            overrides=set_ or [],
+            out=out,
+            data_root=data_root,
+            device=device,
+            fresh=fresh,
+            allow_changed_data=allow_changed_data,
+            allow_inexact=allow_inexact,
+            block=no_plugin or [],
+            warn=warn,
+            watcher=FetchView(),
+            stop=stop,
+        )
+    print(json.dumps(summary)) if json_ else show_table(summary)
+
+
+def _show_plan(recipe: Path, *, json_: bool, **options: Any) -> None:
+    from mtmeta.core.environment import check_torch
+
+    check_torch()
+    from mtmeta.core.reports.terminal.fetching import FetchView
+    from mtmeta.core.reports.terminal.plan import show_plan
+    from mtmeta.core.run.plan import plan
+
+    found = plan(recipe, warn=warn, watcher=FetchView(), **options)
+    print(json.dumps(found)) if json_ else show_plan(found)

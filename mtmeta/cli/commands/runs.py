@@ -1,0 +1,32 @@
+"""`mtmeta runs`: the runs under a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtmeta.cli.options import Json
+
+__all__ = ["runs"]
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """List the runs under a folder: how far each is, metrics, age.
+
+    The newest come first.
+
+    \b
+    Examples:
+      mtmeta runs
+      mtmeta runs runs/compare --json
+    """
+    from mtmeta.core.reports.terminal.run_list import list_runs, show_runs
+
+    found = list_runs(folder)
+    print(json.dumps(found)) if json_ else show_runs(found, folder)

@@ -1,0 +1,101 @@
+"""Keys that `--set` may change, found in the JSON Schema of recipes; without pydantic, which takes its time to load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+__all__ = ["keys", "load_schema"]
+
+
+def load_schema() -> dict[str, Any]:
+    """The schema the package brings along; made anew where other plugins are installed."""
+    if entry_points(group="mtmeta"):
+        from mtmeta.core.recipe.schema import recipe_schema
+        from mtmeta.core.registry.registry import build_registry
+
+        return recipe_schema(build_registry())
+    text = (Path(__file__).parents[2] / "recipe.schema.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def keys(schema: Mapping[str, Any], recipe: Mapping[str, Any], word: str) -> Iterator[tuple[str, str]]:
+    """`a.b=` for each option and `a.` for each section that may stand in place of `word`, then values.
+
+    `recipe` says which parts the names stand for, as far as there is one.
+    """
+    key, equals, _ = word.partition("=")
+    *above, last = key.split(".")
+    node: Mapping[str, Any] = schema
+    data: Any = recipe
+    for name in above:
+        node, data = _below(schema, node, data, name)
+    if equals:
+        node, _ = _below(schema, node, data, last)
+        yield from ((f"{key}={value}", "") for value in _choices(schema, node))
+        return
+    start = "".join(f"{name}." for name in above)
+    for name, option in _options(schema, node, data).items():
+        inner, there = _below(schema, node, data, name)
+        text = str(option.get("description", "")) or str(_target(schema, option).get("description", ""))
+        if _options(schema, inner, there):
+            yield f"{start}{name}.", text.partition("\n")[0]
+        if _is_scalar(schema, option):
+            yield f"{start}{name}=", text.partition("\n")[0]
+
+
+def _target(schema: Mapping[str, Any], node: Any) -> Mapping[str, Any]:
+    """The node, or what it refers to."""
+    while isinstance(node, dict) and "$ref" in node:
+        node = schema["$defs"][node["$ref"].removeprefix("#/$defs/")]
+    return node if isinstance(node, dict) else {}
+
+
+def _options(schema: Mapping[str, Any], node: Any, data: Any) -> dict[str, Any]:
+    """Properties of a mapping, those of the part that its data name if it is a choice."""
+    node = _target(schema, node)
+    if "then" in node and node is not schema:
+        if node["if"].get("type") == "object":
+            return _options(schema, node["then"], {"name": data} if isinstance(data, str) else data)
+        named = isinstance(data, dict) and "task" in data
+        return _options(schema, node["then" if named else "else"], data)
+    for branch in node.get("allOf", ()):
+        (tag, wanted), *_ = branch["if"]["properties"].items()
+        if isinstance(data, dict) and data.get(tag) == wanted["const"]:
+            found = _options(schema, branch["then"], data)
+            return {name: option for name, option in found.items() if name != tag} | {tag: node["properties"][tag]}
+    for member in node.get("anyOf", ()):
+        if found := _options(schema, member, data):
+            return found
+    properties = dict(node.get("properties", {}))
+    if "propertyNames" in node and isinstance(data, dict):  # names of the recipe's own, such as its tasks
+        extra = node.get("additionalProperties")
+        return {name: properties.get(name, extra) for name in data}
+    return properties
+
+
+def _below(schema: Mapping[str, Any], node: Any, data: Any, name: str) -> tuple[Any, Any]:
+    option = _options(schema, node, data).get(name, {})
+    there = data.get(name) if isinstance(data, dict) else None
+    return option, option.get("default") if there is None and isinstance(option, dict) else there
+
+
+def _is_scalar(schema: Mapping[str, Any], node: Any) -> bool:
+    node = _target(schema, node)
+    if "then" in node:
+        # a part: a value only where a name alone may stand
+        return any(name is not None for member in node.get("anyOf", ()) for name in member.get("enum", ()))
+    return not node.get("properties") and not any(_target(schema, m).get("properties") for m in node.get("anyOf", ()))
+
+
+def _choices(schema: Mapping[str, Any], node: Any) -> Iterator[str]:
+    node = _target(schema, node)
+    for value in node.get("enum", ()):
+        yield "null" if value is None else str(value)
+    if node.get("type") == "boolean":
+        yield from ("true", "false")
+    for member in node.get("anyOf", ()):
+        yield from _choices(schema, member)

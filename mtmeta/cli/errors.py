@@ -1,0 +1,40 @@
+"""Errors that are not ours, in our words: the parser's, the system's, and bugs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mtmeta.core.errors import MachineError, MtmetaError, PluginError, UsageError, out_of_memory
+from mtmeta.core.registry.discovery import culprit
+from mtmeta.core.wording import choose, did_you_mean, quote, safe, told
+
+__all__ = ["unforeseen", "usage_error"]
+
+
+def usage_error(error: Any, message: str) -> UsageError:
+    """A parser error, whose own text is `message`, as `place: what is wrong; one fix`."""
+    path = error.ctx.command_path if error.ctx else "mtmeta"
+    if type(error).__name__ == "NoSuchOption":
+        known = [option for parameter in error.ctx.command.params for option in parameter.opts]
+        hint = did_you_mean(error.option_name, known) or f"; see {path} --help"
+        return UsageError(safe(error.option_name), f"no such option{hint}")
+    if message.startswith("No such command"):
+        token = message.removeprefix("No such command ").partition(". Did you mean ")[0].rstrip(".")
+        given = token[1:-1]  # it stands there as Python's repr
+        return UsageError("", f"no such command {quote(given)}{choose(given, error.ctx.command.commands)}")
+    return UsageError(path, safe(message[0].lower() + message[1:].rstrip("."), 300) + f"; see {path} --help")
+
+
+def unforeseen(error: Exception) -> MtmetaError:
+    """An exception that nothing below turned into an error of ours: the machine's fault, or a bug."""
+    if isinstance(error, OSError):
+        place = safe(str(error.filename)) if error.filename else "system"
+        return MachineError(place, f"{safe(error.strerror or str(error))}; check the disk and its permissions")
+    if kind := out_of_memory(error):
+        return MachineError("", f"{kind}; lower batch_size or max_length")
+    if plugin := culprit(error):
+        return PluginError(plugin, f"raised {told(error)}")
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("mtmeta"):
+        return MachineError("", f"this command needs the package {quote(error.name)}; pip install mtmeta again")
+    text = safe(f"bug in mtmeta: {type(error).__name__}: {error}", 500)
+    return MtmetaError("", f"{text}; run again with MTMETA_DEBUG=1 and report the traceback")

@@ -1,0 +1,39 @@
+"""Options that mean the same in every command, and what commands say on the way."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mtmeta.core.wording import safe
+
+__all__ = ["ChangedData", "DataRoot", "Device", "Json", "NoPlugin", "Set", "say", "warn"]
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe option, as training.steps=20; repeatable."),
+]
+DataRoot = Annotated[
+    str | None, typer.Option(metavar="DIR", help="Folder that data paths start from; wins over MTMETA_DATA.")
+]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
+NoPlugin = Annotated[
+    list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")
+]
+ChangedData = Annotated[
+    bool, typer.Option("--allow-changed-data", help="Go on although a data file changed since the run began.")
+]
+
+
+def say(text: str) -> None:
+    """A line on stderr, if there is one: print() itself would take stdout instead."""
+    if sys.stderr is not None:
+        print(safe(text, 1000), file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """A warning on stderr."""
+    say(f"warning: {safe(text, 500)}")

@@ -1,0 +1,257 @@
+"""What each kind of part must do. Read this and hookspecs.py and you can extend mtmeta.
+
+A part is a frozen dataclass: its fields are its recipe options, the line under a field is that option's help, its
+docstring is the part's help. `name` is what recipes call it.
+
+Shapes: `B` batch, `V` vectors an example (2 for separately encoded pairs, else 1), `D` hidden, `C` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
+from mtmeta.core.api.option_types import Carve, Inputs, NonNegativeFloat, PositiveInt
+from mtmeta.core.errors import DataError, PluginError, RecipeError
+from mtmeta.core.tables.data_file import DataFile, Dialect
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mtmeta.core.api.backbone import Portable
+    from mtmeta.core.api.events import Event
+    from mtmeta.core.api.learner import Feed, Learner
+    from mtmeta.core.api.objectives import Objective
+    from mtmeta.core.storage.sources import Sources
+
+__all__ = ["Algorithm", "Backbone", "Component", "Draw", "Example", "Metric", "PairTask", "Reporter", "Sampler", "Task"]
+
+
+@dataclass(frozen=True)
+class Component:
+    """Anything a recipe can name."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def about(cls) -> Sequence[str]:
+        """Lines that `mtmeta show` adds to the docstring: what only the installed package knows, such as sizes."""
+        return ()
+
+
+# ------------------------------------------------------------------------------------------------------------ tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled text or pair of texts. A label may be the raw text of the file; the objective parses it."""
+
+    text: str
+    pair: str | None = None
+    label: str | int | float | None = None
+    id: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Component):
+    """How data is read, what the head predicts, and what scores it."""
+
+    train: str
+    """Training file: a path relative to data_root, `hf://datasets/ORG/NAME@REVISION/FILE`,
+    `https://HOST/FILE#sha256=HEX`, or `sample` for the sample data set."""
+    dev: str | Carve | None = None
+    """Development file, for selection and reports, or {fraction: 0.1} to take it out of the training file
+    (with `together: example`, `sentence` or `none`, and a `seed` of its own: what may not stand on both sides)."""
+    test: str | None = None
+    """Test file; only ever reported."""
+    batch_size: PositiveInt = 32
+    """Examples in one batch."""
+    inner_steps: PositiveInt = 4
+    """Inner-loop steps of one episode (reptile, fomaml)."""
+    loss_weight: NonNegativeFloat = 1.0
+    """Lambda of this task in joint, reptile and fomaml objectives."""
+    dialect: Dialect | None = None
+    """How this task's files are read; default: the recipe's `data` section."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the head predicts and the loss for it."""
+        raise NotImplementedError(f"task {self.name!r} declares no objective")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics; the first is the primary one, used for selection."""
+        raise NotImplementedError(f"task {self.name!r} declares no metrics")
+
+    @property
+    def inputs(self) -> Inputs:
+        """How an example enters the encoder: one text, two texts apart, or two texts in one sequence."""
+        return "single"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the text or of the two texts in tables without labels, for `mtmeta predict`."""
+        return ("sentence",) if self.inputs == "single" else ("sentence1", "sentence2")
+
+    def read(self, file: DataFile) -> Iterable[Example]:
+        """Yield the examples of `file`; `file.rows("column", ...)` reads tables, `open(file)` anything else.
+
+        What a file gives is kept under its content, the task's options and the source of its class, so it may not
+        depend on other files.
+        """
+        raise NotImplementedError(f"task {self.name!r} cannot read files")
+
+    def sample(self, split: str) -> Iterable[Example]:
+        """Yield the sample data of `split` (train, dev, test), for recipes that say `train: sample`."""
+        raise DataError(f"task '{self.name}'", "has no sample data; name a file")
+
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong) for options that do not fit together."""
+        yield from ()
+
+    def build_head(self, hidden_size: int) -> nn.Module:
+        """A module from pooled vectors [B, V, D] to the objective's outputs; here Linear, GELU, Linear."""
+        from mtmeta.core.api.heads import MLPHead
+
+        return MLPHead(hidden_size, vectors=2 if self.inputs == "separate" else 1, outputs=self.objective.outputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTask(Task):
+    """A task on two texts."""
+
+    pair_mode: Literal["separate", "cross"] = "separate"
+    """`separate`: each text encoded alone (the paper); `cross`: both in one sequence, with token types."""
+
+    @property
+    def inputs(self) -> Inputs:
+        return self.pair_mode
+
+
+# ------------------------------------------------------------------------------------------------------- algorithms
+
+
+@dataclass(frozen=True)
+class Algorithm(Component):
+    """How the update direction of one step is found. The loop owns optimizer, clipping, schedule and checkpoints."""
+
+    def backward(self, learner: Learner, feed: Feed) -> None:
+        """Leave the update direction in `.grad`, as `loss.backward()` would; None for what was not touched."""
+        raise NotImplementedError(f"algorithm {self.name!r} has no backward")
+
+    def parameters(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Numbers of the algorithm's own that are trained with the model, by name, and what they begin as.
+
+        In `Learner.parameters` they are scalars named `algorithm.NAME`; `backward` leaves their `.grad` too.
+        """
+        return {}
+
+    def groups(self, tasks: Sequence[str]) -> list[list[str]]:
+        """Tasks that share one learner; one group of all tasks unless the algorithm says otherwise."""
+        return [list(tasks)]
+
+    def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
+        """Steps in one epoch, given each task's batches; for recipes that count `epochs`."""
+        raise RecipeError("training.epochs", f"algorithm '{self.name}' counts steps, not epochs; count steps")
+
+    def episode_batches(self, task: Task) -> int:
+        """Batches that one episode of the task takes at once, disjoint by id; 0 where batches may come again."""
+        return 0
+
+    def check(self, tasks: Mapping[str, Task]) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong) for options that do not fit the recipe's tasks."""
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Backbone(Component):
+    """Where the encoder and its tokenizer come from."""
+
+    def fetch(self, sources: Sources) -> Backbone:
+        """The same backbone with all that `load` reads in local files, which `sources.folder(...)` finds or fetches.
+
+        It is called before `load`, and once more before that on `sources` that only take note of what is asked for.
+        """
+        return self
+
+    def load(self, seed: int) -> LoadedBackbone:
+        """The encoder with its weights; `seed` initialises what has none."""
+        raise NotImplementedError(f"backbone {self.name!r} cannot load")
+
+    def load_tokenizer(self) -> LoadedTokenizer | None:
+        """The tokenizer that `load` gives, without the encoder and without PyTorch, for whoever only looks at data;
+        None: only `load` has it."""
+        return None
+
+    def restore(self, folder: Path) -> LoadedBackbone:
+        """The same encoder from `LoadedBackbone.files` in `folder`; weights are filled in from a checkpoint."""
+        raise NotImplementedError(f"backbone {self.name!r} cannot restore")
+
+    def portable(self, loaded: LoadedBackbone) -> Portable:
+        """The encoder, its weights filled in, for `mtmeta export`. MtmetaError says why not."""
+        raise PluginError(f"backbone '{self.name}'", "has no method `portable` and cannot be exported")
+
+
+# ------------------------------------------------------------------------------------ samplers, metrics, reporters
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Where in the run a draw happens: the `index`-th of `total` draws."""
+
+    index: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Sampler(Component):
+    """With which probability each task is drawn."""
+
+    def probabilities(self, sizes: Mapping[str, int], draw: Draw) -> dict[str, float]:
+        """The weight of each task, keyed by task name, given training-set sizes; normalised by the caller."""
+        raise NotImplementedError(f"sampler {self.name!r} has no probabilities")
+
+    def check(self, tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yield (option, what is wrong) for options that do not fit the recipe's tasks."""
+        yield from ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A named function of all labels and predictions (float64 arrays [N], or class indices) to one float."""
+
+    name: str
+    function: Callable[[Any, Any], float]
+    greater_is_better: bool = True
+    needs: Literal["any", "classes"] = "any"
+    """`classes`: makes sense for class indices only, so recipes may not name it for a regression task."""
+    resampled: Callable[[Any, Any, Any], Any] | None = field(default=None, repr=False)
+    """The same on D resamples at once, for the bootstrap: labels [N], predictions [N] and how often each example
+    stands in each resample, float64 [D, N], to values [D]. Without it the function is called for each."""
+
+    def __call__(self, labels: Any, predictions: Any) -> float:
+        return float(self.function(labels, predictions))
+
+
+@dataclass(frozen=True)
+class Reporter(Component):
+    """What becomes of the events of a run."""
+
+    essential: ClassVar[bool] = False
+    """Whether the run ends where the reporter fails; else it goes on without it, and says so."""
+
+    def require(self) -> None:
+        """Raise MachineError if a package it needs is missing; asked before anything is loaded or written."""
+
+    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
+        """A context whose value takes each event of the run in `folder`, in order.
+
+        The first one is `run_started`, after which nothing older counts, or `run_resumed`, whose `steps` say how much
+        of what was reported before still stands. A kill may come at any time; what is written at once is kept.
+        """
+        raise NotImplementedError(f"reporter {self.name!r} cannot open")

@@ -1,0 +1,77 @@
+"""Heads that tasks build: pooled vectors [B, V, D] to the outputs of an objective."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["CosineHead", "LinearHead", "MLPHead", "PrototypeHead"]
+
+
+class MLPHead(nn.Module):
+    """Concatenate, Linear, GELU, Linear (paper, section 4.1): [B, V, D] -> [B, C], or [B] where `outputs` is None."""
+
+    def __init__(self, hidden_size: int, *, vectors: int = 1, outputs: int | None) -> None:
+        super().__init__()
+        self.dense = nn.Linear(vectors * hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, outputs or 1)
+        self.squeeze = outputs is None
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        outputs: Tensor = self.out(functional.gelu(self.dense(pooled.flatten(1))))  # [B, V * D] -> [B, C]
+        return outputs[:, 0] if self.squeeze else outputs
+
+
+class CosineHead(nn.Module):
+    """Scaled cosine of two vectors after one shared Linear (paper, section 4.1, sts): [B, 2, D] -> [B].
+
+    `relu` (the paper) has no gradient where the cosine is negative; `none` leaves clamping to the prediction.
+    """
+
+    def __init__(self, hidden_size: int, *, scale: float = 5.0, activation: Literal["relu", "none"] = "relu") -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.scale = scale
+        self.activation = activation
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        a, b = self.dense(pooled).unbind(dim=1)  # [B, D] each
+        cosine = functional.cosine_similarity(a, b, dim=-1)
+        return self.scale * (functional.relu(cosine) if self.activation == "relu" else cosine)
+
+
+class LinearHead(nn.Module):
+    """One Linear on one vector: [B, 1, D] -> [B]."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(hidden_size, 1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        outputs: Tensor = self.out(pooled[:, 0])
+        return outputs[:, 0]
+
+
+class PrototypeHead(nn.Module):
+    """Linear on the pooled vectors, [B, V, D] -> [B, C], that begins as a nearest-prototype classifier.
+
+    Of class means mu [C, V * D] the logits are 2 mu x - |mu|^2, which is -|x - mu|^2 up to what all classes share
+    (Snell et al. 2017; Proto-MAML, Triantafillou et al. 2020). For a `binary` task [B, 1]: the second less the first.
+    """
+
+    def __init__(self, means: Tensor, *, binary: bool = False) -> None:
+        super().__init__()
+        weight, bias = 2.0 * means, -means.square().sum(dim=1)
+        if binary:
+            weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+        self.out = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            self.out.weight.copy_(weight)
+            self.out.bias.copy_(bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        outputs: Tensor = self.out(pooled.flatten(1))  # [B, V * D]
+        return outputs

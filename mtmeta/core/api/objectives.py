@@ -1,0 +1,179 @@
+"""What a head predicts: the number of outputs, the loss, and how outputs become predictions.
+
+Shapes: `B` batch, `C` classes. Losses are means over the examples in the batch and refuse tensors of other shapes,
+because [B] against [B, 1] would broadcast to [B, B] in silence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mtmeta.core.wording import did_you_mean, quote
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Binary", "Classification", "Objective", "Regression"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Base of the objectives; a task may bring its own."""
+
+    @property
+    def outputs(self) -> int:
+        """Width of the head's last layer."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in index order; empty for regression."""
+        return ()
+
+    def parse(self, label: object) -> int | float:
+        """The label as a number; ValueError says why not, quoting the user's token."""
+        raise NotImplementedError
+
+    def show(self, prediction: float) -> str:
+        """A prediction as the data files write labels."""
+        return self.classes[int(prediction)] if self.classes else f"{prediction:.6g}"
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss over the batch, a scalar."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Predictions [B], class indices or values, from raw outputs."""
+        raise NotImplementedError
+
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        """Probabilities of the classes [B, C] from raw outputs; None where there are none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Classification(Objective):
+    """One of C classes: outputs [B, C], cross entropy. `labels` is a count (labels 0..C-1) or the class names."""
+
+    labels: int | tuple[str, ...]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.classes)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(str(i) for i in range(self.labels)) if isinstance(self.labels, int) else self.labels
+
+    def parse(self, label: object) -> int:
+        return _parse_class(label, self.classes)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        _require(outputs, labels, self.outputs)
+        return functional.cross_entropy(outputs.float(), labels.long())
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(dim=-1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        return outputs.float().softmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Binary(Objective):
+    """Yes or no: outputs [B, 1], binary cross entropy with logits. `labels` names no and yes, in this order."""
+
+    labels: tuple[str, str] = ("0", "1")
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labels
+
+    def parse(self, label: object) -> int:
+        return _parse_class(label, self.classes)
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        _require(outputs, labels, 1)
+        return functional.binary_cross_entropy_with_logits(outputs.float()[:, 0], labels.float())
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        return (outputs[:, 0] > 0).long()
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        from torch import stack
+
+        logits = outputs[:, 0].float()
+        return stack([(-logits).sigmoid(), logits.sigmoid()], dim=1)  # 1 - p would lose the digits of a small one
+
+
+@dataclass(frozen=True)
+class Regression(Objective):
+    """A number in [low, high]: outputs [B], mean squared error; predictions are clamped to the range."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    def parse(self, label: object) -> float:
+        value = _number(label)
+        if not math.isfinite(value):
+            raise ValueError(f"label {quote(label)} is not a finite number")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"label {quote(label)} is outside {self.low:g} to {self.high:g}")
+        return value
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        from torch.nn import functional
+
+        _require(outputs, labels)
+        return functional.mse_loss(outputs.float(), labels.float())
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        return outputs.float().clamp(self.low, self.high)
+
+
+def _parse_class(label: object, classes: tuple[str, ...]) -> int:
+    """Index of a class; a whole number may be written as a float ('1.0'), as the public paraphrase files do."""
+    token = str(label).strip()
+    if token in classes:
+        return classes.index(token)
+    number = _number(token)
+    if number.is_integer() and str(int(number)) in classes:
+        return classes.index(str(int(number)))
+    if token == "":
+        raise ValueError("label is empty")
+    shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+    # a wrong number is no slip of the pen: that '-1' looks like '1' would only mislead
+    near = did_you_mean(token, classes) if math.isnan(number) else ""
+    raise ValueError(f"label {quote(label)} is not one of {shown}{near}")
+
+
+def _number(label: object) -> float:
+    """The label as a number, nan where it is none; float() alone would take '1_0' for 10."""
+    text = str(label)
+    try:
+        return math.nan if "_" in text else float(text)
+    except ValueError:
+        return math.nan
+
+
+def _require(outputs: Tensor, labels: Tensor, *width: int) -> None:
+    """Outputs [B, *width] for labels [B]."""
+    if labels.ndim != 1:
+        raise ValueError(f"labels have shape {list(labels.shape)}, the loss needs [B]")
+    needed = [len(labels), *width]
+    if list(outputs.shape) != needed:
+        raise ValueError(f"outputs have shape {list(outputs.shape)}, the loss needs {needed}")

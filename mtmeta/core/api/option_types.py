@@ -1,0 +1,44 @@
+"""Types of options that several kinds of parts share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+__all__ = ["SAMPLE", "Carve", "Fraction", "InnerState", "Inputs", "NonNegativeFloat", "PositiveFloat", "PositiveInt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carve:
+    """A dev split that is taken out of the training file: `dev: {fraction: 0.1}`."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+    """Share of the examples, kept in every class (of numbers, in every fifth of their ranking)."""
+    together: Literal["example", "sentence", "none"] = "example"
+    """What stays on one side: equal examples (letter case and punctuation aside, pairs in either order), or all that
+    share a sentence, or nothing."""
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    """Seed of the choice; default: the recipe's."""
+
+
+PositiveInt = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+Inputs = Literal["single", "separate", "cross"]
+
+
+SAMPLE = "sample"  # what a recipe writes in place of a file name
+
+
+InnerState = Literal["per_task", "shared", "reset"]

@@ -1,0 +1,180 @@
+"""What stands in the columns of a data file: one pass over every row, in constant memory."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice, repeat
+from pathlib import Path
+
+from mtmeta.core.errors import DataError
+from mtmeta.core.tables.data_file import BadRow, DataFile, Dialect, Row
+from mtmeta.core.wording import quote
+
+__all__ = ["Column", "Look", "check_header", "look"]
+
+BLOCK = 8192  # rows looked at together
+MAX_VALUES = 2000  # different values of a column that are counted; more are hardly classes
+MAX_SAMPLE = 4000  # rows kept, evenly spread, to measure texts by
+MAX_COLUMNS = 1000
+MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # what stands where a number is not known
+DIALECTS = (Dialect(multiline=True), Dialect(quoting="none"))
+
+
+@dataclass
+class Column:
+    """What one column holds."""
+
+    name: str
+    rows: int = 0
+    empty: int = 0
+    characters: int = 0
+    words: int = 0
+    """Spaces, and one for each text that is not empty."""
+    values: Counter[str] | None = field(default_factory=Counter)
+    """How often each value stands there, blanks around it removed; None if there are too many different ones."""
+    number: bool = True
+    """Whether every value is a finite number, missing ones aside."""
+    whole: bool = True
+    """Whether all numbers are whole."""
+    low: float = math.inf
+    high: float = -math.inf
+    repeats: bool = False
+    """Whether any value of the first block stands there twice."""
+
+    @property
+    def filled(self) -> int:
+        return self.rows - self.empty
+
+    @property
+    def mean_words(self) -> float:
+        return self.words / max(1, self.filled)
+
+    @property
+    def mean_characters(self) -> float:
+        return self.characters / max(1, self.filled)
+
+    def add(self, block: Sequence[str]) -> None:
+        """Take in the column's part of a block of rows."""
+        texts = [text for text in map(str.strip, block) if text]
+        if not self.rows:
+            self.repeats = len(set(texts)) < len(texts)
+        self.rows += len(block)
+        self.empty += len(block) - len(texts)
+        self.characters += sum(map(len, texts))
+        self.words += len(texts) + sum(map(str.count, texts, repeat(" ")))
+        if self.values is not None:
+            self.values.update(texts)
+            if len(self.values) > MAX_VALUES:
+                self.values = None
+        if self.number:
+            self._add_numbers(texts)
+
+    def _add_numbers(self, texts: list[str]) -> None:
+        try:
+            found = list(map(float, texts))
+        except ValueError:
+            try:
+                found = [float(text) for text in texts if text.lower() not in MISSING]
+            except ValueError:
+                self.number = False
+                return
+        finite = list(filter(math.isfinite, found))
+        if len(finite) < 0.9 * len(texts) or "_" in "".join(texts):  # float() takes 1_0 for 10
+            self.number = False
+            return
+        self.whole = self.whole and all(map(float.is_integer, finite))
+        self.low, self.high = min([self.low, *finite]), max([self.high, *finite])
+
+
+@dataclass
+class Look:
+    """What a look at a whole file found."""
+
+    path: Path
+    dialect: Dialect
+    columns: dict[str, Column]
+    rows: int
+    """Those that could be read."""
+    bad: tuple[BadRow, ...]
+    skipped: int
+    sample: list[Row]
+
+
+def look(path: Path) -> Look:
+    """Read all rows of a file, with the dialect that reads most of them. Raises DataError if none can be read."""
+    try:
+        found = _look(path, Dialect())
+    except DataError as error:
+        if " appears " in error.what:
+            what = f"{error.what}, or put a line of names before the data"
+            raise DataError(error.place, what) from error
+        if "quoted field runs over" not in error.what:
+            raise
+        tries = [made for dialect in DIALECTS if (made := _try(path, dialect))]
+        if not tries:
+            raise
+        return min(tries, key=lambda made: made.skipped)
+    reasons = [row.reason for row in found.bad]
+    others: list[Dialect] = []
+    if any("is not UTF-8" in reason for reason in reasons):
+        others.append(replace(found.dialect, encoding="latin-1"))
+    if any("closing quote" in reason for reason in reasons):
+        others.append(replace(found.dialect, quoting="none"))
+    tries = [found, *(made for dialect in others if (made := _try(path, dialect)))]
+    best = min(tries, key=lambda made: made.skipped)
+    if not best.rows:
+        first = best.bad[0]
+        raise DataError(f"{path}:{first.line}", f"{first.reason}; no row of the file can be read")
+    return best
+
+
+def _try(path: Path, dialect: Dialect) -> Look | None:
+    try:
+        return _look(path, dialect)
+    except DataError:
+        return None
+
+
+def _look(path: Path, dialect: Dialect) -> Look:
+    file = DataFile(path, dialect)
+    columns: dict[str, Column] = {}
+    sample: list[Row] = []
+    rows, stride = 0, 1
+    for block in _blocks(file.rows()):
+        for name in _names(block):
+            if name not in columns:
+                columns[name] = Column(name, rows, rows)  # a key that no earlier row had
+                if len(columns) > MAX_COLUMNS:
+                    raise DataError(str(path), f"more than {MAX_COLUMNS} columns; keep those that hold text and label")
+        for name, column in columns.items():
+            column.add([row.get(name, "") for row in block])
+        sample += block[-rows % stride :: stride]
+        rows += len(block)
+        while len(sample) > MAX_SAMPLE:
+            sample, stride = sample[::2], 2 * stride
+    if not rows and not file.skipped:
+        raise DataError(str(path), "no examples")
+    return Look(path, dialect, columns, rows, tuple(file.bad), file.skipped, sample)
+
+
+def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    while block := list(islice(rows, BLOCK)):
+        yield block
+
+
+def _names(block: Sequence[Row]) -> list[str]:
+    """The columns of all rows; in a table with a header every row has the same."""
+    return list(dict.fromkeys(chain.from_iterable({tuple(row): None for row in block})))
+
+
+def check_header(path: Path, found: Look) -> None:
+    """Raise DataError if the first line of a table looks like data."""
+    for name, column in found.columns.items():
+        number = name.replace(".", "", 1).replace("-", "", 1).isdecimal()
+        label = column.values is not None and len(column.values) <= 100 and column.values[name.strip()] > 1
+        if number or label or len(name) > 60 or name.count(" ") > 5:
+            what = f"{quote(name)} looks like data, not like the name of a column"
+            raise DataError(f"{path}:1", f"{what}; put a line of names such as 'text,label' before it")

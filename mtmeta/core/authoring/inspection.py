@@ -1,0 +1,168 @@
+"""`mtmeta validate --data`: what is in the data files of a recipe, and what is doubtful about it.
+
+Nothing here needs PyTorch: texts are counted in tokens by the backbone's tokenizer alone. What is read is kept in the
+cache of tokens, so that the run that follows need not read it again.
+
+Shapes: `N` examples, `V` sequences an example, `T` texts an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
+from mtmeta.core.api.option_types import Carve
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.examples import bad_rows
+from mtmeta.core.data.loading import load_split
+from mtmeta.core.data.subsets import overlap, shared
+from mtmeta.core.errors import DataError, MtmetaError
+from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.blame import blame
+from mtmeta.core.run.fetch import SPLITS, bring, local_backbone
+from mtmeta.core.storage.cache import Cache
+from mtmeta.core.storage.sources import Sources
+
+__all__ = ["SPLITS", "doubts", "inspect", "load_texts"]
+
+PERCENTILES = (50, 90, 95, 99)
+Facts = dict[str, Any]
+
+
+def load_texts(recipe: Recipe, sources: Sources) -> LoadedBackbone | LoadedTokenizer:
+    """The backbone's tokenizer; with the encoder, only where a plugin's backbone cannot do without."""
+    backbone = local_backbone(recipe, sources)
+    with blame(recipe.backbone, "backbone"):
+        return backbone.load_tokenizer() or backbone.load(recipe.seed)
+
+
+def inspect(
+    recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None, sources: Sources | None = None
+) -> tuple[Facts, list[MtmetaError]]:
+    """Facts on every file of a recipe, by task and split, and what makes files unusable.
+
+    A file that cannot be read, or has bad rows that the recipe does not skip, is one of the problems; all others are
+    looked at all the same. What the recipe names elsewhere is fetched by `sources`.
+    """
+    sources = sources or Sources()
+    bring(recipe, SPLITS, sources)
+    texts, cache = load_texts(recipe, sources), Cache.find(warn)
+    facts: Facts = {"max_length": texts.max_length, "tasks": {}}
+    problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file
+    found: dict[tuple[str, str], Dataset] = {}
+    for name, task in recipe.tasks.items():
+        splits: Facts = {}
+        for split in SPLITS:
+            if getattr(task, split) is None:
+                continue
+            try:
+                data = _load(recipe, name, split, texts, cache, sources)
+            except MtmetaError as error:
+                problems.setdefault(str(error), error)
+                continue
+            if data.skipped and recipe.data.on_bad_rows == "error":
+                refusal = bad_rows(data.file, data.bad, data.skipped)
+                problems.setdefault(str(refusal), refusal)
+            found[name, split] = data
+            carved = split == "dev" and isinstance(task.dev, Carve)
+            splits[split] = _facts(data, task.objective.classes, found.get((name, "train")), carved=carved)
+        facts["tasks"][name] = {"task": task.name, "inputs": task.inputs, "splits": splits}
+    facts["across"] = list(_across(found))
+    return facts, list(problems.values())
+
+
+def _load(
+    recipe: Recipe, name: str, split: str, texts: LoadedBackbone | LoadedTokenizer, cache: Cache, sources: Sources
+) -> Dataset:
+    task, lenient = recipe.tasks[name], replace(recipe.data, on_bad_rows="skip")
+    try:
+        return load_split(name, task, split, lenient, recipe.data_root, texts, cache=cache, sources=sources)
+    except DataError:
+        if recipe.data.on_bad_rows == "skip":
+            raise
+        # the strict reading says which row it is that nothing is left of
+        return load_split(name, task, split, recipe.data, recipe.data_root, texts, cache=cache, sources=sources)
+
+
+def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, carved: bool) -> Facts:
+    made: Facts = {
+        "file": data.file,
+        "carved": carved,
+        "rows": len(data),
+        "bad": {
+            "rows": data.skipped,
+            "kinds": dict(data.kinds),
+            "first": [{"line": row.line, "reason": row.reason} for row in data.bad[:5]],
+        },
+        "labels": _labels(data, classes),
+        "tokens": _tokens(data),
+        "duplicates": _duplicates(data),
+    }
+    if train is not None and data.split != "train":
+        touching = np.any([shared(column, train.texts.reshape(-1)) for column in data.texts.T], axis=0)
+        made["in_train"] = {"examples": overlap(train, data), "sharing_a_sentence": int(touching.sum())}
+    return made
+
+
+def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
+    labels = data.labels
+    if not classes:
+        spread = np.percentile(labels, (25, 50, 75)).tolist()
+        return {
+            "least": float(labels.min()),
+            "greatest": float(labels.max()),
+            "mean": float(labels.mean()),
+            "deviation": float(labels.std()),
+            "quartiles": spread,
+        }
+    counts = np.bincount(labels.astype(np.int64), minlength=len(classes)).tolist()
+    return {"classes": dict(zip(classes, counts, strict=True)), "largest_share": max(counts) / len(data)}
+
+
+def _tokens(data: Dataset) -> Facts:
+    """Of uncut sequences, special tokens included."""
+    lengths = np.concatenate([store.lengths if store.full is None else store.full for store in data.stores])
+    percentiles = np.percentile(lengths, PERCENTILES).tolist()
+    return {
+        "sequences": len(lengths),
+        "mean": float(lengths.mean()),
+        **{f"p{number}": value for number, value in zip(PERCENTILES, percentiles, strict=True)},
+        "longest": int(lengths.max()),
+        "cut": data.truncated,
+        "cut_share": data.truncated / len(lengths),
+    }
+
+
+def _duplicates(data: Dataset) -> Facts:
+    """Rows that repeat an earlier one's text, and rows whose text stands elsewhere under another label."""
+    _, members, counts = np.unique(data.examples, return_inverse=True, return_counts=True)
+    low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
+    np.minimum.at(low, members, data.labels)
+    np.maximum.at(high, members, data.labels)
+    return {"rows": len(data) - len(counts), "of_other_labels": int(counts[low < high].sum())}
+
+
+def _across(found: dict[tuple[str, str], Dataset]) -> Iterator[Facts]:
+    """Sentences of a dev or test split that another task trains on: its shared encoder has seen them."""
+    for (name, split), data in found.items():
+        for (other, of), train in found.items():
+            if split == "train" or of != "train" or other == name:
+                continue
+            touching = np.any([shared(column, train.texts.reshape(-1)) for column in data.texts.T], axis=0)
+            if count := int(touching.sum()):
+                yield {"task": name, "split": split, "rows": count, "of": len(data), "train_of": other}
+
+
+def doubts(facts: Facts) -> Iterator[tuple[str, str]]:
+    """(file, what is doubtful): what `--strict` makes an error. A sentence in common, or with other tasks, is none."""
+    for name, task in facts["tasks"].items():
+        for split, made in task["splits"].items():
+            of = f"of {made['rows']} {split} examples"
+            if repeated := made["duplicates"]["rows"]:
+                yield made["file"], f"{name}: {repeated} {of} repeat another's text"
+            if common := made.get("in_train", {}).get("examples"):
+                yield made["file"], f"{name}: {common} {of} also in train"

@@ -1,0 +1,137 @@
+"""A plugin package to start from: the templates under mtmeta/templates, filled in, as a folder of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import keyword
+import os
+import re
+import shutil
+from pathlib import Path
+
+from mtmeta.core.errors import UsageError
+from mtmeta.core.registry.registry import Registry
+from mtmeta.core.storage.disk import disk_errors, make_folder, sync, write_synced
+from mtmeta.core.wording import choose, quote
+
+__all__ = ["KINDS_OF", "distribution", "make_package", "module"]
+
+TEMPLATES = Path(__file__).parents[2] / "templates"
+NAME = re.compile("[a-z][a-z0-9]*([_-][a-z0-9]+)*")
+LONGEST = 40  # characters; the name stands in file names, a class name and recipes
+# what YAML, unquoted, takes for something else than a text, and what recipes mean something else by
+RESERVED = ("false", "mean", "no", "none", "null", "off", "on", "true", "yes")
+KINDS_OF = {"task": ("classification", "pair", "regression"), "algorithm": ("gradient", "inner_loop")}
+ABOUT = {
+    "classification": "one sentence with one of two labels.",
+    "pair": "whether the second of two sentences follows from the first.",
+    "regression": "how urgent a message is, from 0 to 5.",
+    "gradient": "the mean of the gradients of a few drawn tasks.",
+    "inner_loop": "an inner loop on each of a few drawn tasks, in the manner of Reptile.",
+}
+COLUMNS = {
+    "classification": "`sentence` and `label`",
+    "pair": "`sentence1`, `sentence2` and `label`",
+    "regression": "`message` and `score`",
+}
+OPTIMIZER = {"gradient": "{name: adamw, lr: 3e-4}", "inner_loop": "{name: sgd, lr: 1.0}"}
+
+
+def distribution(name: str) -> str:
+    """What the package of `name` is called on an index: `mtmeta-` and the name as PEP 503 normalises it."""
+    return re.sub("[-_.]+", "-", f"mtmeta-{name}").lower()
+
+
+def module(name: str) -> str:
+    """What its module is called."""
+    return f"mtmeta_{name.replace('-', '_')}"
+
+
+def make_package(what: str, name: str, registry: Registry, *, kind: str | None = None, out: Path | None = None) -> Path:
+    """Write a package with a `what` (task or algorithm) called `name`; returns its folder, by default mtmeta-NAME here.
+
+    `kind` is one of KINDS_OF[what], by default the first. Nothing is left behind where it fails or is cut. Raises
+    UsageError for a name or a folder that cannot be used, MachineError where the disk refuses.
+    """
+    _check_name(what, name, registry)
+    chosen = _kind(what, kind)
+    folder = out if out is not None else Path(distribution(name))
+    if os.path.lexists(folder):
+        raise UsageError(str(folder), "is there already; choose another folder with --out")
+    files = _files(what, chosen, name)
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with disk_errors(folder):
+        try:
+            for path, text in files.items():
+                make_folder((scratch / path).parent)
+                write_synced(scratch / path, text.encode())
+            scratch.rename(folder)
+            sync(folder.absolute().parent)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    return folder
+
+
+def _kind(what: str, kind: str | None) -> str:
+    known = KINDS_OF[what]
+    if kind is None:
+        return known[0]
+    if kind not in known:
+        raise UsageError("--kind", f"no kind {quote(kind)} of {what}{choose(kind, known)}")
+    return kind
+
+
+def _check_name(what: str, name: str, registry: Registry) -> None:
+    if not NAME.fullmatch(name) or len(name) > LONGEST:
+        fitting = re.sub("[^a-z0-9]+", "_", re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_0123456789")
+        hint = f", such as {quote(fitting[:LONGEST])}" if NAME.fullmatch(fitting[:LONGEST]) else ", such as my_task"
+        rule = f"use at most {LONGEST} characters a-z, 0-9, _ and -, a letter first{hint}"
+        raise UsageError("NAME", f"{quote(name)} cannot be the name of {_a(what)}; {rule}")
+    if re.match("mtmeta[_-]", name):
+        raise UsageError("NAME", f"{quote(name)}: the package gets the prefix mtmeta- anyway; leave it out")
+    if name in RESERVED:
+        raise UsageError("NAME", f"{quote(name)} means something else in recipes; choose another name")
+    if supplied := registry.suppliers(what, name):
+        plugin = supplied[0].plugin
+        owner = f"{plugin.distribution!r}" if plugin.foreign else "mtmeta itself"
+        raise UsageError("NAME", f"{what} {quote(name)} is supplied by {owner} already; choose another name")
+
+
+def _a(what: str) -> str:
+    return f"an {what}" if what == "algorithm" else f"a {what}"
+
+
+def _files(what: str, kind: str, name: str) -> dict[str, str]:
+    """Path in the package -> text."""
+    shared, own = TEMPLATES / what, TEMPLATES / what / kind
+    sources = {
+        "pyproject.toml": TEMPLATES / "pyproject.toml.txt",
+        ".gitignore": TEMPLATES / "gitignore.txt",
+        "README.md": shared / "README.md.txt",
+        "recipe.yaml": shared / "recipe.yaml.txt",
+        f"{module(name)}.py": own / "module.py.txt",
+        f"tests/test_{module(name).removeprefix('mtmeta_')}.py": own / "test.py.txt",
+    }
+    sources |= {f"data/{path.name}": path for path in sorted(own.glob("*.csv"))}
+    words = {
+        "NAME": name,
+        "DIST": distribution(name),
+        "MODULE": module(name),
+        "CLASS": _class_name(name),
+        "KIND": what,
+        "VERSION": importlib.metadata.version("mtmeta"),
+        "ABOUT": ABOUT[kind],
+        "COLUMNS": COLUMNS.get(kind, ""),
+        "OPTIMIZER": OPTIMIZER.get(kind, ""),
+    }
+    found = {}
+    for path, source in sources.items():
+        text = source.read_text(encoding="utf-8")
+        found[path] = re.sub("@([A-Z]+)@", lambda match: words[match[1]], text)
+    return found
+
+
+def _class_name(name: str) -> str:
+    made = "".join(part.capitalize() for part in re.split("[_-]", name))
+    return f"{made}_" if keyword.iskeyword(made) else made

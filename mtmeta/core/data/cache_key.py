@@ -1,0 +1,84 @@
+"""The key of a tokenized file: a hash of everything that decides which arrays it becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
+from mtmeta.core.api.contracts import Task
+from mtmeta.core.tables.data_file import DataFile
+
+__all__ = ["cache_key"]
+
+FORMAT = 2  # of the arrays; raise it when core makes others of the same file
+# of core; the version says enough but to its developers
+READERS = (
+    *("data/examples.py", "data/tokens.py"),
+    *("tables/bad_rows.py", "tables/data_file.py", "tables/fields.py", "tables/parquet.py"),
+)
+
+
+def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone | LoadedTokenizer) -> str | None:
+    """The key, or None where something that decides the arrays cannot be named, so that nothing may be kept.
+
+    The file counts by its bytes (`sha256`) and its name, which says how it is written; the task by its class, the
+    source of that, and the options it adds to those every task has; the tokenizer by its files and source. Rows that
+    are bad are stored, not refused, so `on_bad_rows` has no part in it, and nor has the batch size.
+    """
+    common = {option.name for option in fields(Task)}
+    options = [(option.name, getattr(task, option.name)) for option in fields(task) if option.name not in common]
+    tokenizer, files = backbone.tokenizer, backbone.files
+    if not files:
+        return None
+    vocabulary = {name: files[name] for name in files if "tokenizer.json" not in files or name == "tokenizer.json"}
+    parts = [
+        *(FORMAT, version("mtmeta"), version("tokenizers")),
+        *(sha256, file.path.name, file.dialect),
+        *([_installed("pyarrow")] if file.is_parquet else []),
+        *(task.name, task.inputs, task.objective, options),
+        *(backbone.max_length, tokenizer.prefix, tokenizer.middle, tokenizer.suffix),
+        [(name, hashlib.sha256(data).hexdigest()) for name, data in vocabulary.items()],
+    ]
+    text = "\x1f".join(map(repr, parts))
+    if " at 0x" in text:  # an object that does not say what it holds
+        return None
+    folder = Path(__file__).parents[1]
+    try:
+        sources: list[object] = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in READERS]
+    except OSError:
+        return None
+    for part in (task, task.objective, tokenizer):
+        for kind in type(part).__mro__[:-1]:
+            if "<locals>" in kind.__qualname__ or not (found := list(_sources(kind))):
+                return None  # a function's class may depend on what the function was given
+            sources.append((kind.__module__, kind.__qualname__, found))
+    return hashlib.sha256(f"{text}\x1f{sources!r}".encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+def _sources(kind: type) -> Iterator[str]:
+    """SHA-256 of the file that defines a class, and of those beside it in its package."""
+    module = sys.modules.get(kind.__module__)
+    source = getattr(module, "__file__", None)
+    if source is None:
+        if kind.__module__ in sys.builtin_module_names:
+            yield "built in"
+        return
+    path = Path(source)
+    beside = bool(getattr(module, "__package__", ""))
+    try:
+        for each in sorted(path.parent.glob("*.py")) if beside else [path]:
+            yield f"{each.name} {hashlib.sha256(each.read_bytes()).hexdigest()}"
+    except OSError:
+        return
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # whoever reads the file says so
+        return ""

@@ -1,0 +1,147 @@
+"""Examples to flat arrays: labels become numbers, bad examples are set apart, texts become token ids.
+
+Everything goes block by block, so that a file of any length needs the memory of a block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
+from mtmeta.core.api.contracts import Example, Task
+from mtmeta.core.data.tokens import BLOCK, append_names, append_tokens, hashes
+from mtmeta.core.errors import DataError
+from mtmeta.core.registry.blame import blame
+from mtmeta.core.storage.cache import Writer
+from mtmeta.core.tables.bad_rows import kind_of
+from mtmeta.core.tables.data_file import MAX_BAD, BadRow, DataFile
+
+__all__ = ["bad_rows", "write_examples"]
+
+BAD_ROWS_SHOWN = 5
+MAX_PARSED = 10_000  # different labels remembered with what they mean
+
+
+def write_examples(
+    writer: Writer,
+    task: Task,
+    shown: str,
+    examples: Iterable[Example],
+    backbone: LoadedBackbone | LoadedTokenizer,
+    file: DataFile | None = None,
+    *,
+    strict: bool,
+) -> dict[str, Any]:
+    """Write the arrays of all good examples, block by block; returns what is kept beside them.
+
+    With `strict`, raises DataError for bad rows: those of `examples`, and those that `file` could not read; `shown` is
+    the file's name in messages.
+    """
+    with blame(task, "task"):
+        parser, inputs, remaining = _Parser(task), task.inputs, iter(examples)
+    while True:
+        with blame(task, "task"):
+            block = list(islice(remaining, BLOCK))
+            rows = parser.parse(block)
+        skipped = parser.skipped + (file.skipped if file else 0)
+        if not block:
+            break
+        if not rows.labels or (strict and skipped):  # it ends in an error: only the count of bad rows is still open
+            continue
+        append_names(writer, rows.ids)
+        writer.append("labels", np.array(rows.labels, dtype=np.float64))
+        writer.append("texts", hashes(rows.texts, rows.pairs) if parser.pair else hashes(rows.texts))
+        cut = append_tokens(writer, inputs, backbone.tokenizer, backbone.max_length, rows.texts, rows.pairs)
+        writer.append("cut", cut)
+    bad = sorted([*(file.bad if file else ()), *parser.bad], key=lambda row: row.line)[:MAX_BAD]
+    if skipped and strict:
+        raise bad_rows(shown, bad, skipped)
+    if not parser.good:
+        raise DataError(shown, "no examples" if not skipped else f"no good rows, {skipped} bad ones")
+    kinds = parser.kinds + (file.kinds if file else Counter())
+    return {
+        "skipped": skipped,
+        "bad": [[row.line, row.reason] for row in bad],
+        "whole": parser.whole,
+        "kinds": dict(kinds.most_common()),
+    }
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The good examples of a block."""
+
+    texts: list[str] = field(default_factory=list)
+    pairs: list[str] = field(default_factory=list)
+    labels: list[int | float] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+
+class _Parser:
+    """Labels to numbers; examples that cannot be used are counted, and the first of them kept in `bad`."""
+
+    def __init__(self, task: Task) -> None:
+        self.pair = task.inputs != "single"
+        self.bad: list[BadRow] = []
+        self.kinds: Counter[str] = Counter()
+        self.seen = self.good = self.skipped = 0
+        self.whole = True
+        self._objective = task.objective
+        self._known: dict[str, int | float | str] = {}
+
+    def parse(self, block: Sequence[Example]) -> _Rows:
+        rows, known, pair = _Rows(), self._known, self.pair
+        for index, example in enumerate(block, self.seen + 1):
+            text, label = example.text, example.label
+            if not text.strip() or (pair and not (example.pair or "").strip()):
+                self._skip(example.line or index, "text is empty")
+                continue
+            number = known.get(label) if isinstance(label, str) else None
+            if number is None:
+                number = self._parse(label)
+            if isinstance(number, str):
+                self._skip(example.line or index, number)
+                continue
+            rows.texts.append(text)
+            rows.labels.append(number)
+            rows.ids.append(example.id or str(example.line or index))
+            if pair:
+                rows.pairs.append(example.pair or "")
+        self.seen += len(block)
+        self.good += len(rows.labels)
+        return rows
+
+    def _parse(self, label: str | int | float | None) -> int | float | str:
+        """The label's number, or why it has none."""
+        number: int | float | str
+        try:
+            number = self._objective.parse(label)
+        except ValueError as error:
+            number = str(error)
+        self.whole = self.whole and not isinstance(number, float)
+        if isinstance(label, str) and len(self._known) < MAX_PARSED:
+            self._known[label] = number
+        return number
+
+    def _skip(self, line: int, reason: str) -> None:
+        self.skipped += 1
+        self.kinds[kind_of(reason)] += 1
+        if len(self.bad) < MAX_BAD:
+            self.bad.append(BadRow(line, reason))
+
+
+def bad_rows(file: str, bad: Sequence[BadRow], count: int, remedy: str = "set data.on_bad_rows: skip") -> DataError:
+    """The refusal of a file with `count` bad rows, the first of them `bad`; `remedy` leaves them out."""
+    first = bad[0]
+    rest = ""
+    if count > 1:
+        lines = ", ".join(str(row.line) for row in bad[:BAD_ROWS_SHOWN])
+        rest = f" ({count} such lines: {lines}{', ...' if count > BAD_ROWS_SHOWN else ''})"
+    fix = "" if ";" in first.reason else f"; mend it or {remedy}"
+    return DataError(f"{file}:{first.line}", f"{first.reason}{rest}{fix}")

@@ -1,0 +1,170 @@
+"""A task's file to a `Dataset`: read as a stream, tokenized once, held as flat arrays that lie on disk.
+
+Shapes: `N` examples, `V` sequences an example (2 for separately encoded pairs, else 1), `T` texts an example.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtmeta.core.api.backbone import LoadedBackbone
+from mtmeta.core.api.contracts import Example, Task
+from mtmeta.core.api.option_types import SAMPLE, Carve
+from mtmeta.core.data.cache_key import cache_key
+from mtmeta.core.data.carving import carved, carved_digest
+from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, Texts, _bad, _dataset, select
+from mtmeta.core.data.examples import bad_rows, write_examples
+from mtmeta.core.data.tokens import BLOCK, append_names, append_tokens
+from mtmeta.core.errors import DataError
+from mtmeta.core.recipe.sections import DataOptions
+from mtmeta.core.registry.blame import blame
+from mtmeta.core.storage.addresses import is_remote
+from mtmeta.core.storage.cache import Cache, Writer, in_memory
+from mtmeta.core.storage.sources import Sources
+from mtmeta.core.tables.data_file import DataFile, Dialect
+from mtmeta.core.wording import quote
+
+__all__ = ["from_examples", "from_texts", "load_split"]
+
+
+def load_split(
+    name: str,
+    task: Task,
+    split: str,
+    options: DataOptions,
+    root: str,
+    backbone: Texts,
+    *,
+    path: str | None = None,
+    cache: Cache = UNCACHED,
+    sources: Sources | None = None,
+) -> Dataset:
+    """One split of a task, from the cache or read, parsed, tokenized and then kept there.
+
+    Raises DataError for an unreadable file and, unless `on_bad_rows: skip`, for bad rows, naming the first lines.
+    """
+    given = path if path is not None else getattr(task, split)
+    if given is None:
+        raise DataError(
+            f"task '{name}'", f"has no {split} file; add '{split}:' to the recipe or pass --file {name}=PATH"
+        )
+    if path is None and isinstance(task.dev, Carve) and split in ("train", "dev"):
+        bare = replace(task, dev=None)
+        asked, held = (bare, options, root), cache.held
+        whole = held[1] if held and held[0] == asked else None
+        if whole is None:
+            whole = load_split(name, bare, "train", options, root, backbone, cache=cache)
+        # dev is asked for right after train, and nothing keeps a file that has no key
+        cache.held = (asked, whole) if split == "train" and cache is not UNCACHED else None
+        return _carve(replace(whole, task=name), task.dev, split)
+    strict = options.on_bad_rows == "error"
+    if given == SAMPLE:
+        with blame(task, "task"):
+            found = list(task.sample(split))
+        digest = hashlib.sha256(repr(found).encode()).hexdigest()
+        made = from_examples(name, task, split, found, backbone, strict=strict)
+        made = replace(made, sha256=digest)
+    else:
+        dialect = task.dialect or Dialect(**{key: getattr(options, key) for key in Dialect.__dataclass_fields__})
+        if is_remote(given):
+            place = (sources or Sources()).file(given)
+        elif path is not None:
+            place = Path(given)  # the user's own, recipe paths live under data_root
+        elif Path(root).is_dir():
+            place = Path(root) / given
+        else:
+            raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
+        file = DataFile(place, dialect)
+        made = _load_file(name, task, split, file, backbone, cache, strict=strict)
+    with blame(task, "task"):
+        _check_classes(task, split, made)
+    return made
+
+
+def _load_file(
+    name: str, task: Task, split: str, file: DataFile, backbone: Texts, cache: Cache, *, strict: bool
+) -> Dataset:
+    digest = file.sha256()
+    state = _state(file)
+    with blame(task, "task"):
+        key = cache_key(task, file, digest, backbone)
+    entry = cache.get(key)
+    if entry is None:
+
+        def fill(writer: Writer) -> dict[str, Any]:
+            with blame(task, "task"):
+                examples = task.read(file)
+            meta = write_examples(writer, task, str(file.path), examples, backbone, file, strict=strict)
+            if _state(file) != state:  # what was read may not be what was hashed
+                raise DataError(str(file.path), "changed while it was read; run the same command again")
+            return meta
+
+        entry = cache.put(key, fill)
+    elif strict and entry.meta["skipped"]:
+        raise bad_rows(str(file.path), _bad(entry), entry.meta["skipped"])
+    return _dataset(name, split, str(file.path), entry, digest)
+
+
+def _state(file: DataFile) -> tuple[int, ...]:
+    try:
+        found = os.stat(file.path)
+    except OSError as error:
+        raise DataError(str(file.path), f"cannot be read ({error.strerror})") from None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def from_examples(
+    name: str, task: Task, split: str, examples: Iterable[Example], backbone: Texts, *, strict: bool = True
+) -> Dataset:
+    """A dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
+    entry = in_memory(lambda writer: write_examples(writer, task, SAMPLE, examples, backbone, strict=strict))
+    return _dataset(name, split, SAMPLE, entry, "")
+
+
+def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str], backbone: LoadedBackbone) -> Dataset:
+    """Texts [N] without labels, and for tasks on pairs the second texts [N], to predict; labels are 0."""
+
+    def fill(writer: Writer) -> dict[str, Any]:
+        append_names(writer, [str(number) for number in range(len(texts))])
+        writer.append("labels", np.zeros(len(texts)))
+        writer.append("texts", np.zeros((len(texts), 1), dtype=np.uint64))
+        cut = append_tokens(writer, task.inputs, backbone.tokenizer, backbone.max_length, texts, pairs)
+        writer.append("cut", cut)
+        return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
+
+    with blame(task, "task"):
+        return _dataset(name, "predict", "", in_memory(fill), "")
+
+
+def _check_classes(task: Task, split: str, made: Dataset) -> None:
+    classes = task.objective.classes
+    if split != "train" or len(classes) < 2 or len(made) < 2:
+        return
+    same = made.labels[0]
+    if (made.labels[:BLOCK] == same).all() and (made.labels == same).all():  # a glance nearly always settles it
+        label = classes[int(same)]
+        raise DataError(made.file, f"all {len(made)} labels are {quote(label)}; there is nothing to learn")
+
+
+def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
+    """The dev split that `carve` takes out of a training set, or what it leaves."""
+    ranked = whole.labels.astype(np.int64)
+    if not whole.whole:
+        ranked[np.lexsort((whole.examples, whole.labels))] = np.arange(len(whole)) * QUANTILES // len(whole)
+    in_dev = carved(whole.texts, ranked, carve)
+    rows = np.flatnonzero(in_dev)
+    if not len(rows):
+        what = f"no dev split of {carve.fraction:g} can be taken out of {len(whole)} examples; name a dev file"
+        raise DataError(whole.file, what)
+    if split == "train":
+        return select(whole, np.flatnonzero(~in_dev))
+    made = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows))
+    made = replace(made, skipped=0, bad=(), kinds={})  # told of train, whose file it is
+    return replace(made, labels=made.labels.copy())

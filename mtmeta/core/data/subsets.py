@@ -1,0 +1,69 @@
+"""What two datasets share, and seeded subsets of one: a share of the examples, a few shots of each class."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtmeta.core.data.dataset import QUANTILES, Dataset, select
+from mtmeta.core.rng import permutation
+
+__all__ = ["draw_shots", "overlap", "shared", "strata", "subset"]
+
+SCANNED = 2**20  # hashes looked at once
+
+
+def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which of `hashes` stand in `others` too. Only `hashes` are held in memory at once."""
+    wanted = np.unique(hashes)
+    found = np.zeros(len(wanted), dtype=bool)
+    begins = np.zeros(2**16, dtype=bool)  # how any of them begins: sorts out most of the others at once
+    begins[wanted >> np.uint64(48)] = True
+    for start in range(0, len(others) if len(wanted) else 0, SCANNED):
+        block = others[start : start + SCANNED]
+        block = block[begins[block >> np.uint64(48)]]
+        at = np.searchsorted(wanted, block).clip(max=len(wanted) - 1)
+        found[at[wanted[at] == block]] = True
+    made: NDArray[np.bool_] = found[np.searchsorted(wanted, hashes)]
+    return made
+
+
+def overlap(train: Dataset, other: Dataset) -> int:
+    """How many examples of another split stand in train too."""
+    return int(shared(other.examples, train.examples).sum())
+
+
+def subset(data: Dataset, fraction: float, seed: int, name: str) -> Dataset:
+    """A seeded share of the examples, stratified by label (regression labels by the fifth of the ranking they are in).
+
+    Every stratum keeps its share to within one example, and at least one; file order is kept.
+    """
+    if fraction >= 1.0:
+        return data
+    kept = []
+    for label, members in strata(data).items():
+        order = permutation(len(members), seed, "fraction", name, label)
+        kept.append(members[order[: max(1, round(fraction * len(members)))]])
+    return select(data, np.sort(np.concatenate(kept)))
+
+
+def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Dataset:
+    """`k` seeded examples of every class, in file order (of a regression task, of each fifth of the ranking).
+
+    Those of a smaller k are among those of a larger one in the same draw. A class with fewer than k gives all it has.
+    """
+    kept = []
+    for label, members in strata(data).items():
+        kept.append(members[permutation(len(members), seed, "shots", name, draw, label)[:k]])
+    return select(data, np.sort(np.concatenate(kept)))
+
+
+def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:
+    """Indices of the examples of each class, or of each fifth of the ranking by label."""
+    labels = data.labels
+    if not data.whole:
+        ranks = np.empty(len(labels), dtype=np.int64)
+        ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
+        labels = (ranks * QUANTILES // len(labels)).astype(np.float64)
+    found = labels.astype(np.int64)
+    return {label: np.flatnonzero(found == label) for label in np.unique(found).tolist()}

@@ -1,0 +1,168 @@
+"""Blocks of texts to flat arrays of token ids; no Python code runs for a token.
+
+Shapes: `N` texts of a block, `S` tokens of them all, `V` sequences an example.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from itertools import chain, pairwise
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtmeta.core.api.backbone import Tokenizer
+from mtmeta.core.api.option_types import Inputs
+from mtmeta.core.storage.cache import Writer
+
+__all__ = ["BLOCK", "Ids", "append_names", "append_tokens", "hashes", "ramp"]
+
+NO_WORD = re.compile(r"\W+")
+BLOCK = 8192  # examples handled at once: bounds memory, and keeps the tokenizer's threads busy
+Ints = NDArray[np.int64]
+
+
+class Ids(Sequence[str]):
+    """Example ids [N] as one run of bytes; a string is made when it is asked for."""
+
+    def __init__(self, data: NDArray[np.uint8], offsets: Ints) -> None:
+        self._data, self._offsets = data, offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(len(self))[at]]
+        i = range(len(self))[at]  # IndexError, and indices from the end
+        return _decode(self._data[self._offsets[i] : self._offsets[i + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), BLOCK):
+            offsets = self._offsets[start : start + BLOCK + 1]
+            data = self._data[offsets[0] : offsets[-1]].tobytes()
+            for begin, end in pairwise((offsets - offsets[0]).tolist()):
+                yield _decode(data[begin:end])
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")  # a plugin's own reader may let lone surrogates through
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def append_names(writer: Writer, names: Sequence[str]) -> None:
+    """Append example ids, from which `Ids` is made."""
+    encoded = [_encode(name) for name in names]
+    writer.append("names", np.frombuffer(b"".join(encoded), dtype=np.uint8))
+    writer.append_lengths("name-offsets", _lengths(encoded))
+
+
+def hashes(*columns: Sequence[str]) -> NDArray[np.uint64]:
+    """A 64-bit hash of each text [N, V], by which texts are compared without being kept.
+
+    Letter case, punctuation and spacing do not count: two texts of the same words are duplicates of each other.
+    """
+    made = [b"".join(blake2b(_encode(_words(text)), digest_size=8).digest() for text in texts) for texts in columns]
+    return np.stack([np.frombuffer(column, dtype="<u8") for column in made], axis=1).astype(np.uint64)
+
+
+def _words(text: str) -> str:
+    return NO_WORD.sub(" ", text.lower()).strip() or text  # what has no words at all is itself
+
+
+class _Part(NamedTuple):
+    """The first `kept` [N] tokens of each text; `ids` [S] are all tokens of texts of `lengths` [N]."""
+
+    ids: Ints
+    lengths: Ints
+    kept: Ints
+
+    def taken(self) -> Ints:
+        if self.kept.sum() == len(self.ids):
+            return self.ids
+        return self.ids[ramp(np.cumsum(self.lengths) - self.lengths, self.kept)]
+
+
+def append_tokens(
+    writer: Writer, inputs: Inputs, tokenizer: Tokenizer, max_length: int, texts: Sequence[str], pairs: Sequence[str]
+) -> NDArray[np.uint8]:
+    """Append the ids of the examples, special tokens in place, cut to `max_length` (pairs: the longer text first).
+
+    Returns how many texts of each example were cut [N]; the two of one sequence count as one.
+    """
+    prefix, middle, suffix = map(tuple, (tokenizer.prefix, tokenizer.middle, tokenizer.suffix))
+    first, lengths = _flat(tokenizer, texts)
+    special = len(prefix) + len(suffix)
+    if inputs == "cross":
+        second, others = _flat(tokenizer, pairs)
+        room = max(0, max_length - special - len(middle))
+        cut = lengths + others > room
+        kept_b = np.where(cut, np.minimum(others, np.maximum(room // 2, room - lengths)), others)
+        kept_a = np.where(cut, room - kept_b, lengths)
+        one, two = _Part(first, lengths, kept_a), _Part(second, others, kept_b)
+        _append(writer, 0, tokenizer, prefix, one, middle, two, suffix)
+        counts = np.stack([len(prefix) + kept_a + len(middle), kept_b + len(suffix)], axis=1).reshape(-1)
+        writer.append("full-0", (lengths + others + special + len(middle)).astype(np.int32))
+        writer.append("types-0", np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(lengths)), counts))
+        return cut.astype(np.uint8)
+    room = max(0, max_length - special)
+    times = np.zeros(len(texts), dtype=np.uint8)
+    columns = [(first, lengths)] + ([_flat(tokenizer, pairs)] if inputs == "separate" else [])
+    for number, (ids, lengths) in enumerate(columns):
+        _append(writer, number, tokenizer, prefix, _Part(ids, lengths, np.minimum(lengths, room)), suffix)
+        writer.append(f"full-{number}", (lengths + special).astype(np.int32))
+        times += lengths > room
+    return times
+
+
+def _append(writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int, ...] | _Part) -> None:
+    """Append sequences that are made of the parts in order; ids alone stand in every sequence."""
+    sizes = [part.kept if isinstance(part, _Part) else np.int64(len(part)) for part in parts]
+    totals: Ints = np.sum(np.broadcast_arrays(*sizes), axis=0, dtype=np.int64)
+    made = np.empty(totals.sum(), dtype=np.int64)
+    at = np.cumsum(totals) - totals  # where the next part of each sequence goes
+    for part, size in zip(parts, sizes, strict=True):
+        if isinstance(part, _Part):
+            made[ramp(at, part.kept)] = part.taken()
+        else:
+            for offset, number in enumerate(part):
+                made[at + offset] = number
+        at = at + size
+    vocabulary = getattr(tokenizer, "size", None)
+    dtype = np.uint16 if isinstance(vocabulary, int) and vocabulary <= 2**16 else np.int32
+    limit = np.iinfo(dtype).max
+    if len(made) and not 0 <= made.min() <= made.max() <= limit:
+        raise ValueError(f"token ids from {made.min()} to {made.max()}, expected 0 to {limit}")
+    writer.append(f"ids-{store}", made.astype(dtype))
+    writer.append_lengths(f"offsets-{store}", totals)
+
+
+def ramp(starts: Ints, lengths: Ints) -> Ints:
+    """Every index of the runs that start at `starts` [N], one run after the other [S]."""
+    ends = np.cumsum(lengths)
+    made: Ints = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+    return made
+
+
+def _lengths(values: Sequence[Any]) -> Ints:
+    return np.fromiter(map(len, values), dtype=np.int64, count=len(values))
+
+
+def _flat(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Ints, Ints]:
+    """The ids of all texts [S], and how many each has [N]."""
+    if (encode := getattr(tokenizer, "encode_flat", None)) is not None:  # of ours; a plugin's need not have it
+        ids, lengths = encode(texts)
+        return ids, lengths
+    values = tokenizer.encode(texts)
+    lengths = _lengths(values)
+    return np.fromiter(chain.from_iterable(values), dtype=np.int64, count=lengths.sum()), lengths

@@ -1,0 +1,38 @@
+"""What the process was started with: the packages it needs, and the variables of a launcher that it cannot serve."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from collections.abc import Mapping
+
+from mtmeta.core.errors import MachineError
+from mtmeta.core.wording import quote, safe
+
+__all__ = ["check_launcher", "check_torch"]
+
+LEAST_TORCH = (2, 10)
+
+
+def check_torch() -> None:
+    """Raise MachineError without a torch new enough; asked before torch is imported, which may fail in any way."""
+    needed = ".".join(map(str, LEAST_TORCH))
+    try:
+        found = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return  # put on the path by other means than a package; importing it shows
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    if numbers and (int(numbers[1]), int(numbers[2])) < LEAST_TORCH:
+        what = f"this command needs torch >= {needed}, found {safe(found)}; pip install 'torch>={needed}'"
+        raise MachineError("", what)
+
+
+def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
+    """Raise MachineError if torchrun, or half of its variables, ask for several processes to work together."""
+    rank, world = environ.get("RANK"), environ.get("WORLD_SIZE")
+    if rank is not None and world is None:
+        raise MachineError("RANK", "is set but WORLD_SIZE is not; unset it, a run is one process")
+    if world is not None and (not world.isdecimal() or int(world[:9]) != 1):
+        what = f"is {quote(world)}, but a run is one process; start it without torchrun"
+        raise MachineError("WORLD_SIZE", what)

@@ -1,0 +1,110 @@
+"""Heads and objectives as data, and as modules on padded inputs: what other programs can do without mtmeta.
+
+Shapes: `N` sequences or examples, `T` tokens of the longest, padding included, `D` hidden, `C` outputs, `K` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.heads import CosineHead, LinearHead, MLPHead, PrototypeHead
+from mtmeta.core.api.objectives import Binary, Classification, Regression
+from mtmeta.core.errors import MtmetaError, PluginError, raise_all
+from mtmeta.core.registry.blame import supplier
+from mtmeta.core.wording import quote
+
+__all__ = ["Answer", "Vector", "describe_tasks", "head_tensors", "masked_mean"]
+
+
+def describe_tasks(tasks: Mapping[str, Task], heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    """What each task takes and gives, as heads.json has it. Raises PluginError for what only a plugin's code knows."""
+    problems: list[MtmetaError] = []
+    found = {}
+    for name, task in tasks.items():
+        try:
+            found[name] = {"inputs": task.inputs, "head": _head(name, task, heads[name]), **_objective(name, task)}
+        except PluginError as error:
+            problems.append(error)
+    raise_all(problems)
+    return found
+
+
+def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
+    vectors = 2 if task.inputs == "separate" else 1
+    kind = type(head)  # not isinstance: a subclass may compute anything
+    if kind is MLPHead:
+        return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
+    if kind is LinearHead:
+        return {"kind": "linear", "outputs": 1, "vectors": vectors}
+    if kind is PrototypeHead:
+        return {"kind": "linear", "outputs": task.objective.outputs, "vectors": vectors}
+    if kind is CosineHead:
+        return {"kind": "cosine", "scale": head.scale, "activation": head.activation}
+    raise _refusal(name, task, f"a head of its own, {kind.__name__}")
+
+
+def _objective(name: str, task: Task) -> dict[str, Any]:
+    objective = task.objective
+    if type(objective) is Classification:
+        return {"objective": "classification", "labels": list(objective.classes)}
+    if type(objective) is Binary:
+        return {"objective": "binary", "labels": list(objective.classes)}
+    if type(objective) is Regression:
+        return {"objective": "regression", "low": objective.low, "high": objective.high}
+    raise _refusal(name, task, f"an objective of its own, {type(objective).__name__}")
+
+
+def _refusal(name: str, task: Task, what: str) -> PluginError:
+    return PluginError(supplier(task, "task"), f"task {quote(name)} has {what}, which cannot be exported; use --task")
+
+
+def head_tensors(heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The heads' weights as heads.safetensors has them: TASK.dense.weight and so on, fp32."""
+    return {
+        f"{name}.{key}": tensor.detach().float().cpu().contiguous()
+        for name, head in heads.items()
+        for key, tensor in head.state_dict().items()
+    }
+
+
+def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens that are no padding: [N, T, D], [N, T] -> [N, D]."""
+    weights = mask[:, :, None].to(hidden.dtype)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+
+
+class Vector(nn.Module):
+    """Ids, attention mask and segments of sequences [N, T] to their mean-pooled vectors [N, D]."""
+
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        return masked_mean(self.encoder(input_ids, attention_mask, token_type_ids), attention_mask)
+
+
+class Answer(nn.Module):
+    """The vectors of one sequence, or of two, [N, D] each, to what a task gives.
+
+    That is (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]).
+    """
+
+    def __init__(self, head: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.head, self.objective = head, task.objective
+        self.inputs = ("first", "second") if task.inputs == "separate" else ("first",)
+        self.outputs = ("logits", "probabilities") if task.objective.classes else ("logits", "score")
+
+    def forward(self, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, ...]:
+        outputs = self.head(torch.stack([first] if second is None else [first, second], dim=1))
+        found = self.objective.probabilities(outputs)
+        # the number itself is within its range
+        return (outputs[:, None], self.objective.decode(outputs)) if found is None else (outputs, found)

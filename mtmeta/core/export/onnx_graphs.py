@@ -1,0 +1,160 @@
+"""Encoder and heads as ONNX graphs: token ids to logits and probabilities, any batch and any length.
+
+PyTorch traces the encoder once and each head once; a task's graph is made of the two, with the encoder twice where both
+texts of a pair are encoded apart (its weights are there once). Shapes: `N` examples, `T` tokens, padding included.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mtmeta.core.api.contracts import Task
+from mtmeta.core.errors import MachineError, UsageError
+from mtmeta.core.export.heads import Answer, Vector
+from mtmeta.core.wording import safe
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["check_packages", "run_graph", "task_graphs"]
+
+LIMIT = 2_000_000_000  # bytes that one file of this format holds
+TRACED = (2, 6)  # N and T of the inputs to trace with; 0 and 1 would be taken for constants
+
+
+def check_packages() -> None:
+    """Raise MachineError unless what writes and runs these graphs is installed."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            what = f"needs {name}, which is not installed; pip install 'mtmeta[onnx]'"
+            raise MachineError("--format onnx", what) from error
+
+
+def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> Iterator[Any]:
+    """Name and graph (an onnx.ModelProto) of each task. Raises UsageError for an encoder too large for the format."""
+    size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    if size > LIMIT:
+        what = f"takes files of 2 GB, this encoder is {size / 1e9:.3g} GB; use --format transformers"
+        raise UsageError("--format onnx", what)
+    vector = Vector(encoder).eval()
+    ids = torch.ones(TRACED, dtype=torch.int64)
+    lengths = {name: {0: "batch", 1: "length"} for name in Vector.inputs}
+    traced = _trace(vector, (ids, ids.clone(), ids.clone()), Vector.inputs, ("vector",), lengths)
+    with torch.inference_mode():
+        made = vector(ids, ids, ids)
+    for name, task in tasks.items():
+        answer = Answer(heads[name], task).eval()
+        given = tuple(made.clone() for _ in answer.inputs)
+        batches = {key: {0: "batch"} for key in answer.inputs}
+        yield name, _joined(traced, _trace(answer, given, answer.inputs, answer.outputs, batches))
+
+
+def _trace(
+    module: nn.Module,
+    given: tuple[Any, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Mapping[int, str]],
+) -> Any:
+    """A module as an onnx.ModelProto, by PyTorch's exporter."""
+    with _silently(), torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            tuple(tensor.clone() for tensor in given),
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes={name: dict(axes) for name, axes in dynamic.items()},
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """The exporter's advice to its own developers, on stderr, in the log and on stdout, is lost."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _joined(encoder: Any, head: Any) -> Any:
+    """One graph of an encoder (three inputs to `vector`) and a head (`first`, perhaps `second`, to its outputs)."""
+    import onnx
+
+    made = onnx.ModelProto()
+    made.CopyFrom(encoder)
+    made.ClearField("graph")
+    made.ClearField("metadata_props")
+    made.ClearField("functions")
+    assert not encoder.functions and not head.functions
+    graph = made.graph
+    graph.name = "mtmeta"
+    weights = {tensor.name for tensor in encoder.graph.initializer}
+    graph.initializer.extend(encoder.graph.initializer)
+    names: dict[str, str] = {}
+    for place, suffix in zip([value.name for value in head.graph.input], ("", "_2"), strict=False):
+        for value in encoder.graph.input:
+            given = graph.input.add()
+            given.CopyFrom(value)
+            given.name += suffix
+            given.type.tensor_type.shape.dim[1].dim_param += suffix
+        renamed = {name: name for name in ("", *weights)}
+        renamed |= {value.name: value.name + suffix for value in encoder.graph.input}
+        _add(graph, encoder.graph.node, renamed, f"encoder{suffix}/")
+        names[place] = renamed[encoder.graph.output[0].name]
+    names |= {"": ""} | {value.name: value.name for value in head.graph.output}
+    for tensor in head.graph.initializer:
+        kept = graph.initializer.add()
+        kept.CopyFrom(tensor)
+        kept.name = names[tensor.name] = f"head/{tensor.name}"
+    _add(graph, head.graph.node, names, "head/")
+    graph.output.extend(head.graph.output)
+    onnx.checker.check_model(made)
+    return made
+
+
+def _add(graph: Any, nodes: Any, names: dict[str, str], prefix: str) -> None:
+    """Append copies of nodes; what they make is named anew unless `names` has it. Traces of our files are left out."""
+    for node in nodes:
+        kept = graph.node.add()
+        kept.CopyFrom(node)
+        kept.name = prefix + node.name
+        kept.ClearField("metadata_props")
+        kept.ClearField("doc_string")
+        kept.input[:] = [names[name] for name in node.input]
+        kept.output[:] = [names.setdefault(name, prefix + name) for name in node.output]
+
+
+def run_graph(model: bytes, feeds: Sequence[Sequence[NDArray[np.int64]]]) -> list[list[NDArray[np.float32]]]:
+    """The outputs of a graph for each list of inputs, by onnxruntime on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        names = [value.name for value in session.get_inputs()]
+        return [session.run(None, dict(zip(names, feed, strict=True))) for feed in feeds]
+    except Exception as error:  # onnxruntime's have no base of their own
+        what = f"onnxruntime cannot run the graph ({safe(str(error), 200)}); update onnxruntime and torch"
+        raise MachineError("--format onnx", what) from error

@@ -1,0 +1,71 @@
+"""A recipe's plain data: its file with the overrides on top, where each value came from, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mtmeta.core.errors import MtmetaError, RecipeError
+from mtmeta.core.recipe import strict_yaml
+from mtmeta.core.recipe.strict_yaml import Path_
+from mtmeta.core.registry.blame import blame
+from mtmeta.core.wording import quote, safe
+
+__all__ = ["Source"]
+
+
+class Source:
+    """The data of a recipe, to which the `a.b=c` strings of `--set` have been applied, and the problems so far."""
+
+    def __init__(self, document: strict_yaml.Document, overrides: Sequence[str]) -> None:
+        self.document = document
+        self.data = document.data
+        self.problems: list[MtmetaError] = []
+        self._overridden: dict[Path_, str] = {}  # the last one given first
+        for override in overrides:
+            try:
+                self._override(override)
+            except RecipeError as error:
+                self.problems.append(error)
+
+    def _override(self, text: str) -> None:
+        key, equals, value = text.partition("=")
+        path = tuple(key.strip().split("."))
+        if not equals or not all(path):
+            raise RecipeError(f"--set {quote(text)}", "expected KEY=VALUE, such as training.steps=100")
+        place = f"--set {safe(key.strip())}"
+        node = self.data
+        for depth, part in enumerate(path[:-1], 1):
+            child = node.get(part)
+            if isinstance(child, str):  # `schedule: cosine` is short for `schedule: {name: cosine}`
+                child = {"name": child}
+            node[part] = child = {} if child is None else child
+            if not isinstance(child, dict):
+                raise RecipeError(place, f"{safe('.'.join(path[:depth]))} is not a mapping; override it as a whole")
+            node = child
+        node[path[-1]] = strict_yaml.parse_value(value, place)
+        self._overridden = {path: place} | self._overridden
+
+    def place(self, path: Path_, *, key: bool = False) -> str:
+        """Where the value at `path` was given: by the `--set` for it, for what holds it or for a part of it, or in
+        the file."""
+        for given, place in self._overridden.items():
+            if path[: len(given)] == given or (given[: len(path)] == path and path not in self.document.values):
+                return place
+        return self.document.place(path, key=key)
+
+    def fail(self, path: Path_, what: str, *, key: bool = False) -> None:
+        """Note a problem at `path`."""
+        place = self.place(path, key=key)
+        option = place.removeprefix("--set ")  # which option it is, the text need not say again
+        self.problems.append(RecipeError(place, what.removeprefix(f"{option}: ").removeprefix(f"{option} ")))
+
+    @contextmanager
+    def collect(self, part: Any, kind: str) -> Iterator[None]:
+        """Note what goes wrong in a part's own checks."""
+        try:
+            with blame(part, kind):
+                yield
+        except MtmetaError as error:
+            self.problems.append(error)

@@ -1,0 +1,322 @@
+"""Recipe text to validated objects; all problems of a recipe are reported together.
+
+YAML (strict) -> mapping -> `--set` overrides -> each section and each `{name: ..., options}` validated -> `Recipe`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core.api.contracts import Algorithm, Task
+from mtmeta.core.api.optimizers import OptimizerOptions
+from mtmeta.core.api.option_types import SAMPLE, Carve
+from mtmeta.core.api.schedules import Plateau, ScheduleOptions
+from mtmeta.core.errors import MtmetaError, RecipeError, raise_all
+from mtmeta.core.recipe import strict_yaml
+from mtmeta.core.recipe.document import Source
+from mtmeta.core.recipe.sections import (
+    RECIPE_FORMAT,
+    BudgetOptions,
+    CheckpointOptions,
+    DataOptions,
+    EvaluationOptions,
+    Recipe,
+    TrainingOptions,
+)
+from mtmeta.core.recipe.shipped import find
+from mtmeta.core.recipe.strict_yaml import Path_
+from mtmeta.core.recipe.validation import convert, describe
+from mtmeta.core.registry.blame import blame
+from mtmeta.core.registry.registry import Registry
+from mtmeta.core.storage.addresses import is_remote, parse_file
+from mtmeta.core.wording import choose, did_you_mean, quote
+
+__all__ = ["NAME", "REQUIRED", "TASK_NAME", "check_text", "load_recipe", "seeded"]
+
+TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` is what evaluation.select calls them all
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+SHARE = re.compile(r"\s*[0-9.]+\s*%?\s*")  # what people write for a share of the training file
+KEYS = ("format", *(field.name for field in dataclasses.fields(Recipe)))
+REQUIRED = ("backbone", "tasks", "algorithm", "optimizer", "training")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stepping:
+    """The two sections that are a choice of class by name, not a registry lookup."""
+
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+
+
+def load_recipe(
+    path: str | os.PathLike[str],
+    registry: Registry,
+    *,
+    overrides: Sequence[str] = (),
+    data_root: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Recipe:
+    """The recipe in file `path`, or the shipped one of that name.
+
+    `overrides` are `a.b=c` strings (`--set`); `data_root` wins over MTMETA_DATA, which wins over the recipe. Raises
+    RecipeError or PluginError, or Problems when there are several.
+    """
+    path = find(path)
+    source = Source(strict_yaml.read_file(path), overrides)
+    return _Reader(source, registry).read(data_root or environ.get("MTMETA_DATA") or None, Path(path))
+
+
+def check_text(text: str, path: Path, registry: Registry) -> None:
+    """Raise what is wrong with the text of a recipe that is to be written to `path`."""
+    _Reader(Source(strict_yaml.parse(text, str(path)), ()), registry).read(None, path)
+
+
+class _Reader:
+    """One pass over one recipe, collecting problems."""
+
+    def __init__(self, source: Source, registry: Registry) -> None:
+        self.source = source
+        self.fail = source.fail
+        self.registry = registry
+
+    def read(self, data_root: str | None, path: Path) -> Recipe:
+        data = self.source.data
+        self._check_format(data)
+        for key in data:
+            if key not in KEYS:
+                self.fail((key,), f"unknown key {quote(key)}{choose(key, KEYS)}", key=True)
+        for key in REQUIRED:
+            if data.get(key) is None and not (key == "training" and data.get("budget")):
+                self.fail((), f"the recipe needs '{key}'; add it")
+
+        parts: dict[str, Any] = {
+            "name": self._name(data.get("name", path.stem)),
+            "seed": self._seed(data.get("seed", 0)),
+            "data_root": os.path.abspath(os.path.expanduser(data_root or self._text(data, "data_root", "."))),
+            "backbone": self.component("backbone", data.get("backbone"), ("backbone",)),
+            "tasks": self._tasks(data.get("tasks")),
+            "data": self.section(DataOptions, data, "data"),
+            "sampler": self.component("sampler", _default(data, "sampler", "uniform"), ("sampler",)),
+            "algorithm": self.component("algorithm", data.get("algorithm"), ("algorithm",)),
+            **self._stepping(data),
+            "training": self.section(TrainingOptions, data, "training"),
+            "budget": self.section(BudgetOptions, data, "budget"),
+            "evaluation": self.section(EvaluationOptions, data, "evaluation"),
+            "checkpoint": self.section(CheckpointOptions, data, "checkpoint"),
+            "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
+        }
+        parts["tasks"] = {name: seeded(task, parts["seed"]) for name, task in parts["tasks"].items()}
+        self._check_together(parts)
+        raise_all(self.source.problems)
+        return Recipe(**parts)
+
+    # -- sections
+
+    def _check_format(self, data: dict[str, Any]) -> None:
+        found = data.get("format", RECIPE_FORMAT)
+        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+            self.fail(("format",), f"format must be {RECIPE_FORMAT}, found {describe(found)}")
+        elif found > RECIPE_FORMAT:
+            what = f"recipe format {found}, this mtmeta reads up to {RECIPE_FORMAT}; upgrade mtmeta"
+            raise RecipeError(self.source.place(("format",)), what)
+
+    def _name(self, name: Any) -> str:
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            self.fail(("name",), f"name {describe(name)} is not allowed; use letters, digits, '.', '_' and '-'")
+        return str(name)
+
+    def _seed(self, seed: Any) -> int:
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            self.fail(("seed",), f"seed must be an integer from 0 to {2**63 - 1}, found {describe(seed)}")
+            return 0
+        return seed
+
+    def _text(self, data: dict[str, Any], key: str, default: str) -> str:
+        value = data.get(key, default)
+        if not isinstance(value, str) or not value or "\0" in value:
+            self.fail((key,), f"{key} must be text, found {describe(value)}")
+            return default
+        return value
+
+    def section(self, kind: type[Any], data: dict[str, Any], key: str) -> Any:
+        value = data.get(key)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            self.fail((key,), f"{key} must be a mapping, found {describe(value)}")
+            return None
+        return self.convert(kind, value, (key,))
+
+    def _stepping(self, data: dict[str, Any]) -> dict[str, Any]:
+        chosen = {"optimizer": data.get("optimizer"), "schedule": _default(data, "schedule", "constant")}
+        if chosen["optimizer"] is None:  # reported as missing already
+            chosen["optimizer"] = {"name": "sgd", "lr": 1.0}
+        made = self.convert(_Stepping, chosen, ())
+        return {"optimizer": made.optimizer, "schedule": made.schedule} if made else dict.fromkeys(chosen)
+
+    def component(self, kind: str, value: Any, path: Path_, default: str | None = None) -> Any:
+        """A part of the registry from `name` or `{name: ..., options}`."""
+        if value is None:
+            return None
+        options = dict(value) if isinstance(value, dict) else {}
+        key = "task" if kind == "task" else "name"
+        name = value if isinstance(value, str) else options.pop(key, default)
+        if not isinstance(name, str):
+            shown = ".".join(map(str, path))
+            asked = f"{shown} needs '{key}'" if isinstance(value, dict) and name is None else f"{shown} must be a name"
+            found = "" if name is None else f", found {describe(name)}"
+            self.fail(path, f"{asked}{found}; one of {', '.join(self.registry.names(kind))}")
+            return None
+        try:
+            given = isinstance(value, dict) and key in value
+            part = self.registry.get(kind, name, self.source.place((*path, key) if given else path))
+        except MtmetaError as error:
+            self.source.problems.append(error)
+            return None
+        return self.convert(part, options, path)
+
+    def convert(self, kind: type[Any], data: dict[str, Any], path: Path_) -> Any:
+        made, faults = convert(kind, data, path)
+        for full, what, key in faults:
+            self.fail(full, what, key=key)
+        return made
+
+    def _tasks(self, tasks: Any) -> dict[str, Task]:
+        if tasks is None:
+            return {}
+        if not isinstance(tasks, dict) or not tasks:
+            self.fail(("tasks",), f"tasks must be a mapping, found {describe(tasks)}; name at least one task")
+            return {}
+        made = {}
+        for name, options in tasks.items():
+            path = ("tasks", name)
+            if not TASK_NAME.fullmatch(name):
+                self.fail(
+                    path,
+                    f"task name {quote(name)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -",
+                    key=True,
+                )
+            elif not isinstance(options, dict):
+                self.fail(path, f"tasks.{name} must be a mapping, found {describe(options)}; write {{train: FILE}}")
+            else:
+                made[name] = self.component("task", options, path, default=name)
+        return made
+
+    def _reporters(self, reporters: Any) -> tuple[Any, ...]:
+        if not isinstance(reporters, list):
+            self.fail(("reporters",), f"reporters must be a list, found {describe(reporters)}")
+            return ()
+        made = [self.component("reporter", value, ("reporters", i)) for i, value in enumerate(reporters)]
+        return tuple(part for part in made if part is not None)
+
+    # -- what only shows when the sections stand side by side
+
+    def _check_together(self, parts: dict[str, Any]) -> None:
+        tasks = {name: task for name, task in parts["tasks"].items() if task is not None}
+        algorithm, sampler = parts["algorithm"], parts["sampler"]
+        training, evaluation = parts["training"], parts["evaluation"]
+        for name, task in tasks.items():
+            with self.source.collect(task, "task"):
+                self._check_task(name, task)
+        if tasks and len(tasks) == len(parts["tasks"]):
+            if algorithm is not None:
+                with self.source.collect(algorithm, "algorithm"):
+                    self._tell(("algorithm",), algorithm.check(tasks))
+            if sampler is not None:
+                with self.source.collect(sampler, "sampler"):
+                    self._tell(("sampler",), sampler.check(list(tasks)))
+        if training is not None:
+            budgeted = getattr(parts["budget"], "examples", None) is not None  # then it needs neither
+            given = [training.steps, training.epochs].count(None)
+            if given == 0 or (given == 2 and not budgeted):
+                self.fail(("training",), "training needs either steps or epochs; give one of them")
+            if training.epochs and algorithm is not None and not budgeted:
+                self._check_epochs(algorithm, ("training", "epochs"))
+        if evaluation is not None:
+            self._check_evaluation(evaluation, tasks)
+            if evaluation.every == "epoch" and algorithm is not None:
+                self._check_epochs(algorithm, ("evaluation", "every"))
+        for path in (("optimizer",), ("algorithm", "inner_optimizer")):
+            options = parts["optimizer"] if len(path) == 1 else getattr(algorithm, "inner_optimizer", None)
+            self._check_head_lr(getattr(options, "head_lr", None), tasks, (*path, "head_lr"))
+        if isinstance(getattr(algorithm, "inner_schedule", None), Plateau):
+            what = "algorithm.inner_schedule cannot be plateau, an inner loop has no metric; use step or cosine"
+            self.fail(("algorithm", "inner_schedule"), what)
+
+    def _check_head_lr(self, rates: Any, tasks: Mapping[str, Task], path: Path_) -> None:
+        for name in rates if isinstance(rates, dict) and tasks else ():
+            if name not in tasks:
+                what = f"{'.'.join(map(str, path))} names no task of this recipe: {quote(name)}{choose(name, tasks)}"
+                self.fail((*path, name), what, key=True)
+
+    def _tell(self, path: Path_, faults: Iterable[tuple[str, str]]) -> None:
+        for option, what in faults:
+            full = (*path, *option.split("."))
+            self.fail(full, f"{'.'.join(map(str, full))} {what}")
+
+    def _check_task(self, name: str, task: Task) -> None:
+        path = ("tasks", name)
+        if isinstance(task.dev, str) and SHARE.fullmatch(task.dev):
+            what = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
+            self.fail((*path, "dev"), f"tasks.{name}.dev: {what}")
+        self._tell(path, task.check())
+        for split in ("train", "dev", "test"):
+            if getattr(task, split) == SAMPLE and type(task).sample is Task.sample:
+                self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
+            self._check_remote(getattr(task, split), (*path, split))
+        for metric in task.metrics:
+            try:
+                found = self.registry.get("metric", metric, self.source.place((*path, "metrics")))
+            except MtmetaError as error:
+                self.source.problems.append(error)
+            else:
+                if found.needs == "classes" and not task.objective.classes:
+                    what = (
+                        f"metric {quote(metric)} needs classes, task '{name}' predicts a number; use pearson, spearman"
+                    )
+                    self.fail((*path, "metrics"), what)
+
+    def _check_remote(self, given: Any, path: Path_) -> None:
+        if isinstance(given, str) and is_remote(given):
+            try:
+                parse_file(given)
+            except ValueError as error:
+                self.fail(path, f"{'.'.join(map(str, path))}: {quote(given)} {error}")
+
+    def _check_epochs(self, algorithm: Algorithm, path: Path_) -> None:
+        try:
+            with blame(algorithm, "algorithm"):
+                algorithm.steps_per_epoch({"": 1})
+        except MtmetaError as error:
+            self.fail(path, f"{'.'.join(map(str, path))}: {error.what}")
+
+    def _check_evaluation(self, evaluation: EvaluationOptions, tasks: dict[str, Task]) -> None:
+        if evaluation.select != "mean" and evaluation.select not in tasks and tasks:
+            known = ["mean", *tasks]
+            what = f"evaluation.select must be one of {', '.join(known)}, found {quote(evaluation.select)}"
+            self.fail(("evaluation", "select"), what + did_you_mean(evaluation.select, known))
+        for split in dict.fromkeys((evaluation.select_on, evaluation.report_on)):
+            for name, task in tasks.items():
+                if getattr(task, split) is None:
+                    self.fail(
+                        ("tasks", name), f"task '{name}' has no {split} file, which evaluation uses; add '{split}:'"
+                    )
+
+
+def _default(data: Mapping[str, Any], key: str, default: str) -> Any:
+    """What the recipe says; null is as good as nothing."""
+    value = data.get(key)
+    return default if value is None else value
+
+
+def seeded(task: Any, seed: int) -> Any:
+    """A task, with the recipe's seed for a dev split that names none of its own."""
+    if task is None or not isinstance(task.dev, Carve) or task.dev.seed is not None:
+        return task
+    return replace(task, dev=replace(task.dev, seed=seed))

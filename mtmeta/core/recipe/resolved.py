@@ -1,0 +1,62 @@
+"""Recipes as data again: what the run directory keeps, and whether two recipes are the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from mtmeta.core.api.contracts import Component
+from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
+
+__all__ = ["describe", "differences", "digest", "dump"]
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain data, every default written out; reading it back gives the same recipe."""
+    data: dict[str, Any] = {"format": RECIPE_FORMAT}
+    for field in dataclasses.fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name == "tasks":
+            data["tasks"] = {name: {"task": task.name, **_plain(task, named=False)} for name, task in value.items()}
+        elif field.name == "reporters":
+            data["reporters"] = [_plain(reporter) for reporter in value]
+        else:
+            data[field.name] = _plain(value)
+    return data
+
+
+def _plain(value: Any, *, named: bool = True) -> Any:
+    if dataclasses.is_dataclass(value):
+        own = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"name": value.name, **own} if named and isinstance(value, Component) else own
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def dump(data: dict[str, Any]) -> str:
+    """Plain data as YAML that strict_yaml reads back unchanged."""
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def digest(recipe: Recipe) -> str:
+    """SHA-256 of what decides the weights: the recipe without its name, data root and reporters."""
+    data = {k: v for k, v in describe(recipe).items() if k not in ("name", "data_root", "reporters")}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def differences(one: Any, other: Any, path: str = "") -> Iterable[str]:
+    """Dotted keys at which two plain data differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            if key not in one or key not in other:
+                yield f"{path}{key}"
+            else:
+                yield from differences(one[key], other[key], f"{path}{key}.")
+    elif one != other:
+        yield path.rstrip(".")

@@ -1,0 +1,292 @@
+"""The JSON Schema (draft 2020-12) of recipes, for editors: completion, help and checks while a recipe is written.
+
+Made from what validation goes by: the options of every installed part, with the line of help under each, defaults and
+ranges. What stands in two sections at once (an inner loop's schedule, a task's files and `evaluation`) is left to
+`mtmeta validate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
+
+from mtmeta.core.api.contracts import Metric, Task
+from mtmeta.core.api.optimizers import OptimizerOptions
+from mtmeta.core.api.schedules import ScheduleOptions
+from mtmeta.core.recipe.part_help import FIXED
+from mtmeta.core.recipe.reader import NAME, REQUIRED, TASK_NAME
+from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
+from mtmeta.core.recipe.shipped import MADE_BY
+from mtmeta.core.registry.option_fields import adapter, clean, field_docs, field_hints
+from mtmeta.core.registry.registry import Registry
+
+__all__ = ["SHIPPED", "recipe_schema", "schema_text"]
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+SHIPPED = Path(__file__).parents[2] / "recipe.schema.json"
+"""The schema of mtmeta's own parts, as the package brings it along."""
+COMPONENTS = ("backbone", "sampler", "algorithm", "reporter")
+HELP = {
+    "backbone": "Where the encoder and its tokenizer come from.",
+    "data": "How data files are read.",
+    "sampler": "With which probability each task is drawn; default uniform.",
+    "algorithm": "How the update direction of one step is found.",
+    "training": "How long, and with which numerics.",
+    "budget": "How much training may spend, so that regimes are compared at the same cost.",
+    "evaluation": "When to evaluate, and what selects the best weights.",
+    "checkpoint": "When to save the whole state.",
+    "format": "Version of the recipe format.",
+    "name": "Name of the run; runs/NAME is its directory. Default: the name of the file.",
+    "seed": "Every draw of the run is a function of it.",
+    "data_root": "Folder that data paths start from; --data-root and MTMETA_DATA override it.",
+    "tasks": "The tasks, each under a name of its own; `task:` says which registered task it is, if the name does not.",
+    "optimizer": "The optimizer of the outer step; for joint and individual simply the optimizer.",
+    "schedule": "The schedule of its learning rate; default constant.",
+    "reporters": "What becomes of the events of a run; default [console, jsonl].",
+}
+Schema = dict[str, Any]
+
+
+def recipe_schema(registry: Registry) -> Schema:
+    """The schema of recipes that may name any part in the registry, as plain data."""
+    parts = {f"{kind}.{name}": part for kind, name, part in _parts(registry)}
+    fixed: dict[str, Any] = {f"section.{name}": kind for name, kind in FIXED["section"].items()}
+    adapters = {key: adapter(kind) for key, kind in {**parts, **fixed}.items()}
+    adapters |= {"optimizer": TypeAdapter(OptimizerOptions), "schedule": TypeAdapter(ScheduleOptions)}
+    inputs: list[Any] = [(key, "validation", found) for key, found in adapters.items()]
+    made, shared = TypeAdapter.json_schemas(inputs, schema_generator=_Generator)
+    definitions: dict[str, Schema] = dict(shared.get("$defs", {}))
+    definitions |= {key: _resolved(schema, definitions) for (key, _), schema in made.items()}
+    for key, part in parts.items():
+        definitions[key] = _named(definitions[key], key, part, registry.names("metric"))
+    steps, epochs = _given("steps"), _given("epochs")
+    definitions["section.training"] = {
+        **definitions["section.training"],
+        "not": {"allOf": [steps, epochs]},
+        "errorMessage": "give either steps or epochs",
+    }
+    definitions["schedule"] = {**definitions["schedule"], "nullable": True}
+    for kind in (*COMPONENTS, "task"):
+        names = {key.partition(".")[2]: key for key in parts if key.partition(".")[0] == kind}
+        tag = "task" if kind == "task" else "name"
+        definitions[kind] = _choice(tag, names, definitions, nullable=kind == "sampler")
+    definitions = {name: _finished(schema, definitions) for name, schema in definitions.items()}
+    top = _top([key.partition(".")[2] for key in parts if key.startswith("task.")])
+    return {**top, "$defs": _used(top, definitions)}
+
+
+def schema_text(registry: Registry) -> str:
+    """The schema as a file: the same bytes for the same parts."""
+    return json.dumps(recipe_schema(registry), indent=1, allow_nan=False) + "\n"
+
+
+def _parts(registry: Registry) -> Iterator[tuple[str, str, Any]]:
+    """Every part that recipes can name, without those that several plugins supply: validation refuses them."""
+    for kind in (*COMPONENTS, "task"):
+        for name in registry.names(kind):
+            supplied = registry.suppliers(kind, name)
+            if len(supplied) == 1 and not isinstance(supplied[0].part, Metric):
+                yield kind, name, supplied[0].part
+
+
+# ------------------------------------------------------------------------------------------------ one dataclass
+
+
+class _Generator(GenerateJsonSchema):
+    """pydantic's schema of a dataclass, with the help of its options, and choices that editors can follow."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  # as pydantic declares it
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+    def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> Schema:
+        return {}  # a type of a plugin's own that JSON Schema cannot say: validation knows it
+
+    def dataclass_schema(self, schema: Any) -> Schema:
+        made = dict(super().dataclass_schema(schema))
+        kind = schema["cls"]
+        docs = field_docs(kind)
+        made.pop("title", None)
+        made["description"] = clean(inspect.getdoc(kind) or "")
+        for field in dataclasses.fields(kind):
+            option = made.get("properties", {}).get(field.name)
+            if option is None:
+                continue
+            if docs.get(field.name):
+                option["description"] = docs[field.name].replace("\n", " ")
+            if field.default_factory is not dataclasses.MISSING and "default" not in option:
+                default: Any = field.default_factory()
+                if dataclasses.is_dataclass(default) and not isinstance(default, type):
+                    default = dataclasses.asdict(default)
+                option["default"] = json.loads(json.dumps(default, default=str))
+        return made
+
+    def tagged_union_schema(self, schema: Any) -> Schema:
+        members = {str(tag): self.generate_inner(inner) for tag, inner in schema["choices"].items()}
+        return {CHOICE: schema["discriminator"], "members": members, "nullable": False}
+
+
+CHOICE = "x-choice"  # stands in for a choice by name until all members are known
+
+
+def _named(schema: Schema, key: str, part: Any, metrics: list[str]) -> Schema:
+    """The schema of a part, with the key that names it, which is no option."""
+    kind, _, name = key.partition(".")
+    tag = "task" if kind == "task" else "name"
+    properties = {tag: {"const": name, "description": _headline(schema)}, **schema.get("properties", {})}
+    made = {**schema, "type": "object", "properties": properties, "additionalProperties": False}
+    if kind == "task" and issubclass(part, Task) and "metrics" in field_hints(part):
+        properties["metrics"] = {**properties["metrics"], "items": {"enum": metrics}}
+    return made
+
+
+def _choice(tag: str, names: Mapping[str, str], definitions: Mapping[str, Schema], *, nullable: bool = False) -> Schema:
+    """`{tag: NAME, options of NAME}`, or NAME alone where no option is required; `names` maps NAME to its definition.
+
+    By if and then, not oneOf: so an editor, and whoever reads its errors, sees one part and not all of them.
+    """
+    found = {name: definitions[key] for name, key in names.items()}
+    about = "; ".join(f"{name}: {_headline(schema)}" for name, schema in found.items())
+    branches = [
+        {
+            "if": {"required": [tag], "properties": {tag: {"const": name}}},
+            "then": {"$ref": f"#/$defs/{key}"},
+        }
+        for name, key in names.items()
+    ]
+    whole: Schema = {
+        "type": "object",
+        "required": [tag],
+        "properties": {tag: {"enum": list(names), "description": about}},
+        "allOf": branches,
+    }
+    short = [name for name, schema in found.items() if set(schema.get("required", [])) <= {tag}]
+    others: list[str | None] = [*short, None] if nullable else [*short]
+    # a name alone is an enum of its own, not an `else`: editors take their proposals from there
+    by_name = {"anyOf": [{"enum": others}, {"type": "object"}], "if": {"type": "object"}, "then": whole}
+    return whole if tag == "task" else by_name
+
+
+def _headline(schema: Mapping[str, Any]) -> str:
+    return str(schema.get("description", "")).partition("\n")[0]
+
+
+# --------------------------------------------------------------------------------------------- the whole recipe
+
+
+def _top(tasks: Iterable[str]) -> Schema:
+    """The recipe's own keys; parts and sections are references."""
+    by_name = {
+        name: {"if": {"required": ["task"]}, "then": _ref("task"), "else": _ref(f"task.{name}")}
+        for name in tasks
+        if TASK_NAME.fullmatch(name)
+    }
+    own: dict[str, Schema] = {
+        "format": {"type": "integer", "minimum": 1, "maximum": RECIPE_FORMAT, "default": RECIPE_FORMAT},
+        "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
+        "seed": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "default": 0},
+        "data_root": {"type": "string", "minLength": 1, "default": "."},
+        "backbone": _ref("backbone"),
+        "tasks": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": f"^{TASK_NAME.pattern}$"},
+            "properties": by_name,
+            "additionalProperties": _ref("task"),
+        },
+        "data": _optional("section.data"),
+        "sampler": {**_ref("sampler"), "default": "uniform"},
+        "algorithm": _ref("algorithm"),
+        "optimizer": _ref("optimizer"),
+        "schedule": {**_ref("schedule"), "default": "constant"},
+        "training": _optional("section.training"),
+        "budget": _optional("section.budget"),
+        "evaluation": _optional("section.evaluation"),
+        "checkpoint": _optional("section.checkpoint"),
+        "reporters": {"type": "array", "items": _ref("reporter"), "default": ["console", "jsonl"]},
+    }
+    assert own.keys() == {"format", *(field.name for field in dataclasses.fields(Recipe))}
+    for name, text in HELP.items():
+        own[name]["description"] = text
+    return {
+        "$schema": DRAFT,
+        "description": f"{MADE_BY}, which writes it again with the plugins that are installed.",
+        "type": "object",
+        "required": [key for key in REQUIRED if key != "training"],
+        "properties": own,
+        "additionalProperties": False,
+        "if": {"required": ["budget"], "properties": {"budget": _given("examples")}},
+        "else": {
+            "required": ["training"],
+            "properties": {"training": {"anyOf": [_given("steps"), _given("epochs")]}},
+        },
+    }
+
+
+def _given(key: str) -> Schema:
+    """A mapping in which a number stands under the key."""
+    return {"type": "object", "required": [key], "properties": {key: {"type": "integer"}}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _optional(name: str) -> Schema:
+    return {"anyOf": [_ref(name), {"type": "null"}]}
+
+
+# ------------------------------------------------------------------------------------------------ putting together
+
+
+def _resolved(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """The definition that a schema is no more than a reference to, else the schema."""
+    target = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    return definitions[target] if target in definitions else schema
+
+
+def _finished(value: Any, definitions: Mapping[str, Schema]) -> Any:
+    """The same with every choice written out: which members need no option shows only when all are there."""
+    if isinstance(value, list):
+        return [_finished(item, definitions) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if CHOICE in value:
+        own = {key: value[key] for key in (CHOICE, "members", "nullable")}
+        names = {name: member["$ref"].removeprefix("#/$defs/") for name, member in own["members"].items()}
+        rest = {key: item for key, item in value.items() if key not in own}
+        return {**_choice(own[CHOICE], names, definitions, nullable=own["nullable"]), **rest}
+    return {key: _finished(item, definitions) for key, item in value.items()}
+
+
+def _references(value: Any) -> Iterator[str]:
+    """Names of all definitions that a schema refers to."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key == "$ref":
+                yield item.removeprefix("#/$defs/")
+            else:
+                yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+
+
+def _used(top: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
+    """The definitions that can be reached from the top, sorted by name."""
+    reached: set[str] = set()
+    waiting = list(_references(top))
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += _references(definitions[name])
+    return {name: definitions[name] for name in sorted(reached)}

@@ -1,0 +1,132 @@
+"""The fixed sections of a recipe, each a frozen dataclass with a line of help under every option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mtmeta.core.api.contracts import Algorithm, Backbone, Reporter, Sampler, Task
+from mtmeta.core.api.optimizers import OptimizerOptions
+from mtmeta.core.api.option_types import Fraction, PositiveFloat, PositiveInt
+from mtmeta.core.api.schedules import ScheduleOptions
+from mtmeta.core.tables.data_file import Dialect
+
+__all__ = [
+    "RECIPE_FORMAT",
+    "BudgetOptions",
+    "CheckpointOptions",
+    "DataOptions",
+    "EvaluationOptions",
+    "Recipe",
+    "TrainingOptions",
+]
+
+RECIPE_FORMAT = 1
+Split = Literal["dev", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Dialect):
+    """How data files are read."""
+
+    on_bad_rows: Literal["error", "skip"] = "error"
+    """`error` names file and line; `skip` leaves bad rows out, counts and shows them."""
+    train_fraction: Fraction = 1.0
+    """Share of each training set to use, a seeded subset stratified by label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How long, and with which numerics."""
+
+    steps: PositiveInt | None = None
+    """Outer steps (meta-iterations for reptile and fomaml)."""
+    epochs: PositiveInt | None = None
+    """Epochs instead of steps, for individual and joint."""
+    clip: PositiveFloat | None = None
+    """Largest norm of the update direction; applied once, after accumulation."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast on GPUs that have it, else fp32. Weights and optimizer state stay fp32."""
+    grad_accumulation: PositiveInt = 1
+    """Parts a batch is split into, to save memory; the gradient is that of the whole batch."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A non-finite loss or gradient stops the run, or skips that step and counts it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """How much training may spend, so that regimes are compared at the same cost."""
+
+    examples: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    """Encoder example-forwards, a pair counting as one: the run has as many steps as stay within them, whatever
+    `training` says. Learners that train alone (individual) have equal shares, one for each of their tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """When to evaluate, and what selects the best weights."""
+
+    every: Annotated[int, Field(ge=1, le=10_000_000)] | Literal["epoch"] | None = 20
+    """Steps between evaluations, `epoch`, or null for the end only."""
+    select_on: Split = "dev"
+    """Split that selects the best weights."""
+    report_on: Split = "dev"
+    """Split of the final table."""
+    select: str = "mean"
+    """`mean` of the primary metrics, or one task's name."""
+    batch_tokens: PositiveInt = 8192
+    """Tokens in one evaluation batch."""
+    gradients: bool = False
+    """Whether to measure, at every evaluation, the norms of the tasks' gradients on the shared encoder and the cosines
+    between them, on one training batch of each task; takes the memory of one gradient a task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """When to save the whole state."""
+
+    every: PositiveInt | None = None
+    """Steps between checkpoints; null for the end, and what `minutes` adds."""
+    minutes: PositiveFloat | None = 10.0
+    """Minutes after the last checkpoint until another one is due, at the end of a step; what a kill costs at most.
+    It stands in no event and goes when the run has got further. Null for none."""
+    keep: PositiveInt = 2
+    """Newest checkpoints kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A validated recipe: every part an object with its options."""
+
+    name: str
+    """What the run is called, and its directory in `runs`: letters, digits, `.`, `_`, `-`; default the file's name."""
+    seed: int
+    """An integer from 0 that every draw of the run is a function of; default 0."""
+    data_root: str
+    """Folder that data paths start from; default: the working directory."""
+    backbone: Backbone
+    """The encoder and its tokenizer."""
+    tasks: dict[str, Task]
+    """The tasks, each under a name of its own: a letter, then at most 63 of a-z 0-9 _ -."""
+    data: DataOptions
+    """How data files are read."""
+    sampler: Sampler
+    """How often each task is drawn; default `uniform`."""
+    algorithm: Algorithm
+    """How the direction of a step is found."""
+    optimizer: OptimizerOptions
+    """What takes the steps; with an inner loop, the outer (meta) optimizer."""
+    schedule: ScheduleOptions
+    """How the learning rate of `optimizer` changes; default `constant`."""
+    training: TrainingOptions
+    """How long, and with which numerics."""
+    budget: BudgetOptions
+    """A number of example-forwards in place of a number of steps."""
+    evaluation: EvaluationOptions
+    """When to evaluate, and what selects the best weights."""
+    checkpoint: CheckpointOptions
+    """When to save the whole state."""
+    reporters: tuple[Reporter, ...]
+    """What becomes of the events of a run; default `[console, jsonl]`."""

@@ -1,0 +1,125 @@
+"""pydantic's errors in the words of the house: `file:line:col: what is wrong, quoting the token; one fix`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from mtmeta.core.recipe.strict_yaml import NUMBER, Path_
+from mtmeta.core.registry.option_fields import _base, _is_choice, _literals, _members, adapter, expectation, field_hints
+from mtmeta.core.wording import choose, did_you_mean, quote
+
+__all__ = ["Fault", "convert", "describe"]
+
+Fault = tuple[Path_, str, bool]  # path in the recipe, message, "points at the key"
+
+
+def convert(kind: Any, data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[Fault]]:
+    """An object of dataclass `kind` from plain data that stands at `at` in the recipe, or None and every fault found.
+
+    Validation is strict (a string is never a number, a number never a boolean) and runs in JSON mode, where a list
+    may fill a tuple. `schedule: cosine` is short for `schedule: {name: cosine}`.
+    """
+    hints = field_hints(kind)
+    data = {key: {"name": v} if isinstance(v, str) and _is_choice(hints.get(key)) else v for key, v in data.items()}
+    try:
+        return adapter(kind).validate_json(json.dumps(data), strict=True), []
+    except ValidationError as error:
+        faults: dict[Path_, Fault] = {}
+        for item in error.errors(include_url=False):
+            fault = _fault(kind, data, item, at)
+            faults.setdefault(fault[0], fault)  # a union reports once for each member; the first will do
+    # where the list that a union may be has a bad item, that it is no number either is beside the point
+    return None, [fault for path, fault in faults.items() if not _has_below(faults, path)]
+
+
+def _has_below(faults: Iterable[Path_], path: Path_) -> bool:
+    return any(len(other) > len(path) and other[: len(path)] == path for other in faults)
+
+
+def _fault(kind: type[Any], data: Any, item: Any, at: Path_) -> Fault:
+    path, value, owner = _walk(kind, data, item["loc"])
+    what, last = item["type"], item["loc"][-1] if item["loc"] else ""
+    full, dotted = (*at, *path), ".".join(map(str, (*at, *path)))
+    if what in ("unexpected_keyword_argument", "extra_forbidden"):
+        section = ".".join(map(str, full[:-1]))
+        where = f" in {quote(section)}" if section else ""
+        return full, f"unknown key {quote(last)}{where}{choose(str(last), field_hints(owner))}", True
+    if what.startswith("missing") and isinstance(last, str):
+        return (*full, last), f"{dotted or 'the recipe'} needs {quote(last)}; add it", False
+    if what == "union_tag_not_found":
+        return full, f"{dotted} needs 'name'; one of {', '.join(_tags(kind, path))}", False
+    if what == "union_tag_invalid":
+        tag = value.get("name") if isinstance(value, dict) else value
+        return (*full, "name"), f"unknown {dotted} {quote(tag)}{choose(str(tag), _tags(kind, path))}", False
+    hint = _hint_at(kind, path)
+    expected, options = expectation(hint), _literals(hint)
+    found = f"found {describe(value)}"
+    if expected == "true or false" and isinstance(value, str):
+        return full, f"{quote(value)} is not a boolean here; write true or false", False
+    if isinstance(value, str) and options:
+        found += did_you_mean(value, options)
+    elif isinstance(value, str) and expected.startswith(("a number", "an integer")):
+        plain = "a number" if expected.startswith("a number") else "an integer"
+        quoted = "; remove the quotes" if NUMBER.fullmatch(value) else ""
+        return full, f"{dotted}: expected {plain}, {found}{quoted}", False
+    elif expected == "text" and isinstance(value, int | float):
+        found += "; put it in quotes"
+    return full, f"{dotted} must be {expected}, {found}", False
+
+
+def describe(value: Any) -> str:
+    """What stands in the recipe where something else should: the token itself, or what kind of thing it is."""
+    if isinstance(value, dict | list):
+        kind = "mapping" if isinstance(value, dict) else "list"
+        return f"a {kind} of {len(value)}" if value else f"an empty {kind}"
+    return quote(value)
+
+
+def _walk(kind: type[Any], data: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any, type[Any]]:
+    """pydantic's loc without union tags: the path in the data, the value there, the dataclass that owns it."""
+    path: list[str | int] = []
+    value, owner = data, kind
+    for part in loc:
+        if isinstance(value, dict) and part in value:
+            hint = field_hints(owner).get(str(part))
+            path.append(part)
+            value = value[part]
+            owner = _member(hint, value) or owner
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            path.append(part)
+            value = value[part]
+    return tuple(path), value, kind if not path[:-1] else _owner(kind, data, path[:-1])
+
+
+def _owner(kind: type[Any], data: Any, path: Sequence[str | int]) -> type[Any]:
+    for part in path:
+        data = data[part]
+        kind = _member(field_hints(kind).get(str(part)), data) or kind
+    return kind
+
+
+def _member(hint: Any, value: Any) -> type[Any] | None:
+    """The dataclass that `value` fills: the one whose `name` tag it carries, or the only one."""
+    kinds = [member for member in _members(hint) if hasattr(member, "__dataclass_fields__")]
+    tag = value.get("name") if isinstance(value, dict) else None
+    return next((k for k in kinds if getattr(k, "name", None) == tag), kinds[0] if len(kinds) == 1 else None)
+
+
+def _hint_at(kind: type[Any], path: Sequence[str | int]) -> Any:
+    hint: Any = kind
+    for part in path:
+        owners = [member for member in _members(hint) if hasattr(member, "__dataclass_fields__")]
+        found = next((field_hints(o)[str(part)] for o in owners if str(part) in field_hints(o)), None)
+        if found is None:
+            args = [a for member in _members(hint) for a in get_args(_base(member)) if a is not Ellipsis]
+            found = args[min(part, len(args) - 1)] if isinstance(part, int) and args else (args[-1] if args else str)
+        hint = found
+    return hint
+
+
+def _tags(kind: type[Any], path: Sequence[str | int]) -> list[str]:
+    return [str(getattr(member, "name", "")) for member in _members(_hint_at(kind, path))]

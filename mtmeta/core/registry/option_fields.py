@@ -1,0 +1,141 @@
+"""Options of parts as types, help and words: what validation, schema and help all go by."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import textwrap
+import types
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter
+from pydantic.fields import FieldInfo
+
+from mtmeta.core.wording import safe
+
+__all__ = ["adapter", "clean", "expectation", "field_docs", "field_hints"]
+
+
+def field_docs(part: type[Any]) -> dict[str, str]:
+    """The string under each field of a dataclass and its bases."""
+    docs: dict[str, str] = {}
+    for kind in reversed(part.__mro__):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        except (OSError, TypeError, SyntaxError):
+            continue  # a class made in an interactive session has no source
+        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+        for field, after in itertools.pairwise(body):
+            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+                continue
+            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                docs[field.target.id] = clean(str(after.value.value))
+    return docs
+
+
+def clean(text: str) -> str:
+    """A docstring fit for a terminal, line by line."""
+    return "\n".join(safe(line, 500) for line in inspect.cleandoc(text).split("\n"))
+
+
+@functools.lru_cache(maxsize=256)  # making one takes longer than reading a recipe
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """pydantic's validator of a dataclass, which refuses keys that it does not know."""
+    kind.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=False)
+    for base in _nested(kind):
+        base.__pydantic_config__ = ConfigDict(extra="forbid")
+    return TypeAdapter(kind)
+
+
+def field_hints(kind: Any) -> Mapping[str, Any]:
+    """Fields of a dataclass with their annotations, `Annotated` kept."""
+    return _field_hints(kind)
+
+
+@functools.lru_cache(maxsize=256)
+def _field_hints(kind: Any) -> Mapping[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hints[name] for name in kind.__dataclass_fields__ if name in hints and _is_option(kind, name)}
+
+
+def _is_option(kind: type[Any], name: str) -> bool:
+    return kind.__dataclass_fields__[name]._field_type.name == "_FIELD"  # type: ignore[no-any-return]
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    """The types a hint admits, unions and Annotated taken apart; Annotated numbers stay whole."""
+    if get_origin(hint) is Annotated and get_origin(get_args(hint)[0]) in (Union, types.UnionType):
+        yield from _members(get_args(hint)[0])
+    elif get_origin(hint) in (Union, types.UnionType):
+        for member in get_args(hint):
+            yield from _members(member)
+    else:
+        yield hint
+
+
+def _nested(kind: type[Any]) -> Iterator[type[Any]]:
+    for hint in field_hints(kind).values():
+        for member in _members(hint):
+            if hasattr(member, "__dataclass_fields__"):
+                yield member
+                yield from _nested(member)
+
+
+def _is_choice(hint: Any) -> bool:
+    """Whether an option is a choice of dataclasses by `name`, such as an optimizer."""
+    members = list(_members(hint))
+    return bool(members) and all(hasattr(member, "__dataclass_fields__") for member in members)
+
+
+def _literals(hint: Any) -> list[str]:
+    return [str(o) for member in _members(hint) if get_origin(member) is Literal for o in get_args(member)]
+
+
+_PLAIN = {bool: "true or false", str: "text", int: "an integer", float: "a finite number", type(None): "null"}
+
+
+def expectation(hint: Any) -> str:
+    """What an option takes, in words: `an integer from 1 to 10000000`, `a number > 0 and finite`, `one of a, b`."""
+    literals = _literals(hint)
+    parts = [_expect_one(member) for member in _members(hint) if get_origin(member) is not Literal]
+    if literals:
+        parts.append(("one of " if len(literals) > 1 else "") + ", ".join(literals))
+    if "null" in parts:
+        parts = [part for part in parts if part != "null"] + ["null"]
+    return " or ".join(dict.fromkeys(parts))
+
+
+def _expect_one(hint: Any) -> str:
+    base = _base(hint)
+    metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    limits = [m for item in metadata if isinstance(item, FieldInfo) for m in item.metadata]
+    given = {key: getattr(m, key) for m in limits for key in ("ge", "gt", "le", "lt", "min_length") if hasattr(m, key)}
+    if get_origin(base) in (list, tuple):
+        fixed = None if Ellipsis in get_args(base) else len(get_args(base)) or None
+        least = f" of at least {given['min_length']}" if "min_length" in given else ""
+        return f"a list of {fixed}" if fixed else f"a list{least}"
+    if get_origin(base) is dict or hasattr(base, "__dataclass_fields__"):
+        return "a mapping"
+    if base in (int, float) and given:
+        return _bounded(base, given)
+    return _PLAIN.get(base, getattr(base, "__name__", str(base)))
+
+
+def _base(hint: Any) -> Any:
+    """The type without its `Annotated`."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _bounded(base: Any, limits: dict[str, Any]) -> str:
+    noun = "an integer" if base is int else "a number"
+    if "ge" in limits and "le" in limits:
+        return f"{noun} from {limits['ge']} to {limits['le']}"
+    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+    text = " and ".join(f"{signs[key]} {value:g}" for key, value in limits.items())
+    return f"{noun} {text}" + (" and finite" if base is float and "le" not in limits and "lt" not in limits else "")

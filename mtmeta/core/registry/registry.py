@@ -1,0 +1,192 @@
+"""Names to parts: who supplied each, duplicates, and the nearest name when one is unknown."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
+from mtmeta.core.api.option_types import Inputs
+from mtmeta.core.errors import MtmetaError, PluginError, RecipeError
+from mtmeta.core.registry.blame import accuse
+from mtmeta.core.registry.discovery import Plugin, Plugins, load_plugins
+from mtmeta.core.registry.option_fields import adapter, field_hints
+from mtmeta.core.wording import nearest, quote, safe, told
+
+__all__ = ["KINDS", "Registry", "Supplied", "build_registry"]
+
+KINDS: dict[str, type[Any]] = {
+    "task": Task,
+    "algorithm": Algorithm,
+    "backbone": Backbone,
+    "sampler": Sampler,
+    "metric": Metric,
+    "reporter": Reporter,
+}
+PART_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOOK_OF = {"task": "tasks", "algorithm": "algorithms", "backbone": "backbones", "sampler": "samplers"} | {
+    "metric": "metrics",
+    "reporter": "reporters",
+}
+
+
+@dataclass(frozen=True)
+class Supplied:
+    """A part and the plugin it came from."""
+
+    part: Any
+    plugin: Plugin
+
+
+class Registry:
+    """All parts of all plugins that are not broken, by kind and name."""
+
+    def __init__(self, plugins: Plugins) -> None:
+        self.plugins = plugins
+        self._parts: dict[str, dict[str, list[Supplied]]] = {kind: {} for kind in KINDS}
+        for plugin in plugins.found:
+            if not plugin.broken:
+                self._add(plugin)
+
+    def _add(self, plugin: Plugin) -> None:
+        supplied = [(kind, part) for kind, hook in _HOOK_OF.items() for part in plugin.parts.get(hook, [])]
+        for kind, part in supplied:
+            plugin.broken = plugin.broken or _fault(kind, part, plugin) or self._taken(kind, part, plugin)
+        if plugin.broken:
+            plugin.parts = {}
+            return
+        for kind, part in supplied:
+            made = _blamed(part, plugin) if isinstance(part, Metric) and plugin.foreign else part
+            self._parts[kind].setdefault(part.name, []).append(Supplied(made, plugin))
+
+    def _taken(self, kind: str, part: Any, plugin: Plugin) -> str | None:
+        """A name of our own is a fault, not a conflict, which would take with it every recipe that only wants ours."""
+        if plugin.foreign and not all(other.plugin.foreign for other in self.suppliers(kind, part.name)):
+            return f"{kind} {quote(part.name)} is one of mtmeta's own; it needs another name"
+        return None
+
+    def names(self, kind: str) -> list[str]:
+        """Sorted names of all parts of a kind."""
+        return sorted(self._parts[kind])
+
+    def suppliers(self, kind: str, name: str) -> list[Supplied]:
+        """Every supply of a name; more than one is a conflict."""
+        return self._parts[kind].get(name, [])
+
+    def conflicts(self) -> list[PluginError]:
+        """An error for each name that several plugins supply."""
+        return [
+            self._conflict(kind, name)
+            for kind, parts in self._parts.items()
+            for name in sorted(parts)
+            if len(parts[name]) > 1
+        ]
+
+    def get(self, kind: str, name: str, place: str) -> Any:
+        """The part called `name`. Raises RecipeError if unknown, PluginError if in conflict or maybe broken."""
+        supplied = self.suppliers(kind, name)
+        if len(supplied) == 1:
+            return supplied[0].part
+        if supplied:
+            raise self._conflict(kind, name)
+        raise self._unknown(kind, name, place)
+
+    def _conflict(self, kind: str, name: str) -> PluginError:
+        who = [quote(s.plugin.distribution) for s in self.suppliers(kind, name)]
+        given = "provided by both " + " and ".join(who) if len(set(who)) > 1 else f"provided twice by {who[0]}"
+        return PluginError("", f"{kind} {quote(name)} is {given}; block one with MTMETA_PLUGINS or --no-plugin")
+
+    def _unknown(self, kind: str, name: str, place: str) -> MtmetaError:
+        known = self.names(kind)
+        match = nearest(name, known)
+        hint = f"; did you mean {quote(match)}?" if match else ";"
+        what = f"unknown {kind} {quote(name)}{hint} (installed: {', '.join(known)})"
+        broken = [f"{plugin} is broken: {plugin.broken}" for plugin in self.plugins.broken]
+        # with a near name it is a slip of the pen; without one a broken plugin may be the reason
+        kind_of_error: Callable[..., MtmetaError] = PluginError if broken and not match else RecipeError
+        return kind_of_error(place, what, help=broken)
+
+
+def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
+    """Why `part` is no part of this kind, or None. Only foreign parts are tried out; a test does it for our own."""
+    hook, base = f"register_{_HOOK_OF[kind]}", KINDS[kind]
+    try:
+        if base is Metric:
+            if not isinstance(part, Metric):
+                return safe(f"{hook} holds {part!r}, expected a mtmeta.Metric", 200)
+            if not (isinstance(part.name, str) and part.name and callable(part.function)):
+                return safe(f"{hook} holds {part!r}, expected a name and a function", 200)
+            return _name_fault(kind, part.name)  # whom core.blame names, its function says: see _blamed
+        if not (isinstance(part, type) and issubclass(part, base)):
+            return safe(f"{hook} holds {part!r}, expected a subclass of mtmeta.{base.__name__}", 200)
+        name = getattr(part, "name", None)
+        if not isinstance(name, str) or not name:
+            return safe(f"{part.__name__} has no name", 200)
+        if what := _name_fault(kind, name):
+            return what
+        if "__dataclass_fields__" not in part.__dict__:
+            dataclass(frozen=True)(part)  # a subclass without options of its own need not say @dataclass
+        if issubclass(part, Task) and (what := _task_fault(part)):
+            return safe(f"task {quote(name)}: {what}", 200)
+        if plugin.foreign:
+            (
+                field_hints(part),
+                adapter(part),
+            )  # options whose types cannot be resolved show here, not in the middle of a command
+        part._supplier = plugin  # type: ignore[attr-defined]  # whom core.blame names
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return safe(f"{hook} holds a part that cannot be used: {told(error)}", 200)
+    return None
+
+
+def _name_fault(kind: str, name: str) -> str | None:
+    """Names are written in recipes, used in file names and printed."""
+    fit = PART_NAME.fullmatch(name)
+    return None if fit else f"{kind} name {quote(name)} is not allowed; use at most 64 letters, digits, . _ -"
+
+
+def _task_fault(task: type[Task]) -> str | None:
+    """What is wrong with what a task says of itself; properties can be asked of an instance only."""
+    metrics, inputs = (inspect.getattr_static(task, key) for key in ("metrics", "inputs"))
+    if not isinstance(metrics, property):
+        named = isinstance(metrics, tuple | list) and metrics and all(isinstance(name, str) for name in metrics)
+        if not named:
+            return f"metrics is {metrics!r}, expected a tuple of at least one name"
+    if not isinstance(inputs, property) and inputs not in get_args(Inputs):
+        return f"inputs is {inputs!r}, expected one of {', '.join(get_args(Inputs))}"
+    return None
+
+
+def _blamed(metric: Metric, plugin: Plugin) -> Metric:
+    """The same metric, whose errors name its plugin."""
+
+    def function(labels: Any, predictions: Any) -> float:
+        try:
+            # copies: whatever it does to them, the next metric and the next evaluation see the true ones
+            return float(metric.function(copy.copy(labels), copy.copy(predictions)))
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            raise accuse(plugin, "metric", metric.name, error) from error
+
+    with suppress(Exception):  # it may be any object, with any idea of what its attributes are
+        functools.update_wrapper(function, metric.function)
+    function._supplier = plugin  # type: ignore[attr-defined]  # a Metric itself has no room for it
+    return dataclasses.replace(metric, function=function)
+
+
+def build_registry(*, block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None) -> Registry:
+    """A registry of everything installed. Warns of each broken plugin through `warn`."""
+    registry = Registry(load_plugins(block=block, warn=warn))
+    for plugin in registry.plugins.broken:
+        warn(f"{plugin} is broken: {plugin.broken}")
+    return registry

@@ -1,0 +1,117 @@
+"""How fetching looks: a progress bar on a terminal, a line now and then elsewhere, and the table of what is where."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from mtmeta.core.reports.terminal.tables import console_for_tables
+from mtmeta.core.storage.download import Watcher, amount
+from mtmeta.core.wording import safe
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["FetchView", "show_fetched"]
+
+EVERY = 5.0  # seconds between two plain lines
+LARGE = 10_000_000  # bytes that are worth a line before they come
+NAME, WIDE = 24, 80  # columns of a file's name in the bar, and of a terminal that has room for all of it
+DIGEST = 12  # characters of a hash that tell it from another
+STATUS = {"unknown": "perhaps"}  # only the hub knows whether there is one
+COUNTED = ("cached", "fetched", "missing", "damaged")
+
+
+class FetchView(Watcher):
+    """On stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._label, self._began, self._told = "", 0.0, 0.0
+        self._start, self._done = 0, 0
+
+    def begin(self, label: str, done: int, total: int | None) -> None:
+        self._label, self._start, self._done = label, done, done
+        self._began = self._told = time.monotonic()
+        console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._open_bar(console, done, total)
+        elif done or total is None or total >= LARGE:
+            size = f", {amount(total)}" if total is not None else ""
+            _say(f"fetching {label}{size}{f', going on from {amount(done)}' if done else ''}")
+
+    def advance(self, done: int, total: int | None) -> None:
+        self._done = done
+        now = time.monotonic()
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+        elif now - self._told >= EVERY:
+            self._told = now
+            rate = (done - self._start) / (now - self._began)
+            of = f" of {amount(total)}" if total is not None else ""
+            _say(f"  {amount(done)}{of}, {amount(int(max(rate, 0)))}/s")
+
+    def end(self, label: str, complete: bool) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if complete:
+            seconds = time.monotonic() - self._began
+            _say(f"fetched {label}: {amount(self._done)} in {seconds:.1f} s")
+        else:
+            _say(f"stopped at {amount(self._done)} of {label}; the same command goes on from there")
+
+    def note(self, text: str) -> None:
+        _say(text)
+
+    def _open_bar(self, console: Console, done: int, total: int | None) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as SpeedColumn
+
+        name = self._label if len(self._label) <= NAME else ".." + self._label[2 - NAME :]  # files differ in their ends
+        columns: list[ProgressColumn] = [TextColumn("{task.description}", markup=False), DownloadColumn()]
+        if console.width >= WIDE:
+            columns = [columns[0], BarColumn(bar_width=16), columns[1], SpeedColumn(), TimeRemainingColumn()]
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task(safe(name), total=total, completed=done)
+        self._bar.start()
+
+
+def _say(text: str) -> None:
+    if sys.stderr is not None:
+        print(safe(text, 500), file=sys.stderr, flush=True)
+
+
+def show_fetched(found: Mapping[str, Any]) -> None:
+    """Print what recipes name elsewhere, file by file: whether it is there, its size and how its SHA-256 begins."""
+    console = console_for_tables()  # names are long and tell all: lines, not a table that would fold them
+    sources = found["sources"]
+    files = [one for source in sources for one in source["files"]]
+    width = max((len(safe(one["file"], 200)) for one in files), default=0)
+    for source in sources:
+        console.print(safe(source["pinned"], 500))
+        for one in source["files"]:
+            size = amount(one["size"]) if one["size"] is not None else ""
+            digest = f"sha256 {one['sha256'][:DIGEST]}.." if one["sha256"] else ""
+            row = (
+                f"  {safe(one['file'], 200):{width}}  {STATUS.get(one['status'], one['status']):9}  {size:>9}  {digest}"
+            )
+            console.print(row.rstrip())
+    if sources:
+        counts = {kind: sum(one["status"] == kind for one in files) for kind in COUNTED}
+        said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        fetched = f"; {amount(found['fetched_bytes'])} came" if found["fetched_bytes"] else ""
+        console.print(f"{said}{fetched}")
+    else:
+        console.print("nothing to fetch: the recipes name no weights and no data elsewhere")
+    lacking = list(dict.fromkeys(one["path"] for one in found["local"] if not one["exists"]))
+    if lacking:
+        folder = Path(lacking[0]).parent
+        names = ", ".join(Path(path).name if Path(path).parent == folder else path for path in lacking)
+        console.print(f"not in {safe(str(folder), 300)}, and a path cannot be fetched: {safe(names, 500)}")

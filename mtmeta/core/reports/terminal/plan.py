@@ -1,0 +1,138 @@
+"""The plan of a run (`mtmeta run --dry-run`), as people read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from mtmeta.core.reports.terminal.tables import Folding, box_of, console_for_tables
+from mtmeta.core.wording import safe
+
+__all__ = ["duration", "show_plan"]
+
+
+def show_plan(plan: Mapping[str, Any]) -> None:
+    """Print what the run would do, a table of its tasks, and how long it would take."""
+    console = console_for_tables()
+    console.print(
+        f"plan of {safe(plan['recipe'])}, nothing was trained for good or written to {safe(plan['run'], 200)}"
+    )
+    rows = {
+        "run directory": f"{safe(plan['run'], 200)} ({_state(plan)})",
+        "algorithm": safe(plan["algorithm"]),
+        "backbone": f"{safe(plan['backbone'])}, at most {plan['max_length']} tokens, {safe(plan['weights'], 24)}",
+        "parameters": f"{plan['encoder_parameters']:,} encoder + {plan['own_parameters']:,} heads",
+        "device": f"{safe(plan['device'])}, {plan['precision']}"
+        + (f", {plan['threads']} thread{'s' * (plan['threads'] > 1)}" if plan["device"] == "cpu" else ""),
+    }
+    if any(task["train"]["file"] != task["train"]["name"] for task in plan["tasks"].values()):
+        rows["data"] = safe(plan["data_root"], 200)  # not only the sample inside the package
+    if bad := _bad_rows(plan["tasks"]):
+        rows["left out"] = f"bad rows: {bad}"
+    if plan["train_fraction"] != 1:
+        rows["train fraction"] = f"{plan['train_fraction']:g} of every training set; the rows below are those used"
+    for group in plan["groups"]:
+        name = f" {'+'.join(map(safe, group['tasks']))}" * (len(plan["groups"]) > 1)
+        rows[f"steps{name}"] = _steps(group)
+        rows[f"checkpoints{name}"] = _checkpoints(group)
+    if plan["disk_bytes"] is not None:
+        rows["on disk"] = f"{_bytes(plan['disk_bytes'])} at most, one checkpoint more while it is written"
+    rows["memory so far"] = _bytes(plan["peak_memory_bytes"])
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        console.print(f"{name:{width}}  {text}")
+    console.print(_tasks(console, plan["tasks"]))
+    for note in plan["notes"]:
+        console.print(f"note: {safe(note, 300)}")
+    _show_seconds(console, plan["seconds"])
+
+
+def _state(plan: Mapping[str, Any]) -> str:
+    state = str(plan["state"])
+    if state == "goes on":
+        return "would go on at step " + ", ".join(f"{group['done']:,}" for group in plan["groups"])
+    return {"new": "new", "finished": "finished: there is nothing to do; --fresh would start over"}.get(state, state)
+
+
+def _steps(group: Mapping[str, Any]) -> str:
+    about = "" if group["counted"] else "about "
+    text = f"{group['steps']:,}"
+    if group["examples"] is not None:
+        text += f", {about}{group['examples']:,} example-forwards"
+    count = group["evaluations"]
+    return text + f", {count:,} evaluation{'s' * (count != 1)} (every {group['evaluate_every']:,} steps)"
+
+
+def _checkpoints(group: Mapping[str, Any]) -> str:
+    size = f" of {_bytes(group['checkpoint_bytes'])}" if group["checkpoint_bytes"] is not None else ""
+    return (
+        f"{group['checkpoints']:,} scheduled{size}, {group['keep']} kept; best weights of {_bytes(group['best_bytes'])}"
+    )
+
+
+def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
+    """Narrow enough for 80 columns; `--json` has more."""
+    table = Folding(box=box_of(console))
+    splits = [split for split in ("dev", "test") if any(split in task for task in tasks.values())]
+    for heading in ("task", "train", "rows", "batch", "inner", "examples", "epochs", *splits):
+        table.add_column(heading, justify="left" if heading in ("task", "train") else "right")
+    for name, task in tasks.items():
+        kind = f" ({safe(task['task'])})" if task["task"] != name else ""
+        known = task["examples"] is not None
+        cells = [
+            safe(name) + kind,
+            safe(task["train"]["name"], 60),
+            f"{task['train']['rows']:,}",
+            f"{task['batch_size']:,}",
+            f"{task['inner_steps']:,}",
+            f"{task['examples']:,}" if known else "?",
+            f"{task['epochs']:.2f}" if known else "?",
+            *(f"{task[split]['rows']:,}" if split in task else "" for split in splits),
+        ]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _bad_rows(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    found = {
+        f"{safe(name)} {split}": task[split]["bad_rows"]
+        for name, task in tasks.items()
+        for split in ("train", "dev", "test")
+        if split in task
+    }
+    return ", ".join(f"{count:,} of {name}" for name, count in found.items() if count)
+
+
+def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:
+    if seconds is None:
+        console.print("no estimate of the time: nothing was probed")
+        return
+    rows = {
+        "training": (seconds["training"], f"{seconds['probed_steps']} steps timed"),
+        "evaluations": (seconds["evaluating"], f"{seconds['evaluations']} of them"),
+        "final scores": (seconds["scoring"], "with their intervals"),
+        "in all": (seconds["total"], f"after {duration(seconds['loading'])} of loading"),
+    }
+    for name, (part, text) in rows.items():
+        between = "" if part["low"] is None else f" ({duration(part['low'])} to {duration(part['high'])})"
+        console.print(f"{name:12}  {duration(part['seconds'])}{between}; {text}")
+    console.print("times are for a machine as busy as it was just now, without writing checkpoints")
+
+
+def duration(seconds: float) -> str:
+    """A span of time with two figures or so: `8.2 s`, `95 s`, `14 min`, `3 h 20 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 180:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _bytes(size: int) -> str:
+    for unit, one in (("GB", 10**9), ("MB", 10**6)):
+        if size >= one:
+            return f"{size / one:.1f} {unit}"
+    return f"{size / 1000:.1f} kB"

@@ -1,0 +1,123 @@
+"""`mtmeta runs`: the run directories under a folder, how far each is, and what it has come to."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from mtmeta.core.errors import MtmetaError, UsageError
+from mtmeta.core.reports.terminal.tables import Folding, box_of, console_for_tables
+from mtmeta.core.run.directory import RunDir
+from mtmeta.core.storage.lock import holder
+from mtmeta.core.wording import safe
+
+__all__ = ["age", "list_runs", "show_runs"]
+
+TAIL = 2**22  # bytes at the end of events.jsonl that are looked at
+ROOMY = 110  # columns of a terminal from which the metrics of a run fit in one line
+UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
+
+
+def list_runs(folder: str | Path) -> list[dict[str, Any]]:
+    """Every run under a folder, newest first: path, status, steps, metrics and when it was last written to.
+
+    `status` is finished, running or stopped; `step` of `steps` is where the group trained last is; `metrics` are those
+    of the best weights so far. Raises UsageError if there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise UsageError(str(folder), "no such folder; give one that holds run directories")
+    found = [_describe(RunDir(path)) for path in _run_folders(Path(folder))]
+    return sorted(found, key=lambda run: -run["changed"])
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Directories with a recipe and a lock; what lies inside one is not looked at."""
+    for place, folders, files in os.walk(folder):
+        if {"recipe.yaml", "recipe.lock.yaml"} <= set(files):
+            folders.clear()
+            yield Path(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+
+
+def _describe(run: RunDir) -> dict[str, Any]:
+    files = [run.recipe, run.lock_file, run.summary, run.path / "events.jsonl"]
+    changed = max(file.stat().st_mtime for file in files if file.exists())
+    who = holder(run.path)
+    made: dict[str, Any] = {"run": str(run.path), "status": "running" if who else "stopped", "holder": who or None}
+    made |= {"step": None, "steps": None, "split": None, "metrics": {}, "mean": None, "changed": round(changed, 3)}
+    try:
+        summary = run.finished()
+    except MtmetaError as error:
+        return made | {"status": f"damaged: {error.what}"}
+    if summary is not None:
+        metrics = {name: score["value"] for name, score in summary["tasks"].items()}
+        steps = {"step": summary["steps"], "steps": summary["steps"], "split": summary["split"]}
+        return made | {"status": "finished", **steps, "metrics": metrics, "mean": summary["mean"]}
+    return made | _progress(run.path / "events.jsonl")
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    """Where a run is that is not finished, by its last events, and the best metrics of each group so far."""
+    found: dict[str, Any] = {}
+    best: dict[str, dict[str, float]] = {}
+    latest: dict[str, dict[str, float]] = {}
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            lines = file.read().splitlines()
+    except OSError:
+        return found
+    for line in reversed(lines):
+        if b'"evaluated"' not in line and (b'"step"' not in line or "step" in found):
+            continue  # most lines are steps, and only the last one counts
+        try:
+            event = json.loads(line)
+            if event["type"] == "step" and "step" not in found:
+                found |= {"step": int(event["step"]), "steps": int(event["steps"])}
+            if event["type"] == "evaluated":
+                metrics = {str(name): float(score["value"]) for name, score in event["tasks"].items()}
+                found.setdefault("split", str(event["split"]))
+                latest.setdefault(str(event["group"]), metrics)
+                if event["best"] is True:
+                    best.setdefault(str(event["group"]), metrics)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue  # the first line is cut, the last may be under way
+    groups = {**latest, **best}  # a group's best may lie further back than what was read
+    merged = {name: value for group in reversed(groups.values()) for name, value in group.items()}
+    return found | ({"metrics": merged} if merged else {})
+
+
+def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
+    """Print a row for each run."""
+    console = console_for_tables()
+    if not runs:
+        console.print(f"no runs in {safe(str(folder))}")
+        return
+    table = Folding(box=box_of(console))
+    for heading in ("run", "status", "best metrics", "mean", "age"):
+        table.add_column(heading, justify="right" if heading in ("mean", "age") else "left")
+    for run in runs:
+        status = run["status"]
+        if status != "finished" and run["steps"]:
+            status += f", step {run['step']:,} of {run['steps']:,}"
+        between = "  " if console.width >= ROOMY else "\n"
+        metrics = between.join(f"{safe(name)} {value:.3f}" for name, value in run["metrics"].items())
+        mean = f"{run['mean']:.4f}" if run["mean"] is not None else ""
+        cells = (safe(run["run"], 200), safe(status, 200), metrics, mean, age(time.time() - run["changed"]))
+        table.add_row(*map(Text, cells))
+    console.print(table)
+
+
+def age(seconds: float) -> str:
+    """A span of time in its largest unit."""
+    for unit, length in UNITS:
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' * (count > 1)}"
+    return f"{max(0, int(seconds))} s"

@@ -1,0 +1,252 @@
+"""A run directory: what lies in it, whether a command may use it, and what must not have changed since.
+
+recipe.yaml  recipe.lock.yaml  backbone/  checkpoints/  events.jsonl  predictions/  summary.json
+metrics.jsonl and tensorboard/, where the recipe has these reporters
+
+`.lock` is there while a process trains in it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtmeta.core.api.backbone import LoadedBackbone
+from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError, WeightsError
+from mtmeta.core.recipe import strict_yaml
+from mtmeta.core.recipe.resolved import describe, differences, digest, dump
+from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.registry import Registry
+from mtmeta.core.run.summary import check_summary
+from mtmeta.core.storage.disk import clear_leftovers, disk_errors, read_json, write_file
+from mtmeta.core.storage.lock import LOCK_NAME
+from mtmeta.core.wording import safe
+
+if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a run needs none of it
+    import torch
+
+    from mtmeta.core.training.checkpoint import Checkpoints
+
+__all__ = ["RunDir", "check_hashes", "make_lock"]
+
+CONTENTS = (  # beside recipe and lock
+    *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "tensorboard"),
+)
+# what must be equal for a continued run to give the very same weights, beside recipe, data and weights
+EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "recipe.lock.yaml"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def backbone(self) -> Path:
+        return self.path / "backbone"
+
+    def checkpoints(self, group: str, groups: int, keep: int = 2) -> Checkpoints:
+        """One folder of checkpoints, or one for each group where there are several."""
+        from mtmeta.core.training.checkpoint import Checkpoints
+
+        folder = self.path / "checkpoints"
+        return Checkpoints(folder / group if groups > 1 else folder, keep)
+
+    def check_is_run(self) -> None:
+        """Raise UsageError if no run ever began here."""
+        if not self.recipe.exists():
+            raise UsageError(str(self.path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+
+    def lock(self) -> dict[str, Any]:
+        """The lock written when the run began."""
+        try:
+            data = strict_yaml.read_file(self.lock_file).data
+        except MtmetaError as error:
+            raise CheckpointError(str(self.lock_file), f"damaged ({error.what}); --fresh starts over") from error
+        if not isinstance(data.get("recipe"), str) or not isinstance(data.get("data"), dict):
+            raise CheckpointError(str(self.lock_file), "damaged; --fresh starts over")
+        return data
+
+    def check_usable(self, recipe: Recipe, *, fresh: bool) -> bool:
+        """Whether a run of this very recipe is here already. Raises if the directory is something else."""
+        nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise UsageError(str(nearest), "is a file; choose another directory with --out")
+        if nearest != self.path or not any(map(_counts, self.path.iterdir())):
+            return False
+        for path in (self.recipe, self.lock_file, *(self.path / name for name in CONTENTS)):
+            if path.is_symlink():  # it may lead anywhere, and what it leads to would be overwritten
+                raise UsageError(str(path), "is a symbolic link; remove it, or choose another directory with --out")
+        if not self.recipe.exists() and not self.lock_file.exists():
+            raise UsageError(f"{self.path}/", "not empty and not an mtmeta run; choose another directory with --out")
+        if fresh or not self.recipe.exists():  # a lock without a recipe: a run that was stopped while it began
+            return False
+        lock = self.lock()
+        if lock.get("recipe") == digest(recipe):
+            return True
+        changed = list(differences(strict_yaml.read_file(self.recipe).data, json.loads(json.dumps(describe(recipe)))))
+        differs = [key for key in changed if key.split(".")[0] not in ("name", "data_root", "reporters")]
+        shown = ", ".join(differs[:6]) + (", ..." if len(differs) > 6 else "") or "recipe.lock.yaml only"
+        was, now = str(lock.get("recipe"))[:4], digest(recipe)[:4]
+        what = f"was trained with recipe {was}..; this recipe is {now}.. (differs in: {shown})"
+        raise CheckpointError(str(self.path), f"{what}; choose another --out, or --fresh to start over")
+
+    def check_same(
+        self,
+        lock: Mapping[str, Any],
+        files: Mapping[str, tuple[str, str]],
+        *,
+        allow_changed_data: bool,
+        allow_inexact: bool,
+    ) -> None:
+        """Refuse to go on with other data files, weights, torch, threads or device kind than the run began with."""
+        before = self.lock()
+        if not allow_changed_data:
+            check_hashes(before.get("data", {}), files)
+        _check_sources(before, lock)
+        if before.get("backbone") != lock["backbone"]:
+            what = f"began with backbone weights {before.get('backbone')}, now they are {lock['backbone']}"
+            raise CheckpointError(str(self.path), f"{what}; choose another --out")
+        was, now = _exact(before), _exact(lock)
+        changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
+        if not changed:
+            return
+        shown = [", ".join(f"{key} {safe(found.get(key, 'absent'))}" for key in changed) for found in (was, now)]
+        if not allow_inexact:
+            what = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
+            raise CheckpointError(str(self.path), what)
+        # from here on it is this machine that must not change; and whoever reads the lock should know
+        current = {key: lock[key] for key in (*EXACT, "plugins", "packages")}
+        earlier = before.get("inexact")
+        notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
+        write_file(self.lock_file, dump({**before, **current, "inexact": notes}))
+
+    def begin(self, recipe: Recipe, lock: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Start a new run: clear an old one's files, then write recipe, lock and backbone files.
+
+        Wherever this is stopped, there is a lock and no recipe: what `check_usable` takes for a beginning.
+        """
+        with disk_errors(self.path):
+            self.recipe.unlink(missing_ok=True)
+            self.clear()  # what an earlier beginning left
+            write_file(self.lock_file, dump(dict(lock)))
+            for name in CONTENTS:
+                path = self.path / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for name, data in files.items():
+            write_file(self.backbone / name, data)
+        write_file(self.recipe, dump(describe(recipe)))
+
+    def clear(self) -> None:
+        """Remove what a kill left half-written."""
+        for folder in (self.path, self.backbone, self.path / "predictions"):
+            clear_leftovers(folder)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary, if the run is over. Raises CheckpointError if it is damaged."""
+        if not self.summary.exists():
+            return None
+        remedy = "remove it and the same command writes it again"
+        try:
+            return check_summary(read_json(self.summary))
+        except CheckpointError as error:
+            raise CheckpointError(error.place, f"{error.what}; {remedy}") from error
+        except ValueError as error:
+            raise CheckpointError(str(self.summary), f"damaged ({safe(str(error), 200)}); {remedy}") from error
+
+
+def _counts(path: Path) -> bool:
+    """Whether a file makes its directory not empty; what a kill leaves behind does not."""
+    return path.name != LOCK_NAME and not (path.name.startswith(".") and path.name.endswith(".tmp"))
+
+
+def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
+    """What must be equal, in words."""
+    plugins = lock.get("plugins")
+    versions = {f"plugin {name}": str(number) for name, number in plugins.items()} if isinstance(plugins, dict) else {}
+    packages = lock.get("packages")
+    versions |= {str(name): str(number) for name, number in packages.items()} if isinstance(packages, dict) else {}
+    return {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
+
+
+def _check_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise WeightsError if a file of the backbone's repository is not the one the run began with."""
+    entries = before.get("sources")
+    known = {str(one.get("name")): one for one in entries if isinstance(one, dict)} if isinstance(entries, list) else {}
+    for entry in now.get("sources", ()):
+        one = known.get(entry["name"], entry)
+        if entry["for"] != "backbone":  # data files are checked as such
+            continue
+        was, files = one.get("files"), entry["files"]
+        for file in files if isinstance(was, dict) else ():
+            if was.get(file, files[file]) != files[file]:
+                what = f"{file}: sha256 {str(was[file])[:8]}.. in recipe.lock.yaml, now {files[file][:8]}.."
+                raise WeightsError(safe(entry["name"]), f"{what}; choose another --out")
+
+
+def make_lock(
+    recipe: Recipe,
+    registry: Registry,
+    data: Mapping[str, str],
+    backbone: LoadedBackbone,
+    device: torch.device,
+    precision: str,
+) -> dict[str, Any]:
+    """Versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
+    import torch
+
+    from mtmeta.core.machine import processor
+
+    return {
+        "recipe": digest(recipe),
+        "mtmeta": version("mtmeta"),
+        "plugins": _plugins(recipe, registry),
+        "packages": {name: version(name) for name in backbone.packages},
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": version("numpy"),
+        "tokenizers": version("tokenizers"),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "processor": processor(device),
+        "kernels": backbone.kernels if device.type == "cpu" else "none",
+        "precision": precision,
+        "backbone": backbone.identity,
+        "data": dict(data),
+    }
+
+
+def _plugins(recipe: Recipe, registry: Registry) -> dict[str, str]:
+    """Version of each third-party plugin that the recipe uses, by distribution; reporters change no number."""
+    parts = (recipe.backbone, *recipe.tasks.values(), recipe.sampler, recipe.algorithm)
+    metrics = [name for task in recipe.tasks.values() for name in task.metrics]
+    used = [getattr(part, "_supplier", None) for part in parts]
+    used += [supplied.plugin for name in metrics for supplied in registry.suppliers("metric", name)]
+    return {plugin.distribution: plugin.version for plugin in used if plugin and plugin.distribution != "mtmeta"}
+
+
+def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) -> None:
+    """Raise DataError for the first file whose SHA-256 changed since the run began. `now` holds (file, SHA-256)."""
+    for key, (file, sha256) in now.items():
+        if key in before and before[key] != sha256:
+            what = f"changed since this run started (sha256 {str(before[key])[:4]}.. -> {sha256[:4]}..)"
+            raise DataError(file, f"{what}; start a new run or pass --allow-changed-data")

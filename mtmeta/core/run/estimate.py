@@ -1,0 +1,173 @@
+"""Seconds that training and evaluation would take, from a few steps and batches that are really done."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from scipy.special import stdtrit
+
+from mtmeta.core.api.contracts import Metric
+from mtmeta.core.data.dataset import Dataset, select
+from mtmeta.core.machine import memory_errors
+from mtmeta.core.registry.blame import blame
+from mtmeta.core.rng import permutation
+from mtmeta.core.training import evaluation
+from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.trainer import Trainer
+
+__all__ = ["Measured", "Seconds", "evaluation_seconds", "interval_seconds", "predicted", "probe", "together"]
+
+ENOUGH = 4  # steps beside which the first one, slower than the rest, can be left out
+REPEATS = 3
+LEAST_EXAMPLES = 64
+CONFIDENCE = 0.975  # of either side: 95% between them
+
+
+@dataclass
+class Measured:
+    """What each probed step read of each task, and how long it took."""
+
+    reads: list[dict[str, int]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def examples(self, tasks: Sequence[str], steps: int) -> dict[str, float] | None:
+        """Example-forwards of so many steps, if they are like those that were probed."""
+        if not self.seconds:
+            return None
+        return {task: steps * float(np.mean([read.get(task, 0) for read in self.reads])) for task in tasks}
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """An estimate, and by how much it may be off (95%, None where too little was measured to say)."""
+
+    seconds: float
+    off: float | None
+
+    def times(self, count: int) -> Seconds:
+        """Of so many of the same; whatever the one was off by, they all are."""
+        return Seconds(count * self.seconds, None if self.off is None else count * self.off)
+
+    def json(self) -> dict[str, float | None]:
+        """Seconds, and the 95% interval around them."""
+        low, high = (None, None) if self.off is None else (max(0.0, self.seconds - self.off), self.seconds + self.off)
+        found = {"seconds": self.seconds, "low": low, "high": high}
+        return {key: None if value is None else round(value, 3) for key, value in found.items()}
+
+
+def together(parts: Sequence[Seconds]) -> Seconds:
+    """The sum of estimates that are off independently of each other."""
+    known = [part.off for part in parts if part.off is not None]
+    off = math.hypot(*known) if len(known) == len(parts) else None
+    return Seconds(math.fsum(part.seconds for part in parts), off)
+
+
+def picked(reads: NDArray[np.int64], start: int, steps: int) -> list[int]:
+    """Steps to probe, from `start`: spread over the run, those first that between them read every task.
+
+    `reads` are the example-forwards [steps, tasks] of the run.
+    """
+    start = min(start, len(reads) - 1)
+    spread = np.unique(np.linspace(start, len(reads) - 1, num=min(steps, len(reads) - start)).astype(int)).tolist()
+    first: list[int] = []
+    seen = np.zeros(reads.shape[1], dtype=bool)
+    for step in range(start, len(reads)):
+        if ((reads[step] > 0) & ~seen).any():
+            first.append(step)
+            seen |= reads[step] > 0
+        if seen.all():
+            break
+    return [*first, *(step for step in spread if step not in first)][: max(steps, 1)]
+
+
+def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, seconds: float) -> Measured:
+    """Train some steps of a run in memory and time them; ends early after so many seconds, but not before two steps.
+
+    One batch of each task goes first, untimed: it compiles, allocates and fills caches, as the run does but once.
+    """
+    learner, feed = trainer.learner, trainer.feed
+    trainer.budget = None  # the warm-up is no part of it
+    learner.model.train()
+    trainer._started = time.perf_counter()
+    learner.begin_step(0)
+    with memory_errors("the probe", "lower batch_size or max_length"), blame(trainer.recipe.algorithm, "algorithm"):
+        for task in feed.tasks:
+            learner.gradient(feed.batch(task))
+    found = Measured()
+    began = time.perf_counter()
+    for step in picked(reads, start, steps):
+        before = dict(learner.read)
+        trainer.step = step
+        at = time.perf_counter()
+        with memory_errors(f"meta-step {step + 1}", "lower batch_size or max_length"):
+            trainer._one_step()
+        trainer._heap.after_step()
+        found.seconds.append(time.perf_counter() - at)
+        found.reads.append({task: count - before.get(task, 0) for task, count in learner.read.items()})
+        if time.perf_counter() - began > seconds and len(found.seconds) > 1:
+            break
+    covered = {task for read in found.reads[1:] for task, count in read.items() if count}
+    if len(found.seconds) > ENOUGH and {task for task, count in found.reads[0].items() if count} <= covered:
+        del found.reads[0], found.seconds[0]
+    return found
+
+
+def predicted(measured: Measured, tasks: Sequence[str], examples: Mapping[str, float], steps: int) -> Seconds:
+    """Seconds of `steps` steps that read so many examples of each task.
+
+    A step takes a fixed time and one for each example, by task; least squares without negative times finds them.
+    """
+    rows = np.array([[1.0, *(read.get(task, 0) for task in tasks)] for read in measured.reads])
+    taken = np.array(measured.seconds)
+    weight = 1.0 / taken  # relative errors: a long step is no better known than a short one
+    rates, _ = nnls(rows * weight[:, None], taken * weight)
+    total = float(rates @ np.array([float(steps), *(examples[task] for task in tasks)]))
+    free = len(taken) - int(np.linalg.matrix_rank(rows))
+    if free < 1:
+        return Seconds(total, None)
+    relative = (taken - rows @ rates) / np.maximum(rows @ rates, 1e-12)
+    spread = math.sqrt(float((relative**2).sum()) / free)
+    return Seconds(total, _wide(free) * total * spread * math.sqrt(1 / len(taken) + 1 / max(1, steps)))
+
+
+def _wide(free: int) -> float:
+    """Standard errors to either side, which few measurements make many (Student's t)."""
+    return float(stdtrit(free, CONFIDENCE))
+
+
+def evaluation_seconds(
+    model: MultiTaskModel, data: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"], seed: int
+) -> Seconds:
+    """Seconds of one evaluation of a dataset, from three random parts of it of one batch each, or all of it."""
+    share = min(1.0, batch_tokens / max(1, data.tokens))
+    count = min(len(data), max(LEAST_EXAMPLES, math.ceil(share * len(data))))
+    taken = []
+    for turn in range(REPEATS + 1):
+        chosen = np.sort(permutation(len(data), seed, "probe", data.task, turn)[:count])
+        part = select(data, chosen) if count < len(data) else data
+        at = time.perf_counter()
+        evaluation.predict(model, part, batch_tokens=batch_tokens, precision=precision)
+        taken.append((time.perf_counter() - at) * data.tokens / max(1, part.tokens))
+    timed = taken[1:]  # the first one finds no buffers yet
+    return Seconds(float(np.mean(timed)), _wide(len(timed) - 1) * float(np.std(timed, ddof=1)) / math.sqrt(len(timed)))
+
+
+def interval_seconds(metric: Metric, data: Dataset) -> float:
+    """Seconds of the bootstrap interval of a metric."""
+    labels: Any = data.labels
+    taken = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(REPEATS + 1):
+            at = time.perf_counter()
+            metric(labels, labels)
+            taken.append(time.perf_counter() - at)
+    return evaluation.BOOTSTRAP_DRAWS * float(np.median(taken[1:]))

@@ -1,0 +1,144 @@
+"""`mtmeta eval`: the best weights of a finished or running run, scored on any split or file."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtmeta.core.api.backbone import LoadedBackbone
+from mtmeta.core.api.events import Warned
+from mtmeta.core.errors import CheckpointError, UsageError
+from mtmeta.core.machine import fitting_threads, pick_device
+from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.registry.blame import blame
+from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.run.directory import RunDir, check_hashes
+from mtmeta.core.run.fetch import bring
+from mtmeta.core.run.session import Session
+from mtmeta.core.storage.artifacts import pins_of, remedy
+from mtmeta.core.storage.download import Watcher
+from mtmeta.core.storage.sources import Sources
+from mtmeta.core.training import evaluation
+from mtmeta.core.training.model import MultiTaskModel, prototype_head
+from mtmeta.core.wording import did_you_mean, quote
+
+__all__ = ["best_model", "evaluate", "open_run", "restore_backbone"]
+
+
+def evaluate(
+    run_path: str | Path,
+    *,
+    split: str | None = None,
+    task: str | None = None,
+    files: Mapping[str, str] | None = None,
+    data_root: str | None = None,
+    device: str = "auto",
+    allow_changed_data: bool = False,
+    verbose: bool = False,
+    block: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda text: None,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Score the best weights of a run on a split, or on other files by task; the same figures as the run's summary.
+
+    Predictions are written to the run's predictions/ in file order. Raises MtmetaError.
+    """
+    session = open_run(run_path, data_root=data_root, device=device, block=block, warn=warn, watcher=watcher)
+    folder, recipe = session.folder, session.recipe
+    files = files or {}
+    chosen = [task] if task else list(files or recipe.tasks)
+    for name in dict.fromkeys([*chosen, *files]):
+        if name not in recipe.tasks:
+            what = f"this run has no task {quote(name)}{did_you_mean(name, recipe.tasks)}"
+            raise UsageError("--task" if name == task else "--file", f"{what} (tasks: {', '.join(recipe.tasks)})")
+    if files and split:
+        raise UsageError("--split", "names a split of the recipe, --file another file; give one of them")
+    for name in files:
+        if name not in chosen:
+            raise UsageError("--file", f"names task {quote(name)}, --task {quote(task)}; give the same task")
+    split = split or recipe.evaluation.report_on
+    if not files:
+        chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in chosen})
+        bring(chosen_only, [split], session.sources, backbone=False)
+    session.backbone = restore_backbone(session)
+    hashes = folder.lock()["data"]
+    scores: dict[str, evaluation.Score] = {}
+    details, steps, started = {}, 0, time.perf_counter()
+    with fitting_threads(session.backbone.encoder):
+        for group in session.groups:
+            wanted = [name for name in group if name in chosen]
+            if not wanted:
+                continue
+            checkpoints = session.checkpoints(group)
+            weights, step = checkpoints.best_and_step()
+            model = best_model(session, session.backbone, group, weights)
+            steps += step
+            for name in wanted:
+                path = files.get(name)
+                dataset = session.read_split(name, split, path)
+                if path is None and not allow_changed_data:
+                    check_hashes(hashes, {f"{name}-{split}": (dataset.file, dataset.sha256)})
+                if path is not None:
+                    dataset = replace(dataset, split=f"file-{Path(path).stem}")
+                session.note(dataset)
+                scores[name], predictions = session.score(model, dataset)
+                details[name] = evaluation.detail(recipe.tasks[name], predictions)
+    for note in session.notes:
+        if isinstance(note, Warned):
+            warn(note.text)
+    table = session.table(split if not files else "file", scores)
+    table |= {"steps": steps, "seconds": round(time.perf_counter() - started, 2)}
+    return {**table, "details": details} if verbose else table
+
+
+def open_run(
+    run_path: str | Path,
+    *,
+    data_root: str | None = None,
+    device: str = "auto",
+    block: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda text: None,
+    watcher: Watcher | None = None,
+) -> Session:
+    """A run's parts as its recipe names them, without data or weights. Raises UsageError if it is no run."""
+    folder = RunDir(Path(run_path))
+    folder.check_is_run()
+    registry = build_registry(block=block, warn=warn)
+    # the resolved recipe holds the data root of the run itself, so the environment has no say here
+    recipe = load_recipe(folder.recipe, registry, data_root=data_root, environ={})
+    pins: dict[str, str] = {}  # what the run read, wherever a branch is now
+    with contextlib.suppress(CheckpointError):  # whoever needs the lock itself is told
+        pins = pins_of(folder.lock())
+    sources = Sources(pins, watcher, remedy=remedy(folder.recipe))
+    return Session(recipe, registry, folder, pick_device(device), warn, sources)
+
+
+def restore_backbone(session: Session) -> LoadedBackbone:
+    """The run's encoder, still without its weights, and its tokenizer."""
+    with blame(session.recipe.backbone, "backbone"):
+        return session.recipe.backbone.restore(session.folder.backbone)
+
+
+def best_model(
+    session: Session, backbone: LoadedBackbone, group: Sequence[str], weights: dict[str, Tensor]
+) -> MultiTaskModel:
+    """Encoder and heads of a group of tasks with the given weights. Raises CheckpointError if they do not fit."""
+    tasks = {name: session.recipe.tasks[name] for name in group}
+    model = MultiTaskModel(backbone.encoder, tasks, session.recipe.seed, session.numbers(group))
+    with contextlib.suppress(CheckpointError):  # without a lock the weights say whether they fit
+        adapted = session.folder.lock().get("adapted")
+        if isinstance(adapted, dict) and adapted.get("head") == "prototype":
+            for name in group:
+                model.replace_head(name, prototype_head(model, name))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        what = "its best weights do not fit its recipe; was a file replaced?"
+        raise CheckpointError(str(session.folder.path), what) from error
+    return model.to(session.device)

@@ -1,0 +1,138 @@
+"""Events to reporters, none of which may cost the training: one that fails is left out, unless it is essential."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core.api.contracts import Reporter
+from mtmeta.core.api.events import Event
+from mtmeta.core.errors import MtmetaError
+from mtmeta.core.registry.blame import accused, blame
+from mtmeta.core.storage.disk import disk_errors, write_file
+from mtmeta.core.wording import told
+
+__all__ = ["Recorded", "open_reporters", "require_reporters", "rewind_events"]
+
+
+def require_reporters(reporters: Sequence[Reporter]) -> None:
+    """Raise MachineError where a reporter lacks a package, as long as that costs nothing."""
+    for reporter in reporters:
+        with blame(reporter, "reporter"):
+            reporter.require()
+
+
+def open_reporters(
+    stack: ExitStack,
+    reporters: Sequence[Reporter],
+    folder: Path,
+    *,
+    newest: Callable[[], str],
+    warn: Callable[[str], None],
+) -> Callable[[Event], None]:
+    """Open every reporter until `stack` closes; returns what hands an event to each.
+
+    One that cannot be opened ends the run, which has not begun. One that fails later is left out from there on.
+    `newest` names the newest checkpoint, for messages about the disk.
+    """
+    handlers: dict[int, tuple[Reporter, Callable[[Event], None]]] = {}
+
+    @contextmanager
+    def excused(number: int, reporter: Reporter) -> Iterator[None]:
+        what = f"reporter '{reporter.name}' cannot write"
+        try:
+            with disk_errors(folder, what, newest), blame(reporter, "reporter"):
+                yield
+        except Exception as error:
+            # a closed pipe is one for the console: whoever read what it says has seen enough
+            if reporter.essential or (isinstance(error, BrokenPipeError) and not accused(reporter)):
+                raise
+            handlers.pop(number, None)
+            text = str(error) if isinstance(error, MtmetaError) else f"reporter '{reporter.name}' raised {told(error)}"
+            with suppress(OSError):  # stderr may be what is gone
+                warn(f"{text}; the run goes on without this reporter")
+
+    for number, reporter in enumerate(reporters):
+        with disk_errors(folder, newest=newest), blame(reporter, "reporter"):
+            context = reporter.open(folder)
+            handle = context.__enter__()
+        handlers[number] = (reporter, handle)
+
+        def close(
+            *raised: object, number: int = number, reporter: Reporter = reporter, context: object = context
+        ) -> None:
+            with excused(number, reporter):
+                context.__exit__(*raised)  # type: ignore[attr-defined]  # what it returns may not hide the exception
+
+        stack.push(close)
+
+    def emit(event: Event) -> None:
+        for number, (reporter, handle) in list(handlers.items()):
+            with excused(number, reporter):
+                handle(event)
+
+    return emit
+
+
+@dataclass
+class Recorded:
+    """What of the beginning of a run, and which checkpoints, events.jsonl still tells of."""
+
+    started: bool = False
+    checkpoints: set[tuple[str, int]] = field(default_factory=set)
+    """(group, step)"""
+
+
+def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
+    """Keep the events up to the step that each group goes on from; without any checkpoint, none.
+
+    As a rule that is a cut. Only where an earlier group has to go back behind its end, because its last checkpoints
+    are damaged, later groups' events stay in front of those it will make again.
+    """
+    found = Recorded()
+    if not path.exists():
+        return found
+    end, scattered = 0, []
+    with disk_errors(path):
+        with open(path, "rb") as file:
+            cut = False
+            for line in file if any(steps.values()) else ():
+                event = _parse(line)
+                if event is None or not _stands(event, steps):
+                    cut = True
+                    continue
+                found.started |= event["type"] == "run_started"
+                if event["type"] == "checkpoint":
+                    found.checkpoints.add((event["group"], event["step"]))
+                if cut:
+                    scattered.append(line)
+                else:
+                    end += len(line)
+        if scattered:
+            with open(path, "rb") as file:
+                write_file(path, file.read(end) + b"".join(scattered))
+        else:
+            with open(path, "r+b") as file:
+                file.truncate(end)
+    return found
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """An event, or None for a line that a kill has torn."""
+    try:
+        event = json.loads(line)
+        known = isinstance(event, dict) and isinstance(event["type"], str) and isinstance(event.get("group", ""), str)
+        known = known and (event["type"] != "checkpoint" or {"group", "step"} <= event.keys())
+        return event if known and isinstance(event.get("step", 0), int) and line.endswith(b"\n") else None
+    except (ValueError, KeyError, RecursionError):
+        return None
+
+
+def _stands(event: Mapping[str, Any], steps: Mapping[str, int]) -> bool:
+    """Whether an event lies before what the run goes on from; one of no group belongs to its beginning or its end."""
+    group = event.get("group", "")
+    return bool(event.get("step", 0) <= steps.get(group, 0)) if group else event["type"] != "run_finished"

@@ -1,0 +1,181 @@
+"""`mtmeta.load`: the best weights of a run as a function from texts to predictions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtmeta.core.api.contracts import Task
+from mtmeta.core.data.loading import from_texts
+from mtmeta.core.errors import DivergedError, UsageError
+from mtmeta.core.machine import fitting_threads, memory_errors
+from mtmeta.core.registry.blame import accused, blame
+from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
+from mtmeta.core.run.session import Session
+from mtmeta.core.tables.data_file import Dialect
+from mtmeta.core.training.evaluation import check_classes, checked, forward
+from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.wording import did_you_mean, quote
+
+__all__ = ["BLOCK", "Prediction", "Predictor", "Text", "load"]
+
+BLOCK = 1024  # texts predicted at once: enough to sort them into batches of like length, few enough to come soon
+Text = str | tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a task's head says of one text or pair of texts."""
+
+    label: str | None
+    """The class, as data files write it; None for a number."""
+    score: float | None
+    """The probability of that class, or the number; None if the task's objective has no probabilities."""
+    probabilities: dict[str, float] | None
+    """Of every class; None for a number."""
+
+    def json(self) -> dict[str, Any]:
+        """What there is of it."""
+        fields = {"label": self.label, "score": self.score, "probabilities": self.probabilities}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+class Predictor:
+    """A run's best weights, each group of tasks loaded when it is first asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._models: dict[tuple[str, ...], tuple[MultiTaskModel, Any]] = {}
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self._session.recipe.tasks)
+
+    def task(self, name: str) -> Task:
+        """A task of the run. Raises UsageError if there is none of that name."""
+        tasks = self._session.recipe.tasks
+        if name not in tasks:
+            what = f"this run has no task {quote(name)}{did_you_mean(name, tasks)} (tasks: {', '.join(tasks)})"
+            raise UsageError("task", what)
+        return tasks[name]
+
+    def dialect(self, name: str) -> Dialect:
+        """How the files of a task are read."""
+        return self.task(name).dialect or self._session.recipe.data
+
+    def predict(self, task: str, texts: Iterable[Text]) -> list[Prediction]:
+        """A prediction for each text, or for each (text, text) where the task takes pairs, in their order.
+
+        A prediction depends on its own text alone (to 1e-5 in fp32). Raises UsageError for an unknown task and for
+        what is no text, and MtmetaError for weights that do not verify.
+        """
+        return list(self.stream(task, texts))
+
+    def stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
+        """The same one after the other; of an endless `texts`, no more than a block is held at a time."""
+        self.task(task)
+        remaining = iter(texts)
+        for start in itertools.count(0, BLOCK):
+            block = list(itertools.islice(remaining, BLOCK))
+            if not block:
+                return
+            yield from self.block(task, block, start)
+
+    def block(self, name: str, texts: Sequence[Text], start: int = 0) -> list[Prediction]:
+        """Predictions for one block of texts; `start` is the number of its first text, for messages."""
+        task = self.task(name)
+        firsts, seconds = _columns(task, name, texts, start)
+        model, backbone = self._model(name)
+        session, objective = self._session, task.objective
+        dataset = from_texts(name, task, firsts, seconds, backbone)
+        tokens = session.recipe.evaluation.batch_tokens
+        classes = objective.classes
+        values = np.empty(len(texts))
+        chances: NDArray[np.float64] | None = np.empty((len(texts), len(classes))) if classes else None
+        doing = f"predicting task '{name}' (batch_tokens {tokens})"
+        with (
+            torch.inference_mode(),
+            fitting_threads(backbone.encoder),
+            memory_errors(doing, "lower evaluation.batch_tokens in the run's recipe.yaml"),
+            closing(forward(model, dataset, batch_tokens=tokens, precision=session.precision)) as batches,
+        ):
+            for indices, _, outputs in batches:
+                with blame(task, "task"):
+                    made = checked(task, name, "predictions", objective.decode(outputs), [len(indices)])
+                    found = objective.probabilities(outputs) if chances is not None else None
+                    if found is not None:
+                        found = checked(task, name, "probabilities", found, [len(indices), len(classes)])
+                values[indices] = made.double().cpu().numpy()
+                if chances is None or found is None:
+                    chances = None
+                else:
+                    chances[indices] = found.double().cpu().numpy()
+        if not np.isfinite(values).all() or (chances is not None and not np.isfinite(chances).all()):
+            raise DivergedError(accused(task), f"predictions for task '{name}' are not finite; train it again")
+        check_classes(task, name, values)
+        if not classes:
+            return [Prediction(None, value, None) for value in values.tolist()]
+        labels = values.astype(np.int64).tolist()
+        if chances is None:
+            return [Prediction(classes[at], None, None) for at in labels]
+        rows = chances.tolist()
+        return [
+            Prediction(classes[at], row[at], dict(zip(classes, row, strict=True)))
+            for at, row in zip(labels, rows, strict=True)
+        ]
+
+    def _model(self, name: str) -> tuple[MultiTaskModel, Any]:
+        session = self._session
+        group = next(group for group in session.groups if name in group)
+        key = tuple(group)
+        if key not in self._models:
+            weights, _ = session.checkpoints(group).best_and_step()
+            backbone = restore_backbone(session)  # an encoder of its own: groups differ in their weights
+            self._models[key] = best_model(session, backbone, group, weights), backbone
+        return self._models[key]
+
+
+def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[list[str], list[str]]:
+    """First and second texts. Raises UsageError for what the task cannot take."""
+    pair = task.inputs != "single"
+    expected = "a pair of texts" if pair else "a text"
+    firsts, seconds = [], []
+    for number, given in enumerate(texts, start):
+        parts: object = (given,) if isinstance(given, str) else given
+        if (
+            not isinstance(parts, tuple | list)
+            or len(parts) != 1 + pair
+            or isinstance(given, str) == pair
+            or not all(isinstance(part, str) for part in parts)
+        ):
+            what = f"is {quote(repr(given)[:80])}, task '{name}' takes {expected}"
+            raise UsageError(f"texts[{number}]", what)
+        if not all(part.strip() for part in parts):
+            raise UsageError(f"texts[{number}]", "text is empty")
+        firsts.append(parts[0])
+        if pair:
+            seconds.append(parts[1])
+    return firsts, seconds
+
+
+def load(
+    run: str | Path,
+    *,
+    device: str = "auto",
+    block: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda text: None,
+) -> Predictor:
+    """The best weights of the run in folder `run`, to predict with.
+
+    `device` is auto, cpu, cuda or cuda:N; `block` names plugins to leave out. Raises UsageError if it is no run.
+    """
+    return Predictor(open_run(run, device=device, block=block, warn=warn))

@@ -1,0 +1,227 @@
+"""Files that survive a kill: written beside their place, flushed to disk, and moved there by one rename."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from mtmeta.core.errors import CheckpointError, MachineError
+from mtmeta.core.wording import safe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Fingerprint",
+    "check_space",
+    "clear_leftovers",
+    "disk_errors",
+    "fingerprint",
+    "make_folder",
+    "read_json",
+    "remove",
+    "replace_link",
+    "sync",
+    "write_file",
+    "write_synced",
+    "write_tensors",
+]
+
+Fingerprint = dict[str, Any]
+"""`{"size": bytes, "sha256": hex}` of a file."""
+SPARE = 2**16  # bytes for the names in safetensors headers, JSON and directories
+BUFFER = 2**20
+DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.bfloat16": "BF16",
+    "torch.float16": "F16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
+
+
+# -------------------------------------------------------------------------------------------------- writing
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Replace a file as a whole: readers see the old or the new one, never half.
+
+    Raises MachineError for what is no file: a rename would put one in the place of a device such as /dev/null.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise MachineError(str(path), "is a device or a pipe; name a file")
+    with disk_errors(path):
+        make_folder(path.parent)
+        # the process's own name: `mtmeta eval` may write the predictions of a run that just ends
+        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        write_synced(scratch, data.encode() if isinstance(data, str) else data)
+        scratch.replace(path)
+        sync(path.parent)
+
+
+def write_synced(path: Path, data: bytes) -> Fingerprint:
+    """Write a file and flush it to disk; returns what was written, not what lies there."""
+    return _write(path, lambda put: put(data))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Fingerprint:
+    """A safetensors file, tensor by tensor, flushed to disk; `about` is its metadata.
+
+    The library's own writer would do for the bytes, which are the same, but it makes files that only their owner may
+    read, hides the system's reason for a failure, and says nothing of what it wrote, so that a bit that flips on the
+    way would pass for written.
+    """
+    import torch  # here, so that whoever only reads a run directory does without
+
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
+    end = 0
+    for name, tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+
+    def fill(put: Callable[[Any], None]) -> None:
+        put(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            put(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    return _write(path, fill)
+
+
+def _write(path: Path, fill: Callable[[Callable[[Any], None]], None]) -> Fingerprint:
+    digest, size = hashlib.sha256(), 0
+    with open(path, "wb", buffering=BUFFER) as file:
+
+        def put(data: Any) -> None:
+            nonlocal size
+            file.write(data)
+            digest.update(data)
+            size += len(data)
+
+        fill(put)
+        file.flush()
+        os.fsync(file.fileno())
+        _forget(file)
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _forget(file: IO[bytes]) -> None:
+    """Drop a file from the page cache, so that whoever reads it next is told by the disk what lies there."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each entered in its parent on disk."""
+    if not path.exists():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link at `target` in one step."""
+    scratch = link.with_name(f".{link.name}.tmp")
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(target)
+    scratch.replace(link)
+    sync(link.parent)
+
+
+# ------------------------------------------------------------------------------------------------- removing
+
+
+def remove(path: Path) -> None:
+    """Out of sight by one rename first, so that a half-removed directory is never taken for a whole one."""
+    trash = path.with_name(f".{path.name}.trash")
+    shutil.rmtree(trash, ignore_errors=True)
+    path.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a kill left half-written or half-removed. What cannot be removed does no harm."""
+    for path in sorted(folder.glob(".*")):
+        if path.name.endswith((".tmp", ".trash")):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+# -------------------------------------------------------------------------------------------------- reading
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """Size and SHA-256 of a file, streamed."""
+    with open(path, "rb") as file:
+        return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`. Raises CheckpointError if it cannot be read, or holds NaN or Infinity, which are no JSON."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        return json.loads(path.read_bytes(), parse_constant=refuse)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(str(path), f"cannot be read ({safe(str(error))})") from error
+
+
+# --------------------------------------------------------------------------------------------------- errors
+
+
+def check_space(folder: Path, needed: int, newest: Callable[[], str]) -> None:
+    """Raise MachineError unless `needed` bytes fit on the disk of `folder`; `newest` names the newest checkpoint."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return  # what writes next is told why
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and free < needed + SPARE:  # some network drives say nothing
+        what = f"{_amount(needed + SPARE)} needed for the next checkpoint, {_amount(free)} free"
+        raise MachineError(f"{folder}/", f"{what}; newest good: {newest() or 'none'}")
+
+
+def _amount(size: int) -> str:
+    for unit, one in (("GB", 10**9), ("MB", 10**6)):
+        if size >= one:
+            return f"{size / one:.1f} {unit}"
+    return f"{size / 1000:.1f} kB"
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, what: str = "cannot be written", newest: Callable[[], str] | None = None) -> Iterator[None]:
+    """Turn the system's refusal into one line; `newest` names the newest checkpoint, if there is one."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # that is no disk
+    except OSError as error:
+        good = newest() if newest else ""
+        intact = f"{good} is intact" if good else "nothing older was touched"
+        raise MachineError(str(path), f"{what}: {safe(error.strerror or str(error))}; {intact}") from error

@@ -1,0 +1,277 @@
+"""One file over HTTP: it goes on where an earlier attempt was cut, and takes its place only when its hash is right.
+
+What has come lies beside the target in `NAME.mtmeta.incomplete`, and stays there when the connection or the process
+ends. A lock on that very file keeps two processes from writing it at once; the system drops it with the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+from mtmeta.core.errors import MachineError
+from mtmeta.core.storage.disk import fingerprint, make_folder, sync
+from mtmeta.core.wording import safe
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # a system without file locks of this kind; the hash still tells what two writers made of it
+    fcntl = None
+
+__all__ = ["Download", "Unreachable", "Watcher", "WrongHash", "amount", "download", "git_sha1", "reason", "transient"]
+
+WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before trying again; from the beginning after every byte that came
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+
+class Watcher:
+    """Hears how a download goes; this one says nothing."""
+
+    def begin(self, label: str, done: int, total: int | None) -> None:
+        """A file is under way, `done` bytes of which were there already."""
+
+    def advance(self, done: int, total: int | None) -> None:
+        """So many bytes are there."""
+
+    def end(self, label: str, complete: bool) -> None:
+        """It is over."""
+
+    def note(self, text: str) -> None:
+        """Something that a person may want to know."""
+
+
+class WrongHash(Exception):
+    """What came is not what was asked for; nothing of it was kept. The text says which hash it has."""
+
+
+class Unreachable(Exception):
+    """The server did not answer, or broke off again and again. The text says how."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """What to fetch, where it goes, and the hash it must have: `sha256`, or `sha1` as git names a blob."""
+
+    label: str
+    url: str
+    target: Path
+    algorithm: str
+    digest: str
+    size: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    replace: bool = False
+    """Whether the target is there and damaged."""
+
+    @property
+    def partial(self) -> Path:
+        return self.target.with_name(f"{self.target.name}.mtmeta.incomplete")
+
+
+def download(what: Download, watcher: Watcher) -> bool:
+    """Fetch a file; false where another process has just done so.
+
+    Raises WrongHash, Unreachable, what the hub's library raises for an answer, and MachineError.
+    """
+    with _writing(what.target.parent):
+        make_folder(what.target.parent)
+    with _held(what, watcher) as file:
+        if what.target.exists() and not what.replace:  # another process was faster
+            what.partial.unlink(missing_ok=True)
+            return False
+        resumed = os.fstat(file.fileno()).st_size > 0
+        found = _fill(what, file, watcher)
+        if found != what.digest and resumed:  # the server may have another file by now, or the first part was damaged
+            watcher.note(f"{what.label}: the part that was there does not fit; fetching it from the beginning")
+            file.truncate(0)
+            found = _fill(what, file, watcher)
+        if found != what.digest:
+            what.partial.unlink(missing_ok=True)
+            raise WrongHash(f"{what.algorithm} is {found}, expected {what.digest}")
+        with _writing(what.target.parent):
+            os.fsync(file.fileno())
+            what.partial.replace(what.target)
+            sync(what.target.parent)
+    return True
+
+
+def _fill(what: Download, file: BinaryIO, watcher: Watcher) -> str:
+    """Bring the file to its end; returns its hash."""
+    done, complete = os.fstat(file.fileno()).st_size, False
+    if what.size is not None and done > what.size:
+        file.truncate(0)
+        done = 0
+    watcher.begin(what.label, done, what.size)
+    try:
+        if what.size is None or done < what.size or not done:
+            _stream(what, file, watcher)
+        complete = True
+    finally:
+        watcher.end(what.label, complete)
+    return fingerprint(what.partial)["sha256"] if what.algorithm == "sha256" else git_sha1(what.partial)
+
+
+def _stream(what: Download, file: BinaryIO, watcher: Watcher) -> None:
+    """Ask for the rest until all of it is there; gives up when nothing new comes for several attempts."""
+    failures = 0
+    while True:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            if _once(what, file, before, watcher):
+                return
+            why = "it closed the connection in the middle"
+        except Unreachable as error:
+            why = str(error)
+        failures = 0 if os.fstat(file.fileno()).st_size > before else failures + 1
+        if failures >= len(WAITS):
+            raise Unreachable(why)
+        time.sleep(WAITS[failures])
+
+
+def _once(what: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
+    """One answer of the server, written from byte `start` on; whether it was the whole rest."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # re-exported
+
+    # identity: a range of a compressed body would be a range of something else
+    headers = {**what.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    with contextlib.ExitStack() as stack:
+        with _network():
+            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            response = stack.enter_context(get_session().stream("GET", what.url, headers=headers, timeout=timeout))
+            status = response.status_code
+        if status == 416:  # more is there than the server has, or just as much; the hash will tell
+            if _total(response) == start:
+                return True
+            file.truncate(0)
+            return False
+        if status in TRANSIENT:
+            raise Unreachable(f"the server answers {status}")
+        hf_raise_for_status(response)
+        if start and not (status == 206 and _starts_at(response, start)):
+            file.truncate(0)  # it sends all of it again
+            start = 0
+        done, total = start, _total(response) or what.size
+        _check_room(what, (total or 0) - done)
+        chunks = response.iter_bytes()  # as they come: what a chunk of a given size still lacks would be lost in a cut
+        while True:
+            with _network():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return total is None or done >= total
+            with _writing(what.partial.parent):
+                _write(file, chunk)
+            done += len(chunk)
+            watcher.advance(done, total)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Within, the system's refusal to write is one line."""
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be written ({safe(error.strerror or str(error))}); make room, or set HF_HOME or MTMETA_CACHE"
+        raise MachineError(str(folder), what) from error
+
+
+def _write(file: BinaryIO, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:  # without a buffer, an almost full disk takes a part
+        rest = rest[file.write(rest) :]
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[None]:
+    """Within, whatever the HTTP client raises is the network's fault; its classes change between releases."""
+    try:
+        yield
+    except Exception as error:
+        raise Unreachable(reason(error)) from error
+
+
+def reason(error: BaseException) -> str:
+    """What an HTTP client's exception says, on one line."""
+    text = str(error).strip().splitlines()
+    return safe(text[0] if text else type(error).__name__, 200)
+
+
+def transient(error: BaseException) -> bool:
+    """Whether a failed request may succeed a moment later: a busy server, a lost connection."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return getattr(response, "status_code", 0) in TRANSIENT
+    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
+
+
+def _total(response: Any) -> int | None:
+    """Bytes of the whole file, as the server tells."""
+    given = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if not given and response.status_code == 200 and not response.headers.get("Content-Encoding"):
+        given = response.headers.get("Content-Length", "")
+    return int(given) if given.isdecimal() else None
+
+
+def _starts_at(response: Any, start: int) -> bool:
+    return bool(response.headers.get("Content-Range", "").startswith(f"bytes {start}-"))
+
+
+def _check_room(what: Download, needed: int) -> None:
+    with contextlib.suppress(OSError):  # some network drives say nothing
+        free = shutil.disk_usage(what.target.parent).free
+        if needed > free:
+            text = f"{what.label} needs {amount(needed)} more, {amount(free)} are free; make room"
+            raise MachineError(str(what.target.parent), text)
+
+
+@contextlib.contextmanager
+def _held(what: Download, watcher: Watcher) -> Iterator[BinaryIO]:
+    """The partial file, held against other processes."""
+    told = False
+    while True:
+        with _writing(what.partial.parent):
+            file = open(what.partial, "a+b", buffering=0)  # unbuffered: a kill loses nothing
+        try:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not told:
+                        watcher.note(f"{what.label}: waits for another process, which is fetching it")
+                    told = True
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                except OSError:
+                    pass  # some network drives cannot
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(what.partial)):
+                    yield file
+                    return
+        finally:
+            file.close()  # and once more where another process has just moved it to its place
+
+
+def git_sha1(path: Path) -> str:
+    """The hash by which git, and so the hub, names a file that is not in large-file storage."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        read: Callable[[], bytes] = lambda: file.read(2**20)  # noqa: E731
+        for block in iter(read, b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def amount(size: int) -> str:
+    """Bytes for people."""
+    for unit, one in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= one:
+            return f"{size / one:.1f} {unit}"
+    return f"{size} B"

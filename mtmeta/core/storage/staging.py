@@ -1,0 +1,153 @@
+"""The folder of an export: complete or not there, and never in the place of anything but an export of the same run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core.errors import CheckpointError, UsageError
+from mtmeta.core.storage.disk import (
+    Fingerprint,
+    disk_errors,
+    fingerprint,
+    make_folder,
+    read_json,
+    remove,
+    sync,
+    write_synced,
+)
+from mtmeta.core.wording import quote
+
+__all__ = ["MANIFEST", "Place", "identity"]
+
+MANIFEST = "export.json"
+CACHE = "__pycache__"  # running modeling.py leaves one
+FIX = "choose another directory with --out"
+
+
+def identity(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same one: recipe, weights it began with, data files."""
+    return {key: lock.get(key) for key in ("recipe", "backbone", "data")}
+
+
+class Place:
+    """Where an export goes. `run` is the identity of its run, `form` its format."""
+
+    def __init__(self, path: Path, run: Mapping[str, Any], form: str, *, fresh: bool) -> None:
+        self.path, self.run, self.form, self.fresh = path, dict(run), form, fresh
+
+    def check(self) -> None:
+        """Raise UsageError if something else is there, or was put in or changed since; --fresh allows the last."""
+        path = self.path
+        nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+        if not nearest.is_dir() or path.is_symlink():
+            raise UsageError(str(nearest), f"is a {'link' if nearest.is_symlink() else 'file'}; {FIX}")
+        if Path.cwd().is_relative_to(path.resolve()):  # whoever stands there would be left in a removed folder
+            raise UsageError("--out", f"{quote(str(path))} is the current folder or above it; give a folder in it")
+        if not path.exists() or not any(path.iterdir()):
+            return
+        if not (path / MANIFEST).is_file():
+            raise UsageError(f"{path}/", f"not empty and no export of mtmeta; {FIX}")
+        try:
+            manifest = read_json(path / MANIFEST)
+            files = {str(name): dict(found) for name, found in manifest["files"].items()}
+            before = (dict(manifest["run"]), str(manifest["format"]))
+        except (CheckpointError, TypeError, KeyError, AttributeError, ValueError):
+            raise UsageError(str(path / MANIFEST), f"is damaged; remove the folder, or {FIX}") from None
+        there = {str(file.relative_to(path)): file for file in _files(path)}
+        if others := sorted(there.keys() - files.keys() - {MANIFEST}):
+            what = f"holds {quote(others[0])}, which no export wrote; move it away, or {FIX}"
+            raise UsageError(f"{path}/", what)
+        if self.fresh:
+            return
+        if before != (self.run, self.form):
+            which = "of another run" if before[0] != self.run else f"in format {quote(before[1])}"
+            raise UsageError(f"{path}/", f"holds an export {which}; {FIX}, or give --fresh to replace it")
+        changed = [
+            name for name, file in sorted(there.items()) if name != MANIFEST and fingerprint(file) != files[name]
+        ]
+        if changed:
+            raise UsageError(f"{path}/", f"{quote(changed[0])} was changed since; {FIX}, or give --fresh to replace it")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Draft]:
+        """A draft beside the place, which takes it at the end; on an error nothing of it is left."""
+        scratch = self.path.absolute().with_name(f".{self.path.absolute().name}.{os.getpid()}.tmp")
+        made = [folder for folder in scratch.parents if not folder.exists()]
+        with disk_errors(self.path):
+            make_folder(scratch.parent)
+            _clear(scratch.parent, self.path.absolute().name)
+            scratch.mkdir()
+        draft = Draft(scratch)
+        try:
+            with disk_errors(self.path):
+                yield draft
+                for folder in (scratch, *(path for path in scratch.rglob("*") if path.is_dir())):
+                    sync(folder)
+                self.check()  # whatever came to be there meanwhile
+                if self.path.exists():
+                    remove(self.path)
+                scratch.rename(self.path.absolute())
+                sync(scratch.parent)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):  # in a folder that was made for it lies the export, or nothing
+                for folder in made:
+                    folder.rmdir()
+
+    def manifest(self, draft: Draft, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Write export.json, the last file: what was exported, and every file's size and SHA-256."""
+        made = {"mtmeta": version("mtmeta"), "format": self.form, "run": self.run, **facts, "files": draft.files}
+        draft.write(MANIFEST, json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return made
+
+
+class Draft:
+    """A folder under way; `files` holds size and SHA-256 of what was written, by path in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Fingerprint] = {}
+
+    def path(self, name: str) -> Path:
+        """Where a file of this name goes, its folder made."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Write a file and flush it to disk."""
+        self.files[name] = write_synced(self.path(name), data.encode() if isinstance(data, str) else data)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Every file and link under a folder, without what Python leaves beside modules it ran."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != CACHE]
+        yield from (Path(place) / name for name in files)
+        yield from (Path(place) / name for name in folders if (Path(place) / name).is_symlink())
+
+
+def _clear(parent: Path, name: str) -> None:
+    """Remove drafts of this place that a kill left, unless their process still runs."""
+    for path in parent.glob(".*.tmp"):
+        owner, _, pid = path.name.removeprefix(".").removesuffix(".tmp").rpartition(".")
+        if owner != name or not pid.isdecimal() or (int(pid) != os.getpid() and _alive(int(pid))):
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,225 @@
+"""`mtmeta adapt --keep`: adapted models as run directories, complete or not there, for every command that takes a run.
+
+Of every run and task one: the first draw of the largest number of shots, whatever any draw scored.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtmeta.core.api.events import DataLoaded, Evaluated, Event, RunFinished, RunStarted
+from mtmeta.core.data.carving import carvings
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.subsets import draw_shots
+from mtmeta.core.errors import MtmetaError, UsageError
+from mtmeta.core.machine import peak_memory
+from mtmeta.core.recipe.reader import NAME
+from mtmeta.core.recipe.sections import BudgetOptions, Recipe
+from mtmeta.core.run.directory import RunDir, make_lock
+from mtmeta.core.run.session import Session, dump_json
+from mtmeta.core.storage.disk import fingerprint, write_file
+from mtmeta.core.storage.staging import Place, identity
+from mtmeta.core.studies.fine_tune import Tuned
+from mtmeta.core.training.model import MultiTaskModel
+
+__all__ = ["Keeper", "origin"]
+
+DRAW = 0
+FIX = "choose another folder with --keep"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A run that is to be kept: where, and what it will be."""
+
+    place: _Place
+    recipe: Recipe
+    lock: dict[str, Any]
+    train: Dataset
+
+
+class Keeper:
+    """Keeps adapted models in `folder`, or none where that is None.
+
+    `session` is of the recipe of new tasks; `runs` are what is adapted, and the step its weights are of.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        session: Session,
+        runs: Mapping[str, tuple[Session, int]],
+        head: str,
+        shots: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.folder = Path(folder) if folder is not None else None
+        self.session, self.runs, self.head, self.shots, self.say = session, runs, head, shots, say
+        self.kept: list[str] = []
+        """Paths of the runs kept so far."""
+        self._plan: dict[tuple[str, str], _Kept] = {}
+        self._parents = {name: _parent(name, *run) for name, run in runs.items()} if self.folder is not None else {}
+
+    def plan(self, train: Dataset, test: Dataset) -> None:
+        """Settle what will be kept of a task. Raises UsageError if something else is in its place."""
+        for start, parent in self._parents.items():
+            assert self.folder is not None
+            run, task = self.runs[start][0], train.task
+            few = draw_shots(train, self.shots, self.session.recipe.seed, task, DRAW)
+            title = f"{start}-{task}-{self.shots}"
+            recipe = _recipe(self.session, run.recipe, task, title)
+            files = {f"{task}-train": train.sha256, f"{task}-{test.split}": test.sha256}
+            here = self.session
+            lock = make_lock(recipe, here.registry, files, here.backbone, here.device, here.precision)
+            rows = {task: len(test)} if test.split == "dev" else {}
+            lock |= {"backbone": run.folder.lock().get("backbone"), **carvings(recipe.tasks, rows)}
+            lock |= {"sources": found} if (found := self.session.sources.lock()) else {}
+            lock["adapted"] = {
+                **parent,
+                "head": self.head,
+                "shots": self.shots,
+                "draw": DRAW + 1,
+                "seed": recipe.seed,
+                "examples": len(few),
+                "ids": list(few.ids),
+            }
+            place = _Place(self.folder / title, _identity(lock), "run", fresh=False)
+            if place.path in [kept.place.path for kept in self._plan.values()]:
+                raise UsageError("--keep", f"two runs and tasks would both be kept as {title}; adapt them one by one")
+            place.check()
+            self._plan[start, task] = _Kept(place, recipe, lock, train)
+
+    def keep(self, start: str, model: MultiTaskModel, few: Dataset, test: Dataset, tuned: Tuned) -> None:
+        """Write the run of an adapted model. One that is there already is left as it is."""
+        kept = self._plan.get((start, few.task))
+        if kept is None:
+            return
+        path = str(kept.place.path)
+        if kept.place.is_there():
+            self.say(f"{path} is kept already")
+        else:
+            with kept.place.writing() as draft:
+                self._write(RunDir(draft.folder), kept, self.runs[start][0], model, test, tuned)
+            self.say(f"kept {path}")
+        self.kept.append(path)
+
+    def _write(
+        self, folder: RunDir, kept: _Kept, run: Session, model: MultiTaskModel, test: Dataset, tuned: Tuned
+    ) -> None:
+        recipe, name, steps = kept.recipe, test.task, len(tuned.steps)
+        session = Session(recipe, run.registry, folder, run.device, run.warn, self.session.sources)
+        session.precision = self.session.precision
+        folder.begin(recipe, kept.lock, _files(run.folder.backbone))
+        session.checkpoints([name]).save_best(steps, model.state_dict(), ["best"])
+        scored, _ = session.score(model, test)
+        summary = {
+            **session.table(test.split, {name: scored}),
+            "run": str(kept.place.path),
+            "name": recipe.name,
+            "algorithm": recipe.algorithm.name,
+            "seed": recipe.seed,
+            "selected_on": recipe.evaluation.select_on,
+            "steps": steps,
+            "seconds": round(tuned.seconds, 2),
+            "total_seconds": round(tuned.seconds, 2),
+            "examples": tuned.examples,
+            "skipped_steps": 0,
+            "sampling": tuned.usage,
+            "peak_memory_bytes": peak_memory(),
+            "adapted": {key: value for key, value in kept.lock["adapted"].items() if key != "ids"},
+        }
+        device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
+        size = sum(parameter.numel() for parameter in model.parameters())
+        what = (recipe.name, recipe.algorithm.name, [name], [[name]], device, size, time.time())
+        value = scored.value if session.metrics[scored.metric].greater_is_better else -scored.value
+        found = (name, steps, test.split, {name: scored.json()}, value, True, tuned.usage)
+        loaded = [
+            DataLoaded(d.task, d.split, d.file, len(d), d.skipped, d.tokens, d.truncated) for d in (kept.train, test)
+        ]
+        events: list[Event] = [RunStarted(*what), *loaded, *tuned.steps, Evaluated(*found), RunFinished(summary)]
+        write_file(folder.path / "events.jsonl", "".join(event.json() + "\n" for event in events))
+        write_file(folder.summary, dump_json(summary))
+
+
+def origin(lock: Mapping[str, Any]) -> list[str]:
+    """What a lock says of the run that a kept one was adapted from; nothing if it is no kept run."""
+    found = lock.get("adapted")
+    if not isinstance(found, dict):
+        return []
+    few = f"{found.get('shots')} examples of each class ({found.get('examples')} in all, of the training file below)"
+    return [f"adapted from the run {found.get('run')}, weights sha256 {found.get('weights')}, with {few}"]
+
+
+def _parent(name: str, run: Session, step: int) -> dict[str, Any]:
+    """What the lock of a kept run says of the run it was adapted from."""
+    folder = run.checkpoints(run.groups[0]).folder
+    best = folder / f"best-{step:08d}"  # not the link, which a run that is under way may move
+    weights = (best if best.is_dir() else folder / "best") / "model.safetensors"
+    return {
+        "run": name,
+        "recipe": run.folder.lock()["recipe"],
+        "step": step,
+        "weights": str(fingerprint(weights)["sha256"]),
+    }
+
+
+def _recipe(session: Session, parent: Recipe, task: str, title: str) -> Recipe:
+    """What a run of the one task would have to be, to be trained, loaded and scored as the adaptation was.
+
+    Its encoder is that of the parent, it is evaluated once, at the end, and what had no say is left at its default.
+    """
+    recipe, get = session.recipe, session.registry.get
+    rates = recipe.optimizer.head_lr
+    if isinstance(rates, dict):
+        rates = {name: rate for name, rate in rates.items() if name == task} or None
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", title)[-128:]
+    return replace(
+        recipe,
+        name=name if NAME.fullmatch(name) else f"run{name}"[:128],
+        backbone=parent.backbone,
+        tasks={task: recipe.tasks[task]},
+        data=replace(recipe.data, train_fraction=1.0),
+        sampler=get("sampler", "uniform", "sampler")(),
+        algorithm=get("algorithm", "individual", "algorithm")(),
+        optimizer=replace(recipe.optimizer, head_lr=rates),
+        budget=BudgetOptions(),
+        evaluation=replace(recipe.evaluation, every=None, select_on=recipe.evaluation.report_on, select="mean"),
+    )
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """The files of the parent's backbone/."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _identity(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two kept runs the same one."""
+    return {**identity(lock), "adapted": lock.get("adapted")}
+
+
+class _Place(Place):
+    """Where a kept run goes: an empty place, or that of the very same run."""
+
+    def check(self) -> None:
+        """Raise UsageError if something else is there."""
+        nearest = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
+        if not nearest.is_dir() or self.path.is_symlink():
+            raise UsageError(str(nearest), f"is a {'link' if nearest.is_symlink() else 'file'}; {FIX}")
+        if self.path.exists() and any(self.path.iterdir()) and not self.is_there():
+            raise UsageError(f"{self.path}/", f"holds something else than this adaptation; {FIX}")
+
+    def is_there(self) -> bool:
+        """Whether this very run was kept before."""
+        folder = RunDir(self.path)
+        try:
+            return folder.finished() is not None and _identity(folder.lock()) == self.run
+        except MtmetaError:
+            return False

@@ -1,0 +1,170 @@
+"""Whether recipes and runs can stand in one table, and what about them differs that a reader of it should know.
+
+What changes what is measured (labels, columns, metric, split, data) is refused; what changes the training is noted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core.api.option_types import Carve
+from mtmeta.core.errors import DataError, RecipeError
+from mtmeta.core.recipe.resolved import describe
+from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.run.directory import RunDir
+from mtmeta.core.tables.data_file import Dialect
+from mtmeta.core.wording import quote, safe
+
+__all__ = ["Planned", "check_alike", "check_data", "notes_on_recipes", "notes_on_runs"]
+
+# options of a task that say how it is trained; which files it has, their hashes say
+TRAINING = ("batch_size", "inner_steps", "loss_weight", "train", "dev", "test")
+MODEL = ("pair_mode", "activation")  # options of a task that say how it is modelled
+VERSIONS = ("mtmeta", "torch", "device", "precision")
+Fact = tuple[str, str, str]
+"""Row, run, and what it has."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One recipe with one seed, and where its run lies."""
+
+    path: str | Path
+    recipe: Recipe
+    folder: RunDir
+
+    @property
+    def label(self) -> str:
+        return f"{self.recipe.name} seed {self.recipe.seed}"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether its directory holds a run, finished or not; a lock without a recipe is a beginning that was cut."""
+        return self.folder.recipe.exists() and self.folder.lock_file.exists()
+
+
+# -------------------------------------------------------------------------------------------------------- refused
+
+
+def _splits(recipe: Recipe) -> tuple[str, str]:
+    return recipe.evaluation.select_on, recipe.evaluation.report_on
+
+
+def check_alike(recipes: Sequence[Recipe]) -> None:
+    """Raise RecipeError unless all measure the same: tasks, what is read and predicted in each, metrics, splits."""
+    one = recipes[0]
+    for other in recipes[1:]:
+        who = quote(other.name)
+        if sorted(one.tasks) != sorted(other.tasks):
+            what = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
+            raise RecipeError(one.name, f"has the tasks {what}; compare recipes of the same tasks")
+        for key, verb in (("report_on", "reports on"), ("select_on", "selects on")):
+            splits = getattr(one.evaluation, key), getattr(other.evaluation, key)
+            if splits[0] != splits[1]:
+                what = f"{verb} {splits[0]}, {who} on {splits[1]}; --set evaluation.{key}={splits[0]}"
+                raise RecipeError(one.name, what)
+        for name, task in one.tasks.items():
+            taken = task.dev, other.tasks[name].dev
+            used = {*_splits(one), *_splits(other)}
+            if taken[0] != taken[1] and "dev" in used and any(isinstance(dev, Carve) for dev in taken):
+                what = f"takes another dev split out of task {quote(name)} than {who}; give both the same"
+                raise RecipeError(one.name, f"{what} 'dev: {{fraction: ..., seed: ...}}'")
+            primary = task.metrics[0], other.tasks[name].metrics[0]
+            if primary[0] != primary[1]:
+                what = f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}"
+                raise RecipeError(one.name, f"{what}; compare by the same metric")
+            here, there = _measured(one, name), _measured(other, name)
+            for key in dict.fromkeys([*here, *there]):
+                if here.get(key) != there.get(key):
+                    found = f"has {_shown(here.get(key))} for tasks.{name}.{key}, {who} has {_shown(there.get(key))}"
+                    raise RecipeError(one.name, f"{found}; compare recipes that measure the same")
+
+
+def _measured(recipe: Recipe, name: str) -> dict[str, Any]:
+    """What of a task's options decides which examples are scored, and against what."""
+    task = recipe.tasks[name]
+    options = describe(recipe)["tasks"][name]
+    made = {key: value for key, value in options.items() if key not in (*TRAINING, *MODEL, "metrics", "dialect")}
+    if "labels" in made:
+        made["labels"] = list(task.objective.classes)  # `2` and `[0, 1]` are the same
+    # not on_bad_rows: of one file, `error` lets a run come to its end only where there is nothing to skip
+    dialect = task.dialect or recipe.data
+    return made | {f"dialect.{field.name}": getattr(dialect, field.name) for field in fields(Dialect)}
+
+
+def check_data(runs: Sequence[Planned]) -> None:
+    """Raise DataError if two of the runs that have begun read files of other contents."""
+    seen: dict[str, tuple[str, Any]] = {}
+    for run in runs:
+        if not run.has_begun:
+            continue
+        for key, sha256 in run.folder.lock()["data"].items():
+            who, other = seen.setdefault(key, (run.label, sha256))
+            if other != sha256:
+                what = f"{key} has sha256 {str(other)[:4]}.. in {quote(who)}, {str(sha256)[:4]}.. in {quote(run.label)}"
+                raise DataError(str(run.folder.path), f"{what}; compare runs on the same data")
+
+
+# ---------------------------------------------------------------------------------------------------------- noted
+
+
+def notes_on_recipes(recipes: Sequence[Recipe]) -> list[str]:
+    """A line for each option that differs and is not the regime's own: backbone, share of the data, selection."""
+    facts: dict[str, list[Fact]] = {}
+    for recipe in recipes:
+        for key, value in _background(describe(recipe)):
+            facts.setdefault(key, []).append((recipe.name, recipe.name, _shown(value)))
+    return [line for key, found in facts.items() for line in _differing(key, found, len(recipes))]
+
+
+def _background(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield from ((f"backbone.{key}", value) for key, value in data["backbone"].items())
+    yield "data.train_fraction", data["data"]["train_fraction"]
+    for name, task in data["tasks"].items():
+        yield from ((f"tasks.{name}.{key}", task[key]) for key in MODEL if key in task)
+    yield "training.precision", data["training"]["precision"]
+    yield "evaluation.select", data["evaluation"]["select"]
+
+
+def notes_on_runs(plan: Mapping[str, Sequence[Planned]]) -> list[str]:
+    """A line for each version, device and set of weights that differs among runs, as their locks have it."""
+    facts: dict[str, list[Fact]] = {}
+    for name, row in plan.items():
+        for run in row:
+            for key, value in _versions(run):
+                facts.setdefault(key, []).append((name, run.label, value))
+    lines = [line for key, found in facts.items() for line in _differing(key.partition("|")[0], found, len(found))]
+    return list(dict.fromkeys(lines))  # the same weights are told of once, not for every seed
+
+
+def _versions(run: Planned) -> Iterator[tuple[str, str]]:
+    lock = run.folder.lock()
+    for key in VERSIONS:
+        yield key, safe(str(lock.get(key, "unknown")))
+    plugins = lock.get("plugins")
+    for plugin, version in plugins.items() if isinstance(plugins, dict) else ():
+        yield f"plugin {safe(str(plugin))}", safe(str(version))
+    # weights that the recipes name alike; random ones are those of their seed
+    options = json.dumps(describe(run.recipe)["backbone"], sort_keys=True)
+    yield f"backbone weights|{run.recipe.seed}{options}", safe(str(lock.get("backbone", "unknown")), 16)
+
+
+def _differing(key: str, found: Sequence[Fact], whole: int) -> Iterable[str]:
+    """One line where they differ; what a row has in all its runs is told by the row's name."""
+    if len({value for *_, value in found}) < 2 and len(found) == whole:
+        return
+    by_value: dict[str, list[str]] = {}
+    for row, run, value in found:
+        alike = {other for name, _, other in found if name == row} == {value}
+        who = safe(row if alike else run)
+        if who not in by_value.setdefault(value, []):
+            by_value[value].append(who)
+    yield f"Rows differ in {key}: " + "; ".join(f"{value} ({', '.join(who)})" for value, who in by_value.items()) + "."
+
+
+def _shown(value: Any) -> str:
+    return safe(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))

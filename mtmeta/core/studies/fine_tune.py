@@ -1,0 +1,104 @@
+"""Fine-tuning on a few examples of one task: the head it begins with, and the steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.events import StepDone
+from mtmeta.core.api.heads import PrototypeHead
+from mtmeta.core.api.optimizers import set_lr
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.feed import Feed
+from mtmeta.core.errors import DivergedError, UsageError
+from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.rng import derive
+from mtmeta.core.training import evaluation
+from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.wording import quote
+
+__all__ = ["Tuned", "fine_tune", "prototypes"]
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a fine-tuning did: its steps as events, and what it read of the task."""
+
+    steps: list[StepDone] = field(default_factory=list)
+    usage: dict[str, dict[str, float]] = field(default_factory=dict)
+    examples: int = 0
+    seconds: float = 0.0
+
+
+def fine_tune(
+    model: MultiTaskModel, few: Dataset, recipe: Recipe, *, precision: Precision = "fp32", draw: int = 0
+) -> Tuned:
+    """Train a model with the head of one task on a few examples, for the recipe's steps, in place.
+
+    A batch is the task's batch_size, or all examples where there are fewer; every epoch has another order. Raises
+    DivergedError for a loss or a gradient that is not finite.
+    """
+    name, steps, started = few.task, recipe.training.steps or 0, time.perf_counter()
+    task = model.tasks[name]
+    seed = derive(recipe.seed, "adapt", name, draw)
+    feed = Feed(
+        {name: task}, {name: few}, recipe.sampler, seed=seed, grad_accumulation=recipe.training.grad_accumulation
+    )
+    learner = Learner(model, seed=seed, steps=steps, group=name, precision=precision)
+    optimizer = recipe.optimizer.build(learner.parameters.items())
+    limit = recipe.training.clip or math.inf  # an infinite one changes no gradient
+    done = []
+    model.train()
+    for step in range(steps):
+        learner.begin_step(step)
+        factor = recipe.schedule.factor(step, steps)
+        set_lr(optimizer, factor)
+        loss = float(learner.gradient(feed.batch(name)))
+        norm = float(nn.utils.clip_grad_norm_(learner.parameters.values(), limit))
+        if not math.isfinite(norm):
+            what = f"gradient norm became {norm} at step {step + 1}, task '{name}'; lower the learning rate"
+            raise DivergedError("", what)
+        optimizer.step()
+        spent = round(time.perf_counter() - started, 3)
+        lr = float(recipe.optimizer.lr * factor)
+        done.append(StepDone(name, step + 1, steps, {name: [loss]}, lr, norm, learner.examples, spent))
+    learner.clear_gradient()
+    return Tuned(done, feed.usage(), learner.examples, time.perf_counter() - started)
+
+
+def prototypes(
+    model: MultiTaskModel, task: Task, few: Dataset, *, batch_tokens: int, precision: Precision = "fp32"
+) -> nn.Module:
+    """A head that begins as a nearest-prototype classifier of the few examples. Raises UsageError without classes."""
+    classes, outputs = len(task.objective.classes), task.objective.outputs
+    if classes < 2 or outputs not in (classes, classes - 1):
+        raise UsageError("--head", f"prototype needs classes, task {quote(few.task)} has none; use reset")
+    head = model.heads[few.task]
+    model.replace_head(few.task, nn.Flatten())  # [B, V, D] -> [B, V * D]: the pooled vectors themselves
+    vectors: Any = np.zeros((len(few), 0))
+    try:
+        with (
+            torch.inference_mode(),
+            closing(evaluation.forward(model, few, batch_tokens=batch_tokens, precision=precision)) as batches,
+        ):
+            for indices, _, made in batches:
+                if not vectors.shape[1]:
+                    vectors = np.zeros((len(few), made.shape[1]), dtype=np.float32)
+                vectors[indices] = made.float().cpu().numpy()
+    finally:
+        model.replace_head(few.task, head)
+    labels = few.labels.astype(np.int64)
+    # a class that no example is of has its prototype at the origin
+    means = [vectors[labels == c].mean(axis=0) if (labels == c).any() else 0 * vectors[0] for c in range(classes)]
+    return PrototypeHead(torch.from_numpy(np.stack(means)), binary=outputs < classes)

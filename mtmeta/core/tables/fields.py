@@ -1,0 +1,68 @@
+"""One line of a CSV or TSV file to its fields, one line of a JSONL file to its object."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from itertools import accumulate
+from typing import NoReturn
+
+from mtmeta.core.wording import quote, safe
+
+__all__ = ["BadLine", "parse_object", "split_fields"]
+
+MAX_DEPTH = 32  # levels of JSON nesting
+QUOTED = re.compile(r'"((?:[^"]++|"")*+)("?)')  # from an opening quote on; group 2 is the closing one, if any
+NOT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++')  # of JSON: strings whole, and what stands between
+
+
+class BadLine(Exception):
+    """Why a line cannot be read."""
+
+
+def split_fields(text: str, delimiter: str) -> list[str] | None:
+    """The fields of a line; none if text follows a closing quote, None if the last quoted field does not close."""
+    # as csv.reader(strict=True), which has one field limit for the whole process and ends a row at a lone CR
+    fields: list[str] = []
+    at = 0
+    while at <= len(text):
+        if quoted := QUOTED.match(text, at):
+            end = quoted.end()
+            if not quoted[2]:
+                return None
+            if text[end : end + 1] not in ("", delimiter):
+                return []
+            fields.append(quoted[1].replace('""', '"'))
+        else:
+            end = text.find(delimiter, at) % (len(text) + 1)  # -1 becomes the end of the line
+            fields.append(text[at:end])
+        at = end + 1
+    return fields
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise BadLine(f"duplicate key {quote(Counter(key for key, _ in pairs).most_common(1)[0][0])}")
+    return result
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise BadLine(f"{constant} is not JSON; write a finite number")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int=str, parse_constant=_refuse)
+
+
+def parse_object(text: str) -> dict[str, object]:
+    """The object on a JSONL line; numbers keep the text they have in the file."""
+    if max(accumulate(1 if c in "[{" else -1 for c in NOT_BRACKETS.sub("", text)), default=0) > MAX_DEPTH:
+        raise BadLine(f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        value = DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise BadLine(f"not JSON ({safe(error.msg)} at character {error.colno}); write one object a line") from None
+    if not isinstance(value, dict):
+        raise BadLine("not a JSON object; write one object a line")
+    return value

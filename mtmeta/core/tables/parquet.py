@@ -1,0 +1,94 @@
+"""Parquet files through pyarrow (extra `[parquet]`): their columns, and their rows as text, a batch at a time.
+
+Numbers, truth values and dates become the text they would be in a CSV file; a null is an empty field, as in JSONL.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import Any
+
+from mtmeta.core.errors import DataError, MachineError
+from mtmeta.core.wording import quote, safe
+
+__all__ = ["MAGIC", "columns", "rows"]
+
+MAGIC = b"PAR1"
+BATCH = 8192  # rows decoded at once
+
+
+@contextmanager
+def _opened(file: BufferedReader, place: str) -> Iterator[Any]:
+    """The file as pyarrow sees it. Raises MachineError without pyarrow, DataError for what it cannot read."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        what = "needs pyarrow, which is not installed; pip install 'mtmeta[parquet]'"
+        raise MachineError(place, what) from error
+    try:
+        with pyarrow.parquet.ParquetFile(file) as made:
+            yield made
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:  # some of its refusals are plain ones
+        text = " ".join(str(error).split())
+        raise DataError(place, f"no Parquet file that can be read ({safe(text, 200)}); write it again") from None
+
+
+def columns(file: BufferedReader, place: str) -> list[str]:
+    """The names of the columns."""
+    with _opened(file, place) as made:
+        return _names(made, place)
+
+
+def _names(made: Any, place: str) -> list[str]:
+    names = list(made.schema_arrow.names)
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise DataError(place, f"column {quote(name)} appears {times} times; rename one")
+    return names
+
+
+def rows(file: BufferedReader, place: str, wanted: Sequence[str]) -> Iterator[dict[str, object]]:
+    """Each row's `wanted` columns (all, if none is named): text, None for a null, bytes for what is no UTF-8, a list
+    for what is nested. Rows of a batch are decoded together; memory is that of a row group."""
+    with _opened(file, place) as made:
+        names = [name for name in _names(made, place) if not wanted or name in wanted]
+        for batch in made.iter_batches(batch_size=BATCH, columns=names, use_threads=False):
+            decoded = [_texts(batch.column(name)) for name in names]
+            for values in zip(*decoded, strict=True):
+                yield dict(zip(names, values, strict=True))
+
+
+def _texts(column: Any) -> list[object]:
+    """The values of a column as text."""
+    import pyarrow
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_dictionary(kind):
+        column, kind = column.dictionary_decode(), kind.value_type
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        column, kind = column.storage, kind.storage_type
+    if types.is_nested(kind):
+        return [[] if valid else None for valid in column.is_valid().to_pylist()]
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        column = column.cast(pyarrow.large_binary())  # what claims to be UTF-8 may not be
+    elif not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)):
+        try:
+            made: list[object] = column.cast(pyarrow.string()).to_pylist()
+        except pyarrow.ArrowException:  # a time in a zone that this machine does not know, for one
+            made = [None if value is None else str(value) for value in column.to_pylist()]
+        return made
+    return [_decoded(value) for value in column.to_pylist()]
+
+
+def _decoded(value: bytes | None) -> object:
+    if value is None:
+        return None
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value

@@ -1,0 +1,293 @@
+"""How many steps a budget of example-forwards pays for, found by going through the run without a model.
+
+What an algorithm reads in a step is often a draw: which task, and with it how many inner steps. Every draw is a pure
+function of the seed, so the number of steps is known before training, and schedules and samplers that look at the
+whole run have its true length.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mtmeta.core.api.batch import Batch
+from mtmeta.core.api.contracts import Algorithm, Sampler, Task
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.feed import Feed, Stream
+from mtmeta.core.errors import MtmetaError, PluginError, RecipeError
+from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.model import MultiTaskModel
+
+__all__ = ["rehearse", "share_of", "steps_on_budget", "steps_within"]
+
+MOST_STEPS = 10_000_000
+PROBE = 64  # steps whose mean cost tells whether a budget has an end at all
+
+
+def share_of(recipe: Recipe, group: Sequence[str]) -> int:
+    """Of the recipe's budget, what a group's learner may spend."""
+    return (recipe.budget.examples or 0) * len(group) // len(recipe.tasks)
+
+
+def steps_on_budget(
+    recipe: Recipe,
+    groups: Sequence[Sequence[str]],
+    encoder: nn.Module,
+    datasets: Mapping[str, Dataset],
+    numbers: Callable[[Sequence[str]], Mapping[str, float]],
+) -> dict[str, int]:
+    """Steps that the recipe's budget pays for, by group; empty if it has none. `datasets` are the training sets.
+
+    Raises as `steps_within` does.
+    """
+    found: dict[str, int] = {}
+    for group in groups if recipe.budget.examples is not None else ():
+        tasks = {task: recipe.tasks[task] for task in group}
+        train = {task: datasets[task] for task in group}
+        parts = (recipe.algorithm, recipe.sampler, encoder, tasks, train, recipe.seed)
+        found["+".join(group)] = steps_within(share_of(recipe, group), *parts, numbers(group), recipe.budget.examples)
+    return found
+
+
+def steps_within(
+    budget: int,
+    algorithm: Algorithm,
+    sampler: Sampler,
+    encoder: nn.Module,
+    tasks: Mapping[str, Task],
+    datasets: Mapping[str, Dataset],
+    seed: int,
+    numbers: Mapping[str, float] | None = None,
+    whole: int | None = None,
+) -> int:
+    """The most steps with which training spends at most `budget` example-forwards.
+
+    `numbers` are what the algorithm trains beside the model; `whole` is the recipe's budget, where `budget` is a
+    learner's share of it.
+
+    Raises RecipeError if that is not one step or more than a run may have, PluginError if the algorithm cannot be gone
+    through without a model.
+    """
+    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
+    given = f"{budget:,} example-forwards"
+    if whole not in (None, budget):
+        given = f"of {whole:,} example-forwards, the {budget:,} of task {', '.join(map(repr, tasks))}"
+
+    @functools.cache
+    def walk(steps: int) -> tuple[int, int]:
+        """Goes through a run of that many steps until it is over budget; steps gone and example-forwards spent."""
+        gone, spent = 0, 0
+        for learner in _walk(shape, algorithm, sampler, tasks, datasets, seed, steps):
+            gone, spent = gone + 1, learner.examples
+            if spent > budget:
+                break
+        return gone, spent
+
+    _, first = walk(1)
+    if not first:
+        what = f"algorithm '{algorithm.name}' reads no example in its first step, so a budget has no end"
+        raise PluginError(supplier(algorithm, "algorithm"), f"{what}; give training.steps")
+    if first > budget:
+        what = f"{given} are less than one step takes ({first:,}); raise it or lower batch_size"
+        raise RecipeError("budget.examples", what)
+    too_much = f"{given} are more than the {MOST_STEPS:,} steps take that a run may have; lower it"
+    gone, spent = walk(PROBE)
+    if spent * MOST_STEPS <= budget * gone:  # going through them all would take an hour
+        raise RecipeError("budget.examples", too_much)
+    guess = min(budget // first, MOST_STEPS)
+    gone, spent = walk(guess)
+    guess = gone - 1 if spent > budget else gone * budget // spent
+    steps = _largest(lambda steps: walk(steps)[1] <= budget, at_least=1, most=MOST_STEPS, guess=guess)
+    if steps == MOST_STEPS and walk(steps)[1] + first <= budget:
+        raise RecipeError("budget.examples", too_much)
+    return steps
+
+
+def rehearse(
+    steps: int,
+    algorithm: Algorithm,
+    sampler: Sampler,
+    encoder: nn.Module,
+    tasks: Mapping[str, Task],
+    datasets: Mapping[str, Dataset],
+    seed: int,
+    numbers: Mapping[str, float] | None = None,
+) -> Iterator[dict[str, int]]:
+    """Example-forwards of each task in each of the `steps` steps of a run, in order.
+
+    Raises PluginError if the algorithm cannot be gone through without a model.
+    """
+    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
+    before = dict.fromkeys(tasks, 0)
+    for learner in _walk(shape, algorithm, sampler, tasks, datasets, seed, steps):
+        now = {task: learner.read[task] for task in tasks}
+        yield {task: now[task] - before[task] for task in tasks}
+        before = now
+
+
+def _walk(
+    shape: MultiTaskModel,
+    algorithm: Algorithm,
+    sampler: Sampler,
+    tasks: Mapping[str, Task],
+    datasets: Mapping[str, Dataset],
+    seed: int,
+    steps: int,
+) -> Iterator[_Rehearsal]:
+    """The learner after each step of a run of that many."""
+    # copies: a part of a plugin may count for itself, and training is to find it as it was
+    algorithm, sampler = _own(algorithm), _own(sampler)
+    feed = _Counted(tasks, datasets, sampler, seed=seed)
+    feed.steps = steps
+    learner = _Rehearsal(shape, seed=seed, steps=steps, check_each_loss=False)
+    for step in range(steps):
+        feed.step = step
+        learner.begin_step(step)
+        _rehearse(algorithm, learner, feed)
+        yield learner
+
+
+def _largest(fits: Callable[[int], bool], *, at_least: int, most: int, guess: int) -> int:
+    """The largest number from `at_least`, which fits, to `most` that fits: in strides from a guess, then by halves."""
+    good, bad = at_least, most + 1
+    guess = min(max(guess, at_least), most)
+    stride = 1
+    if fits(guess):
+        good = guess
+        while good + stride < bad:
+            if not fits(good + stride):
+                bad = good + stride
+                break
+            good, stride = good + stride, 2 * stride
+    else:
+        bad = guess
+        while bad - stride > good:
+            if fits(bad - stride):
+                good = bad - stride
+                break
+            bad, stride = bad - stride, 2 * stride
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def _rehearse(algorithm: Algorithm, learner: _Rehearsal, feed: Feed) -> None:
+    try:
+        with blame(algorithm, "algorithm"):
+            algorithm.backward(learner, feed)
+    except RecipeError:
+        raise
+    except MtmetaError as error:
+        what = f"cannot be counted without training ({error.what}); give training.steps instead of a budget"
+        raise PluginError(supplier(algorithm, "algorithm"), what) from error
+
+
+def _shapes_only(encoder: nn.Module) -> nn.Module:
+    """The same modules on the meta device: names and shapes, no memory, nothing to be changed by accident."""
+    tensors: dict[int, Any] = {}
+    for parameter in encoder.parameters():
+        tensors[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in encoder.buffers():
+        tensors[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(encoder, tensors)
+
+
+def _own(part: Any) -> Any:
+    """A copy of a part, but for the plugin it came from, which is a module and what not."""
+    plugin = getattr(part, "_supplier", None)
+    return copy.deepcopy(part, {id(plugin): plugin} if plugin is not None else {})
+
+
+class _Ids(Sequence[str]):
+    """The ids of a batch, looked up only if the algorithm asks: of millions of rows that is what takes the time."""
+
+    def __init__(self, size: int, look_up: Callable[[], Sequence[str]]) -> None:
+        self._size = size
+        self._look_up = functools.cache(look_up)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._look_up()[at]
+
+
+class _Counted(Feed):
+    """Draws as the feed does, and packs nothing."""
+
+    def batch(self, task: str) -> Batch:
+        # the sizes of batches are the same in any order, so no order is drawn
+        stream = self._streams[task]
+        if stream.offset >= len(stream.dataset):
+            stream.epoch, stream.offset = stream.epoch + 1, 0
+        place = stream.epoch, stream.offset
+        size = min(stream.batch_size, len(stream.dataset) - stream.offset)
+        stream.offset += size
+        stream._count(size)
+
+        def look_up() -> Sequence[str]:
+            return [stream.dataset.ids[i] for i in stream.at(*place)[0]]
+
+        return Batch(task, _Ids(size, look_up), ())  # type: ignore[arg-type]  # a sequence of them will do
+
+    def _pack(self, stream: Stream, indices: Any) -> Batch:
+        ids = _Ids(len(indices), lambda: [stream.dataset.ids[i] for i in indices])
+        return Batch(stream.name, ids, ())  # type: ignore[arg-type]
+
+
+class _Rehearsal(Learner):
+    """Counts what would go through the encoder. Gradients stay absent, as those of parameters that nothing touched."""
+
+    def __init__(self, model: MultiTaskModel, **options: Any) -> None:
+        super().__init__(model, **options)
+        self.device = torch.device("cpu")  # where losses are; the encoder's own has no numbers
+
+    def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
+        self.examples += len(batch)
+        self.read[batch.task] += len(batch)
+        self.losses.append((batch.task, self.inner_step, torch.zeros(())))
+        return self.losses[-1][2]
+
+    @contextmanager
+    def excursion(self, task: str, *options: Any, **more: Any) -> Iterator[Any]:
+        if self._away:
+            raise RuntimeError("an excursion is under way already; they cannot be nested")
+        self.inner_step, self._away = 0, True
+        try:
+            trip = _Trip(self)
+            yield trip
+            self.drifts.append((task, trip.drift()))
+            self.episodes[task] += 1
+        finally:
+            self._away = False
+
+
+class _Trip:
+    """An excursion that goes nowhere."""
+
+    def __init__(self, learner: _Rehearsal) -> None:
+        self._learner = learner
+
+    def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0) -> None:
+        for batch in batches:
+            self._learner.gradient(batch, scale(batch.task))
+        self._learner.inner_step += 1
+
+    def keep_delta(self, scale: float = 1.0) -> None:
+        pass
+
+    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
+        self._learner.gradient(batch, scale)
+        self._learner.inner_step += 1
+
+    def drift(self) -> Tensor:
+        return torch.zeros(())

@@ -1,0 +1,270 @@
+"""Checkpoints: a directory of safetensors and JSON, committed by one rename. No pickle on any path.
+
+    checkpoints/step-00000400/    model.safetensors  optimizer.safetensors  state.json  MANIFEST.json
+    checkpoints/best-00000380/    model.safetensors  MANIFEST.json
+    checkpoints/best -> best-00000380, best-sst -> ...
+
+A directory is written beside its target, every file and the directory flushed to disk, then renamed, read back and
+compared; only then is an older one dropped. MANIFEST.json holds the size and SHA-256 of every file and is written
+last; a directory without a valid one does not exist to us. state.json says where the best links pointed when it was
+written, and what any kept checkpoint names is kept with it, so that going back to it goes back in the links too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mtmeta.core.errors import CheckpointError, MachineError
+from mtmeta.core.storage import disk
+from mtmeta.core.training.state import BEST, LINK
+from mtmeta.core.wording import safe
+
+__all__ = ["Checkpoints"]
+
+MANIFEST = "MANIFEST.json"
+BEST_FILES = ("model.safetensors",)
+STEP_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one learner, in `folder`."""
+
+    folder: Path
+    keep: int = 2
+
+    # -- writing
+
+    def save(
+        self,
+        step: int,
+        model: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        scheduled: Callable[[int], bool] = lambda step: True,
+    ) -> Path:
+        """Commit a full checkpoint, then drop all but it and the newest `keep` of the scheduled ones.
+
+        One that was saved off schedule, because the run was asked to stop, goes when the run has got further.
+        """
+        tensors = {"model.safetensors": model, "optimizer.safetensors": optimizer}
+        path = self._commit(f"step-{step:08d}", tensors, {"state.json": json.dumps(state, indent=1).encode()})
+        for later in self._steps():  # damaged, or the run would have gone on from there
+            if _number(later) > step:
+                self._remove(later)
+        self._retain(step, scheduled)
+        return path
+
+    def save_best(self, step: int, model: Mapping[str, Tensor], links: list[str]) -> str:
+        """Commit the weights of `step` and point `links` at them; returns the name of their directory."""
+        name = f"best-{step:08d}"
+        self._commit(name, {"model.safetensors": model}, {})
+        for link in links:
+            with disk.disk_errors(self.folder / link, newest=self._newest_name):
+                disk.replace_link(self.folder / link, name)
+        self._prune()
+        return name
+
+    def go_back(
+        self, step: int, links: Mapping[str, str], scheduled: Callable[[int], bool] = lambda step: True
+    ) -> None:
+        """Have exactly these links, each at the directory it names: those of the checkpoint that a run resumes from.
+
+        What a kill left half-done goes, and so do best weights of steps that the run has yet to come to again.
+        """
+        disk.clear_leftovers(self.folder)
+        for link in self._links():
+            if link not in links:
+                with disk.disk_errors(self.folder / link, newest=self._newest_name):
+                    (self.folder / link).unlink()
+        for link, name in links.items():
+            if (self.folder / link).is_dir() and not (self.folder / link).is_symlink():
+                self._remove(self.folder / link)  # a copy of the run that followed the links
+            if self._links().get(link) != name:
+                with disk.disk_errors(self.folder / link, newest=self._newest_name):
+                    disk.replace_link(self.folder / link, name)
+        self._retain(step, scheduled)
+
+    def check_space(self, *parts: Mapping[str, Tensor]) -> None:
+        """Raise MachineError unless these tensors fit on the disk."""
+        needed = sum(tensor.nbytes for part in parts for tensor in part.values())
+        disk.check_space(self.folder, needed, self._newest_name)
+
+    # -- reading
+
+    def best(self, name: str = "best") -> dict[str, Tensor]:
+        """The best weights. Raises CheckpointError if there are none or they are damaged."""
+        return self.best_and_step(name)[0]
+
+    def best_and_step(self, name: str = "best") -> tuple[dict[str, Tensor], int]:
+        """The best weights and the step they are of; 0 where a copy of the run has directories in place of links."""
+        link = self.folder / name
+        while True:
+            target = self._links().get(name, "")
+            try:
+                if not link.exists():
+                    raise CheckpointError(str(link), "no such checkpoint; has the run evaluated yet?")
+                _verify(link, BEST_FILES)
+                found = load_file(link / "model.safetensors")
+            except (CheckpointError, OSError, SafetensorError) as error:
+                if self._links().get(name, "") != target:
+                    continue  # a run that is under way has just found better ones
+                if isinstance(error, CheckpointError):
+                    raise
+                raise CheckpointError(str(link), f"cannot be read ({safe(str(error))})") from error
+            if self._links().get(name, "") == target:
+                return found, _number(Path(target)) if target else 0
+
+    def newest(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that verifies, its best weights too, and a line for what is damaged before it."""
+        damaged: list[str] = []
+        for path in reversed(self._steps()):
+            try:
+                _verify(path, STEP_FILES)
+                for name in sorted(set(_links_of(path).values())):
+                    _verify(self.folder / name, BEST_FILES)
+            except CheckpointError as error:
+                if str(error) not in damaged:
+                    damaged.append(str(error))
+            else:
+                return path, damaged
+        return None, damaged
+
+    def load(self, path: Path, *, verified: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:
+        """Model tensors, optimizer tensors and state of a full checkpoint; `verified` if `newest` just gave it."""
+        if not verified:
+            _verify(path, STEP_FILES)
+        try:
+            model, optimizer = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
+            return model, optimizer, json.loads((path / "state.json").read_bytes())
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            raise CheckpointError(str(path), f"damaged ({safe(str(error))})") from error
+
+    # -- within
+
+    def _steps(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[0-9]{8}", path.name))
+
+    def _links(self) -> dict[str, str]:
+        """Where each link points."""
+        found = {}
+        for path in sorted(self.folder.glob("best*")):
+            with contextlib.suppress(OSError):  # no link, or gone by now
+                found[path.name] = os.readlink(path)
+        return found
+
+    def _newest_name(self) -> str:
+        newest, _ = self.newest()
+        return newest.name if newest else ""
+
+    def _retain(self, step: int, scheduled: Callable[[int], bool]) -> None:
+        """Of the checkpoints up to `step`, keep that one and the newest scheduled ones; and their best weights."""
+        found = {_number(path): path for path in self._steps() if _number(path) <= step}
+        regular = [number for number in found if scheduled(number)]
+        for number in sorted(found.keys() - {step, *regular[-self.keep :]}):
+            self._remove(found[number])
+        self._prune()
+
+    def _prune(self) -> None:
+        """Drop the best weights that neither a link nor a checkpoint names."""
+        named = set(self._links().values())
+        for path in self._steps():
+            with contextlib.suppress(CheckpointError):
+                named |= set(_links_of(path).values())
+        for path in sorted(self.folder.glob("best-????????")):
+            if not path.is_symlink() and path.name not in named:
+                self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        with disk.disk_errors(path, "cannot remove an old checkpoint", self._newest_name):
+            disk.remove(path)
+
+    def _commit(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes]) -> Path:
+        target, scratch = self.folder / name, self.folder / f".{name}.tmp"
+        self.check_space(*tensors.values())
+        with disk.disk_errors(target, "cannot write checkpoint", self._newest_name):
+            disk.make_folder(self.folder)
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            manifest = {file: disk.write_synced(scratch / file, data) for file, data in files.items()}
+            manifest |= {file: disk.write_tensors(scratch / file, named) for file, named in tensors.items()}
+            disk.write_synced(scratch / MANIFEST, _manifest(manifest))
+            disk.sync(scratch)
+            if target.exists():  # damaged, or of a timeline that the run has left
+                disk.remove(target)
+            scratch.rename(target)
+            disk.sync(self.folder)
+            try:
+                _verify(target, tuple(manifest))
+                if (target / MANIFEST).read_bytes() != _manifest(manifest):
+                    raise CheckpointError(str(target / MANIFEST), "damaged")
+            except CheckpointError as error:
+                disk.remove(target)
+                good = self._newest_name()
+                what = f"does not read back as it was written ({error}); check the disk"
+                raise MachineError(str(target), f"{what}; {good or 'no other checkpoint'} is intact") from error
+        return target
+
+
+def _number(path: Path) -> int:
+    """The step in the name of a checkpoint."""
+    digits = path.name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _links_of(path: Path) -> dict[str, str]:
+    """Where the best links pointed when a checkpoint was saved."""
+    state = disk.read_json(path / "state.json")
+    links = state.get("links", {}) if isinstance(state, dict) else None
+    if (
+        not isinstance(links, dict)
+        or not all(re.fullmatch(BEST, str(name)) for name in links.values())
+        or not all(re.fullmatch(LINK, link) for link in links)
+    ):
+        raise CheckpointError(str(path / "state.json"), "damaged (names no best weights)")
+    return links
+
+
+def _manifest(files: Mapping[str, Any]) -> bytes:
+    return json.dumps({"files": dict(files)}, indent=1).encode()
+
+
+def _verify(path: Path, needed: tuple[str, ...]) -> None:
+    """Raise CheckpointError unless the `needed` files are listed and every one equals its size and SHA-256."""
+    try:
+        raw = (path / MANIFEST).read_bytes()
+        listed = json.loads(raw)["files"]
+        wanted = {str(name): (entry["size"], entry["sha256"]) for name, entry in listed.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(str(path), f"not a committed checkpoint (no {MANIFEST})") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(str(path / MANIFEST), "damaged") from error
+    if raw != _manifest(listed):  # so that no byte of it can change unnoticed, not even a space
+        raise CheckpointError(str(path / MANIFEST), "damaged")
+    for name in needed:
+        if name not in wanted:
+            raise CheckpointError(str(path / MANIFEST), f"damaged (does not list {name})")
+    for name, (size, sha256) in wanted.items():
+        if Path(name).name != name:
+            raise CheckpointError(str(path / MANIFEST), "names a file outside the checkpoint")
+        try:
+            found = disk.fingerprint(path / name)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or safe(str(error))
+            raise CheckpointError(str(path / name), f"cannot be read ({why})") from error
+        if found["size"] != size:
+            raise CheckpointError(str(path / name), f"damaged (size {safe(str(found['size']))} of {safe(str(size))})")
+        if found["sha256"] != sha256:
+            raise CheckpointError(str(path / name), "damaged (sha256 mismatch)")

@@ -1,0 +1,188 @@
+"""Predictions for a whole dataset, and metrics with confidence intervals.
+
+Evaluation leaves weights, optimizer, RNG and mode as they were; predictions come in the file's order.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mtmeta.core.api.batch import Chunk
+from mtmeta.core.api.contracts import Metric, Task
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.packing import by_tokens, pack_chunk
+from mtmeta.core.errors import DivergedError, PluginError
+from mtmeta.core.registry.blame import accused, blame, supplier
+from mtmeta.core.rng import derive
+from mtmeta.core.training.model import MultiTaskModel, evaluation_mode
+from mtmeta.core.training.statistics import on_resamples
+
+__all__ = [
+    "Predictions",
+    "Score",
+    "aggregate",
+    "check_classes",
+    "checked",
+    "detail",
+    "forward",
+    "interval",
+    "predict",
+    "score",
+]
+
+BOOTSTRAP_DRAWS = 1000
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Decoded predictions and labels [N], in the dataset's order, and the mean loss."""
+
+    dataset: Dataset
+    values: Array
+    loss: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """A task's primary metric with its 95% interval, and its other metrics."""
+
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    examples: int
+    loss: float
+    skipped: int
+    others: dict[str, float]
+
+    def json(self) -> dict[str, Any]:
+        """As `--json` and summary.json show it."""
+        return asdict(self)
+
+
+@torch.inference_mode()
+def predict(
+    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Predictions:
+    """Predictions of the dataset's task, in batches of sequences of like length, without dropout."""
+    task = model.tasks[dataset.task]
+    found: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
+    with closing(forward(model, dataset, batch_tokens=batch_tokens, precision=precision)) as batches:
+        for indices, chunk, outputs in batches:
+            labels = chunk.labels.to(outputs.device, non_blocking=True)
+            with blame(task, "task"):
+                loss = checked(task, dataset.task, "loss", task.objective.loss(outputs, labels), [])
+                made = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
+            found.append((indices, made.double(), loss * len(indices)))
+    values = np.empty(len(dataset), dtype=np.float64)
+    values[np.concatenate([indices for indices, _, _ in found])] = (
+        torch.cat([made for _, made, _ in found]).cpu().numpy()
+    )
+    mean = math.fsum(torch.stack([loss for *_, loss in found]).tolist()) / len(dataset)
+    if not math.isfinite(mean) or not np.isfinite(values).all():
+        what = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
+        raise DivergedError(accused(task), what)
+    check_classes(task, dataset.task, values)
+    return Predictions(dataset, values, mean)
+
+
+def forward(
+    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"] = "fp32"
+) -> Generator[tuple[NDArray[np.int64], Chunk, Tensor], None, None]:
+    """Indices [B], their batch and the head's raw outputs, in batches of sequences of like length, without dropout.
+
+    To be run through under `torch.inference_mode`, and closed: then every module is in the mode it was.
+    """
+    device = next(model.parameters()).device
+    with evaluation_mode(model):
+        for indices in by_tokens(dataset, batch_tokens):
+            chunk = pack_chunk(dataset, indices, pin=device.type == "cuda")
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                outputs = model(dataset.task, chunk.packed.to(device))
+            yield indices, chunk, outputs
+
+
+def check_classes(task: Task, name: str, values: Array) -> None:
+    """Raise PluginError unless the predictions [N] of a task with classes are indices of them."""
+    if classes := len(task.objective.classes):
+        odd = values[(values != np.floor(values)) | (values < 0) | (values >= classes)]
+        if len(odd):
+            what = f"predictions for task '{name}' hold {odd[0]:g}, expected indices of its {classes} classes"
+            raise PluginError(supplier(task, "task"), what)
+
+
+def checked(task: Task, name: str, what: str, made: object, shape: list[int]) -> Tensor:
+    """What an objective made, if it is a tensor of the right shape."""
+    if not isinstance(made, Tensor) or list(made.shape) != shape:
+        found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
+        raise PluginError(supplier(task, "task"), f"{what} for task '{name}': found {found}, expected shape {shape}")
+    return made
+
+
+def score(
+    predictions: Predictions, metrics: Sequence[Metric], *, seed: int, intervals: bool = True
+) -> tuple[Score, list[str]]:
+    """Metrics of the predictions (the first is the primary one), and the warnings they gave."""
+    labels, values = predictions.dataset.labels, predictions.values
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = {metric.name: metric(labels, values) for metric in metrics}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            what = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
+            raise PluginError(accused(next(metric.function for metric in metrics if metric.name == name)), what)
+    primary = metrics[0]
+    low = high = None
+    if intervals:
+        low, high = interval(labels, values, primary, derive(seed, "bootstrap", predictions.dataset.task))
+    others = {name: value for name, value in found.items() if name != primary.name}
+    made = Score(
+        primary.name, found[primary.name], low, high, len(labels), predictions.loss, predictions.dataset.skipped, others
+    )
+    task = predictions.dataset.task
+    return made, [f"{task}: {warning.message}" for warning in caught if issubclass(warning.category, UserWarning)]
+
+
+def interval(labels: Array, values: Array, metric: Metric, seed: int) -> tuple[float, float]:
+    """95% interval of a metric by the percentile bootstrap over examples, seeded, 1,000 draws."""
+    ((drawn,),) = on_resamples(labels, [values[None]], metric, seed, BOOTSTRAP_DRAWS)
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])  # a metric may be undefined on a resample
+    return float(low), float(high)
+
+
+def aggregate(scores: Mapping[str, Score], metrics: Mapping[str, Metric], select: str) -> float:
+    """What selects the best weights, higher is better: one task's primary metric or the mean of all."""
+    names = list(scores) if select == "mean" or select not in scores else [select]
+    signed = [scores[n].value if metrics[scores[n].metric].greater_is_better else -scores[n].value for n in names]
+    return math.fsum(signed) / len(signed)
+
+
+def detail(task: Task, predictions: Predictions) -> dict[str, Any]:
+    """What stands under the table with `--verbose`: the confusion of classes, or how far off values are."""
+    labels, values = predictions.dataset.labels, predictions.values
+    classes = task.objective.classes
+    if classes:
+        matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        np.add.at(matrix, (labels.astype(np.int64), values.astype(np.int64)), 1)
+        return {"classes": list(classes), "confusion": matrix.tolist()}
+    error = values - labels
+    worst = np.argsort(-np.abs(error), kind="stable")[:5]
+    return {
+        "mean_error": float(error.mean()),
+        "mean_absolute_error": float(np.abs(error).mean()),
+        "root_mean_square_error": float(np.sqrt((error**2).mean())),
+        "worst": [
+            {"id": predictions.dataset.ids[i], "label": float(labels[i]), "prediction": float(values[i])} for i in worst
+        ],
+    }

@@ -1,0 +1,143 @@
+"""One encoder shared by all tasks, and one head per task.
+
+Shapes: `S` packed tokens, `N` sequences, `B` examples, `V` sequences an example, `D` hidden, `C` outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from mtmeta.core.api.batch import Packed
+from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.heads import PrototypeHead
+from mtmeta.core.errors import PluginError
+from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.rng import derive
+from mtmeta.core.wording import quote
+
+__all__ = ["MultiTaskModel", "build_head", "mean_pool", "prototype_head"]
+
+
+def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
+    """Mean of each sequence's hidden states [S, D] -> [N, D], in the order the sequences were given."""
+    if hidden.dtype in (torch.bfloat16, torch.float16):
+        hidden = hidden.float()  # 16-bit sums would lose digits
+    if hidden.is_cuda:  # deterministic there, and quick; on a CPU it runs on one thread
+        means = torch.segment_reduce(hidden, "mean", lengths=packed.lengths, unsafe=True)  # checks would synchronise
+    else:
+        sequence = torch.repeat_interleave(packed.lengths, output_size=len(hidden))  # [S]
+        sums = hidden.new_zeros(len(packed.lengths), hidden.shape[1]).index_add_(0, sequence, hidden)
+        means = sums / packed.lengths[:, None]
+    return means[packed.order]
+
+
+def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str | int) -> nn.Module:
+    """The head of a task, initialised from (seed, task name) alone, so other tasks do not move it."""
+    with torch.random.fork_rng(devices=[]), blame(task, "task"):
+        torch.manual_seed(derive(seed, "head", name, *purpose))
+        head: object = task.build_head(hidden_size)
+    if not isinstance(head, nn.Module):
+        what = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
+        raise PluginError(supplier(task, "task"), what)
+    return head
+
+
+def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
+    """A prototype head of the shape that a task of a model needs, for weights that are to be filled in."""
+    task = model.tasks[name]
+    vectors = 2 if task.inputs == "separate" else 1
+    classes = len(task.objective.classes)
+    means = torch.zeros(classes, vectors * model.hidden_size)
+    return PrototypeHead(means, binary=(task.objective.outputs or 0) < classes)
+
+
+class Heads(nn.Module):
+    """Heads by task name. Unlike nn.ModuleDict it takes any name, `type` and `train` included."""
+
+    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(heads)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        head = self._modules[name]
+        assert head is not None
+        return head
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Within, no dropout; then every module is in the mode it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:  # one by one: a plugin may keep a part of its head in evaluation mode
+            module.training = True
+
+
+class Numbers(nn.Module):
+    """Scalar parameters by name."""
+
+    def __init__(self, numbers: Mapping[str, float]) -> None:
+        super().__init__()
+        self._parameters.update({name: nn.Parameter(torch.tensor(float(n))) for name, n in numbers.items()})
+
+
+class MultiTaskModel(nn.Module):
+    """`encoder` and `heads`; parameters are named `encoder.*` and `heads.TASK.*`.
+
+    `numbers` are what an algorithm trains beside them: scalars named `algorithm.NAME`, with what they begin as.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, tasks: Mapping[str, Task], seed: int, numbers: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.hidden_size = int(encoder.hidden_size)  # type: ignore[arg-type]
+        self.seed = seed
+        self.tasks = dict(tasks)
+        self.heads = Heads({name: build_head(name, task, self.hidden_size, seed) for name, task in tasks.items()})
+        if numbers:
+            self.algorithm = Numbers(numbers)
+
+        unsaved = sorted(set(self.state_dict()) ^ {name for name, _ in self.named_parameters()})
+        if unsaved:  # they would neither come back after an inner loop nor stand in a checkpoint
+            what = f"'{unsaved[0]}' is a buffer or a shared parameter; encoder and heads may hold neither"
+            raise PluginError("model", what)
+        self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+
+    def replace_head(self, task: str, head: nn.Module) -> None:
+        """Put another head in the place of a task's own."""
+        self.heads._modules[task] = head
+        self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+
+    def check_shapes(self, who: str, task: str | None = None) -> None:
+        """Raise PluginError, naming `who`, if a parameter is not of the shape it had: no optimizer could go on.
+
+        Of all parameters, or of those of a task's head.
+        """
+        named = self.heads[task].named_parameters(f"heads.{task}") if task else self.named_parameters()
+        for name, parameter in named:
+            if parameter.shape != self._shapes.get(name):
+                was = list(self._shapes.get(name, ()))
+                raise PluginError(who, f"changed the shape of '{name}' from {was} to {list(parameter.shape)}")
+
+    def pooled(self, task: str, packed: Packed) -> Tensor:
+        """Mean-pooled vectors of a task's sequences [B, V, D]."""
+        vectors = 2 if self.tasks[task].inputs == "separate" else 1
+        pooled = mean_pool(self.encoder(packed), packed)  # [V * B, D]
+        return pooled.view(vectors, -1, self.hidden_size).transpose(0, 1)
+
+    def forward(self, task: str, packed: Packed) -> Tensor:
+        """Raw outputs of the task's head: [B, C] or [B], as its objective says."""
+        pooled = self.pooled(task, packed)
+        with blame(self.tasks[task], "task"):
+            outputs: Tensor = self.heads[task](pooled)
+            self.check_shapes(supplier(self.tasks[task], "task"), task)
+        return outputs

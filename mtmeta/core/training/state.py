@@ -1,0 +1,128 @@
+"""The state of optimizers by parameter name, as checkpoints keep it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+from torch.optim import Optimizer
+
+__all__ = [
+    "BEST",
+    "LINK",
+    "Saved",
+    "flatten",
+    "optimizer_state",
+    "read_state",
+    "restore_optimizer",
+    "spare_slot",
+    "unflatten",
+]
+
+
+def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """An optimizer's state keyed by parameter NAME, so that a new task cannot shift moments onto wrong weights.
+
+    With a first beta of 0 the first moment is the last gradient, which no later step reads: it is left out.
+    """
+    spare = spare_slot(optimizer)
+    found = {}
+    for name, parameter in parameters.items():
+        state = optimizer.state.get(parameter, {})
+        slots = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != spare}
+        if slots:
+            found[name] = slots
+    return found
+
+
+def spare_slot(optimizer: Optimizer) -> str | None:
+    """The first moment's name in an optimizer of Adam's kind whose first beta is 0: no step reads an older one."""
+    return "exp_avg" if optimizer.defaults.get("betas", (1.0,))[0] == 0.0 else None
+
+
+def restore_optimizer(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Put a state from `optimizer_state` back. Step counters stay where PyTorch keeps them, on the CPU if not fused."""
+    for name, slots in state.items():
+        parameter = parameters[name]
+        restored = {
+            key: value.to(parameter.device) if value.ndim or optimizer.defaults.get("fused") else value.clone()
+            for key, value in slots.items()
+        }
+        if "exp_avg_sq" in restored and "exp_avg" not in restored:
+            restored["exp_avg"] = torch.zeros_like(restored["exp_avg_sq"])
+        optimizer.state[parameter] = restored
+
+
+def flatten(prefix: str, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{"outer|exp_avg|encoder.words.weight": tensor}: parameter names hold dots, task names hold neither | nor dots."""
+    return {f"{prefix}|{slot}|{name}": tensor for name, slots in state.items() for slot, tensor in slots.items()}
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """What `flatten` made one of, by prefix: {"outer": {parameter name: {slot: tensor}}}."""
+    nested: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for key, tensor in tensors.items():
+        prefix, slot, name = key.split("|", 2)
+        nested.setdefault(prefix, {}).setdefault(name, {})[slot] = tensor
+    return nested
+
+
+LINK, BEST = r"best(-[A-Za-z0-9_-]+)?", r"best-[0-9]{8}"
+
+
+"""Names of the best links, which become paths, and of the directories they point at."""
+
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class _Plateau(_Strict):
+    best: Finite
+    waited: Count
+    factor: Finite
+
+
+class _Stream(_Strict):
+    epoch: Count
+    offset: Count
+    batches: Count
+    examples: Count
+    draws: Count
+    planned: Finite
+
+
+class Saved(_Strict):
+    """The counters of a learner in training; `Trainer` says what each one counts."""
+
+    step: Count
+    seconds: Finite
+    skipped: Count
+    bests: dict[str, Finite]
+    links: dict[Annotated[str, Field(pattern=f"^{LINK}$")], Annotated[str, Field(pattern=f"^{BEST}$")]]
+    plateau: _Plateau | None
+    examples: Count
+    episodes: dict[str, Count]
+    feed: dict[str, _Stream]
+    warned: list[str]
+
+
+def read_state(state: Any) -> Saved:
+    """The state as it was saved. Raises ValueError, of one line, if it is no such state."""
+    try:
+        return Saved.model_validate_json(json.dumps(state))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -1,0 +1,317 @@
+"""THE training loop. Every algorithm shares it; none is named here.
+
+for each step:  algorithm.backward leaves a direction in .grad  ->  clip  ->  check  ->  optimizer  ->  schedule
+                -> evaluate, keep the best  ->  checkpoint  ->  stop if a signal asked for it
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtmeta.core.api.contracts import Metric
+from mtmeta.core.api.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    GradientsMeasured,
+    StepDone,
+    StepSkipped,
+    Warned,
+)
+from mtmeta.core.api.optimizers import set_lr
+from mtmeta.core.api.schedules import Plateau, PlateauState
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.feed import Feed
+from mtmeta.core.errors import CheckpointError, DivergedError, PluginError
+from mtmeta.core.machine import Heap, memory_errors
+from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.signals import StopRequest
+from mtmeta.core.training import evaluation
+from mtmeta.core.training.checkpoint import Checkpoints
+from mtmeta.core.training.diagnostics import gradient_cosines
+from mtmeta.core.training.gradients import norm_of
+from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.state import flatten, optimizer_state, read_state, restore_optimizer, unflatten
+from mtmeta.core.wording import safe
+
+__all__ = ["Trainer"]
+
+
+@dataclass
+class Trainer:
+    """One learner on its way through the steps of a recipe."""
+
+    recipe: Recipe
+    group: str
+    several: bool
+    """Whether the run has other groups too."""
+    learner: Learner
+    feed: Feed
+    steps: int
+    evaluate_every: int
+    selection: Mapping[str, Dataset]
+    """The split that selects, by task."""
+    metrics: Mapping[str, Metric]
+    checkpoints: Checkpoints
+    emit: Callable[[Event], None]
+    precision: Literal["fp32", "bf16"] = "fp32"
+    budget: int | None = None
+    """Example-forwards that it may spend at most; its steps were counted to stay within."""
+    step: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    bests: dict[str, float] = field(default_factory=dict)
+    """Best value so far of `best` and of each `best-TASK`, higher is better."""
+    links: dict[str, str] = field(default_factory=dict)
+    """Which directory of best weights each of them is."""
+    plateau: PlateauState = field(default_factory=PlateauState)
+    warned: list[str] = field(default_factory=list)
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def __post_init__(self) -> None:
+        self.optimizer = self.recipe.optimizer.build(self.learner.parameters.items())
+        self._heap = Heap()
+
+    def run(self) -> None:
+        """Train from the current step to the last, then leave the best weights selected.
+
+        Raises Stopped, with everything saved, at the end of the step in which a signal came.
+        """
+        self.learner.model.train()
+        self._saved = time.perf_counter()
+        self._started = self._saved - self.seconds
+        if self.step < self.steps:
+            self.checkpoints.check_space(self._weights(), self._optimizer_tensors(), self._weights())  # and the best
+        with self.stop.deferred():
+            while self.step < self.steps:
+                with memory_errors(f"meta-step {self.step + 1}", "lower batch_size or max_length"):
+                    self._one_step()
+                self._heap.after_step()
+                if self.step == self.steps or self.step % self.evaluate_every == 0:
+                    self._evaluate()
+                if self.is_scheduled(self.step):
+                    self.announce_checkpoint(self._save())
+                elif self.stop.signal or self._is_due():
+                    self._save()  # without an event: another run of the recipe has no such checkpoint
+                else:
+                    continue
+                self._stop_if_asked()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        self.stop.where = f"at meta-step {self.step}" + f" of group '{self.group}'" * self.several
+        self.stop.check()
+
+    def is_scheduled(self, step: int) -> bool:
+        """Whether the recipe asks for a checkpoint after this many steps."""
+        every = self.recipe.checkpoint.every
+        return step == self.steps or bool(every and step % every == 0)
+
+    def _is_due(self) -> bool:
+        """Whether what a kill would cost has grown to the recipe's limit."""
+        minutes = self.recipe.checkpoint.minutes
+        return minutes is not None and time.perf_counter() - self._saved >= 60 * minutes
+
+    def announce_checkpoint(self, path: Path) -> None:
+        """Tell that the checkpoint of the current step was committed."""
+        self.emit(CheckpointSaved(self.group, self.step, str(path)))
+
+    # -- one step
+
+    def _one_step(self) -> None:
+        recipe, learner = self.recipe, self.learner
+        self.feed.step = self.step
+        learner.begin_step(self.step)
+        lr = self._set_lr()
+        try:
+            with blame(recipe.algorithm, "algorithm"):
+                recipe.algorithm.backward(learner, self.feed)
+                learner.model.check_shapes(supplier(recipe.algorithm, "algorithm"))
+            self._check_budget()
+            learner.check_losses()
+            norm = self._clip()
+        except DivergedError as error:
+            if recipe.training.on_nonfinite == "stop":
+                raise
+            learner.clear_gradient()
+            learner.forget_inner_states()
+            self.skipped += 1
+            self.emit(StepSkipped(self.group, self.step + 1, error.what))
+        else:
+            self.optimizer.step()
+            losses: dict[str, list[float]] = {}
+            for task, _, loss in learner.losses:
+                losses.setdefault(task, []).append(float(loss))
+            self.seconds = time.perf_counter() - self._started
+            drifts: dict[str, list[float]] = {}
+            for task, drift in learner.drifts:
+                drifts.setdefault(task, []).append(float(drift))
+            done = (self.step + 1, self.steps, losses, lr, norm, learner.examples, round(self.seconds, 3), drifts)
+            self.emit(StepDone(self.group, *done))
+        self.step += 1
+
+    def _check_budget(self) -> None:
+        """The steps were counted as if every loss were 0: an algorithm that goes by its losses may need more."""
+        if self.budget is not None and self.learner.examples > self.budget:
+            algorithm = self.recipe.algorithm
+            what = f"algorithm '{algorithm.name}' reads more than could be counted before training"
+            raise PluginError(supplier(algorithm, "algorithm"), f"{what}; give training.steps instead of a budget")
+
+    def _set_lr(self) -> float:
+        factor = self.recipe.schedule.factor(self.step, self.steps)
+        if isinstance(self.recipe.schedule, Plateau):
+            factor = self.plateau.factor
+        set_lr(self.optimizer, factor)
+        return float(self.recipe.optimizer.lr * factor)
+
+    def _clip(self) -> float:
+        """Norm of the whole direction before clipping; checked before it can touch a weight."""
+        grads = [p.grad for p in self.learner.parameters.values() if p.grad is not None]
+        if not grads:
+            what = f"algorithm '{self.recipe.algorithm.name}' left no gradient at meta-step {self.step + 1}"
+            raise PluginError(supplier(self.recipe.algorithm, "algorithm"), what)
+        norm = float(norm_of(grads))
+        if not math.isfinite(norm):
+            tasks = ", ".join(f"'{task}'" for task in dict.fromkeys(task for task, *_ in self.learner.losses))
+            what = f"gradient norm became {norm} at meta-step {self.step + 1}, task {tasks}; lower the learning rate"
+            raise DivergedError("", what)
+        limit = self.recipe.training.clip
+        if limit is not None and norm > limit:
+            torch._foreach_mul_(grads, limit / norm)
+        return norm
+
+    # -- evaluation and selection
+
+    def _evaluate(self) -> None:
+        self._check_parameters()
+        self._heap.release()  # evaluation needs other buffers than training
+        scores = {}
+        for name, dataset in self.selection.items():
+            tokens = self.recipe.evaluation.batch_tokens
+            with memory_errors(f"evaluating task '{name}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
+                predictions = evaluation.predict(
+                    self.learner.model, dataset, batch_tokens=tokens, precision=self.precision
+                )
+            metrics = [self.metrics[metric] for metric in self.learner.tasks[name].metrics]
+            scores[name], warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed, intervals=False)
+            for text in warnings:
+                if text not in self.warned:
+                    self.warned.append(text)
+                    self.emit(Warned(text, self.group, self.step))
+        selected = evaluation.aggregate(scores, self.metrics, self.recipe.evaluation.select)
+        values = {"best": selected}
+        if len(scores) > 1:
+            values |= {f"best-{n}": evaluation.aggregate({n: s}, self.metrics, n) for n, s in scores.items()}
+        risen = [link for link, value in values.items() if value > self.bests.get(link, -math.inf)]
+        if risen:
+            name = self.checkpoints.save_best(self.step, self._weights(), risen)
+            self.bests |= {link: values[link] for link in risen}
+            self.links |= dict.fromkeys(risen, name)
+        if isinstance(self.recipe.schedule, Plateau):
+            self.plateau.update(self.recipe.schedule, selected)
+        tasks = {name: made.json() for name, made in scores.items()}
+        found = (self.recipe.evaluation.select_on, tasks, selected, "best" in risen, self.feed.usage())
+        self.emit(Evaluated(self.group, self.step, *found))
+        if self.recipe.evaluation.gradients:
+            self._measure_gradients()
+
+    def _measure_gradients(self) -> None:
+        """Tell how the tasks pull at the encoder; training goes on as if nothing had been measured."""
+        chunks = self.recipe.training.grad_accumulation
+        options: dict[str, Any] = {"seed": self.recipe.seed, "chunks": chunks, "precision": self.precision}
+        remedy = "set evaluation.gradients: false"
+        with memory_errors(f"measuring gradients of {len(self.feed.tasks)} tasks", remedy):
+            norms, cosines = gradient_cosines(self.learner.model, self.feed.datasets, **options)
+        self.emit(GradientsMeasured(self.group, self.step, norms, cosines))
+
+    def _check_parameters(self) -> None:
+        self._check_finite("parameter", self._weights())
+
+    def _check_finite(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        by_device: dict[torch.device, list[str]] = {}
+        for name, tensor in tensors.items():
+            if tensor.numel() and tensor.is_floating_point():
+                by_device.setdefault(tensor.device, []).append(name)
+        for names in by_device.values():
+            # the largest value of each, so that a GPU is asked once; NaN and inf survive it
+            largest = torch.stack(torch._foreach_norm([tensors[name] for name in names], math.inf)).tolist()
+            bad = [name for name, value in zip(names, largest, strict=True) if not math.isfinite(value)]
+            if bad:
+                what = f"{kind} '{bad[0]}' became non-finite by meta-step {self.step}; lower the learning rate"
+                raise DivergedError("", what)
+
+    # -- checkpoints
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.learner.parameters.items()}
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        tensors = flatten("outer", optimizer_state(self.optimizer, self.learner.parameters))
+        for key, inner in self.learner.inner_states().items():
+            tensors |= flatten(f"inner/{key}", inner)
+        return tensors
+
+    def _save(self) -> Path:
+        self._check_parameters()
+        tensors = self._optimizer_tensors()
+        self._check_finite("optimizer state", tensors)  # a square can overflow where its gradient did not
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "skipped": self.skipped,
+            "bests": self.bests,
+            "links": self.links,
+            "plateau": asdict(self.plateau) if math.isfinite(self.plateau.best) else None,
+            "examples": self.learner.examples,
+            "episodes": dict(self.learner.episodes),
+            "feed": self.feed.state(),
+            "warned": self.warned,
+        }
+        path = self.checkpoints.save(self.step, self._weights(), tensors, state, self.is_scheduled)
+        self._saved = time.perf_counter()
+        return path
+
+    def restore(self, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], state: Any) -> None:
+        """Go on exactly where a checkpoint was taken. Raises CheckpointError if it is of another model."""
+        self._check_fit(model)
+        with torch.no_grad():
+            for name, parameter in self.learner.parameters.items():
+                parameter.copy_(model[name])
+        try:
+            saved = read_state(state)
+            if saved.step > self.steps:
+                raise ValueError(f"step {saved.step} of {self.steps}")
+            nested = unflatten(tensors)
+            restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
+            self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
+            self.step, self.seconds, self.skipped = saved.step, saved.seconds, saved.skipped
+            self.bests, self.links, self.warned = dict(saved.bests), dict(saved.links), list(saved.warned)
+            self.plateau = PlateauState(**saved.plateau.model_dump()) if saved.plateau else PlateauState()
+            self.learner.examples = saved.examples
+            self.learner.episodes.update(saved.episodes)
+            self.feed.load_state({name: stream.model_dump() for name, stream in saved.feed.items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"holds no state of this run ({safe(f'{type(error).__name__}: {error}')}); --fresh starts over"
+            raise CheckpointError(str(self.checkpoints.folder), what) from error
+
+    def _check_fit(self, model: Mapping[str, Tensor]) -> None:
+        wanted = {name: list(parameter.shape) for name, parameter in self.learner.parameters.items()}
+        found = {name: list(tensor.shape) for name, tensor in model.items()}
+        wrong = [name for name in dict.fromkeys([*wanted, *found]) if wanted.get(name) != found.get(name)]
+        if wrong:
+            name, more = wrong[0], f" (+{len(wrong) - 1} more)" if len(wrong) > 1 else ""
+            what = f"tensor '{safe(name)}' is {_shape(found.get(name))}, model needs {_shape(wanted.get(name))}{more}"
+            raise CheckpointError(str(self.checkpoints.folder), f"{what}; --fresh starts over")
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape)) or "one number"

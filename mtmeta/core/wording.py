@@ -1,0 +1,56 @@
+"""Words of messages: quoting what a user typed, near names, foreign exceptions on one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["MAX_NAMES", "MAX_TOKEN", "choose", "did_you_mean", "nearest", "quote", "safe", "told"]
+
+MAX_TOKEN = 80  # characters of user text quoted in a message
+
+
+MAX_NAMES = 20  # names listed where none is near
+
+
+def safe(text: str, limit: int = MAX_TOKEN) -> str:
+    """`text` fit for a terminal: control characters and line breaks escaped, cut at `limit` characters."""
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def quote(token: object) -> str:
+    """The user's token in single quotes, made safe and cut; numbers and other literals stand bare."""
+    if isinstance(token, bool):
+        return "true" if token else "false"
+    if token is None:
+        return "nothing"
+    return f"'{safe(token)}'" if isinstance(token, str) else safe(str(token))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to `name`, or None."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name, or an empty string."""
+    match = nearest(name, known)
+    return f"; did you mean {quote(match)}?" if match else ""
+
+
+def choose(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the nearest known name; where none is near, `; one of a, b, c`."""
+    names = list(known)
+    shown = [safe(other) for other in names[:MAX_NAMES]] + ["..."] * (len(names) > MAX_NAMES)
+    return did_you_mean(name, names) or (f"; one of {', '.join(shown)}" if names else "")
+
+
+def told(error: BaseException) -> str:
+    """Type and text of an exception, fit for one line; its own `__str__` may fail."""
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
+    return safe(f"{type(error).__name__}: {text}" if text else type(error).__name__, 300)

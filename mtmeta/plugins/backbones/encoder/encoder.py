@@ -1,0 +1,218 @@
+"""The BERT encoder (Devlin et al. 2018) on packed batches: no padding in any Linear, LayerNorm or attention.
+
+RoBERTa, DistilBERT and ELECTRA are the same encoder: they differ in where positions begin, in token types, in the width
+of the embeddings, and in one dropout (`config.py`).
+
+Shapes: `S` packed tokens, `n` sequences of `T` tokens in one group of equal length, `D` hidden, `H` heads, `d` = D / H,
+`I` intermediate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import mtmeta
+from mtmeta.plugins.backbones.checkpoint.config import BertConfig
+from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
+from mtmeta.plugins.backbones.encoder import compiled, kernels
+from mtmeta.plugins.backbones.encoder.attention import Sequences
+from mtmeta.plugins.backbones.encoder.fused import Noise, attend, drop, feed_forward
+from mtmeta.plugins.backbones.encoder.kernels import Kernels
+from mtmeta.plugins.backbones.encoder.tiles import Tiles
+
+__all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "hugging_face_names"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_new": lambda x: functional.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "silu": functional.silu,
+}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within each sequence: [S, D] -> [S, D]."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)  # one matrix product instead of three
+        self.out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, sequences: Sequences, p: float) -> Tensor:
+        mixed: Tensor = self.out(sequences.attention(self.qkv(x), self.heads, p))
+        return mixed
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with dropout, residual and LayerNorm after (post-norm): [S, D] -> [S, D]."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = Attention(config)
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.config = config
+
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        c, p = self.config, self.config.hidden_dropout_prob
+        mixed = self.attention(x, sequences, c.attention_probs_dropout_prob * self.training)
+        x = self.attention_norm(x + functional.dropout(mixed, c.attended_dropout_prob, self.training))
+        wide = self.activation(self.up(x))  # [S, D] -> [S, I]
+        x = self.norm(x + functional.dropout(self.down(wide), p, self.training))  # [S, I] -> [S, D]
+        return x
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nobody has changed the parts whose weights are taken: put others in, dropped a bias, hooked."""
+        d, wide, own = self.config.hidden_size, self.config.intermediate_size, self.attention
+        parts: tuple[Any, ...] = own.qkv, own.out, self.up, self.down, self.attention_norm, self.norm
+        shapes = (3 * d, d), (d, d), (wide, d), (d, wide), (d,), (d,)
+        kinds = [type(part) for part in (self, own, *parts)] == [
+            Layer,
+            Attention,
+            *[nn.Linear] * 4,
+            *[nn.LayerNorm] * 2,
+        ]
+        if not kinds or own.heads != self.config.num_attention_heads or self.activation is not functional.gelu:
+            return False
+        whole = all(
+            part.weight.shape == shape and part.bias is not None and part.weight.is_contiguous()
+            for part, shape in zip(parts, shapes, strict=True)
+        )
+        return whole and not any(_hooked(module) for module in (self, own, *parts))
+
+    def fused(self, x: Tensor, tiles: Tiles, weight_noise: Noise | None, noise: Noise | None) -> Tensor:
+        """The same in fp32 on a CPU, faster."""
+        attended = noise if self.config.attended_dropout_prob else None
+        x = self.attention_norm(attend(x, self.attention.qkv, self.attention.out, tiles, weight_noise, attended))
+        x = self.norm(feed_forward(x, self.up, self.down, noise))
+        return x
+
+    def compiled(
+        self, x: Tensor, functions: Kernels, span: compiled.Span, weight_noise: Noise | None, noise: Noise | None
+    ) -> Tensor:
+        """The same by `csrc/`, faster still."""
+        a, attended = self.attention, noise if self.config.attended_dropout_prob else None
+        x = compiled.attend(functions, x, a.qkv, a.out, self.attention_norm, a.heads, span, weight_noise, attended)
+        return compiled.feed_forward(functions, x, self.up, self.down, self.norm, noise)
+
+
+def _hooked(module: nn.Module) -> bool:
+    m = module
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+
+
+class Encoder(nn.Module):
+    """Embeddings and layers: a packed batch of S tokens to hidden states [S, D]."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden_size = config.hidden_size
+        self.words = _embedding(config.vocab_size, config.embedded)
+        self.positions = _embedding(config.max_position_embeddings, config.embedded)
+        if config.type_vocab_size:
+            self.types = _embedding(config.type_vocab_size, config.embedded)
+        self.norm = nn.LayerNorm(config.embedded, eps=config.layer_norm_eps)
+        if config.embedded != config.hidden_size:
+            self.projection = nn.Linear(config.embedded, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, packed: mtmeta.Packed) -> Tensor:
+        for x in self.hidden_states(packed):  # noqa: B007  # the last
+            pass
+        return x
+
+    def hidden_states(self, packed: mtmeta.Packed) -> Iterator[Tensor]:
+        """The hidden states [S, D] after the embeddings and after each layer, as they are made."""
+        x = self._embedded(packed)
+        if self._can_fuse(x):
+            return self._fused(x, packed)
+        return self._plain(x, packed)
+
+    def _embedded(self, packed: mtmeta.Packed) -> Tensor:
+        """[S, E], E being D but in an ELECTRA that projects; before dropout."""
+        c = self.config
+        positions = packed.positions + c.first_position if c.first_position else packed.positions
+        x: Tensor = self.words(packed.ids) + self.positions(positions)
+        if c.type_vocab_size:
+            x = x + (self.types(packed.types) if c.typed and packed.types is not None else self.types.weight[0])
+        x = self.norm(x)
+        return x
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """[S, E] -> [S, D]."""
+        return x if self.config.embedded == self.config.hidden_size else self.projection(x)
+
+    def _plain(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
+        x = self._projected(functional.dropout(x, self.config.hidden_dropout_prob, self.training))
+        yield x
+        sequences = Sequences(packed)
+        for layer in self.layers:
+            x = layer(x, sequences)
+            yield x
+
+    def _fused(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
+        """Dropout and the layers, by compiled kernels if they can be had."""
+        c, functions = self.config, self._kernels()
+        noise = Noise(c.hidden_dropout_prob) if c.hidden_dropout_prob and self.training else None
+        weight_noise = (
+            Noise(c.attention_probs_dropout_prob) if c.attention_probs_dropout_prob and self.training else None
+        )
+        x = self._projected(drop(x, noise))
+        yield x
+        if functions:
+            span = compiled.span_of(packed.lengths, len(x))
+            for layer in self.layers:
+                x = layer.compiled(x, functions, span, weight_noise, noise)  # type: ignore[operator]
+                yield x
+            return
+        tiles = Tiles(packed.groups, c.num_attention_heads)
+        for layer in self.layers:
+            x = layer.fused(x, tiles, weight_noise, noise)  # type: ignore[operator]
+            yield x
+
+    @property
+    def kernels_identity(self) -> str:
+        """The compiled kernels that fp32 on a CPU goes by."""
+        functions = self._kernels()
+        return functions.identity if functions else "none"
+
+    def _kernels(self) -> Kernels | None:
+        c = self.config
+        return kernels.load() if kernels.fits(c.hidden_size, c.num_attention_heads, c.intermediate_size) else None
+
+    def _can_fuse(self, x: Tensor) -> bool:
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return plain and all(
+            isinstance(layer, Layer)
+            and layer.is_plain
+            and layer.training == self.training
+            and layer.config == self.config
+            for layer in self.layers
+        )
+
+    def initialise(self, seed: int) -> None:
+        """BERT's initialisation: normal weights, zero biases, unit LayerNorm; a function of `seed` alone."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                with torch.no_grad():
+                    module.weight.normal_(0.0, self.config.initializer_range, generator=generator)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Zeros, to be filled. PyTorch's random start takes a while, on the meta device three seconds of imports."""
+    return nn.Embedding(rows, width, _weight=torch.zeros(rows, width))

@@ -1,0 +1,256 @@
+"""The functions of `csrc/`, compiled by this machine's C compiler at first use, on tensors.
+
+The compiler is $CC or `cc`. The library it makes is kept in `kernels-...` under MTMETA_CACHE (by default
+`~/.cache/mtmeta`), named by a hash of source, compiler and processor, in a folder that only its user may write to.
+Without a compiler, where it lacks what the source asks for, and with MTMETA_KERNELS=off `load` returns None, and the
+encoder goes by PyTorch's own operators. OpenMP is found in the library that PyTorch has loaded: one set of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mtmeta.plugins.backbones.encoder.fused import Noise
+
+__all__ = ["Kernels", "Mask", "fits", "load", "mask"]
+
+SOURCES = Path(__file__).with_name("csrc")
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fno-math-errno", "-fPIC", "-g0", "-c")
+LIBRARY = "kernels.so"
+FUNCTIONS = (
+    *("norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
+    *("attention_forward", "attention_backward", "attention_room"),
+)
+TIMEOUT = 120  # seconds
+WIDEST = 2**15  # floats of a row that a kernel keeps on its stack
+MULTIPLE = 8  # what every width must be divisible by
+BLOCK = 64  # rows, as in rows.c
+
+
+class Mask(ctypes.Structure):
+    """The struct Noise of vector.h: a seed, how many of 65,536 values drop an element, and the factor of the rest."""
+
+    _fields_ = [("seed", ctypes.c_uint64), ("dropped", ctypes.c_uint32), ("scale", ctypes.c_float)]
+
+
+NO_MASK = Mask(0, 0, 1.0)
+
+
+def mask(noise: Noise | None) -> Mask:
+    """Bits that nobody else gets; every call with the result makes the same mask."""
+    return NO_MASK if noise is None else Mask(noise.seed(), noise.dropped, noise.scale)
+
+
+class Kernels:
+    """The functions of csrc/ on contiguous fp32 tensors of the CPU. Shapes as there."""
+
+    def __init__(self, path: Path) -> None:
+        """Load a library. Raises OSError if that cannot be done."""
+        self.identity = _sha256(path)[:16]
+        """Equal code on equal numbers gives equal bits; another compiler or processor makes other code."""
+        self._library = ctypes.CDLL(str(path))
+        for name in FUNCTIONS:
+            getattr(self._library, name)  # AttributeError here, not in the first step
+        self._library.attention_room.restype = ctypes.c_long
+
+    def norm(
+        self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
+    ) -> tuple[Tensor, Tensor]:
+        """LayerNorm(residual + dropout(x + bias)) and [S], 1 / deviation; x becomes the rows before gain and shift."""
+        y, rstd = torch.empty_like(x), x.new_empty(len(x))
+        self._call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, y, x, rstd)
+        return y, rstd
+
+    def norm_(
+        self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
+    ) -> Tensor:
+        """The same in place, without what a backward pass needs."""
+        self._call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, x, None, None)
+        return x
+
+    def norm_backward(
+        self, grad: Tensor, unit: Tensor, rstd: Tensor, gain: Tensor, noise: Mask
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of residual and x (one tensor without dropout), and [3, D] of gain, shift and bias."""
+        d_residual = torch.empty_like(grad)
+        dx = torch.empty_like(grad) if noise.dropped else d_residual
+        sums = grad.new_empty(_blocks(grad), 3, grad.shape[1])
+        self._call("norm_backward", *grad.shape, grad, unit, rstd, gain, noise, d_residual, dx, sums)
+        return d_residual, dx, sums.sum(0)
+
+    def gelu(self, x: Tensor, bias: Tensor, *, in_place: bool) -> Tensor:
+        """gelu(x + bias)."""
+        y = x if in_place else torch.empty_like(x)
+        self._call("gelu_forward", *x.shape, x, bias, y)
+        return y
+
+    def gelu_backward_(self, grad: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+        """Turns the gradient of the result into that of x, in place; returns [I], that of bias."""
+        sums = grad.new_empty(_blocks(grad), grad.shape[1])
+        self._call("gelu_backward", *grad.shape, grad, x, bias, sums)
+        return sums.sum(0)
+
+    def attention(
+        self, qkv: Tensor, bias: Tensor, offsets: Tensor, longest: int, heads: int, noise: Mask
+    ) -> tuple[Tensor, Tensor]:
+        """[S, 3 D] -> [S, D], and [S, H], the log of each query's sum; `offsets` [n + 1], int64."""
+        d = qkv.shape[1] // 3 // heads
+        mixed, lse = qkv.new_empty(len(qkv), heads * d), qkv.new_empty(len(qkv), heads)
+        shape = len(offsets) - 1, offsets, heads, d
+        self._call("attention_forward", *shape, qkv, bias, noise, mixed, lse, *self._room(longest, d))
+        return mixed, lse
+
+    def attention_backward(
+        self,
+        qkv: Tensor,
+        bias: Tensor,
+        offsets: Tensor,
+        longest: int,
+        noise: Mask,
+        mixed: Tensor,
+        lse: Tensor,
+        d_mixed: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of qkv and bias."""
+        n, heads = len(offsets) - 1, lse.shape[1]
+        d = mixed.shape[1] // heads
+        d_qkv, sums = torch.empty_like(qkv), qkv.new_empty(n, qkv.shape[1])
+        given = qkv, bias, noise, mixed, lse, d_mixed, d_qkv, sums
+        self._call("attention_backward", n, offsets, heads, d, *given, *self._room(longest, d))
+        return d_qkv, sums.sum(0)
+
+    def _room(self, longest: int, d: int) -> tuple[Tensor, int]:
+        each = int(self._library.attention_room(ctypes.c_long(longest), ctypes.c_long(d)))
+        return torch.empty(each * torch.get_num_threads(), dtype=torch.float32), each
+
+    def _call(self, function: str, *arguments: object) -> None:
+        """Call a function with pointers for tensors, longs for integers, and the number of threads last."""
+        made = [
+            _pointer(a) if isinstance(a, Tensor) else ctypes.c_long(a) if isinstance(a, int) else a for a in arguments
+        ]
+        getattr(self._library, function)(*made, ctypes.c_int(torch.get_num_threads()))
+
+
+def fits(hidden: int, heads: int, intermediate: int) -> bool:
+    """Whether the kernels take layers of these widths."""
+    return not (hidden % heads or (hidden // heads) % MULTIPLE or intermediate % MULTIPLE) and hidden <= WIDEST
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    if tensor.dtype not in (torch.float32, torch.int64) or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise ValueError(f"kernels take contiguous fp32 tensors of the CPU, not {tensor.dtype} on {tensor.device}")
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _blocks(x: Tensor) -> int:
+    return -(-len(x) // BLOCK)
+
+
+@functools.cache
+def load() -> Kernels | None:
+    """The kernels, compiled if they are not yet; None where they cannot be had."""
+    if os.environ.get("MTMETA_KERNELS") == "off" or not hasattr(os, "getuid"):
+        return None
+    try:
+        compiler = _compiler()
+        kept = _cache() / f"kernels-{_key(compiler)}" / LIBRARY
+        return Kernels(kept) if _is_good(kept) else _build(compiler, kept.parent)
+    except (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError):
+        return None  # no compiler or home, a CC that is no command, a library without our functions
+
+
+def _compiler() -> list[str]:
+    """The command; raises OSError if there is none."""
+    words = shlex.split(os.environ.get("CC") or "cc")
+    found = shutil.which(words[0]) if words else None
+    if found is None:
+        raise FileNotFoundError("no C compiler")
+    return [found, *words[1:]]
+
+
+def _key(compiler: list[str]) -> str:
+    """Changes with the source, the flags, the compiler and the processor that -march=native means."""
+    stamp = os.stat(compiler[0])
+    parts = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
+    parts.append(repr((FLAGS, compiler, stamp.st_size, stamp.st_mtime_ns, platform.machine())).encode())
+    with suppress(OSError):  # Linux
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+        parts += sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model"))})
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _cache() -> Path:
+    named = os.environ.get("MTMETA_CACHE")
+    if named and named != "off":
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mtmeta"
+
+
+def _is_good(library: Path) -> bool:
+    """Whether it is there, nobody else could have put or changed it, and it is as it was made."""
+    try:
+        for path in (library, library.parent):
+            found = path.lstat()
+            if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022 or stat.S_ISLNK(found.st_mode):
+                return False
+        return library.with_suffix(".sha256").read_text() == _sha256(library)
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _build(compiler: list[str], folder: Path) -> Kernels:
+    """Compile and load; keep the result in `folder` for the next time if that can be done."""
+    root = folder.parent
+    if os.environ.get("MTMETA_CACHE") != "off":
+        try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return _build_in(root, compiler, folder)
+        except (OSError, subprocess.SubprocessError):
+            pass  # no place to write to, or to load code from; a temporary one may be
+    return _build_in(None, compiler, None)
+
+
+def _build_in(root: Path | None, compiler: list[str], folder: Path | None) -> Kernels:
+    scratch = Path(tempfile.mkdtemp(prefix=".mtmeta-", suffix=".tmp", dir=root))  # mode 0700
+    try:
+        objects = [scratch / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
+        for made in objects:
+            _run(*compiler, *FLAGS, str(SOURCES / f"{made.stem}.c"), "-o", str(made))
+        # linked without -fopenmp: its functions are found in the library that PyTorch has loaded
+        _run(*compiler, "-shared", *map(str, objects), "-o", str(scratch / LIBRARY), "-lm")
+        for made in objects:
+            made.unlink()
+        (scratch / LIBRARY).chmod(0o700)
+        (scratch / LIBRARY).with_suffix(".sha256").write_text(_sha256(scratch / LIBRARY))
+        kernels = Kernels(scratch / LIBRARY)
+        if folder is not None:
+            if folder.is_dir() and not _is_good(folder / LIBRARY):
+                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another process was faster
+                scratch.rename(folder)
+        return kernels
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL)

@@ -1,0 +1,70 @@
+"""RoBERTa's tokenizer: byte-level BPE, from tokenizer.json or vocab.json and merges.txt.
+
+XLM-RoBERTa's has other pieces and the same special tokens: its tokenizer.json is read, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+import mtmeta
+from mtmeta.plugins.backbones.checkpoint.untrusted import json_file
+from mtmeta.plugins.backbones.tokenizers.fast import (
+    MAX_VOCABULARY_BYTES,
+    FastTokenizer,
+    native_errors,
+    read_vocabulary,
+)
+
+__all__ = ["ByteLevel", "byte_level_json"]
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+class ByteLevel(FastTokenizer):
+    """<s> a </s>, or <s> a </s></s> b </s> for a pair in one sequence."""
+
+    family = "RoBERTa"
+    around = (("<s>",), ("</s>", "</s>"), ("</s>",))
+
+    @classmethod
+    def from_vocabulary(
+        cls,
+        vocabulary: Mapping[str, int],
+        merges: Sequence[tuple[str, str]],
+        place: str,
+        *,
+        add_prefix_space: bool = False,
+    ) -> ByteLevel:
+        """From what vocab.json and merges.txt hold. A text begins without a space unless `add_prefix_space`."""
+        with native_errors(place, "cannot be loaded"):
+            tokenizer = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocabulary])
+        return cls(tokenizer, place)
+
+
+def byte_level_json(folder: Path) -> str:
+    """The tokenizer of a folder as the text of a tokenizer.json; vocab.json and merges.txt will do."""
+    path, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if path.exists():
+        return read_vocabulary(path)
+    if not (vocabulary.exists() and merges.exists()):
+        what = "has neither tokenizer.json nor vocab.json with merges.txt; one of them is needed"
+        raise mtmeta.WeightsError(str(folder), what)
+    numbers = json_file(vocabulary, MAX_VOCABULARY_BYTES)
+    whole = [number for number in numbers.values() if type(number) is int and 0 <= number < 2**31]
+    if len(set(whole)) < len(numbers):
+        raise mtmeta.WeightsError(str(vocabulary), "is no vocabulary of tokens and their numbers; fetch it again")
+    pairs = [tuple(line.split(" ")) for line in read_vocabulary(merges).split("\n") if line]
+    if pairs and pairs[0][0].startswith("#version"):
+        del pairs[0]
+    odd = [pair for pair in pairs if len(pair) != 2]
+    if odd:
+        raise mtmeta.WeightsError(str(merges), f"{mtmeta.quote(' '.join(odd[0]))} is no pair of tokens; fetch it again")
+    space = json_file(folder / "tokenizer_config.json").get("add_prefix_space") is True
+    return ByteLevel.from_vocabulary(numbers, [(a, b) for a, b in pairs], str(merges), add_prefix_space=space).json()

@@ -1,0 +1,301 @@
+"""`mtmeta adapt`: which examples, from which weights, with which head, and figures that are right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import mtmeta
+from mtmeta.cli import main
+from mtmeta.core.api.heads import PrototypeHead
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.packing import pack
+from mtmeta.core.data.subsets import draw_shots, strata
+from mtmeta.core.errors import RecipeError, UsageError
+from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.studies import adapt as module
+from mtmeta.core.studies.adapt import adapt
+from mtmeta.core.studies.fine_tune import Tuned, fine_tune
+from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.statistics import over_seeds
+from tests.core.run.test_run import write_recipe
+from tests.support import tiny
+
+# ------------------------------------------------------------------------------------------------------------- examples
+
+
+def data(task: str, examples: int = 96) -> Dataset:
+    _, feed = tiny.tiny(task, examples=examples)
+    return feed.datasets[task]
+
+
+@pytest.mark.parametrize("task", ["sst", "para"])
+def test_k_examples_of_every_class(task: str) -> None:
+    whole = data(task)
+    classes = sorted(set(whole.labels.tolist()))
+    few = draw_shots(whole, 4, 3, task, 0)
+    assert sorted(few.labels.tolist()) == sorted(classes * 4)
+    assert set(few.ids) <= set(whole.ids)
+    order = [list(whole.ids).index(name) for name in few.ids]
+    assert order == sorted(order)  # that of the file
+    assert len(set(order)) == len(order)
+
+
+def test_of_a_task_without_classes_k_of_every_fifth_of_the_ranking() -> None:
+    whole = data("sts", 100)
+    few = draw_shots(whole, 3, 3, "sts", 0)
+    ranks = {name: rank for rank, name in enumerate(np.array(whole.ids)[np.argsort(whole.labels, kind="stable")])}
+    fifths = sorted(ranks[name] * 5 // 100 for name in few.ids)
+    assert fifths == [fifth for fifth in range(5) for _ in range(3)]
+
+
+def test_draws_are_nested_seeded_and_different() -> None:
+    whole = data("sst")
+    drawn = {k: set(draw_shots(whole, k, 3, "sst", 0).ids) for k in (1, 4, 16)}
+    assert drawn[1] < drawn[4] < drawn[16]
+    again = draw_shots(whole, 4, 3, "sst", 0)
+    assert set(again.ids) == drawn[4]
+    assert set(draw_shots(whole, 4, 3, "sst", 1).ids) != drawn[4]
+    assert set(draw_shots(whole, 4, 4, "sst", 0).ids) != drawn[4]
+
+
+def test_a_class_with_fewer_gives_all_it_has() -> None:
+    whole = data("sst")
+    sizes = {label: len(members) for label, members in strata(whole).items()}
+    few = draw_shots(whole, 1000, 3, "sst", 0)
+    assert len(few) == len(whole) == sum(sizes.values())
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+
+
+def test_a_prototype_head_prefers_the_nearest_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(4, 6, generator=generator)
+    pooled = torch.randn(50, 2, 3, generator=generator)  # [B, V, D]
+    logits = PrototypeHead(means)(pooled)
+    distances = -torch.cdist(pooled.flatten(1), means).square()
+    # up to what all classes share, |x|^2
+    torch.testing.assert_close(logits - logits[:, :1], distances - distances[:, :1], rtol=1e-4, atol=1e-4)
+    binary = PrototypeHead(means[:2], binary=True)(pooled)
+    torch.testing.assert_close(binary[:, 0], distances[:, 1] - distances[:, 0], rtol=1e-4, atol=1e-4)
+    assert binary.shape == (50, 1)
+
+
+def test_one_step_of_fine_tuning_by_hand(tmp_path: Path) -> None:
+    learner, feed = tiny.tiny("sst", examples=8)
+    few, recipe = feed.datasets["sst"], new_tasks(tmp_path, "optimizer={name: sgd, lr: 0.1}", "training.steps=1")
+    start = tiny.values(learner)
+    fine_tune(learner.model, few, recipe)
+    after = tiny.values(learner)
+    other, _ = tiny.tiny("sst", examples=8)
+    for name, grad in tiny.by_hand_gradient(other, (1.0, pack(few, np.arange(8)))).items():
+        expected = start[name] if grad is None else start[name] - 0.1 * grad
+        torch.testing.assert_close(after[name], expected, rtol=1e-4, atol=1e-6)
+    assert all(parameter.grad is None for parameter in learner.parameters.values())
+
+
+def test_clipping_is_the_recipes(tmp_path: Path) -> None:
+    moved = []
+    for clip in (1e-3, 2e-3):
+        learner, feed = tiny.tiny("sst", examples=8)
+        start = tiny.values(learner)
+        options = ("optimizer={name: sgd, lr: 1.0}", "training.steps=1", f"training.clip={clip}")
+        fine_tune(learner.model, feed.datasets["sst"], new_tasks(tmp_path, *options))
+        moved.append(float(torch.cat([(v - start[n]).flatten() for n, v in tiny.values(learner).items()]).norm()))
+    assert moved == pytest.approx([1e-3, 2e-3], rel=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------- whole runs
+
+NEW = {
+    "name": "new",
+    "seed": 9,
+    "backbone": {"name": "bert", "weights": "tiny", "max_length": 64},
+    "tasks": {
+        "mood": {"task": "sst", "train": "sample", "dev": "sample", "batch_size": 8},
+        "same": {"task": "para", "train": "sample", "dev": "sample", "batch_size": 8},
+        "near": {"task": "sts", "train": "sample", "dev": "sample", "batch_size": 8},
+    },
+    "algorithm": "individual",
+    "optimizer": {"name": "adamw", "lr": 1e-3},
+    "training": {"steps": 2},
+}
+
+
+def new_tasks(folder: Path, *overrides: str) -> Any:
+    path = folder / "new.yaml"
+    path.write_text(json.dumps(NEW))
+    return load_recipe(path, build_registry(), overrides=overrides)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapt")
+    for name in ("reptile", "joint", "individual"):
+        mtmeta.run(write_recipe(folder, name), out=folder / name)
+    (folder / "new.yaml").write_text(json.dumps(NEW))
+    return folder
+
+
+def few(runs: Path, *names: str, **options: Any) -> dict[str, Any]:
+    given = {"shots": (2, 4), "draws": 3, "tasks": ["mood"], **options}
+    return adapt([runs / name for name in names or ("reptile",)], runs / "new.yaml", **given)
+
+
+def test_figures_are_means_intervals_and_paired_gains(runs: Path) -> None:
+    found = few(runs, "reptile", "joint", tasks=["mood", "near"])
+    assert found["starts"] == ["pretrained", "reptile", "joint"]
+    assert [(cell["task"], cell["shots"]) for cell in found["cells"]] == [
+        ("mood", 2), ("mood", 4), ("near", 2), ("near", 4)
+    ]  # fmt: skip
+    assert len(found["adapted"]) == 2 * 2 * 3 * 3
+    for cell in found["cells"]:
+        values = {}
+        for start in found["starts"]:
+            rows = [
+                row for row in found["adapted"]
+                if (row["task"], row["shots"], row["start"]) == (cell["task"], cell["shots"], start)
+            ]  # fmt: skip
+            assert [row["draw"] for row in rows] == [0, 1, 2]
+            assert {row["examples"] for row in rows} == {cell["shots"] * 5}  # five classes, or fifths
+            values[start] = [row["value"] for row in rows]
+            made = cell["starts"][start]
+            assert (made["mean"], made["low"], made["high"]) == over_seeds(values[start])
+        for start in ("reptile", "joint"):
+            gained = [a - b for a, b in zip(values[start], values["pretrained"], strict=True)]
+            gain = cell["starts"][start]["gain"]
+            assert (gain["mean"], gain["low"], gain["high"]) == over_seeds(gained)
+        assert "gain" not in cell["starts"]["pretrained"]
+        assert cell["best"] == max(values, key=lambda start: sum(values[start]))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def timeless(found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found["adapted"]]
+
+
+def test_every_adaptation_begins_anew(runs: Path) -> None:
+    """The same figures again, in company of another run, and with fewer draws: nothing is carried over."""
+    alone, beside = timeless(few(runs, "reptile")), timeless(few(runs, "joint", "reptile"))
+    assert alone == timeless(few(runs, "reptile"))
+    assert alone == [row for row in beside if row["start"] != "joint"]
+    assert [row for row in alone if row["draw"] == 0] == timeless(few(runs, "reptile", draws=1))
+
+
+def test_it_starts_from_the_best_weights_and_from_the_pretrained_ones(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def look(model: MultiTaskModel, *arguments: Any, **options: Any) -> Tuned:
+        seen.append({name: value.clone() for name, value in model.encoder.state_dict().items()})
+        return Tuned()
+
+    monkeypatch.setattr(module, "fine_tune", look)
+    few(runs, shots=(2,), draws=1)
+    run = mtmeta.core.run.evaluate.open_run(runs / "reptile")
+    plain = run.recipe.backbone.load(run.recipe.seed).encoder.state_dict()
+    best = run.checkpoints(run.groups[0]).best()
+    assert all(value.equal(plain[name]) for name, value in seen[0].items())
+    assert all(value.equal(best[f"encoder.{name}"]) for name, value in seen[1].items())
+
+
+def test_prototypes_classify_by_the_nearest_mean(runs: Path) -> None:
+    """With a learning rate of almost nothing the figures are those of a nearest-mean classifier, by hand."""
+    options = ["optimizer.lr=1e-30", "training.steps=1"]
+    found = few(runs, shots=(4,), draws=1, tasks=["mood", "same"], head="prototype", overrides=options)
+    run = mtmeta.core.run.evaluate.open_run(runs / "reptile")
+    recipe = load_recipe(runs / "new.yaml", build_registry())
+    session = mtmeta.core.run.session.Session(recipe, run.registry, run.folder, run.device, print)
+    session.backbone = mtmeta.core.run.evaluate.restore_backbone(run)
+    weights = run.checkpoints(run.groups[0]).best()
+    session.backbone.encoder.load_state_dict(
+        {name.removeprefix("encoder."): v for name, v in weights.items() if name.startswith("encoder.")}
+    )
+    for task in ("mood", "same"):
+        model = MultiTaskModel(session.backbone.encoder, {task: recipe.tasks[task]}, 0).eval()
+
+        def vectors(dataset: Dataset, task: str = task, model: MultiTaskModel = model) -> torch.Tensor:
+            with torch.no_grad():
+                return torch.cat(
+                    [
+                        model.pooled(task, pack(dataset, np.array([i])).chunks[0].packed).flatten(1)
+                        for i in range(len(dataset))
+                    ]
+                )
+
+        drawn = draw_shots(session.read_split(task, "train"), 4, recipe.seed, task, 0)
+        test = session.read_split(task, "dev")
+        labels = torch.tensor(drawn.labels.tolist()).long()
+        hot = functional.one_hot(labels).float()
+        means = hot.T @ vectors(drawn) / hot.sum(dim=0)[:, None]
+        made = torch.cdist(vectors(test), means).argmin(dim=1).numpy()
+        (value,) = [row["value"] for row in found["adapted"] if row["task"] == task and row["start"] == "reptile"]
+        assert value == pytest.approx(float((made == test.labels).mean()), abs=2 / len(test))  # ties to the last bit
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "what"),
+    [
+        ({"tasks": ["mod"]}, UsageError, r"--task: the recipe has no task 'mod'"),
+        ({"shots": ()}, UsageError, "--shots: takes different whole numbers from 1"),
+        ({"shots": (4, 4)}, UsageError, "--shots: takes different whole numbers from 1"),
+        ({"shots": (0,)}, UsageError, "--shots: takes different whole numbers from 1"),
+        ({"draws": 0}, UsageError, "--seeds: must be at least 1"),
+        ({"overrides": ["schedule=plateau"]}, RecipeError, "schedule: plateau answers to a metric"),
+        ({"overrides": ["training={epochs: 2}"]}, RecipeError, "training.steps: recipe 'new' gives none"),
+        ({"tasks": ["near"], "head": "prototype"}, UsageError, "--head: prototype needs classes, task 'near' has none"),
+    ],
+)
+def test_what_cannot_be_adapted(options: dict[str, Any], error: type[Exception], what: str, runs: Path) -> None:
+    with pytest.raises(error, match=what):
+        few(runs, **options)
+
+
+def test_runs_that_cannot_be_adapted(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has a model of its own for each of sst, para, sts; adapt a run that shares"):
+        few(runs, "individual")
+    with pytest.raises(UsageError, match="is no mtmeta run"):
+        few(tmp_path, "nothing")
+    with pytest.raises(UsageError, match="run directories need names of their own"):
+        few(runs, "reptile", "reptile")
+
+
+def test_the_command(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["adapt", str(runs / "reptile"), str(runs / "new.yaml"), "--shots", "2", "--seeds", "2", "--task", "mood"]
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--json"])
+    assert ended.value.code == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert err.startswith("mood, 2 shots: pretrained 0.")
+    with pytest.raises(SystemExit):
+        main(given)
+    shown = capsys.readouterr().out
+    cell = found["cells"][0]["starts"]["reptile"]
+    assert f"{cell['mean']:.4f} [" in shown
+    assert f"{cell['gain']['mean']:+.4f} [" in shown
+    assert "mood accuracy" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["x"], "mtmeta adapt: takes at least a RUN and a RECIPE"),
+        (["x", "y", "--head", "other"], "--head: must be reset or prototype, found 'other'"),
+        (["x", "y", "--shots", "4,b"], "--shots: takes whole numbers such as 4,16,64, found '4,b'"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["adapt", *arguments])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: {what}\n"

@@ -1,0 +1,208 @@
+"""Statistics of comparisons, held against the formula, a computation by hand, and the theory of large samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import mtmeta
+from mtmeta.core.errors import PluginError
+from mtmeta.core.training.statistics import Difference, difference, difference_draws, on_resamples, over_seeds
+from mtmeta.plugins.metrics import accuracy, pearson, register_metrics
+
+ACCURACY = mtmeta.Metric("accuracy", accuracy, needs="classes")
+PEARSON = mtmeta.Metric("pearson", pearson)
+
+
+def test_interval_over_seeds_is_students() -> None:
+    mean, low, high = over_seeds([0.4, 0.5, 0.6])
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # the 97.5% point of t with 2 degrees of freedom, from a table
+    assert (mean, low, high) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+
+
+def test_equal_seeds_have_no_spread() -> None:
+    assert over_seeds([0.25, 0.25]) == (0.25, 0.25, 0.25)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert over_seeds([0.3]) == (0.3, None, None)
+
+
+def ends(found: Difference) -> tuple[float, float]:
+    """The interval of a difference that has one."""
+    assert found.low is not None
+    assert found.high is not None
+    return found.low, found.high
+
+
+def some(rows: int, seeds: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(1)
+    labels = generator.integers(0, 2, examples).astype(float)
+    wrong = generator.random((rows, seeds, examples)) < 0.3
+    return labels, np.where(wrong, 1 - labels, labels)
+
+
+def test_resamples_are_the_same_for_every_row_and_seed() -> None:
+    labels, predictions = some(3, 2, 40)
+    made = np.array(on_resamples(labels, list(predictions), ACCURACY, seed=9, draws=5))  # [R, K, D]
+    generator = np.random.Generator(np.random.PCG64(9))
+    for draw in range(5):
+        at = generator.integers(0, 40, 40)
+        by_hand = (predictions[:, :, at] == labels[at]).mean(axis=2)  # [R, K]
+        assert made[:, :, draw] == pytest.approx(by_hand)
+    assert (made == np.array(on_resamples(labels, list(predictions), ACCURACY, seed=9, draws=5))).all()
+    assert (made != np.array(on_resamples(labels, list(predictions), ACCURACY, seed=8, draws=5))).any()
+
+
+def test_a_row_against_itself_differs_by_nothing() -> None:
+    labels, predictions = some(1, 3, 50)
+    one, other = on_resamples(labels, [*predictions, *predictions], ACCURACY, seed=0)
+    found = difference(0.0, difference_draws(one, other, same_seeds=True))
+    assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_paired_interval_is_that_of_the_differences_of_each_example() -> None:
+    """Of 4,000 examples the bootstrap is normal: 1.96 standard errors of the mean of the paired differences."""
+    labels, predictions = some(2, 1, 4000)
+    each = (predictions[1, 0] == labels).astype(float) - (predictions[0, 0] == labels)
+    one, other = on_resamples(labels, list(predictions), ACCURACY, seed=0)
+    draws = difference_draws(other, one, same_seeds=True)
+    found = difference(float(each.mean()), draws)
+    half = 1.96 * each.std() / math.sqrt(4000)
+    low, high = ends(found)
+    assert found.value - low == pytest.approx(half, rel=0.1)
+    assert high - found.value == pytest.approx(half, rel=0.1)
+    assert draws.std() == pytest.approx(each.std() / math.sqrt(4000), rel=0.1)
+
+
+def test_pairing_makes_small_differences_visible() -> None:
+    """Two rows that agree but for a few examples: their difference is sure although each row's interval is wide."""
+    labels, predictions = some(1, 1, 500)
+    better = predictions.copy()
+    right = np.flatnonzero(predictions[0, 0] != labels)[:12]
+    better[0, 0, right] = labels[right]
+    one, other = on_resamples(labels, [*predictions, *better], ACCURACY, seed=0)
+    found = difference(12 / 500, difference_draws(other, one, same_seeds=True))
+    low, high = ends(found)
+    assert 0 < low < 12 / 500 < high
+    assert one.std() > 3 * (found.value - low) / 1.96 / 2
+
+
+def test_p_is_twice_the_smaller_side_and_never_zero() -> None:
+    assert difference(1.0, np.ones(999)).p == pytest.approx(2 / 1000)
+    draws = np.concatenate([np.full(949, 0.1), np.full(50, -0.1)])
+    assert difference(0.1, draws).p == pytest.approx(2 * 51 / 1000)
+    assert difference(0.0, np.zeros(999)).p == 1.0
+
+
+def test_resamples_on_which_a_metric_is_undefined_are_left_out() -> None:
+    found = difference(0.5, np.array([math.nan, 0.4, 0.6, math.nan]))
+    assert (found.low, found.high) == pytest.approx((0.405, 0.595))
+    found = difference(0.5, np.full(7, math.nan))
+    assert (found.value, found.low, found.high, found.p) == (0.5, None, None, None)
+
+
+def test_a_correlation_is_resampled_too() -> None:
+    generator = np.random.default_rng(0)
+    labels = generator.normal(size=300)
+    predictions = np.stack([labels + generator.normal(size=300) * noise for noise in (0.1, 2.0)])[:, None]
+    one, other = on_resamples(labels, list(predictions), PEARSON, seed=0, draws=200)
+    observed = pearson(labels, predictions[1, 0]) - pearson(labels, predictions[0, 0])
+    found = difference(observed, difference_draws(other, one, same_seeds=True))
+    low, high = ends(found)
+    assert low < observed < high < -0.3
+
+
+# --------------------------------------------------------------------------------------------------------------- seeds
+
+
+def test_draws_of_seeds_by_hand() -> None:
+    """Values that no resample changes: what is left are means of two seeds, 0, 1/2 or 1, as wide as Student's t."""
+    values = np.repeat([[0.0], [1.0]], 4000, axis=1)
+    draws = difference_draws(values, np.zeros((2, 4000)), same_seeds=True)
+    half = 0.5 * math.sqrt(2) * 12.706204736432095 / 1.959963984540054  # t of one degree of freedom, from a table
+    found, counts = np.unique(draws, return_counts=True)
+    assert found == pytest.approx([0.5 - half, 0.5, 0.5 + half])
+    assert counts / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+
+
+def test_seeds_that_both_rows_have_are_drawn_together() -> None:
+    generator = np.random.default_rng(3)
+    seeds = generator.normal(size=(4, 1)) + np.zeros((4, 1000))
+    together = difference_draws(seeds + 0.1, seeds, same_seeds=True)
+    assert together == pytest.approx(np.full(1000, 0.1))
+    apart = difference_draws(seeds + 0.1, seeds, same_seeds=False)
+    assert apart.std() > 0.3
+    assert abs(apart.mean() - 0.1) < 0.15
+
+
+def test_a_single_seed_adds_nothing() -> None:
+    generator = np.random.default_rng(3)
+    one, other = generator.normal(size=(2, 1, 50))
+    assert (difference_draws(one, other, same_seeds=False) == (one - other)[0]).all()
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_where_only_seeds_differ_it_is_rarely_sure(seeds: int) -> None:
+    """Two regimes that are equally good: of 400 comparisons, at most a tenth has an interval without 0.
+
+    With the examples alone resampled, or the seeds without the width of t, it is several times as many.
+    """
+    generator = np.random.default_rng(seeds)
+    sure = naive = 0
+    for _ in range(400):
+        noise = generator.normal(size=(1, 1000)) * 0.2  # of the examples, which both rows share
+        one, other = (generator.normal(size=(seeds, 1)) + noise for _ in range(2))
+        low, high = ends(difference(0.0, difference_draws(one, other, same_seeds=True)))
+        sure += low > 0 or high < 0
+        examples = (one - other).mean(axis=0)
+        naive += examples.min() > 0 or examples.max() < 0
+    assert sure <= 40
+    assert naive > 300
+
+
+# ------------------------------------------------------------------------------------------- all resamples at once
+
+
+def drawn_data(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(4)
+    if kind == "few":  # so few that resamples are constant, or lack classes
+        return generator.integers(0, 2, 3).astype(float), generator.integers(0, 2, (4, 3)).astype(float)
+    if kind == "far":  # far from 0, and hardly varying
+        labels = 1e6 + np.array([0.0] * 38 + [1.0, 2.0])
+        return labels, labels + generator.normal(size=(2, 40))
+    labels = generator.integers(0, 7, 60).astype(float)
+    return labels, np.where(generator.random((2, 60)) < 0.5, labels, generator.integers(0, 5, (2, 60)))
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind"),
+    [
+        pytest.param(metric, kind, id=f"{metric.name}-{kind}")
+        for metric in register_metrics()
+        for kind in ("many", "few", *(("far",) if metric.needs == "any" else ()))
+    ],
+)
+def test_all_at_once_is_one_by_one(metric: mtmeta.Metric, kind: str) -> None:
+    labels, predictions = drawn_data(kind)
+    at_once = on_resamples(labels, [predictions], metric, seed=2, draws=200)
+    one_by_one = on_resamples(labels, [predictions], dataclasses.replace(metric, resampled=None), seed=2, draws=200)
+    assert at_once[0] == pytest.approx(one_by_one[0], abs=1e-9)
+
+
+def test_blocks_of_resamples_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, predictions = drawn_data("many")
+    metric = register_metrics()[1]
+    whole = on_resamples(labels, [predictions], metric, seed=2, draws=100)
+    monkeypatch.setattr("mtmeta.core.training.statistics.AT_ONCE", 60 * 7)
+    assert (on_resamples(labels, [predictions], metric, seed=2, draws=100)[0] == whole[0]).all()
+
+
+def test_a_metric_that_gives_another_number_of_values() -> None:
+    labels, predictions = drawn_data("many")
+    metric = mtmeta.Metric("wrong", accuracy, resampled=lambda labels, predictions, counts: counts)
+    with pytest.raises(PluginError, match=r"metric 'wrong' gives shape \[5, 60\] for 5 resamples, expected \[5\]"):
+        on_resamples(labels, [predictions], metric, seed=0, draws=5)

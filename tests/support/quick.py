@@ -1,0 +1,101 @@
+"""Runs that take a fraction of a second, and what of a run must be the same however often it was cut."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+LABELS = ("no", "yes")
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "individual": {"algorithm": "individual", "optimizer": {"name": "adam", "lr": 1e-3}},
+    "joint": {"algorithm": "joint", "optimizer": {"name": "adamw", "lr": 1e-3}, "schedule": "linear"},
+    "reptile": {
+        "algorithm": {"name": "reptile", "inner_optimizer": {"name": "adamw", "lr": 1e-3}},
+        "optimizer": {"name": "sgd", "lr": 1.0, "momentum": 0.5},
+    },
+    "fomaml": {
+        "algorithm": {"name": "fomaml", "inner_optimizer": {"name": "adamw", "lr": 1e-3}},
+        "optimizer": {"name": "nadam", "lr": 1e-3},
+        "schedule": {"name": "plateau", "patience": 0},
+    },
+}
+TIMES = ("seconds", "total_seconds", "time", "peak_memory_bytes", "path", "run")  # and where the run lies
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing in the package may catch it."""
+
+
+@contextmanager
+def killed_before_step(step: int) -> Iterator[None]:
+    """Within it, a training that has made `step` steps is killed, as it must be; then all is as it was."""
+    from mtmeta.core.training.trainer import Trainer
+
+    one_step = Trainer._one_step
+
+    def killed(self: Trainer) -> None:
+        if self.step == step:
+            raise Killed
+        one_step(self)
+
+    with mock.patch.object(Trainer, "_one_step", killed), pytest.raises(Killed):
+        yield
+
+
+def quick(folder: Path, algorithm: str = "joint", **changes: Any) -> Path:
+    """A recipe of two tasks on a dozen examples, `folder`/quick.yaml; keyword arguments replace its sections."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, word in (("train", "word"), ("dev", "other")):
+        rows = "".join(f"{i}\t{word} {i} {'good' * (i % 2)}\t{LABELS[i % 2]}\t{i % 6}\n" for i in range(12))
+        (folder / f"{name}.tsv").write_text("id\tsentence\tlabel\tscore\n" + rows)
+    files = {"train": "train.tsv", "dev": "dev.tsv", "batch_size": 4, "inner_steps": 1}
+    recipe = {
+        "name": "quick",
+        "seed": 5,
+        "data_root": str(folder),
+        "backbone": {"name": "bert", "weights": "tiny", "max_length": 16},
+        "tasks": {
+            "kind": {"task": "classification", "labels": list(LABELS), **files},
+            "grade": {"task": "regression", "low": -5, "high": 5, "label": "score", **files},
+        },
+        "training": {"steps": 4},
+        "evaluation": {"every": 1},
+        "checkpoint": {"every": 2, "keep": 2},
+        "reporters": ["jsonl"],
+        **ALGORITHMS[algorithm],
+        **changes,
+    }
+    path = folder / "quick.yaml"
+    path.write_text(json.dumps(recipe))  # JSON is YAML
+    return path
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """Every file of a run and where links point, without times; events and states as data."""
+    found: dict[str, Any] = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        elif path.name == "events.jsonl":
+            found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.name in ("state.json", "summary.json"):
+            found[name] = _timeless(json.loads(path.read_text()))
+        elif path.name == "MANIFEST.json" and path.parent.name.startswith("step-"):
+            found[name] = sorted(json.loads(path.read_text())["files"])  # it holds the hash of state.json
+        elif path.is_file() and name != ".lock":  # that names a process, and a kill as the last act leaves it behind
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(item) for key, item in value.items() if key not in TIMES}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,190 @@
+"""The benchmarks measure what they say: padded is packed, FLOPs and ratios by hand, and the JSON has its keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.backbones import main as backbones
+from benchmarks.contenders import Mtmeta, Rival, mtmeta_padded, transformers
+from benchmarks.data import large_file
+from benchmarks.meta import PIECES, Clock
+from benchmarks.padded import masked_mean, pad, padded_forward
+from benchmarks.parts import Parts, first_rows, load_backbone, load_dataset, load_parts, make_task
+from benchmarks.profile import profile_step
+from benchmarks.scaling import TINY, point, synthetic
+from benchmarks.stats import layer_weights, ratios, spread, step_flops
+from mtmeta.core.data.packing import pack_sequences
+from mtmeta.core.training.model import mean_pool
+from mtmeta.plugins.backbones.checkpoint.config import BertConfig
+from mtmeta.plugins.backbones.encoder import kernels
+from tests.support.paths import ROOT
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    """The tiny encoder without dropout, on sample data."""
+    torch.set_num_threads(1)
+    return load_parts("tiny", "sample", ["sst", "para", "sts"], splits=("train", "dev"), dropout=0.0)
+
+
+def run(module: str, *arguments: str) -> Any:
+    """The JSON document that a benchmark prints, and nothing else, on stdout."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "MTMETA_DATA": "", "MTMETA_MINILM": "", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("task", ["sst", "para"])
+def test_padded_forward_is_the_packed_encoder(parts: Parts, task: str) -> None:
+    indices = np.arange(17)
+    stores = parts.datasets[task, "train"].stores
+    with torch.no_grad():
+        packed = pack_sequences(stores, indices)
+        wanted = mean_pool(parts.encoder(packed), packed)
+        batches = [pad(store, indices) for store in stores]
+        found = torch.cat([masked_mean(padded_forward(parts.encoder, each), each.mask) for each in batches])
+    assert float((found - wanted).abs().max()) < 1e-5
+
+
+def test_pad_by_hand(parts: Parts) -> None:
+    (store,) = parts.datasets["sst", "train"].stores
+    indices = np.array([5, 2])
+    made = pad(store, indices)
+    for row, index in enumerate(indices):
+        sequence = store.ids[store.offsets[index] : store.offsets[index + 1]].tolist()
+        assert made.ids[row][made.mask[row]].tolist() == sequence
+        assert made.ids[row].tolist() == sequence + [0] * (made.ids.shape[1] - len(sequence))
+
+
+@pytest.mark.parametrize("task", ["sst", "para", "sts"])
+def test_contenders_learn_the_same(parts: Parts, task: str) -> None:
+    """Three steps of each from the same weights on the same batches."""
+    field: Sequence[Mtmeta | Rival] = (Mtmeta(parts, task), mtmeta_padded(parts, task), transformers(parts, task))
+    batches = [np.arange(start, start + 16) for start in (0, 16, 32)]
+    losses = np.array([[each.step(indices) for indices in batches] for each in field])
+    assert np.ptp(losses, axis=0).max() < 1e-5
+    dev = first_rows(parts.datasets[task, "dev"], 40)
+    predictions = np.array([each.evaluate(dev) for each in field])
+    assert predictions.shape == (3, 40)
+    assert np.ptp(predictions, axis=0).max() < 1e-4
+
+
+def test_flops_by_hand() -> None:
+    config = BertConfig(vocab_size=100, hidden_size=4, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)
+    # a layer: query, key, value and output 4 x 4 each, up 4 x 8, down 8 x 4
+    assert layer_weights(config) == 3 * (4 * 16 + 32 + 32) == 384
+    assert step_flops(config, tokens=10) == 6 * 10 * 384
+
+
+def test_layer_weights_are_those_of_the_encoder(parts: Parts) -> None:
+    matrices: list[Tensor] = [p for p in parts.encoder.layers.parameters() if p.ndim == 2]
+    assert layer_weights(parts.config) == sum(p.numel() for p in matrices)
+
+
+def test_spread_and_ratios_by_hand() -> None:
+    made = spread([4.0, 1.0, 2.0, 3.0, 5.0])
+    assert (made.median, made.low, made.high, made.rounds) == (3.0, 2.0, 4.0, 5)
+    # the median of the ratios 2, 3, 1, not the ratio of the medians
+    assert ratios([2.0, 9.0, 100.0], [1.0, 3.0, 100.0]).median == 2.0
+    assert made.json("x") == {"x": 3.0, "x_quartiles": [2.0, 4.0]}
+
+
+@pytest.mark.slow
+def test_quick_json_has_its_keys() -> None:
+    quick = ("--quick", "--data", "sample", "--weights", "tiny", "--batch", "8", "--seconds", "1")
+    found = run("train", "--tasks", "sst,para", *quick)
+    assert {"cpu", "cores", "threads", "torch", "transformers", "python"} <= set(found["machine"])
+    assert list(found["tasks"]) == ["sst", "para"]
+    for task, values in found["tasks"].items():
+        assert values["rounds"] >= 1
+        for key in (
+            "train_examples_per_s",
+            "ratio_vs_transformers_padded",
+            "ratio_vs_transformers_grouped",
+            "ratio_vs_mtmeta_padded",
+            "ratio_vs_sentence_transformers",
+            "fraction_of_gemm_bound",
+            "gemm_gflops",
+            "eval_examples_per_s",
+            "eval_over_train",
+            "eval_ratio_vs_transformers",
+        ):
+            if (task, key) == ("sst", "ratio_vs_sentence_transformers"):
+                assert values[key] is values[f"{key}_quartiles"] is None
+            else:
+                low, high = values[f"{key}_quartiles"]
+                assert 0 < low <= values[key] <= high
+
+
+def test_backbones_json_has_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--shape", "small", "--tasks", "sst", "--batch", "4", "--rows", "8", "--seconds", "0", "--json")
+    backbones(small)
+    found = json.loads(capsys.readouterr().out)["tasks"]["sst"]
+    assert found["steps"] == 2
+    for kind in ("training", "evaluation"):
+        assert set(found[kind]) == {"bert", "hf", "ratio", "ratio_quartiles"}
+        assert found[kind]["ratio"] > 0
+
+
+def test_clock_books_every_moment_once() -> None:
+    """An iteration from 0 to 10 in which a delta from 2 to 9 holds a gradient from 3 to 7."""
+    clock = Clock(now=iter([0.0, 2.0, 3.0, 7.0, 9.0, 10.0]).__next__)
+    with clock.piece("loop"), clock.piece("delta"), clock.piece("gradient"):
+        pass
+    assert clock.iterations == [{"loop": 3.0, "delta": 3.0, "gradient": 4.0}]
+
+
+def test_meta_books_all_pieces_of_a_run() -> None:
+    found = run("meta", "--data", "sample", "--weights", "tiny", "--batch", "8", "--steps", "2")
+    for name, values in found["algorithms"].items():
+        shares = values["shares"]
+        assert tuple(shares) == PIECES
+        assert sum(shares.values()) == pytest.approx(1.0, abs=1e-4)
+        assert all(share > 0 for share in shares.values()), name
+
+
+def test_profile_shares_are_of_everything(parts: Parts) -> None:
+    found = profile_step(parts, "sst", batch=8, steps=1)
+    assert sum(each["share"] for each in found["operators"]) == pytest.approx(1.0)
+    assert 0 < found["gemm_share"] < 1
+
+
+def test_kernels_are_timed_one_by_one() -> None:
+    if kernels.load() is None:
+        pytest.skip("no C compiler that can build the kernels")
+    found = run("kernels", "--rounds", "1")["milliseconds"]
+    assert {"norm", "norm_backward", "gelu", "gelu_backward", "attention", "attention_backward"} < set(found)
+    assert min(found.values()) > 0
+
+
+@pytest.mark.parametrize("kind", ["batch", "length", "tasks"])
+def test_scaling_point(kind: str) -> None:
+    made = point(kind, 4, 2, TINY)
+    assert made[kind] == 4 and made["peak_mib"] > 0
+
+
+def test_synthetic_sequences_have_the_length_asked_for() -> None:
+    parts = synthetic(TINY, 2, batch_size=4, length=7)
+    assert [set(data.stores[0].lengths.tolist()) for data in parts.datasets.values()] == [{7}, {7}]
+    first, second = (data.stores[0].ids for data in parts.datasets.values())
+    assert not np.array_equal(first, second)
+
+
+def test_big_file_is_one_mtmeta_reads(tmp_path: Path) -> None:
+    large_file(tmp_path / "sst-train.csv", 1000)
+    made = load_dataset("sst", make_task("sst", str(tmp_path)), "train", str(tmp_path), load_backbone("tiny"))
+    assert len(made) == 1000 and made.skipped == 0
+    assert np.bincount(made.labels.astype(np.int64)).tolist() == [200] * 5
