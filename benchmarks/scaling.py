@@ -122,14 +122,14 @@ def point(
     return found | {"peak_mib": round(peak / (2**20 if sys.platform == "darwin" else 1024), 1)}
 
 
-def measure(what: Sequence[str], *, quick: bool, config: BertConfig = MINILM) -> dict[str, Any]:
+def measure(message: Sequence[str], *, quick: bool, config: BertConfig = MINILM) -> dict[str, Any]:
     """All points, each in a process of its own, and the cost per example against the number of tasks in this one."""
     rounds = 2 if quick else 5
     found: dict[str, Any] = {"machine": machine()}
     for kind, values in (("batch", BATCHES), ("length", LENGTHS)):
-        if kind in what:
+        if kind in message:
             found[kind] = [_elsewhere(kind, value, rounds, config) for value in values]
-    if "tasks" in what:
+    if "tasks" in message:
         states: tuple[InnerState, ...] = ("shared",) if quick else ("shared", "per_task")
         peaks = [_elsewhere("tasks", n, max(3, rounds), config, state) for state in states for n in TASKS]
         loops = {count: Loop(config, count, "shared") for count in TASKS}
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kind, value, rounds, shape, state = options.point
         print(json.dumps(point(kind, int(value), int(rounds), TINY if shape == "tiny" else MINILM, state)))
         return
-    found = measure(options.what.split(","), quick=options.quick, config=TINY if options.tiny else MINILM)
+    found = measure(options.message.split(","), quick=options.quick, config=TINY if options.tiny else MINILM)
     if options.json:
         print(json.dumps(found, indent=2))
         return

@@ -24,8 +24,8 @@ def check_torch() -> None:
         return  # put on the path by other means than a package; importing it shows
     numbers = re.match(r"(\d+)\.(\d+)", found)
     if numbers and (int(numbers[1]), int(numbers[2])) < LEAST_TORCH:
-        what = f"this command needs torch >= {needed}, found {safe(found)}; pip install 'torch>={needed}'"
-        raise MachineError("", what)
+        message = f"this command needs torch >= {needed}, found {safe(found)}; pip install 'torch>={needed}'"
+        raise MachineError("", message)
 
 
 def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
@@ -34,5 +34,5 @@ def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
     if rank is not None and world is None:
         raise MachineError("RANK", "is set but WORLD_SIZE is not; unset it, a run is one process")
     if world is not None and (not world.isdecimal() or int(world[:9]) != 1):
-        what = f"is {quote(world)}, but a run is one process; start it without torchrun"
-        raise MachineError("WORLD_SIZE", what)
+        message = f"is {quote(world)}, but a run is one process; start it without torchrun"
+        raise MachineError("WORLD_SIZE", message)

@@ -54,11 +54,11 @@ class MtmetaError(Exception):
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, place: str, what: str, *, help: Iterable[str] = ()) -> None:
+    def __init__(self, place: str, message: str, *, help: Iterable[str] = ()) -> None:
         self.place = place
-        self.what = what
+        self.message = message
         self.help = tuple(help)
-        super().__init__(f"{place}: {what}" if place else what)
+        super().__init__(f"{place}: {message}" if place else message)
 
     def lines(self) -> list[str]:
         """The lines to print on stderr: one starting `error: `, then any `help: ` lines."""

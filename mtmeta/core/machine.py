@@ -82,10 +82,10 @@ def order_errors(who: str, doing: str) -> Iterator[None]:
         operator, refused, _ = str(error).partition(" does not have a deterministic implementation")
         if not refused:
             raise
-        what = (
+        message = (
             f"{doing} uses {safe(operator)}, which PyTorch cannot do in the same order every time; use another operator"
         )
-        raise PluginError(who, what) from error
+        raise PluginError(who, message) from error
 
 
 def peak_memory() -> int:
@@ -163,8 +163,8 @@ def pick_device(name: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise UsageError("--device", f"{quote(name)} is no device; use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        what = f"this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        raise MachineError(f"device {name}", what)
+        message = f"this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        raise MachineError(f"device {name}", message)
     return torch.device(kind, int(index)) if index and kind == "cuda" else torch.device(kind)
 
 

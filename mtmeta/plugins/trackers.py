@@ -184,10 +184,10 @@ def _tensorboard() -> tuple[Any, Any]:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
     except ModuleNotFoundError as error:
-        what = "needs tensorboard, which is not installed; pip install 'mtmeta[tensorboard]'"
-        raise mtmeta.MachineError("reporter 'tensorboard'", what) from error
+        message = "needs tensorboard, which is not installed; pip install 'mtmeta[tensorboard]'"
+        raise mtmeta.MachineError("reporter 'tensorboard'", message) from error
     except Exception as error:  # such as the TypeError of a protobuf that does not fit
-        what = f"tensorboard cannot be imported ({type(error).__name__}: {mtmeta.safe(str(error))})"
-        what = f"{what}; pip install --upgrade 'mtmeta[tensorboard]'"
-        raise mtmeta.MachineError("reporter 'tensorboard'", what) from error
+        message = f"tensorboard cannot be imported ({type(error).__name__}: {mtmeta.safe(str(error))})"
+        message = f"{message}; pip install --upgrade 'mtmeta[tensorboard]'"
+        raise mtmeta.MachineError("reporter 'tensorboard'", message) from error
     return event_pb2, RecordWriter

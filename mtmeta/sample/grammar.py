@@ -156,9 +156,9 @@ def captions(write: Writer) -> tuple[str, str, float]:
         if shared
     )
     sentences = []
-    for who, what, action in ((person, thing, actions[side]), (person2, thing2, action2)):
+    for who, message, action in ((person, thing, actions[side]), (person2, thing2, action2)):
         verb = write.word(action, False)
-        parts = {"w": write.name(who), "x": write.name(what), "v": verb, "g": lex.progressive(verb)}
+        parts = {"w": write.name(who), "x": write.name(message), "v": verb, "g": lex.progressive(verb)}
         sentences.append(write.template("caption", tpl.CAPTIONS).format(**parts))
     return sentences[0], sentences[1], round(float(label), 1)
 

@@ -62,8 +62,8 @@ def _groups(algorithm: Algorithm, tasks: Mapping[str, Task] | None) -> list[dict
     groups = [list(group) for group in algorithm.groups(list(everything))]
     grouped = [task for group in groups for task in group]
     check(sorted(grouped) == sorted(everything), f"groups has the tasks {grouped}, expected each of them once")
-    for option, what in algorithm.check(everything):
-        check(False, f"{option} {what}")
+    for option, message in algorithm.check(everything):
+        check(False, f"{option} {message}")
     try:
         epoch = algorithm.steps_per_epoch(dict.fromkeys(everything, 3))
     except RecipeError:  # it counts no epochs
@@ -120,17 +120,17 @@ def _check_own_memory(learner: Learner, step: int) -> None:
     for name, parameter in learner.parameters.items():
         if parameter.grad is not None:
             place = parameter.grad.data_ptr()
-            what = f"step {step}: the direction of {name} is the memory of {owners.get(place)}; leave a clone"
-            check(place not in owners, what)
+            message = f"step {step}: the direction of {name} is the memory of {owners.get(place)}; leave a clone"
+            check(place not in owners, message)
             owners[place] = f"the direction of {name}"
 
 
-def _check_same(one: Directions, two: Directions, what: str, first: int = 0) -> None:
+def _check_same(one: Directions, two: Directions, message: str, first: int = 0) -> None:
     for step, (a, b) in enumerate(zip(one, two, strict=True), start=first):
         for name, grad in a.items():
             other = b[name]
             same = other is None if grad is None else other is not None and grad.equal(other)
-            check(same, f"step {step}: the direction of {name} {what}")
+            check(same, f"step {step}: the direction of {name} {message}")
 
 
 def _check_resume(algorithm: Algorithm, group: Mapping[str, Task], expected: Directions) -> None:
@@ -151,8 +151,8 @@ def _check_resume(algorithm: Algorithm, group: Mapping[str, Task], expected: Dir
     fresh.load_state(feed.state())
     pristine = copy.deepcopy(algorithm)
     rest = [_one_step(pristine, after, fresh, step, random_seed=3) for step in range(1, steps)]
-    what = "is another after a checkpoint; it may depend on parameters, seed, step and tasks only"
-    _check_same(expected[1:], rest, what, first=1)
+    message = "is another after a checkpoint; it may depend on parameters, seed, step and tasks only"
+    _check_same(expected[1:], rest, message, first=1)
 
 
 class _Failure(DivergedError):
@@ -179,8 +179,8 @@ def _check_failure(algorithm: Algorithm, group: Mapping[str, Task]) -> None:
             raised = True
         check(raised, "a DivergedError of learner.gradient was swallowed; the training loop has to see it")
         for (name, parameter), home in zip(learner.parameters.items(), theta, strict=True):
-            what = f"{name} is not what it was after gradient {failing} of a step failed; use learner.excursion"
-            check(parameter.equal(home), what)
+            message = f"{name} is not what it was after gradient {failing} of a step failed; use learner.excursion"
+            check(parameter.equal(home), message)
         learner.forget_inner_states()
     learner.gradient = gradient  # type: ignore[method-assign]
     _one_step(pristine, learner, feed, 3, random_seed=1)

@@ -64,8 +64,8 @@ def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options
     for column in made.columns:
         check(column in found, f"columns names {column!r}, which the rows have not; `mtmeta predict` looks for it")
     _check_sample(made)
-    for option, what in made.check():
-        check(False, f"{option} {what}")
+    for option, message in made.check():
+        check(False, f"{option} {message}")
     check_documented(task, Task)
 
 
@@ -105,17 +105,17 @@ def _check_examples(made: Task, path: Path, count: int) -> None:
         _check_round_trip(objective, value, f"label {example.label!r}")
 
 
-def _check_round_trip(objective: Objective, value: float, what: str) -> None:
+def _check_round_trip(objective: Objective, value: float, message: str) -> None:
     """Predictions are written by `show`, into files whose labels `parse` reads."""
     shown = objective.show(value)
-    check(isinstance(shown, str), f"{what} is shown as {shown!r}, expected a text")
-    check(not objective.classes or shown in objective.classes, f"{what}, shown as {shown!r}, is no class")
+    check(isinstance(shown, str), f"{message} is shown as {shown!r}, expected a text")
+    check(not objective.classes or shown in objective.classes, f"{message}, shown as {shown!r}, is no class")
     try:
         back = objective.parse(shown)
     except ValueError as error:
         raise AssertionError(f"prediction {shown!r} cannot be read as a label: {error}") from error
     same = math.isclose(back, value, rel_tol=DIGITS, abs_tol=DIGITS)
-    check(same, f"{what} is shown as {shown!r}, which is read as {back}, expected {value}")
+    check(same, f"{message} is shown as {shown!r}, which is read as {back}, expected {value}")
 
 
 def _check_model(learner: Learner, batch: Batch, made: Task) -> None:

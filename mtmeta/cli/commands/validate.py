@@ -76,7 +76,7 @@ def validate(
 
                 facts, found = inspect(recipe, warn=warn, sources=sources)
                 if strict:
-                    found += [DataError(file, what) for file, what in doubts(facts)]
+                    found += [DataError(file, message) for file, message in doubts(facts)]
                 if not json_:
                     print("\n".join(lines(facts)))
         except MtmetaError as error:

@@ -108,10 +108,10 @@ def look(path: Path) -> Look:
     try:
         found = _look(path, Dialect())
     except DataError as error:
-        if " appears " in error.what:
-            what = f"{error.what}, or put a line of names before the data"
-            raise DataError(error.place, what) from error
-        if "quoted field runs over" not in error.what:
+        if " appears " in error.message:
+            message = f"{error.message}, or put a line of names before the data"
+            raise DataError(error.place, message) from error
+        if "quoted field runs over" not in error.message:
             raise
         tries = [made for dialect in DIALECTS if (made := _try(path, dialect))]
         if not tries:
@@ -176,5 +176,5 @@ def check_header(path: Path, found: Look) -> None:
         number = name.replace(".", "", 1).replace("-", "", 1).isdecimal()
         label = column.values is not None and len(column.values) <= 100 and column.values[name.strip()] > 1
         if number or label or len(name) > 60 or name.count(" ") > 5:
-            what = f"{quote(name)} looks like data, not like the name of a column"
-            raise DataError(f"{path}:1", f"{what}; put a line of names such as 'text,label' before it")
+            message = f"{quote(name)} looks like data, not like the name of a column"
+            raise DataError(f"{path}:1", f"{message}; put a line of names such as 'text,label' before it")

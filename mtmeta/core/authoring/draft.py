@@ -51,8 +51,8 @@ def parse_tasks(given: Sequence[str]) -> dict[str, tuple[str, str | None]]:
         if not equals or not name or not files:
             raise UsageError(f"--task {quote(text)}", "expected NAME=TRAIN or NAME=TRAIN,DEV")
         if not TASK_NAME.fullmatch(name):
-            what = f"task name {quote(name)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -"
-            raise UsageError("--task", what)
+            message = f"task name {quote(name)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -"
+            raise UsageError("--task", message)
         if name in found:
             raise UsageError("--task", f"names {quote(name)} twice; give each task a name of its own")
         train, comma, dev = files.rpartition(",")
@@ -177,8 +177,8 @@ def _guess(
 def _check_dev(dev: Look | None, roles: Roles) -> None:
     for column in (roles.text, roles.pair, roles.label):
         if dev is not None and column is not None and column.name not in dev.columns:
-            what = f"no column {quote(column.name)}, which the training file has; columns are: "
-            raise DataError(str(dev.path), what + safe(", ".join(dev.columns), 300))
+            message = f"no column {quote(column.name)}, which the training file has; columns are: "
+            raise DataError(str(dev.path), message + safe(", ".join(dev.columns), 300))
 
 
 # ----------------------------------------------------------------------------------------------------------- settings
@@ -201,7 +201,7 @@ def _tokenizer(registry: Registry, weights: str) -> LoadedTokenizer:
             break
         except RecipeError as error:  # it has fewer positions
             if length == LENGTHS[0]:
-                raise UsageError("--backbone", error.what) from error
+                raise UsageError("--backbone", error.message) from error
     assert longest is not None
     return longest
 

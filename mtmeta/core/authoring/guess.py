@@ -80,13 +80,13 @@ def guess_task(
         "classes": "pair_classification" if pair else "classification",
     }
     goal = "a number" if numbers else f"one of {len(_classes(values))} classes"
-    what = f"{'two texts' if pair else 'one text'} to {goal}"
-    made = [Choice("task", task[kind], what), Choice("train", files[0], f"{train.rows:,} rows")]
+    message = f"{'two texts' if pair else 'one text'} to {goal}"
+    made = [Choice("task", task[kind], message), Choice("train", files[0], f"{train.rows:,} rows")]
     bad = _bad(train, roles, numbers) + (_bad(dev, roles, numbers) if dev else 0)
     usable = max(1, train.rows - _bad(train, roles, numbers))
     if dev is None and usable < LEAST_ROWS:
-        what = f"{usable} usable rows are too few to take a dev split out of"
-        raise DataError(place, f"{what}; give a dev file: --task {name}={files[0]},DEV")
+        message = f"{usable} usable rows are too few to take a dev split out of"
+        raise DataError(place, f"{message}; give a dev file: --task {name}={files[0]},DEV")
     made.append(_dev(files[1], dev, usable, numbers))
     made.append(Choice("text", roles.text.name, roles.why_text))
     if roles.pair is not None:
@@ -164,11 +164,11 @@ def _shares(values: Counter[str]) -> str:
 def _on_classes(train: Look, roles: Roles, values: Counter[str]) -> list[Choice]:
     classes, column, place = _classes(values), roles.label, str(train.path)
     if len(classes) < 2:
-        what = f"all {sum(classes.values())} labels in column {quote(column.name)} are {quote(next(iter(classes)))}"
-        raise DataError(place, f"{what}; there is nothing to learn")
+        message = f"all {sum(classes.values())} labels in column {quote(column.name)} are {quote(next(iter(classes)))}"
+        raise DataError(place, f"{message}; there is nothing to learn")
     if 2 * len(classes) > sum(classes.values()):
-        what = f"{len(classes)} different labels in {sum(classes.values())} rows of column {quote(column.name)}"
-        raise DataError(place, f"{what}: no classes; name another with --columns")
+        message = f"{len(classes)} different labels in {sum(classes.values())} rows of column {quote(column.name)}"
+        raise DataError(place, f"{message}: no classes; name another with --columns")
     if len(classes) > MAX_CLASSES:
         raise DataError(
             place, f"column {quote(column.name)} has {len(classes)} different labels; name another with --columns"
@@ -212,8 +212,8 @@ def _on_numbers(train: Look, dev: Look | None, roles: Roles) -> list[Choice]:
     else:
         bottom, top = math.floor(low), math.ceil(high)
     if roles.pair is not None and top <= 0:
-        what = f"labels from {low:g} to {high:g}; a similarity is greatest for equal texts, and greater than 0"
-        raise DataError(str(train.path), f"{what}; shift the labels")
+        message = f"labels from {low:g} to {high:g}; a similarity is greatest for equal texts, and greater than 0"
+        raise DataError(str(train.path), f"{message}; shift the labels")
     made = [
         Choice("low", float(bottom), f"labels are from {low:g} to {high:g}"),
         Choice("high", float(top), "of equal texts" if roles.pair else "predictions stay within"),

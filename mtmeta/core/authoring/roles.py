@@ -54,14 +54,14 @@ def find_roles(found: Look, given: Sequence[str] = ()) -> Roles:
     shown = safe(", ".join(columns), 300)
     for name in given:
         if name not in columns:
-            what = f"{place} has no column {quote(name)}; columns are: {shown}{did_you_mean(name, list(columns))}"
-            raise UsageError("--columns", what)
+            message = f"{place} has no column {quote(name)}; columns are: {shown}{did_you_mean(name, list(columns))}"
+            raise UsageError("--columns", message)
     if given:
         text, label = columns[given[0]], columns[given[-1]]
         return Roles(text, columns[given[1]] if len(given) == 3 else None, label, "as given", "as given")
     if len(columns) < 2:
-        what = f"one column, {shown}, but a task needs a text and a label"
-        raise DataError(place, f"{what}; columns are separated by tab, comma or semicolon")
+        message = f"one column, {shown}, but a task needs a text and a label"
+        raise DataError(place, f"{message}; columns are separated by tab, comma or semicolon")
     text, pair, why_text = _texts(found, place)
     rest = [column for column in columns.values() if column not in (text, pair)]
     label, why_label = _label(rest, found, place)
@@ -124,8 +124,8 @@ def _label(rest: Sequence[Column], found: Look, place: str) -> tuple[Column, str
     fitting = [column for column in fitting if not IDS.match(_plain(column.name))]
     if not fitting:
         shown = ", ".join(safe(column.name, 30) for column in rest) or "none"
-        what = f"no column looks like a label (beside the text: {shown})"
-        raise DataError(place, f"{what}; a label is one of at most {MAX_CLASSES} classes, or a number")
+        message = f"no column looks like a label (beside the text: {shown})"
+        raise DataError(place, f"{message}; a label is one of at most {MAX_CLASSES} classes, or a number")
     best = min(reversed(fitting), key=lambda column: column.values is None)
     also = f"; so might {safe(fitting[0].name, 30)} (--columns)" if len(fitting) > 1 and fitting[0] is not best else ""
     return best, f"few different values{also}" if best.values is not None else f"numbers{also}"

@@ -47,18 +47,20 @@ def module(name: str) -> str:
     return f"mtmeta_{name.replace('-', '_')}"
 
 
-def make_package(what: str, name: str, registry: Registry, *, kind: str | None = None, out: Path | None = None) -> Path:
+def make_package(
+    message: str, name: str, registry: Registry, *, kind: str | None = None, out: Path | None = None
+) -> Path:
     """Write a package with a `what` (task or algorithm) called `name`; returns its folder, by default mtmeta-NAME here.
 
     `kind` is one of KINDS_OF[what], by default the first. Nothing is left behind where it fails or is cut. Raises
     UsageError for a name or a folder that cannot be used, MachineError where the disk refuses.
     """
-    _check_name(what, name, registry)
-    chosen = _kind(what, kind)
+    _check_name(message, name, registry)
+    chosen = _kind(message, kind)
     folder = out if out is not None else Path(distribution(name))
     if os.path.lexists(folder):
         raise UsageError(str(folder), "is there already; choose another folder with --out")
-    files = _files(what, chosen, name)
+    files = _files(message, chosen, name)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     with disk_errors(folder):
         try:
@@ -73,38 +75,38 @@ def make_package(what: str, name: str, registry: Registry, *, kind: str | None =
     return folder
 
 
-def _kind(what: str, kind: str | None) -> str:
-    known = KINDS_OF[what]
+def _kind(message: str, kind: str | None) -> str:
+    known = KINDS_OF[message]
     if kind is None:
         return known[0]
     if kind not in known:
-        raise UsageError("--kind", f"no kind {quote(kind)} of {what}{choose(kind, known)}")
+        raise UsageError("--kind", f"no kind {quote(kind)} of {message}{choose(kind, known)}")
     return kind
 
 
-def _check_name(what: str, name: str, registry: Registry) -> None:
+def _check_name(message: str, name: str, registry: Registry) -> None:
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         fitting = re.sub("[^a-z0-9]+", "_", re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_0123456789")
         hint = f", such as {quote(fitting[:LONGEST])}" if NAME.fullmatch(fitting[:LONGEST]) else ", such as my_task"
         rule = f"use at most {LONGEST} characters a-z, 0-9, _ and -, a letter first{hint}"
-        raise UsageError("NAME", f"{quote(name)} cannot be the name of {_a(what)}; {rule}")
+        raise UsageError("NAME", f"{quote(name)} cannot be the name of {_a(message)}; {rule}")
     if re.match("mtmeta[_-]", name):
         raise UsageError("NAME", f"{quote(name)}: the package gets the prefix mtmeta- anyway; leave it out")
     if name in RESERVED:
         raise UsageError("NAME", f"{quote(name)} means something else in recipes; choose another name")
-    if supplied := registry.suppliers(what, name):
+    if supplied := registry.suppliers(message, name):
         plugin = supplied[0].plugin
         owner = f"{plugin.distribution!r}" if plugin.foreign else "mtmeta itself"
-        raise UsageError("NAME", f"{what} {quote(name)} is supplied by {owner} already; choose another name")
+        raise UsageError("NAME", f"{message} {quote(name)} is supplied by {owner} already; choose another name")
 
 
-def _a(what: str) -> str:
-    return f"an {what}" if what == "algorithm" else f"a {what}"
+def _a(message: str) -> str:
+    return f"an {message}" if message == "algorithm" else f"a {message}"
 
 
-def _files(what: str, kind: str, name: str) -> dict[str, str]:
+def _files(message: str, kind: str, name: str) -> dict[str, str]:
     """Path in the package -> text."""
-    shared, own = TEMPLATES / what, TEMPLATES / what / kind
+    shared, own = TEMPLATES / message, TEMPLATES / message / kind
     sources = {
         "pyproject.toml": TEMPLATES / "pyproject.toml.txt",
         ".gitignore": TEMPLATES / "gitignore.txt",
@@ -119,7 +121,7 @@ def _files(what: str, kind: str, name: str) -> dict[str, str]:
         "DIST": distribution(name),
         "MODULE": module(name),
         "CLASS": _class_name(name),
-        "KIND": what,
+        "KIND": message,
         "VERSION": importlib.metadata.version("mtmeta"),
         "ABOUT": ABOUT[kind],
         "COLUMNS": COLUMNS.get(kind, ""),

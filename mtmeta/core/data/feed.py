@@ -30,8 +30,10 @@ __all__ = ["Feed", "Stream", "check_episode"]
 def check_episode(name: str, batches: int, batch_size: int, examples: int) -> None:
     """Raise DataError if a task has too few examples for the disjoint batches of one episode."""
     if batches * batch_size > examples:
-        what = f"needs {batches * batch_size} examples per episode ({batches} batches of {batch_size}), has {examples}"
-        raise DataError(f"task '{name}'", f"{what}; lower batch_size or inner_steps")
+        message = (
+            f"needs {batches * batch_size} examples per episode ({batches} batches of {batch_size}), has {examples}"
+        )
+        raise DataError(f"task '{name}'", f"{message}; lower batch_size or inner_steps")
 
 
 @dataclass
@@ -136,8 +138,8 @@ class Feed:
                 weights = {name: 0.0 if name in drawn else weight for name, weight in weights.items()}
             left = math.fsum(weights.values())
             if not left:
-                what = f"draws {count} different tasks, but only {slot} have a weight above 0; lower tasks_per_step"
-                raise RecipeError("sampler", what)
+                message = f"draws {count} different tasks, but only {slot} have a weight above 0; lower tasks_per_step"
+                raise RecipeError("sampler", message)
             for name in self.tasks:
                 self.planned[name] += weights[name] / left
             drawn.append(self._pick(weights, uniform(self._seed, "sampler", self.step, slot)))
@@ -222,8 +224,8 @@ class Feed:
         total = math.fsum(weights.values())
         fair = all(math.isfinite(w) and w >= 0 for w in weights.values())
         if set(weights) != set(self.tasks) or not fair or not total > 0:
-            what = f"sampler '{self._sampler.name}' gives unusable weights {safe(str(weights))}"
-            raise PluginError(supplier(self._sampler, "sampler"), what)
+            message = f"sampler '{self._sampler.name}' gives unusable weights {safe(str(weights))}"
+            raise PluginError(supplier(self._sampler, "sampler"), message)
         return {name: weights[name] / total for name in self.tasks}
 
     def _pick(self, weights: Mapping[str, float], at: float) -> str:

@@ -161,8 +161,8 @@ def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
     in_dev = carved(whole.texts, ranked, carve)
     rows = np.flatnonzero(in_dev)
     if not len(rows):
-        what = f"no dev split of {carve.fraction:g} can be taken out of {len(whole)} examples; name a dev file"
-        raise DataError(whole.file, what)
+        message = f"no dev split of {carve.fraction:g} can be taken out of {len(whole)} examples; name a dev file"
+        raise DataError(whole.file, message)
     if split == "train":
         return select(whole, np.flatnonzero(~in_dev))
     made = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows))

@@ -133,6 +133,8 @@ def check(place: str, found: float, limit: float) -> float:
     if found == float("inf"):
         raise DivergedError(place, "outputs are not finite; train the run again")
     if not found <= limit:
-        what = f"what was exported differs from `mtmeta predict` by {found:.2g}, more than {limit:g}"
-        raise MachineError(place, f"{what}; nothing was kept, report this with the versions of torch and onnxruntime")
+        message = f"what was exported differs from `mtmeta predict` by {found:.2g}, more than {limit:g}"
+        raise MachineError(
+            place, f"{message}; nothing was kept, report this with the versions of torch and onnxruntime"
+        )
     return found

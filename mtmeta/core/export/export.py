@@ -75,8 +75,8 @@ def export(
     known = list(session.recipe.tasks)
     for name in tasks:
         if name not in known:
-            what = f"this run has no task {quote(name)}{did_you_mean(name, known)} (tasks: {', '.join(known)})"
-            raise UsageError("--task", what)
+            message = f"this run has no task {quote(name)}{did_you_mean(name, known)} (tasks: {', '.join(known)})"
+            raise UsageError("--task", message)
     chosen = [name for name in known if not tasks or name in tasks]
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
     lock = session.folder.lock()
@@ -172,9 +172,9 @@ def _onnx(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, floa
 def _describe_onnx(draft: Draft, described: dict[str, dict[str, Any]], backbone: LoadedBackbone) -> None:
     """labels.json, what the graphs take and give, and a module that runs them."""
     tasks = {}
-    for name, what in described.items():
-        kept = {key: value for key, value in what.items() if key != "head"}
-        outputs = ["logits", "score" if what["objective"] == "regression" else "probabilities"]
+    for name, message in described.items():
+        kept = {key: value for key, value in message.items() if key != "head"}
+        outputs = ["logits", "score" if message["objective"] == "regression" else "probabilities"]
         tasks[name] = {"file": f"{name}.onnx", **kept, "outputs": outputs}
     draft.write("labels.json", _json({**_sequences(backbone), "tasks": tasks}))
     draft.write("inference.py", _module("inference.py"))

@@ -59,8 +59,10 @@ def _objective(name: str, task: Task) -> dict[str, Any]:
     raise _refusal(name, task, f"an objective of its own, {type(objective).__name__}")
 
 
-def _refusal(name: str, task: Task, what: str) -> PluginError:
-    return PluginError(supplier(task, "task"), f"task {quote(name)} has {what}, which cannot be exported; use --task")
+def _refusal(name: str, task: Task, message: str) -> PluginError:
+    return PluginError(
+        supplier(task, "task"), f"task {quote(name)} has {message}, which cannot be exported; use --task"
+    )
 
 
 def head_tensors(heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:

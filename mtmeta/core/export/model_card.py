@@ -240,14 +240,14 @@ def _use_onnx(facts: Facts, names: Sequence[str], described: Mapping[str, Mappin
         "|---|---|---|",
     ]
     for name in names:
-        what = described[name]
+        message = described[name]
         takes = {"single": "a text", "cross": "a pair in one sequence", "separate": "a pair, two sequences"}[
-            what["inputs"]
+            message["inputs"]
         ]
         gives = (
             "`logits`, and `score`, the same within its range"
-            if what["objective"] == "regression"
-            else f"`logits`, `probabilities` of {len(what['labels'])} classes"
+            if message["objective"] == "regression"
+            else f"`logits`, `probabilities` of {len(message['labels'])} classes"
         )
         found.append(f"| `{name}.onnx` | {takes} | {gives} |")
     code = [
@@ -267,8 +267,8 @@ def _use_onnx(facts: Facts, names: Sequence[str], described: Mapping[str, Mappin
     ]
 
 
-def _texts(what: Mapping[str, Any]) -> list[Any]:
-    return list(SINGLE) if what["inputs"] == "single" else list(PAIRS)
+def _texts(message: Mapping[str, Any]) -> list[Any]:
+    return list(SINGLE) if message["inputs"] == "single" else list(PAIRS)
 
 
 def _literal(value: Any) -> str:

@@ -38,16 +38,16 @@ def check_packages() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            what = f"needs {name}, which is not installed; pip install 'mtmeta[onnx]'"
-            raise MachineError("--format onnx", what) from error
+            message = f"needs {name}, which is not installed; pip install 'mtmeta[onnx]'"
+            raise MachineError("--format onnx", message) from error
 
 
 def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> Iterator[Any]:
     """Name and graph (an onnx.ModelProto) of each task. Raises UsageError for an encoder too large for the format."""
     size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     if size > LIMIT:
-        what = f"takes files of 2 GB, this encoder is {size / 1e9:.3g} GB; use --format transformers"
-        raise UsageError("--format onnx", what)
+        message = f"takes files of 2 GB, this encoder is {size / 1e9:.3g} GB; use --format transformers"
+        raise UsageError("--format onnx", message)
     vector = Vector(encoder).eval()
     ids = torch.ones(TRACED, dtype=torch.int64)
     lengths = {name: {0: "batch", 1: "length"} for name in Vector.inputs}
@@ -156,5 +156,5 @@ def run_graph(model: bytes, feeds: Sequence[Sequence[NDArray[np.int64]]]) -> lis
         names = [value.name for value in session.get_inputs()]
         return [session.run(None, dict(zip(names, feed, strict=True))) for feed in feeds]
     except Exception as error:  # onnxruntime's have no base of their own
-        what = f"onnxruntime cannot run the graph ({safe(str(error), 200)}); update onnxruntime and torch"
-        raise MachineError("--format onnx", what) from error
+        message = f"onnxruntime cannot run the graph ({safe(str(error), 200)}); update onnxruntime and torch"
+        raise MachineError("--format onnx", message) from error

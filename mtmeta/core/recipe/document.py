@@ -55,11 +55,11 @@ class Source:
                 return place
         return self.document.place(path, key=key)
 
-    def fail(self, path: Path_, what: str, *, key: bool = False) -> None:
+    def fail(self, path: Path_, message: str, *, key: bool = False) -> None:
         """Note a problem at `path`."""
         place = self.place(path, key=key)
         option = place.removeprefix("--set ")  # which option it is, the text need not say again
-        self.problems.append(RecipeError(place, what.removeprefix(f"{option}: ").removeprefix(f"{option} ")))
+        self.problems.append(RecipeError(place, message.removeprefix(f"{option}: ").removeprefix(f"{option} ")))
 
     @contextmanager
     def collect(self, part: Any, kind: str) -> Iterator[None]:

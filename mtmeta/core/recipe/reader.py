@@ -123,8 +123,8 @@ class _Reader:
         if isinstance(found, bool) or not isinstance(found, int) or found < 1:
             self.fail(("format",), f"format must be {RECIPE_FORMAT}, found {describe(found)}")
         elif found > RECIPE_FORMAT:
-            what = f"recipe format {found}, this mtmeta reads up to {RECIPE_FORMAT}; upgrade mtmeta"
-            raise RecipeError(self.source.place(("format",)), what)
+            message = f"recipe format {found}, this mtmeta reads up to {RECIPE_FORMAT}; upgrade mtmeta"
+            raise RecipeError(self.source.place(("format",)), message)
 
     def _name(self, name: Any) -> str:
         if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -183,8 +183,8 @@ class _Reader:
 
     def convert(self, kind: type[Any], data: dict[str, Any], path: Path_) -> Any:
         made, faults = convert(kind, data, path)
-        for full, what, key in faults:
-            self.fail(full, what, key=key)
+        for full, message, key in faults:
+            self.fail(full, message, key=key)
         return made
 
     def _tasks(self, tasks: Any) -> dict[str, Task]:
@@ -246,25 +246,25 @@ class _Reader:
             options = parts["optimizer"] if len(path) == 1 else getattr(algorithm, "inner_optimizer", None)
             self._check_head_lr(getattr(options, "head_lr", None), tasks, (*path, "head_lr"))
         if isinstance(getattr(algorithm, "inner_schedule", None), Plateau):
-            what = "algorithm.inner_schedule cannot be plateau, an inner loop has no metric; use step or cosine"
-            self.fail(("algorithm", "inner_schedule"), what)
+            message = "algorithm.inner_schedule cannot be plateau, an inner loop has no metric; use step or cosine"
+            self.fail(("algorithm", "inner_schedule"), message)
 
     def _check_head_lr(self, rates: Any, tasks: Mapping[str, Task], path: Path_) -> None:
         for name in rates if isinstance(rates, dict) and tasks else ():
             if name not in tasks:
-                what = f"{'.'.join(map(str, path))} names no task of this recipe: {quote(name)}{choose(name, tasks)}"
-                self.fail((*path, name), what, key=True)
+                message = f"{'.'.join(map(str, path))} names no task of this recipe: {quote(name)}{choose(name, tasks)}"
+                self.fail((*path, name), message, key=True)
 
     def _tell(self, path: Path_, faults: Iterable[tuple[str, str]]) -> None:
-        for option, what in faults:
+        for option, message in faults:
             full = (*path, *option.split("."))
-            self.fail(full, f"{'.'.join(map(str, full))} {what}")
+            self.fail(full, f"{'.'.join(map(str, full))} {message}")
 
     def _check_task(self, name: str, task: Task) -> None:
         path = ("tasks", name)
         if isinstance(task.dev, str) and SHARE.fullmatch(task.dev):
-            what = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
-            self.fail((*path, "dev"), f"tasks.{name}.dev: {what}")
+            message = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
+            self.fail((*path, "dev"), f"tasks.{name}.dev: {message}")
         self._tell(path, task.check())
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and type(task).sample is Task.sample:
@@ -277,10 +277,10 @@ class _Reader:
                 self.source.problems.append(error)
             else:
                 if found.needs == "classes" and not task.objective.classes:
-                    what = (
+                    message = (
                         f"metric {quote(metric)} needs classes, task '{name}' predicts a number; use pearson, spearman"
                     )
-                    self.fail((*path, "metrics"), what)
+                    self.fail((*path, "metrics"), message)
 
     def _check_remote(self, given: Any, path: Path_) -> None:
         if isinstance(given, str) and is_remote(given):
@@ -294,13 +294,13 @@ class _Reader:
             with blame(algorithm, "algorithm"):
                 algorithm.steps_per_epoch({"": 1})
         except MtmetaError as error:
-            self.fail(path, f"{'.'.join(map(str, path))}: {error.what}")
+            self.fail(path, f"{'.'.join(map(str, path))}: {error.message}")
 
     def _check_evaluation(self, evaluation: EvaluationOptions, tasks: dict[str, Task]) -> None:
         if evaluation.select != "mean" and evaluation.select not in tasks and tasks:
             known = ["mean", *tasks]
-            what = f"evaluation.select must be one of {', '.join(known)}, found {quote(evaluation.select)}"
-            self.fail(("evaluation", "select"), what + did_you_mean(evaluation.select, known))
+            message = f"evaluation.select must be one of {', '.join(known)}, found {quote(evaluation.select)}"
+            self.fail(("evaluation", "select"), message + did_you_mean(evaluation.select, known))
         for split in dict.fromkeys((evaluation.select_on, evaluation.report_on)):
             for name, task in tasks.items():
                 if getattr(task, split) is None:

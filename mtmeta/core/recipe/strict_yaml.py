@@ -132,9 +132,9 @@ class _Reader:
         raise_all(self.problems)
         return self.root
 
-    def error(self, what: str, spot: tuple[int, int] | None = None) -> RecipeError:
+    def error(self, message: str, spot: tuple[int, int] | None = None) -> RecipeError:
         line, column = spot or self.spot
-        return RecipeError(f"{self.name}:{line}:{column}" if self.whole else self.name, what)
+        return RecipeError(f"{self.name}:{line}:{column}" if self.whole else self.name, message)
 
     def events(self) -> Iterator[yaml.Event]:
         """PyYAML's events; whatever it would refuse or stumble over becomes a RecipeError of one line."""
@@ -153,8 +153,8 @@ class _Reader:
             raise self.error("a \\U escape or %YAML number from here on is out of range; correct it") from None
 
     def syntax_error(self, error: yaml.MarkedYAMLError) -> RecipeError:
-        mark, start, what = error.problem_mark, error.context_mark, error.problem
-        assert mark is not None and what is not None
+        mark, start, message = error.problem_mark, error.context_mark, error.problem
+        assert mark is not None and message is not None
         line = _LINE_BREAK.split(self.text[mark.index - mark.column :], maxsplit=1)[0]
         indent = line[: len(line) - len(line.lstrip(" \t"))]
         spot, rest = (mark.line + 1, mark.column + 1), line[mark.column :]
@@ -164,11 +164,11 @@ class _Reader:
             return self.error("tab outside quotes; use spaces", spot)
         if line.startswith("%"):
             return self.error(_NO_DIRECTIVES, (spot[0], 1))
-        if what.startswith("found undefined tag handle"):
+        if message.startswith("found undefined tag handle"):
             return self.error(f"YAML tag {quote(rest.split()[0])} is not allowed", spot)
-        what += f" {error.context}" if error.context else ""
-        what += f" that starts at line {start.line + 1}" if start and start.line != mark.line else ""
-        return self.error(f"{safe(what, 200)}; check {'indentation and ' * self.whole}quotes", spot)
+        message += f" {error.context}" if error.context else ""
+        message += f" that starts at line {start.line + 1}" if start and start.line != mark.line else ""
+        return self.error(f"{safe(message, 200)}; check {'indentation and ' * self.whole}quotes", spot)
 
     def take(self, event: yaml.Event) -> None:
         start, end = event.start_mark, event.end_mark

@@ -42,17 +42,17 @@ def _has_below(faults: Iterable[Path_], path: Path_) -> bool:
 
 def _fault(kind: type[Any], data: Any, item: Any, at: Path_) -> Fault:
     path, value, owner = _walk(kind, data, item["loc"])
-    what, last = item["type"], item["loc"][-1] if item["loc"] else ""
+    message, last = item["type"], item["loc"][-1] if item["loc"] else ""
     full, dotted = (*at, *path), ".".join(map(str, (*at, *path)))
-    if what in ("unexpected_keyword_argument", "extra_forbidden"):
+    if message in ("unexpected_keyword_argument", "extra_forbidden"):
         section = ".".join(map(str, full[:-1]))
         where = f" in {quote(section)}" if section else ""
         return full, f"unknown key {quote(last)}{where}{choose(str(last), field_hints(owner))}", True
-    if what.startswith("missing") and isinstance(last, str):
+    if message.startswith("missing") and isinstance(last, str):
         return (*full, last), f"{dotted or 'the recipe'} needs {quote(last)}; add it", False
-    if what == "union_tag_not_found":
+    if message == "union_tag_not_found":
         return full, f"{dotted} needs 'name'; one of {', '.join(_tags(kind, path))}", False
-    if what == "union_tag_invalid":
+    if message == "union_tag_invalid":
         tag = value.get("name") if isinstance(value, dict) else value
         return (*full, "name"), f"unknown {dotted} {quote(tag)}{choose(str(tag), _tags(kind, path))}", False
     hint = _hint_at(kind, path)

@@ -107,11 +107,11 @@ class Registry:
         known = self.names(kind)
         match = nearest(name, known)
         hint = f"; did you mean {quote(match)}?" if match else ";"
-        what = f"unknown {kind} {quote(name)}{hint} (installed: {', '.join(known)})"
+        message = f"unknown {kind} {quote(name)}{hint} (installed: {', '.join(known)})"
         broken = [f"{plugin} is broken: {plugin.broken}" for plugin in self.plugins.broken]
         # with a near name it is a slip of the pen; without one a broken plugin may be the reason
         kind_of_error: Callable[..., MtmetaError] = PluginError if broken and not match else RecipeError
-        return kind_of_error(place, what, help=broken)
+        return kind_of_error(place, message, help=broken)
 
 
 def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
@@ -129,12 +129,12 @@ def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
         name = getattr(part, "name", None)
         if not isinstance(name, str) or not name:
             return safe(f"{part.__name__} has no name", 200)
-        if what := _name_fault(kind, name):
-            return what
+        if message := _name_fault(kind, name):
+            return message
         if "__dataclass_fields__" not in part.__dict__:
             dataclass(frozen=True)(part)  # a subclass without options of its own need not say @dataclass
-        if issubclass(part, Task) and (what := _task_fault(part)):
-            return safe(f"task {quote(name)}: {what}", 200)
+        if issubclass(part, Task) and (message := _task_fault(part)):
+            return safe(f"task {quote(name)}: {message}", 200)
         if plugin.foreign:
             (
                 field_hints(part),

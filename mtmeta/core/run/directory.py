@@ -81,7 +81,7 @@ class RunDir:
         try:
             data = strict_yaml.read_file(self.lock_file).data
         except MtmetaError as error:
-            raise CheckpointError(str(self.lock_file), f"damaged ({error.what}); --fresh starts over") from error
+            raise CheckpointError(str(self.lock_file), f"damaged ({error.message}); --fresh starts over") from error
         if not isinstance(data.get("recipe"), str) or not isinstance(data.get("data"), dict):
             raise CheckpointError(str(self.lock_file), "damaged; --fresh starts over")
         return data
@@ -107,8 +107,8 @@ class RunDir:
         differs = [key for key in changed if key.split(".")[0] not in ("name", "data_root", "reporters")]
         shown = ", ".join(differs[:6]) + (", ..." if len(differs) > 6 else "") or "recipe.lock.yaml only"
         was, now = str(lock.get("recipe"))[:4], digest(recipe)[:4]
-        what = f"was trained with recipe {was}..; this recipe is {now}.. (differs in: {shown})"
-        raise CheckpointError(str(self.path), f"{what}; choose another --out, or --fresh to start over")
+        message = f"was trained with recipe {was}..; this recipe is {now}.. (differs in: {shown})"
+        raise CheckpointError(str(self.path), f"{message}; choose another --out, or --fresh to start over")
 
     def check_same(
         self,
@@ -124,16 +124,16 @@ class RunDir:
             check_hashes(before.get("data", {}), files)
         _check_sources(before, lock)
         if before.get("backbone") != lock["backbone"]:
-            what = f"began with backbone weights {before.get('backbone')}, now they are {lock['backbone']}"
-            raise CheckpointError(str(self.path), f"{what}; choose another --out")
+            message = f"began with backbone weights {before.get('backbone')}, now they are {lock['backbone']}"
+            raise CheckpointError(str(self.path), f"{message}; choose another --out")
         was, now = _exact(before), _exact(lock)
         changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
         if not changed:
             return
         shown = [", ".join(f"{key} {safe(found.get(key, 'absent'))}" for key in changed) for found in (was, now)]
         if not allow_inexact:
-            what = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
-            raise CheckpointError(str(self.path), what)
+            message = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
+            raise CheckpointError(str(self.path), message)
         # from here on it is this machine that must not change; and whoever reads the lock should know
         current = {key: lock[key] for key in (*EXACT, "plugins", "packages")}
         earlier = before.get("inexact")
@@ -169,7 +169,7 @@ class RunDir:
         try:
             return check_summary(read_json(self.summary))
         except CheckpointError as error:
-            raise CheckpointError(error.place, f"{error.what}; {remedy}") from error
+            raise CheckpointError(error.place, f"{error.message}; {remedy}") from error
         except ValueError as error:
             raise CheckpointError(str(self.summary), f"damaged ({safe(str(error), 200)}); {remedy}") from error
 
@@ -199,8 +199,8 @@ def _check_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         was, files = one.get("files"), entry["files"]
         for file in files if isinstance(was, dict) else ():
             if was.get(file, files[file]) != files[file]:
-                what = f"{file}: sha256 {str(was[file])[:8]}.. in recipe.lock.yaml, now {files[file][:8]}.."
-                raise WeightsError(safe(entry["name"]), f"{what}; choose another --out")
+                message = f"{file}: sha256 {str(was[file])[:8]}.. in recipe.lock.yaml, now {files[file][:8]}.."
+                raise WeightsError(safe(entry["name"]), f"{message}; choose another --out")
 
 
 def make_lock(
@@ -248,5 +248,5 @@ def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) 
     """Raise DataError for the first file whose SHA-256 changed since the run began. `now` holds (file, SHA-256)."""
     for key, (file, sha256) in now.items():
         if key in before and before[key] != sha256:
-            what = f"changed since this run started (sha256 {str(before[key])[:4]}.. -> {sha256[:4]}..)"
-            raise DataError(file, f"{what}; start a new run or pass --allow-changed-data")
+            message = f"changed since this run started (sha256 {str(before[key])[:4]}.. -> {sha256[:4]}..)"
+            raise DataError(file, f"{message}; start a new run or pass --allow-changed-data")

@@ -55,8 +55,8 @@ def evaluate(
     chosen = [task] if task else list(files or recipe.tasks)
     for name in dict.fromkeys([*chosen, *files]):
         if name not in recipe.tasks:
-            what = f"this run has no task {quote(name)}{did_you_mean(name, recipe.tasks)}"
-            raise UsageError("--task" if name == task else "--file", f"{what} (tasks: {', '.join(recipe.tasks)})")
+            message = f"this run has no task {quote(name)}{did_you_mean(name, recipe.tasks)}"
+            raise UsageError("--task" if name == task else "--file", f"{message} (tasks: {', '.join(recipe.tasks)})")
     if files and split:
         raise UsageError("--split", "names a split of the recipe, --file another file; give one of them")
     for name in files:
@@ -139,6 +139,6 @@ def best_model(
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        what = "its best weights do not fit its recipe; was a file replaced?"
-        raise CheckpointError(str(session.folder.path), what) from error
+        message = "its best weights do not fit its recipe; was a file replaced?"
+        raise CheckpointError(str(session.folder.path), message) from error
     return model.to(session.device)

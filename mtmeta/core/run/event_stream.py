@@ -43,9 +43,9 @@ def open_reporters(
 
     @contextmanager
     def excused(number: int, reporter: Reporter) -> Iterator[None]:
-        what = f"reporter '{reporter.name}' cannot write"
+        message = f"reporter '{reporter.name}' cannot write"
         try:
-            with disk_errors(folder, what, newest), blame(reporter, "reporter"):
+            with disk_errors(folder, message, newest), blame(reporter, "reporter"):
                 yield
         except Exception as error:
             # a closed pipe is one for the console: whoever read what it says has seen enough

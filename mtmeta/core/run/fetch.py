@@ -34,8 +34,8 @@ def local_backbone(recipe: Recipe, sources: Sources) -> Backbone:
     with blame(backbone, "backbone"):
         made: object = backbone.fetch(sources)
     if not isinstance(made, Backbone):
-        what = f"backbone '{backbone.name}' fetched {type(made).__name__}, expected a Backbone"
-        raise PluginError(supplier(backbone, "backbone"), what)
+        message = f"backbone '{backbone.name}' fetched {type(made).__name__}, expected a Backbone"
+        raise PluginError(supplier(backbone, "backbone"), message)
     return made
 
 

@@ -178,7 +178,7 @@ class _Plan(_Training):
             try:
                 measured = probe(trainer, shape, done, probe_steps, SECONDS / len(self.groups))
             except DivergedError as error:
-                notes.append(f"the probe diverged: {error.what}")
+                notes.append(f"the probe diverged: {error.message}")
             else:
                 evaluating, scoring = self._evaluating(trainer, names)
                 if all(any(read.get(name) for read in measured.reads) for name in names):

@@ -64,8 +64,8 @@ class Predictor:
         """A task of the run. Raises UsageError if there is none of that name."""
         tasks = self._session.recipe.tasks
         if name not in tasks:
-            what = f"this run has no task {quote(name)}{did_you_mean(name, tasks)} (tasks: {', '.join(tasks)})"
-            raise UsageError("task", what)
+            message = f"this run has no task {quote(name)}{did_you_mean(name, tasks)} (tasks: {', '.join(tasks)})"
+            raise UsageError("task", message)
         return tasks[name]
 
     def dialect(self, name: str) -> Dialect:
@@ -157,8 +157,8 @@ def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[
             or isinstance(given, str) == pair
             or not all(isinstance(part, str) for part in parts)
         ):
-            what = f"is {quote(repr(given)[:80])}, task '{name}' takes {expected}"
-            raise UsageError(f"texts[{number}]", what)
+            message = f"is {quote(repr(given)[:80])}, task '{name}' takes {expected}"
+            raise UsageError(f"texts[{number}]", message)
         if not all(part.strip() for part in parts):
             raise UsageError(f"texts[{number}]", "text is empty")
         firsts.append(parts[0])

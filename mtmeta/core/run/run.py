@@ -112,8 +112,8 @@ class _Training(Session):
         with blame(recipe.backbone, "backbone"):
             backbone: object = local.load(recipe.seed)
         if not isinstance(backbone, LoadedBackbone):
-            what = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
-            raise PluginError(supplier(recipe.backbone, "backbone"), what)
+            message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
+            raise PluginError(supplier(recipe.backbone, "backbone"), message)
         self.backbone = backbone
         found: dict[tuple[str, str], Dataset] = {}
         for name in recipe.tasks:
@@ -193,8 +193,8 @@ class _Training(Session):
         names = list(recipe.tasks)
         if steps:
             last = list(steps)[-1]
-            what = (recipe.name, recipe.algorithm.name, names, device, parameters, last, steps[last], time.time())
-            emit(RunResumed(*what, self.groups, steps))  # first, so that no reporter takes this for the beginning
+            message = (recipe.name, recipe.algorithm.name, names, device, parameters, last, steps[last], time.time())
+            emit(RunResumed(*message, self.groups, steps))  # first, so that no reporter takes this for the beginning
         if not recorded.started:
             emit(RunStarted(recipe.name, recipe.algorithm.name, names, self.groups, device, parameters, time.time()))
             for note in self.notes:
@@ -247,8 +247,8 @@ class _Training(Session):
         with blame(algorithm, "algorithm"):
             steps: object = algorithm.steps_per_epoch(feed.batches_per_epoch)
         if not isinstance(steps, int) or steps < 1:
-            what = f"algorithm '{algorithm.name}' counts {steps} steps in an epoch, expected a whole number from 1"
-            raise PluginError(supplier(algorithm, "algorithm"), what)
+            message = f"algorithm '{algorithm.name}' counts {steps} steps in an epoch, expected a whole number from 1"
+            raise PluginError(supplier(algorithm, "algorithm"), message)
         return steps
 
     def _finish(self, trainer: Trainer) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class Session:
         with blame(algorithm, "algorithm"):
             groups = [list(group) for group in algorithm.groups(tasks)]
         if sorted(task for group in groups for task in group) != sorted(tasks):
-            what = f"algorithm '{algorithm.name}' groups tasks as {safe(str(groups))}, expected each task once"
-            raise PluginError(supplier(algorithm, "algorithm"), what)
+            message = f"algorithm '{algorithm.name}' groups tasks as {safe(str(groups))}, expected each task once"
+            raise PluginError(supplier(algorithm, "algorithm"), message)
         return groups
 
     def numbers(self, group: Sequence[str]) -> dict[str, float]:
@@ -81,8 +81,8 @@ class Session:
             numbers = {str(name): float(value) for name, value in given.items()}
         for name, value in numbers.items():
             if not name or set(name) & {".", "|"} or not math.isfinite(value):
-                what = f"trains {quote(name)} from {value}; names have no dots and numbers are finite"
-                raise PluginError(supplier(algorithm, "algorithm"), f"algorithm '{algorithm.name}' {what}")
+                message = f"trains {quote(name)} from {value}; names have no dots and numbers are finite"
+                raise PluginError(supplier(algorithm, "algorithm"), f"algorithm '{algorithm.name}' {message}")
         return numbers
 
     def checkpoints(self, group: list[str]) -> Checkpoints:

@@ -107,8 +107,8 @@ def check_pin(found: Found) -> None:
     """Raise DataError if a file of the hub is not the one that the recipe gives the hash of."""
     source = found.want.source
     if isinstance(source, HubFile) and source.sha256 and (one := found.files[source.path]).sha256 != source.sha256:
-        what = f"refused, its sha256 is {one.sha256}, expected {source.sha256}; check the revision and the hash"
-        raise DataError(safe(source.at(found.commit).partition("#")[0], 300), what)
+        message = f"refused, its sha256 is {one.sha256}, expected {source.sha256}; check the revision and the hash"
+        raise DataError(safe(source.at(found.commit).partition("#")[0], 300), message)
 
 
 def stored(file: str, path: Path) -> Stored:

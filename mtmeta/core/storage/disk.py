@@ -203,8 +203,8 @@ def check_space(folder: Path, needed: int, newest: Callable[[], str]) -> None:
         return  # what writes next is told why
     free = found.f_bavail * found.f_frsize
     if found.f_blocks and free < needed + SPARE:  # some network drives say nothing
-        what = f"{_amount(needed + SPARE)} needed for the next checkpoint, {_amount(free)} free"
-        raise MachineError(f"{folder}/", f"{what}; newest good: {newest() or 'none'}")
+        message = f"{_amount(needed + SPARE)} needed for the next checkpoint, {_amount(free)} free"
+        raise MachineError(f"{folder}/", f"{message}; newest good: {newest() or 'none'}")
 
 
 def _amount(size: int) -> str:
@@ -215,7 +215,9 @@ def _amount(size: int) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, what: str = "cannot be written", newest: Callable[[], str] | None = None) -> Iterator[None]:
+def disk_errors(
+    path: Path, message: str = "cannot be written", newest: Callable[[], str] | None = None
+) -> Iterator[None]:
     """Turn the system's refusal into one line; `newest` names the newest checkpoint, if there is one."""
     try:
         yield
@@ -224,4 +226,4 @@ def disk_errors(path: Path, what: str = "cannot be written", newest: Callable[[]
     except OSError as error:
         good = newest() if newest else ""
         intact = f"{good} is intact" if good else "nothing older was touched"
-        raise MachineError(str(path), f"{what}: {safe(error.strerror or str(error))}; {intact}") from error
+        raise MachineError(str(path), f"{message}: {safe(error.strerror or str(error))}; {intact}") from error

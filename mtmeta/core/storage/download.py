@@ -76,56 +76,58 @@ class Download:
         return self.target.with_name(f"{self.target.name}.mtmeta.incomplete")
 
 
-def download(what: Download, watcher: Watcher) -> bool:
+def download(message: Download, watcher: Watcher) -> bool:
     """Fetch a file; false where another process has just done so.
 
     Raises WrongHash, Unreachable, what the hub's library raises for an answer, and MachineError.
     """
-    with _writing(what.target.parent):
-        make_folder(what.target.parent)
-    with _held(what, watcher) as file:
-        if what.target.exists() and not what.replace:  # another process was faster
-            what.partial.unlink(missing_ok=True)
+    with _writing(message.target.parent):
+        make_folder(message.target.parent)
+    with _held(message, watcher) as file:
+        if message.target.exists() and not message.replace:  # another process was faster
+            message.partial.unlink(missing_ok=True)
             return False
         resumed = os.fstat(file.fileno()).st_size > 0
-        found = _fill(what, file, watcher)
-        if found != what.digest and resumed:  # the server may have another file by now, or the first part was damaged
-            watcher.note(f"{what.label}: the part that was there does not fit; fetching it from the beginning")
+        found = _fill(message, file, watcher)
+        if (
+            found != message.digest and resumed
+        ):  # the server may have another file by now, or the first part was damaged
+            watcher.note(f"{message.label}: the part that was there does not fit; fetching it from the beginning")
             file.truncate(0)
-            found = _fill(what, file, watcher)
-        if found != what.digest:
-            what.partial.unlink(missing_ok=True)
-            raise WrongHash(f"{what.algorithm} is {found}, expected {what.digest}")
-        with _writing(what.target.parent):
+            found = _fill(message, file, watcher)
+        if found != message.digest:
+            message.partial.unlink(missing_ok=True)
+            raise WrongHash(f"{message.algorithm} is {found}, expected {message.digest}")
+        with _writing(message.target.parent):
             os.fsync(file.fileno())
-            what.partial.replace(what.target)
-            sync(what.target.parent)
+            message.partial.replace(message.target)
+            sync(message.target.parent)
     return True
 
 
-def _fill(what: Download, file: BinaryIO, watcher: Watcher) -> str:
+def _fill(message: Download, file: BinaryIO, watcher: Watcher) -> str:
     """Bring the file to its end; returns its hash."""
     done, complete = os.fstat(file.fileno()).st_size, False
-    if what.size is not None and done > what.size:
+    if message.size is not None and done > message.size:
         file.truncate(0)
         done = 0
-    watcher.begin(what.label, done, what.size)
+    watcher.begin(message.label, done, message.size)
     try:
-        if what.size is None or done < what.size or not done:
-            _stream(what, file, watcher)
+        if message.size is None or done < message.size or not done:
+            _stream(message, file, watcher)
         complete = True
     finally:
-        watcher.end(what.label, complete)
-    return fingerprint(what.partial)["sha256"] if what.algorithm == "sha256" else git_sha1(what.partial)
+        watcher.end(message.label, complete)
+    return fingerprint(message.partial)["sha256"] if message.algorithm == "sha256" else git_sha1(message.partial)
 
 
-def _stream(what: Download, file: BinaryIO, watcher: Watcher) -> None:
+def _stream(message: Download, file: BinaryIO, watcher: Watcher) -> None:
     """Ask for the rest until all of it is there; gives up when nothing new comes for several attempts."""
     failures = 0
     while True:
         before = os.fstat(file.fileno()).st_size
         try:
-            if _once(what, file, before, watcher):
+            if _once(message, file, before, watcher):
                 return
             why = "it closed the connection in the middle"
         except Unreachable as error:
@@ -136,17 +138,17 @@ def _stream(what: Download, file: BinaryIO, watcher: Watcher) -> None:
         time.sleep(WAITS[failures])
 
 
-def _once(what: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
+def _once(message: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
     """One answer of the server, written from byte `start` on; whether it was the whole rest."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # re-exported
 
     # identity: a range of a compressed body would be a range of something else
-    headers = {**what.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    headers = {**message.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with contextlib.ExitStack() as stack:
         with _network():
             timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-            response = stack.enter_context(get_session().stream("GET", what.url, headers=headers, timeout=timeout))
+            response = stack.enter_context(get_session().stream("GET", message.url, headers=headers, timeout=timeout))
             status = response.status_code
         if status == 416:  # more is there than the server has, or just as much; the hash will tell
             if _total(response) == start:
@@ -159,15 +161,15 @@ def _once(what: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
         if start and not (status == 206 and _starts_at(response, start)):
             file.truncate(0)  # it sends all of it again
             start = 0
-        done, total = start, _total(response) or what.size
-        _check_room(what, (total or 0) - done)
+        done, total = start, _total(response) or message.size
+        _check_room(message, (total or 0) - done)
         chunks = response.iter_bytes()  # as they come: what a chunk of a given size still lacks would be lost in a cut
         while True:
             with _network():
                 chunk = next(chunks, None)
             if chunk is None:
                 return total is None or done >= total
-            with _writing(what.partial.parent):
+            with _writing(message.partial.parent):
                 _write(file, chunk)
             done += len(chunk)
             watcher.advance(done, total)
@@ -179,8 +181,8 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = f"cannot be written ({safe(error.strerror or str(error))}); make room, or set HF_HOME or MTMETA_CACHE"
-        raise MachineError(str(folder), what) from error
+        message = f"cannot be written ({safe(error.strerror or str(error))}); make room, or set HF_HOME or MTMETA_CACHE"
+        raise MachineError(str(folder), message) from error
 
 
 def _write(file: BinaryIO, chunk: bytes) -> None:
@@ -224,34 +226,34 @@ def _starts_at(response: Any, start: int) -> bool:
     return bool(response.headers.get("Content-Range", "").startswith(f"bytes {start}-"))
 
 
-def _check_room(what: Download, needed: int) -> None:
+def _check_room(message: Download, needed: int) -> None:
     with contextlib.suppress(OSError):  # some network drives say nothing
-        free = shutil.disk_usage(what.target.parent).free
+        free = shutil.disk_usage(message.target.parent).free
         if needed > free:
-            text = f"{what.label} needs {amount(needed)} more, {amount(free)} are free; make room"
-            raise MachineError(str(what.target.parent), text)
+            text = f"{message.label} needs {amount(needed)} more, {amount(free)} are free; make room"
+            raise MachineError(str(message.target.parent), text)
 
 
 @contextlib.contextmanager
-def _held(what: Download, watcher: Watcher) -> Iterator[BinaryIO]:
+def _held(message: Download, watcher: Watcher) -> Iterator[BinaryIO]:
     """The partial file, held against other processes."""
     told = False
     while True:
-        with _writing(what.partial.parent):
-            file = open(what.partial, "a+b", buffering=0)  # unbuffered: a kill loses nothing
+        with _writing(message.partial.parent):
+            file = open(message.partial, "a+b", buffering=0)  # unbuffered: a kill loses nothing
         try:
             if fcntl is not None:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if not told:
-                        watcher.note(f"{what.label}: waits for another process, which is fetching it")
+                        watcher.note(f"{message.label}: waits for another process, which is fetching it")
                     told = True
                     fcntl.flock(file, fcntl.LOCK_EX)
                 except OSError:
                     pass  # some network drives cannot
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(what.partial)):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(message.partial)):
                     yield file
                     return
         finally:

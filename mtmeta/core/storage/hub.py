@@ -126,7 +126,7 @@ class Repository:
             fetched = damaged or not blob.exists()
             if fetched:
                 algorithm = "sha256" if len(told.etag) == 64 else "sha1"
-                what = Download(
+                message = Download(
                     label=f"{self.name}: {file}",
                     url=told.url,
                     target=blob,
@@ -136,7 +136,7 @@ class Repository:
                     headers=build_hf_headers(library_name="mtmeta"),
                     replace=damaged,
                 )
-                fetched = download(what, watcher)
+                fetched = download(message, watcher)
         path = Path(hf_hub_download(self.name, file, repo_type=self.kind, revision=revision))
         if self.commit_of(path, file) != commit:  # the branch has just moved
             path = Path(hf_hub_download(self.name, file, repo_type=self.kind, revision=commit))

@@ -85,8 +85,8 @@ def _take(path: Path, folder: Path, warn: Callable[[str], None]) -> int:
         except BlockingIOError:
             holder = _holder(handle)
             os.close(handle)
-            what = f"{IN_USE} {holder}; wait for it to end, or choose another directory with --out"
-            raise CheckpointError(str(folder), what) from None
+            message = f"{IN_USE} {holder}; wait for it to end, or choose another directory with --out"
+            raise CheckpointError(str(folder), message) from None
         except OSError as error:  # some network drives cannot either
             why = safe(error.strerror or str(error))
             warn(f"{folder}: no file lock ({why}); take care that no other process uses this run directory")

@@ -189,8 +189,8 @@ class Sources:
     def _place(source: WebFile) -> Path:
         root = Cache.find().root
         if root is None:
-            what = "leaves no place for files fetched by address; set it to a folder, or unset it"
-            raise MachineError("MTMETA_CACHE", what)
+            message = "leaves no place for files fetched by address; set it to a folder, or unset it"
+            raise MachineError("MTMETA_CACHE", message)
         return root / FOLDER / source.sha256 / source.file
 
     # -- one after the other
@@ -214,8 +214,8 @@ class Sources:
         if isinstance(error, MtmetaError):
             return error
         if isinstance(want.source, HubFile):
-            what = "weights" if want.weights else f"{want.source.kind} file"
-            return explain(want.source.repository, self.pins.get(want.name, want.revision), what, error)
+            message = "weights" if want.weights else f"{want.source.kind} file"
+            return explain(want.source.repository, self.pins.get(want.name, want.revision), message, error)
         status = getattr(getattr(error, "response", None), "status_code", None)
         why = f"the server answers {status}" if status else reason(error)
         return DataError(safe(want.source.url, 300), f"cannot be fetched ({why}); check the address")
@@ -226,7 +226,7 @@ class Sources:
             return Found(want, files={source.file: before})
         if damaged := before.status == "damaged":
             self.watcher.note(f"{before.path}: damaged; fetching it again")
-        what = Download(
+        message = Download(
             label=source.file,
             url=source.url,
             target=self._place(source),
@@ -234,7 +234,7 @@ class Sources:
             digest=source.sha256,
             replace=damaged,
         )
-        fetched = download(what, self.watcher)
+        fetched = download(message, self.watcher)
         one = self._look_web(source)[source.file]
         return Found(want, files={source.file: replace(one, status="fetched") if fetched else one})
 

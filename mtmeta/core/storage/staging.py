@@ -62,8 +62,8 @@ class Place:
             raise UsageError(str(path / MANIFEST), f"is damaged; remove the folder, or {FIX}") from None
         there = {str(file.relative_to(path)): file for file in _files(path)}
         if others := sorted(there.keys() - files.keys() - {MANIFEST}):
-            what = f"holds {quote(others[0])}, which no export wrote; move it away, or {FIX}"
-            raise UsageError(f"{path}/", what)
+            message = f"holds {quote(others[0])}, which no export wrote; move it away, or {FIX}"
+            raise UsageError(f"{path}/", message)
         if self.fresh:
             return
         if before != (self.run, self.form):

@@ -142,8 +142,10 @@ def _check(recipe: Recipe, tasks: Sequence[str], shots: Sequence[int], draws: in
         if name not in recipe.tasks:
             raise UsageError("--task", f"the recipe has no task {quote(name)} (tasks: {', '.join(recipe.tasks)})")
     if recipe.training.steps is None:
-        what = f"recipe {quote(recipe.name)} gives none, and adapting takes a number of steps; --set training.steps=50"
-        raise RecipeError("training.steps", what)
+        message = (
+            f"recipe {quote(recipe.name)} gives none, and adapting takes a number of steps; --set training.steps=50"
+        )
+        raise RecipeError("training.steps", message)
     if isinstance(recipe.schedule, Plateau):
         raise RecipeError("schedule", "plateau answers to a metric, and adapting has none on its way; use linear")
     if not shots or min(shots) < 1 or len(set(shots)) < len(shots):
@@ -160,8 +162,8 @@ def _starts(runs: Mapping[str, Session], steps: dict[str, int]) -> Iterator[tupl
     shapes: dict[str, torch.Size] | None = None
     for name, run in runs.items():
         if len(run.groups) > 1:
-            what = f"has a model of its own for each of {', '.join(run.recipe.tasks)}; adapt a run that shares one"
-            raise UsageError(str(run.folder.path), what)
+            message = f"has a model of its own for each of {', '.join(run.recipe.tasks)}; adapt a run that shares one"
+            raise UsageError(str(run.folder.path), message)
         if shapes is None:
             local = local_backbone(run.recipe, run.sources)
             with blame(run.recipe.backbone, "backbone"):

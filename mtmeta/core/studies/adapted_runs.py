@@ -138,13 +138,13 @@ class Keeper:
         }
         device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
         size = sum(parameter.numel() for parameter in model.parameters())
-        what = (recipe.name, recipe.algorithm.name, [name], [[name]], device, size, time.time())
+        message = (recipe.name, recipe.algorithm.name, [name], [[name]], device, size, time.time())
         value = scored.value if session.metrics[scored.metric].greater_is_better else -scored.value
         found = (name, steps, test.split, {name: scored.json()}, value, True, tuned.usage)
         loaded = [
             DataLoaded(d.task, d.split, d.file, len(d), d.skipped, d.tokens, d.truncated) for d in (kept.train, test)
         ]
-        events: list[Event] = [RunStarted(*what), *loaded, *tuned.steps, Evaluated(*found), RunFinished(summary)]
+        events: list[Event] = [RunStarted(*message), *loaded, *tuned.steps, Evaluated(*found), RunFinished(summary)]
         write_file(folder.path / "events.jsonl", "".join(event.json() + "\n" for event in events))
         write_file(folder.summary, dump_json(summary))
 

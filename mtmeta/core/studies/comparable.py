@@ -60,23 +60,23 @@ def check_alike(recipes: Sequence[Recipe]) -> None:
     for other in recipes[1:]:
         who = quote(other.name)
         if sorted(one.tasks) != sorted(other.tasks):
-            what = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
-            raise RecipeError(one.name, f"has the tasks {what}; compare recipes of the same tasks")
+            message = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
+            raise RecipeError(one.name, f"has the tasks {message}; compare recipes of the same tasks")
         for key, verb in (("report_on", "reports on"), ("select_on", "selects on")):
             splits = getattr(one.evaluation, key), getattr(other.evaluation, key)
             if splits[0] != splits[1]:
-                what = f"{verb} {splits[0]}, {who} on {splits[1]}; --set evaluation.{key}={splits[0]}"
-                raise RecipeError(one.name, what)
+                message = f"{verb} {splits[0]}, {who} on {splits[1]}; --set evaluation.{key}={splits[0]}"
+                raise RecipeError(one.name, message)
         for name, task in one.tasks.items():
             taken = task.dev, other.tasks[name].dev
             used = {*_splits(one), *_splits(other)}
             if taken[0] != taken[1] and "dev" in used and any(isinstance(dev, Carve) for dev in taken):
-                what = f"takes another dev split out of task {quote(name)} than {who}; give both the same"
-                raise RecipeError(one.name, f"{what} 'dev: {{fraction: ..., seed: ...}}'")
+                message = f"takes another dev split out of task {quote(name)} than {who}; give both the same"
+                raise RecipeError(one.name, f"{message} 'dev: {{fraction: ..., seed: ...}}'")
             primary = task.metrics[0], other.tasks[name].metrics[0]
             if primary[0] != primary[1]:
-                what = f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}"
-                raise RecipeError(one.name, f"{what}; compare by the same metric")
+                message = f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}"
+                raise RecipeError(one.name, f"{message}; compare by the same metric")
             here, there = _measured(one, name), _measured(other, name)
             for key in dict.fromkeys([*here, *there]):
                 if here.get(key) != there.get(key):
@@ -105,8 +105,10 @@ def check_data(runs: Sequence[Planned]) -> None:
         for key, sha256 in run.folder.lock()["data"].items():
             who, other = seen.setdefault(key, (run.label, sha256))
             if other != sha256:
-                what = f"{key} has sha256 {str(other)[:4]}.. in {quote(who)}, {str(sha256)[:4]}.. in {quote(run.label)}"
-                raise DataError(str(run.folder.path), f"{what}; compare runs on the same data")
+                message = (
+                    f"{key} has sha256 {str(other)[:4]}.. in {quote(who)}, {str(sha256)[:4]}.. in {quote(run.label)}"
+                )
+                raise DataError(str(run.folder.path), f"{message}; compare runs on the same data")
 
 
 # ---------------------------------------------------------------------------------------------------------- noted

@@ -118,8 +118,8 @@ def _plan(
                 these = [*overrides, f"seed={seed}", *_same_carving(first)]
                 made.append(load_recipe(path, registry, overrides=these, data_root=data_root))
             if first.name in plan:
-                what = f"has the name {quote(first.name)} of another recipe; give each a 'name:' of its own"
-                raise RecipeError(str(path), what)
+                message = f"has the name {quote(first.name)} of another recipe; give each a 'name:' of its own"
+                raise RecipeError(str(path), message)
             plan[first.name] = [
                 Planned(path, one, RunDir(out / f"{one.name}-{one.seed}-{digest(one)[:8]}")) for one in made
             ]
@@ -170,12 +170,12 @@ def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
                 found = SAMPLE if path is None else hashes[path]
                 who, other = seen.setdefault(key, (name, found))
                 if other != found:
-                    what = f"{key} has sha256 {other[:6]}.. in {quote(who)}, {found[:6]}.. in {quote(name)}"
-                    raise DataError(str(path or SAMPLE), f"{what}; compare recipes on the same data")
+                    message = f"{key} has sha256 {other[:6]}.. in {quote(who)}, {found[:6]}.. in {quote(name)}"
+                    raise DataError(str(path or SAMPLE), f"{message}; compare recipes on the same data")
                 for run in row:
                     if path is not None and run.has_begun and _lock(run)["data"].get(key) != found:
-                        what = f"is not the file that {run.folder.path} was trained with; choose another --out"
-                        raise DataError(str(path), what)
+                        message = f"is not the file that {run.folder.path} was trained with; choose another --out"
+                        raise DataError(str(path), message)
             except MtmetaError as error:
                 problems.setdefault(error.place, error)
     raise_all(list(problems.values()))
@@ -212,7 +212,7 @@ def _in_our_words(run: Planned) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(error.place, without_options(error.what, run.folder.path)) from error
+        raise CheckpointError(error.place, without_options(error.message, run.folder.path)) from error
 
 
 def _is_finished(run: Planned) -> bool:
@@ -237,8 +237,8 @@ def _check_recipe(run: Planned) -> None:
     try:
         run.folder.check_usable(run.recipe, fresh=False)
     except CheckpointError as error:
-        what = f"was edited while the comparison ran; remove {run.folder.path} and run the same command again"
-        raise RecipeError(str(run.path), what) from error
+        message = f"was edited while the comparison ran; remove {run.folder.path} and run the same command again"
+        raise RecipeError(str(run.path), message) from error
 
 
 def _raise_incomplete(

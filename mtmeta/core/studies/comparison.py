@@ -32,8 +32,8 @@ def baseline_of(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str
     """Name of the row that differences are to."""
     if given is not None:
         if given not in plan:
-            what = f"{quote(given)} is none of these recipes{did_you_mean(given, plan)} ({', '.join(plan)})"
-            raise UsageError("--baseline", what)
+            message = f"{quote(given)} is none of these recipes{did_you_mean(given, plan)} ({', '.join(plan)})"
+            raise UsageError("--baseline", message)
         return given
     alone = [name for name, row in plan.items() if row[0].recipe.algorithm.name == "individual"]
     return alone[0] if alone else None
@@ -137,8 +137,8 @@ def _summary(run: Planned) -> dict[str, Any]:
     elif not math.isclose(summary[MEAN], math.fsum(s["value"] for s in scores.values()) / len(scores), abs_tol=1e-9):
         wrong.append(MEAN)
     if wrong:
-        what = f"is not that of the run's recipe ({', '.join(wrong)})"
-        raise CheckpointError(str(run.folder.summary), f"{what}; remove it and the same command writes it again")
+        message = f"is not that of the run's recipe ({', '.join(wrong)})"
+        raise CheckpointError(str(run.folder.summary), f"{message}; remove it and the same command writes it again")
     return summary
 
 
@@ -153,8 +153,8 @@ def _check_value(
     # numbers are written with six digits, classes in full
     slack = 1e-9 if run.recipe.tasks[task].objective.classes else 1e-3 * max(1.0, abs(told))
     if not abs(told - value) <= slack:
-        what = f"says {told:.6g} for {task} {metric.name}, the predictions beside it come to {value:.6g}"
-        raise CheckpointError(str(run.folder.summary), f"{what}; remove it and the same command writes both again")
+        message = f"says {told:.6g} for {task} {metric.name}, the predictions beside it come to {value:.6g}"
+        raise CheckpointError(str(run.folder.summary), f"{message}; remove it and the same command writes both again")
 
 
 def _value(summary: Mapping[str, Any], column: str) -> float:
@@ -177,8 +177,8 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Arra
             if labels is None:
                 labels = found
             elif len(found) != len(labels) or not np.array_equal(found, labels):
-                what = f"holds other examples than the other runs; remove {run.folder.path} to train it again"
-                raise CheckpointError(str(path), what)
+                message = f"holds other examples than the other runs; remove {run.folder.path} to train it again"
+                raise CheckpointError(str(path), message)
             rows[-1].append(made)
     assert labels is not None
     return labels, [np.array(row) for row in rows]
@@ -196,6 +196,6 @@ def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
             rows = [(number(row["label"]), number(row["prediction"])) for row in csv.DictReader(file)]
         labels, predictions = np.array(rows, dtype=np.float64).T
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        what = f"cannot be read ({type(error).__name__}: {error}); mtmeta eval {path.parents[1]} writes it again"
-        raise CheckpointError(str(path), what) from error
+        message = f"cannot be read ({type(error).__name__}: {error}); mtmeta eval {path.parents[1]} writes it again"
+        raise CheckpointError(str(path), message) from error
     return labels, predictions

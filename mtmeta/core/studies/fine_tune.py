@@ -67,8 +67,8 @@ def fine_tune(
         loss = float(learner.gradient(feed.batch(name)))
         norm = float(nn.utils.clip_grad_norm_(learner.parameters.values(), limit))
         if not math.isfinite(norm):
-            what = f"gradient norm became {norm} at step {step + 1}, task '{name}'; lower the learning rate"
-            raise DivergedError("", what)
+            message = f"gradient norm became {norm} at step {step + 1}, task '{name}'; lower the learning rate"
+            raise DivergedError("", message)
         optimizer.step()
         spent = round(time.perf_counter() - started, 3)
         lr = float(recipe.optimizer.lr * factor)

@@ -218,8 +218,10 @@ class _Running:
         if code == 0:
             return
         if code < 0:
-            what = f"was killed by {signal.Signals(-code).name}; run the same command again to go on"
-            raise MachineError(self.job.label, what + (", with fewer --jobs if memory ran out" if code == -9 else ""))
+            message = f"was killed by {signal.Signals(-code).name}; run the same command again to go on"
+            raise MachineError(
+                self.job.label, message + (", with fewer --jobs if memory ran out" if code == -9 else "")
+            )
         told = [line.removeprefix("error: ") for line in self._last if line.startswith("error: ")]
         lines = [without_options(line, self.job.folder) for line in told]
         if code in STOPPED:

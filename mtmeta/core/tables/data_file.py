@@ -275,8 +275,8 @@ class DataFile(os.PathLike[str]):
             if closed or len(joined) >= (MAX_JOINED if multiline else MAX_SCANNED) or size > MAX_LINE:
                 end = "" if closed else " or more"
                 break
-        what = f"quoted field runs over {len(joined)} line{'s' * (len(joined) > 1)}{end}"
-        raise DataError(f"{self._place}:{number}", f"{what}; is this TSV without quoting? set quoting: none")
+        message = f"quoted field runs over {len(joined)} line{'s' * (len(joined) > 1)}{end}"
+        raise DataError(f"{self._place}:{number}", f"{message}; is this TSV without quoting? set quoting: none")
 
     def _row(self, line: int, record: Mapping[str, object], columns: Sequence[str]) -> Row:
         row = Row()

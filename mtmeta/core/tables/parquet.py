@@ -27,8 +27,8 @@ def _opened(file: BufferedReader, place: str) -> Iterator[Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        what = "needs pyarrow, which is not installed; pip install 'mtmeta[parquet]'"
-        raise MachineError(place, what) from error
+        message = "needs pyarrow, which is not installed; pip install 'mtmeta[parquet]'"
+        raise MachineError(place, message) from error
     try:
         with pyarrow.parquet.ParquetFile(file) as made:
             yield made

@@ -93,11 +93,11 @@ def steps_within(
 
     _, first = walk(1)
     if not first:
-        what = f"algorithm '{algorithm.name}' reads no example in its first step, so a budget has no end"
-        raise PluginError(supplier(algorithm, "algorithm"), f"{what}; give training.steps")
+        message = f"algorithm '{algorithm.name}' reads no example in its first step, so a budget has no end"
+        raise PluginError(supplier(algorithm, "algorithm"), f"{message}; give training.steps")
     if first > budget:
-        what = f"{given} are less than one step takes ({first:,}); raise it or lower batch_size"
-        raise RecipeError("budget.examples", what)
+        message = f"{given} are less than one step takes ({first:,}); raise it or lower batch_size"
+        raise RecipeError("budget.examples", message)
     too_much = f"{given} are more than the {MOST_STEPS:,} steps take that a run may have; lower it"
     gone, spent = walk(PROBE)
     if spent * MOST_STEPS <= budget * gone:  # going through them all would take an hour
@@ -187,8 +187,8 @@ def _rehearse(algorithm: Algorithm, learner: _Rehearsal, feed: Feed) -> None:
     except RecipeError:
         raise
     except MtmetaError as error:
-        what = f"cannot be counted without training ({error.what}); give training.steps instead of a budget"
-        raise PluginError(supplier(algorithm, "algorithm"), what) from error
+        message = f"cannot be counted without training ({error.message}); give training.steps instead of a budget"
+        raise PluginError(supplier(algorithm, "algorithm"), message) from error
 
 
 def _shapes_only(encoder: nn.Module) -> nn.Module:

@@ -213,8 +213,8 @@ class Checkpoints:
             except CheckpointError as error:
                 disk.remove(target)
                 good = self._newest_name()
-                what = f"does not read back as it was written ({error}); check the disk"
-                raise MachineError(str(target), f"{what}; {good or 'no other checkpoint'} is intact") from error
+                message = f"does not read back as it was written ({error}); check the disk"
+                raise MachineError(str(target), f"{message}; {good or 'no other checkpoint'} is intact") from error
         return target
 
 

@@ -91,8 +91,8 @@ def predict(
     )
     mean = math.fsum(torch.stack([loss for *_, loss in found]).tolist()) / len(dataset)
     if not math.isfinite(mean) or not np.isfinite(values).all():
-        what = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
-        raise DivergedError(accused(task), what)
+        message = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
+        raise DivergedError(accused(task), message)
     check_classes(task, dataset.task, values)
     return Predictions(dataset, values, mean)
 
@@ -118,15 +118,15 @@ def check_classes(task: Task, name: str, values: Array) -> None:
     if classes := len(task.objective.classes):
         odd = values[(values != np.floor(values)) | (values < 0) | (values >= classes)]
         if len(odd):
-            what = f"predictions for task '{name}' hold {odd[0]:g}, expected indices of its {classes} classes"
-            raise PluginError(supplier(task, "task"), what)
+            message = f"predictions for task '{name}' hold {odd[0]:g}, expected indices of its {classes} classes"
+            raise PluginError(supplier(task, "task"), message)
 
 
-def checked(task: Task, name: str, what: str, made: object, shape: list[int]) -> Tensor:
+def checked(task: Task, name: str, message: str, made: object, shape: list[int]) -> Tensor:
     """What an objective made, if it is a tensor of the right shape."""
     if not isinstance(made, Tensor) or list(made.shape) != shape:
         found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise PluginError(supplier(task, "task"), f"{what} for task '{name}': found {found}, expected shape {shape}")
+        raise PluginError(supplier(task, "task"), f"{message} for task '{name}': found {found}, expected shape {shape}")
     return made
 
 
@@ -140,8 +140,8 @@ def score(
         found = {metric.name: metric(labels, values) for metric in metrics}
     for name, value in found.items():
         if not math.isfinite(value):
-            what = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
-            raise PluginError(accused(next(metric.function for metric in metrics if metric.name == name)), what)
+            message = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
+            raise PluginError(accused(next(metric.function for metric in metrics if metric.name == name)), message)
     primary = metrics[0]
     low = high = None
     if intervals:

@@ -41,8 +41,8 @@ def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str
         torch.manual_seed(derive(seed, "head", name, *purpose))
         head: object = task.build_head(hidden_size)
     if not isinstance(head, nn.Module):
-        what = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
-        raise PluginError(supplier(task, "task"), what)
+        message = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
+        raise PluginError(supplier(task, "task"), message)
     return head
 
 
@@ -108,8 +108,8 @@ class MultiTaskModel(nn.Module):
 
         unsaved = sorted(set(self.state_dict()) ^ {name for name, _ in self.named_parameters()})
         if unsaved:  # they would neither come back after an inner loop nor stand in a checkpoint
-            what = f"'{unsaved[0]}' is a buffer or a shared parameter; encoder and heads may hold neither"
-            raise PluginError("model", what)
+            message = f"'{unsaved[0]}' is a buffer or a shared parameter; encoder and heads may hold neither"
+            raise PluginError("model", message)
         self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
 
     def replace_head(self, task: str, head: nn.Module) -> None:

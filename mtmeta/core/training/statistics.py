@@ -91,8 +91,8 @@ def _at_once(metric: Metric, labels: Array, predictions: Array, counts: Array) -
     found = np.asarray(metric.resampled(labels, predictions, counts), dtype=np.float64)
     if found.shape != (len(counts),):
         who = accused(metric.resampled) or accused(metric.function)
-        what = f"metric '{metric.name}' gives shape {list(found.shape)} for {len(counts)} resamples"
-        raise PluginError(who, f"{what}, expected [{len(counts)}]")
+        message = f"metric '{metric.name}' gives shape {list(found.shape)} for {len(counts)} resamples"
+        raise PluginError(who, f"{message}, expected [{len(counts)}]")
     return found
 
 

@@ -145,7 +145,7 @@ class Trainer:
             learner.clear_gradient()
             learner.forget_inner_states()
             self.skipped += 1
-            self.emit(StepSkipped(self.group, self.step + 1, error.what))
+            self.emit(StepSkipped(self.group, self.step + 1, error.message))
         else:
             self.optimizer.step()
             losses: dict[str, list[float]] = {}
@@ -163,8 +163,8 @@ class Trainer:
         """The steps were counted as if every loss were 0: an algorithm that goes by its losses may need more."""
         if self.budget is not None and self.learner.examples > self.budget:
             algorithm = self.recipe.algorithm
-            what = f"algorithm '{algorithm.name}' reads more than could be counted before training"
-            raise PluginError(supplier(algorithm, "algorithm"), f"{what}; give training.steps instead of a budget")
+            message = f"algorithm '{algorithm.name}' reads more than could be counted before training"
+            raise PluginError(supplier(algorithm, "algorithm"), f"{message}; give training.steps instead of a budget")
 
     def _set_lr(self) -> float:
         factor = self.recipe.schedule.factor(self.step, self.steps)
@@ -177,13 +177,13 @@ class Trainer:
         """Norm of the whole direction before clipping; checked before it can touch a weight."""
         grads = [p.grad for p in self.learner.parameters.values() if p.grad is not None]
         if not grads:
-            what = f"algorithm '{self.recipe.algorithm.name}' left no gradient at meta-step {self.step + 1}"
-            raise PluginError(supplier(self.recipe.algorithm, "algorithm"), what)
+            message = f"algorithm '{self.recipe.algorithm.name}' left no gradient at meta-step {self.step + 1}"
+            raise PluginError(supplier(self.recipe.algorithm, "algorithm"), message)
         norm = float(norm_of(grads))
         if not math.isfinite(norm):
             tasks = ", ".join(f"'{task}'" for task in dict.fromkeys(task for task, *_ in self.learner.losses))
-            what = f"gradient norm became {norm} at meta-step {self.step + 1}, task {tasks}; lower the learning rate"
-            raise DivergedError("", what)
+            message = f"gradient norm became {norm} at meta-step {self.step + 1}, task {tasks}; lower the learning rate"
+            raise DivergedError("", message)
         limit = self.recipe.training.clip
         if limit is not None and norm > limit:
             torch._foreach_mul_(grads, limit / norm)
@@ -246,8 +246,8 @@ class Trainer:
             largest = torch.stack(torch._foreach_norm([tensors[name] for name in names], math.inf)).tolist()
             bad = [name for name, value in zip(names, largest, strict=True) if not math.isfinite(value)]
             if bad:
-                what = f"{kind} '{bad[0]}' became non-finite by meta-step {self.step}; lower the learning rate"
-                raise DivergedError("", what)
+                message = f"{kind} '{bad[0]}' became non-finite by meta-step {self.step}; lower the learning rate"
+                raise DivergedError("", message)
 
     # -- checkpoints
 
@@ -300,8 +300,8 @@ class Trainer:
             self.learner.episodes.update(saved.episodes)
             self.feed.load_state({name: stream.model_dump() for name, stream in saved.feed.items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            what = f"holds no state of this run ({safe(f'{type(error).__name__}: {error}')}); --fresh starts over"
-            raise CheckpointError(str(self.checkpoints.folder), what) from error
+            message = f"holds no state of this run ({safe(f'{type(error).__name__}: {error}')}); --fresh starts over"
+            raise CheckpointError(str(self.checkpoints.folder), message) from error
 
     def _check_fit(self, model: Mapping[str, Tensor]) -> None:
         wanted = {name: list(parameter.shape) for name, parameter in self.learner.parameters.items()}
@@ -309,8 +309,10 @@ class Trainer:
         wrong = [name for name in dict.fromkeys([*wanted, *found]) if wanted.get(name) != found.get(name)]
         if wrong:
             name, more = wrong[0], f" (+{len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            what = f"tensor '{safe(name)}' is {_shape(found.get(name))}, model needs {_shape(wanted.get(name))}{more}"
-            raise CheckpointError(str(self.checkpoints.folder), f"{what}; --fresh starts over")
+            message = (
+                f"tensor '{safe(name)}' is {_shape(found.get(name))}, model needs {_shape(wanted.get(name))}{more}"
+            )
+            raise CheckpointError(str(self.checkpoints.folder), f"{message}; --fresh starts over")
 
 
 def _shape(shape: list[int] | None) -> str:

@@ -25,5 +25,7 @@ class InnerLoop(mtmeta.Algorithm):
 
     def check(self, tasks: Mapping[str, mtmeta.Task]) -> Iterator[tuple[str, str]]:
         if self.tasks_per_step > len(tasks) and not self.with_replacement:
-            what = f"is {self.tasks_per_step} but only {len(tasks)} tasks exist; set with_replacement: true or lower it"
-            yield "tasks_per_step", what
+            message = (
+                f"is {self.tasks_per_step} but only {len(tasks)} tasks exist; set with_replacement: true or lower it"
+            )
+            yield "tasks_per_step", message

@@ -66,7 +66,7 @@ class Source:
         self._config = self._checked()
 
     @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def _errors(self, message: str) -> Iterator[None]:
         """Errors of transformers, which may be any, as one line; warnings are not the user's business."""
         try:
             with warnings.catch_warnings():
@@ -75,7 +75,7 @@ class Source:
         except (mtmeta.MtmetaError, KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:  # a panic of the tokenizers library is no Exception
-            raise mtmeta.WeightsError(str(self.folder), f"transformers cannot {what} ({_line(error)})") from error
+            raise mtmeta.WeightsError(str(self.folder), f"transformers cannot {message} ({_line(error)})") from error
 
     # -- tokenizer
 
@@ -88,13 +88,15 @@ class Source:
             text: object = backend.to_str() if backend is not None and hasattr(backend, "to_str") else None
             names: dict[str, str] = dict(made.vocab_files_names)
         if not isinstance(text, str):
-            what = f"its {type(made).__name__} is none of the tokenizers library; a folder with tokenizer.json has one"
-            raise mtmeta.WeightsError(str(self.folder), what)
+            message = (
+                f"its {type(made).__name__} is none of the tokenizers library; a folder with tokenizer.json has one"
+            )
+            raise mtmeta.WeightsError(str(self.folder), message)
         whole = names.pop("tokenizer_file", "tokenizer.json")  # without its files transformers makes up a vocabulary
         parts = list(names.values())
         if not (self.folder / whole).exists() and not (parts and all((self.folder / n).exists() for n in parts)):
-            what = f"has neither {whole} nor {' with '.join(parts)}" if parts else f"has no {whole}"
-            raise mtmeta.WeightsError(str(self.folder), f"{what}; a tokenizer is needed")
+            message = f"has neither {whole} nor {' with '.join(parts)}" if parts else f"has no {whole}"
+            raise mtmeta.WeightsError(str(self.folder), f"{message}; a tokenizer is needed")
         return text
 
     # -- model
@@ -118,8 +120,8 @@ class Source:
         with self._errors("make the model"), torch.device("meta"):
             size = sum(parameter.numel() for parameter in self._made(config).parameters())
         if size > MAX_PARAMETERS:
-            what = f"asks for {size / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
-            raise mtmeta.WeightsError(place, what)
+            message = f"asks for {size / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
+            raise mtmeta.WeightsError(place, message)
         return config
 
     def set_dropout(self, dropout: float) -> None:
@@ -164,13 +166,13 @@ class Source:
         if other:
             more = f" (+{len(other) - 1} more)" if len(other) > 1 else ""
             name, has, needs = other[0]
-            what = f"tensor {mtmeta.quote(name)} is {_shape(has)}, config.json needs {_shape(needs)}{more}"
-            raise mtmeta.WeightsError(str(place), what)
+            message = f"tensor {mtmeta.quote(name)} is {_shape(has)}, config.json needs {_shape(needs)}{more}"
+            raise mtmeta.WeightsError(str(place), message)
         missing = sorted(map(str, found[1]["missing_keys"]))
         if missing:
             more = f" (+{len(missing) - 1} more)" if len(missing) > 1 else ""
-            what = f"tensor {mtmeta.quote(missing[0])} is missing, config.json asks for it{more}"
-            raise mtmeta.WeightsError(str(place), what)
+            message = f"tensor {mtmeta.quote(missing[0])} is missing, config.json asks for it{more}"
+            raise mtmeta.WeightsError(str(place), message)
         for name, parameter in model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise mtmeta.WeightsError(str(place), f"'{name}' holds non-finite values; fetch the file again")
@@ -202,12 +204,12 @@ class Source:
         with self._errors("run the model"):
             rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         if tokenizer.size > rows:
-            what = f"has {tokenizer.size} entries, embeddings have {rows}; they do not belong together"
-            raise mtmeta.WeightsError(f"{place}: tokenizer", what)
+            message = f"has {tokenizer.size} entries, embeddings have {rows}; they do not belong together"
+            raise mtmeta.WeightsError(f"{place}: tokenizer", message)
         positions = _positions(model)
         if positions is not None and max_length > positions:
-            what = f"max_length {max_length} exceeds {place}'s {positions} positions; lower it"
-            raise mtmeta.RecipeError("backbone.max_length", what)
+            message = f"max_length {max_length} exceeds {place}'s {positions} positions; lower it"
+            raise mtmeta.RecipeError("backbone.max_length", message)
         probe = [*tokenizer.prefix, *tokenizer.encode(["probe"])[0], *tokenizer.suffix]
         with self._errors("run the model"), torch.inference_mode():
             encoder = Repacked(model.eval(), typed=self._typed(model, tokenizer))
@@ -222,8 +224,8 @@ class Source:
         if not takes or not isinstance(types, int) or types < 2 or not any(tokenizer.pair_types):
             return False
         if tokenizer.pair_types != tokenizer.core_types:
-            what = "numbers the token types of pairs otherwise than 0 for the first text and 1 for the second"
-            raise mtmeta.WeightsError(str(self.folder), f"the tokenizer {what}; it cannot be used")
+            message = "numbers the token types of pairs otherwise than 0 for the first text and 1 for the second"
+            raise mtmeta.WeightsError(str(self.folder), f"the tokenizer {message}; it cannot be used")
         return True
 
 

@@ -88,8 +88,8 @@ class Bert(mtmeta.Backbone):
 
     def _check_length(self, place: str, positions: int) -> None:
         if self.max_length > positions:
-            what = f"max_length {self.max_length} exceeds {place}'s {positions} positions; lower it"
-            raise mtmeta.RecipeError("backbone.max_length", what)
+            message = f"max_length {self.max_length} exceeds {place}'s {positions} positions; lower it"
+            raise mtmeta.RecipeError("backbone.max_length", message)
 
     @classmethod
     def about(cls) -> list[str]:
@@ -126,8 +126,8 @@ class Bert(mtmeta.Backbone):
         self._check_length(place, config.positions)
         tokenizer = _tokenizer(vocabulary, config, place)
         if tokenizer.size > config.vocab_size:
-            what = f"has {tokenizer.size} entries, embeddings have {config.vocab_size}; they do not belong together"
-            raise mtmeta.WeightsError(f"{place}: tokenizer", what)
+            message = f"has {tokenizer.size} entries, embeddings have {config.vocab_size}; they do not belong together"
+            raise mtmeta.WeightsError(f"{place}: tokenizer", message)
         files = {"config.json": config_json(config).encode(), "tokenizer.json": vocabulary.encode()}
         if self.dropout is not None:
             config = replace(config, hidden_dropout_prob=self.dropout, attention_probs_dropout_prob=self.dropout)

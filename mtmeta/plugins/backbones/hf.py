@@ -59,8 +59,8 @@ class HuggingFace(mtmeta.Backbone):
         from mtmeta.plugins.backbones.automodel import Source
 
         if self.weights == TINY:
-            what = "is of backbone bert alone; give a folder in Hugging Face layout, a hub id or `embedded`"
-            raise mtmeta.WeightsError(self.weights, what)
+            message = "is of backbone bert alone; give a folder in Hugging Face layout, a hub id or `embedded`"
+            raise mtmeta.WeightsError(self.weights, message)
         folder = find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained, fetch=hub.fetch_any)
         source = Source(folder)
         if self.dropout is not None:

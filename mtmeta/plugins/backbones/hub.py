@@ -38,6 +38,6 @@ def fetch_any(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True)
         if not all(isinstance(shard, str) and SHARD.fullmatch(shard) for shard in shards):
             raise ValueError("files of other names")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        what = f"is no index of shards ({mtmeta.safe(str(error))}); fetch it again"
-        raise mtmeta.WeightsError(str(folder / INDEX), what) from error
+        message = f"is no index of shards ({mtmeta.safe(str(error))}); fetch it again"
+        raise mtmeta.WeightsError(str(folder / INDEX), message) from error
     return sources.folder(weights, shards, (CONFIG, INDEX))

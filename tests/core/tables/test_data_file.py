@@ -634,7 +634,7 @@ def test_any_bytes_are_read_or_refused(
             rows = list(file.rows(*columns))
         except DataError as error:
             assert str(error).startswith(str(path))
-            assert "\n" not in error.what
+            assert "\n" not in error.message
             continue
         lines = [row.line for row in rows] + [bad.line for bad in file.bad]
         assert lines and len(set(lines)) == len(lines) and 1 <= min(lines) and max(lines) <= content.count(b"\n") + 1

@@ -52,10 +52,10 @@ def algorithm(
     _package("algorithm", name, kind, out, no_plugin)
 
 
-def _package(what: str, name: str, kind: str | None, out: Path | None, no_plugin: list[str] | None) -> None:
+def _package(message: str, name: str, kind: str | None, out: Path | None, no_plugin: list[str] | None) -> None:
     from mtmeta.core.authoring.scaffold import make_package
     from mtmeta.core.registry.registry import build_registry
 
-    made = make_package(what, name, build_registry(block=no_plugin or [], warn=warn), kind=kind, out=out)
+    made = make_package(message, name, build_registry(block=no_plugin or [], warn=warn), kind=kind, out=out)
     print(made)
     say(f"next: cd {shlex.quote(str(made))} && pip install -e '.[dev]' && pytest && mtmeta run recipe.yaml")

@@ -50,16 +50,16 @@ class OnnxModel:
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
         """For each text: its class, the probability of it and of all classes; or, of a regression, its number."""
         found: list[dict[str, Any]] = []
-        what = self.descriptions[task]
+        message = self.descriptions[task]
         for start in range(0, len(texts), batch_size):
             logits, answers = self.run(task, texts[start : start + batch_size])
-            if what["objective"] == "regression":
+            if message["objective"] == "regression":
                 found += [{"score": value} for value in answers.tolist()]
                 continue
-            classes = (logits[:, 0] > 0).astype(int) if what["objective"] == "binary" else logits.argmax(axis=1)
+            classes = (logits[:, 0] > 0).astype(int) if message["objective"] == "binary" else logits.argmax(axis=1)
             for number, row in zip(classes.tolist(), answers.tolist(), strict=True):
-                chances = dict(zip(what["labels"], row, strict=True))
-                found.append({"label": what["labels"][number], "score": row[number], "probabilities": chances})
+                chances = dict(zip(message["labels"], row, strict=True))
+                found.append({"label": message["labels"][number], "score": row[number], "probabilities": chances})
         return found
 
     def inputs(self, task: str, texts: Sequence[Text]) -> dict[str, Any]:

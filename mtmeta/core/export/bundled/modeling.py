@@ -108,21 +108,21 @@ class MultiTaskModel(nn.Module):
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
         """For each text: its class, the probability of it and of all classes; or, of a regression, its number."""
         found: list[dict[str, Any]] = []
-        what = self.descriptions[task]
+        message = self.descriptions[task]
         for start in range(0, len(texts), batch_size):
             outputs = self(task, texts[start : start + batch_size]).float()
-            if what["objective"] == "regression":
-                found += [{"score": value} for value in outputs[:, 0].clamp(what["low"], what["high"]).tolist()]
+            if message["objective"] == "regression":
+                found += [{"score": value} for value in outputs[:, 0].clamp(message["low"], message["high"]).tolist()]
                 continue
-            if what["objective"] == "binary":  # one logit, of the second class
+            if message["objective"] == "binary":  # one logit, of the second class
                 outputs = outputs[:, 0]
                 probabilities = torch.stack([(-outputs).sigmoid(), outputs.sigmoid()], dim=1)
                 classes = (outputs > 0).long()
             else:
                 probabilities, classes = outputs.softmax(dim=-1), outputs.argmax(dim=-1)
             for number, row in zip(classes.tolist(), probabilities.tolist(), strict=True):
-                chances = dict(zip(what["labels"], row, strict=True))
-                found.append({"label": what["labels"][number], "score": row[number], "probabilities": chances})
+                chances = dict(zip(message["labels"], row, strict=True))
+                found.append({"label": message["labels"][number], "score": row[number], "probabilities": chances})
         return found
 
     def _pool(self, ids: list[list[int]], types: list[list[int]]) -> Tensor:

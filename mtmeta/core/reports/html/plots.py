@@ -79,8 +79,8 @@ def require(who: str) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        what = "needs matplotlib, which is not installed; pip install 'mtmeta[report]'"
-        raise MachineError(who, what) from error
+        message = "needs matplotlib, which is not installed; pip install 'mtmeta[report]'"
+        raise MachineError(who, message) from error
 
 
 def curves(title: str, x: str, y: str, drawn: Sequence[Curve], *, zero: bool = False) -> str:

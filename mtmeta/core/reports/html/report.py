@@ -116,11 +116,11 @@ def _rows(runs: Sequence[History]) -> dict[str, list[Planned]]:
     rows: dict[str, list[Planned]] = {}
     names: dict[str, str] = {}
     for run in runs:
-        what = digest(dataclasses.replace(run.recipe, seed=0))
-        if what not in names:
+        message = digest(dataclasses.replace(run.recipe, seed=0))
+        if message not in names:
             name = run.recipe.name
-            names[what] = name if name not in names.values() else run.folder.path.name
-        rows.setdefault(names[what], []).append(Planned(run.folder.path, run.recipe, run.folder))
+            names[message] = name if name not in names.values() else run.folder.path.name
+        rows.setdefault(names[message], []).append(Planned(run.folder.path, run.recipe, run.folder))
     return rows
 
 

@@ -19,8 +19,8 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
             yield from _split(name, split, made, facts["max_length"], pairs=task["inputs"] != "single")
     for made in facts["across"]:
         share = _share(made["rows"], made["of"])
-        what = f"{made['split']} examples share a sentence with what {made['train_of']} trains on"
-        yield f"{made['task']}: {made['rows']} of {made['of']} {what} ({share})"
+        message = f"{made['split']} examples share a sentence with what {made['train_of']} trains on"
+        yield f"{made['task']}: {made['rows']} of {made['of']} {message} ({share})"
 
 
 def _split(name: str, split: str, made: dict[str, Any], max_length: int, *, pairs: bool) -> Iterator[str]:

@@ -54,7 +54,7 @@ def _describe(run: RunDir) -> dict[str, Any]:
     try:
         summary = run.finished()
     except MtmetaError as error:
-        return made | {"status": f"damaged: {error.what}"}
+        return made | {"status": f"damaged: {error.message}"}
     if summary is not None:
         metrics = {name: score["value"] for name, score in summary["tasks"].items()}
         steps = {"step": summary["steps"], "steps": summary["steps"], "split": summary["split"]}

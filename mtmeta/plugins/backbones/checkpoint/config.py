@@ -123,8 +123,8 @@ def read_config(path: Path) -> BertConfig:
     kind = values.get("model_type", "bert")
     if kind not in MODEL_TYPES:
         known = f"{', '.join(MODEL_TYPES)}; for others use backbone hf"
-        what = f"model_type {mtmeta.quote(kind)} is not supported ({known})"
-        raise mtmeta.WeightsError(str(path), what)
+        message = f"model_type {mtmeta.quote(kind)} is not supported ({known})"
+        raise mtmeta.WeightsError(str(path), message)
     if values.get("position_embedding_type", "absolute") != "absolute":
         raise mtmeta.WeightsError(str(path), "position_embedding_type must be 'absolute'")
     if values.get("is_decoder") or values.get("add_cross_attention"):
@@ -144,19 +144,19 @@ def read_config(path: Path) -> BertConfig:
     config = BertConfig(**given)
     if config.hidden_act not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        what = f"{keys['hidden_act']} {mtmeta.quote(config.hidden_act)} is not one of {known}"
-        raise mtmeta.WeightsError(str(path), what)
+        message = f"{keys['hidden_act']} {mtmeta.quote(config.hidden_act)} is not one of {known}"
+        raise mtmeta.WeightsError(str(path), message)
     if config.hidden_size % config.num_attention_heads:
-        what = f"{keys['hidden_size']} {config.hidden_size} is not a multiple of {config.num_attention_heads}"
-        raise mtmeta.WeightsError(str(path), f"{what} attention heads")
+        message = f"{keys['hidden_size']} {config.hidden_size} is not a multiple of {config.num_attention_heads}"
+        raise mtmeta.WeightsError(str(path), f"{message} attention heads")
     if config.parameters > MAX_PARAMETERS:
-        what = f"asks for {config.parameters / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
-        raise mtmeta.WeightsError(str(path), what)
+        message = f"asks for {config.parameters / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
+        raise mtmeta.WeightsError(str(path), message)
     if config.num_hidden_layers > MAX_LAYERS:
         raise mtmeta.WeightsError(str(path), f"asks for {config.num_hidden_layers} layers (limit {MAX_LAYERS})")
     if config.positions < 1:
-        what = f"max_position_embeddings {config.max_position_embeddings} leaves no position after pad_token_id"
-        raise mtmeta.WeightsError(str(path), f"{what} {config.pad_token_id}")
+        message = f"max_position_embeddings {config.max_position_embeddings} leaves no position after pad_token_id"
+        raise mtmeta.WeightsError(str(path), f"{message} {config.pad_token_id}")
     return config
 
 

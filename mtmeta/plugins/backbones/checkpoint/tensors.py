@@ -37,8 +37,8 @@ def read_weights(path: Path, config: BertConfig) -> tuple[dict[str, Tensor], str
     check_regular(path)
     size, most = path.stat().st_size, 2 * 8 * config.parameters + SPARE
     if size > most:
-        what = f"is {size / 1e9:.3g} GB, the encoder of config.json needs {4 * config.parameters / 1e9:.3g} GB"
-        raise mtmeta.WeightsError(str(path), f"{what}; they do not belong together")
+        message = f"is {size / 1e9:.3g} GB, the encoder of config.json needs {4 * config.parameters / 1e9:.3g} GB"
+        raise mtmeta.WeightsError(str(path), f"{message}; they do not belong together")
     data = path.read_bytes()
     check_header(str(path), io.BytesIO(data))
     try:
@@ -95,8 +95,10 @@ def _check_tensors(
     floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     bad = [name for name in wanted if state[name].dtype not in floats]
     if bad:
-        what = f"tensor '{bad[0]}' is {str(state[bad[0]].dtype).removeprefix('torch.')}{_more(bad)}; save it as float32"
-        raise mtmeta.WeightsError(place, what)
+        message = (
+            f"tensor '{bad[0]}' is {str(state[bad[0]].dtype).removeprefix('torch.')}{_more(bad)}; save it as float32"
+        )
+        raise mtmeta.WeightsError(place, message)
     bad = [name for name in wanted if not bool(torch.isfinite(state[name]).all())]
     if bad:
         raise mtmeta.WeightsError(place, f"'{bad[0]}' holds non-finite values{_more(bad)}; fetch the file again")

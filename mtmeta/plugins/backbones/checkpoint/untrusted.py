@@ -37,8 +37,8 @@ def check_regular(path: Path) -> None:
     except OSError as error:
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         fix = "a folder in Hugging Face layout has one"
-        what = f"no such file; {fix}" if missing else f"cannot be read ({error.strerror}); {fix}"
-        raise mtmeta.WeightsError(str(path), what) from None
+        message = f"no such file; {fix}" if missing else f"cannot be read ({error.strerror}); {fix}"
+        raise mtmeta.WeightsError(str(path), message) from None
     if not stat.S_ISREG(kind):
         raise mtmeta.WeightsError(str(path), "is not a regular file; fetch it again")
 

@@ -91,8 +91,8 @@ def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
     encoder = loaded.encoder
     assert isinstance(encoder, Encoder)
     if encoder.config.model_type != "bert":
-        what = f"model_type '{encoder.config.model_type}' cannot be exported, only bert; use `mtmeta predict`"
-        raise mtmeta.WeightsError("backbone 'bert'", what)
+        message = f"model_type '{encoder.config.model_type}' cannot be exported, only bert; use `mtmeta predict`"
+        raise mtmeta.WeightsError("backbone 'bert'", message)
     values = json.loads(loaded.files["config.json"])
     state, tensors = encoder.state_dict(), {}
     for ours, theirs in hugging_face_names(encoder.config).items():

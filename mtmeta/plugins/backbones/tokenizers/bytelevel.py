@@ -54,8 +54,8 @@ def byte_level_json(folder: Path) -> str:
     if path.exists():
         return read_vocabulary(path)
     if not (vocabulary.exists() and merges.exists()):
-        what = "has neither tokenizer.json nor vocab.json with merges.txt; one of them is needed"
-        raise mtmeta.WeightsError(str(folder), what)
+        message = "has neither tokenizer.json nor vocab.json with merges.txt; one of them is needed"
+        raise mtmeta.WeightsError(str(folder), message)
     numbers = json_file(vocabulary, MAX_VOCABULARY_BYTES)
     whole = [number for number in numbers.values() if type(number) is int and 0 <= number < 2**31]
     if len(set(whole)) < len(numbers):

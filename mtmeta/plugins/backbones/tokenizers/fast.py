@@ -103,12 +103,12 @@ class AnyTokenizer(FastTokenizer):
                 self.pair_types = pair.type_ids
                 self.core_types = [0] * (len(prefix) + len(a) + len(middle)) + [1] * (len(b) + len(suffix))
                 return tuple(prefix), tuple(middle), tuple(suffix)
-        what = "its special tokens do not stand before a text, between two and after; it cannot be used"
-        raise mtmeta.WeightsError(self._place, what)
+        message = "its special tokens do not stand before a text, between two and after; it cannot be used"
+        raise mtmeta.WeightsError(self._place, message)
 
 
 @contextmanager
-def native_errors(place: str, what: str) -> Iterator[None]:
+def native_errors(place: str, message: str) -> Iterator[None]:
     """Errors of the Rust library as ours. A panic is not an Exception, and writes its own story to stderr."""
     try:
         with _muted():
@@ -116,7 +116,7 @@ def native_errors(place: str, what: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise mtmeta.WeightsError(place, f"{what} ({mtmeta.safe(str(error))}); fetch the file again") from error
+        raise mtmeta.WeightsError(place, f"{message} ({mtmeta.safe(str(error))}); fetch the file again") from error
 
 
 @contextmanager
