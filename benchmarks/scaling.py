@@ -122,14 +122,14 @@ def point(
     return found | {"peak_mib": round(peak / (2**20 if sys.platform == "darwin" else 1024), 1)}
 
 
-def measure(message: Sequence[str], *, quick: bool, config: BertConfig = MINILM) -> dict[str, Any]:
+def measure(what: Sequence[str], *, quick: bool, config: BertConfig = MINILM) -> dict[str, Any]:
     """All points, each in a process of its own, and the cost per example against the number of tasks in this one."""
     rounds = 2 if quick else 5
     found: dict[str, Any] = {"machine": machine()}
     for kind, values in (("batch", BATCHES), ("length", LENGTHS)):
-        if kind in message:
+        if kind in what:
             found[kind] = [_elsewhere(kind, value, rounds, config) for value in values]
-    if "tasks" in message:
+    if "tasks" in what:
         states: tuple[InnerState, ...] = ("shared",) if quick else ("shared", "per_task")
         peaks = [_elsewhere("tasks", n, max(3, rounds), config, state) for state in states for n in TASKS]
         loops = {count: Loop(config, count, "shared") for count in TASKS}

@@ -59,8 +59,8 @@ class Worker:
             self._pipe.send(("stop", None))
         self._process.join(30)
 
-    def _ask(self, message: str, argument: object) -> float:
-        self._pipe.send((message, argument))
+    def _ask(self, what: str, argument: object) -> float:
+        self._pipe.send((what, argument))
         return self._answer()
 
     def _answer(self) -> float:
@@ -77,14 +77,14 @@ def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> N
     contender: Contender | None = None
     task = ""
     while True:
-        message, argument = pipe.recv()
+        what, argument = pipe.recv()
         started = time.perf_counter()
-        if message == "stop":
+        if what == "stop":
             return
-        if message == "start":
+        if what == "start":
             contender, task = None, argument  # the old one's memory first
             contender = MAKERS[kind](parts, task)
-        elif message == "step":
+        elif what == "step":
             assert contender is not None
             contender.step(argument)
             if heap is not None:

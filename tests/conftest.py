@@ -36,10 +36,10 @@ def no_pickle() -> Iterator[None]:
     assert touched == [], "unpickled, and the error was caught"
 
 
-def _folder(variable: str, message: str) -> Path:
+def _folder(variable: str, what: str) -> Path:
     value = GIVEN.get(variable)
     if not value:
-        pytest.skip(f"{variable} is unset; set it to {message}")
+        pytest.skip(f"{variable} is unset; set it to {what}")
     folder = Path(value)
     assert folder.is_dir(), f"{variable}={value} is no folder"
     return folder

@@ -37,8 +37,8 @@ class MLflow(mtmeta.Reporter):
         try:
             client(tracking_uri=self.tracking_uri).get_experiment_by_name(self.experiment)
         except Exception as error:  # no server, no store of this kind, no right to it: better now than after hours
-            message = f"cannot use its store ({mtmeta.safe(str(error), 300)}); set tracking_uri or MLFLOW_TRACKING_URI"
-            raise mtmeta.MachineError("reporter 'mlflow'", message) from error
+            what = f"cannot use its store ({mtmeta.safe(str(error), 300)}); set tracking_uri or MLFLOW_TRACKING_URI"
+            raise mtmeta.MachineError("reporter 'mlflow'", what) from error
 
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
         return self._open(folder)
@@ -112,8 +112,8 @@ def library() -> Any:
     try:
         from mlflow import MlflowClient
     except ImportError as error:
-        message = "needs mlflow, which is not installed; pip install mlflow-skinny"
-        raise mtmeta.MachineError("reporter 'mlflow'", message) from error
+        what = "needs mlflow, which is not installed; pip install mlflow-skinny"
+        raise mtmeta.MachineError("reporter 'mlflow'", what) from error
     return MlflowClient
 
 

@@ -37,8 +37,8 @@ class WandB(mtmeta.Reporter):
         wandb = library()
         mode = self.mode or os.environ.get("WANDB_MODE") or "online"
         if mode == "online" and not wandb.login(prompt=False):
-            message = "has no login; run `wandb login`, or set mode: offline"
-            raise mtmeta.MachineError("reporter 'wandb'", message)
+            what = "has no login; run `wandb login`, or set mode: offline"
+            raise mtmeta.MachineError("reporter 'wandb'", what)
 
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
         return self._open(folder)
@@ -110,8 +110,8 @@ def library() -> Any:
     try:
         import wandb
     except ImportError as error:
-        message = "needs wandb, which is not installed; pip install wandb"
-        raise mtmeta.MachineError("reporter 'wandb'", message) from error
+        what = "needs wandb, which is not installed; pip install wandb"
+        raise mtmeta.MachineError("reporter 'wandb'", what) from error
     return wandb
 
 

@@ -65,7 +65,7 @@ def test_the_templates_are_in_the_wheel_byte_for_byte(wheel: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "kind"), [("task", "pair"), ("algorithm", "inner_loop")])
-def test_a_new_package_in_a_fresh_environment(wheel: Path, tmp_path: Path, message: str, kind: str) -> None:
+def test_a_new_package_in_a_fresh_environment(wheel: Path, tmp_path: Path, what: str, kind: str) -> None:
     """What its README says, in an environment that has nothing from this one but other people's packages."""
     venv.create(tmp_path / "venv", with_pip=importlib.util.find_spec("pip") is None)
     python = tmp_path / "venv" / "bin" / "python"
@@ -84,12 +84,12 @@ def test_a_new_package_in_a_fresh_environment(wheel: Path, tmp_path: Path, messa
     run(*install, "--ignore-installed", wheel)
     assert Path(run("-c", "import mtmeta; print(mtmeta.__file__)").strip()).is_relative_to(site)
 
-    folder = tmp_path / run("-m", "mtmeta", "new", message, "my_own", "--kind", kind).strip()
+    folder = tmp_path / run("-m", "mtmeta", "new", what, "my_own", "--kind", kind).strip()
     run(*install, "-e", ".", cwd=folder)
     assert re.search(r"[34] passed", run("-m", "pytest", "-q", cwd=folder))
     assert "mtmeta-my-own 0.1.0  my_own\n" in run("-m", "mtmeta", "plugins", cwd=folder)
     summary = json.loads(run("-m", "mtmeta", "run", "recipe.yaml", "--json", cwd=folder))
-    assert "my_own" in (summary["tasks"] if message == "task" else summary["algorithm"])
+    assert "my_own" in (summary["tasks"] if what == "task" else summary["algorithm"])
 
 
 @pytest.mark.slow

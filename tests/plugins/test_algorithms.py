@@ -413,8 +413,8 @@ def test_meta_algorithms_have_no_epochs() -> None:
 def test_tasks_per_step_needs_as_many_tasks_or_replacement() -> None:
     learner, _ = tiny("sst", "sts")
     assert list(Reptile(tasks_per_step=2).check(learner.tasks)) == []
-    ((option, message),) = Fomaml(tasks_per_step=3).check(learner.tasks)
-    assert (option, message) == (
+    ((option, what),) = Fomaml(tasks_per_step=3).check(learner.tasks)
+    assert (option, what) == (
         "tasks_per_step",
         "is 3 but only 2 tasks exist; set with_replacement: true or lower it",
     )

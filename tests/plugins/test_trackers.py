@@ -247,10 +247,10 @@ def test_a_tensorboard_that_is_broken(tmp_path: Path, monkeypatch: pytest.Monkey
     for name in [name for name in sys.modules if name.partition(".")[0] == "tensorboard"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
-    message = (
+    what = (
         r"tensorboard cannot be imported \(TypeError: Descriptors cannot be created directly\.\); pip install --upgrade"
     )
-    with pytest.raises(mtmeta.MachineError, match=message):
+    with pytest.raises(mtmeta.MachineError, match=what):
         TensorBoard().require()
 
 

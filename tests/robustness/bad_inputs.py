@@ -175,8 +175,8 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{len(good)} of 75 rows {'have tests' if collect_only else 'pass'}; left out: {out}")
     for row, why in PARTLY.items():
         print(f"row {row} in part: {why}")
-    for row, message in faults.items():
-        for line in message:
+    for row, what in faults.items():
+        for line in what:
             print(f"row {row} ({ROWS[row][0]}): {line}")
     return 1 if any(faults.values()) else 0
 

@@ -139,8 +139,8 @@ def _attempt(prepared: Path, work: Path, cut_short: Callable[[], object]) -> tup
     return code, step, said
 
 
-def _tell(message: str, counts: Counter[str]) -> None:
-    print(json.dumps({"swept": message, **counts}))
+def _tell(what: str, counts: Counter[str]) -> None:
+    print(json.dumps({"swept": what, **counts}))
 
 
 def sweep_file_sizes(folder: str, dying: bool, stride: int = 1) -> None:

@@ -206,8 +206,8 @@ SPOILT: dict[str, tuple[Change, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_weights(message: str, folder: Path, capfd: Capture) -> None:
-    spoil, words = SPOILT[message]
+def test_weights(what: str, folder: Path, capfd: Capture) -> None:
+    spoil, words = SPOILT[what]
     spoil(folder / "w")
     assert_refused(validate(folder, capfd), 4, *words)
 
@@ -287,8 +287,8 @@ RECIPES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("what", RECIPES)
-def test_recipe(message: str, tmp_path: Path, capsys: Capture) -> None:
-    raw, words = RECIPES[message]
+def test_recipe(what: str, tmp_path: Path, capsys: Capture) -> None:
+    raw, words = RECIPES[what]
     (tmp_path / "r.yaml").write_bytes(raw)
     assert_refused(call("validate", "r.yaml", cwd=tmp_path, capsys=capsys), 2, words)
 

@@ -279,8 +279,8 @@ def test_one_line_names_the_plugin(parts: Installed) -> None:
         assert_refused(outcome, code, f"error: plugin 'hostile-parts' 0.3: {words}")
     # a reporter that fails costs nothing but itself
     assert closed.code == 0 and json.loads(closed.out)["tasks"]
-    message = "plugin 'hostile-parts' 0.3: reporter 'closing' raised RuntimeError: will not close"
-    assert warnings(closed) == [f"warning: {message}; the run goes on without this reporter"]
+    what = "plugin 'hostile-parts' 0.3: reporter 'closing' raised RuntimeError: will not close"
+    assert warnings(closed) == [f"warning: {what}; the run goes on without this reporter"]
     # a metric that writes into its arguments spoils neither the others nor its own next call
     assert measured.code == 0, measured.err
     table = json.loads(measured.out)["tasks"]["measured"]

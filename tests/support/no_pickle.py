@@ -22,7 +22,7 @@ touched: list[str] = []
 """Who unpickled what, in this process; raising may have been caught, this stays."""
 
 
-def _refuse(message: str) -> None:
+def _refuse(what: str) -> None:
     """Raise unless the caller may unpickle."""
     frame = sys._getframe(2)
     caller = str(frame.f_globals.get("__name__"))
@@ -34,13 +34,13 @@ def _refuse(message: str) -> None:
         if where.f_code.co_filename == "<frozen importlib._bootstrap>":
             return
         where = where.f_back
-    touched.append(f"{message} in {caller}, line {frame.f_lineno}")
+    touched.append(f"{what} in {caller}, line {frame.f_lineno}")
     raise RuntimeError(f"no pickle on any path: {touched[-1]}")
 
 
-def _poison(message: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _poison(what: str, original: Callable[..., Any]) -> Callable[..., Any]:
     def call(*arguments: Any, **options: Any) -> Any:
-        _refuse(message)
+        _refuse(what)
         return original(*arguments, **options)
 
     return call

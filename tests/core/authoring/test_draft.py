@@ -121,8 +121,8 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_what_a_file_is_taken_for(message: str, tmp_path: Path, capsys: Capture) -> None:
-    name, content, wanted = FILES[message]
+def test_what_a_file_is_taken_for(what: str, tmp_path: Path, capsys: Capture) -> None:
+    name, content, wanted = FILES[what]
     (tmp_path / name).write_text(content, encoding="utf-8")
     found = made(tmp_path, capsys, "--task", f"t={name}")
     assert {key: found[key] for key in wanted} == wanted
@@ -313,8 +313,8 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_files_that_are_no_task(message: str, tmp_path: Path, capsys: Capture) -> None:
-    content, words = BAD[message]
+def test_files_that_are_no_task(what: str, tmp_path: Path, capsys: Capture) -> None:
+    content, words = BAD[what]
     (tmp_path / "t.csv").write_bytes(content)
     outcome = call(*NEW, "--task", "t=t.csv", cwd=tmp_path, capsys=capsys)
     assert outcome.code == 3, outcome.err

@@ -21,7 +21,7 @@ from mtmeta.core.registry.registry import Registry
 from tests.support.commands import QUIET, assert_refused, call
 from tests.support.wheels import Installed, install
 
-CASES = [(message, kind) for message, kinds in KINDS_OF.items() for kind in kinds]
+CASES = [(what, kind) for what, kinds in KINDS_OF.items() for kind in kinds]
 LONG = "a" + "b2_" * ((LONGEST - 2) // 3) + "c"
 
 
@@ -34,16 +34,14 @@ def registry() -> Registry:
 def made(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> dict[str, Path]:
     """One package of each kind, by kind; and one with the longest name."""
     folder = tmp_path_factory.mktemp("new")
-    found = {
-        kind: make_package(message, f"my_{kind}", registry, kind=kind, out=folder / kind) for message, kind in CASES
-    }
+    found = {kind: make_package(what, f"my_{kind}", registry, kind=kind, out=folder / kind) for what, kind in CASES}
     return found | {"long": make_package("task", LONG, registry, out=folder / "long")}
 
 
 def test_the_files_of_a_package(made: dict[str, Path]) -> None:
-    for message, kind in CASES:
+    for what, kind in CASES:
         files = {path.relative_to(made[kind]).as_posix() for path in made[kind].rglob("*") if path.is_file()}
-        data = {"data/train.csv", "data/dev.csv"} if message == "task" else set()
+        data = {"data/train.csv", "data/dev.csv"} if what == "task" else set()
         own = {f"mtmeta_my_{kind}.py", f"tests/test_my_{kind}.py"}
         assert files == own | data | {".gitignore", "README.md", "pyproject.toml", "recipe.yaml"}
         text = "".join((made[kind] / file).read_text() for file in files)
@@ -54,7 +52,7 @@ def test_the_files_of_a_package(made: dict[str, Path]) -> None:
         lines = [line for line in (made[kind] / f"mtmeta_my_{kind}.py").read_text().splitlines() if line.strip()]
         assert len(lines) <= 27, "a whole plugin is about 25 lines"
         first = next(iter(read_file(made[kind] / "recipe.yaml").data["tasks"]))
-        assert first == (f"my_{kind}" if message == "task" else "sst")
+        assert first == (f"my_{kind}" if what == "task" else "sst")
 
 
 def test_they_are_clean(made: dict[str, Path]) -> None:

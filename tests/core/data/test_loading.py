@@ -156,8 +156,8 @@ def test_one_class_is_nothing_to_learn_but_may_be_scored(tmp_path: Path) -> None
 
 
 def test_a_split_without_a_file(tmp_path: Path) -> None:
-    message = "has no test file; add 'test:' to the recipe or pass --file t=PATH"
-    assert refusal(tmp_path, Sst(train="x"), "test") == f"task 't': {message}"
+    what = "has no test file; add 'test:' to the recipe or pass --file t=PATH"
+    assert refusal(tmp_path, Sst(train="x"), "test") == f"task 't': {what}"
 
 
 def test_rows_without_an_id_are_named_by_their_line(tmp_path: Path) -> None:

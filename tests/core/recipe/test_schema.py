@@ -256,7 +256,7 @@ class Foreign(mtmeta.Algorithm):
     """Metres a second."""
     inner: Inner = Inner()
     """More."""
-    message: Any = None
+    what: Any = None
     odd: Opaque | None = None
 
 

@@ -443,10 +443,10 @@ def test_user_text_is_escaped_and_cut() -> None:
     ],
     ids=short,
 )
-def test_value_refusals_carry_the_place_alone(text: str, message: str) -> None:
+def test_value_refusals_carry_the_place_alone(text: str, what: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_value(text, "--set inner.lr")
-    assert (caught.value.place, caught.value.message) == ("--set inner.lr", message)
+    assert (caught.value.place, caught.value.message) == ("--set inner.lr", what)
 
 
 # ---------------------------------------------------------------- files
@@ -476,10 +476,10 @@ def test_read_file(tmp_path: Path) -> None:
     ],
     ids=short,
 )
-def test_bad_bytes(tmp_path: Path, raw: bytes, message: str) -> None:
+def test_bad_bytes(tmp_path: Path, raw: bytes, what: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(raw)
-    assert file_refusal(path) == f"{path}: {message}"
+    assert file_refusal(path) == f"{path}: {what}"
 
 
 def test_a_utf8_byte_order_mark_is_accepted(tmp_path: Path) -> None:

@@ -255,8 +255,8 @@ def test_prototypes_classify_by_the_nearest_mean(runs: Path) -> None:
         ({"tasks": ["near"], "head": "prototype"}, UsageError, "--head: prototype needs classes, task 'near' has none"),
     ],
 )
-def test_what_cannot_be_adapted(options: dict[str, Any], error: type[Exception], message: str, runs: Path) -> None:
-    with pytest.raises(error, match=message):
+def test_what_cannot_be_adapted(options: dict[str, Any], error: type[Exception], what: str, runs: Path) -> None:
+    with pytest.raises(error, match=what):
         few(runs, **options)
 
 
@@ -294,8 +294,8 @@ def test_the_command(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["x", "y", "--shots", "4,b"], "--shots: takes whole numbers such as 4,16,64, found '4,b'"),
     ],
 )
-def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments(arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["adapt", *arguments])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert capsys.readouterr().err == f"error: {what}\n"

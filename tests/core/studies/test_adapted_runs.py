@@ -150,14 +150,14 @@ def test_the_page(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     [("folder", "is a directory; name a file, such as"), ("file/a.html", "is no directory; name another file")],
 )
 def test_a_page_that_cannot_be_written_is_refused_first(
-    out: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    out: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as ended:
         main(["adapt", "nothing", "nothing.yaml", "--out", str(tmp_path / out)])
     err = capsys.readouterr().err
-    assert ended.value.code == 2 and err.startswith("error: --out: ") and message in err and err.count("\n") == 1
+    assert ended.value.code == 2 and err.startswith("error: --out: ") and what in err and err.count("\n") == 1
 
 
 def test_a_page_needs_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -235,9 +235,9 @@ def hashes(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.safetensors"))}
 
 
-def wait_for(message: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(what: Any, process: subprocess.Popen[str], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while not message():
+    while not what():
         assert time.monotonic() < end, "it did not come to that"
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -361,10 +361,10 @@ def test_a_run_that_is_killed_is_told_of(tmp_path: Path) -> None:
         ({"seed": -1}, "seed must be an integer"),
     ],
 )
-def test_recipes_that_do_not_fit(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_recipes_that_do_not_fit(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
     one, two = write_recipe(tmp_path, "joint"), write_recipe(tmp_path, "fomaml")
     two.write_text(json.dumps(json.loads(two.read_text()) | changes))
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RecipeError, match=what):
         mtmeta.compare([one, two], out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -418,8 +418,8 @@ def test_predictions_that_are_damaged(harm: str, done: Path) -> None:
         path.write_text("".join(lines[:-3]))
     else:
         path.write_text("".join([*lines[:-1], "x,seven,1\n"]))
-    message = "holds other examples than the other runs" if harm == "cut" else "cannot be read .* mtmeta eval "
-    with pytest.raises(mtmeta.CheckpointError, match=message):
+    what = "holds other examples than the other runs" if harm == "cut" else "cannot be read .* mtmeta eval "
+    with pytest.raises(mtmeta.CheckpointError, match=what):
         again(done)
 
 
@@ -531,7 +531,7 @@ def test_metrics_of_different_directions_have_no_better_mean(done: Path, monkeyp
         ({"select_on": "test"}, "selects on dev, 'individual' on test; --set evaluation.select_on=dev"),
     ],
 )
-def test_recipes_that_measure_something_else(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_recipes_that_measure_something_else(changes: dict[str, Any], what: str, tmp_path: Path) -> None:
     one, two = on_files(tmp_path)
     made = json.loads(two.read_text())
     if "select_on" in changes:
@@ -540,7 +540,7 @@ def test_recipes_that_measure_something_else(changes: dict[str, Any], message: s
     else:
         made["tasks"]["mine"] |= changes
     two.write_text(json.dumps(made))
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RecipeError, match=what):
         mtmeta.compare([one, two], out=tmp_path / "runs")
 
 
@@ -625,8 +625,8 @@ def test_files_are_checked_before_anything_runs(tmp_path: Path) -> None:
         ("gpu", UsageError, "--device: 'gpu' is no device"),
     ],
 )
-def test_the_device_too(device: str, error: type[Exception], message: str, tmp_path: Path) -> None:
-    with pytest.raises(error, match=message):
+def test_the_device_too(device: str, error: type[Exception], what: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=what):
         mtmeta.compare(recipes(tmp_path, "joint"), out=tmp_path / "runs", device=device)
 
 
@@ -664,9 +664,9 @@ def spoil(path: Path, *keys: str, value: Any) -> None:
         (("tasks", "sst", "metric"), "macro_f1", r"is not that of the run's recipe \(tasks\)"),
     ],
 )
-def test_summaries_that_are_damaged(keys: tuple[str, ...], value: Any, message: str, done: Path) -> None:
+def test_summaries_that_are_damaged(keys: tuple[str, ...], value: Any, what: str, done: Path) -> None:
     spoil(next((done / "runs").glob("reptile-4-*/summary.json")), *keys, value=value)
-    with pytest.raises(CheckpointError, match=message) as raised:
+    with pytest.raises(CheckpointError, match=what) as raised:
         again(done)
     assert str(raised.value).endswith("; remove it and the same command writes it again")
     assert raised.value.exit_code == 4

@@ -173,8 +173,8 @@ def test_a_recipe_may_have_a_budget_alone(tmp_path: Path) -> None:
         ("many", "budget.examples: expected an integer, found 'many'"),
     ],
 )
-def test_budgets_that_are_none(value: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=message):
+def test_budgets_that_are_none(value: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=what):
         mtmeta.run(write_recipe(tmp_path, "joint"), overrides=[f"budget.examples={value}"], out=tmp_path / "run")
 
 
@@ -286,10 +286,8 @@ def test_parts_keep_their_plugin_when_they_are_copied(tmp_path: Path) -> None:
 
 def test_more_than_a_run_may_have_is_refused() -> None:
     """Not cut to ten million steps in silence; nor gone through, which would take an hour."""
-    message = (
-        r"10,000,000,000,000 example-forwards are more than the 10,000,000 steps take that a run may have; lower it"
-    )
-    with pytest.raises(RecipeError, match=message):
+    what = r"10,000,000,000,000 example-forwards are more than the 10,000,000 steps take that a run may have; lower it"
+    with pytest.raises(RecipeError, match=what):
         steps_within(10**13, Joint(), Uniform(), **parts(), seed=SEED)
 
 
@@ -303,8 +301,8 @@ def test_more_than_a_run_may_have_at_the_very_end(monkeypatch: pytest.MonkeyPatc
 
 def test_a_share_that_is_too_small_names_the_whole(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, "individual")
-    message = r"budget.examples: of 45 example-forwards, the 15 of task 'sst' are less than one step takes \(16\)"
-    with pytest.raises(RecipeError, match=message):
+    what = r"budget.examples: of 45 example-forwards, the 15 of task 'sst' are less than one step takes \(16\)"
+    with pytest.raises(RecipeError, match=what):
         mtmeta.run(path, overrides=["budget.examples=45"], out=tmp_path / "run")
 
 

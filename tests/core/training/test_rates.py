@@ -109,16 +109,16 @@ def model_of(run: Session) -> MultiTaskModel:
         ("algorithm.weighting=other", "algorithm.weighting"),
     ],
 )
-def test_rates_that_are_none(options: str, message: str, tmp_path: Path) -> None:
+def test_rates_that_are_none(options: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
         mtmeta.run(write_recipe(tmp_path, "joint"), overrides=[options], out=tmp_path / "run")
-    assert message in str(raised.value)
+    assert what in str(raised.value)
 
 
 def test_an_inner_optimizer_that_names_no_task(tmp_path: Path) -> None:
     path = write_recipe(tmp_path, "reptile")
-    message = r"algorithm\.inner_optimizer\.head_lr:? names no task of this recipe: 'x'; one of sst, para, sts"
-    with pytest.raises(RecipeError, match=message):
+    what = r"algorithm\.inner_optimizer\.head_lr:? names no task of this recipe: 'x'; one of sst, para, sts"
+    with pytest.raises(RecipeError, match=what):
         mtmeta.run(path, overrides=["algorithm.inner_optimizer.head_lr={x: 1.0}"], out=tmp_path / "run")
 
 

@@ -271,8 +271,8 @@ def change(folder: Path, **values: Any) -> None:
 
 def test_positions_that_no_token_has_are_not_counted(hf: Any, tmp_path: Path) -> None:
     write_family(hf, "roberta", tmp_path)
-    message = refusal(tmp_path, mtmeta.RecipeError, max_length=65)
-    assert message == f"backbone.max_length: max_length 65 exceeds {tmp_path}'s 64 positions; lower it"
+    what = refusal(tmp_path, mtmeta.RecipeError, max_length=65)
+    assert what == f"backbone.max_length: max_length 65 exceeds {tmp_path}'s 64 positions; lower it"
     encoder, _ = load(tmp_path, max_length=64)
     packed = packed_of([list(range(5, 69))])
     assert isinstance(packed, Packed) and encoder(packed).shape == (64, 24)
@@ -305,8 +305,8 @@ def test_padding_that_leaves_no_position_is_refused(hf: Any, tmp_path: Path) -> 
     write_family(hf, "roberta", tmp_path)
     place = tmp_path / "config.json"
     change(tmp_path, pad_token_id=65)
-    message = "max_position_embeddings 66 leaves no position after pad_token_id 65"
-    assert refusal(tmp_path) == f"{place}: {message}"
+    what = "max_position_embeddings 66 leaves no position after pad_token_id 65"
+    assert refusal(tmp_path) == f"{place}: {what}"
     change(tmp_path, pad_token_id=-1)
     assert refusal(tmp_path) == f"{place}: 'pad_token_id' must be an integer from 0, found -1"
 
@@ -327,13 +327,13 @@ SPOILT: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_spoilt_vocabularies(message: str, hf: Any, tmp_path: Path) -> None:
+def test_spoilt_vocabularies(what: str, hf: Any, tmp_path: Path) -> None:
     write_family(hf, "roberta", tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     write_byte_level(tmp_path)
-    if message == "no <s>":
+    if what == "no <s>":
         (tmp_path / "merges.txt").write_text("a b\n")
-    name, text, words = SPOILT[message]
+    name, text, words = SPOILT[what]
     if text:
         (tmp_path / name).write_text(text, encoding="utf-8")
     else:
@@ -348,8 +348,8 @@ def test_a_vocabulary_larger_than_the_embeddings_is_refused(hf: Any, tmp_path: P
     numbers = byte_level()[0] | {"extra": size_of("bytes")}
     (tmp_path / "vocab.json").write_text(json.dumps(numbers))
     n = size_of("bytes")
-    message = f"has {n + 1} entries, embeddings have {n}; they do not belong together"
-    assert refusal(tmp_path) == f"{tmp_path}: tokenizer: {message}"
+    what = f"has {n + 1} entries, embeddings have {n}; they do not belong together"
+    assert refusal(tmp_path) == f"{tmp_path}: tokenizer: {what}"
 
 
 def test_random_values_in_the_shape_of_a_folder(hf: Any, tmp_path: Path) -> None:

@@ -385,10 +385,10 @@ SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("what", SPOILT)
-def test_what_is_refused(message: str, hf: Any, tmp_path: Path, capfd: Capture) -> None:
-    options: dict[str, Any] = {"vocab_size": 20} if message == "small embeddings" else {}
+def test_what_is_refused(what: str, hf: Any, tmp_path: Path, capfd: Capture) -> None:
+    options: dict[str, Any] = {"vocab_size": 20} if what == "small embeddings" else {}
     write_family(hf, "bert", tmp_path / "w", **options)
-    damage, words = SPOILT[message]
+    damage, words = SPOILT[what]
     damage(tmp_path / "w")
     assert_refused(attempt(tmp_path, capfd), 4, *words)
     assert not (tmp_path / "out").exists()

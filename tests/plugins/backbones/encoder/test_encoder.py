@@ -399,8 +399,8 @@ def test_a_config_with_more_layers_than_weights_is_refused(good: Path) -> None:
     values = json.loads((good / "config.json").read_text())
     (good / "config.json").write_text(json.dumps(values | {"num_hidden_layers": 4}))
     name = "encoder.layer.3.attention.self.query.weight"
-    message = f"tensor '{name}' is missing, config.json asks for it (+15 more)"
-    assert refusal(good) == f"{good / 'model.safetensors'}: {message}"
+    what = f"tensor '{name}' is missing, config.json asks for it (+15 more)"
+    assert refusal(good) == f"{good / 'model.safetensors'}: {what}"
 
 
 def test_a_damaged_file_is_refused(good: Path) -> None:
@@ -422,8 +422,8 @@ def test_a_missing_file_and_a_pickle_are_refused(good: Path) -> None:
 def test_a_tokenizer_larger_than_the_embeddings_is_refused(good: Path) -> None:
     (good / "vocab.txt").write_text("\n".join([*VOCABULARY, "extra"]) + "\n", encoding="utf-8")
     n = len(VOCABULARY)
-    message = f"has {n + 1} entries, embeddings have {n}; they do not belong together"
-    assert refusal(good) == f"{good}: tokenizer: {message}"
+    what = f"has {n + 1} entries, embeddings have {n}; they do not belong together"
+    assert refusal(good) == f"{good}: tokenizer: {what}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
