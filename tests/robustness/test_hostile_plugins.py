@@ -250,7 +250,7 @@ MISDEEDS: list[tuple[tuple[str, str, str], int, str]] = [
     (("beyond", "joint", "jsonl"), 5, "predictions for task 'beyond' hold "),
     (("panics", "joint", "jsonl"), 5, "task 'panics' raised Panic: native code gave up"),
     (("infinite", "joint", "jsonl"), 7, "loss became "),
-    (("unshown", "joint", "jsonl"), 5, "raised KeyError: 'unshown'"),
+    (("unshown", "joint", "jsonl"), 5, "task 'unshown' raised KeyError: 'unshown'"),
     (("shrinks", "joint", "jsonl"), 5, "changed the shape of 'heads.shrinks.out.weight' from [3, 32] to [2, 32]"),
     (("undefined", "joint", "jsonl"), 5, "metric 'nan' is nan for task 'undefined', expected a number"),
     (("measured", "cutting", "jsonl"), 5, "changed the shape of 'encoder.norm.weight' from [32] to [31]"),

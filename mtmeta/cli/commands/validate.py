@@ -63,13 +63,11 @@ def validate(
 
                 sources = Sources(watcher=FetchView(), remedy=remedy(path))
             if weights:
-                from mtmeta.core.registry.blame import blame
                 from mtmeta.core.run.fetch import bring, local_backbone
 
                 bring(recipe, (), sources)
                 backbone = local_backbone(recipe, sources)
-                with blame(recipe.backbone, "backbone"):
-                    backbone.load(recipe.seed)
+                backbone.load(recipe.seed)
             if data:
                 from mtmeta.core.authoring.inspection import doubts, inspect
                 from mtmeta.core.reports.terminal.inspection import lines

@@ -22,7 +22,6 @@ from mtmeta.core.recipe.reader import TASK_NAME, check_text
 from mtmeta.core.recipe.schema import schema_text
 from mtmeta.core.recipe.shipped import put_recipe
 from mtmeta.core.recipe.validation import convert
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.wording import did_you_mean, quote, safe
 
@@ -207,8 +206,7 @@ def _tokenizer(registry: Registry, weights: str) -> LoadedTokenizer:
 
 
 def _load_tokenizer(backbone: Backbone) -> LoadedTokenizer:
-    with blame(backbone, "backbone"):
-        made = backbone.load_tokenizer()
+    made = backbone.load_tokenizer()
     if made is None:
         raise UsageError("--backbone", "has no tokenizer that can be loaded alone; copy a recipe and edit it")
     return made

@@ -22,7 +22,6 @@ from mtmeta.core.data.loading import load_split
 from mtmeta.core.data.subsets import overlap, shared
 from mtmeta.core.errors import DataError, MtmetaError
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.run.fetch import SPLITS, bring, local_backbone
 from mtmeta.core.storage.cache import Cache
 from mtmeta.core.storage.sources import Sources
@@ -36,8 +35,7 @@ Facts = dict[str, Any]
 def load_texts(recipe: Recipe, sources: Sources) -> LoadedBackbone | LoadedTokenizer:
     """The backbone's tokenizer; with the encoder, only where a plugin's backbone cannot do without."""
     backbone = local_backbone(recipe, sources)
-    with blame(recipe.backbone, "backbone"):
-        return backbone.load_tokenizer() or backbone.load(recipe.seed)
+    return backbone.load_tokenizer() or backbone.load(recipe.seed)
 
 
 def inspect(

@@ -17,7 +17,7 @@ from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.contracts import Example, Task
 from mtmeta.core.data.tokens import BLOCK, append_names, append_tokens, hashes
 from mtmeta.core.errors import DataError
-from mtmeta.core.registry.blame import blame
+from mtmeta.core.registry.guard import blame
 from mtmeta.core.storage.cache import Writer
 from mtmeta.core.tables.bad_rows import kind_of
 from mtmeta.core.tables.data_file import MAX_BAD, BadRow, DataFile
@@ -43,10 +43,9 @@ def write_examples(
     With `strict`, raises DataError for bad rows: those of `examples`, and those that `file` could not read; `shown` is
     the file's name in messages.
     """
-    with blame(task, "task"):
-        parser, inputs, remaining = _Parser(task), task.inputs, iter(examples)
+    parser, inputs, remaining = _Parser(task), task.inputs, iter(examples)
     while True:
-        with blame(task, "task"):
+        with blame(task, "task"):  # an example of a plugin's may hold anything
             block = list(islice(remaining, BLOCK))
             rows = parser.parse(block)
         skipped = parser.skipped + (file.skipped if file else 0)

@@ -19,8 +19,8 @@ from mtmeta.core.api.batch import Batch
 from mtmeta.core.api.contracts import Draw, Sampler, Task
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import pack
-from mtmeta.core.errors import DataError, PluginError, RecipeError
-from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.errors import DataError, RecipeError
+from mtmeta.core.registry.guard import fault
 from mtmeta.core.rng import permutation, uniform
 from mtmeta.core.wording import safe
 
@@ -218,14 +218,12 @@ class Feed:
         return pack(stream.dataset, indices, chunks=self._chunks, pin=self._pin)
 
     def _probabilities(self, draw: Draw) -> dict[str, float]:
-        with blame(self._sampler, "sampler"):
-            given = self._sampler.probabilities(self._sizes, draw)
-            weights = dict.fromkeys(self.tasks, 0.0) | {name: float(weight) for name, weight in given.items()}
+        weights = dict.fromkeys(self.tasks, 0.0) | self._sampler.probabilities(self._sizes, draw)
         total = math.fsum(weights.values())
         fair = all(math.isfinite(w) and w >= 0 for w in weights.values())
         if set(weights) != set(self.tasks) or not fair or not total > 0:
             message = f"sampler '{self._sampler.name}' gives unusable weights {safe(str(weights))}"
-            raise PluginError(supplier(self._sampler, "sampler"), message)
+            raise fault(self._sampler, message)
         return {name: weights[name] / total for name in self.tasks}
 
     def _pick(self, weights: Mapping[str, float], at: float) -> str:

@@ -24,7 +24,7 @@ from mtmeta.core.data.examples import bad_rows, write_examples
 from mtmeta.core.data.tokens import BLOCK, append_names, append_tokens
 from mtmeta.core.errors import DataError
 from mtmeta.core.recipe.sections import DataOptions
-from mtmeta.core.registry.blame import blame
+from mtmeta.core.registry.guard import blame
 from mtmeta.core.storage.addresses import is_remote
 from mtmeta.core.storage.cache import Cache, Writer, in_memory
 from mtmeta.core.storage.sources import Sources
@@ -66,8 +66,7 @@ def load_split(
         return _carve(replace(whole, task=name), task.dev, split)
     strict = options.on_bad_rows == "error"
     if given == SAMPLE:
-        with blame(task, "task"):
-            found = list(task.sample(split))
+        found = list(task.sample(split))
         digest = hashlib.sha256(repr(found).encode()).hexdigest()
         made = from_examples(name, task, split, found, backbone, strict=strict)
         made = replace(made, sha256=digest)
@@ -83,8 +82,7 @@ def load_split(
             raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
         file = DataFile(place, dialect)
         made = _load_file(name, task, split, file, backbone, cache, strict=strict)
-    with blame(task, "task"):
-        _check_classes(task, split, made)
+    _check_classes(task, split, made)
     return made
 
 
@@ -93,15 +91,13 @@ def _load_file(
 ) -> Dataset:
     digest = file.sha256()
     state = _state(file)
-    with blame(task, "task"):
+    with blame(task, "task"):  # it asks options and objective for their repr
         key = cache_key(task, file, digest, backbone)
     entry = cache.get(key)
     if entry is None:
 
         def fill(writer: Writer) -> dict[str, Any]:
-            with blame(task, "task"):
-                examples = task.read(file)
-            meta = write_examples(writer, task, str(file.path), examples, backbone, file, strict=strict)
+            meta = write_examples(writer, task, str(file.path), task.read(file), backbone, file, strict=strict)
             if _state(file) != state:  # what was read may not be what was hashed
                 raise DataError(str(file.path), "changed while it was read; run the same command again")
             return meta
@@ -139,8 +135,7 @@ def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str]
         writer.append("cut", cut)
         return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
-    with blame(task, "task"):
-        return _dataset(name, "predict", "", in_memory(fill), "")
+    return _dataset(name, "predict", "", in_memory(fill), "")
 
 
 def _check_classes(task: Task, split: str, made: Dataset) -> None:

@@ -20,7 +20,6 @@ from mtmeta.core.export import check as checks
 from mtmeta.core.export.heads import Answer, describe_tasks, head_tensors
 from mtmeta.core.export.model_card import Facts, card
 from mtmeta.core.machine import fitting_threads, memory_errors
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.session import Session
 from mtmeta.core.storage.disk import write_tensors
@@ -121,8 +120,7 @@ def _load(session: Session, group: list[str], names: list[str], *, heads: bool) 
     weights, step = session.checkpoints(group).best_and_step()
     backbone = restore_backbone(session)
     model = best_model(session, backbone, group, weights)
-    with blame(session.recipe.backbone, "backbone"):
-        portable = session.recipe.backbone.portable(backbone)
+    portable = session.recipe.backbone.portable(backbone)
     tasks = {name: model.tasks[name] for name in names}
     described = describe_tasks(tasks, {name: model.heads[name] for name in names}) if heads else {}
     return _Part(names, model, backbone, portable, described, step)

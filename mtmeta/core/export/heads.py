@@ -15,7 +15,7 @@ from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.heads import CosineHead, LinearHead, MLPHead, PrototypeHead
 from mtmeta.core.api.objectives import Binary, Classification, Regression
 from mtmeta.core.errors import MtmetaError, PluginError, raise_all
-from mtmeta.core.registry.blame import supplier
+from mtmeta.core.registry.guard import fault, unguarded
 from mtmeta.core.wording import quote
 
 __all__ = ["Answer", "Vector", "describe_tasks", "head_tensors", "masked_mean"]
@@ -50,19 +50,18 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
 
 def _objective(name: str, task: Task) -> dict[str, Any]:
     objective = task.objective
-    if type(objective) is Classification:
+    kind = unguarded(type(objective))
+    if kind is Classification:
         return {"objective": "classification", "labels": list(objective.classes)}
-    if type(objective) is Binary:
+    if kind is Binary:
         return {"objective": "binary", "labels": list(objective.classes)}
-    if type(objective) is Regression:
+    if isinstance(objective, Regression) and kind is Regression:
         return {"objective": "regression", "low": objective.low, "high": objective.high}
-    raise _refusal(name, task, f"an objective of its own, {type(objective).__name__}")
+    raise _refusal(name, task, f"an objective of its own, {kind.__name__}")
 
 
 def _refusal(name: str, task: Task, message: str) -> PluginError:
-    return PluginError(
-        supplier(task, "task"), f"task {quote(name)} has {message}, which cannot be exported; use --task"
-    )
+    return fault(task, f"task {quote(name)} has {message}, which cannot be exported; use --task")
 
 
 def head_tensors(heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from mtmeta.core.errors import MtmetaError, RecipeError
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.strict_yaml import Path_
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.wording import quote, safe
 
 __all__ = ["Source"]
@@ -62,10 +60,9 @@ class Source:
         self.problems.append(RecipeError(place, message.removeprefix(f"{option}: ").removeprefix(f"{option} ")))
 
     @contextmanager
-    def collect(self, part: Any, kind: str) -> Iterator[None]:
+    def collect(self) -> Iterator[None]:
         """Note what goes wrong in a part's own checks."""
         try:
-            with blame(part, kind):
-                yield
+            yield
         except MtmetaError as error:
             self.problems.append(error)

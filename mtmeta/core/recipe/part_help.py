@@ -20,7 +20,6 @@ from mtmeta.core.recipe.sections import (
     EvaluationOptions,
     TrainingOptions,
 )
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.registry.option_fields import clean, expectation, field_docs, field_hints
 from mtmeta.core.registry.registry import KINDS, Registry
 from mtmeta.core.wording import did_you_mean, quote, safe
@@ -59,8 +58,7 @@ def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
     documented = part.function if isinstance(part, Metric) else part
     about: list[str] = []
     if isinstance(part, type) and issubclass(part, Component):
-        with blame(part, kind):
-            about = [safe(str(line), 500) for line in part.about()]
+        about = [safe(str(line), 500) for line in part.about()]
     return {
         "kind": kind,
         "name": name,

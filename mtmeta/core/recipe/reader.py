@@ -6,6 +6,7 @@ YAML (strict) -> mapping -> `--set` overrides -> each section and each `{name: .
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,6 @@ from mtmeta.core.recipe.sections import (
 from mtmeta.core.recipe.shipped import find
 from mtmeta.core.recipe.strict_yaml import Path_
 from mtmeta.core.recipe.validation import convert, describe
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.storage.addresses import is_remote, parse_file
 from mtmeta.core.wording import choose, did_you_mean, quote
@@ -222,14 +222,14 @@ class _Reader:
         algorithm, sampler = parts["algorithm"], parts["sampler"]
         training, evaluation = parts["training"], parts["evaluation"]
         for name, task in tasks.items():
-            with self.source.collect(task, "task"):
+            with self.source.collect():
                 self._check_task(name, task)
         if tasks and len(tasks) == len(parts["tasks"]):
             if algorithm is not None:
-                with self.source.collect(algorithm, "algorithm"):
+                with self.source.collect():
                     self._tell(("algorithm",), algorithm.check(tasks))
             if sampler is not None:
-                with self.source.collect(sampler, "sampler"):
+                with self.source.collect():
                     self._tell(("sampler",), sampler.check(list(tasks)))
         if training is not None:
             budgeted = getattr(parts["budget"], "examples", None) is not None  # then it needs neither
@@ -267,7 +267,7 @@ class _Reader:
             self.fail((*path, "dev"), f"tasks.{name}.dev: {message}")
         self._tell(path, task.check())
         for split in ("train", "dev", "test"):
-            if getattr(task, split) == SAMPLE and type(task).sample is Task.sample:
+            if getattr(task, split) == SAMPLE and inspect.unwrap(type(task).sample) is Task.sample:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
             self._check_remote(getattr(task, split), (*path, split))
         for metric in task.metrics:
@@ -291,8 +291,7 @@ class _Reader:
 
     def _check_epochs(self, algorithm: Algorithm, path: Path_) -> None:
         try:
-            with blame(algorithm, "algorithm"):
-                algorithm.steps_per_epoch({"": 1})
+            algorithm.steps_per_epoch({"": 1})
         except MtmetaError as error:
             self.fail(path, f"{'.'.join(map(str, path))}: {error.message}")
 

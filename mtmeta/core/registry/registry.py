@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import functools
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
+from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.api.option_types import Inputs
 from mtmeta.core.errors import MtmetaError, PluginError, RecipeError
-from mtmeta.core.registry.blame import accuse
 from mtmeta.core.registry.discovery import Plugin, Plugins, load_plugins
+from mtmeta.core.registry.guard import KINDS, guard, guard_metric
 from mtmeta.core.registry.option_fields import adapter, field_hints
 from mtmeta.core.wording import nearest, quote, safe, told
 
 __all__ = ["KINDS", "Registry", "Supplied", "build_registry"]
 
-KINDS: dict[str, type[Any]] = {
-    "task": Task,
-    "algorithm": Algorithm,
-    "backbone": Backbone,
-    "sampler": Sampler,
-    "metric": Metric,
-    "reporter": Reporter,
-}
 PART_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOOK_OF = {"task": "tasks", "algorithm": "algorithms", "backbone": "backbones", "sampler": "samplers"} | {
     "metric": "metrics",
@@ -63,8 +51,11 @@ class Registry:
             plugin.parts = {}
             return
         for kind, part in supplied:
-            made = _blamed(part, plugin) if isinstance(part, Metric) and plugin.foreign else part
-            self._parts[kind].setdefault(part.name, []).append(Supplied(made, plugin))
+            if plugin.foreign and isinstance(part, Metric):
+                part = guard_metric(part, plugin)
+            elif plugin.foreign:
+                guard(part, kind, plugin)
+            self._parts[kind].setdefault(part.name, []).append(Supplied(part, plugin))
 
     def _taken(self, kind: str, part: Any, plugin: Plugin) -> str | None:
         """A name of our own is a fault, not a conflict, which would take with it every recipe that only wants ours."""
@@ -123,7 +114,7 @@ def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
                 return safe(f"{hook} holds {part!r}, expected a mtmeta.Metric", 200)
             if not (isinstance(part.name, str) and part.name and callable(part.function)):
                 return safe(f"{hook} holds {part!r}, expected a name and a function", 200)
-            return _name_fault(kind, part.name)  # whom core.blame names, its function says: see _blamed
+            return _name_fault(kind, part.name)
         if not (isinstance(part, type) and issubclass(part, base)):
             return safe(f"{hook} holds {part!r}, expected a subclass of mtmeta.{base.__name__}", 200)
         name = getattr(part, "name", None)
@@ -136,11 +127,10 @@ def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
         if issubclass(part, Task) and (message := _task_fault(part)):
             return safe(f"task {quote(name)}: {message}", 200)
         if plugin.foreign:
-            (
-                field_hints(part),
-                adapter(part),
-            )  # options whose types cannot be resolved show here, not in the middle of a command
-        part._supplier = plugin  # type: ignore[attr-defined]  # whom core.blame names
+            # options whose types cannot be resolved show here, not in the middle of a command
+            field_hints(part)
+            adapter(part)
+        part._supplier = plugin  # type: ignore[attr-defined]  # whom messages name: see guard.py
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -164,24 +154,6 @@ def _task_fault(task: type[Task]) -> str | None:
     if not isinstance(inputs, property) and inputs not in get_args(Inputs):
         return f"inputs is {inputs!r}, expected one of {', '.join(get_args(Inputs))}"
     return None
-
-
-def _blamed(metric: Metric, plugin: Plugin) -> Metric:
-    """The same metric, whose errors name its plugin."""
-
-    def function(labels: Any, predictions: Any) -> float:
-        try:
-            # copies: whatever it does to them, the next metric and the next evaluation see the true ones
-            return float(metric.function(copy.copy(labels), copy.copy(predictions)))
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:
-            raise accuse(plugin, "metric", metric.name, error) from error
-
-    with suppress(Exception):  # it may be any object, with any idea of what its attributes are
-        functools.update_wrapper(function, metric.function)
-    function._supplier = plugin  # type: ignore[attr-defined]  # a Metric itself has no room for it
-    return dataclasses.replace(metric, function=function)
 
 
 def build_registry(*, block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None) -> Registry:

@@ -22,6 +22,7 @@ from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageErr
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.resolved import describe, differences, digest, dump
 from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.guard import plugin_of
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.summary import check_summary
 from mtmeta.core.storage.disk import clear_leftovers, disk_errors, read_json, write_file
@@ -239,9 +240,9 @@ def _plugins(recipe: Recipe, registry: Registry) -> dict[str, str]:
     """Version of each third-party plugin that the recipe uses, by distribution; reporters change no number."""
     parts = (recipe.backbone, *recipe.tasks.values(), recipe.sampler, recipe.algorithm)
     metrics = [name for task in recipe.tasks.values() for name in task.metrics]
-    used = [getattr(part, "_supplier", None) for part in parts]
+    used = [plugin_of(part) for part in parts]
     used += [supplied.plugin for name in metrics for supplied in registry.suppliers("metric", name)]
-    return {plugin.distribution: plugin.version for plugin in used if plugin and plugin.distribution != "mtmeta"}
+    return {plugin.distribution: plugin.version for plugin in used if plugin and plugin.foreign}
 
 
 def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) -> None:

@@ -17,7 +17,6 @@ from scipy.special import stdtrit
 from mtmeta.core.api.contracts import Metric
 from mtmeta.core.data.dataset import Dataset, select
 from mtmeta.core.machine import memory_errors
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.rng import permutation
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.model import MultiTaskModel
@@ -98,7 +97,7 @@ def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, se
     learner.model.train()
     trainer._started = time.perf_counter()
     learner.begin_step(0)
-    with memory_errors("the probe", "lower batch_size or max_length"), blame(trainer.recipe.algorithm, "algorithm"):
+    with memory_errors("the probe", "lower batch_size or max_length"):
         for task in feed.tasks:
             learner.gradient(feed.batch(task))
     found = Measured()

@@ -16,7 +16,6 @@ from mtmeta.core.api.events import Warned
 from mtmeta.core.errors import CheckpointError, UsageError
 from mtmeta.core.machine import fitting_threads, pick_device
 from mtmeta.core.recipe.reader import load_recipe
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir, check_hashes
 from mtmeta.core.run.fetch import bring
@@ -121,8 +120,7 @@ def open_run(
 
 def restore_backbone(session: Session) -> LoadedBackbone:
     """The run's encoder, still without its weights, and its tokenizer."""
-    with blame(session.recipe.backbone, "backbone"):
-        return session.recipe.backbone.restore(session.folder.backbone)
+    return session.recipe.backbone.restore(session.folder.backbone)
 
 
 def best_model(

@@ -12,7 +12,7 @@ from typing import Any
 from mtmeta.core.api.contracts import Reporter
 from mtmeta.core.api.events import Event
 from mtmeta.core.errors import MtmetaError
-from mtmeta.core.registry.blame import accused, blame
+from mtmeta.core.registry.guard import accused
 from mtmeta.core.storage.disk import disk_errors, write_file
 from mtmeta.core.wording import told
 
@@ -22,8 +22,7 @@ __all__ = ["Recorded", "open_reporters", "require_reporters", "rewind_events"]
 def require_reporters(reporters: Sequence[Reporter]) -> None:
     """Raise MachineError where a reporter lacks a package, as long as that costs nothing."""
     for reporter in reporters:
-        with blame(reporter, "reporter"):
-            reporter.require()
+        reporter.require()
 
 
 def open_reporters(
@@ -45,7 +44,7 @@ def open_reporters(
     def excused(number: int, reporter: Reporter) -> Iterator[None]:
         message = f"reporter '{reporter.name}' cannot write"
         try:
-            with disk_errors(folder, message, newest), blame(reporter, "reporter"):
+            with disk_errors(folder, message, newest):
                 yield
         except Exception as error:
             # a closed pipe is one for the console: whoever read what it says has seen enough
@@ -57,7 +56,7 @@ def open_reporters(
                 warn(f"{text}; the run goes on without this reporter")
 
     for number, reporter in enumerate(reporters):
-        with disk_errors(folder, newest=newest), blame(reporter, "reporter"):
+        with disk_errors(folder, newest=newest):
             context = reporter.open(folder)
             handle = context.__enter__()
         handlers[number] = (reporter, handle)

@@ -9,10 +9,10 @@ from typing import Any
 
 from mtmeta.core.api.contracts import Backbone
 from mtmeta.core.api.option_types import SAMPLE
-from mtmeta.core.errors import MtmetaError, PluginError, UsageError, raise_all
+from mtmeta.core.errors import MtmetaError, UsageError, raise_all
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.registry.guard import fault
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.addresses import HubFile, is_remote
@@ -31,11 +31,10 @@ BACKBONE = "backbone"
 def local_backbone(recipe: Recipe, sources: Sources) -> Backbone:
     """The recipe's backbone with what it reads in local files. Raises MtmetaError."""
     backbone = recipe.backbone
-    with blame(backbone, "backbone"):
-        made: object = backbone.fetch(sources)
+    made: object = backbone.fetch(sources)
     if not isinstance(made, Backbone):
         message = f"backbone '{backbone.name}' fetched {type(made).__name__}, expected a Backbone"
-        raise PluginError(supplier(backbone, "backbone"), message)
+        raise fault(backbone, message)
     return made
 
 

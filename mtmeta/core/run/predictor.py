@@ -17,7 +17,7 @@ from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.errors import DivergedError, UsageError
 from mtmeta.core.machine import fitting_threads, memory_errors
-from mtmeta.core.registry.blame import accused, blame
+from mtmeta.core.registry.guard import accused
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.session import Session
 from mtmeta.core.tables.data_file import Dialect
@@ -109,11 +109,10 @@ class Predictor:
             closing(forward(model, dataset, batch_tokens=tokens, precision=session.precision)) as batches,
         ):
             for indices, _, outputs in batches:
-                with blame(task, "task"):
-                    made = checked(task, name, "predictions", objective.decode(outputs), [len(indices)])
-                    found = objective.probabilities(outputs) if chances is not None else None
-                    if found is not None:
-                        found = checked(task, name, "probabilities", found, [len(indices), len(classes)])
+                made = checked(task, name, "predictions", objective.decode(outputs), [len(indices)])
+                found = objective.probabilities(outputs) if chances is not None else None
+                if found is not None:
+                    found = checked(task, name, "probabilities", found, [len(indices), len(classes)])
                 values[indices] = made.double().cpu().numpy()
                 if chances is None or found is None:
                     chances = None

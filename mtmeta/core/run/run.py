@@ -18,10 +18,9 @@ from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, check_episode
 from mtmeta.core.data.subsets import overlap, subset
 from mtmeta.core.environment import check_launcher
-from mtmeta.core.errors import PluginError
 from mtmeta.core.machine import fitting_threads, peak_memory, pick_device
 from mtmeta.core.recipe.reader import load_recipe
-from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.registry.guard import fault
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir, make_lock
 from mtmeta.core.run.event_stream import Recorded, open_reporters, require_reporters, rewind_events
@@ -109,11 +108,10 @@ class _Training(Session):
         reported = list(dict.fromkeys((evaluated.select_on, evaluated.report_on)))
         bring(recipe, ("train", *reported), self.sources)
         local = local_backbone(recipe, self.sources)
-        with blame(recipe.backbone, "backbone"):
-            backbone: object = local.load(recipe.seed)
+        backbone: object = local.load(recipe.seed)
         if not isinstance(backbone, LoadedBackbone):
             message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
-            raise PluginError(supplier(recipe.backbone, "backbone"), message)
+            raise fault(recipe.backbone, message)
         self.backbone = backbone
         found: dict[tuple[str, str], Dataset] = {}
         for name in recipe.tasks:
@@ -244,11 +242,10 @@ class _Training(Session):
 
     def _steps_per_epoch(self, feed: Feed) -> int:
         algorithm = self.recipe.algorithm
-        with blame(algorithm, "algorithm"):
-            steps: object = algorithm.steps_per_epoch(feed.batches_per_epoch)
+        steps: object = algorithm.steps_per_epoch(feed.batches_per_epoch)
         if not isinstance(steps, int) or steps < 1:
             message = f"algorithm '{algorithm.name}' counts {steps} steps in an epoch, expected a whole number from 1"
-            raise PluginError(supplier(algorithm, "algorithm"), message)
+            raise fault(algorithm, message)
         return steps
 
     def _finish(self, trainer: Trainer) -> dict[str, Any]:

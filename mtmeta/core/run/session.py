@@ -16,10 +16,9 @@ from mtmeta.core.api.contracts import Metric
 from mtmeta.core.api.events import DataLoaded, Event, Warned
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import load_split
-from mtmeta.core.errors import PluginError
 from mtmeta.core.machine import make_deterministic, memory_errors, pick_precision
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.registry.guard import fault
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.cache import Cache
@@ -66,23 +65,20 @@ class Session:
 
     def _groups(self) -> list[list[str]]:
         algorithm, tasks = self.recipe.algorithm, list(self.recipe.tasks)
-        with blame(algorithm, "algorithm"):
-            groups = [list(group) for group in algorithm.groups(tasks)]
+        groups = [list(group) for group in algorithm.groups(tasks)]
         if sorted(task for group in groups for task in group) != sorted(tasks):
             message = f"algorithm '{algorithm.name}' groups tasks as {safe(str(groups))}, expected each task once"
-            raise PluginError(supplier(algorithm, "algorithm"), message)
+            raise fault(algorithm, message)
         return groups
 
     def numbers(self, group: Sequence[str]) -> dict[str, float]:
         """What the algorithm trains beside a group's model. Raises PluginError if they are no numbers by name."""
         algorithm = self.recipe.algorithm
-        with blame(algorithm, "algorithm"):
-            given = dict(algorithm.parameters(list(group)))
-            numbers = {str(name): float(value) for name, value in given.items()}
+        numbers = algorithm.parameters(list(group))
         for name, value in numbers.items():
             if not name or set(name) & {".", "|"} or not math.isfinite(value):
                 message = f"trains {quote(name)} from {value}; names have no dots and numbers are finite"
-                raise PluginError(supplier(algorithm, "algorithm"), f"algorithm '{algorithm.name}' {message}")
+                raise fault(algorithm, f"algorithm '{algorithm.name}' {message}")
         return numbers
 
     def checkpoints(self, group: list[str]) -> Checkpoints:

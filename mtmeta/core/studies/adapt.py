@@ -26,7 +26,6 @@ from mtmeta.core.errors import RecipeError, UsageError
 from mtmeta.core.machine import fitting_threads, memory_errors
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.rng import derive
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import open_run, restore_backbone
@@ -166,8 +165,7 @@ def _starts(runs: Mapping[str, Session], steps: dict[str, int]) -> Iterator[tupl
             raise UsageError(str(run.folder.path), message)
         if shapes is None:
             local = local_backbone(run.recipe, run.sources)
-            with blame(run.recipe.backbone, "backbone"):
-                plain = local.load(run.recipe.seed).encoder.state_dict()
+            plain = local.load(run.recipe.seed).encoder.state_dict()
             shapes = {key: value.shape for key, value in plain.items()}
             yield PLAIN, {key: value.clone() for key, value in plain.items()}
         weights, steps[name] = run.checkpoints(run.groups[0]).best_and_step()

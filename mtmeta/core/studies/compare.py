@@ -24,7 +24,6 @@ from mtmeta.core.errors import (
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.fetch import wanted
@@ -198,8 +197,7 @@ def _look(path: Path, task: Task, recipe: Recipe) -> str:
     """SHA-256 of a file in which the task finds its columns."""
     file = DataFile(path, task.dialect or recipe.data)
     sha256 = file.sha256()
-    with blame(task, "task"):
-        next(iter(task.read(file)), None)
+    next(iter(task.read(file)), None)
     return sha256
 
 

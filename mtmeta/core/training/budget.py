@@ -20,9 +20,9 @@ from mtmeta.core.api.batch import Batch
 from mtmeta.core.api.contracts import Algorithm, Sampler, Task
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, Stream
-from mtmeta.core.errors import MtmetaError, PluginError, RecipeError
+from mtmeta.core.errors import MtmetaError, RecipeError
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.registry.guard import fault, plugin_of
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
 
@@ -94,7 +94,7 @@ def steps_within(
     _, first = walk(1)
     if not first:
         message = f"algorithm '{algorithm.name}' reads no example in its first step, so a budget has no end"
-        raise PluginError(supplier(algorithm, "algorithm"), f"{message}; give training.steps")
+        raise fault(algorithm, f"{message}; give training.steps")
     if first > budget:
         message = f"{given} are less than one step takes ({first:,}); raise it or lower batch_size"
         raise RecipeError("budget.examples", message)
@@ -182,13 +182,12 @@ def _largest(fits: Callable[[int], bool], *, at_least: int, most: int, guess: in
 
 def _rehearse(algorithm: Algorithm, learner: _Rehearsal, feed: Feed) -> None:
     try:
-        with blame(algorithm, "algorithm"):
-            algorithm.backward(learner, feed)
+        algorithm.backward(learner, feed)
     except RecipeError:
         raise
     except MtmetaError as error:
         message = f"cannot be counted without training ({error.message}); give training.steps instead of a budget"
-        raise PluginError(supplier(algorithm, "algorithm"), message) from error
+        raise fault(algorithm, message) from error
 
 
 def _shapes_only(encoder: nn.Module) -> nn.Module:
@@ -203,7 +202,7 @@ def _shapes_only(encoder: nn.Module) -> nn.Module:
 
 def _own(part: Any) -> Any:
     """A copy of a part, but for the plugin it came from, which is a module and what not."""
-    plugin = getattr(part, "_supplier", None)
+    plugin = plugin_of(part)
     return copy.deepcopy(part, {id(plugin): plugin} if plugin is not None else {})
 
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import pack
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.rng import permutation
-from mtmeta.core.training.model import MultiTaskModel, evaluation_mode
+from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_loss
 
 __all__ = ["gradient_cosines"]
 
@@ -49,8 +48,7 @@ def gradient_cosines(
                 for chunk in batch.chunks:
                     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                         outputs = model(name, chunk.packed.to(device))
-                    with blame(task, "task"):
-                        loss = task.objective.loss(outputs, chunk.labels.to(device))
+                    loss = task_loss(task, name, outputs, chunk.labels.to(device))
                     share = len(chunk.labels) / len(batch)
                     (loss * share).backward()  # type: ignore[no-untyped-call]  # PyTorch's backward has no types
                 gradients[name] = [parameter.grad for parameter in model.encoder.parameters()]

@@ -22,9 +22,9 @@ from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.errors import DivergedError, PluginError
-from mtmeta.core.registry.blame import accused, blame, supplier
+from mtmeta.core.registry.guard import accused, fault
 from mtmeta.core.rng import derive
-from mtmeta.core.training.model import MultiTaskModel, evaluation_mode
+from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_loss
 from mtmeta.core.training.statistics import on_resamples
 
 __all__ = [
@@ -81,9 +81,8 @@ def predict(
     with closing(forward(model, dataset, batch_tokens=batch_tokens, precision=precision)) as batches:
         for indices, chunk, outputs in batches:
             labels = chunk.labels.to(outputs.device, non_blocking=True)
-            with blame(task, "task"):
-                loss = checked(task, dataset.task, "loss", task.objective.loss(outputs, labels), [])
-                made = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
+            loss = checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), [])
+            made = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
             found.append((indices, made.double(), loss * len(indices)))
     values = np.empty(len(dataset), dtype=np.float64)
     values[np.concatenate([indices for indices, _, _ in found])] = (
@@ -119,14 +118,14 @@ def check_classes(task: Task, name: str, values: Array) -> None:
         odd = values[(values != np.floor(values)) | (values < 0) | (values >= classes)]
         if len(odd):
             message = f"predictions for task '{name}' hold {odd[0]:g}, expected indices of its {classes} classes"
-            raise PluginError(supplier(task, "task"), message)
+            raise fault(task, message)
 
 
 def checked(task: Task, name: str, message: str, made: object, shape: list[int]) -> Tensor:
     """What an objective made, if it is a tensor of the right shape."""
     if not isinstance(made, Tensor) or list(made.shape) != shape:
         found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise PluginError(supplier(task, "task"), f"{message} for task '{name}': found {found}, expected shape {shape}")
+        raise fault(task, f"{message} for task '{name}': found {found}, expected shape {shape}")
     return made
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from mtmeta.core.api.batch import Batch
 from mtmeta.core.api.contracts import Task
-from mtmeta.core.errors import DivergedError, PluginError
+from mtmeta.core.errors import DivergedError
 from mtmeta.core.machine import memory_errors, order_errors
-from mtmeta.core.registry.blame import accused, blame, supplier
+from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
-from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.model import MultiTaskModel, task_loss
 
 __all__ = ["Gradients", "Grads", "norm_of"]
 
@@ -79,7 +79,7 @@ class Gradients:
         longest = max(chunk.packed.groups[-1][1] for chunk in batch.chunks)
         remedy = f"halve batch_size or set training.grad_accumulation: {2 * len(batch.chunks)}"
         where = f"task '{batch.task}'"
-        who = supplier(self.tasks[batch.task], "task")
+        who = supplier(self.tasks[batch.task])
         with memory_errors(f"{where} (batch {len(batch)}, length {longest})", remedy), order_errors(who, where):
             for chunk in batch.chunks:
                 share = len(chunk.labels) / len(batch)
@@ -98,18 +98,14 @@ class Gradients:
             self.check_losses(self.losses[-1:])
         return total
 
-    def _loss(self, task: str, outputs: Tensor, labels: Tensor) -> Tensor:
-        part = self.tasks[task]
-        with blame(part, "task"):
-            try:
-                loss = part.objective.loss(outputs, labels)
-            except ValueError as error:
-                raise PluginError(supplier(part, "task"), f"loss for task '{task}': {error}") from error
-            if not isinstance(loss, Tensor) or loss.ndim != 0:
-                found = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
-                raise PluginError(supplier(part, "task"), f"loss for task '{task}' {found}, expected a scalar tensor")
+    def _loss(self, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+        task = self.tasks[name]
+        loss: object = task_loss(task, name, outputs, labels)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            shape = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
+            raise fault(task, f"loss for task '{name}' {shape}, expected a scalar tensor")
         if not loss.requires_grad:
-            raise PluginError(supplier(part, "task"), f"loss for task '{task}' has no gradient; was it detached?")
+            raise fault(task, f"loss for task '{name}' has no gradient; was it detached?")
         return loss
 
     def check_losses(self, losses: list[tuple[str, int, Tensor]] | None = None) -> None:

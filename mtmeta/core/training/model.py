@@ -15,11 +15,11 @@ from mtmeta.core.api.batch import Packed
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.heads import PrototypeHead
 from mtmeta.core.errors import PluginError
-from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.registry.guard import blame, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.wording import quote
 
-__all__ = ["MultiTaskModel", "build_head", "mean_pool", "prototype_head"]
+__all__ = ["MultiTaskModel", "build_head", "mean_pool", "prototype_head", "task_loss"]
 
 
 def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
@@ -37,12 +37,12 @@ def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
 
 def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str | int) -> nn.Module:
     """The head of a task, initialised from (seed, task name) alone, so other tasks do not move it."""
-    with torch.random.fork_rng(devices=[]), blame(task, "task"):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head", name, *purpose))
         head: object = task.build_head(hidden_size)
     if not isinstance(head, nn.Module):
         message = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
-        raise PluginError(supplier(task, "task"), message)
+        raise fault(task, message)
     return head
 
 
@@ -53,6 +53,17 @@ def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
     classes = len(task.objective.classes)
     means = torch.zeros(classes, vectors * model.hidden_size)
     return PrototypeHead(means, binary=(task.objective.outputs or 0) < classes)
+
+
+def task_loss(task: Task, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the objective's loss of a task's outputs; `name` is what the recipe calls the task.
+
+    Raises PluginError where the outputs do not suit the objective, which says so by ValueError.
+    """
+    try:
+        return task.objective.loss(outputs, labels)
+    except ValueError as error:
+        raise fault(task, f"loss for task '{name}': {error}") from error
 
 
 class Heads(nn.Module):
@@ -139,5 +150,5 @@ class MultiTaskModel(nn.Module):
         pooled = self.pooled(task, packed)
         with blame(self.tasks[task], "task"):
             outputs: Tensor = self.heads[task](pooled)
-            self.check_shapes(supplier(self.tasks[task], "task"), task)
+            self.check_shapes(supplier(self.tasks[task]), task)
         return outputs

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mtmeta.core.api.contracts import Metric
 from mtmeta.core.errors import PluginError
-from mtmeta.core.registry.blame import accused
+from mtmeta.core.registry.guard import accused
 from mtmeta.core.rng import derive
 
 __all__ = ["DRAWS", "Difference", "difference", "difference_draws", "on_resamples", "over_seeds"]

@@ -30,10 +30,10 @@ from mtmeta.core.api.optimizers import set_lr
 from mtmeta.core.api.schedules import Plateau, PlateauState
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed
-from mtmeta.core.errors import CheckpointError, DivergedError, PluginError
+from mtmeta.core.errors import CheckpointError, DivergedError
 from mtmeta.core.machine import Heap, memory_errors
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.registry.blame import blame, supplier
+from mtmeta.core.registry.guard import fault, supplier
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.checkpoint import Checkpoints
@@ -133,9 +133,8 @@ class Trainer:
         learner.begin_step(self.step)
         lr = self._set_lr()
         try:
-            with blame(recipe.algorithm, "algorithm"):
-                recipe.algorithm.backward(learner, self.feed)
-                learner.model.check_shapes(supplier(recipe.algorithm, "algorithm"))
+            recipe.algorithm.backward(learner, self.feed)
+            learner.model.check_shapes(supplier(recipe.algorithm))
             self._check_budget()
             learner.check_losses()
             norm = self._clip()
@@ -164,7 +163,7 @@ class Trainer:
         if self.budget is not None and self.learner.examples > self.budget:
             algorithm = self.recipe.algorithm
             message = f"algorithm '{algorithm.name}' reads more than could be counted before training"
-            raise PluginError(supplier(algorithm, "algorithm"), f"{message}; give training.steps instead of a budget")
+            raise fault(algorithm, f"{message}; give training.steps instead of a budget")
 
     def _set_lr(self) -> float:
         factor = self.recipe.schedule.factor(self.step, self.steps)
@@ -178,7 +177,7 @@ class Trainer:
         grads = [p.grad for p in self.learner.parameters.values() if p.grad is not None]
         if not grads:
             message = f"algorithm '{self.recipe.algorithm.name}' left no gradient at meta-step {self.step + 1}"
-            raise PluginError(supplier(self.recipe.algorithm, "algorithm"), message)
+            raise fault(self.recipe.algorithm, message)
         norm = float(norm_of(grads))
         if not math.isfinite(norm):
             tasks = ", ".join(f"'{task}'" for task in dict.fromkeys(task for task, *_ in self.learner.losses))

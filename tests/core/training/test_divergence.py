@@ -18,8 +18,8 @@ import mtmeta
 from mtmeta.cli.errors import unforeseen
 from mtmeta.core.errors import DivergedError, MachineError, PluginError, out_of_memory
 from mtmeta.core.machine import order_errors
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.registry.discovery import Plugin
+from mtmeta.core.registry.guard import blame
 from mtmeta.core.training import evaluation as evaluate
 from mtmeta.core.training import learner
 from mtmeta.core.training.learner import Learner

@@ -1,0 +1,259 @@
+"""Foreign code under guard: whatever a plugin's part raises or returns comes as one error that names the plugin.
+
+The registry guards every part of another package once, when it takes it up. So core calls parts as if they were its
+own, and a bug of ours stays a traceback while a plugin's is one line.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+import types
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, cast
+
+from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
+from mtmeta.core.api.objectives import Objective
+from mtmeta.core.errors import MtmetaError, PluginError, out_of_memory
+from mtmeta.core.registry.discovery import Plugin
+from mtmeta.core.wording import quote, told
+
+__all__ = ["KINDS", "accused", "blame", "fault", "guard", "guard_metric", "plugin_of", "supplier", "unguarded"]
+
+KINDS: dict[str, type[Any]] = {
+    "task": Task,
+    "algorithm": Algorithm,
+    "backbone": Backbone,
+    "sampler": Sampler,
+    "metric": Metric,
+    "reporter": Reporter,
+}
+
+
+# ----------------------------------------------------------------------------------------------- whom messages name
+
+
+def plugin_of(part: Any) -> Plugin | None:
+    """Return the plugin that a part came from; None for one that no registry has taken up."""
+    plugin = getattr(part, "_supplier", None)
+    return plugin if isinstance(plugin, Plugin) else None
+
+
+def accused(part: Any) -> str:
+    """Return the plugin of a part as messages name it; empty for a part of our own."""
+    plugin = plugin_of(part)
+    return str(plugin) if plugin is not None and plugin.foreign else ""
+
+
+def supplier(part: Any) -> str:
+    """Return who is to be named for a part's fault: its plugin, or the part itself where no plugin is known."""
+    kind = next(kind for kind, base in KINDS.items() if isinstance(part, base))
+    return str(plugin_of(part) or f"{kind} {quote(part.name)}")
+
+
+def fault(part: Any, message: str) -> PluginError:
+    """Make the error for what a part did wrong, in the name of its supplier."""
+    return PluginError(supplier(part), message)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Accusation:
+    """Who is to be named for what is raised within, beside errors of ours."""
+
+    plugin: Plugin
+    kind: str
+    name: str
+
+    @contextmanager
+    def __call__(self, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Turn exceptions into PluginError, but for those `passing`, which are answers."""
+        answers: tuple[type[BaseException], ...] = (MtmetaError, KeyboardInterrupt, GeneratorExit, *passing)
+        try:
+            yield
+        except answers:
+            raise
+        except BaseException as error:  # a plugin's sys.exit() would end the run without a word
+            if out_of_memory(error):
+                raise  # too large a batch is no plugin's fault
+            raise PluginError(str(self.plugin), f"{self.kind} {quote(self.name)} raised {told(error)}") from error
+
+
+@contextmanager
+def blame(part: Any, kind: str) -> Iterator[None]:
+    """Turn an exception of a foreign `part` into a PluginError; a built-in's is a bug and passes through.
+
+    For code of a part that its contract does not reach, such as the forward of a head; all else is under guard.
+    """
+    plugin = plugin_of(part)
+    with Accusation(plugin, kind, part.name)() if plugin and plugin.foreign else nullcontext():
+        yield
+
+
+# ------------------------------------------------------------------------------------------------ parts under guard
+
+# by method of an objective, the exceptions that are answers and no faults; whoever calls says what they mean
+_PASSING: dict[str, tuple[type[Exception], ...]] = {"parse": (ValueError,), "loss": (ValueError,)}
+_OBJECTIVE = ("outputs", "classes", "parse", "show", "loss", "decode", "probabilities")
+
+
+def guard(part: type[Any], kind: str, plugin: Plugin) -> None:
+    """Put all that the contract of a foreign part asks for under guard, in its class; again does no harm."""
+    accuse = Accusation(plugin, kind, part.name)
+    base: Any = KINDS[kind]
+    for name in _contract(base):
+        if name in getattr(part, "__dataclass_fields__", {}):
+            continue
+        value = inspect.getattr_static(part, name)
+        finish = functools.partial(_FINISH.get((kind, name), _lines if name == "about" else _as_it_is), accuse)
+        guarded = _guarded(value, accuse, finish)
+        if name == "objective" and guarded is value:  # a constant
+            refused = property(_calling(lambda self, value=value: value, accuse, finish))
+            guarded = finish(value) if isinstance(value, Objective) else refused
+        if guarded is not value:
+            setattr(part, name, guarded)
+
+
+def unguarded(kind: type[Any]) -> type[Any]:
+    """Return the class that a guarded one stands for."""
+    original: type[Any] = kind.__dict__.get("_guards", kind)
+    return original
+
+
+def guard_metric(metric: Metric, plugin: Plugin) -> Metric:
+    """Make the same metric, whose errors name its plugin."""
+
+    def function(labels: Any, predictions: Any) -> float:
+        with Accusation(plugin, "metric", metric.name)():
+            # copies: whatever it does to them, the next metric and the next evaluation see the true ones
+            return float(metric.function(copy.copy(labels), copy.copy(predictions)))
+
+    with suppress(Exception):  # it may be any object, with any idea of what its attributes are
+        functools.update_wrapper(function, metric.function)
+    function._supplier = plugin  # type: ignore[attr-defined]  # a Metric itself has no room for it
+    return dataclasses.replace(metric, function=function)
+
+
+@functools.cache
+def _contract(base: Any) -> tuple[str, ...]:
+    """Names of the methods and properties that plugins implement for a base class."""
+    named = {name: value for kind in reversed(base.__mro__[:-1]) for name, value in vars(kind).items()}
+    members = (types.FunctionType, property, classmethod)
+    return tuple(name for name, value in named.items() if not name.startswith("_") and isinstance(value, members))
+
+
+def _guarded(value: Any, accuse: Accusation, finish: Callable[[Any], Any], passing: tuple[Any, ...] = ()) -> Any:
+    """Put a function, property, class or static method under guard; anything else is as good as a constant."""
+    if isinstance(value, property):
+        return property(_calling(value.fget, accuse, finish), value.fset, value.fdel, value.__doc__)
+    if isinstance(value, functools.cached_property):
+        guarded = functools.cached_property(_calling(value.func, accuse, finish))
+        guarded.attrname = value.attrname
+        return guarded
+    if isinstance(value, classmethod | staticmethod):
+        return type(value)(_calling(value.__func__, accuse, finish))
+    return _calling(value, accuse, finish, passing) if isinstance(value, types.FunctionType) else value
+
+
+def _calling(
+    function: Any, accuse: Accusation, finish: Callable[[Any], Any], passing: tuple[type[Exception], ...] = ()
+) -> Callable[..., Any]:
+    """Make the function under guard; of one that is already, in the name of whoever's class it is in now."""
+    function = getattr(function, "_unguarded", function)
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        with accuse(passing=passing):
+            return finish(function(*arguments, **options))
+
+    guarded._unguarded = function  # type: ignore[attr-defined]
+    return guarded
+
+
+# ------------------------------------------------------------------- what parts return, to be used without a question
+
+
+def _as_it_is(accuse: Accusation, value: Any) -> Any:
+    return value
+
+
+def _iterated(accuse: Accusation, values: Any) -> Iterator[Any]:
+    """Guard what is raised while `values` are gone through, as a generator's code is."""
+    iterator = iter(values)
+
+    def go_through() -> Iterator[Any]:
+        with accuse():
+            yield from iterator
+
+    return go_through()
+
+
+def _remarks(accuse: Accusation, values: Any) -> Iterator[tuple[str, str]]:
+    return _iterated(accuse, ((str(option), str(message)) for option, message in values))
+
+
+def _objective(accuse: Accusation, objective: Any) -> Any:
+    """Make a copy of a foreign task's objective, of whatever class, with its methods under guard."""
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective is {objective!r}, expected a mtmeta.Objective")
+    guarded, original = copy.copy(objective), cast(Hashable, unguarded(type(objective)))
+    object.__setattr__(guarded, "__class__", _objective_class(original, accuse))
+    return guarded
+
+
+@functools.lru_cache(maxsize=256)
+def _objective_class(kind: Any, accuse: Accusation) -> type[Any]:
+    keep = functools.partial(_as_it_is, accuse)
+    values = {name: inspect.getattr_static(kind, name) for name in _OBJECTIVE}
+    members = {name: _guarded(value, accuse, keep, _PASSING.get(name, ())) for name, value in values.items()}
+    about = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), {**members, **about, "_guards": kind})
+
+
+def _tasks_in_groups(accuse: Accusation, groups: Iterable[Sequence[str]]) -> list[list[str]]:
+    return [list(group) for group in groups]
+
+
+def _numbers(accuse: Accusation, numbers: Any) -> dict[str, float]:
+    return {str(name): float(number) for name, number in dict(numbers).items()}
+
+
+def _lines(accuse: Accusation, lines: Iterable[Any]) -> list[str]:
+    return [str(line) for line in lines]
+
+
+class _Reporting(AbstractContextManager[Any]):
+    """A reporter's context, the handler in it, and its way out, all under guard."""
+
+    def __init__(self, accuse: Accusation, context: Any) -> None:
+        self._accuse, self._context = accuse, context
+
+    def __enter__(self) -> Callable[[Any], None]:
+        with self._accuse():
+            handle = self._context.__enter__()
+
+        def guarded(event: Any) -> None:
+            with self._accuse():
+                handle(event)
+
+        return guarded
+
+    def __exit__(self, *raised: Any) -> None:
+        with self._accuse():
+            self._context.__exit__(*raised)  # what it returns may not hide the exception
+
+
+_FINISH: dict[tuple[str, str], Callable[[Accusation, Any], Any]] = {
+    ("task", "read"): _iterated,
+    ("task", "sample"): _iterated,
+    ("task", "check"): _remarks,
+    ("task", "objective"): _objective,
+    ("algorithm", "check"): _remarks,
+    ("algorithm", "groups"): _tasks_in_groups,
+    ("algorithm", "parameters"): _numbers,
+    ("sampler", "check"): _remarks,
+    ("sampler", "probabilities"): _numbers,
+    ("reporter", "open"): _Reporting,
+}
