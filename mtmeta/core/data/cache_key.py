@@ -54,9 +54,9 @@ def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone 
         return None
     for part in (task, task.objective, tokenizer):
         for kind in type(part).__mro__[:-1]:
-            if "<locals>" in kind.__qualname__ or not (found := list(_sources(kind))):
+            if "<locals>" in kind.__qualname__ or not (files_of_class := list(_sources(kind))):
                 return None  # a function's class may depend on what the function was given
-            sources.append((kind.__module__, kind.__qualname__, found))
+            sources.append((kind.__module__, kind.__qualname__, files_of_class))
     return hashlib.sha256(f"{text}\x1f{sources!r}".encode("utf-8", "surrogatepass")).hexdigest()[:40]
 
 

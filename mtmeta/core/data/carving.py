@@ -27,9 +27,9 @@ Hashes = NDArray[np.uint64]
 
 def _mix(values: Hashes) -> Hashes:
     """A bijection of 64-bit numbers that looks random (the finaliser of SplitMix64, Steele et al. 2014)."""
-    made = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    made = (made ^ (made >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return made ^ (made >> np.uint64(31))
+    mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def example_hashes(texts: Hashes) -> Hashes:
@@ -46,11 +46,11 @@ def carved(texts: Hashes, strata: NDArray[np.int64], carve: Carve) -> NDArray[np
     start = np.uint64(derive(carve.seed or 0, "dev"))
     members, hashes = _groups(texts, carve.together)
     keys = _mix(hashes ^ start)  # of every group
-    sizes, found = np.bincount(members, minlength=len(keys)), np.full(len(keys), np.iinfo(np.int64).max)
-    np.minimum.at(found, members, strata)  # a group counts where its least stratum is
+    sizes, stratum_of = np.bincount(members, minlength=len(keys)), np.full(len(keys), np.iinfo(np.int64).max)
+    np.minimum.at(stratum_of, members, strata)  # a group counts where its least stratum is
     chosen = np.zeros(len(keys), dtype=bool)
-    for stratum in np.unique(found).tolist():
-        here = np.flatnonzero(found == stratum)
+    for stratum in np.unique(stratum_of).tolist():
+        here = np.flatnonzero(stratum_of == stratum)
         here = here[np.argsort(keys[here], kind="stable")]
         chosen[here[_take(sizes[here].tolist(), carve.fraction)]] = True
     return chosen[members]
@@ -94,14 +94,14 @@ def _take(sizes: Sequence[int], fraction: float) -> list[int]:
 
 def carved_digest(sha256: str, carve: Carve, rows: NDArray[np.int64]) -> str:
     """SHA-256 that stands for a carved split in the lock: of the file's own, of the options and the rows chosen."""
-    found: Any = hashlib.sha256(f"{sha256} {sorted(asdict(carve).items())} ".encode())
-    found.update(rows.astype("<i8").tobytes())
-    return str(found.hexdigest())
+    digest: Any = hashlib.sha256(f"{sha256} {sorted(asdict(carve).items())} ".encode())
+    digest.update(rows.astype("<i8").tobytes())
+    return str(digest.hexdigest())
 
 
 def carvings(tasks: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:
     """What the lock says under `carved`: of each such dev split from what, how, and how many `rows`; nothing if there
     is none."""
     taken = [(name, task) for name, task in tasks.items() if isinstance(task.dev, Carve) and name in rows]
-    found = {name: {"from": task.train, **asdict(task.dev), "rows": rows[name]} for name, task in taken}
-    return {"carved": found} if found else {}
+    described = {name: {"from": task.train, **asdict(task.dev), "rows": rows[name]} for name, task in taken}
+    return {"carved": described} if described else {}

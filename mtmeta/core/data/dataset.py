@@ -15,14 +15,10 @@ from mtmeta.core.data.tokens import BLOCK, Ids, append_names, ramp
 from mtmeta.core.storage.cache import Cache, Entry, Writer
 from mtmeta.core.tables.data_file import BadRow
 
-__all__ = ["QUANTILES", "UNCACHED", "Dataset", "Texts", "TokenStore", "select"]
+__all__ = ["QUANTILES", "UNCACHED", "Dataset", "Texts", "TokenStore", "bad_rows_of", "dataset_of", "select"]
 
 Texts = LoadedBackbone | LoadedTokenizer
-
-
 QUANTILES = 5  # strata of regression labels
-
-
 UNCACHED = Cache(None)
 
 
@@ -82,7 +78,8 @@ class Dataset:
         return example_hashes(self.texts)
 
 
-def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dataset:
+def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dataset:
+    """Make the dataset whose arrays are an entry of the cache."""
     arrays, meta = entry.arrays, entry.meta
     stores = tuple(
         TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"], arrays.get(f"full-{i}"))
@@ -100,7 +97,7 @@ def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dat
         stores=stores,
         skipped=meta["skipped"],
         truncated=int(arrays["cut"].sum(dtype=np.int64)),
-        bad=_bad(entry),
+        bad=bad_rows_of(entry),
         kinds=meta["kinds"],
         sha256=sha256,
         whole=meta["whole"],
@@ -109,7 +106,8 @@ def _dataset(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dat
     )
 
 
-def _bad(entry: Entry) -> tuple[BadRow, ...]:
+def bad_rows_of(entry: Entry) -> tuple[BadRow, ...]:
+    """Return the first of the rows that were left out, by line."""
     return tuple(BadRow(line, reason) for line, reason in entry.meta["bad"])
 
 
@@ -134,4 +132,4 @@ def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
         bad = [[row.line, row.reason] for row in data.bad]
         return {"skipped": data.skipped, "bad": bad, "whole": data.whole, "kinds": dict(data.kinds)}
 
-    return _dataset(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)
+    return dataset_of(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)

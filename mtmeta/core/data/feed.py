@@ -58,7 +58,7 @@ class Stream:
     def take(self) -> NDArray[np.int64]:
         """Indices of the next batch. Batches do not cross epochs; the last one of an epoch may be short."""
         indices, self.epoch, self.offset = self.at(self.epoch, self.offset)
-        self._count(len(indices))
+        self.count(len(indices))
         return indices
 
     def at(self, epoch: int, offset: int) -> tuple[NDArray[np.int64], int, int]:
@@ -85,10 +85,11 @@ class Stream:
         query = np.array([i for i in parts[-1] if self.dataset.ids[i] not in seen], dtype=np.int64)
         if not len(query):
             raise DataError(self.dataset.file, f"task '{self.name}': ids repeat so often that no query example is left")
-        self._count(sum(map(len, parts[:-1])) + len(query), batches=support + 1)
+        self.count(sum(map(len, parts[:-1])) + len(query), batches=support + 1)
         return parts[:-1], query
 
-    def _count(self, examples: int, batches: int = 1) -> None:
+    def count(self, examples: int, batches: int = 1) -> None:
+        """Count what was read."""
         self.examples += examples
         self.batches += batches
 

@@ -19,7 +19,7 @@ from mtmeta.core.api.contracts import Example, Task
 from mtmeta.core.api.option_types import SAMPLE, Carve
 from mtmeta.core.data.cache_key import cache_key
 from mtmeta.core.data.carving import carved, carved_digest
-from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, Texts, _bad, _dataset, select
+from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, Texts, bad_rows_of, dataset_of, select
 from mtmeta.core.data.examples import bad_rows, write_examples
 from mtmeta.core.data.tokens import BLOCK, append_names, append_tokens
 from mtmeta.core.errors import DataError
@@ -56,34 +56,49 @@ def load_split(
             f"task '{name}'", f"has no {split} file; add '{split}:' to the recipe or pass --file {name}=PATH"
         )
     if path is None and isinstance(task.dev, Carve) and split in ("train", "dev"):
-        bare = replace(task, dev=None)
-        asked, held = (bare, options, root), cache.held
-        whole = held[1] if held and held[0] == asked else None
-        if whole is None:
-            whole = load_split(name, bare, "train", options, root, backbone, cache=cache)
-        # dev is asked for right after train, and nothing keeps a file that has no key
-        cache.held = (asked, whole) if split == "train" and cache is not UNCACHED else None
-        return _carve(replace(whole, task=name), task.dev, split)
+        return _load_carved(name, task, task.dev, split, options, root, backbone, cache, sources)
     strict = options.on_bad_rows == "error"
     if given == SAMPLE:
-        found = list(task.sample(split))
-        digest = hashlib.sha256(repr(found).encode()).hexdigest()
-        made = from_examples(name, task, split, found, backbone, strict=strict)
-        made = replace(made, sha256=digest)
+        examples = list(task.sample(split))
+        digest = hashlib.sha256(repr(examples).encode()).hexdigest()
+        dataset = replace(from_examples(name, task, split, examples, backbone, strict=strict), sha256=digest)
     else:
         dialect = task.dialect or Dialect(**{key: getattr(options, key) for key in Dialect.__dataclass_fields__})
-        if is_remote(given):
-            place = (sources or Sources()).file(given)
-        elif path is not None:
-            place = Path(given)  # the user's own, recipe paths live under data_root
-        elif Path(root).is_dir():
-            place = Path(root) / given
-        else:
-            raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
-        file = DataFile(place, dialect)
-        made = _load_file(name, task, split, file, backbone, cache, strict=strict)
-    _check_classes(task, split, made)
-    return made
+        # a path of the user's own is as it stands, recipe paths live under data_root
+        place = _place(given, root, sources) if path is None or is_remote(path) else Path(path)
+        dataset = _load_file(name, task, split, DataFile(place, dialect), backbone, cache, strict=strict)
+    _check_classes(task, split, dataset)
+    return dataset
+
+
+def _place(given: str, root: str, sources: Sources | None) -> Path:
+    if is_remote(given):
+        return (sources or Sources()).file(given)
+    if not Path(root).is_dir():
+        raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
+    return Path(root) / given
+
+
+def _load_carved(
+    name: str,
+    task: Task,
+    carve: Carve,
+    split: str,
+    options: DataOptions,
+    root: str,
+    backbone: Texts,
+    cache: Cache,
+    sources: Sources | None,
+) -> Dataset:
+    """Load the training file and take from it the dev split, or the rest."""
+    bare = replace(task, dev=None)
+    asked, held = (bare, options, root), cache.held
+    whole = held[1] if held and held[0] == asked else None
+    if whole is None:
+        whole = load_split(name, bare, "train", options, root, backbone, cache=cache, sources=sources)
+    # dev is asked for right after train, and nothing keeps a file that has no key
+    cache.held = (asked, whole) if split == "train" and cache is not UNCACHED else None
+    return _carve(replace(whole, task=name), carve, split)
 
 
 def _load_file(
@@ -104,16 +119,16 @@ def _load_file(
 
         entry = cache.put(key, fill)
     elif strict and entry.meta["skipped"]:
-        raise bad_rows(str(file.path), _bad(entry), entry.meta["skipped"])
-    return _dataset(name, split, str(file.path), entry, digest)
+        raise bad_rows(str(file.path), bad_rows_of(entry), entry.meta["skipped"])
+    return dataset_of(name, split, str(file.path), entry, digest)
 
 
 def _state(file: DataFile) -> tuple[int, ...]:
     try:
-        found = os.stat(file.path)
+        status = os.stat(file.path)
     except OSError as error:
         raise DataError(str(file.path), f"cannot be read ({error.strerror})") from None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def from_examples(
@@ -121,7 +136,7 @@ def from_examples(
 ) -> Dataset:
     """A dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
     entry = in_memory(lambda writer: write_examples(writer, task, SAMPLE, examples, backbone, strict=strict))
-    return _dataset(name, split, SAMPLE, entry, "")
+    return dataset_of(name, split, SAMPLE, entry, "")
 
 
 def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str], backbone: LoadedBackbone) -> Dataset:
@@ -135,17 +150,17 @@ def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str]
         writer.append("cut", cut)
         return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
-    return _dataset(name, "predict", "", in_memory(fill), "")
+    return dataset_of(name, "predict", "", in_memory(fill), "")
 
 
-def _check_classes(task: Task, split: str, made: Dataset) -> None:
+def _check_classes(task: Task, split: str, dataset: Dataset) -> None:
     classes = task.objective.classes
-    if split != "train" or len(classes) < 2 or len(made) < 2:
+    if split != "train" or len(classes) < 2 or len(dataset) < 2:
         return
-    same = made.labels[0]
-    if (made.labels[:BLOCK] == same).all() and (made.labels == same).all():  # a glance nearly always settles it
+    same = dataset.labels[0]
+    if (dataset.labels[:BLOCK] == same).all() and (dataset.labels == same).all():  # a glance nearly always settles it
         label = classes[int(same)]
-        raise DataError(made.file, f"all {len(made)} labels are {quote(label)}; there is nothing to learn")
+        raise DataError(dataset.file, f"all {len(dataset)} labels are {quote(label)}; there is nothing to learn")
 
 
 def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
@@ -160,6 +175,6 @@ def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
         raise DataError(whole.file, message)
     if split == "train":
         return select(whole, np.flatnonzero(~in_dev))
-    made = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows))
-    made = replace(made, skipped=0, bad=(), kinds={})  # told of train, whose file it is
-    return replace(made, labels=made.labels.copy())
+    dev = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows))
+    dev = replace(dev, skipped=0, bad=(), kinds={})  # told of train, whose file it is
+    return replace(dev, labels=dev.labels.copy())

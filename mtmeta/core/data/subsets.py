@@ -16,16 +16,16 @@ SCANNED = 2**20  # hashes looked at once
 def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Which of `hashes` stand in `others` too. Only `hashes` are held in memory at once."""
     wanted = np.unique(hashes)
-    found = np.zeros(len(wanted), dtype=bool)
+    is_shared = np.zeros(len(wanted), dtype=bool)
     begins = np.zeros(2**16, dtype=bool)  # how any of them begins: sorts out most of the others at once
     begins[wanted >> np.uint64(48)] = True
     for start in range(0, len(others) if len(wanted) else 0, SCANNED):
         block = others[start : start + SCANNED]
         block = block[begins[block >> np.uint64(48)]]
         at = np.searchsorted(wanted, block).clip(max=len(wanted) - 1)
-        found[at[wanted[at] == block]] = True
-    made: NDArray[np.bool_] = found[np.searchsorted(wanted, hashes)]
-    return made
+        is_shared[at[wanted[at] == block]] = True
+    result: NDArray[np.bool_] = is_shared[np.searchsorted(wanted, hashes)]
+    return result
 
 
 def overlap(train: Dataset, other: Dataset) -> int:
@@ -65,5 +65,5 @@ def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:
         ranks = np.empty(len(labels), dtype=np.int64)
         ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
         labels = (ranks * QUANTILES // len(labels)).astype(np.float64)
-    found = labels.astype(np.int64)
-    return {label: np.flatnonzero(found == label) for label in np.unique(found).tolist()}
+    stratum_of = labels.astype(np.int64)
+    return {label: np.flatnonzero(stratum_of == label) for label in np.unique(stratum_of).tolist()}

@@ -72,8 +72,8 @@ def hashes(*columns: Sequence[str]) -> NDArray[np.uint64]:
 
     Letter case, punctuation and spacing do not count: two texts of the same words are duplicates of each other.
     """
-    made = [b"".join(blake2b(_encode(_words(text)), digest_size=8).digest() for text in texts) for texts in columns]
-    return np.stack([np.frombuffer(column, dtype="<u8") for column in made], axis=1).astype(np.uint64)
+    digests = [b"".join(blake2b(_encode(_words(text)), digest_size=8).digest() for text in texts) for texts in columns]
+    return np.stack([np.frombuffer(column, dtype="<u8") for column in digests], axis=1).astype(np.uint64)
 
 
 def _words(text: str) -> str:
@@ -129,29 +129,29 @@ def _append(writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int,
     """Append sequences that are made of the parts in order; ids alone stand in every sequence."""
     sizes = [part.kept if isinstance(part, _Part) else np.int64(len(part)) for part in parts]
     totals: Ints = np.sum(np.broadcast_arrays(*sizes), axis=0, dtype=np.int64)
-    made = np.empty(totals.sum(), dtype=np.int64)
+    ids = np.empty(totals.sum(), dtype=np.int64)
     at = np.cumsum(totals) - totals  # where the next part of each sequence goes
     for part, size in zip(parts, sizes, strict=True):
         if isinstance(part, _Part):
-            made[ramp(at, part.kept)] = part.taken()
+            ids[ramp(at, part.kept)] = part.taken()
         else:
             for offset, number in enumerate(part):
-                made[at + offset] = number
+                ids[at + offset] = number
         at = at + size
     vocabulary = getattr(tokenizer, "size", None)
     dtype = np.uint16 if isinstance(vocabulary, int) and vocabulary <= 2**16 else np.int32
     limit = np.iinfo(dtype).max
-    if len(made) and not 0 <= made.min() <= made.max() <= limit:
-        raise ValueError(f"token ids from {made.min()} to {made.max()}, expected 0 to {limit}")
-    writer.append(f"ids-{store}", made.astype(dtype))
+    if len(ids) and not 0 <= ids.min() <= ids.max() <= limit:
+        raise ValueError(f"token ids from {ids.min()} to {ids.max()}, expected 0 to {limit}")
+    writer.append(f"ids-{store}", ids.astype(dtype))
     writer.append_lengths(f"offsets-{store}", totals)
 
 
 def ramp(starts: Ints, lengths: Ints) -> Ints:
     """Every index of the runs that start at `starts` [N], one run after the other [S]."""
     ends = np.cumsum(lengths)
-    made: Ints = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
-    return made
+    indices: Ints = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+    return indices
 
 
 def _lengths(values: Sequence[Any]) -> Ints:

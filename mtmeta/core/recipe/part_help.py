@@ -86,7 +86,7 @@ def part_lines(described: Mapping[str, Any]) -> list[str]:
 def describe_plugins(registry: Registry) -> dict[str, Any]:
     """Each plugin with what it provides or why it is broken, and which are in conflict."""
     rows = []
-    for plugin in registry.plugins.found:
+    for plugin in registry.plugins.all:
         provides = {kind: [part.name for part in parts] for kind, parts in plugin.parts.items() if parts}
         row = {"plugin": plugin.name, "distribution": plugin.distribution, "version": plugin.version}
         rows.append({**row, "provides": {} if plugin.broken else provides, "broken": plugin.broken})

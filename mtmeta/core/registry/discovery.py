@@ -60,13 +60,13 @@ class Plugin:
 
 @dataclass
 class Plugins:
-    """All plugins found, in a fixed order: the built-ins, then entry points by distribution and name."""
+    """All plugins found, in a fixed order: the built-ins, then those of entry points by distribution and name."""
 
-    found: list[Plugin]
+    all: list[Plugin]
 
     @property
     def broken(self) -> list[Plugin]:
-        return [plugin for plugin in self.found if plugin.broken]
+        return [plugin for plugin in self.all if plugin.broken]
 
 
 def load_plugins(
@@ -85,11 +85,11 @@ def load_plugins(
     manager = pluggy.PluginManager("mtmeta")
     manager.add_hookspecs(hookspecs)
     version = importlib.metadata.version("mtmeta")
-    found = []
+    plugins = []
     for module in DEFAULT_PLUGINS:
         plugin = Plugin(module.rpartition(".")[2], version, "mtmeta")
         _enter(manager, plugin, functools.partial(importlib.import_module, module), warn)
-        found.append(plugin)
+        plugins.append(plugin)
 
     points = _entry_points(warn)
     known = sorted({name for point, distribution, _ in points for name in (point.name, distribution)})
@@ -103,8 +103,8 @@ def load_plugins(
             continue
         plugin = Plugin(point.name, version, distribution)
         _enter(manager, plugin, point.load, warn)
-        found.append(plugin)
-    return Plugins(found)
+        plugins.append(plugin)
+    return Plugins(plugins)
 
 
 EntryPoint = tuple[importlib.metadata.EntryPoint, str, str]  # and its distribution's name and version
@@ -173,12 +173,12 @@ def _module(loaded: Any) -> str:
 
 def culprit(error: BaseException) -> str:
     """The plugin whose code was running when `error` was raised, or that had called what raised it; else empty."""
-    found = ""
+    name = ""
     trace = error.__traceback__
     while trace is not None:  # outermost first: the last one found is the nearest to the fault
-        found = _MODULES.get(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0], found)
+        name = _MODULES.get(str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0], name)
         trace = trace.tb_next
-    return found
+    return name
 
 
 def _check_marked(manager: pluggy.PluginManager, loaded: Any) -> None:

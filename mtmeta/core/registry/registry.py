@@ -39,7 +39,7 @@ class Registry:
     def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
         self._parts: dict[str, dict[str, list[Supplied]]] = {kind: {} for kind in KINDS}
-        for plugin in plugins.found:
+        for plugin in plugins.all:
             if not plugin.broken:
                 self._add(plugin)
 

@@ -94,8 +94,7 @@ def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, se
     """
     learner, feed = trainer.learner, trainer.feed
     trainer.budget = None  # the warm-up is no part of it
-    learner.model.train()
-    trainer._started = time.perf_counter()
+    trainer.start()
     learner.begin_step(0)
     with memory_errors("the probe", "lower batch_size or max_length"):
         for task in feed.tasks:
@@ -106,9 +105,7 @@ def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, se
         before = dict(learner.read)
         trainer.step = step
         at = time.perf_counter()
-        with memory_errors(f"meta-step {step + 1}", "lower batch_size or max_length"):
-            trainer._one_step()
-        trainer._heap.after_step()
+        trainer.make_step()
         found.seconds.append(time.perf_counter() - at)
         found.reads.append({task: count - before.get(task, 0) for task, count in learner.read.items()})
         if time.perf_counter() - began > seconds and len(found.seconds) > 1:

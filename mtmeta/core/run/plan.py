@@ -182,7 +182,7 @@ class _Plan(_Training):
             else:
                 evaluating, scoring = self._evaluating(trainer, names)
                 if all(any(read.get(name) for read in measured.reads) for name in names):
-                    optimizer = sum(tensor.nbytes for tensor in trainer._optimizer_tensors().values())
+                    optimizer = sum(tensor.nbytes for tensor in trainer.optimizer_tensors().values())
         own = (p for name, p in trainer.learner.parameters.items() if name.startswith(("heads.", "algorithm.")))
         return _Group(
             tasks=names,
@@ -193,7 +193,7 @@ class _Plan(_Training):
             evaluate_every=trainer.evaluate_every,
             evaluating=evaluating,
             scoring=scoring,
-            weights=sum(tensor.nbytes for tensor in trainer._weights().values()),
+            weights=sum(tensor.nbytes for tensor in trainer.weights().values()),
             optimizer=optimizer,
             own_parameters=sum(parameter.numel() for parameter in own),
         )

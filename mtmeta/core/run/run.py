@@ -35,6 +35,7 @@ from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training.budget import share_of, steps_on_budget
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.trainer import Trainer
 
 __all__ = ["run"]
@@ -155,7 +156,7 @@ class _Training(Session):
                 if path is not None:
                     trainer.restore(*trainer.checkpoints.load(path, verified=True))
                 # without a checkpoint the run starts over, and what it had found until then is no longer its own
-                trainer.checkpoints.go_back(trainer.step, trainer.links, trainer.is_scheduled)
+                trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
                 if not finished:
                     self._announce(trainer, steps, recorded, emit)
                 told = (trainer.group, trainer.step) in recorded.checkpoints
@@ -214,6 +215,7 @@ class _Training(Session):
         if (epochs and name not in self.budgeted) or every == "epoch":
             per_epoch = self._steps_per_epoch(feed)
         feed.steps = steps = self.budgeted.get(name) or recipe.training.steps or (epochs or 0) * per_epoch
+        checkpoints = self.checkpoints(group)
         learner = Learner(
             model,
             seed=recipe.seed,
@@ -231,9 +233,16 @@ class _Training(Session):
             feed=feed,
             steps=steps,
             evaluate_every=every if isinstance(every, int) else per_epoch if every == "epoch" else steps,
-            selection={task: self.datasets[task, recipe.evaluation.select_on] for task in group},
-            metrics=self.metrics,
-            checkpoints=self.checkpoints(group),
+            selection=Selection(
+                options=recipe.evaluation,
+                group=name,
+                datasets={task: self.datasets[task, recipe.evaluation.select_on] for task in group},
+                metrics=self.metrics,
+                checkpoints=checkpoints,
+                seed=recipe.seed,
+                precision=self.precision,
+            ),
+            checkpoints=checkpoints,
             emit=emit,
             precision=self.precision,
             stop=self.stop,

@@ -48,13 +48,13 @@ def steps_on_budget(
 
     Raises as `steps_within` does.
     """
-    found: dict[str, int] = {}
+    steps: dict[str, int] = {}
     for group in groups if recipe.budget.examples is not None else ():
         tasks = {task: recipe.tasks[task] for task in group}
         train = {task: datasets[task] for task in group}
         parts = (recipe.algorithm, recipe.sampler, encoder, tasks, train, recipe.seed)
-        found["+".join(group)] = steps_within(share_of(recipe, group), *parts, numbers(group), recipe.budget.examples)
-    return found
+        steps["+".join(group)] = steps_within(share_of(recipe, group), *parts, numbers(group), recipe.budget.examples)
+    return steps
 
 
 def steps_within(
@@ -77,9 +77,7 @@ def steps_within(
     through without a model.
     """
     shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
-    given = f"{budget:,} example-forwards"
-    if whole not in (None, budget):
-        given = f"of {whole:,} example-forwards, the {budget:,} of task {', '.join(map(repr, tasks))}"
+    given = _in_words(budget, whole, tasks)
 
     @functools.cache
     def walk(steps: int) -> tuple[int, int]:
@@ -109,6 +107,12 @@ def steps_within(
     if steps == MOST_STEPS and walk(steps)[1] + first <= budget:
         raise RecipeError("budget.examples", too_much)
     return steps
+
+
+def _in_words(budget: int, whole: int | None, tasks: Mapping[str, Task]) -> str:
+    if whole in (None, budget):
+        return f"{budget:,} example-forwards"
+    return f"of {whole:,} example-forwards, the {budget:,} of task {', '.join(map(repr, tasks))}"
 
 
 def rehearse(
@@ -231,7 +235,7 @@ class _Counted(Feed):
         place = stream.epoch, stream.offset
         size = min(stream.batch_size, len(stream.dataset) - stream.offset)
         stream.offset += size
-        stream._count(size)
+        stream.count(size)
 
         def look_up() -> Sequence[str]:
             return [stream.dataset.ids[i] for i in stream.at(*place)[0]]

@@ -117,7 +117,7 @@ class Checkpoints:
                 if not link.exists():
                     raise CheckpointError(str(link), "no such checkpoint; has the run evaluated yet?")
                 _verify(link, BEST_FILES)
-                found = load_file(link / "model.safetensors")
+                weights = load_file(link / "model.safetensors")
             except (CheckpointError, OSError, SafetensorError) as error:
                 if self._links().get(name, "") != target:
                     continue  # a run that is under way has just found better ones
@@ -125,7 +125,7 @@ class Checkpoints:
                     raise
                 raise CheckpointError(str(link), f"cannot be read ({safe(str(error))})") from error
             if self._links().get(name, "") == target:
-                return found, _number(Path(target)) if target else 0
+                return weights, _number(Path(target)) if target else 0
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that verifies, its best weights too, and a line for what is damaged before it."""
@@ -159,11 +159,11 @@ class Checkpoints:
 
     def _links(self) -> dict[str, str]:
         """Where each link points."""
-        found = {}
+        targets = {}
         for path in sorted(self.folder.glob("best*")):
             with contextlib.suppress(OSError):  # no link, or gone by now
-                found[path.name] = os.readlink(path)
-        return found
+                targets[path.name] = os.readlink(path)
+        return targets
 
     def _newest_name(self) -> str:
         newest, _ = self.newest()
@@ -171,10 +171,10 @@ class Checkpoints:
 
     def _retain(self, step: int, scheduled: Callable[[int], bool]) -> None:
         """Of the checkpoints up to `step`, keep that one and the newest scheduled ones; and their best weights."""
-        found = {_number(path): path for path in self._steps() if _number(path) <= step}
-        regular = [number for number in found if scheduled(number)]
-        for number in sorted(found.keys() - {step, *regular[-self.keep :]}):
-            self._remove(found[number])
+        paths = {_number(path): path for path in self._steps() if _number(path) <= step}
+        regular = [number for number in paths if scheduled(number)]
+        for number in sorted(paths.keys() - {step, *regular[-self.keep :]}):
+            self._remove(paths[number])
         self._prune()
 
     def _prune(self) -> None:
@@ -260,11 +260,11 @@ def _verify(path: Path, needed: tuple[str, ...]) -> None:
         if Path(name).name != name:
             raise CheckpointError(str(path / MANIFEST), "names a file outside the checkpoint")
         try:
-            found = disk.fingerprint(path / name)
+            actual = disk.fingerprint(path / name)
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or safe(str(error))
             raise CheckpointError(str(path / name), f"cannot be read ({why})") from error
-        if found["size"] != size:
-            raise CheckpointError(str(path / name), f"damaged (size {safe(str(found['size']))} of {safe(str(size))})")
-        if found["sha256"] != sha256:
+        if actual["size"] != size:
+            raise CheckpointError(str(path / name), f"damaged (size {safe(str(actual['size']))} of {safe(str(size))})")
+        if actual["sha256"] != sha256:
             raise CheckpointError(str(path / name), "damaged (sha256 mismatch)")

@@ -77,18 +77,18 @@ def predict(
 ) -> Predictions:
     """Predictions of the dataset's task, in batches of sequences of like length, without dropout."""
     task = model.tasks[dataset.task]
-    found: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
+    outcomes: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
     with closing(forward(model, dataset, batch_tokens=batch_tokens, precision=precision)) as batches:
         for indices, chunk, outputs in batches:
             labels = chunk.labels.to(outputs.device, non_blocking=True)
             loss = checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), [])
-            made = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
-            found.append((indices, made.double(), loss * len(indices)))
+            decoded = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
+            outcomes.append((indices, decoded.double(), loss * len(indices)))
     values = np.empty(len(dataset), dtype=np.float64)
-    values[np.concatenate([indices for indices, _, _ in found])] = (
-        torch.cat([made for _, made, _ in found]).cpu().numpy()
+    values[np.concatenate([indices for indices, _, _ in outcomes])] = (
+        torch.cat([decoded for _, decoded, _ in outcomes]).cpu().numpy()
     )
-    mean = math.fsum(torch.stack([loss for *_, loss in found]).tolist()) / len(dataset)
+    mean = math.fsum(torch.stack([loss for *_, loss in outcomes]).tolist()) / len(dataset)
     if not math.isfinite(mean) or not np.isfinite(values).all():
         message = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
         raise DivergedError(accused(task), message)
@@ -121,12 +121,12 @@ def check_classes(task: Task, name: str, values: Array) -> None:
             raise fault(task, message)
 
 
-def checked(task: Task, name: str, message: str, made: object, shape: list[int]) -> Tensor:
-    """What an objective made, if it is a tensor of the right shape."""
-    if not isinstance(made, Tensor) or list(made.shape) != shape:
-        found = f"shape {list(made.shape)}" if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise fault(task, f"{message} for task '{name}': found {found}, expected shape {shape}")
-    return made
+def checked(task: Task, name: str, noun: str, result: object, shape: list[int]) -> Tensor:
+    """Return what an objective gives, a `noun` in messages, if it is a tensor of the right shape."""
+    if not isinstance(result, Tensor) or list(result.shape) != shape:
+        seen = f"shape {list(result.shape)}" if isinstance(result, Tensor) else f"a {type(result).__name__}"
+        raise fault(task, f"{noun} for task '{name}': found {seen}, expected shape {shape}")
+    return result
 
 
 def score(
@@ -136,8 +136,8 @@ def score(
     labels, values = predictions.dataset.labels, predictions.values
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = {metric.name: metric(labels, values) for metric in metrics}
-    for name, value in found.items():
+        computed = {metric.name: metric(labels, values) for metric in metrics}
+    for name, value in computed.items():
         if not math.isfinite(value):
             message = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
             raise PluginError(accused(next(metric.function for metric in metrics if metric.name == name)), message)
@@ -145,12 +145,19 @@ def score(
     low = high = None
     if intervals:
         low, high = interval(labels, values, primary, derive(seed, "bootstrap", predictions.dataset.task))
-    others = {name: value for name, value in found.items() if name != primary.name}
-    made = Score(
-        primary.name, found[primary.name], low, high, len(labels), predictions.loss, predictions.dataset.skipped, others
+    others = {name: value for name, value in computed.items() if name != primary.name}
+    scored = Score(
+        metric=primary.name,
+        value=computed[primary.name],
+        low=low,
+        high=high,
+        examples=len(labels),
+        loss=predictions.loss,
+        skipped=predictions.dataset.skipped,
+        others=others,
     )
     task = predictions.dataset.task
-    return made, [f"{task}: {warning.message}" for warning in caught if issubclass(warning.category, UserWarning)]
+    return scored, [f"{task}: {warning.message}" for warning in caught if issubclass(warning.category, UserWarning)]
 
 
 def interval(labels: Array, values: Array, metric: Metric, seed: int) -> tuple[float, float]:
@@ -161,14 +168,14 @@ def interval(labels: Array, values: Array, metric: Metric, seed: int) -> tuple[f
 
 
 def aggregate(scores: Mapping[str, Score], metrics: Mapping[str, Metric], select: str) -> float:
-    """What selects the best weights, higher is better: one task's primary metric or the mean of all."""
+    """Return the value that selects the best weights, higher is better: of one task, or the mean of all."""
     names = list(scores) if select == "mean" or select not in scores else [select]
     signed = [scores[n].value if metrics[scores[n].metric].greater_is_better else -scores[n].value for n in names]
     return math.fsum(signed) / len(signed)
 
 
 def detail(task: Task, predictions: Predictions) -> dict[str, Any]:
-    """What stands under the table with `--verbose`: the confusion of classes, or how far off values are."""
+    """Return the facts under the table of `--verbose`: the confusion of classes, or how far off values are."""
     labels, values = predictions.dataset.labels, predictions.values
     classes = task.objective.classes
     if classes:

@@ -72,15 +72,8 @@ class Learner(Gradients):
             set_lr(inner, schedule.factor(self.episodes[task], self.steps))
             if fresh_head:
                 self._reset_head(task)
-            trip = Excursion(
-                self,
-                task,
-                inner,
-                self._snapshot,
-                outer,
-                f"heads.{task}." if fresh_head else None,
-                self._share_last_gradients,
-            )
+            dropped = f"heads.{task}." if fresh_head else None
+            trip = Excursion(self, task, inner, self._snapshot, outer, dropped, self._share_last_gradients)
             yield trip
             self.drifts.append((task, trip.drift()))
             self.episodes[task] += 1

@@ -78,6 +78,9 @@ class Heads(nn.Module):
         assert head is not None
         return head
 
+    def __setitem__(self, name: str, head: nn.Module) -> None:
+        self._modules[name] = head
+
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
@@ -125,7 +128,7 @@ class MultiTaskModel(nn.Module):
 
     def replace_head(self, task: str, head: nn.Module) -> None:
         """Put another head in the place of a task's own."""
-        self.heads._modules[task] = head
+        self.heads[task] = head
         self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
 
     def check_shapes(self, who: str, task: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The state of optimizers by parameter name, as checkpoints keep it."""
+"""The state of a learner in training as checkpoints keep it: optimizers by parameter name, and counters."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mtmeta.core.errors import CheckpointError
+from mtmeta.core.wording import safe
+
 __all__ = [
     "BEST",
     "LINK",
     "Saved",
+    "check_fit",
     "flatten",
     "optimizer_state",
     "read_state",
@@ -25,29 +29,32 @@ __all__ = [
 
 
 def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """An optimizer's state keyed by parameter NAME, so that a new task cannot shift moments onto wrong weights.
+    """Return an optimizer's state keyed by parameter NAME, so that a new task cannot shift moments onto wrong weights.
 
     With a first beta of 0 the first moment is the last gradient, which no later step reads: it is left out.
     """
     spare = spare_slot(optimizer)
-    found = {}
+    by_name = {}
     for name, parameter in parameters.items():
         state = optimizer.state.get(parameter, {})
         slots = {key: value for key, value in state.items() if isinstance(value, Tensor) and key != spare}
         if slots:
-            found[name] = slots
-    return found
+            by_name[name] = slots
+    return by_name
 
 
 def spare_slot(optimizer: Optimizer) -> str | None:
-    """The first moment's name in an optimizer of Adam's kind whose first beta is 0: no step reads an older one."""
+    """Return the first moment's name in an optimizer like Adam whose first beta is 0: no step reads an older one."""
     return "exp_avg" if optimizer.defaults.get("betas", (1.0,))[0] == 0.0 else None
 
 
 def restore_optimizer(
     optimizer: Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Put a state from `optimizer_state` back. Step counters stay where PyTorch keeps them, on the CPU if not fused."""
+    """Put a state from `optimizer_state` back.
+
+    Step counters stay where PyTorch keeps them, on the CPU if not fused.
+    """
     for name, slots in state.items():
         parameter = parameters[name]
         restored = {
@@ -65,7 +72,7 @@ def flatten(prefix: str, state: Mapping[str, Mapping[str, Tensor]]) -> dict[str,
 
 
 def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Tensor]]]:
-    """What `flatten` made one of, by prefix: {"outer": {parameter name: {slot: tensor}}}."""
+    """Undo `flatten`; by prefix: {"outer": {parameter name: {slot: tensor}}}."""
     nested: dict[str, dict[str, dict[str, Tensor]]] = {}
     for key, tensor in tensors.items():
         prefix, slot, name = key.split("|", 2)
@@ -73,15 +80,26 @@ def unflatten(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, dict[str, Te
     return nested
 
 
+def check_fit(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], place: str) -> None:
+    """Raise CheckpointError, naming `place`, unless saved tensors have the names and shapes of the parameters."""
+    needed = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    given = {name: list(tensor.shape) for name, tensor in saved.items()}
+    wrong = [name for name in dict.fromkeys([*needed, *given]) if needed.get(name) != given.get(name)]
+    if wrong:
+        name, more = wrong[0], f" (+{len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        message = f"tensor '{safe(name)}' is {_shape(given.get(name))}, model needs {_shape(needed.get(name))}{more}"
+        raise CheckpointError(place, f"{message}; --fresh starts over")
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "absent" if shape is None else "x".join(map(str, shape)) or "one number"
+
+
+# ----------------------------------------------------------------------------------------------------- state.json
+
 LINK, BEST = r"best(-[A-Za-z0-9_-]+)?", r"best-[0-9]{8}"
-
-
 """Names of the best links, which become paths, and of the directories they point at."""
-
-
 Count = Annotated[int, Field(ge=0, le=2**53)]
-
-
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -120,7 +138,7 @@ class Saved(_Strict):
 
 
 def read_state(state: Any) -> Saved:
-    """The state as it was saved. Raises ValueError, of one line, if it is no such state."""
+    """Return the state as it was saved. Raises ValueError, of one line, if it is no such state."""
     try:
         return Saved.model_validate_json(json.dumps(state))
     except ValidationError as error:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mtmeta.core.api.contracts import Metric
 from mtmeta.core.api.events import (
     CheckpointSaved,
-    Evaluated,
     Event,
     GradientsMeasured,
     StepDone,
@@ -28,19 +26,18 @@ from mtmeta.core.api.events import (
 )
 from mtmeta.core.api.optimizers import set_lr
 from mtmeta.core.api.schedules import Plateau, PlateauState
-from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed
 from mtmeta.core.errors import CheckpointError, DivergedError
 from mtmeta.core.machine import Heap, memory_errors
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault, supplier
 from mtmeta.core.signals import StopRequest
-from mtmeta.core.training import evaluation
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.diagnostics import gradient_cosines
 from mtmeta.core.training.gradients import norm_of
 from mtmeta.core.training.learner import Learner
-from mtmeta.core.training.state import flatten, optimizer_state, read_state, restore_optimizer, unflatten
+from mtmeta.core.training.selection import Selection
+from mtmeta.core.training.state import check_fit, flatten, optimizer_state, read_state, restore_optimizer, unflatten
 from mtmeta.core.wording import safe
 
 __all__ = ["Trainer"]
@@ -58,9 +55,8 @@ class Trainer:
     feed: Feed
     steps: int
     evaluate_every: int
-    selection: Mapping[str, Dataset]
-    """The split that selects, by task."""
-    metrics: Mapping[str, Metric]
+    selection: Selection
+    """Which weights are the best so far."""
     checkpoints: Checkpoints
     emit: Callable[[Event], None]
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -69,12 +65,7 @@ class Trainer:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
-    bests: dict[str, float] = field(default_factory=dict)
-    """Best value so far of `best` and of each `best-TASK`, higher is better."""
-    links: dict[str, str] = field(default_factory=dict)
-    """Which directory of best weights each of them is."""
     plateau: PlateauState = field(default_factory=PlateauState)
-    warned: list[str] = field(default_factory=list)
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
@@ -86,16 +77,12 @@ class Trainer:
 
         Raises Stopped, with everything saved, at the end of the step in which a signal came.
         """
-        self.learner.model.train()
-        self._saved = time.perf_counter()
-        self._started = self._saved - self.seconds
+        self.start()
         if self.step < self.steps:
-            self.checkpoints.check_space(self._weights(), self._optimizer_tensors(), self._weights())  # and the best
+            self.checkpoints.check_space(self.weights(), self.optimizer_tensors(), self.weights())  # and the best
         with self.stop.deferred():
             while self.step < self.steps:
-                with memory_errors(f"meta-step {self.step + 1}", "lower batch_size or max_length"):
-                    self._one_step()
-                self._heap.after_step()
+                self.make_step()
                 if self.step == self.steps or self.step % self.evaluate_every == 0:
                     self._evaluate()
                 if self.is_scheduled(self.step):
@@ -106,6 +93,18 @@ class Trainer:
                     continue
                 self._stop_if_asked()
         self._stop_if_asked()
+
+    def start(self) -> None:
+        """Put the model in training mode and start the clock."""
+        self.learner.model.train()
+        self._saved = time.perf_counter()
+        self._started = self._saved - self.seconds
+
+    def make_step(self) -> None:
+        """Make the next step by itself, without what may follow it: evaluation, checkpoint, stop."""
+        with memory_errors(f"meta-step {self.step + 1}", "lower batch_size or max_length"):
+            self._one_step()
+        self._heap.after_step()
 
     def _stop_if_asked(self) -> None:
         self.stop.where = f"at meta-step {self.step}" + f" of group '{self.group}'" * self.several
@@ -123,7 +122,7 @@ class Trainer:
 
     def announce_checkpoint(self, path: Path) -> None:
         """Tell that the checkpoint of the current step was committed."""
-        self.emit(CheckpointSaved(self.group, self.step, str(path)))
+        self.emit(CheckpointSaved(group=self.group, step=self.step, path=str(path)))
 
     # -- one step
 
@@ -144,19 +143,33 @@ class Trainer:
             learner.clear_gradient()
             learner.forget_inner_states()
             self.skipped += 1
-            self.emit(StepSkipped(self.group, self.step + 1, error.message))
+            self.emit(StepSkipped(group=self.group, step=self.step + 1, reason=error.message))
         else:
             self.optimizer.step()
-            losses: dict[str, list[float]] = {}
-            for task, _, loss in learner.losses:
-                losses.setdefault(task, []).append(float(loss))
-            self.seconds = time.perf_counter() - self._started
-            drifts: dict[str, list[float]] = {}
-            for task, drift in learner.drifts:
-                drifts.setdefault(task, []).append(float(drift))
-            done = (self.step + 1, self.steps, losses, lr, norm, learner.examples, round(self.seconds, 3), drifts)
-            self.emit(StepDone(self.group, *done))
+            self._announce_step(lr, norm)
         self.step += 1
+
+    def _announce_step(self, lr: float, norm: float) -> None:
+        losses: dict[str, list[float]] = {}
+        for task, _, loss in self.learner.losses:
+            losses.setdefault(task, []).append(float(loss))
+        self.seconds = time.perf_counter() - self._started
+        drifts: dict[str, list[float]] = {}
+        for task, drift in self.learner.drifts:
+            drifts.setdefault(task, []).append(float(drift))
+        self.emit(
+            StepDone(
+                group=self.group,
+                step=self.step + 1,
+                steps=self.steps,
+                losses=losses,
+                lr=lr,
+                norm=norm,
+                examples=self.learner.examples,
+                seconds=round(self.seconds, 3),
+                drifts=drifts,
+            )
+        )
 
     def _check_budget(self) -> None:
         """The steps were counted as if every loss were 0: an algorithm that goes by its losses may need more."""
@@ -193,33 +206,12 @@ class Trainer:
     def _evaluate(self) -> None:
         self._check_parameters()
         self._heap.release()  # evaluation needs other buffers than training
-        scores = {}
-        for name, dataset in self.selection.items():
-            tokens = self.recipe.evaluation.batch_tokens
-            with memory_errors(f"evaluating task '{name}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
-                predictions = evaluation.predict(
-                    self.learner.model, dataset, batch_tokens=tokens, precision=self.precision
-                )
-            metrics = [self.metrics[metric] for metric in self.learner.tasks[name].metrics]
-            scores[name], warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed, intervals=False)
-            for text in warnings:
-                if text not in self.warned:
-                    self.warned.append(text)
-                    self.emit(Warned(text, self.group, self.step))
-        selected = evaluation.aggregate(scores, self.metrics, self.recipe.evaluation.select)
-        values = {"best": selected}
-        if len(scores) > 1:
-            values |= {f"best-{n}": evaluation.aggregate({n: s}, self.metrics, n) for n, s in scores.items()}
-        risen = [link for link, value in values.items() if value > self.bests.get(link, -math.inf)]
-        if risen:
-            name = self.checkpoints.save_best(self.step, self._weights(), risen)
-            self.bests |= {link: values[link] for link in risen}
-            self.links |= dict.fromkeys(risen, name)
+        evaluated, warnings = self.selection.evaluate(self.learner.model, self.step, self.weights())
+        for text in warnings:
+            self.emit(Warned(text, group=self.group, step=self.step))
         if isinstance(self.recipe.schedule, Plateau):
-            self.plateau.update(self.recipe.schedule, selected)
-        tasks = {name: made.json() for name, made in scores.items()}
-        found = (self.recipe.evaluation.select_on, tasks, selected, "best" in risen, self.feed.usage())
-        self.emit(Evaluated(self.group, self.step, *found))
+            self.plateau.update(self.recipe.schedule, evaluated.selected)
+        self.emit(replace(evaluated, sampling=self.feed.usage()))
         if self.recipe.evaluation.gradients:
             self._measure_gradients()
 
@@ -230,10 +222,10 @@ class Trainer:
         remedy = "set evaluation.gradients: false"
         with memory_errors(f"measuring gradients of {len(self.feed.tasks)} tasks", remedy):
             norms, cosines = gradient_cosines(self.learner.model, self.feed.datasets, **options)
-        self.emit(GradientsMeasured(self.group, self.step, norms, cosines))
+        self.emit(GradientsMeasured(group=self.group, step=self.step, norms=norms, cosines=cosines))
 
     def _check_parameters(self) -> None:
-        self._check_finite("parameter", self._weights())
+        self._check_finite("parameter", self.weights())
 
     def _check_finite(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
         by_device: dict[torch.device, list[str]] = {}
@@ -250,10 +242,12 @@ class Trainer:
 
     # -- checkpoints
 
-    def _weights(self) -> dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
+        """Return the parameters by name, as checkpoints hold them."""
         return {name: parameter.detach() for name, parameter in self.learner.parameters.items()}
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Return the state of the outer and inner optimizers by name, as checkpoints hold it."""
         tensors = flatten("outer", optimizer_state(self.optimizer, self.learner.parameters))
         for key, inner in self.learner.inner_states().items():
             tensors |= flatten(f"inner/{key}", inner)
@@ -261,27 +255,27 @@ class Trainer:
 
     def _save(self) -> Path:
         self._check_parameters()
-        tensors = self._optimizer_tensors()
+        tensors = self.optimizer_tensors()
         self._check_finite("optimizer state", tensors)  # a square can overflow where its gradient did not
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": round(time.perf_counter() - self._started, 3),
             "skipped": self.skipped,
-            "bests": self.bests,
-            "links": self.links,
+            "bests": self.selection.bests,
+            "links": self.selection.links,
             "plateau": asdict(self.plateau) if math.isfinite(self.plateau.best) else None,
             "examples": self.learner.examples,
             "episodes": dict(self.learner.episodes),
             "feed": self.feed.state(),
-            "warned": self.warned,
+            "warned": self.selection.warned,
         }
-        path = self.checkpoints.save(self.step, self._weights(), tensors, state, self.is_scheduled)
+        path = self.checkpoints.save(self.step, self.weights(), tensors, state, self.is_scheduled)
         self._saved = time.perf_counter()
         return path
 
     def restore(self, model: Mapping[str, Tensor], tensors: Mapping[str, Tensor], state: Any) -> None:
         """Go on exactly where a checkpoint was taken. Raises CheckpointError if it is of another model."""
-        self._check_fit(model)
+        check_fit(self.learner.parameters, model, str(self.checkpoints.folder))
         with torch.no_grad():
             for name, parameter in self.learner.parameters.items():
                 parameter.copy_(model[name])
@@ -293,7 +287,7 @@ class Trainer:
             restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
             self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
             self.step, self.seconds, self.skipped = saved.step, saved.seconds, saved.skipped
-            self.bests, self.links, self.warned = dict(saved.bests), dict(saved.links), list(saved.warned)
+            self.selection.restore(saved.bests, saved.links, saved.warned)
             self.plateau = PlateauState(**saved.plateau.model_dump()) if saved.plateau else PlateauState()
             self.learner.examples = saved.examples
             self.learner.episodes.update(saved.episodes)
@@ -301,18 +295,3 @@ class Trainer:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             message = f"holds no state of this run ({safe(f'{type(error).__name__}: {error}')}); --fresh starts over"
             raise CheckpointError(str(self.checkpoints.folder), message) from error
-
-    def _check_fit(self, model: Mapping[str, Tensor]) -> None:
-        wanted = {name: list(parameter.shape) for name, parameter in self.learner.parameters.items()}
-        found = {name: list(tensor.shape) for name, tensor in model.items()}
-        wrong = [name for name in dict.fromkeys([*wanted, *found]) if wanted.get(name) != found.get(name)]
-        if wrong:
-            name, more = wrong[0], f" (+{len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            message = (
-                f"tensor '{safe(name)}' is {_shape(found.get(name))}, model needs {_shape(wanted.get(name))}{more}"
-            )
-            raise CheckpointError(str(self.checkpoints.folder), f"{message}; --fresh starts over")
-
-
-def _shape(shape: list[int] | None) -> str:
-    return "absent" if shape is None else "x".join(map(str, shape)) or "one number"

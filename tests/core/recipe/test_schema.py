@@ -262,7 +262,7 @@ class Foreign(mtmeta.Algorithm):
 
 @pytest.fixture
 def with_foreign() -> Iterator[Draft202012Validator]:
-    found = build_registry().plugins.found
+    found = build_registry().plugins.all
     plugin = Plugin("foreign", "1", "mtmeta-foreign", parts={"algorithms": [Foreign]})
     yield Draft202012Validator(recipe_schema(Registry(Plugins([*found, plugin]))))
 

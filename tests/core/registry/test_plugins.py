@@ -56,7 +56,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def third_party(plugins: Plugins) -> list[Plugin]:
-    return [plugin for plugin in plugins.found if plugin.distribution != "mtmeta"]
+    return [plugin for plugin in plugins.all if plugin.distribution != "mtmeta"]
 
 
 def reason(plugins: Plugins) -> str | None:
@@ -118,10 +118,10 @@ def test_a_hook_is_documented_and_heard(hook: str, install: Install) -> None:
 
 def test_built_ins_enter_by_the_same_door(install: Install) -> None:
     plugins = load_plugins()
-    assert [f"mtmeta.plugins.{plugin.name}" for plugin in plugins.found] == list(DEFAULT_PLUGINS)
+    assert [f"mtmeta.plugins.{plugin.name}" for plugin in plugins.all] == list(DEFAULT_PLUGINS)
     registry = Registry(plugins)
     assert not plugins.broken and not registry.conflicts()
-    for plugin in plugins.found:
+    for plugin in plugins.all:
         module = importlib.import_module(f"mtmeta.plugins.{plugin.name}")
         assert any(hasattr(value, "mtmeta_impl") for value in vars(module).values())
     assert all(registry.names(kind) for kind in KINDS)

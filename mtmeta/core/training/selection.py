@@ -1,0 +1,80 @@
+"""Which weights are the best: the split that selects is scored now and then, and what has risen is saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+from mtmeta.core.api.contracts import Metric
+from mtmeta.core.api.events import Evaluated
+from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.machine import memory_errors
+from mtmeta.core.recipe.sections import EvaluationOptions
+from mtmeta.core.training import evaluation
+from mtmeta.core.training.checkpoint import Checkpoints
+from mtmeta.core.training.model import MultiTaskModel
+
+__all__ = ["Selection"]
+
+
+@dataclass
+class Selection:
+    """The best weights so far of one learner, by each value that selects."""
+
+    options: EvaluationOptions
+    group: str
+    datasets: Mapping[str, Dataset]
+    """The split that selects, by task."""
+    metrics: Mapping[str, Metric]
+    checkpoints: Checkpoints
+    seed: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+    bests: dict[str, float] = field(default_factory=dict)
+    """Best value so far of `best` and of each `best-TASK`, higher is better."""
+    links: dict[str, str] = field(default_factory=dict)
+    """Which directory of best weights each of them is."""
+    warned: list[str] = field(default_factory=list)
+    """Warnings of metrics so far, each of which is told once."""
+
+    def evaluate(self, model: MultiTaskModel, step: int, weights: Mapping[str, Tensor]) -> tuple[Evaluated, list[str]]:
+        """Score the model after `step` steps; save its weights where a value has risen. Returns new warnings too."""
+        scores, warnings = self._score(model)
+        selected = evaluation.aggregate(scores, self.metrics, self.options.select)
+        values = {"best": selected}
+        if len(scores) > 1:
+            values |= {f"best-{n}": evaluation.aggregate({n: s}, self.metrics, n) for n, s in scores.items()}
+        risen = [link for link, value in values.items() if value > self.bests.get(link, -math.inf)]
+        if risen:
+            name = self.checkpoints.save_best(step, weights, risen)
+            self.bests |= {link: values[link] for link in risen}
+            self.links |= dict.fromkeys(risen, name)
+        evaluated = Evaluated(
+            group=self.group,
+            step=step,
+            split=self.options.select_on,
+            tasks={name: score.json() for name, score in scores.items()},
+            selected=selected,
+            best="best" in risen,
+        )
+        return evaluated, warnings
+
+    def restore(self, bests: Mapping[str, float], links: Mapping[str, str], warned: Sequence[str]) -> None:
+        """Go on from what a checkpoint holds."""
+        self.bests, self.links, self.warned = dict(bests), dict(links), list(warned)
+
+    def _score(self, model: MultiTaskModel) -> tuple[dict[str, evaluation.Score], list[str]]:
+        """Score each task without intervals. Returns warnings that did not come before."""
+        scores, new_warnings = {}, []
+        tokens = self.options.batch_tokens
+        for name, dataset in self.datasets.items():
+            with memory_errors(f"evaluating task '{name}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
+                predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
+            metrics = [self.metrics[metric] for metric in model.tasks[name].metrics]
+            scores[name], warnings = evaluation.score(predictions, metrics, seed=self.seed, intervals=False)
+            new_warnings += [text for text in dict.fromkeys(warnings) if text not in self.warned]
+            self.warned += [text for text in dict.fromkeys(warnings) if text not in self.warned]
+        return scores, new_warnings
