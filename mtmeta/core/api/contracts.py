@@ -39,7 +39,7 @@ class Component:
 
     @classmethod
     def about(cls) -> Sequence[str]:
-        """Lines that `mtmeta show` adds to the docstring: what only the installed package knows, such as sizes."""
+        """Return lines for `mtmeta show` after the docstring: facts of the installed package, such as sizes."""
         return ()
 
 
@@ -115,7 +115,7 @@ class Task(Component):
         yield from ()
 
     def build_head(self, hidden_size: int) -> nn.Module:
-        """A module from pooled vectors [B, V, D] to the objective's outputs; here Linear, GELU, Linear."""
+        """Return a module from pooled vectors [B, V, D] to the objective's outputs; here Linear, GELU, Linear."""
         from mtmeta.core.api.heads import MLPHead
 
         return MLPHead(hidden_size, vectors=2 if self.inputs == "separate" else 1, outputs=self.objective.outputs)
@@ -145,18 +145,18 @@ class Algorithm(Component):
         raise NotImplementedError(f"algorithm {self.name!r} has no backward")
 
     def parameters(self, tasks: Sequence[str]) -> dict[str, float]:
-        """Numbers of the algorithm's own that are trained with the model, by name, and what they begin as.
+        """Return numbers of the algorithm's own, trained with the model, by name with their initial values.
 
         In `Learner.parameters` they are scalars named `algorithm.NAME`; `backward` leaves their `.grad` too.
         """
         return {}
 
     def groups(self, tasks: Sequence[str]) -> list[list[str]]:
-        """Tasks that share one learner; one group of all tasks unless the algorithm says otherwise."""
+        """Return the tasks that share one learner; one group of all tasks unless the algorithm says otherwise."""
         return [list(tasks)]
 
     def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
-        """Steps in one epoch, given each task's batches; for recipes that count `epochs`."""
+        """Return the steps in one epoch, given each task's batches; for recipes that count `epochs`."""
         raise RecipeError("training.epochs", f"algorithm '{self.name}' counts steps, not epochs; count steps")
 
     def episode_batches(self, task: Task) -> int:
@@ -173,27 +173,26 @@ class Backbone(Component):
     """Where the encoder and its tokenizer come from."""
 
     def fetch(self, sources: Sources) -> Backbone:
-        """The same backbone with all that `load` reads in local files, which `sources.folder(...)` finds or fetches.
+        """Return the same backbone with all that `load` reads in local files; `sources.folder(...)` brings them.
 
         It is called before `load`, and once more before that on `sources` that only take note of what is asked for.
         """
         return self
 
     def load(self, seed: int) -> LoadedBackbone:
-        """The encoder with its weights; `seed` initialises what has none."""
+        """Return the encoder with its weights; `seed` initialises what has none."""
         raise NotImplementedError(f"backbone {self.name!r} cannot load")
 
     def load_tokenizer(self) -> LoadedTokenizer | None:
-        """The tokenizer that `load` gives, without the encoder and without PyTorch, for whoever only looks at data;
-        None: only `load` has it."""
+        """Return the tokenizer that `load` gives, without the encoder and without PyTorch; None: only `load` has it."""
         return None
 
     def restore(self, folder: Path) -> LoadedBackbone:
-        """The same encoder from `LoadedBackbone.files` in `folder`; weights are filled in from a checkpoint."""
+        """Return the same encoder from `LoadedBackbone.files` in `folder`; weights are filled in from a checkpoint."""
         raise NotImplementedError(f"backbone {self.name!r} cannot restore")
 
     def portable(self, loaded: LoadedBackbone) -> Portable:
-        """The encoder, its weights filled in, for `mtmeta export`. MtmetaError says why not."""
+        """Return the encoder, its weights filled in, for `mtmeta export`. MtmetaError says why not."""
         raise PluginError(f"backbone '{self.name}'", "has no method `portable` and cannot be exported")
 
 
@@ -213,7 +212,7 @@ class Sampler(Component):
     """With which probability each task is drawn."""
 
     def probabilities(self, sizes: Mapping[str, int], draw: Draw) -> dict[str, float]:
-        """The weight of each task, keyed by task name, given training-set sizes; normalised by the caller."""
+        """Return the weight of each task, keyed by task name, given training-set sizes; normalised by the caller."""
         raise NotImplementedError(f"sampler {self.name!r} has no probabilities")
 
     def check(self, tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -249,7 +248,7 @@ class Reporter(Component):
         """Raise MachineError if a package it needs is missing; asked before anything is loaded or written."""
 
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
-        """A context whose value takes each event of the run in `folder`, in order.
+        """Return a context whose value takes each event of the run in `folder`, in order.
 
         The first one is `run_started`, after which nothing older counts, or `run_resumed`, whose `steps` say how much
         of what was reported before still stands. A kill may come at any time; what is written at once is kept.

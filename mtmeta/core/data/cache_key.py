@@ -24,7 +24,7 @@ READERS = (
 
 
 def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone | LoadedTokenizer) -> str | None:
-    """The key, or None where something that decides the arrays cannot be named, so that nothing may be kept.
+    """Return the key, or None where something that decides the arrays cannot be named, so that nothing may be kept.
 
     The file counts by its bytes (`sha256`) and its name, which says how it is written; the task by its class, the
     source of that, and the options it adds to those every task has; the tokenizer by its files and source. Rows that
@@ -61,7 +61,7 @@ def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone 
 
 
 def _sources(kind: type) -> Iterator[str]:
-    """SHA-256 of the file that defines a class, and of those beside it in its package."""
+    """Yield the SHA-256 of the file that defines a class, and of those beside it in its package."""
     module = sys.modules.get(kind.__module__)
     source = getattr(module, "__file__", None)
     if source is None:

@@ -26,19 +26,19 @@ Hashes = NDArray[np.uint64]
 
 
 def _mix(values: Hashes) -> Hashes:
-    """A bijection of 64-bit numbers that looks random (the finaliser of SplitMix64, Steele et al. 2014)."""
+    """Return a bijection of 64-bit numbers that looks random (the finaliser of SplitMix64, Steele et al. 2014)."""
     mixed = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
 
 
 def example_hashes(texts: Hashes) -> Hashes:
-    """One hash [N] of the texts of each example [N, T], in whatever order they stand."""
+    """Return one hash [N] of the texts of each example [N, T], in whatever order they stand."""
     return _mix(texts).sum(axis=1, dtype=np.uint64) if texts.shape[1] > 1 else texts[:, 0]
 
 
 def carved(texts: Hashes, strata: NDArray[np.int64], carve: Carve) -> NDArray[np.bool_]:
-    """Which of N examples, with text hashes [N, T] and strata [N], are in the dev split.
+    """Return which of N examples, with text hashes [N, T] and strata [N], are in the dev split.
 
     Every stratum gives its share, to the nearest example where what stays together allows it, at least one example
     and never all; a stratum that cannot be divided gives nothing.
@@ -57,7 +57,7 @@ def carved(texts: Hashes, strata: NDArray[np.int64], carve: Carve) -> NDArray[np
 
 
 def _groups(texts: Hashes, together: str) -> tuple[NDArray[np.int64], Hashes]:
-    """The group [N] that each example is in, and a hash of each group."""
+    """Return the group [N] that each example is in, and a hash of each group."""
     if together == "none":
         places = np.arange(len(texts), dtype=np.uint64)
         return np.arange(len(texts)), example_hashes(texts) ^ _mix(places + np.uint64(1))
@@ -77,7 +77,7 @@ def _groups(texts: Hashes, together: str) -> tuple[NDArray[np.int64], Hashes]:
 
 
 def _take(sizes: Sequence[int], fraction: float) -> list[int]:
-    """Which groups of one stratum, in the order given, make up its share without going beyond it."""
+    """Return which groups of one stratum, in the order given, make up its share without going beyond it."""
     rows = sum(sizes)
     if len(sizes) < 2:
         return []
@@ -93,15 +93,14 @@ def _take(sizes: Sequence[int], fraction: float) -> list[int]:
 
 
 def carved_digest(sha256: str, carve: Carve, rows: NDArray[np.int64]) -> str:
-    """SHA-256 that stands for a carved split in the lock: of the file's own, of the options and the rows chosen."""
+    """Return the SHA-256 of a carved split in the lock: of the file's own, the options and the rows chosen."""
     digest: Any = hashlib.sha256(f"{sha256} {sorted(asdict(carve).items())} ".encode())
     digest.update(rows.astype("<i8").tobytes())
     return str(digest.hexdigest())
 
 
 def carvings(tasks: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:
-    """What the lock says under `carved`: of each such dev split from what, how, and how many `rows`; nothing if there
-    is none."""
+    """Return the `carved` part of the lock: where each such dev split comes from, how, and how many `rows`; or nothing."""
     taken = [(name, task) for name, task in tasks.items() if isinstance(task.dev, Carve) and name in rows]
     described = {name: {"from": task.train, **asdict(task.dev), "rows": rows[name]} for name, task in taken}
     return {"carved": described} if described else {}

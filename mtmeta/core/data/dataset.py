@@ -112,7 +112,7 @@ def bad_rows_of(entry: Entry) -> tuple[BadRow, ...]:
 
 
 def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
-    """The examples `indices` [N] of a loaded dataset, in that order."""
+    """Return the examples `indices` [N] of a loaded dataset, in that order."""
 
     def fill(writer: Writer) -> dict[str, Any]:
         for start in range(0, len(indices), BLOCK):

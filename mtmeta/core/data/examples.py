@@ -117,7 +117,7 @@ class _Parser:
         return rows
 
     def _parse(self, label: str | int | float | None) -> int | float | str:
-        """The label's number, or why it has none."""
+        """Return the label's number, or why it has none."""
         number: int | float | str
         try:
             number = self._objective.parse(label)
@@ -136,7 +136,7 @@ class _Parser:
 
 
 def bad_rows(file: str, bad: Sequence[BadRow], count: int, remedy: str = "set data.on_bad_rows: skip") -> DataError:
-    """The refusal of a file with `count` bad rows, the first of them `bad`; `remedy` leaves them out."""
+    """Return the refusal of a file with `count` bad rows, the first of them `bad`; `remedy` leaves them out."""
     first = bad[0]
     rest = ""
     if count > 1:

@@ -56,20 +56,20 @@ class Stream:
         )
 
     def take(self) -> NDArray[np.int64]:
-        """Indices of the next batch. Batches do not cross epochs; the last one of an epoch may be short."""
+        """Return the indices of the next batch. Batches do not cross epochs; the last one of an epoch may be short."""
         indices, self.epoch, self.offset = self.at(self.epoch, self.offset)
         self.count(len(indices))
         return indices
 
     def at(self, epoch: int, offset: int) -> tuple[NDArray[np.int64], int, int]:
-        """Indices of the batch that comes at a place of the stream, and the place after it."""
+        """Return the indices of the batch that comes at a place of the stream, and the place after it."""
         if offset >= len(self.dataset):
             epoch, offset = epoch + 1, 0
         indices = self._permute(epoch)[offset : offset + self.batch_size]
         return indices, epoch, offset + len(indices)
 
     def take_episode(self, support: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
-        """Indices of `support` batches and one query batch, disjoint by example id.
+        """Return the indices of `support` batches and one query batch, disjoint by example id.
 
         An episode lies within one epoch, so that no example can come twice; one that no longer fits starts the next.
         """
@@ -149,7 +149,7 @@ class Feed:
         return sorted(drawn, key=self.tasks.index)
 
     def batch(self, task: str) -> Batch:
-        """The task's next training batch."""
+        """Return the task's next training batch."""
         stream = self._streams[task]
         place, prepared = self._ahead.pop(task, (None, None))
         ready = prepared if place == (stream.epoch, stream.offset) else None
@@ -200,7 +200,7 @@ class Feed:
         }
 
     def state(self) -> dict[str, dict[str, float]]:
-        """How far each stream has been read."""
+        """Return how far each stream has been read."""
         counters = ("epoch", "offset", "batches", "examples")
         return {
             name: {key: getattr(stream, key) for key in counters}

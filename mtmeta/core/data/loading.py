@@ -46,7 +46,7 @@ def load_split(
     cache: Cache = UNCACHED,
     sources: Sources | None = None,
 ) -> Dataset:
-    """One split of a task, from the cache or read, parsed, tokenized and then kept there.
+    """Load one split of a task, from the cache or read, parsed, tokenized and then kept there.
 
     Raises DataError for an unreadable file and, unless `on_bad_rows: skip`, for bad rows, naming the first lines.
     """
@@ -134,13 +134,13 @@ def _state(file: DataFile) -> tuple[int, ...]:
 def from_examples(
     name: str, task: Task, split: str, examples: Iterable[Example], backbone: Texts, *, strict: bool = True
 ) -> Dataset:
-    """A dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
+    """Return a dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
     entry = in_memory(lambda writer: write_examples(writer, task, SAMPLE, examples, backbone, strict=strict))
     return dataset_of(name, split, SAMPLE, entry, "")
 
 
 def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str], backbone: LoadedBackbone) -> Dataset:
-    """Texts [N] without labels, and for tasks on pairs the second texts [N], to predict; labels are 0."""
+    """Make a dataset of texts [N] without labels, and for tasks on pairs the second texts [N], to predict; labels are 0."""
 
     def fill(writer: Writer) -> dict[str, Any]:
         append_names(writer, [str(number) for number in range(len(texts))])
@@ -164,7 +164,7 @@ def _check_classes(task: Task, split: str, dataset: Dataset) -> None:
 
 
 def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
-    """The dev split that `carve` takes out of a training set, or what it leaves."""
+    """Return the dev split that `carve` takes out of a training set, or what it leaves."""
     ranked = whole.labels.astype(np.int64)
     if not whole.whole:
         ranked[np.lexsort((whole.examples, whole.labels))] = np.arange(len(whole)) * QUANTILES // len(whole)

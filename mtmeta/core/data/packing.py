@@ -54,7 +54,7 @@ def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> 
 
 
 def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1, pin: bool = False) -> Batch:
-    """The examples `indices` of a dataset as a batch of at most `chunks` chunks, in page-locked memory if `pin`."""
+    """Return the examples `indices` of a dataset as a batch of up to `chunks` chunks; page-locked if `pin`."""
     parts = [part for part in np.array_split(indices, chunks) if len(part)]
     return Batch(
         task=dataset.task,
@@ -64,14 +64,14 @@ def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1, pin: 
 
 
 def pack_chunk(dataset: Dataset, indices: NDArray[np.int64], *, pin: bool = False) -> Chunk:
-    """The examples `indices` of a dataset, without their ids, in page-locked memory if `pin`."""
+    """Return the examples `indices` of a dataset, without their ids, in page-locked memory if `pin`."""
     labels = torch.from_numpy(dataset.labels[indices].astype(np.float32))
     packed = pack_sequences(dataset.stores, indices)
     return Chunk(packed.pinned(), labels.pin_memory()) if pin else Chunk(packed, labels)
 
 
 def by_tokens(dataset: Dataset, budget: int) -> Iterator[NDArray[np.int64]]:
-    """Index arrays that cover the dataset, sorted by length, each of at most `budget` tokens (at least one example)."""
+    """Yield index arrays that cover the dataset by length, each of at most `budget` tokens or one example."""
     lengths = np.sum([store.lengths for store in dataset.stores], axis=0)
     order = np.argsort(lengths, kind="stable")
     ends = np.cumsum(lengths[order])

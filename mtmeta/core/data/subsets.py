@@ -14,7 +14,7 @@ SCANNED = 2**20  # hashes looked at once
 
 
 def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which of `hashes` stand in `others` too. Only `hashes` are held in memory at once."""
+    """Return which of `hashes` stand in `others` too. Only `hashes` are held in memory at once."""
     wanted = np.unique(hashes)
     is_shared = np.zeros(len(wanted), dtype=bool)
     begins = np.zeros(2**16, dtype=bool)  # how any of them begins: sorts out most of the others at once
@@ -29,12 +29,12 @@ def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np
 
 
 def overlap(train: Dataset, other: Dataset) -> int:
-    """How many examples of another split stand in train too."""
+    """Return how many examples of another split stand in train too."""
     return int(shared(other.examples, train.examples).sum())
 
 
 def subset(data: Dataset, fraction: float, seed: int, name: str) -> Dataset:
-    """A seeded share of the examples, stratified by label (regression labels by the fifth of the ranking they are in).
+    """Return a seeded share of the examples, stratified by label (for regression by fifths of the ranking).
 
     Every stratum keeps its share to within one example, and at least one; file order is kept.
     """
@@ -59,7 +59,7 @@ def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Datase
 
 
 def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:
-    """Indices of the examples of each class, or of each fifth of the ranking by label."""
+    """Return the indices of the examples of each class, or of each fifth of the ranking by label."""
     labels = data.labels
     if not data.whole:
         ranks = np.empty(len(labels), dtype=np.int64)

@@ -68,7 +68,7 @@ def append_names(writer: Writer, names: Sequence[str]) -> None:
 
 
 def hashes(*columns: Sequence[str]) -> NDArray[np.uint64]:
-    """A 64-bit hash of each text [N, V], by which texts are compared without being kept.
+    """Return a 64-bit hash of each text [N, V], by which texts are compared without being kept.
 
     Letter case, punctuation and spacing do not count: two texts of the same words are duplicates of each other.
     """
@@ -148,7 +148,7 @@ def _append(writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int,
 
 
 def ramp(starts: Ints, lengths: Ints) -> Ints:
-    """Every index of the runs that start at `starts` [N], one run after the other [S]."""
+    """Return every index of the runs that start at `starts` [N], one run after the other [S]."""
     ends = np.cumsum(lengths)
     indices: Ints = np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
     return indices
@@ -159,7 +159,7 @@ def _lengths(values: Sequence[Any]) -> Ints:
 
 
 def _flat(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Ints, Ints]:
-    """The ids of all texts [S], and how many each has [N]."""
+    """Return the ids of all texts [S], and how many each has [N]."""
     if (encode := getattr(tokenizer, "encode_flat", None)) is not None:  # of ours; a plugin's need not have it
         ids, lengths = encode(texts)
         return ids, lengths

@@ -111,7 +111,7 @@ EntryPoint = tuple[importlib.metadata.EntryPoint, str, str]  # and its distribut
 
 
 def _entry_points(warn: Callable[[str], None]) -> list[EntryPoint]:
-    """Entry points of the group with their distributions, sorted, each once however often it is on sys.path."""
+    """Return entry points of the group with their distributions, sorted, each once however often it is on sys.path."""
     points: dict[tuple[str, str], EntryPoint] = {}
     for dist in importlib.metadata.distributions():
         try:
@@ -172,7 +172,7 @@ def _module(loaded: Any) -> str:
 
 
 def culprit(error: BaseException) -> str:
-    """The plugin whose code was running when `error` was raised, or that had called what raised it; else empty."""
+    """Return the plugin whose code raised `error`, or had called what raised it; else an empty string."""
     name = ""
     trace = error.__traceback__
     while trace is not None:  # outermost first: the last one found is the nearest to the fault

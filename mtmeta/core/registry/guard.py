@@ -138,7 +138,7 @@ def guard_metric(metric: Metric, plugin: Plugin) -> Metric:
 
 @functools.cache
 def _contract(base: Any) -> tuple[str, ...]:
-    """Names of the methods and properties that plugins implement for a base class."""
+    """Return the names of the methods and properties that plugins implement for a base class."""
     named = {name: value for kind in reversed(base.__mro__[:-1]) for name, value in vars(kind).items()}
     members = (types.FunctionType, property, classmethod)
     return tuple(name for name, value in named.items() if not name.startswith("_") and isinstance(value, members))

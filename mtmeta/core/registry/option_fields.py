@@ -21,7 +21,7 @@ __all__ = ["adapter", "clean", "expectation", "field_docs", "field_hints"]
 
 
 def field_docs(part: type[Any]) -> dict[str, str]:
-    """The string under each field of a dataclass and its bases."""
+    """Return the string under each field of a dataclass and its bases."""
     docs: dict[str, str] = {}
     for kind in reversed(part.__mro__):
         if not dataclasses.is_dataclass(kind):
@@ -40,7 +40,7 @@ def field_docs(part: type[Any]) -> dict[str, str]:
 
 
 def clean(text: str) -> str:
-    """A docstring fit for a terminal, line by line."""
+    """Return a docstring fit for a terminal, line by line."""
     return "\n".join(safe(line, 500) for line in inspect.cleandoc(text).split("\n"))
 
 
@@ -54,7 +54,7 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def field_hints(kind: Any) -> Mapping[str, Any]:
-    """Fields of a dataclass with their annotations, `Annotated` kept."""
+    """Return fields of a dataclass with their annotations, `Annotated` kept."""
     return _field_hints(kind)
 
 
@@ -69,7 +69,7 @@ def _is_option(kind: type[Any], name: str) -> bool:
 
 
 def _members(hint: Any) -> Iterator[Any]:
-    """The types a hint admits, unions and Annotated taken apart; Annotated numbers stay whole."""
+    """Yield the types a hint admits, unions and Annotated taken apart; Annotated numbers stay whole."""
     if get_origin(hint) is Annotated and get_origin(get_args(hint)[0]) in (Union, types.UnionType):
         yield from _members(get_args(hint)[0])
     elif get_origin(hint) in (Union, types.UnionType):
@@ -88,7 +88,7 @@ def _nested(kind: type[Any]) -> Iterator[type[Any]]:
 
 
 def _is_choice(hint: Any) -> bool:
-    """Whether an option is a choice of dataclasses by `name`, such as an optimizer."""
+    """Return whether an option is a choice of dataclasses by `name`, such as an optimizer."""
     members = list(_members(hint))
     return bool(members) and all(hasattr(member, "__dataclass_fields__") for member in members)
 
@@ -101,7 +101,7 @@ _PLAIN = {bool: "true or false", str: "text", int: "an integer", float: "a finit
 
 
 def expectation(hint: Any) -> str:
-    """What an option takes, in words: `an integer from 1 to 10000000`, `a number > 0 and finite`, `one of a, b`."""
+    """Describe the values an option takes: `an integer from 1 to 10`, `a number > 0 and finite`, `one of a, b`."""
     literals = _literals(hint)
     parts = [_expect_one(member) for member in _members(hint) if get_origin(member) is not Literal]
     if literals:
@@ -128,7 +128,7 @@ def _expect_one(hint: Any) -> str:
 
 
 def _base(hint: Any) -> Any:
-    """The type without its `Annotated`."""
+    """Return the type without its `Annotated`."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
 

@@ -58,21 +58,21 @@ class Registry:
             self._parts[kind].setdefault(part.name, []).append(Supplied(part, plugin))
 
     def _taken(self, kind: str, part: Any, plugin: Plugin) -> str | None:
-        """A name of our own is a fault, not a conflict, which would take with it every recipe that only wants ours."""
+        """Refuse a name of our own: as a conflict it would take with it every recipe that only wants ours."""
         if plugin.foreign and not all(other.plugin.foreign for other in self.suppliers(kind, part.name)):
             return f"{kind} {quote(part.name)} is one of mtmeta's own; it needs another name"
         return None
 
     def names(self, kind: str) -> list[str]:
-        """Sorted names of all parts of a kind."""
+        """Return sorted names of all parts of a kind."""
         return sorted(self._parts[kind])
 
     def suppliers(self, kind: str, name: str) -> list[Supplied]:
-        """Every supply of a name; more than one is a conflict."""
+        """Return every supply of a name; more than one is a conflict."""
         return self._parts[kind].get(name, [])
 
     def conflicts(self) -> list[PluginError]:
-        """An error for each name that several plugins supply."""
+        """Return an error for each name that several plugins supply."""
         return [
             self._conflict(kind, name)
             for kind, parts in self._parts.items()
@@ -81,7 +81,7 @@ class Registry:
         ]
 
     def get(self, kind: str, name: str, place: str) -> Any:
-        """The part called `name`. Raises RecipeError if unknown, PluginError if in conflict or maybe broken."""
+        """Return the part called `name`. Raises RecipeError if unknown, PluginError if in conflict or maybe broken."""
         supplied = self.suppliers(kind, name)
         if len(supplied) == 1:
             return supplied[0].part
@@ -139,13 +139,13 @@ def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
 
 
 def _name_fault(kind: str, name: str) -> str | None:
-    """Names are written in recipes, used in file names and printed."""
+    """Return why a name is refused, or None: it is written in recipes, used in file names and printed."""
     fit = PART_NAME.fullmatch(name)
     return None if fit else f"{kind} name {quote(name)} is not allowed; use at most 64 letters, digits, . _ -"
 
 
 def _task_fault(task: type[Task]) -> str | None:
-    """What is wrong with what a task says of itself; properties can be asked of an instance only."""
+    """Return the fault of a task's constants, or None; properties can be asked of an instance only."""
     metrics, inputs = (inspect.getattr_static(task, key) for key in ("metrics", "inputs"))
     if not isinstance(metrics, property):
         named = isinstance(metrics, tuple | list) and metrics and all(isinstance(name, str) for name in metrics)
@@ -157,7 +157,7 @@ def _task_fault(task: type[Task]) -> str | None:
 
 
 def build_registry(*, block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None) -> Registry:
-    """A registry of everything installed. Warns of each broken plugin through `warn`."""
+    """Return a registry of everything installed. Warns of each broken plugin through `warn`."""
     registry = Registry(load_plugins(block=block, warn=warn))
     for plugin in registry.plugins.broken:
         warn(f"{plugin} is broken: {plugin.broken}")

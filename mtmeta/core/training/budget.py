@@ -44,7 +44,7 @@ def steps_on_budget(
     datasets: Mapping[str, Dataset],
     numbers: Callable[[Sequence[str]], Mapping[str, float]],
 ) -> dict[str, int]:
-    """Steps that the recipe's budget pays for, by group; empty if it has none. `datasets` are the training sets.
+    """Return the steps that the recipe's budget pays for, by group; empty if it has none. `datasets` are the training sets.
 
     Raises as `steps_within` does.
     """
@@ -68,7 +68,7 @@ def steps_within(
     numbers: Mapping[str, float] | None = None,
     whole: int | None = None,
 ) -> int:
-    """The most steps with which training spends at most `budget` example-forwards.
+    """Return the most steps with which training spends at most `budget` example-forwards.
 
     `numbers` are what the algorithm trains beside the model; `whole` is the recipe's budget, where `budget` is a
     learner's share of it.
@@ -146,7 +146,7 @@ def _walk(
     seed: int,
     steps: int,
 ) -> Iterator[_Rehearsal]:
-    """The learner after each step of a run of that many."""
+    """Yield the learner after each step of a run of that many."""
     # copies: a part of a plugin may count for itself, and training is to find it as it was
     algorithm, sampler = _own(algorithm), _own(sampler)
     feed = _Counted(tasks, datasets, sampler, seed=seed)
@@ -160,7 +160,7 @@ def _walk(
 
 
 def _largest(fits: Callable[[int], bool], *, at_least: int, most: int, guess: int) -> int:
-    """The largest number from `at_least`, which fits, to `most` that fits: in strides from a guess, then by halves."""
+    """Return the largest number of `at_least` (it fits) to `most` that fits: strides from a guess, then halves."""
     good, bad = at_least, most + 1
     guess = min(max(guess, at_least), most)
     stride = 1
@@ -195,7 +195,7 @@ def _rehearse(algorithm: Algorithm, learner: _Rehearsal, feed: Feed) -> None:
 
 
 def _shapes_only(encoder: nn.Module) -> nn.Module:
-    """The same modules on the meta device: names and shapes, no memory, nothing to be changed by accident."""
+    """Return the same modules on the meta device: names and shapes, no memory, nothing to be changed by accident."""
     tensors: dict[int, Any] = {}
     for parameter in encoder.parameters():
         tensors[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
@@ -205,7 +205,7 @@ def _shapes_only(encoder: nn.Module) -> nn.Module:
 
 
 def _own(part: Any) -> Any:
-    """A copy of a part, but for the plugin it came from, which is a module and what not."""
+    """Return a copy of a part, but for the plugin it came from, which cannot be copied."""
     plugin = plugin_of(part)
     return copy.deepcopy(part, {id(plugin): plugin} if plugin is not None else {})
 

@@ -105,11 +105,11 @@ class Checkpoints:
     # -- reading
 
     def best(self, name: str = "best") -> dict[str, Tensor]:
-        """The best weights. Raises CheckpointError if there are none or they are damaged."""
+        """Return the best weights. Raises CheckpointError if there are none or they are damaged."""
         return self.best_and_step(name)[0]
 
     def best_and_step(self, name: str = "best") -> tuple[dict[str, Tensor], int]:
-        """The best weights and the step they are of; 0 where a copy of the run has directories in place of links."""
+        """Return the best weights and their step; 0 where a copy of the run has directories in place of links."""
         link = self.folder / name
         while True:
             target = self._links().get(name, "")
@@ -128,7 +128,7 @@ class Checkpoints:
                 return weights, _number(Path(target)) if target else 0
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that verifies, its best weights too, and a line for what is damaged before it."""
+        """Return the newest checkpoint that verifies, its best weights too, and a line for each damaged one."""
         damaged: list[str] = []
         for path in reversed(self._steps()):
             try:
@@ -158,7 +158,7 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[0-9]{8}", path.name))
 
     def _links(self) -> dict[str, str]:
-        """Where each link points."""
+        """Return where each link points."""
         targets = {}
         for path in sorted(self.folder.glob("best*")):
             with contextlib.suppress(OSError):  # no link, or gone by now
@@ -219,13 +219,13 @@ class Checkpoints:
 
 
 def _number(path: Path) -> int:
-    """The step in the name of a checkpoint."""
+    """Return the step in the name of a checkpoint."""
     digits = path.name.rpartition("-")[2]
     return int(digits) if digits.isdecimal() else 0
 
 
 def _links_of(path: Path) -> dict[str, str]:
-    """Where the best links pointed when a checkpoint was saved."""
+    """Return where the best links pointed when a checkpoint was saved."""
     state = disk.read_json(path / "state.json")
     links = state.get("links", {}) if isinstance(state, dict) else None
     if (

@@ -30,7 +30,7 @@ def gradient_cosines(
     chunks: int = 1,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> tuple[Norms, Cosines]:
-    """Norm of each task's gradient of the encoder, and the cosine between those of each two tasks.
+    """Return the norm of each task's gradient of the encoder, and the cosine between those of each two tasks.
 
     The gradient is that of the mean loss, without dropout, on one batch of the task's training data, of its
     `batch_size`, which is the same all through a run. A cosine is None where a gradient is zero. Holds one gradient

@@ -75,7 +75,7 @@ class Score:
 def predict(
     model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> Predictions:
-    """Predictions of the dataset's task, in batches of sequences of like length, without dropout."""
+    """Return the predictions of the dataset's task, in batches of sequences of like length, without dropout."""
     task = model.tasks[dataset.task]
     outcomes: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
     with closing(forward(model, dataset, batch_tokens=batch_tokens, precision=precision)) as batches:
@@ -99,7 +99,7 @@ def predict(
 def forward(
     model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"] = "fp32"
 ) -> Generator[tuple[NDArray[np.int64], Chunk, Tensor], None, None]:
-    """Indices [B], their batch and the head's raw outputs, in batches of sequences of like length, without dropout.
+    """Yield indices [B], their batch and the head's raw outputs: sequences of like length together, no dropout.
 
     To be run through under `torch.inference_mode`, and closed: then every module is in the mode it was.
     """
@@ -132,7 +132,7 @@ def checked(task: Task, name: str, noun: str, result: object, shape: list[int]) 
 def score(
     predictions: Predictions, metrics: Sequence[Metric], *, seed: int, intervals: bool = True
 ) -> tuple[Score, list[str]]:
-    """Metrics of the predictions (the first is the primary one), and the warnings they gave."""
+    """Return the metrics of the predictions (the first is the primary one), and the warnings they gave."""
     labels, values = predictions.dataset.labels, predictions.values
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -161,7 +161,7 @@ def score(
 
 
 def interval(labels: Array, values: Array, metric: Metric, seed: int) -> tuple[float, float]:
-    """95% interval of a metric by the percentile bootstrap over examples, seeded, 1,000 draws."""
+    """Return the 95% interval of a metric by the percentile bootstrap over examples, seeded, 1,000 draws."""
     ((drawn,),) = on_resamples(labels, [values[None]], metric, seed, BOOTSTRAP_DRAWS)
     low, high = np.nanpercentile(drawn, [2.5, 97.5])  # a metric may be undefined on a resample
     return float(low), float(high)

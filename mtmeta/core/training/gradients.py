@@ -24,7 +24,7 @@ Grads = list[Tensor | None]
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Norm of all of them as one vector, a scalar."""
+    """Return the norm of all tensors as one vector, a scalar."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors)))) if tensors else torch.zeros(())
 
 

@@ -107,7 +107,7 @@ class Learner(Gradients):
                 state["exp_avg"] = self._last_gradients.setdefault(parameter, state["exp_avg"])
 
     def inner_states(self) -> dict[str, dict[str, dict[str, Tensor]]]:
-        """State of every inner optimizer: key -> parameter name -> slot -> tensor."""
+        """Return the state of every inner optimizer: key -> parameter name -> slot -> tensor."""
         current = {key: optimizer_state(inner, self.parameters) for key, inner in self._inner.items()}
         return {**self._pending, **current}
 

@@ -23,7 +23,7 @@ __all__ = ["MultiTaskModel", "build_head", "mean_pool", "prototype_head", "task_
 
 
 def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
-    """Mean of each sequence's hidden states [S, D] -> [N, D], in the order the sequences were given."""
+    """Return the mean of each sequence's hidden states [S, D] -> [N, D], in the order the sequences were given."""
     if hidden.dtype in (torch.bfloat16, torch.float16):
         hidden = hidden.float()  # 16-bit sums would lose digits
     if hidden.is_cuda:  # deterministic there, and quick; on a CPU it runs on one thread
@@ -36,7 +36,7 @@ def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
 
 
 def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str | int) -> nn.Module:
-    """The head of a task, initialised from (seed, task name) alone, so other tasks do not move it."""
+    """Return the head of a task, initialised from (seed, task name) alone, so other tasks do not move it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head", name, *purpose))
         head: object = task.build_head(hidden_size)
@@ -47,7 +47,7 @@ def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str
 
 
 def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
-    """A prototype head of the shape that a task of a model needs, for weights that are to be filled in."""
+    """Return a prototype head of the shape that a task of a model needs, for weights that are to be filled in."""
     task = model.tasks[name]
     vectors = 2 if task.inputs == "separate" else 1
     classes = len(task.objective.classes)
@@ -149,7 +149,7 @@ class MultiTaskModel(nn.Module):
         return pooled.view(vectors, -1, self.hidden_size).transpose(0, 1)
 
     def forward(self, task: str, packed: Packed) -> Tensor:
-        """Raw outputs of the task's head: [B, C] or [B], as its objective says."""
+        """Return raw outputs of the task's head: [B, C] or [B], as its objective says."""
         pooled = self.pooled(task, packed)
         with blame(self.tasks[task], "task"):
             outputs: Tensor = self.heads[task](pooled)

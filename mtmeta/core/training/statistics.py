@@ -39,7 +39,7 @@ class Difference:
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Mean and its 95% interval by Student's t over the K runs; no interval from a single one."""
+    """Return the mean and its 95% interval by Student's t over the K runs; no interval from a single one."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None, None
@@ -49,7 +49,7 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | No
 
 
 def _student(runs: int) -> float:
-    """The 97.5% point of Student's t for the mean of so many runs."""
+    """Return the 97.5% point of Student's t for the mean of so many runs."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, runs - 1))
@@ -58,7 +58,7 @@ def _student(runs: int) -> float:
 def on_resamples(
     labels: Array, predictions: Sequence[Array], metric: Metric, seed: int, draws: int = DRAWS
 ) -> list[Array]:
-    """The metric of every seed on `draws` resamples of the examples, of each row [K, D].
+    """Return the metric of every seed on `draws` resamples of the examples, of each row [K, D].
 
     `labels` [N], and of each row predictions [K, N], where K may differ. Every row and seed sees the same resamples,
     which is what makes the differences between rows paired (Efron and Tibshirani 1993). NaN where a metric is
@@ -112,7 +112,7 @@ def difference_draws(one: Array, other: Array, *, same_seeds: bool) -> Array:
 
 
 def _of_seeds(values: Array, side: int) -> Array:
-    """The mean over seeds drawn with replacement, of each draw its own; `values` [K, D]."""
+    """Return the mean over seeds drawn with replacement, of each draw its own; `values` [K, D]."""
     seeds, draws = values.shape
     mean: Array = values.mean(axis=0)
     if seeds < 2:
@@ -124,7 +124,7 @@ def _of_seeds(values: Array, side: int) -> Array:
 
 
 def difference(observed: float, draws: Array) -> Difference:
-    """An observed difference with the percentile interval of its draws [D].
+    """Return an observed difference with the percentile interval of its draws [D].
 
     p is twice the smaller share of draws on one side of 0, counting one more than were seen, so never 0.
     """

@@ -111,12 +111,12 @@ class Trainer:
         self.stop.check()
 
     def is_scheduled(self, step: int) -> bool:
-        """Whether the recipe asks for a checkpoint after this many steps."""
+        """Return whether the recipe asks for a checkpoint after this many steps."""
         every = self.recipe.checkpoint.every
         return step == self.steps or bool(every and step % every == 0)
 
     def _is_due(self) -> bool:
-        """Whether what a kill would cost has grown to the recipe's limit."""
+        """Return whether what a kill would cost has grown to the recipe's limit."""
         minutes = self.recipe.checkpoint.minutes
         return minutes is not None and time.perf_counter() - self._saved >= 60 * minutes
 
@@ -186,7 +186,7 @@ class Trainer:
         return float(self.recipe.optimizer.lr * factor)
 
     def _clip(self) -> float:
-        """Norm of the whole direction before clipping; checked before it can touch a weight."""
+        """Return the norm of the whole direction before clipping; checked before it can touch a weight."""
         grads = [p.grad for p in self.learner.parameters.values() if p.grad is not None]
         if not grads:
             message = f"algorithm '{self.recipe.algorithm.name}' left no gradient at meta-step {self.step + 1}"
