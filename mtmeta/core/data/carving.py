@@ -100,7 +100,7 @@ def carved_digest(sha256: str, carve: Carve, rows: NDArray[np.int64]) -> str:
 
 
 def carvings(tasks: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:
-    """Return the `carved` part of the lock: where each such dev split comes from, how, and how many `rows`; or nothing."""
+    """Return the `carved` part of the lock: where each dev split comes from, how, and its `rows`; or nothing."""
     taken = [(name, task) for name, task in tasks.items() if isinstance(task.dev, Carve) and name in rows]
     described = {name: {"from": task.train, **asdict(task.dev), "rows": rows[name]} for name, task in taken}
     return {"carved": described} if described else {}

@@ -140,7 +140,7 @@ def from_examples(
 
 
 def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str], backbone: LoadedBackbone) -> Dataset:
-    """Make a dataset of texts [N] without labels, and for tasks on pairs the second texts [N], to predict; labels are 0."""
+    """Make a dataset of texts [N] without labels, and for pairs the second texts [N], to predict; labels are 0."""
 
     def fill(writer: Writer) -> dict[str, Any]:
         append_names(writer, [str(number) for number in range(len(texts))])

@@ -44,7 +44,7 @@ def steps_on_budget(
     datasets: Mapping[str, Dataset],
     numbers: Callable[[Sequence[str]], Mapping[str, float]],
 ) -> dict[str, int]:
-    """Return the steps that the recipe's budget pays for, by group; empty if it has none. `datasets` are the training sets.
+    """Return the steps that the recipe's budget pays for, by group; empty if it has none. Takes training sets.
 
     Raises as `steps_within` does.
     """
