@@ -25,7 +25,7 @@ from mtmeta.core.api.option_types import (
     PositiveInt,
 )
 from mtmeta.core.api.schedules import ScheduleOptions, Step
-from mtmeta.core.environment import check_torch
+from mtmeta.core.environment import cache_folder, check_torch
 from mtmeta.core.errors import (
     CheckpointError,
     DataError,
@@ -39,6 +39,7 @@ from mtmeta.core.errors import (
     UsageError,
     WeightsError,
 )
+from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.wording import did_you_mean, quote, safe
 
@@ -134,6 +135,7 @@ __all__ = [
     "UsageError",
     "WeightsError",
     "__version__",
+    "cache_folder",
     "compare",
     "did_you_mean",
     "evaluate",
@@ -143,6 +145,7 @@ __all__ = [
     "run",
     "safe",
     "scalars",
+    "staged_folder",
 ]
 
 

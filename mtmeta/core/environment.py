@@ -6,11 +6,12 @@ import importlib.metadata
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from mtmeta.core.errors import MachineError
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["check_launcher", "check_torch"]
+__all__ = ["cache_folder", "check_launcher", "check_torch"]
 
 LEAST_TORCH = (2, 10)
 
@@ -36,3 +37,19 @@ def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
     if world is not None and (not world.isdecimal() or int(world[:9]) != 1):
         message = f"is {quote(world)}, but a run is one process; start it without torchrun"
         raise MachineError("WORLD_SIZE", message)
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Return the folder for what can be made anew: MTMETA_CACHE, else mtmeta/ under XDG_CACHE_HOME or ~/.cache.
+
+    None where MTMETA_CACHE is `off`, or the user has no home.
+    """
+    given, xdg = environ.get("MTMETA_CACHE", ""), environ.get("XDG_CACHE_HOME", "")
+    if given == "off":
+        return None
+    try:
+        if given:
+            return Path(given).expanduser()
+        return (Path(xdg) if xdg.startswith("/") else Path("~/.cache").expanduser()) / "mtmeta"
+    except RuntimeError:  # no home
+        return None

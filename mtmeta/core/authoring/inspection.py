@@ -20,6 +20,7 @@ from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.data.loading import load_split
 from mtmeta.core.data.subsets import overlap, shared
+from mtmeta.core.environment import cache_folder
 from mtmeta.core.errors import DataError, MtmetaError
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.fetch import SPLITS, bring, local_backbone
@@ -48,7 +49,7 @@ def inspect(
     """
     sources = sources or Sources()
     bring(recipe, SPLITS, sources)
-    texts, cache = load_texts(recipe, sources), Cache.find(warn)
+    texts, cache = load_texts(recipe, sources), Cache(cache_folder(), warn)
     facts: Facts = {"max_length": texts.max_length, "tasks": {}}
     problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file
     found: dict[tuple[str, str], Dataset] = {}

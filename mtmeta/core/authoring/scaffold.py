@@ -6,12 +6,12 @@ import importlib.metadata
 import keyword
 import os
 import re
-import shutil
 from pathlib import Path
 
 from mtmeta.core.errors import UsageError
 from mtmeta.core.registry.registry import Registry
-from mtmeta.core.storage.disk import disk_errors, make_folder, sync, write_synced
+from mtmeta.core.storage.atomic import staged_folder
+from mtmeta.core.storage.disk import disk_errors, write_synced
 from mtmeta.core.wording import choose, quote
 
 __all__ = ["KINDS_OF", "distribution", "make_package", "module"]
@@ -61,17 +61,10 @@ def make_package(
     if os.path.lexists(folder):
         raise UsageError(str(folder), "is there already; choose another folder with --out")
     files = _files(message, chosen, name)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    with disk_errors(folder):
-        try:
-            for path, text in files.items():
-                make_folder((scratch / path).parent)
-                write_synced(scratch / path, text.encode())
-            scratch.rename(folder)
-            sync(folder.absolute().parent)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+    with disk_errors(folder), staged_folder(folder) as scratch:
+        for path, text in files.items():
+            (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+            write_synced(scratch / path, text.encode())
     return folder
 
 

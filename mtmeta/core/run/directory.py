@@ -25,7 +25,8 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import plugin_of
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.summary import check_summary
-from mtmeta.core.storage.disk import clear_leftovers, disk_errors, read_json, write_file
+from mtmeta.core.storage.atomic import clear_leftovers
+from mtmeta.core.storage.disk import disk_errors, read_json, write_file
 from mtmeta.core.storage.lock import LOCK_NAME
 from mtmeta.core.wording import safe
 

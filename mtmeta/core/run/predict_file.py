@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.errors import DataError, MachineError, UsageError
 from mtmeta.core.machine import trim_memory
 from mtmeta.core.run.predictor import BLOCK, Prediction, Predictor, Text
+from mtmeta.core.storage.atomic import atomic_file
 from mtmeta.core.tables.data_file import BadRow, DataFile, Dialect
 from mtmeta.core.wording import quote
 
@@ -244,27 +244,13 @@ def _writer(target: str) -> Iterator[IO[str]]:
         yield sys.stdout
         return
     path = Path(target)
-    beside: Path | None = None
     try:
         if path.is_dir():
             raise UsageError("--output", "is a directory; name a file")
-        number, made = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent or None)
-        beside = Path(made)
-        with open(number, "w", encoding="utf-8", errors="surrogatepass", newline="") as out:
+        with atomic_file(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as out:
             yield out
-            out.flush()
-            os.fsync(out.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        beside.chmod(0o666 & ~mask)
-        os.replace(beside, path)
-        beside = None
     except OSError as error:
         raise MachineError(str(path), f"cannot be written ({error.strerror})") from error
-    finally:
-        if beside is not None:
-            with suppress(OSError):
-                beside.unlink()
 
 
 def _same(one: str, other: str) -> bool:

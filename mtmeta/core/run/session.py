@@ -16,6 +16,7 @@ from mtmeta.core.api.contracts import Metric
 from mtmeta.core.api.events import DataLoaded, Event, Warned
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import load_split
+from mtmeta.core.environment import cache_folder
 from mtmeta.core.machine import make_deterministic, memory_errors, pick_precision
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault
@@ -59,7 +60,7 @@ class Session:
         self.groups = self._groups()
         names = dict.fromkeys(name for task in recipe.tasks.values() for name in task.metrics)
         self.metrics: dict[str, Metric] = {name: registry.get("metric", name, "tasks") for name in names}
-        self.cache = Cache.find(warn)
+        self.cache = Cache(cache_folder(), warn)
         self.notes: list[Event] = []
         """Events about the data, for the reporters or the terminal."""
 

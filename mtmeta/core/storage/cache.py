@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -24,6 +25,8 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mtmeta.core.storage.atomic import staged_folder
 
 __all__ = ["Cache", "Entry", "Writer", "in_memory"]
 
@@ -129,18 +132,6 @@ class Cache:
         """What was asked for last and is asked for once more at once, and the answer."""
         self._warn = warn
 
-    @classmethod
-    def find(cls, warn: Callable[[str], None] = lambda text: None, environ: Mapping[str, str] = os.environ) -> Cache:
-        """The cache in MTMETA_CACHE (`off` for none), else in mtmeta/ under XDG_CACHE_HOME or ~/.cache."""
-        given, home = environ.get("MTMETA_CACHE", ""), environ.get("XDG_CACHE_HOME", "")
-        if given == "off":
-            return cls(None, warn)
-        try:
-            base = Path(home) if home.startswith("/") else Path("~/.cache").expanduser()
-            return cls(Path(given).expanduser() if given else base / "mtmeta", warn)
-        except RuntimeError:  # a user without a home
-            return cls(None, warn)
-
     def get(self, key: str | None) -> Entry | None:
         """The entry, if there is a good one. A damaged one is warned about and left to be replaced."""
         if self.root is None or key is None or not os.path.lexists(folder := self.root / f"{ENTRY}{key}"):
@@ -173,37 +164,20 @@ class Cache:
         self.root = None
 
     def _put(self, root: Path, key: str, fill: Callable[[Writer], dict[str, Any]]) -> Entry:
+        folder, scratch = root / f"{ENTRY}{key}", root / f"{SCRATCH}{secrets.token_hex(8)}.tmp"
+        written: Entry | None = None
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is in the data is the user's own
-            scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, suffix=".tmp", dir=root))
+            # where another process was faster, its entry stays: it holds the same
+            with staged_folder(folder, scratch, replace=lambda: not _is_whole(folder), mode=0o700, durable=False):
+                written = _entry(fill, lambda name: open(scratch / name, "w+b"), scratch)
+            _sweep(root)
         except OSError as error:
-            raise _Unwritable(error.strerror or str(error)) from error
-        try:
-            made = _entry(fill, lambda name: open(scratch / name, "w+b"), scratch)
-            try:
-                self._commit(scratch, root / f"{ENTRY}{key}")
-                _sweep(root)
-            except OSError as error:  # the arrays are written and mapped all the same
-                self._give_up(error.strerror or str(error))
-            return made
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    def _commit(self, scratch: Path, folder: Path) -> None:
-        """Rename into place. Where another process was faster, its entry stays: it holds the same."""
-        with suppress(OSError):
-            scratch.rename(folder)
-            return
-        with suppress(_Damaged):
-            _read(folder)
-            return
-        old = scratch.with_suffix(".old.tmp")
-        with suppress(FileNotFoundError):  # by another process that replaces it too
-            folder.rename(old)
-        try:
-            scratch.rename(folder)
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+            if written is None:
+                raise _Unwritable(error.strerror or str(error)) from error
+            self._give_up(error.strerror or str(error))  # the arrays are written and mapped all the same
+        assert written is not None
+        return written
 
 
 def in_memory(fill: Callable[[Writer], dict[str, Any]]) -> Entry:
@@ -250,6 +224,14 @@ def _read(folder: Path) -> Entry:
     except (ValueError, KeyError, TypeError) as error:
         raise _Damaged(f"unknown format of {MANIFEST}") from error
     return Entry(dict(zip(described, arrays, strict=True)), manifest["meta"])
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        _read(folder)
+    except _Damaged:
+        return False
+    return True
 
 
 def _load(path: Path, described: Mapping[str, Any]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Files that survive a kill: written beside their place, flushed to disk, and moved there by one rename."""
+"""Files of run directories: written with their size and SHA-256, read back, and what the disk refuses in one line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from mtmeta.core.errors import CheckpointError, MachineError
+from mtmeta.core.storage.atomic import atomic_file, make_folder
 from mtmeta.core.wording import safe
 
 if TYPE_CHECKING:
@@ -20,14 +20,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Fingerprint",
     "check_space",
-    "clear_leftovers",
     "disk_errors",
     "fingerprint",
-    "make_folder",
     "read_json",
-    "remove",
-    "replace_link",
-    "sync",
     "write_file",
     "write_synced",
     "write_tensors",
@@ -55,19 +50,11 @@ DTYPES = {
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Replace a file as a whole: readers see the old or the new one, never half.
-
-    Raises MachineError for what is no file: a rename would put one in the place of a device such as /dev/null.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise MachineError(str(path), "is a device or a pipe; name a file")
+    """Replace a file as a whole: readers see the old or the new one, never half. Raises MachineError."""
     with disk_errors(path):
         make_folder(path.parent)
-        # the process's own name: `mtmeta eval` may write the predictions of a run that just ends
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        write_synced(scratch, data.encode() if isinstance(data, str) else data)
-        scratch.replace(path)
-        sync(path.parent)
+        with atomic_file(path) as file:
+            file.write(data.encode() if isinstance(data, str) else data)
 
 
 def write_synced(path: Path, data: bytes) -> Fingerprint:
@@ -123,51 +110,6 @@ def _forget(file: IO[bytes]) -> None:
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, each entered in its parent on disk."""
-    if not path.exists():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a directory to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_link(link: Path, target: str) -> None:
-    """Point a symbolic link at `target` in one step."""
-    scratch = link.with_name(f".{link.name}.tmp")
-    scratch.unlink(missing_ok=True)
-    scratch.symlink_to(target)
-    scratch.replace(link)
-    sync(link.parent)
-
-
-# ------------------------------------------------------------------------------------------------- removing
-
-
-def remove(path: Path) -> None:
-    """Out of sight by one rename first, so that a half-removed directory is never taken for a whole one."""
-    trash = path.with_name(f".{path.name}.trash")
-    shutil.rmtree(trash, ignore_errors=True)
-    path.rename(trash)
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove what a kill left half-written or half-removed. What cannot be removed does no harm."""
-    for path in sorted(folder.glob(".*")):
-        if path.name.endswith((".tmp", ".trash")):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 # -------------------------------------------------------------------------------------------------- reading

@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from mtmeta.core.errors import MachineError
-from mtmeta.core.storage.disk import fingerprint, make_folder, sync
+from mtmeta.core.storage.atomic import make_folder, move_file
+from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.wording import safe
 
 fcntl: ModuleType | None
@@ -100,8 +101,7 @@ def download(message: Download, watcher: Watcher) -> bool:
             raise WrongHash(f"{message.algorithm} is {found}, expected {message.digest}")
         with _writing(message.target.parent):
             os.fsync(file.fileno())
-            message.partial.replace(message.target)
-            sync(message.target.parent)
+            move_file(message.partial, message.target)
     return True
 
 

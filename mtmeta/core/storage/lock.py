@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 from mtmeta.core.errors import CheckpointError
-from mtmeta.core.storage.disk import disk_errors, make_folder
+from mtmeta.core.storage.atomic import make_folder
+from mtmeta.core.storage.disk import disk_errors
 from mtmeta.core.wording import safe
 
 fcntl: ModuleType | None

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mtmeta.core.environment import cache_folder
 from mtmeta.core.errors import DataError, MachineError, MtmetaError, WeightsError, raise_all
 from mtmeta.core.storage.addresses import HubFile, WebFile, is_pinned, parse_model
 from mtmeta.core.storage.artifacts import (
@@ -26,7 +27,6 @@ from mtmeta.core.storage.artifacts import (
     tell,
     want_file,
 )
-from mtmeta.core.storage.cache import Cache
 from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.storage.download import Download, Unreachable, Watcher, WrongHash, download, reason
 from mtmeta.core.storage.hub import ABSENT, Absent, Repository, explain, is_offline, size_of
@@ -187,7 +187,7 @@ class Sources:
 
     @staticmethod
     def _place(source: WebFile) -> Path:
-        root = Cache.find().root
+        root = cache_folder()
         if root is None:
             message = "leaves no place for files fetched by address; set it to a folder, or unset it"
             raise MachineError("MTMETA_CACHE", message)

@@ -12,16 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.errors import CheckpointError, UsageError
-from mtmeta.core.storage.disk import (
-    Fingerprint,
-    disk_errors,
-    fingerprint,
-    make_folder,
-    read_json,
-    remove,
-    sync,
-    write_synced,
-)
+from mtmeta.core.storage.atomic import staged_folder
+from mtmeta.core.storage.disk import Fingerprint, disk_errors, fingerprint, read_json, write_synced
 from mtmeta.core.wording import quote
 
 __all__ = ["MANIFEST", "Place", "identity"]
@@ -78,28 +70,11 @@ class Place:
     @contextlib.contextmanager
     def writing(self) -> Iterator[Draft]:
         """A draft beside the place, which takes it at the end; on an error nothing of it is left."""
-        scratch = self.path.absolute().with_name(f".{self.path.absolute().name}.{os.getpid()}.tmp")
-        made = [folder for folder in scratch.parents if not folder.exists()]
-        with disk_errors(self.path):
-            make_folder(scratch.parent)
-            _clear(scratch.parent, self.path.absolute().name)
-            scratch.mkdir()
-        draft = Draft(scratch)
-        try:
-            with disk_errors(self.path):
-                yield draft
-                for folder in (scratch, *(path for path in scratch.rglob("*") if path.is_dir())):
-                    sync(folder)
-                self.check()  # whatever came to be there meanwhile
-                if self.path.exists():
-                    remove(self.path)
-                scratch.rename(self.path.absolute())
-                sync(scratch.parent)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            with contextlib.suppress(OSError):  # in a folder that was made for it lies the export, or nothing
-                for folder in made:
-                    folder.rmdir()
+        target = self.path.absolute()
+        _clear(target.parent, target.name)
+        with disk_errors(self.path), staged_folder(target, replace=lambda: True) as scratch:
+            yield Draft(scratch)
+            self.check()  # whatever came to be there meanwhile
 
     def manifest(self, draft: Draft, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write export.json, the last file: what was exported, and every file's size and SHA-256."""

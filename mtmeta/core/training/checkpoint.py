@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from mtmeta.core.errors import CheckpointError, MachineError
 from mtmeta.core.storage import disk
+from mtmeta.core.storage.atomic import clear_leftovers, remove, replace_link, staged_folder
 from mtmeta.core.training.state import BEST, LINK
 from mtmeta.core.wording import safe
 
@@ -73,7 +73,7 @@ class Checkpoints:
         self._commit(name, {"model.safetensors": model}, {})
         for link in links:
             with disk.disk_errors(self.folder / link, newest=self._newest_name):
-                disk.replace_link(self.folder / link, name)
+                replace_link(self.folder / link, name)
         self._prune()
         return name
 
@@ -84,7 +84,7 @@ class Checkpoints:
 
         What a kill left half-done goes, and so do best weights of steps that the run has yet to come to again.
         """
-        disk.clear_leftovers(self.folder)
+        clear_leftovers(self.folder)
         for link in self._links():
             if link not in links:
                 with disk.disk_errors(self.folder / link, newest=self._newest_name):
@@ -94,7 +94,7 @@ class Checkpoints:
                 self._remove(self.folder / link)  # a copy of the run that followed the links
             if self._links().get(link) != name:
                 with disk.disk_errors(self.folder / link, newest=self._newest_name):
-                    disk.replace_link(self.folder / link, name)
+                    replace_link(self.folder / link, name)
         self._retain(step, scheduled)
 
     def check_space(self, *parts: Mapping[str, Tensor]) -> None:
@@ -189,29 +189,23 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         with disk.disk_errors(path, "cannot remove an old checkpoint", self._newest_name):
-            disk.remove(path)
+            remove(path)
 
     def _commit(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes]) -> Path:
         target, scratch = self.folder / name, self.folder / f".{name}.tmp"
         self.check_space(*tensors.values())
         with disk.disk_errors(target, "cannot write checkpoint", self._newest_name):
-            disk.make_folder(self.folder)
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
-            manifest = {file: disk.write_synced(scratch / file, data) for file, data in files.items()}
-            manifest |= {file: disk.write_tensors(scratch / file, named) for file, named in tensors.items()}
-            disk.write_synced(scratch / MANIFEST, _manifest(manifest))
-            disk.sync(scratch)
-            if target.exists():  # damaged, or of a timeline that the run has left
-                disk.remove(target)
-            scratch.rename(target)
-            disk.sync(self.folder)
+            # what is there already is damaged, or of a timeline that the run has left
+            with staged_folder(target, scratch, replace=lambda: True):
+                manifest = {file: disk.write_synced(scratch / file, data) for file, data in files.items()}
+                manifest |= {file: disk.write_tensors(scratch / file, named) for file, named in tensors.items()}
+                disk.write_synced(scratch / MANIFEST, _manifest(manifest))
             try:
                 _verify(target, tuple(manifest))
                 if (target / MANIFEST).read_bytes() != _manifest(manifest):
                     raise CheckpointError(str(target / MANIFEST), "damaged")
             except CheckpointError as error:
-                disk.remove(target)
+                remove(target)
                 good = self._newest_name()
                 message = f"does not read back as it was written ({error}); check the disk"
                 raise MachineError(str(target), f"{message}; {good or 'no other checkpoint'} is intact") from error

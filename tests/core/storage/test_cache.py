@@ -26,6 +26,7 @@ from mtmeta.core.data.cache_key import cache_key
 from mtmeta.core.data.dataset import Dataset, select
 from mtmeta.core.data.loading import load_split
 from mtmeta.core.data.subsets import overlap, shared
+from mtmeta.core.environment import cache_folder
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.storage import cache as cache_module
 from mtmeta.core.storage.cache import Cache, Writer
@@ -510,7 +511,7 @@ def test_what_was_not_used_for_long_goes(tmp_path: Path) -> None:
 
 def test_where_the_cache_is(tmp_path: Path) -> None:
     def root(**environ: str) -> Path | None:
-        return Cache.find(environ=environ).root
+        return cache_folder(environ)
 
     assert root(MTMETA_CACHE="off") is None
     assert root(MTMETA_CACHE="/a/b", XDG_CACHE_HOME="/c") == Path("/a/b")

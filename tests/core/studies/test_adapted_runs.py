@@ -26,6 +26,7 @@ from mtmeta.core.reports.html.adaptation import write_page
 from mtmeta.core.reports.terminal.run_list import list_runs
 from mtmeta.core.run.evaluate import evaluate, open_run, restore_backbone
 from mtmeta.core.storage import disk
+from mtmeta.core.storage.atomic import atomic_file
 from mtmeta.core.training.statistics import over_seeds
 from tests.core.run.test_run import write_recipe
 from tests.core.studies.test_adapt import NEW, few
@@ -105,15 +106,15 @@ def test_keeping_again_and_what_is_in_the_way(runs: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("allowed", [0, 3, 6])
 def test_a_cut_leaves_no_half_run(allowed: int, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left, real = [allowed], disk.write_synced
+    left, real = [allowed], atomic_file
 
-    def counting(path: Path, data: bytes) -> Any:
+    def counting(path: Path) -> Any:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        return real(path, data)
+        return real(path)
 
-    monkeypatch.setattr(disk, "write_synced", counting)
+    monkeypatch.setattr(disk, "atomic_file", counting)
     with pytest.raises(KeyboardInterrupt):
         few(runs, shots=(2,), draws=1, keep=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import mtmeta
 from mtmeta.core.errors import CheckpointError, MachineError
-from mtmeta.core.storage import disk
+from mtmeta.core.storage import atomic, disk
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.trainer import Trainer
 from tests.support.commands import contents
@@ -118,7 +118,7 @@ def test_what_does_not_read_back_as_written_costs_no_older_checkpoint(
 ) -> None:
     made = Checkpoints(tmp_path / "c", keep=1)
     save(made, 1)
-    sync, before = disk.sync, contents(tmp_path)
+    sync, before = atomic.sync, contents(tmp_path)
 
     def lying(path: Path) -> None:
         """A disk that flips a bit of the new checkpoint once it has been committed."""
@@ -127,7 +127,7 @@ def test_what_does_not_read_back_as_written_costs_no_older_checkpoint(
         if file.exists():
             file.write_bytes(file.read_bytes()[:-1] + b"\x01")
 
-    monkeypatch.setattr(disk, "sync", lying)
+    monkeypatch.setattr(atomic, "sync", lying)
     with pytest.raises(
         MachineError, match=r"does not read back as it was written .*sha256 mismatch.*step-00000001 is in"
     ):

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import secrets
 import shlex
 import shutil
 import stat
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mtmeta import cache_folder, staged_folder
 from mtmeta.plugins.backbones.encoder.fused import Noise
 
 __all__ = ["Kernels", "Mask", "fits", "load", "mask"]
@@ -167,8 +169,9 @@ def load() -> Kernels | None:
         return None
     try:
         compiler = _compiler()
-        kept = _cache() / f"kernels-{_key(compiler)}" / LIBRARY
-        return Kernels(kept) if _is_good(kept) else _build(compiler, kept.parent)
+        cache = cache_folder()
+        folder = cache and cache / f"kernels-{_key(compiler)}"
+        return Kernels(folder / LIBRARY) if folder and _is_good(folder / LIBRARY) else _build(compiler, folder)
     except (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError):
         return None  # no compiler or home, a CC that is no command, a library without our functions
 
@@ -193,14 +196,6 @@ def _key(compiler: list[str]) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _cache() -> Path:
-    named = os.environ.get("MTMETA_CACHE")
-    if named and named != "off":
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mtmeta"
-
-
 def _is_good(library: Path) -> bool:
     """Whether it is there, nobody else could have put or changed it, and it is as it was made."""
     try:
@@ -217,39 +212,33 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _build(compiler: list[str], folder: Path) -> Kernels:
+def _build(compiler: list[str], folder: Path | None) -> Kernels:
     """Compile and load; keep the result in `folder` for the next time if that can be done."""
-    root = folder.parent
-    if os.environ.get("MTMETA_CACHE") != "off":
+    if folder is not None:
+        scratch = folder.with_name(f".mtmeta-{secrets.token_hex(8)}.tmp")
         try:
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            return _build_in(root, compiler, folder)
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # where another process was faster, its library stays
+            replace = lambda: not _is_good(folder / LIBRARY)  # noqa: E731
+            with staged_folder(folder, scratch, replace=replace, mode=0o700, durable=False):
+                return _compile(compiler, scratch)
         except (OSError, subprocess.SubprocessError):
             pass  # no place to write to, or to load code from; a temporary one may be
-    return _build_in(None, compiler, None)
+    with tempfile.TemporaryDirectory(prefix="mtmeta-") as temporary:
+        return _compile(compiler, Path(temporary))
 
 
-def _build_in(root: Path | None, compiler: list[str], folder: Path | None) -> Kernels:
-    scratch = Path(tempfile.mkdtemp(prefix=".mtmeta-", suffix=".tmp", dir=root))  # mode 0700
-    try:
-        objects = [scratch / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
-        for made in objects:
-            _run(*compiler, *FLAGS, str(SOURCES / f"{made.stem}.c"), "-o", str(made))
-        # linked without -fopenmp: its functions are found in the library that PyTorch has loaded
-        _run(*compiler, "-shared", *map(str, objects), "-o", str(scratch / LIBRARY), "-lm")
-        for made in objects:
-            made.unlink()
-        (scratch / LIBRARY).chmod(0o700)
-        (scratch / LIBRARY).with_suffix(".sha256").write_text(_sha256(scratch / LIBRARY))
-        kernels = Kernels(scratch / LIBRARY)
-        if folder is not None:
-            if folder.is_dir() and not _is_good(folder / LIBRARY):
-                shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another process was faster
-                scratch.rename(folder)
-        return kernels
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+def _compile(compiler: list[str], folder: Path) -> Kernels:
+    objects = [folder / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
+    for made in objects:
+        _run(*compiler, *FLAGS, str(SOURCES / f"{made.stem}.c"), "-o", str(made))
+    # linked without -fopenmp: its functions are found in the library that PyTorch has loaded
+    _run(*compiler, "-shared", *map(str, objects), "-o", str(folder / LIBRARY), "-lm")
+    for made in objects:
+        made.unlink()
+    (folder / LIBRARY).chmod(0o700)
+    (folder / LIBRARY).with_suffix(".sha256").write_text(_sha256(folder / LIBRARY))
+    return Kernels(folder / LIBRARY)
 
 
 def _run(*command: str) -> None:
