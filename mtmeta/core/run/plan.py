@@ -37,7 +37,7 @@ from mtmeta.core.run.run import _Training
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.artifacts import pins_of, remedy
 from mtmeta.core.storage.download import Watcher
-from mtmeta.core.storage.lock import holder
+from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training.budget import rehearse
 from mtmeta.core.training.trainer import Trainer
@@ -159,7 +159,7 @@ class _Plan(_Training):
 
     def _state(self, continued: bool) -> tuple[str, dict[str, int]]:
         """Whether the run directory is new, and what of the run is done."""
-        if who := holder(self.folder.path):
+        if who := lock_owner(self.folder.path):
             return f"in use by {who}", {}
         if not continued:
             return "new", {}

@@ -30,7 +30,7 @@ from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.artifacts import pins_of, remedy
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.download import Watcher
-from mtmeta.core.storage.lock import hold
+from mtmeta.core.storage.lock import lock_folder
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training.budget import share_of, steps_on_budget
 from mtmeta.core.training.learner import Learner
@@ -80,12 +80,12 @@ def run(
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
         if held := folder.path.exists():
-            stack.enter_context(hold(folder.path, warn))
+            stack.enter_context(lock_folder(folder.path, warn))
         training.load()
         stack.enter_context(fitting_threads(training.backbone.encoder))
         lock = training.lock()
         if not held:
-            stack.enter_context(hold(folder.path, warn))
+            stack.enter_context(lock_folder(folder.path, warn))
         continued = folder.check_usable(recipe, fresh=fresh)  # again: until now another process may have held it
         if continued and (summary := folder.finished()):
             warn(f"{folder.path} is finished; --fresh trains it again")

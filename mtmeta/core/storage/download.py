@@ -14,19 +14,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 from mtmeta.core.errors import MachineError
 from mtmeta.core.storage.atomic import make_folder, move_file
 from mtmeta.core.storage.disk import fingerprint
+from mtmeta.core.storage.lock import file_lock
 from mtmeta.core.wording import safe
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # a system without file locks of this kind; the hash still tells what two writers made of it
-    fcntl = None
 
 __all__ = ["Download", "Unreachable", "Watcher", "WrongHash", "amount", "download", "git_sha1", "reason", "transient"]
 
@@ -77,57 +71,67 @@ class Download:
         return self.target.with_name(f"{self.target.name}.mtmeta.incomplete")
 
 
-def download(message: Download, watcher: Watcher) -> bool:
+def download(job: Download, watcher: Watcher) -> bool:
     """Fetch a file; false where another process has just done so.
 
     Raises WrongHash, Unreachable, what the hub's library raises for an answer, and MachineError.
     """
-    with _writing(message.target.parent):
-        make_folder(message.target.parent)
-    with _held(message, watcher) as file:
-        if message.target.exists() and not message.replace:  # another process was faster
-            message.partial.unlink(missing_ok=True)
+    with _locked(job, watcher) as file:
+        if job.target.exists() and not job.replace:  # another process was faster
+            job.partial.unlink(missing_ok=True)
             return False
         resumed = os.fstat(file.fileno()).st_size > 0
-        found = _fill(message, file, watcher)
-        if (
-            found != message.digest and resumed
-        ):  # the server may have another file by now, or the first part was damaged
-            watcher.note(f"{message.label}: the part that was there does not fit; fetching it from the beginning")
+        digest = _fill(job, file, watcher)
+        if digest != job.digest and resumed:  # the server may have another file by now, or the part was damaged
+            watcher.note(f"{job.label}: the part that was there does not fit; fetching it from the beginning")
             file.truncate(0)
-            found = _fill(message, file, watcher)
-        if found != message.digest:
-            message.partial.unlink(missing_ok=True)
-            raise WrongHash(f"{message.algorithm} is {found}, expected {message.digest}")
-        with _writing(message.target.parent):
+            digest = _fill(job, file, watcher)
+        if digest != job.digest:
+            job.partial.unlink(missing_ok=True)
+            raise WrongHash(f"{job.algorithm} is {digest}, expected {job.digest}")
+        with _writing(job.target.parent):
             os.fsync(file.fileno())
-            move_file(message.partial, message.target)
+            move_file(job.partial, job.target)
     return True
 
 
-def _fill(message: Download, file: BinaryIO, watcher: Watcher) -> str:
+@contextlib.contextmanager
+def _locked(job: Download, watcher: Watcher) -> Iterator[BinaryIO]:
+    """Open the partial file, locked. Without locks the hash still tells what two writers made of it."""
+
+    def busy(handle: int) -> None:
+        watcher.note(f"{job.label}: waits for another process, which is fetching it")
+
+    with contextlib.ExitStack() as stack:
+        with _writing(job.target.parent):
+            make_folder(job.target.parent)
+            handle = stack.enter_context(file_lock(job.partial, busy))
+        yield open(handle, "r+b", buffering=0, closefd=False)  # unbuffered: a kill loses nothing
+
+
+def _fill(job: Download, file: BinaryIO, watcher: Watcher) -> str:
     """Bring the file to its end; returns its hash."""
     done, complete = os.fstat(file.fileno()).st_size, False
-    if message.size is not None and done > message.size:
+    if job.size is not None and done > job.size:
         file.truncate(0)
         done = 0
-    watcher.begin(message.label, done, message.size)
+    watcher.begin(job.label, done, job.size)
     try:
-        if message.size is None or done < message.size or not done:
-            _stream(message, file, watcher)
+        if job.size is None or done < job.size or not done:
+            _stream(job, file, watcher)
         complete = True
     finally:
-        watcher.end(message.label, complete)
-    return fingerprint(message.partial)["sha256"] if message.algorithm == "sha256" else git_sha1(message.partial)
+        watcher.end(job.label, complete)
+    return fingerprint(job.partial)["sha256"] if job.algorithm == "sha256" else git_sha1(job.partial)
 
 
-def _stream(message: Download, file: BinaryIO, watcher: Watcher) -> None:
+def _stream(job: Download, file: BinaryIO, watcher: Watcher) -> None:
     """Ask for the rest until all of it is there; gives up when nothing new comes for several attempts."""
     failures = 0
     while True:
         before = os.fstat(file.fileno()).st_size
         try:
-            if _once(message, file, before, watcher):
+            if _once(job, file, before, watcher):
                 return
             why = "it closed the connection in the middle"
         except Unreachable as error:
@@ -138,17 +142,17 @@ def _stream(message: Download, file: BinaryIO, watcher: Watcher) -> None:
         time.sleep(WAITS[failures])
 
 
-def _once(message: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
+def _once(job: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
     """One answer of the server, written from byte `start` on; whether it was the whole rest."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # re-exported
 
     # identity: a range of a compressed body would be a range of something else
-    headers = {**message.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+    headers = {**job.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     with contextlib.ExitStack() as stack:
         with _network():
             timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-            response = stack.enter_context(get_session().stream("GET", message.url, headers=headers, timeout=timeout))
+            response = stack.enter_context(get_session().stream("GET", job.url, headers=headers, timeout=timeout))
             status = response.status_code
         if status == 416:  # more is there than the server has, or just as much; the hash will tell
             if _total(response) == start:
@@ -161,15 +165,15 @@ def _once(message: Download, file: BinaryIO, start: int, watcher: Watcher) -> bo
         if start and not (status == 206 and _starts_at(response, start)):
             file.truncate(0)  # it sends all of it again
             start = 0
-        done, total = start, _total(response) or message.size
-        _check_room(message, (total or 0) - done)
+        done, total = start, _total(response) or job.size
+        _check_room(job, (total or 0) - done)
         chunks = response.iter_bytes()  # as they come: what a chunk of a given size still lacks would be lost in a cut
         while True:
             with _network():
                 chunk = next(chunks, None)
             if chunk is None:
                 return total is None or done >= total
-            with _writing(message.partial.parent):
+            with _writing(job.partial.parent):
                 _write(file, chunk)
             done += len(chunk)
             watcher.advance(done, total)
@@ -226,38 +230,12 @@ def _starts_at(response: Any, start: int) -> bool:
     return bool(response.headers.get("Content-Range", "").startswith(f"bytes {start}-"))
 
 
-def _check_room(message: Download, needed: int) -> None:
+def _check_room(job: Download, needed: int) -> None:
     with contextlib.suppress(OSError):  # some network drives say nothing
-        free = shutil.disk_usage(message.target.parent).free
+        free = shutil.disk_usage(job.target.parent).free
         if needed > free:
-            text = f"{message.label} needs {amount(needed)} more, {amount(free)} are free; make room"
-            raise MachineError(str(message.target.parent), text)
-
-
-@contextlib.contextmanager
-def _held(message: Download, watcher: Watcher) -> Iterator[BinaryIO]:
-    """The partial file, held against other processes."""
-    told = False
-    while True:
-        with _writing(message.partial.parent):
-            file = open(message.partial, "a+b", buffering=0)  # unbuffered: a kill loses nothing
-        try:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    if not told:
-                        watcher.note(f"{message.label}: waits for another process, which is fetching it")
-                    told = True
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                except OSError:
-                    pass  # some network drives cannot
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(message.partial)):
-                    yield file
-                    return
-        finally:
-            file.close()  # and once more where another process has just moved it to its place
+            text = f"{job.label} needs {amount(needed)} more, {amount(free)} are free; make room"
+            raise MachineError(str(job.target.parent), text)
 
 
 def git_sha1(path: Path) -> str:

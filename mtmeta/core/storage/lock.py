@@ -1,4 +1,4 @@
-"""One process at a time: a file lock on the run directory, which the system drops with the process that held it."""
+"""Lock files: one process at a time in a run directory, or at a download. The system drops a lock with its process."""
 
 from __future__ import annotations
 
@@ -22,37 +22,87 @@ try:
 except ImportError:  # a system without file locks of this kind
     fcntl = None
 
-__all__ = ["IN_USE", "LOCK_NAME", "hold", "holder"]
+__all__ = ["IN_USE", "LOCK_NAME", "file_lock", "lock_folder", "lock_owner"]
 
 LOCK_NAME = ".lock"
-"""A file in the run directory that says which process holds it; left behind only by a kill."""
+"""A file in the run directory that says which process uses it; left behind only by a kill."""
 IN_USE = "is in use by"
-"""How the error goes on that names the holder, for whoever started the process that prints it."""
+"""How the error goes on that names the other process, for whoever started the process that prints it."""
 
 
 @contextlib.contextmanager
-def hold(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Hold a run directory, made if need be. Raises CheckpointError naming the process that holds it already."""
-    path = folder / LOCK_NAME
-    with disk_errors(folder):
-        make_folder(folder)
-        handle = _take(path, folder, warn)
+def file_lock(
+    path: Path, busy: Callable[[int], None], unsupported: Callable[[str], None] = lambda reason: None
+) -> Iterator[int]:
+    """Open a file for appending, made if need be, and lock it; yields its descriptor.
+
+    Where another process has it, `busy` is called with the descriptor, once: it raises, or returns for a wait. Where
+    there are no locks, as on some network drives, `unsupported` is told why, and the file is not locked.
+    """
+    waited = False
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            try:
+                if fcntl is None:
+                    raise OSError("this system has none")
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    busy(handle)
+                waited = True
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                unsupported(error.strerror or str(error))
+            if _is_at(path, handle):
+                yield handle
+                return
+        finally:
+            os.close(handle)  # and once more where another process has just removed or renamed it
+
+
+def _is_at(path: Path, handle: int) -> bool:
     try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Lock a run directory, made if need be. Raises CheckpointError naming the process that uses it already."""
+    path = folder / LOCK_NAME
+
+    def refuse(handle: int) -> None:
+        message = f"{IN_USE} {_owner(handle)}; wait for it to end, or choose another directory with --out"
+        raise CheckpointError(str(folder), message) from None
+
+    def unsupported(reason: str) -> None:
+        warn(f"{folder}: no file lock ({safe(reason)}); take care that no other process uses this run directory")
+
+    with contextlib.ExitStack() as stack:
         with disk_errors(folder):
+            make_folder(folder)
+            # never through a link, nor into a file that has another name elsewhere: its contents are replaced
+            if path.is_symlink():
+                raise CheckpointError(str(path), "is no file of its own; remove it")
+            handle = stack.enter_context(file_lock(path, refuse, unsupported))
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                raise CheckpointError(str(path), "is no file of its own; remove it")
+            stack.callback(_unlink, path)  # while it is still locked, so that it is surely ours
             os.ftruncate(handle, 0)
             os.write(handle, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n")
         yield
-    finally:
-        try:
-            path.unlink(missing_ok=True)  # while it is still held, so that it is surely ours
-        except OSError:
-            pass  # the file says nothing once nobody holds it
-        finally:
-            os.close(handle)
 
 
-def holder(folder: Path) -> str:
-    """Which process holds a run directory, in words; empty if none does, or none can be known to."""
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the file says nothing once nobody locks it
+        path.unlink(missing_ok=True)
+
+
+def lock_owner(folder: Path) -> str:
+    """Return which process uses a run directory, in words; empty if none does, or none can be known to."""
     try:
         handle = os.open(folder / LOCK_NAME, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
@@ -61,7 +111,7 @@ def holder(folder: Path) -> str:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _holder(handle)
+        return _owner(handle)
     except OSError:
         pass
     finally:
@@ -69,38 +119,9 @@ def holder(folder: Path) -> str:
     return ""
 
 
-def _take(path: Path, folder: Path, warn: Callable[[str], None]) -> int:
-    while True:
-        # never through a link, nor into a file that has another name elsewhere: its contents are replaced
-        if path.is_symlink():
-            raise CheckpointError(str(path), "is no file of its own; remove it")
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-            os.close(handle)
-            raise CheckpointError(str(path), "is no file of its own; remove it")
-        try:
-            if fcntl is None:
-                raise OSError("this system has none")
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _holder(handle)
-            os.close(handle)
-            message = f"{IN_USE} {holder}; wait for it to end, or choose another directory with --out"
-            raise CheckpointError(str(folder), message) from None
-        except OSError as error:  # some network drives cannot either
-            why = safe(error.strerror or str(error))
-            warn(f"{folder}: no file lock ({why}); take care that no other process uses this run directory")
-            return handle
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.lstat(path)):
-                return handle
-        os.close(handle)  # whoever held it has just removed it: what we hold is no longer there
-
-
-def _holder(handle: int) -> str:
+def _owner(handle: int) -> str:
     try:
-        found = json.loads(os.pread(handle, 4096, 0))
-        return f"pid {int(found['pid'])} on host {safe(str(found['host']))}"
+        owner = json.loads(os.pread(handle, 4096, 0))
+        return f"pid {int(owner['pid'])} on host {safe(str(owner['host']))}"
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return "another process"  # which has not come to write its name

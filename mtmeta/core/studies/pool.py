@@ -32,7 +32,7 @@ from mtmeta.core.errors import (
     raise_all,
 )
 from mtmeta.core.signals import PARENT, StopRequest
-from mtmeta.core.storage.lock import IN_USE, holder
+from mtmeta.core.storage.lock import IN_USE, lock_owner
 from mtmeta.core.wording import safe
 
 __all__ = ["Job", "run_all", "without_options"]
@@ -136,7 +136,7 @@ class _Held:
         now = time.monotonic()
         if now - self._asked.get(job.folder, -math.inf) < 1.0:
             return False
-        who = holder(job.folder)
+        who = lock_owner(job.folder)
         if who and job.folder not in self._asked:
             self._say(f"{job.label}: waits for {who}, which is at {job.folder}")
         if who:

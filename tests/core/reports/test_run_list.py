@@ -14,7 +14,7 @@ import mtmeta
 from mtmeta.cli import main
 from mtmeta.core.errors import UsageError
 from mtmeta.core.reports.terminal.run_list import age, list_runs
-from mtmeta.core.storage.lock import hold
+from mtmeta.core.storage.lock import lock_folder
 from tests.core.run.test_run import write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 
@@ -88,7 +88,7 @@ def test_the_metrics_of_a_stopped_run_are_its_best(folder: Path) -> None:
 
 
 def test_a_run_that_a_process_is_at(folder: Path) -> None:
-    with hold(folder / "stopped", print):
+    with lock_folder(folder / "stopped", print):
         (run,) = [run for run in list_runs(folder) if Path(run["run"]).name == "stopped"]
     assert run["status"] == "running"
     assert run["holder"].startswith(f"pid {os.getpid()} on host ")

@@ -17,7 +17,7 @@ import mtmeta
 from mtmeta.core.errors import CheckpointError, MachineError
 from mtmeta.core.run import run as running
 from mtmeta.core.storage import lock as holding
-from mtmeta.core.storage.lock import LOCK_NAME, hold
+from mtmeta.core.storage.lock import LOCK_NAME, lock_folder
 from mtmeta.core.training.trainer import Trainer
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import assert_refused, command, contents
@@ -26,8 +26,8 @@ from tests.support.quick import quick
 HOLDER = """
 import sys, time
 from pathlib import Path
-from mtmeta.core.storage.lock import hold
-with hold(Path(sys.argv[1]), print):
+from mtmeta.core.storage.lock import lock_folder
+with lock_folder(Path(sys.argv[1]), print):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -101,26 +101,26 @@ def test_a_run_that_was_finished_meanwhile_is_not_done_again(tmp_path: Path, mon
 
 
 def test_a_lock_that_is_removed_while_it_is_awaited_is_taken_anew(tmp_path: Path) -> None:
-    with hold(tmp_path, silent):
+    with lock_folder(tmp_path, silent):
         handle = os.open(tmp_path / LOCK_NAME, os.O_RDWR)  # what the next process would have opened
     assert not (tmp_path / LOCK_NAME).exists()
-    with hold(tmp_path, silent):
+    with lock_folder(tmp_path, silent):
         assert not os.path.samestat(os.fstat(handle), os.stat(tmp_path / LOCK_NAME))
     os.close(handle)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"pid": 1}', '{"pid": "x", "host": "h"}', "[" * 4000])
 def test_a_holder_without_a_name(text: str, tmp_path: Path) -> None:
-    with hold(tmp_path, silent):
+    with lock_folder(tmp_path, silent):
         (tmp_path / LOCK_NAME).write_text(text)
-        with pytest.raises(CheckpointError, match="is in use by another process"), hold(tmp_path, silent):
+        with pytest.raises(CheckpointError, match="is in use by another process"), lock_folder(tmp_path, silent):
             pass
 
 
 def test_a_host_name_reaches_the_terminal_escaped(tmp_path: Path) -> None:
-    with hold(tmp_path, silent):
+    with lock_folder(tmp_path, silent):
         (tmp_path / LOCK_NAME).write_text(json.dumps({"pid": 7, "host": "\x1b[31mred"}))
-        with pytest.raises(CheckpointError, match=r"pid 7 on host \\x1b\[31mred;"), hold(tmp_path, silent):
+        with pytest.raises(CheckpointError, match=r"pid 7 on host \\x1b\[31mred;"), lock_folder(tmp_path, silent):
             pass
 
 

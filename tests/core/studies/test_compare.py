@@ -36,7 +36,7 @@ from mtmeta.core.errors import (
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.reports.terminal import comparison as compare_view
-from mtmeta.core.storage.lock import hold, holder
+from mtmeta.core.storage.lock import lock_folder, lock_owner
 from mtmeta.core.studies.comparable import check_alike, notes_on_recipes
 from mtmeta.core.studies.pool import Job, run_all, without_options
 from tests.core.run.test_run import write_recipe
@@ -267,7 +267,7 @@ def test_cut_off_and_started_again(number: signal.Signals, finished: Path, tmp_p
         how = "stopped by SIGTERM" if number == signal.SIGTERM else "interrupted"
         assert f"error: {how} with 1 of 4 runs done; rerun the same command to continue" in told.splitlines()
         for run in (tmp_path / "runs").iterdir():
-            assert holder(run) == ""  # no process is left
+            assert lock_owner(run) == ""  # no process is left
     before = (first / "summary.json").stat().st_mtime_ns
     done = subprocess.run(command(tmp_path, "--json"), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -286,8 +286,8 @@ def test_a_run_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
     lines: list[str] = []
     done: list[Job] = []
     job = Job("joint", folder, [str(path)])
-    with hold(folder, print):
-        assert holder(folder).startswith(f"pid {os.getpid()} on host ")
+    with lock_folder(folder, print):
+        assert lock_owner(folder).startswith(f"pid {os.getpid()} on host ")
         worker = threading.Thread(target=lambda: run_all([job], say=lines.append, ended=done.append))
         worker.start()
         time.sleep(1.5)
@@ -296,7 +296,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
     worker.join(timeout=120)
     assert done == [job]
     assert [line for line in lines if "waits for pid" in line] == [lines[0]]
-    assert holder(folder) == ""
+    assert lock_owner(folder) == ""
 
 
 def test_one_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_what_is_found_after_a_run_ends_everything_else(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="here: is other data"):
         run_all(jobs, at_once=2, ended=ended)
-    assert holder(tmp_path / "two") == ""
+    assert lock_owner(tmp_path / "two") == ""
     assert not (tmp_path / "two" / "summary.json").exists()
     assert not (tmp_path / "three").exists()
 
@@ -826,7 +826,7 @@ def test_a_run_does_not_outlive_a_comparison_that_is_killed(tmp_path: Path) -> N
     cut.kill()
     cut.communicate()
     end = time.monotonic() + 60
-    while holder(run):
+    while lock_owner(run):
         assert time.monotonic() < end, "it goes on"
         time.sleep(0.05)
     assert list((run / "checkpoints" / "sst").glob("step-*"))  # and saved what it had

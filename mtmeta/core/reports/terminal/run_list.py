@@ -14,7 +14,7 @@ from rich.text import Text
 from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.reports.terminal.tables import Folding, box_of, console_for_tables
 from mtmeta.core.run.directory import RunDir
-from mtmeta.core.storage.lock import holder
+from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.wording import safe
 
 __all__ = ["age", "list_runs", "show_runs"]
@@ -48,7 +48,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 def _describe(run: RunDir) -> dict[str, Any]:
     files = [run.recipe, run.lock_file, run.summary, run.path / "events.jsonl"]
     changed = max(file.stat().st_mtime for file in files if file.exists())
-    who = holder(run.path)
+    who = lock_owner(run.path)
     made: dict[str, Any] = {"run": str(run.path), "status": "running" if who else "stopped", "holder": who or None}
     made |= {"step": None, "steps": None, "split": None, "metrics": {}, "mean": None, "changed": round(changed, 3)}
     try:
