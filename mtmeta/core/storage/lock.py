@@ -44,14 +44,12 @@ def file_lock(
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             try:
-                if fcntl is None:
-                    raise OSError("this system has none")
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(handle, wait=False)
             except BlockingIOError:
                 if not waited:
                     busy(handle)
                 waited = True
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                _lock(handle, wait=True)
             except OSError as error:
                 unsupported(error.strerror or str(error))
             if _is_at(path, handle):
@@ -59,6 +57,12 @@ def file_lock(
                 return
         finally:
             os.close(handle)  # and once more where another process has just removed or renamed it
+
+
+def _lock(handle: int, *, wait: bool) -> None:
+    if fcntl is None:
+        raise OSError("this system has none")
+    fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _is_at(path: Path, handle: int) -> bool:
