@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mtmeta.core.tables.bad_rows import BadRowError, BadRowKind
 from mtmeta.core.wording import did_you_mean, quote
 
 if TYPE_CHECKING:
@@ -130,9 +131,11 @@ class Regression(Objective):
     def parse(self, label: object) -> float:
         value = _number(label)
         if not math.isfinite(value):
-            raise ValueError(f"label {quote(label)} is not a finite number")
+            kind: BadRowKind = "label is empty" if label in ("", None) else "label is not a number"
+            raise BadRowError(kind, f"label {quote(label)} is not a finite number")
         if not self.low <= value <= self.high:
-            raise ValueError(f"label {quote(label)} is outside {self.low:g} to {self.high:g}")
+            reason = f"label {quote(label)} is outside {self.low:g} to {self.high:g}"
+            raise BadRowError("label out of range", reason)
         return value
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -154,11 +157,12 @@ def _parse_class(label: object, classes: tuple[str, ...]) -> int:
     if number.is_integer() and str(int(number)) in classes:
         return classes.index(str(int(number)))
     if token == "":
-        raise ValueError("label is empty")
+        raise BadRowError("label is empty", "label is empty")
     shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
     # a wrong number is no slip of the pen: that '-1' looks like '1' would only mislead
     near = did_you_mean(token, classes) if math.isnan(number) else ""
-    raise ValueError(f"label {quote(label)} is not one of {shown}{near}")
+    kind: BadRowKind = "label is empty" if label is None else "unknown label"
+    raise BadRowError(kind, f"label {quote(label)} is not one of {shown}{near}")
 
 
 def _number(label: object) -> float:

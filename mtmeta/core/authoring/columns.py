@@ -10,7 +10,8 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 
 from mtmeta.core.errors import DataError
-from mtmeta.core.tables.data_file import BadRow, DataFile, Dialect, Row
+from mtmeta.core.tables.bad_rows import BadRow
+from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.wording import quote
 
 __all__ = ["Column", "Look", "check_header", "look"]
@@ -117,11 +118,11 @@ def look(path: Path) -> Look:
         if not tries:
             raise
         return min(tries, key=lambda made: made.skipped)
-    reasons = [row.reason for row in found.bad]
+    kinds = {row.kind for row in found.bad}
     others: list[Dialect] = []
-    if any("is not UTF-8" in reason for reason in reasons):
+    if "wrong encoding" in kinds:
         others.append(replace(found.dialect, encoding="latin-1"))
-    if any("closing quote" in reason for reason in reasons):
+    if "stray quote" in kinds:
         others.append(replace(found.dialect, quoting="none"))
     tries = [found, *(made for dialect in others if (made := _try(path, dialect)))]
     best = min(tries, key=lambda made: made.skipped)
@@ -155,9 +156,9 @@ def _look(path: Path, dialect: Dialect) -> Look:
         rows += len(block)
         while len(sample) > MAX_SAMPLE:
             sample, stride = sample[::2], 2 * stride
-    if not rows and not file.skipped:
+    if not rows and not file.bad:
         raise DataError(str(path), "no examples")
-    return Look(path, dialect, columns, rows, tuple(file.bad), file.skipped, sample)
+    return Look(path, dialect, columns, rows, tuple(file.bad), file.bad.total, sample)
 
 
 def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:

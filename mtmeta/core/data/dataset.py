@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.data.carving import example_hashes
 from mtmeta.core.data.tokens import BLOCK, Ids, append_names, ramp
 from mtmeta.core.storage.cache import Cache, Entry, Writer
-from mtmeta.core.tables.data_file import BadRow
+from mtmeta.core.tables.bad_rows import BadRow
 
 __all__ = ["QUANTILES", "UNCACHED", "Dataset", "Texts", "TokenStore", "bad_rows_of", "dataset_of", "select"]
 
@@ -108,7 +108,7 @@ def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> D
 
 def bad_rows_of(entry: Entry) -> tuple[BadRow, ...]:
     """Return the first of the rows that were left out, by line."""
-    return tuple(BadRow(line, reason) for line, reason in entry.meta["bad"])
+    return tuple(BadRow(**row) for row in entry.meta["bad"])
 
 
 def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
@@ -129,7 +129,7 @@ def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
                     writer.append(f"full-{number}", store.full[at])
                 if store.types is not None:
                     writer.append(f"types-{number}", store.types[where])
-        bad = [[row.line, row.reason] for row in data.bad]
+        bad = [asdict(row) for row in data.bad]
         return {"skipped": data.skipped, "bad": bad, "whole": data.whole, "kinds": dict(data.kinds)}
 
     return dataset_of(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)

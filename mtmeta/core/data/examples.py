@@ -5,9 +5,8 @@ Everything goes block by block, so that a file of any length needs the memory of
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -19,12 +18,14 @@ from mtmeta.core.data.tokens import BLOCK, append_names, append_tokens, hashes
 from mtmeta.core.errors import DataError
 from mtmeta.core.registry.guard import blame
 from mtmeta.core.storage.cache import Writer
-from mtmeta.core.tables.bad_rows import kind_of
-from mtmeta.core.tables.data_file import MAX_BAD, BadRow, DataFile
+from mtmeta.core.tables.bad_rows import BadRow, BadRowError, BadRowKind, BadRows
+from mtmeta.core.tables.data_file import DataFile
 
 __all__ = ["bad_rows", "write_examples"]
 
 BAD_ROWS_SHOWN = 5
+_Refusal = tuple[str, BadRowKind]
+
 MAX_PARSED = 10_000  # different labels remembered with what they mean
 
 
@@ -48,7 +49,7 @@ def write_examples(
         with blame(task, "task"):  # an example of a plugin's may hold anything
             block = list(islice(remaining, BLOCK))
             rows = parser.parse(block)
-        skipped = parser.skipped + (file.skipped if file else 0)
+        skipped = parser.bad.total + (file.bad.total if file else 0)
         if not block:
             break
         if not rows.labels or (strict and skipped):  # it ends in an error: only the count of bad rows is still open
@@ -58,17 +59,16 @@ def write_examples(
         writer.append("texts", hashes(rows.texts, rows.pairs) if parser.pair else hashes(rows.texts))
         cut = append_tokens(writer, inputs, backbone.tokenizer, backbone.max_length, rows.texts, rows.pairs)
         writer.append("cut", cut)
-    bad = sorted([*(file.bad if file else ()), *parser.bad], key=lambda row: row.line)[:MAX_BAD]
+    bad = parser.bad.merged(file.bad) if file else parser.bad
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)
     if not parser.good:
         raise DataError(shown, "no examples" if not skipped else f"no good rows, {skipped} bad ones")
-    kinds = parser.kinds + (file.kinds if file else Counter())
     return {
         "skipped": skipped,
-        "bad": [[row.line, row.reason] for row in bad],
+        "bad": [asdict(row) for row in bad],
         "whole": parser.whole,
-        "kinds": dict(kinds.most_common()),
+        "kinds": dict(bad.kinds.most_common()),
     }
 
 
@@ -87,25 +87,24 @@ class _Parser:
 
     def __init__(self, task: Task) -> None:
         self.pair = task.inputs != "single"
-        self.bad: list[BadRow] = []
-        self.kinds: Counter[str] = Counter()
-        self.seen = self.good = self.skipped = 0
+        self.bad = BadRows()
+        self.seen = self.good = 0
         self.whole = True
         self._objective = task.objective
-        self._known: dict[str, int | float | str] = {}
+        self._known: dict[str, int | float | _Refusal] = {}
 
     def parse(self, block: Sequence[Example]) -> _Rows:
         rows, known, pair = _Rows(), self._known, self.pair
         for index, example in enumerate(block, self.seen + 1):
             text, label = example.text, example.label
             if not text.strip() or (pair and not (example.pair or "").strip()):
-                self._skip(example.line or index, "text is empty")
+                self.bad.add(example.line or index, "text is empty", "text is empty")
                 continue
             number = known.get(label) if isinstance(label, str) else None
             if number is None:
                 number = self._parse(label)
-            if isinstance(number, str):
-                self._skip(example.line or index, number)
+            if isinstance(number, tuple):
+                self.bad.add(example.line or index, *number)
                 continue
             rows.texts.append(text)
             rows.labels.append(number)
@@ -116,23 +115,17 @@ class _Parser:
         self.good += len(rows.labels)
         return rows
 
-    def _parse(self, label: str | int | float | None) -> int | float | str:
+    def _parse(self, label: str | int | float | None) -> int | float | _Refusal:
         """Return the label's number, or why it has none."""
-        number: int | float | str
+        number: int | float | _Refusal
         try:
             number = self._objective.parse(label)
         except ValueError as error:
-            number = str(error)
+            number = (str(error), error.kind if isinstance(error, BadRowError) else "other")
         self.whole = self.whole and not isinstance(number, float)
         if isinstance(label, str) and len(self._known) < MAX_PARSED:
             self._known[label] = number
         return number
-
-    def _skip(self, line: int, reason: str) -> None:
-        self.skipped += 1
-        self.kinds[kind_of(reason)] += 1
-        if len(self.bad) < MAX_BAD:
-            self.bad.append(BadRow(line, reason))
 
 
 def bad_rows(file: str, bad: Sequence[BadRow], count: int, remedy: str = "set data.on_bad_rows: skip") -> DataError:

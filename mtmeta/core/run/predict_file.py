@@ -20,7 +20,7 @@ from mtmeta.core.errors import DataError, MachineError, UsageError
 from mtmeta.core.machine import trim_memory
 from mtmeta.core.run.predictor import BLOCK, Prediction, Predictor, Text
 from mtmeta.core.storage.atomic import atomic_file
-from mtmeta.core.tables.data_file import BadRow, DataFile, Dialect
+from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.core.wording import quote
 
 __all__ = ["Item", "predict_file"]
@@ -78,8 +78,8 @@ def predict_file(
             if done // TRIM_EVERY < (done + len(block)) // TRIM_EVERY:
                 trim_memory()
             done += len(block)
-    if skipped := reader.file.skipped + reader.skipped:
-        row = reader.bad()[0]
+    if skipped := reader.file.bad.total:
+        row = reader.file.bad[0]
         warn(f"{reader.file.path}: skipped {skipped} bad rows (the first is line {row.line}: {row.reason})")
     return done
 
@@ -102,36 +102,30 @@ class _Reader:
     """The texts of a file, and what of it cannot be used."""
 
     def __init__(self, task: Task, file: DataFile, columns: Sequence[str], *, skip_bad: bool) -> None:
-        self.file, self.skipped = file, 0
+        self.file = file
         self._pair = task.inputs != "single"
         self._table = bool(columns) or file.path.suffix.lower() in TABLES
         self._columns = tuple(columns) or task.columns
         self._strict = not skip_bad
-        self._bad: list[BadRow] = []
-
-    def bad(self) -> list[BadRow]:
-        """The first of the rows that cannot be used, by line."""
-        return sorted([*self.file.bad, *self._bad], key=lambda row: row.line)
 
     def items(self) -> Iterator[Item]:
         """The good ones, in order; with `strict` DataError at the first bad one."""
         for number, name, texts in self._rows() if self._table else self._lines():
             self._check()
-            reason = "" if texts is not None else "one field, expected 2 with a tab between"
-            if texts is not None and not all(text.strip() for text in texts):
-                reason = "text is empty"
-            if reason or texts is None:
-                self.skipped += 1
-                if len(self._bad) < 100:
-                    self._bad.append(BadRow(number, reason))
-                self._check()
+            if texts is None:
+                self.file.bad.add(number, "one field, expected 2 with a tab between", "wrong number of fields")
+            elif not all(text.strip() for text in texts):
+                self.file.bad.add(number, "text is empty", "text is empty")
+                texts = None
+            self._check()
+            if texts is None:
                 continue
             yield Item(name, (texts[0], texts[1]) if self._pair else texts[0])
         self._check()
 
     def _check(self) -> None:
-        if self._strict and (count := self.file.skipped + self.skipped):
-            raise bad_rows(str(self.file.path), self.bad(), count, "give --skip-bad-rows")
+        if self._strict and (bad := self.file.bad):
+            raise bad_rows(str(self.file.path), bad, bad.total, "give --skip-bad-rows")
 
     def _rows(self) -> Iterator[tuple[int, str, tuple[str, ...] | None]]:
         for row in self.file.rows(*self._columns):

@@ -1,35 +1,77 @@
-"""What kind of bad a row is, told by the reason that was given for it."""
+"""Rows of data files that cannot be used: why, of what kind, and how many there are of each."""
 
 from __future__ import annotations
 
-import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["kind_of"]
+__all__ = ["BadRow", "BadRowError", "BadRowKind", "BadRows"]
 
-KINDS = tuple(
-    (re.compile(pattern), kind)
-    for pattern, kind in (
-        (r"\d+ fields?, expected", "wrong number of fields"),
-        (r"text is empty", "text is empty"),
-        (r"label (is empty|''|nothing)", "label is empty"),
-        (r"label .* is not a finite number", "label is not a number"),
-        (r"label .* is outside", "label out of range"),
-        (r"label .* is not one of", "unknown label"),
-        (r"byte 0x", "wrong encoding"),
-        (r"field .* is not UTF-8", "wrong encoding"),
-        (r"NUL byte", "NUL byte"),
-        (r"field .* characters \(limit", "field too long"),
-        (r"field .* lone surrogate", "lone surrogate"),
-        (r"field .* is nested", "nested value"),
-        (r"text after a closing quote", "stray quote"),
-        (r"line of more than", "line too long"),
-        (r"no column", "column missing"),
-        (r"duplicate key", "duplicate key"),
-        (r"not JSON|not a JSON object|nested deeper|\S+ is not JSON", "not a JSON object"),
-    )
-)
+MAX_KEPT = 100  # rows of a file
+BadRowKind = Literal[
+    "wrong number of fields",
+    "text is empty",
+    "label is empty",
+    "label is not a number",
+    "label out of range",
+    "unknown label",
+    "wrong encoding",
+    "NUL byte",
+    "field too long",
+    "lone surrogate",
+    "nested value",
+    "stray quote",
+    "line too long",
+    "column missing",
+    "duplicate key",
+    "not a JSON object",
+    "other",
+]
+"""`other` is what the objective of a plugin refuses with a plain ValueError."""
 
 
-def kind_of(reason: str) -> str:
-    """The kind, `other` for what a plugin's own task or objective says."""
-    return next((kind for pattern, kind in KINDS if pattern.match(reason)), "other")
+class BadRowError(ValueError):
+    """A row, one of its fields or its label cannot be used; the text is the reason."""
+
+    def __init__(self, kind: BadRowKind, reason: str) -> None:
+        self.kind: BadRowKind = kind
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used: its 1-based line in the file, why, and of what kind that is."""
+
+    line: int
+    reason: str
+    kind: BadRowKind
+
+
+class BadRows(list[BadRow]):
+    """The first bad rows of a file; `total` counts all of them, `kinds` those of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        self.kinds: Counter[BadRowKind] = Counter()
+
+    def add(self, line: int, reason: str, kind: BadRowKind) -> None:
+        """Count a row, and keep it if it is one of the first."""
+        self.total += 1
+        self.kinds[kind] += 1
+        if len(self) < MAX_KEPT:
+            self.append(BadRow(line, reason, kind))
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        super().clear()
+        self.kinds.clear()
+        self.total = 0
+
+    def merged(self, other: BadRows) -> BadRows:
+        """Return the rows of both, by line, at one line those of `other` first."""
+        both = BadRows()
+        both.total, both.kinds = self.total + other.total, self.kinds + other.kinds
+        both.extend(sorted([*other, *self], key=lambda row: row.line)[:MAX_KEPT])
+        return both

@@ -8,17 +8,14 @@ from collections import Counter
 from itertools import accumulate
 from typing import NoReturn
 
+from mtmeta.core.tables.bad_rows import BadRowError
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["BadLine", "parse_object", "split_fields"]
+__all__ = ["parse_object", "split_fields"]
 
 MAX_DEPTH = 32  # levels of JSON nesting
 QUOTED = re.compile(r'"((?:[^"]++|"")*+)("?)')  # from an opening quote on; group 2 is the closing one, if any
 NOT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++')  # of JSON: strings whole, and what stands between
-
-
-class BadLine(Exception):
-    """Why a line cannot be read."""
 
 
 def split_fields(text: str, delimiter: str) -> list[str] | None:
@@ -44,12 +41,13 @@ def split_fields(text: str, delimiter: str) -> list[str] | None:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise BadLine(f"duplicate key {quote(Counter(key for key, _ in pairs).most_common(1)[0][0])}")
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise BadRowError("duplicate key", f"duplicate key {quote(key)}")
     return result
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise BadLine(f"{constant} is not JSON; write a finite number")
+    raise BadRowError("not a JSON object", f"{constant} is not JSON; write a finite number")
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int=str, parse_constant=_refuse)
@@ -58,11 +56,12 @@ DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int
 def parse_object(text: str) -> dict[str, object]:
     """The object on a JSONL line; numbers keep the text they have in the file."""
     if max(accumulate(1 if c in "[{" else -1 for c in NOT_BRACKETS.sub("", text)), default=0) > MAX_DEPTH:
-        raise BadLine(f"nested deeper than {MAX_DEPTH} levels")
+        raise BadRowError("not a JSON object", f"nested deeper than {MAX_DEPTH} levels")
     try:
         value = DECODER.decode(text)
     except json.JSONDecodeError as error:
-        raise BadLine(f"not JSON ({safe(error.msg)} at character {error.colno}); write one object a line") from None
+        reason = f"not JSON ({safe(error.msg)} at character {error.colno}); write one object a line"
+        raise BadRowError("not a JSON object", reason) from None
     if not isinstance(value, dict):
-        raise BadLine("not a JSON object; write one object a line")
+        raise BadRowError("not a JSON object", "not a JSON object; write one object a line")
     return value

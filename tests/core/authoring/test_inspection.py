@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mtmeta.core.api.contracts import Example
+from mtmeta.core.api.objectives import Classification, Objective, Regression
 from mtmeta.core.data.examples import _Parser
-from mtmeta.core.tables.bad_rows import kind_of
+from mtmeta.core.tables.data_file import DataFile
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.sts import Sts
 from tests.support.commands import assert_refused, call, command
@@ -189,12 +192,32 @@ def test_the_tokenizer_alone_is_that_of_the_backbone(weights: str) -> None:
     assert alone.tokenizer.encode(texts) == whole.tokenizer.encode(texts)
 
 
-def test_kinds() -> None:
-    assert kind_of("3 fields, expected 4") == "wrong number of fields"
-    assert kind_of("label '' is not a finite number") == "label is empty"
-    assert kind_of("label 'x' is not one of a, b") == "unknown label"
-    assert kind_of("NaN is not JSON; write a finite number") == "not a JSON object"
-    assert kind_of("too odd") == "other"
+class Odd(Regression):
+    """An objective of a plugin, which knows of no kinds."""
+
+    def parse(self, label: object) -> float:
+        raise ValueError("too odd")
+
+
+def test_kinds(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("a\tb\tc\td\n1\t2\t3\n1\t2\t3\t4\n")
+    (tmp_path / "a.jsonl").write_text('{"a": NaN}\n{"a": 1}\n')
+
+    def of_row(name: str) -> list[tuple[str, str]]:
+        file = DataFile(tmp_path / name)
+        assert len(list(file.rows())) == 1
+        return [(row.reason, row.kind) for row in file.bad]
+
+    def of_label(objective: Objective, label: str) -> list[tuple[str, str]]:
+        parser = _Parser(SimpleNamespace(inputs="single", objective=objective))  # type: ignore[arg-type]
+        parser.parse([Example(text="t", label=label)])
+        return [(row.reason, row.kind) for row in parser.bad]
+
+    assert of_row("a.tsv") == [("3 fields, expected 4", "wrong number of fields")]
+    assert of_label(Regression(), "") == [("label '' is not a finite number", "label is empty")]
+    assert of_label(Classification(("a", "b")), "x") == [("label 'x' is not one of a, b", "unknown label")]
+    assert of_row("a.jsonl") == [("NaN is not JSON; write a finite number", "not a JSON object")]
+    assert of_label(Odd(), "1") == [("too odd", "other")]
 
 
 def test_the_real_pairs(real_data: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables import data_file as tables
-from mtmeta.core.tables.data_file import BadRow, DataFile, Dialect, Row
+from mtmeta.core.tables import text_file
+from mtmeta.core.tables.bad_rows import BadRow
+from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.tables.fields import split_fields
 
 DATA = os.environ.get("MTMETA_DATA", "")
@@ -42,7 +44,7 @@ def fails(path: Path, content: bytes, *columns: str, **dialect: Any) -> str:
 
 
 def test_public_names() -> None:
-    assert tables.__all__ == ["BadRow", "DataFile", "Dialect", "Row"]
+    assert tables.__all__ == ["DataFile", "Dialect", "Row"]
     assert Dialect() == Dialect(encoding="utf-8", quoting="csv", multiline=False, max_field=131072)
 
 
@@ -89,7 +91,7 @@ def test_a_second_pass_starts_with_no_bad_rows(tmp_path: Path) -> None:
     held = file.bad
     for _ in range(2):
         assert [row["text"] for row in file.rows("text")] == ["b"]
-        assert file.bad == [BadRow(2, "1 field, expected 2")]
+        assert file.bad == [BadRow(2, "1 field, expected 2", "wrong number of fields")]
     assert file.bad is held
 
 
@@ -101,7 +103,7 @@ def test_bad_fills_while_rows_are_consumed(tmp_path: Path) -> None:
     assert next(rows)["text"] == "a"
     assert file.bad == []
     assert next(rows)["text"] == "c"
-    assert file.bad == [BadRow(3, "1 field, expected 2")]
+    assert file.bad == [BadRow(3, "1 field, expected 2", "wrong number of fields")]
     del rows  # an abandoned iteration closes its file, or the ResourceWarning is an error
 
 
@@ -278,7 +280,7 @@ def test_multiline_with_a_bad_byte_drops_the_whole_row(tmp_path: Path) -> None:
 
 
 def test_a_quoted_field_is_joined_only_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MAX_LINE", 20)
+    monkeypatch.setattr(text_file, "MAX_LINE", 20)
     for multiline in (True, False):
         message = fails(tmp_path / "a.csv", b'text\n"' + b"12345678\n" * 9 + b'"\n', "text", multiline=multiline)
         assert message.startswith("a.csv:2: quoted field runs over 3 lines or more; ")
@@ -332,7 +334,7 @@ def test_the_limit_counts_characters_and_holds_for_quoted_fields(tmp_path: Path)
 def test_an_overlong_line_is_skipped_without_being_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: bytes
 ) -> None:
-    monkeypatch.setattr(tables, "MAX_LINE", 20)
+    monkeypatch.setattr(text_file, "MAX_LINE", 20)
     reason = "line of more than 20 bytes; put one row on a line"
     for size in range(18, 80):
         content = HEADER + b"x" * (size - 2) + b"\t1" + tail

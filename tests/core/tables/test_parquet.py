@@ -109,7 +109,7 @@ def test_bad_rows_are_set_apart_with_their_number(tmp_path: Path) -> None:
         (2, "field 'text' is not UTF-8; save it as text"),
         (3, "field 'text' has 11 characters (limit 10; raise max_field)"),
     ]
-    assert file.kinds == {"wrong encoding": 1, "field too long": 1}
+    assert file.bad.kinds == {"wrong encoding": 1, "field too long": 1}
     assert [row.line for row in file.rows("list")] == [2]  # a null is an empty field
     assert file.bad[0].reason == "field 'list' is nested, expected text or a number"
     assert [list(row) for row in DataFile(path).rows()] == [
