@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
-__all__ = ["MAX_NAMES", "MAX_TOKEN", "choose", "did_you_mean", "nearest", "plural", "quote", "safe", "told"]
+__all__ = [
+    "MAX_NAMES",
+    "MAX_TOKEN",
+    "byte_text",
+    "choose",
+    "did_you_mean",
+    "exception_text",
+    "nearest",
+    "plural",
+    "quote",
+    "safe",
+]
 
 MAX_TOKEN = 80  # characters of user text quoted in a message
-
-
 MAX_NAMES = 20  # names listed where none is near
 
 
 def safe(text: str, limit: int = MAX_TOKEN) -> str:
-    """`text` fit for a terminal: control characters and line breaks escaped, cut at `limit` characters."""
+    """Return `text` fit for a terminal: control characters and line breaks escaped, cut at `limit` characters."""
     clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 
 def quote(token: object) -> str:
-    """The user's token in single quotes, made safe and cut; numbers and other literals stand bare."""
+    """Return the user's token in single quotes, made safe and cut; numbers and other literals stand bare."""
     if isinstance(token, bool):
         return "true" if token else "false"
     if token is None:
@@ -29,22 +39,30 @@ def quote(token: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to `name`, or None."""
+    """Return the known name closest to `name`, or None."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name, or an empty string."""
+    """Return `; did you mean 'x'?` for the nearest known name, or an empty string."""
     match = nearest(name, known)
     return f"; did you mean {quote(match)}?" if match else ""
 
 
 def choose(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest known name; where none is near, `; one of a, b, c`."""
+    """Return `; did you mean 'x'?` for the nearest known name; where none is near, `; one of a, b, c`."""
     names = list(known)
     shown = [safe(other) for other in names[:MAX_NAMES]] + ["..."] * (len(names) > MAX_NAMES)
     return did_you_mean(name, names) or (f"; one of {', '.join(shown)}" if names else "")
+
+
+def byte_text(size: int, least: Literal["B", "kB"] = "B") -> str:
+    """Return a number of bytes for people, such as `1.5 MB`; `least` is the smallest unit."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= scale or unit == least:
+            return f"{size / scale:.1f} {unit}"
+    return f"{size} B"
 
 
 def plural(count: int, noun: str) -> str:
@@ -52,8 +70,8 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def told(error: BaseException) -> str:
-    """Type and text of an exception, fit for one line; its own `__str__` may fail."""
+def exception_text(error: BaseException) -> str:
+    """Return type and text of an exception, fit for one line; its own `__str__` may fail."""
     try:
         text = str(error)
     except BaseException:

@@ -16,7 +16,7 @@ from mtmeta.core.registry.guard import fault
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.addresses import HubFile, is_remote
-from mtmeta.core.storage.artifacts import Found, Want, by_name, pins_of, want_file
+from mtmeta.core.storage.artifacts import Artifact, Want, by_name, pins_of, want_file
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.hub import is_offline
 from mtmeta.core.storage.sources import Sources
@@ -106,7 +106,7 @@ def fetch(
     shown = []
     for name, want in wants.items():
         try:
-            found = sources.found.get(name) or sources.look(want)
+            found = sources.artifacts.get(name) or sources.fetcher.cached(want)
             shown.append(_describe(found, used[name], sources, ask=dry_run))
         except MtmetaError as error:
             problems.append(error)
@@ -142,11 +142,11 @@ def _local(recipe: Recipe, path: str) -> list[dict[str, Any]]:
     return found
 
 
-def _describe(found: Found, used: list[str], sources: Sources, *, ask: bool) -> dict[str, Any]:
+def _describe(found: Artifact, used: list[str], sources: Sources, *, ask: bool) -> dict[str, Any]:
     """A want and its files as plain data; where `ask`, with the size that the hub says of what is missing."""
     source, files, commit = found.want.source, list(found.files.values()), found.commit
     if ask and not is_offline() and any(one.path is None and one.status != "absent" for one in files):
-        commit, files = sources.sizes(found)
+        commit, files = sources.fetcher.sizes(found)
     pinned = source.at(commit) if isinstance(source, HubFile) and commit else str(source)
     return {
         "name": found.want.name,

@@ -1,4 +1,4 @@
-"""What recipes need from elsewhere, what became of it, and how that is told and remembered."""
+"""Files that recipes need from elsewhere, where they are, and how that is told and remembered."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from mtmeta.core.storage.hub import is_damaged, shown_revision
 from mtmeta.core.wording import safe
 
 __all__ = [
-    "Found",
+    "Artifact",
     "Status",
     "Stored",
     "Want",
     "by_name",
+    "check_pin",
+    "missing_text",
     "pins_of",
     "remedy",
     "server_of",
     "stored",
-    "tell",
     "want_file",
 ]
 
@@ -36,7 +37,7 @@ Status = Literal["cached", "fetched", "missing", "damaged", "absent", "unknown"]
 
 @dataclass(frozen=True)
 class Want:
-    """What a part of a recipe needs: a file, or some files of a repository."""
+    """A file that a part of a recipe needs, or some files of a repository."""
 
     name: str
     """As the recipe has it, revision and hash included."""
@@ -53,7 +54,7 @@ class Want:
 
 @dataclass(frozen=True)
 class Stored:
-    """One file: what became of it, and once it is there its path, size and SHA-256."""
+    """One file: its status, and once it is there its path, size and SHA-256."""
 
     file: str
     status: Status
@@ -63,8 +64,8 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A want, and where its files are."""
+class Artifact:
+    """The files of a want, and where they are."""
 
     want: Want
     commit: str = ""
@@ -84,18 +85,18 @@ class Found:
 
 
 def by_name(wants: Iterable[Want]) -> dict[str, Want]:
-    """Wants by their names; of one repository, with the files that any of them needs, optional ones first."""
-    found: dict[str, Want] = {}
+    """Return wants by their names; of one repository, with the files that any of them needs, optional ones first."""
+    merged: dict[str, Want] = {}
     for want in wants:
-        other = found.get(want.name, want)
+        other = merged.get(want.name, want)
         needed = [file for one in (other, want) for file in one.files if file not in one.optional]
         optional = [file for file in dict.fromkeys((*other.optional, *want.optional)) if file not in needed]
-        found[want.name] = replace(want, files=tuple(dict.fromkeys((*optional, *needed))), optional=tuple(optional))
-    return found
+        merged[want.name] = replace(want, files=tuple(dict.fromkeys((*optional, *needed))), optional=tuple(optional))
+    return merged
 
 
 def want_file(name: str) -> Want:
-    """The want of a data file. Raises DataError where the name is none."""
+    """Return the want of a data file. Raises DataError where the name is none."""
     try:
         source = parse_file(name)
     except ValueError as error:
@@ -103,47 +104,48 @@ def want_file(name: str) -> Want:
     return Want(name, source, (source.path if isinstance(source, HubFile) else source.file,))
 
 
-def check_pin(found: Found) -> None:
+def check_pin(artifact: Artifact) -> None:
     """Raise DataError if a file of the hub is not the one that the recipe gives the hash of."""
-    source = found.want.source
-    if isinstance(source, HubFile) and source.sha256 and (one := found.files[source.path]).sha256 != source.sha256:
+    source = artifact.want.source
+    if isinstance(source, HubFile) and source.sha256 and (one := artifact.files[source.path]).sha256 != source.sha256:
         message = f"refused, its sha256 is {one.sha256}, expected {source.sha256}; check the revision and the hash"
-        raise DataError(safe(source.at(found.commit).partition("#")[0], 300), message)
+        raise DataError(safe(source.at(artifact.commit).partition("#")[0], 300), message)
 
 
 def stored(file: str, path: Path) -> Stored:
-    """A file in the cache of the hub, its hash taken and compared with what the cache says of it."""
-    found = fingerprint(path)
-    status: Status = "damaged" if is_damaged(path, found["sha256"]) else "cached"
-    return Stored(file, status, path, found["size"], found["sha256"])
+    """Return a file in the cache of the hub, its hash taken and compared with what the cache says of it."""
+    actual = fingerprint(path)
+    status: Status = "damaged" if is_damaged(path, actual["sha256"]) else "cached"
+    return Stored(file, status, path, actual["size"], actual["sha256"])
 
 
-def tell(found: Found) -> str:
-    """What is missing of a want, in words."""
-    source = found.want.source
+def missing_text(artifact: Artifact) -> str:
+    """Return what is missing of an artifact, in words."""
+    source = artifact.want.source
     if isinstance(source, WebFile) or source.path:
-        return safe(found.want.name, 300) + " (damaged)" * any(one.status == "damaged" for one in found.files.values())
-    shown = f"{source.repository}@{shown_revision(found.commit or source.revision)}"
-    return safe(f"{shown} ({', '.join(found.missing)})", 300)
+        damaged = any(file.status == "damaged" for file in artifact.files.values())
+        return safe(artifact.want.name, 300) + (" (damaged)" if damaged else "")
+    shown = f"{source.repository}@{shown_revision(artifact.commit or source.revision)}"
+    return safe(f"{shown} ({', '.join(artifact.missing)})", 300)
 
 
 def server_of(want: Want) -> str:
-    """Whose files these are, for messages."""
+    """Return whose files these are, for messages."""
     return "the hub" if isinstance(want.source, HubFile) else safe(urlsplit(want.source.url).netloc)
 
 
 def remedy(*recipes: str | os.PathLike[str]) -> str:
-    """The command that brings what is missing."""
+    """Return the command that brings what is missing."""
     named = " ".join(shlex.quote(os.fspath(recipe)) for recipe in recipes)
     return f"run 'mtmeta fetch {safe(named, 300)}' where there is a network"
 
 
 def pins_of(lock: Mapping[str, Any]) -> dict[str, str]:
-    """Commits by name, of what a lock says of its sources; whatever else stands there is left alone."""
+    """Return commits by name, of what a lock says of its sources; whatever else stands there is left alone."""
     entries = lock.get("sources")
-    found = {}
+    pins = {}
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("commit"), str):
             if is_pinned(entry["commit"]):
-                found[entry["name"]] = entry["commit"]
-    return found
+                pins[entry["name"]] = entry["commit"]
+    return pins

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from mtmeta.core.errors import CheckpointError, MachineError
 from mtmeta.core.storage.atomic import atomic_file, make_folder
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import byte_text, safe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,15 +145,8 @@ def check_space(folder: Path, needed: int, newest: Callable[[], str]) -> None:
         return  # what writes next is told why
     free = found.f_bavail * found.f_frsize
     if found.f_blocks and free < needed + SPARE:  # some network drives say nothing
-        message = f"{_amount(needed + SPARE)} needed for the next checkpoint, {_amount(free)} free"
+        message = f"{byte_text(needed + SPARE, 'kB')} needed for the next checkpoint, {byte_text(free, 'kB')} free"
         raise MachineError(f"{folder}/", f"{message}; newest good: {newest() or 'none'}")
-
-
-def _amount(size: int) -> str:
-    for unit, one in (("GB", 10**9), ("MB", 10**6)):
-        if size >= one:
-            return f"{size / one:.1f} {unit}"
-    return f"{size / 1000:.1f} kB"
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ from mtmeta.core.errors import MachineError
 from mtmeta.core.storage.atomic import make_folder, move_file
 from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.storage.lock import file_lock
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import byte_text, safe
 
-__all__ = ["Download", "Unreachable", "Watcher", "WrongHash", "amount", "download", "git_sha1", "reason", "transient"]
+__all__ = ["Download", "Unreachable", "Watcher", "WrongHash", "download", "git_sha1", "reason", "transient"]
 
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before trying again; from the beginning after every byte that came
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
@@ -234,7 +234,7 @@ def _check_room(job: Download, needed: int) -> None:
     with contextlib.suppress(OSError):  # some network drives say nothing
         free = shutil.disk_usage(job.target.parent).free
         if needed > free:
-            text = f"{job.label} needs {amount(needed)} more, {amount(free)} are free; make room"
+            text = f"{job.label} needs {byte_text(needed)} more, {byte_text(free)} are free; make room"
             raise MachineError(str(job.target.parent), text)
 
 
@@ -247,11 +247,3 @@ def git_sha1(path: Path) -> str:
         for block in iter(read, b""):
             digest.update(block)
     return digest.hexdigest()
-
-
-def amount(size: int) -> str:
-    """Bytes for people."""
-    for unit, one in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= one:
-            return f"{size / one:.1f} {unit}"
-    return f"{size} B"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from mtmeta.core.reports.terminal.tables import console_for_tables
-from mtmeta.core.storage.download import Watcher, amount
-from mtmeta.core.wording import safe
+from mtmeta.core.storage.download import Watcher
+from mtmeta.core.wording import byte_text, safe
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -43,8 +43,8 @@ class FetchView(Watcher):
         if console.is_terminal and not console.is_dumb_terminal:
             self._open_bar(console, done, total)
         elif done or total is None or total >= LARGE:
-            size = f", {amount(total)}" if total is not None else ""
-            _say(f"fetching {label}{size}{f', going on from {amount(done)}' if done else ''}")
+            size = f", {byte_text(total)}" if total is not None else ""
+            _say(f"fetching {label}{size}{f', going on from {byte_text(done)}' if done else ''}")
 
     def advance(self, done: int, total: int | None) -> None:
         self._done = done
@@ -54,8 +54,8 @@ class FetchView(Watcher):
         elif now - self._told >= EVERY:
             self._told = now
             rate = (done - self._start) / (now - self._began)
-            of = f" of {amount(total)}" if total is not None else ""
-            _say(f"  {amount(done)}{of}, {amount(int(max(rate, 0)))}/s")
+            of = f" of {byte_text(total)}" if total is not None else ""
+            _say(f"  {byte_text(done)}{of}, {byte_text(int(max(rate, 0)))}/s")
 
     def end(self, label: str, complete: bool) -> None:
         if self._bar is not None:
@@ -63,9 +63,9 @@ class FetchView(Watcher):
             self._bar = None
         if complete:
             seconds = time.monotonic() - self._began
-            _say(f"fetched {label}: {amount(self._done)} in {seconds:.1f} s")
+            _say(f"fetched {label}: {byte_text(self._done)} in {seconds:.1f} s")
         else:
-            _say(f"stopped at {amount(self._done)} of {label}; the same command goes on from there")
+            _say(f"stopped at {byte_text(self._done)} of {label}; the same command goes on from there")
 
     def note(self, text: str) -> None:
         _say(text)
@@ -97,7 +97,7 @@ def show_fetched(found: Mapping[str, Any]) -> None:
     for source in sources:
         console.print(safe(source["pinned"], 500))
         for one in source["files"]:
-            size = amount(one["size"]) if one["size"] is not None else ""
+            size = byte_text(one["size"]) if one["size"] is not None else ""
             digest = f"sha256 {one['sha256'][:DIGEST]}.." if one["sha256"] else ""
             row = (
                 f"  {safe(one['file'], 200):{width}}  {STATUS.get(one['status'], one['status']):9}  {size:>9}  {digest}"
@@ -106,7 +106,7 @@ def show_fetched(found: Mapping[str, Any]) -> None:
     if sources:
         counts = {kind: sum(one["status"] == kind for one in files) for kind in COUNTED}
         said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        fetched = f"; {amount(found['fetched_bytes'])} came" if found["fetched_bytes"] else ""
+        fetched = f"; {byte_text(found['fetched_bytes'])} came" if found["fetched_bytes"] else ""
         console.print(f"{said}{fetched}")
     else:
         console.print("nothing to fetch: the recipes name no weights and no data elsewhere")

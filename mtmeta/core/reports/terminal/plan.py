@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from mtmeta.core.reports.terminal.tables import Folding, box_of, console_for_tables
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import byte_text, safe
 
 __all__ = ["duration", "show_plan"]
 
@@ -38,8 +38,8 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         rows[f"steps{name}"] = _steps(group)
         rows[f"checkpoints{name}"] = _checkpoints(group)
     if plan["disk_bytes"] is not None:
-        rows["on disk"] = f"{_bytes(plan['disk_bytes'])} at most, one checkpoint more while it is written"
-    rows["memory so far"] = _bytes(plan["peak_memory_bytes"])
+        rows["on disk"] = f"{byte_text(plan['disk_bytes'], 'kB')} at most, one checkpoint more while it is written"
+    rows["memory so far"] = byte_text(plan["peak_memory_bytes"], "kB")
     width = max(map(len, rows))
     for name, text in rows.items():
         console.print(f"{name:{width}}  {text}")
@@ -66,10 +66,9 @@ def _steps(group: Mapping[str, Any]) -> str:
 
 
 def _checkpoints(group: Mapping[str, Any]) -> str:
-    size = f" of {_bytes(group['checkpoint_bytes'])}" if group["checkpoint_bytes"] is not None else ""
-    return (
-        f"{group['checkpoints']:,} scheduled{size}, {group['keep']} kept; best weights of {_bytes(group['best_bytes'])}"
-    )
+    size = f" of {byte_text(group['checkpoint_bytes'], 'kB')}" if group["checkpoint_bytes"] is not None else ""
+    best = byte_text(group["best_bytes"], "kB")
+    return f"{group['checkpoints']:,} scheduled{size}, {group['keep']} kept; best weights of {best}"
 
 
 def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
@@ -129,10 +128,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _bytes(size: int) -> str:
-    for unit, one in (("GB", 10**9), ("MB", 10**6)):
-        if size >= one:
-            return f"{size / one:.1f} {unit}"
-    return f"{size / 1000:.1f} kB"
