@@ -1,4 +1,4 @@
-"""What the process was started with: the packages it needs, and the variables of a launcher that it cannot serve."""
+"""The environment of the process: the packages it needs, where its cache is, a launcher that it cannot serve."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def check_torch() -> None:
     """Raise MachineError without a torch new enough; asked before torch is imported, which may fail in any way."""
     needed = ".".join(map(str, LEAST_TORCH))
     try:
-        found = importlib.metadata.version("torch")
+        installed = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return  # put on the path by other means than a package; importing it shows
-    numbers = re.match(r"(\d+)\.(\d+)", found)
+    numbers = re.match(r"(\d+)\.(\d+)", installed)
     if numbers and (int(numbers[1]), int(numbers[2])) < LEAST_TORCH:
-        message = f"this command needs torch >= {needed}, found {safe(found)}; pip install 'torch>={needed}'"
+        message = f"this command needs torch >= {needed}, found {safe(installed)}; pip install 'torch>={needed}'"
         raise MachineError("", message)
 
 

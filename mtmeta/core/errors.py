@@ -48,7 +48,7 @@ MAX_SHOWN = 10  # problems listed at once
 class MtmetaError(Exception):
     """Base of every error a user can cause.
 
-    `place` is `file:line:col`, an option or a path; `what` says what is wrong, with the fix after a semicolon;
+    `place` is `file:line:col`, an option or a path; `message` says what is wrong, with the fix after a semicolon;
     `help` holds optional further lines.
     """
 
@@ -61,7 +61,7 @@ class MtmetaError(Exception):
         super().__init__(f"{place}: {message}" if place else message)
 
     def lines(self) -> list[str]:
-        """The lines to print on stderr: one starting `error: `, then any `help: ` lines."""
+        """Return the lines to print on stderr: one starting `error: `, then any `help: ` lines."""
         return [safe(f"error: {self}", 1000), *(safe(f"help: {line}", 1000) for line in self.help)]
 
 
@@ -158,7 +158,7 @@ class Stopped(KeyboardInterrupt):
         return self.interrupted if self.signal == "SIGINT" else 75
 
     def lines(self) -> list[str]:
-        """The line to print on stderr."""
+        """Return the line to print on stderr."""
         return [safe(f"error: {self}", 1000)]
 
 
@@ -169,7 +169,7 @@ def raise_all(problems: Sequence[MtmetaError]) -> None:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Whose memory ran out, or None if the error is another one. Knows PyTorch's without importing it."""
+    """Return whose memory ran out, or None if the error is another one. Knows PyTorch's without importing it."""
     if isinstance(error, MemoryError):
         return "out of memory"
     if not isinstance(error, RuntimeError):

@@ -1,4 +1,4 @@
-"""What a run does with the machine's memory and threads."""
+"""The machine's memory, threads and devices, as a run uses them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 @contextlib.contextmanager
 def fitting_threads(model: nn.Module) -> Iterator[None]:
-    """One thread for a small encoder, PyTorch's own choice for others; on exit the number is what it was.
+    """Use one thread for a small encoder, PyTorch's own choice for others; on exit the number is as before.
 
     On matrices this small a second thread saves a seventh of the time on an idle machine, and on a busy one the
     threads wait for each other: the same run then takes ten times as long.
@@ -89,7 +89,7 @@ def order_errors(who: str, doing: str) -> Iterator[None]:
 
 
 def peak_memory() -> int:
-    """The most memory this process has had, in bytes."""
+    """Return the most memory this process has had, in bytes."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         # getrusage would on Linux count what the process had that started this one
         text = Path("/proc/self/status").read_text()
@@ -99,7 +99,7 @@ def peak_memory() -> int:
 
 
 def processor(device: torch.device) -> str:
-    """What does the sums: another GPU, or a CPU with other instructions, rounds them otherwise."""
+    """Return the name of the processor: another GPU, or a CPU with other instructions, rounds sums otherwise."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
@@ -145,7 +145,7 @@ def _libc(function: str, *values: int) -> None:
 
 
 def _resident() -> int:
-    """Resident pages of this process; 0 where the system does not tell."""
+    """Return the resident pages of this process; 0 where the system does not tell."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -156,7 +156,7 @@ Precision = Literal["fp32", "bf16"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device for `--device`. Raises MachineError if the machine has no such device."""
+    """Return the torch device for `--device`. Raises MachineError if the machine has no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
@@ -169,7 +169,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(wanted: str, device: torch.device) -> Precision:
-    """bf16 autocast where asked, or on GPUs that have it."""
+    """Return bf16 autocast where asked, or on GPUs that have it."""
     if wanted == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return "bf16" if wanted == "bf16" else "fp32"

@@ -13,16 +13,16 @@ __all__ = ["derive", "permutation", "uniform"]
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for `purpose`, such as ("order", "sst", epoch)."""
+    """Return a 63-bit seed for `purpose`, such as ("order", "sst", epoch)."""
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (seed, *purpose))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def uniform(seed: int, *purpose: str | int) -> float:
-    """A float in [0, 1) for `purpose`."""
+    """Return a float in [0, 1) for `purpose`."""
     return (derive(seed, *purpose) >> 10) / 2**53
 
 
 def permutation(n: int, seed: int, *purpose: str | int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """A permutation of 0..n-1 for `purpose`. PCG64's stream is fixed by NumPy's compatibility policy."""
+    """Return a permutation of 0..n-1 for `purpose`. PCG64's stream is fixed by NumPy's compatibility policy."""
     return np.random.Generator(np.random.PCG64(derive(seed, *purpose))).permutation(n)

@@ -68,7 +68,7 @@ def _give_up(number: int, frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """A stop request that signals fill in; outside the main thread nothing does. Handlers are put back at the end.
+    """Yield a stop request that signals fill in, but not outside the main thread. At the end handlers are put back.
 
     A signal that is ignored, as nohup and a shell's `&` have it, stays ignored.
     """

@@ -44,7 +44,7 @@ class HubFile:
     sha256: str = ""
 
     def at(self, revision: str) -> str:
-        """The name with another revision."""
+        """Return the name with another revision."""
         prefix = "datasets/" if self.kind == "dataset" else ""
         shown = revision if REFS.fullmatch(revision) else revision.replace("/", "%2F")
         tail = (f"/{self.path}" if self.path else "") + (f"#sha256={self.sha256}" if self.sha256 else "")
@@ -75,17 +75,17 @@ RemoteFile = HubFile | WebFile
 
 
 def is_remote(text: str) -> bool:
-    """Whether a name is no path: it begins with a scheme."""
+    """Return whether a name is no path: it begins with a scheme."""
     return SCHEME.match(text) is not None
 
 
 def is_pinned(revision: str) -> bool:
-    """Whether a revision is a whole commit hash, which always means the same files."""
+    """Return whether a revision is a whole commit hash, which always means the same files."""
     return PINNED.fullmatch(revision) is not None
 
 
 def parse_file(text: str) -> RemoteFile:
-    """The file that a name with a scheme means. Raises ValueError saying what is wrong and the fix."""
+    """Return the file that a name with a scheme means. Raises ValueError saying what is wrong and the fix."""
     scheme = text.partition("://")[0]
     bare, sign, digest = text.partition("#sha256=")
     digest = digest.lower()
@@ -114,10 +114,10 @@ def _web(url: str, digest: str) -> WebFile:
         raise ValueError("has no SHA-256; add #sha256=HEX, as `sha256sum FILE` prints it")
     if "#" in url:
         raise ValueError("has a fragment; only #sha256=HEX may follow the address")
-    found = WebFile(url, digest)
-    if not found.file:
+    web_file = WebFile(url, digest)
+    if not web_file.file:
         raise ValueError(f"names no file; write {WEB_FORM}")
-    return found
+    return web_file
 
 
 def _is_loopback(host: str) -> bool:
@@ -130,7 +130,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def parse_model(text: str) -> HubFile:
-    """The model repository of `ORG/NAME@REVISION`, `hf://` before it or not. Raises ValueError.
+    """Return the model repository of `ORG/NAME@REVISION`, `hf://` before it or not. Raises ValueError.
 
     The hub's oldest models have no ORG; it knows where they are now.
     """

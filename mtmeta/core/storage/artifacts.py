@@ -78,7 +78,7 @@ class Artifact:
 
     @property
     def folder(self) -> Path:
-        """Where the files of a repository lie."""
+        """The folder in which the files of a repository lie."""
         one = next(one for one in self.files.values() if one.path is not None)
         assert one.path is not None
         return one.path.parents[one.file.count("/")]

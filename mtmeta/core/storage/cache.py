@@ -51,7 +51,7 @@ class _Unwritable(Exception):
 
 
 class _Damaged(Exception):
-    """What is wrong with an entry on disk."""
+    """An entry on disk that is not as it was written; the text says where."""
 
 
 class Writer:
@@ -80,7 +80,7 @@ class Writer:
         self.append(name, ends)
 
     def finish(self) -> tuple[Arrays, dict[str, Any]]:
-        """The arrays, mapped, and for each what a manifest says about it."""
+        """Return the arrays, mapped, and for each what a manifest says about it."""
         try:
             arrays = {name: column.array() for name, column in self._columns.items()}
         except OSError as error:
@@ -116,24 +116,26 @@ class _Column:
     def array(self) -> NDArray[Any]:
         self.file.flush()
         if isinstance(self.file, io.BytesIO):
-            made = np.frombuffer(self.file.getbuffer(), dtype=self.dtype).reshape(self.rows, *self.row)
-            made.flags.writeable = False
-            return made
+            array = np.frombuffer(self.file.getbuffer(), dtype=self.dtype).reshape(self.rows, *self.row)
+            array.flags.writeable = False
+            return array
         return _mapped(self.file, self.dtype, (self.rows, *self.row))
 
 
 class Cache:
-    """Where entries are kept; without a `root` they are made anew each time. `warn` hears of damage, and once of a
-    root that cannot be written."""
+    """A folder `root` of entries; without one they are made anew each time.
+
+    `warn` hears of damage, and once of a root that cannot be written.
+    """
 
     def __init__(self, root: Path | None, warn: Callable[[str], None] = lambda text: None) -> None:
         self.root = root
         self.held: tuple[Any, Any] | None = None
-        """What was asked for last and is asked for once more at once, and the answer."""
+        """The last question, which will be asked once more, and its answer."""
         self._warn = warn
 
     def get(self, key: str | None) -> Entry | None:
-        """The entry, if there is a good one. A damaged one is warned about and left to be replaced."""
+        """Return the entry, if there is a good one. A damaged one is warned about and left to be replaced."""
         if self.root is None or key is None or not os.path.lexists(folder := self.root / f"{ENTRY}{key}"):
             return None
         try:
@@ -146,7 +148,7 @@ class Cache:
         return entry
 
     def put(self, key: str | None, fill: Callable[[Writer], dict[str, Any]]) -> Entry:
-        """The entry that `fill` writes; where a place cannot take it, `fill` is called again for the next one.
+        """Return the entry that `fill` writes; where a place cannot take it, `fill` is called again for the next one.
 
         `fill` returns what is stored beside the arrays, as JSON. Whatever it raises leaves nothing behind.
         """
@@ -181,14 +183,14 @@ class Cache:
 
 
 def in_memory(fill: Callable[[Writer], dict[str, Any]]) -> Entry:
-    """The entry that `fill` writes, in memory."""
+    """Return the entry that `fill` writes, in memory."""
     return _entry(fill, lambda name: io.BytesIO())
 
 
 def _entry(
     fill: Callable[[Writer], dict[str, Any]], place: Callable[[str], IO[bytes]], folder: Path | None = None
 ) -> Entry:
-    """What `fill` writes to the files of `place`, with a manifest in `folder` if there is one."""
+    """Return the entry that `fill` writes to the files of `place`, with a manifest in `folder` if there is one."""
     writer = Writer(place)
     try:
         meta = fill(writer)
@@ -210,7 +212,7 @@ def _write_manifest(folder: Path, arrays: dict[str, Any], meta: dict[str, Any]) 
 
 
 def _read(folder: Path) -> Entry:
-    """The entry in a folder, every byte of it checked."""
+    """Return the entry in a folder, every byte of it checked."""
     try:
         digest, _, text = (folder / MANIFEST).read_bytes().partition(b"\n")
         if hashlib.sha256(text.removesuffix(b"\n")).hexdigest().encode() != digest:
@@ -247,14 +249,11 @@ def _load(path: Path, described: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """The array in a file, read-only."""
-    made: NDArray[Any]
-    if math.prod(shape) * dtype.itemsize < MAPPED_BYTES:
-        file.seek(0)
-        made = np.frombuffer(file.read(), dtype=dtype).reshape(shape)
-    else:
-        made = np.memmap(file, dtype=dtype, mode="r", shape=shape).view(np.ndarray)
-    return made
+    """Return the array in a file, read-only."""
+    if math.prod(shape) * dtype.itemsize >= MAPPED_BYTES:
+        return np.memmap(file, dtype=dtype, mode="r", shape=shape).view(np.ndarray)
+    file.seek(0)
+    return np.frombuffer(file.read(), dtype=dtype).reshape(shape)
 
 
 def _sweep(root: Path) -> None:

@@ -58,12 +58,12 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 
 def write_synced(path: Path, data: bytes) -> Fingerprint:
-    """Write a file and flush it to disk; returns what was written, not what lies there."""
+    """Write a file and flush it to disk; returns the fingerprint of `data`, not of the file."""
     return _write(path, lambda put: put(data))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Fingerprint:
-    """A safetensors file, tensor by tensor, flushed to disk; `about` is its metadata.
+    """Write a safetensors file, tensor by tensor, flushed to disk; `about` is its metadata.
 
     The library's own writer would do for the bytes, which are the same, but it makes files that only their owner may
     read, hides the system's reason for a failure, and says nothing of what it wrote, so that a bit that flips on the
@@ -116,13 +116,13 @@ def _forget(file: IO[bytes]) -> None:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Size and SHA-256 of a file, streamed."""
+    """Return size and SHA-256 of a file, streamed."""
     with open(path, "rb") as file:
         return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`. Raises CheckpointError if it cannot be read, or holds NaN or Infinity, which are no JSON."""
+    """Return the JSON in `path`. Raises CheckpointError if it cannot be read, or holds NaN or Infinity."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON")
@@ -140,11 +140,11 @@ def check_space(folder: Path, needed: int, newest: Callable[[], str]) -> None:
     """Raise MachineError unless `needed` bytes fit on the disk of `folder`; `newest` names the newest checkpoint."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        found = os.statvfs(place)
+        space = os.statvfs(place)
     except OSError:
         return  # what writes next is told why
-    free = found.f_bavail * found.f_frsize
-    if found.f_blocks and free < needed + SPARE:  # some network drives say nothing
+    free = space.f_bavail * space.f_frsize
+    if space.f_blocks and free < needed + SPARE:  # some network drives say nothing
         message = f"{byte_text(needed + SPARE, 'kB')} needed for the next checkpoint, {byte_text(free, 'kB')} free"
         raise MachineError(f"{folder}/", f"{message}; newest good: {newest() or 'none'}")
 

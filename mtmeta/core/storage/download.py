@@ -1,7 +1,6 @@
 """One file over HTTP: it goes on where an earlier attempt was cut, and takes its place only when its hash is right.
 
-What has come lies beside the target in `NAME.mtmeta.incomplete`, and stays there when the connection or the process
-ends. A lock on that very file keeps two processes from writing it at once; the system drops it with the process.
+The bytes that have come lie beside the target in `NAME.mtmeta.incomplete`, and stay when the connection or the process ends. A lock on that very file keeps two processes from writing it at once; the system drops it with the process.
 """
 
 from __future__ import annotations
@@ -32,20 +31,20 @@ class Watcher:
     """Hears how a download goes; this one says nothing."""
 
     def begin(self, label: str, done: int, total: int | None) -> None:
-        """A file is under way, `done` bytes of which were there already."""
+        """Hear that a file is under way, `done` bytes of which were there already."""
 
     def advance(self, done: int, total: int | None) -> None:
-        """So many bytes are there."""
+        """Hear that `done` bytes are there."""
 
     def end(self, label: str, complete: bool) -> None:
-        """It is over."""
+        """Hear that it is over."""
 
     def note(self, text: str) -> None:
-        """Something that a person may want to know."""
+        """Hear a line that a person may want to know."""
 
 
 class WrongHash(Exception):
-    """What came is not what was asked for; nothing of it was kept. The text says which hash it has."""
+    """The file that came is another one; nothing of it was kept. The text says which hash it has."""
 
 
 class Unreachable(Exception):
@@ -54,7 +53,7 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True)
 class Download:
-    """What to fetch, where it goes, and the hash it must have: `sha256`, or `sha1` as git names a blob."""
+    """A file to fetch, where it goes, and the hash it must have: `sha256`, or `sha1` as git names a blob."""
 
     label: str
     url: str
@@ -143,7 +142,7 @@ def _stream(job: Download, file: BinaryIO, watcher: Watcher) -> None:
 
 
 def _once(job: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
-    """One answer of the server, written from byte `start` on; whether it was the whole rest."""
+    """Write one answer of the server from byte `start` on; return whether it was the whole rest."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # re-exported
 
@@ -205,13 +204,13 @@ def _network() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What an HTTP client's exception says, on one line."""
+    """Return the text of an HTTP client's exception, on one line."""
     text = str(error).strip().splitlines()
     return safe(text[0] if text else type(error).__name__, 200)
 
 
 def transient(error: BaseException) -> bool:
-    """Whether a failed request may succeed a moment later: a busy server, a lost connection."""
+    """Return whether a failed request may succeed a moment later: a busy server, a lost connection."""
     response = getattr(error, "response", None)
     if response is not None:
         return getattr(response, "status_code", 0) in TRANSIENT
@@ -219,7 +218,7 @@ def transient(error: BaseException) -> bool:
 
 
 def _total(response: Any) -> int | None:
-    """Bytes of the whole file, as the server tells."""
+    """Return the bytes of the whole file, as the server tells."""
     given = response.headers.get("Content-Range", "").rpartition("/")[2]
     if not given and response.status_code == 200 and not response.headers.get("Content-Encoding"):
         given = response.headers.get("Content-Length", "")
@@ -239,7 +238,7 @@ def _check_room(job: Download, needed: int) -> None:
 
 
 def git_sha1(path: Path) -> str:
-    """The hash by which git, and so the hub, names a file that is not in large-file storage."""
+    """Return the hash by which git, and so the hub, names a file that is not in large-file storage."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

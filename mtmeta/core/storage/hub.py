@@ -1,8 +1,13 @@
 """Files of the Hugging Face hub in huggingface_hub's own cache: what lies there, and bringing there what does not.
 
 The library resolves names, tokens and redirects, lays out the cache and links files into snapshots. The bytes we bring
-ourselves, to `blobs/HASH`, since its own download begins a file again in every process: ours goes on where an earlier
-one was cut, and checks the hash that the hub gives.
+ourselves, to `blobs/HASH`. As of huggingface_hub 2.4.0 its own download lacks three things that we promise:
+
+* to go on after a kill: `_download_to_tmp_and_move` writes to `HASH.RANDOM.incomplete`, a name of one process, and
+  unlinks it on any failure; `http_get` resumes within one call alone;
+* to try again when a server answers 5xx or a connection is reset: `http_get` does so on ConnectError, TimeoutException,
+  RemoteProtocolError, 408 and 429;
+* to check the hash: it compares sizes. A part of another file, or a flipped bit, would pass.
 """
 
 from __future__ import annotations
@@ -44,7 +49,7 @@ ABSENT = Absent()
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the hub says of a file."""
+    """The metadata of a file on the hub."""
 
     commit: str
     etag: str
@@ -53,7 +58,7 @@ class Metadata:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE is set."""
+    """Return whether HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -67,18 +72,18 @@ class Repository:
     name: str
 
     def find(self, file: str, revision: str) -> Path | Absent | None:
-        """The file in the cache, ABSENT where the repository is known to have none, None where nothing is known."""
+        """Return the file in the cache, ABSENT if the repository is known to have none, None if nothing is known."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.name, file, revision=revision, repo_type=self.kind)
-        return Path(found) if isinstance(found, str) else None if found is None else ABSENT
+        cached = try_to_load_from_cache(self.name, file, revision=revision, repo_type=self.kind)
+        return Path(cached) if isinstance(cached, str) else None if cached is None else ABSENT
 
     def commit_of(self, path: Path, file: str) -> str:
-        """The commit whose snapshot a cached file lies in."""
+        """Return the commit whose snapshot a cached file lies in."""
         return path.parents[file.count("/")].name
 
     def ask(self, file: str, revision: str) -> Metadata:
-        """What the hub says of a file. Raises Absent, Unreachable, and the library's errors for what it refuses."""
+        """Ask the hub about a file. Raises Absent, Unreachable, and the library's errors for what it refuses."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
@@ -86,7 +91,7 @@ class Repository:
         url = hf_hub_url(self.name, file, repo_type=self.kind, revision=revision)
         for wait in (*WAITS[:2], None):
             try:
-                found = get_hf_file_metadata(url)
+                metadata = get_hf_file_metadata(url)
                 break
             except EntryNotFoundError:
                 try:  # the library notes in its cache that there is none
@@ -103,9 +108,9 @@ class Repository:
                 if wait is None or getattr(error, "response", None) is None:
                     raise Unreachable(reason(error)) from error
                 time.sleep(wait)
-        if not found.commit_hash or not found.etag:
+        if not metadata.commit_hash or not metadata.etag:
             raise MachineError(f"hub: {quote(self.name)}", "was answered by no hub; check HF_ENDPOINT and the proxy")
-        return Metadata(found.commit_hash, found.etag, found.size, url)
+        return Metadata(commit=metadata.commit_hash, etag=metadata.etag, size=metadata.size, url=url)
 
     def bring(
         self, file: str, commit: str, revision: str, watcher: Watcher, *, damaged: bool = False
@@ -119,24 +124,24 @@ class Repository:
         from huggingface_hub.file_download import repo_folder_name
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # re-exported
 
-        told, fetched = self.ask(file, commit), True
-        if BLOB.fullmatch(told.etag):  # a mirror may have etags of another kind; then the library has it all
+        metadata, fetched = self.ask(file, commit), True
+        if BLOB.fullmatch(metadata.etag):  # a mirror may have etags of another kind; then the library has it all
             folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type=self.kind)
-            blob = folder / "blobs" / told.etag
+            blob = folder / "blobs" / metadata.etag
             fetched = damaged or not blob.exists()
             if fetched:
-                algorithm = "sha256" if len(told.etag) == 64 else "sha1"
-                message = Download(
+                algorithm = "sha256" if len(metadata.etag) == 64 else "sha1"
+                job = Download(
                     label=f"{self.name}: {file}",
-                    url=told.url,
+                    url=metadata.url,
                     target=blob,
                     algorithm=algorithm,
-                    digest=told.etag,
-                    size=told.size,
+                    digest=metadata.etag,
+                    size=metadata.size,
                     headers=build_hf_headers(library_name="mtmeta"),
                     replace=damaged,
                 )
-                fetched = download(message, watcher)
+                fetched = download(job, watcher)
         path = Path(hf_hub_download(self.name, file, repo_type=self.kind, revision=revision))
         if self.commit_of(path, file) != commit:  # the branch has just moved
             path = Path(hf_hub_download(self.name, file, repo_type=self.kind, revision=commit))
@@ -144,7 +149,7 @@ class Repository:
 
 
 def size_of(url: str) -> int | None:
-    """Bytes of a file at an address, if the server says so without sending it."""
+    """Return the bytes of a file at an address, if the server says so without sending it."""
     from huggingface_hub import get_hf_file_metadata
 
     _hush()
@@ -155,7 +160,7 @@ def size_of(url: str) -> int | None:
 
 
 def is_damaged(path: Path, sha256: str) -> bool:
-    """Whether a cached file is not what its name in the cache says; unknown, and so false, without links."""
+    """Return whether a cached file is not what its name in the cache says; unknown, and so false, without links."""
     name = Path(os.path.realpath(path)).name
     if not BLOB.fullmatch(name):
         return False
@@ -163,7 +168,7 @@ def is_damaged(path: Path, sha256: str) -> bool:
 
 
 def explain(name: str, revision: str, kind: str, error: Exception) -> MtmetaError:
-    """What the library raised about a repository, as one line."""
+    """Return the error that the library raised about a repository, as one line."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     place = f"hub: {quote(name)}"
@@ -180,12 +185,12 @@ def explain(name: str, revision: str, kind: str, error: Exception) -> MtmetaErro
 
 
 def shown_revision(revision: str) -> str:
-    """A commit shortened to what people compare."""
+    """Return a commit shortened to what people compare."""
     return revision[:12] if is_pinned(revision) else revision
 
 
 def _hush() -> None:
-    """Its retries and bars are not the user's business: ours tell what goes on."""
+    """Silence the retries and bars of the library: ours tell what goes on."""
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]  # re-exported
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

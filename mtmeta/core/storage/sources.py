@@ -45,10 +45,8 @@ class Sources:
         self.artifacts: dict[str, Artifact] = {}
         """Those that are in the cache, by name."""
 
-    # -- what parts ask for
-
     def file(self, name: str) -> Path:
-        """The local path of a data file `hf://...` or `https://...#sha256=...`. Raises DataError, MachineError."""
+        """Return the local path of a file `hf://...` or `https://...#sha256=...`. Raises DataError, MachineError."""
         want = want_file(name)
         if self.planning:
             self.wants[name] = want
@@ -58,7 +56,7 @@ class Sources:
         return path
 
     def folder(self, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Path:
-        """A folder with files of the model repository `ORG/NAME@REVISION` (`hf://` may stand before it).
+        """Return a folder with files of the model repository `ORG/NAME@REVISION` (`hf://` may stand before it).
 
         `optional` files are left out where the repository has none. Raises WeightsError, MachineError.
         """
@@ -78,8 +76,6 @@ class Sources:
             self.artifacts.pop(want.name, None)
             self.fetch(by_name([before.want, want] if before else [want]).values())
         return self.artifacts[want.name]
-
-    # -- all at once
 
     def fetch(self, wants: Iterable[Want]) -> None:
         """Bring everything that is missing. Raises what stands in the way, all of it at once."""
@@ -120,10 +116,8 @@ class Sources:
         are = f"{count} file{'s are' if count > 1 else ' is'} not in the cache"
         return MachineError("", f"{are} and {why}: {'; '.join(listed)}; {self.remedy}")
 
-    # -- what a run remembers
-
     def lock(self) -> list[dict[str, Any]]:
-        """Name, commit and hashes of everything that was asked for, for recipe.lock.yaml."""
+        """Return name, commit and hashes of everything that was asked for, for recipe.lock.yaml."""
         return [
             {
                 "name": name,

@@ -24,7 +24,7 @@ FIX = "choose another directory with --out"
 
 
 def identity(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same one: recipe, weights it began with, data files."""
+    """Return what makes two runs the same one: recipe, weights it began with, data files."""
     return {key: lock.get(key) for key in ("recipe", "backbone", "data")}
 
 
@@ -48,7 +48,7 @@ class Place:
             raise UsageError(f"{path}/", f"not empty and no export of mtmeta; {FIX}")
         try:
             manifest = read_json(path / MANIFEST)
-            files = {str(name): dict(found) for name, found in manifest["files"].items()}
+            files = {str(name): dict(written) for name, written in manifest["files"].items()}
             before = (dict(manifest["run"]), str(manifest["format"]))
         except (CheckpointError, TypeError, KeyError, AttributeError, ValueError):
             raise UsageError(str(path / MANIFEST), f"is damaged; remove the folder, or {FIX}") from None
@@ -69,7 +69,7 @@ class Place:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[Draft]:
-        """A draft beside the place, which takes it at the end; on an error nothing of it is left."""
+        """Yield a draft beside the place, which takes it at the end; on an error nothing of it is left."""
         target = self.path.absolute()
         _clear(target.parent, target.name)
         with disk_errors(self.path), staged_folder(target, replace=lambda: True) as scratch:
@@ -78,9 +78,9 @@ class Place:
 
     def manifest(self, draft: Draft, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write export.json, the last file: what was exported, and every file's size and SHA-256."""
-        made = {"mtmeta": version("mtmeta"), "format": self.form, "run": self.run, **facts, "files": draft.files}
-        draft.write(MANIFEST, json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        return made
+        manifest = {"mtmeta": version("mtmeta"), "format": self.form, "run": self.run, **facts, "files": draft.files}
+        draft.write(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return manifest
 
 
 class Draft:
@@ -91,7 +91,7 @@ class Draft:
         self.files: dict[str, Fingerprint] = {}
 
     def path(self, name: str) -> Path:
-        """Where a file of this name goes, its folder made."""
+        """Return where a file of this name goes, its folder made."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -102,7 +102,7 @@ class Draft:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every file and link under a folder, without what Python leaves beside modules it ran."""
+    """Yield every file and link under a folder, without what Python leaves beside modules it ran."""
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != CACHE]
         yield from (Path(place) / name for name in files)

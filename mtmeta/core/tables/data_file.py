@@ -58,7 +58,7 @@ class DataFile(os.PathLike[str]):
     def __init__(
         self, path: str | os.PathLike[str], dialect: Dialect = Dialect(), *, stream: BufferedReader | None = None
     ) -> None:
-        """`stream` is read in place of the file, once; `path` then only names it, and its suffix the format."""
+        """Read `stream`, if given, in place of the file, once; `path` then names it, and its suffix the format."""
         self.path, self.dialect = Path(path), dialect
         self._stream = stream
         self.bad = BadRows()
@@ -71,12 +71,12 @@ class DataFile(os.PathLike[str]):
         return self._place
 
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the file's bytes."""
+        """Return the hexadecimal SHA-256 of the file's bytes."""
         with self._open() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def columns(self) -> list[str]:
-        """The column names: those of the header, or the keys of the first JSONL row that can be read."""
+        """Return the column names: those of the header, or the keys of the first JSONL row that can be read."""
         with self._open() as file:
             if self.is_parquet:
                 return parquet.columns(file, self._place)

@@ -19,7 +19,7 @@ NOT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++')  # of JSON: str
 
 
 def split_fields(text: str, delimiter: str) -> list[str] | None:
-    """The fields of a line; none if text follows a closing quote, None if the last quoted field does not close."""
+    """Return the fields of a line; [] if text follows a closing quote, None if the last field does not close."""
     # as csv.reader(strict=True), which has one field limit for the whole process and ends a row at a lone CR
     fields: list[str] = []
     at = 0
@@ -54,7 +54,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int
 
 
 def parse_object(text: str) -> dict[str, object]:
-    """The object on a JSONL line; numbers keep the text they have in the file."""
+    """Return the object on a JSONL line; numbers keep the text they have in the file. Raises BadRowError."""
     if max(accumulate(1 if c in "[{" else -1 for c in NOT_BRACKETS.sub("", text)), default=0) > MAX_DEPTH:
         raise BadRowError("not a JSON object", f"nested deeper than {MAX_DEPTH} levels")
     try:

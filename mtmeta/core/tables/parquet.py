@@ -22,7 +22,7 @@ BATCH = 8192  # rows decoded at once
 
 @contextmanager
 def _opened(file: BufferedReader, place: str) -> Iterator[Any]:
-    """The file as pyarrow sees it. Raises MachineError without pyarrow, DataError for what it cannot read."""
+    """Open the file by pyarrow. Raises MachineError without pyarrow, DataError for what it cannot read."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -30,21 +30,21 @@ def _opened(file: BufferedReader, place: str) -> Iterator[Any]:
         message = "needs pyarrow, which is not installed; pip install 'mtmeta[parquet]'"
         raise MachineError(place, message) from error
     try:
-        with pyarrow.parquet.ParquetFile(file) as made:
-            yield made
+        with pyarrow.parquet.ParquetFile(file) as table:
+            yield table
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:  # some of its refusals are plain ones
         text = " ".join(str(error).split())
         raise DataError(place, f"no Parquet file that can be read ({safe(text, 200)}); write it again") from None
 
 
 def columns(file: BufferedReader, place: str) -> list[str]:
-    """The names of the columns."""
-    with _opened(file, place) as made:
-        return _names(made, place)
+    """Return the names of the columns."""
+    with _opened(file, place) as table:
+        return _names(table, place)
 
 
-def _names(made: Any, place: str) -> list[str]:
-    names = list(made.schema_arrow.names)
+def _names(table: Any, place: str) -> list[str]:
+    names = list(table.schema_arrow.names)
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise DataError(place, f"column {quote(name)} appears {times} times; rename one")
@@ -52,18 +52,21 @@ def _names(made: Any, place: str) -> list[str]:
 
 
 def rows(file: BufferedReader, place: str, wanted: Sequence[str]) -> Iterator[dict[str, object]]:
-    """Each row's `wanted` columns (all, if none is named): text, None for a null, bytes for what is no UTF-8, a list
-    for what is nested. Rows of a batch are decoded together; memory is that of a row group."""
-    with _opened(file, place) as made:
-        names = [name for name in _names(made, place) if not wanted or name in wanted]
-        for batch in made.iter_batches(batch_size=BATCH, columns=names, use_threads=False):
+    """Yield each row's `wanted` columns, all if none is named.
+
+    A value is text, None for a null, bytes where it is no UTF-8, a list where it is nested. Rows of a batch are decoded
+    together; memory is that of a row group.
+    """
+    with _opened(file, place) as table:
+        names = [name for name in _names(table, place) if not wanted or name in wanted]
+        for batch in table.iter_batches(batch_size=BATCH, columns=names, use_threads=False):
             decoded = [_texts(batch.column(name)) for name in names]
             for values in zip(*decoded, strict=True):
                 yield dict(zip(names, values, strict=True))
 
 
 def _texts(column: Any) -> list[object]:
-    """The values of a column as text."""
+    """Return the values of a column as text."""
     import pyarrow
     from pyarrow import types
 
@@ -78,10 +81,10 @@ def _texts(column: Any) -> list[object]:
         column = column.cast(pyarrow.large_binary())  # what claims to be UTF-8 may not be
     elif not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)):
         try:
-            made: list[object] = column.cast(pyarrow.string()).to_pylist()
+            values: list[object] = column.cast(pyarrow.string()).to_pylist()
         except pyarrow.ArrowException:  # a time in a zone that this machine does not know, for one
-            made = [None if value is None else str(value) for value in column.to_pylist()]
-        return made
+            values = [None if value is None else str(value) for value in column.to_pylist()]
+        return values
     return [_decoded(value) for value in column.to_pylist()]
 
 
