@@ -24,9 +24,8 @@ from mtmeta.core.tables.data_file import DataFile
 __all__ = ["bad_rows", "write_examples"]
 
 BAD_ROWS_SHOWN = 5
-_Refusal = tuple[str, BadRowKind]
-
 MAX_PARSED = 10_000  # different labels remembered with what they mean
+_Refusal = tuple[str, BadRowKind]  # the reason, and its kind
 
 
 def write_examples(

@@ -23,7 +23,7 @@ from mtmeta.core.machine import fitting_threads, memory_errors
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.session import Session
 from mtmeta.core.storage.disk import write_tensors
-from mtmeta.core.storage.staging import Draft, Place, identity
+from mtmeta.core.storage.staging import Destination, StagingFolder, identity
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import choose, did_you_mean, quote
 
@@ -79,14 +79,14 @@ def export(
     chosen = [name for name in known if not tasks or name in tasks]
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
     lock = session.folder.lock()
-    place = Place(Path(out) if out is not None else default, identity(lock), form, fresh=fresh)
+    place = Destination(Path(out) if out is not None else default, identity(lock), form, fresh=fresh)
     place.check()
     groups = [(group, [name for name in group if name in chosen]) for group in session.groups]
     groups = [(group, names) for group, names in groups if names]
     found: dict[str, float] = {}
     steps: dict[str, int] = {}
     write = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers}[form]
-    with place.writing() as draft, memory_errors("exporting", "close other programs"):
+    with place.staged() as draft, memory_errors("exporting", "close other programs"):
         folders: dict[str, list[str]] = {}
         described: dict[str, dict[str, Any]] = {}
         for group, names in groups:
@@ -129,7 +129,7 @@ def _load(session: Session, group: list[str], names: list[str], *, heads: bool) 
 # ------------------------------------------------------------------------------------------------------------- formats
 
 
-def _transformers(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, float]:
+def _transformers(draft: StagingFolder, under: str, part: _Part, limit: float) -> dict[str, float]:
     """AutoModel's files, the heads, and a module that puts the two together."""
     found = {}
     for name in part.names:
@@ -147,7 +147,7 @@ def _transformers(draft: Draft, under: str, part: _Part, limit: float) -> dict[s
     return found
 
 
-def _onnx(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, float]:
+def _onnx(draft: StagingFolder, under: str, part: _Part, limit: float) -> dict[str, float]:
     """One graph for each task, run by onnxruntime on every batch of the probes."""
     from mtmeta.core.export.onnx_graphs import run_graph, task_graphs
 
@@ -167,7 +167,7 @@ def _onnx(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, floa
     return found
 
 
-def _describe_onnx(draft: Draft, described: dict[str, dict[str, Any]], backbone: LoadedBackbone) -> None:
+def _describe_onnx(draft: StagingFolder, described: dict[str, dict[str, Any]], backbone: LoadedBackbone) -> None:
     """labels.json, what the graphs take and give, and a module that runs them."""
     tasks = {}
     for name, message in described.items():
@@ -178,7 +178,7 @@ def _describe_onnx(draft: Draft, described: dict[str, dict[str, Any]], backbone:
     draft.write("inference.py", _module("inference.py"))
 
 
-def _sentence_transformers(draft: Draft, under: str, part: _Part, limit: float) -> dict[str, float]:
+def _sentence_transformers(draft: StagingFolder, under: str, part: _Part, limit: float) -> dict[str, float]:
     """AutoModel's files, and modules that mean-pool its hidden states."""
     _encoder_files(draft, under, part.portable)
     kinds = (("", "Transformer"), ("1_Pooling", "Pooling"))
@@ -209,14 +209,14 @@ def _module(name: str) -> bytes:
     return (Path(__file__).parent / "bundled" / name).read_bytes()
 
 
-def _encoder_files(draft: Draft, under: str, portable: Portable) -> None:
+def _encoder_files(draft: StagingFolder, under: str, portable: Portable) -> None:
     draft.write(f"{under}config.json", _json(dict(portable.config)))
     _tensors(draft, f"{under}model.safetensors", dict(portable.tensors))
     for name, data in portable.files.items():
         draft.write(f"{under}{name}", data)
 
 
-def _tensors(draft: Draft, name: str, tensors: dict[str, Tensor]) -> None:
+def _tensors(draft: StagingFolder, name: str, tensors: dict[str, Tensor]) -> None:
     draft.files[name] = write_tensors(draft.path(name), tensors, {"format": "pt"})
 
 

@@ -1,6 +1,7 @@
 """One file over HTTP: it goes on where an earlier attempt was cut, and takes its place only when its hash is right.
 
-The bytes that have come lie beside the target in `NAME.mtmeta.incomplete`, and stay when the connection or the process ends. A lock on that very file keeps two processes from writing it at once; the system drops it with the process.
+The bytes that have come lie beside the target in `NAME.mtmeta.incomplete`, and stay when the connection or the process
+ends. A lock on that very file keeps two processes from writing it at once; the system drops it with the process.
 """
 
 from __future__ import annotations

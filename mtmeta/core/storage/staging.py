@@ -16,7 +16,7 @@ from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.storage.disk import Fingerprint, disk_errors, fingerprint, read_json, write_synced
 from mtmeta.core.wording import quote
 
-__all__ = ["MANIFEST", "Place", "identity"]
+__all__ = ["MANIFEST", "Destination", "identity"]
 
 MANIFEST = "export.json"
 CACHE = "__pycache__"  # running modeling.py leaves one
@@ -28,8 +28,8 @@ def identity(lock: Mapping[str, Any]) -> dict[str, Any]:
     return {key: lock.get(key) for key in ("recipe", "backbone", "data")}
 
 
-class Place:
-    """Where an export goes. `run` is the identity of its run, `form` its format."""
+class Destination:
+    """The place of an export. `run` is the identity of its run, `form` its format."""
 
     def __init__(self, path: Path, run: Mapping[str, Any], form: str, *, fresh: bool) -> None:
         self.path, self.run, self.form, self.fresh = path, dict(run), form, fresh
@@ -68,22 +68,22 @@ class Place:
             raise UsageError(f"{path}/", f"{quote(changed[0])} was changed since; {FIX}, or give --fresh to replace it")
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Draft]:
-        """Yield a draft beside the place, which takes it at the end; on an error nothing of it is left."""
+    def staged(self) -> Iterator[StagingFolder]:
+        """Yield a folder beside the place, which takes it at the end; on an error nothing of it is left."""
         target = self.path.absolute()
         _clear(target.parent, target.name)
         with disk_errors(self.path), staged_folder(target, replace=lambda: True) as scratch:
-            yield Draft(scratch)
+            yield StagingFolder(scratch)
             self.check()  # whatever came to be there meanwhile
 
-    def manifest(self, draft: Draft, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def manifest(self, draft: StagingFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write export.json, the last file: what was exported, and every file's size and SHA-256."""
         manifest = {"mtmeta": version("mtmeta"), "format": self.form, "run": self.run, **facts, "files": draft.files}
         draft.write(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return manifest
 
 
-class Draft:
+class StagingFolder:
     """A folder under way; `files` holds size and SHA-256 of what was written, by path in it."""
 
     def __init__(self, folder: Path) -> None:
@@ -110,7 +110,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _clear(parent: Path, name: str) -> None:
-    """Remove drafts of this place that a kill left, unless their process still runs."""
+    """Remove staging folders of this place that a kill left, unless their process still runs."""
     for path in parent.glob(".*.tmp"):
         owner, _, pid = path.name.removeprefix(".").removesuffix(".tmp").rpartition(".")
         if owner != name or not pid.isdecimal() or (int(pid) != os.getpid() and _alive(int(pid))):

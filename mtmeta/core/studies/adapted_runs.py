@@ -26,7 +26,7 @@ from mtmeta.core.recipe.sections import BudgetOptions, Recipe
 from mtmeta.core.run.directory import RunDir, make_lock
 from mtmeta.core.run.session import Session, dump_json
 from mtmeta.core.storage.disk import fingerprint, write_file
-from mtmeta.core.storage.staging import Place, identity
+from mtmeta.core.storage.staging import Destination, identity
 from mtmeta.core.studies.fine_tune import Tuned
 from mtmeta.core.training.model import MultiTaskModel
 
@@ -40,7 +40,7 @@ FIX = "choose another folder with --keep"
 class _Kept:
     """A run that is to be kept: where, and what it will be."""
 
-    place: _Place
+    place: _RunDestination
     recipe: Recipe
     lock: dict[str, Any]
     train: Dataset
@@ -91,7 +91,7 @@ class Keeper:
                 "examples": len(few),
                 "ids": list(few.ids),
             }
-            place = _Place(self.folder / title, _identity(lock), "run", fresh=False)
+            place = _RunDestination(self.folder / title, _identity(lock), "run", fresh=False)
             if place.path in [kept.place.path for kept in self._plan.values()]:
                 raise UsageError("--keep", f"two runs and tasks would both be kept as {title}; adapt them one by one")
             place.check()
@@ -106,7 +106,7 @@ class Keeper:
         if kept.place.is_there():
             self.say(f"{path} is kept already")
         else:
-            with kept.place.writing() as draft:
+            with kept.place.staged() as draft:
                 self._write(RunDir(draft.folder), kept, self.runs[start][0], model, test, tuned)
             self.say(f"kept {path}")
         self.kept.append(path)
@@ -205,7 +205,7 @@ def _identity(lock: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity(lock), "adapted": lock.get("adapted")}
 
 
-class _Place(Place):
+class _RunDestination(Destination):
     """Where a kept run goes: an empty place, or that of the very same run."""
 
     def check(self) -> None:
