@@ -46,10 +46,6 @@ class Entry:
     meta: dict[str, Any]
 
 
-class _Unwritable(Exception):
-    """The place an entry was to be written to has no room, or may not be written."""
-
-
 class _Damaged(Exception):
     """An entry on disk that is not as it was written; the text says where."""
 
@@ -64,12 +60,9 @@ class Writer:
     def append(self, name: str, values: NDArray[Any]) -> None:
         """Append rows to the array `name`; every block has the dtype and the row shape of the first one."""
         values = np.ascontiguousarray(values)
-        try:
-            if name not in self._columns:
-                self._columns[name] = _Column(self._place(name), values.dtype, values.shape[1:])
-            self._columns[name].append(values)
-        except OSError as error:
-            raise _Unwritable(error.strerror or str(error)) from error
+        if name not in self._columns:
+            self._columns[name] = _Column(self._place(name), values.dtype, values.shape[1:])
+        self._columns[name].append(values)
 
     def append_lengths(self, name: str, lengths: NDArray[np.int64]) -> None:
         """Append to offsets, of which there is one more than there are lengths: 0, l0, l0 + l1 and so on."""
@@ -81,10 +74,7 @@ class Writer:
 
     def finish(self) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays, mapped, and for each what a manifest says about it."""
-        try:
-            arrays = {name: column.array() for name, column in self._columns.items()}
-        except OSError as error:
-            raise _Unwritable(error.strerror or str(error)) from error
+        arrays = {name: column.array() for name, column in self._columns.items()}
         return arrays, {name: column.describe() for name, column in self._columns.items()}
 
     def close(self) -> None:
@@ -152,34 +142,27 @@ class Cache:
 
         `fill` returns what is stored beside the arrays, as JSON. Whatever it raises leaves nothing behind.
         """
-        if self.root is not None and key is not None:
-            try:
-                return self._put(self.root, key, fill)
-            except _Unwritable as error:
-                self._give_up(str(error))
-        with suppress(_Unwritable):
+        if self.root is not None and key is not None and (entry := self._put(self.root, key, fill)):
+            return entry
+        with suppress(OSError):
             return _entry(fill, lambda name: tempfile.TemporaryFile(prefix="mtmeta-"))  # unlinked from the beginning
         return in_memory(fill)
 
-    def _give_up(self, why: str) -> None:
-        self._warn(f"{self.root}: cannot be written ({why}); tokens are not kept for the next run")
-        self.root = None
-
-    def _put(self, root: Path, key: str, fill: Callable[[Writer], dict[str, Any]]) -> Entry:
+    def _put(self, root: Path, key: str, fill: Callable[[Writer], dict[str, Any]]) -> Entry | None:
+        """Return the entry that `fill` writes below `root`; None, and no root from now on, where it cannot."""
         folder, scratch = root / f"{ENTRY}{key}", root / f"{SCRATCH}{secrets.token_hex(8)}.tmp"
-        written: Entry | None = None
+        entry: Entry | None = None
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is in the data is the user's own
             # where another process was faster, its entry stays: it holds the same
             with staged_folder(folder, scratch, replace=lambda: not _is_whole(folder), mode=0o700, durable=False):
-                written = _entry(fill, lambda name: open(scratch / name, "w+b"), scratch)
+                entry = _entry(fill, lambda name: open(scratch / name, "w+b"), scratch)
             _sweep(root)
-        except OSError as error:
-            if written is None:
-                raise _Unwritable(error.strerror or str(error)) from error
-            self._give_up(error.strerror or str(error))  # the arrays are written and mapped all the same
-        assert written is not None
-        return written
+        except OSError as error:  # once the arrays are written, they are mapped all the same
+            reason = error.strerror or str(error)
+            self._warn(f"{root}: cannot be written ({reason}); tokens are not kept for the next run")
+            self.root = None
+        return entry
 
 
 def in_memory(fill: Callable[[Writer], dict[str, Any]]) -> Entry:
@@ -205,10 +188,7 @@ def _entry(
 def _write_manifest(folder: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
     text = json.dumps({"arrays": arrays, "meta": meta})
     digest = hashlib.sha256(text.encode()).hexdigest()  # of the manifest itself, on a line before it
-    try:
-        (folder / MANIFEST).write_text(f"{digest}\n{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise _Unwritable(error.strerror or str(error)) from error
+    (folder / MANIFEST).write_text(f"{digest}\n{text}\n", encoding="utf-8")
 
 
 def _read(folder: Path) -> Entry:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -25,6 +25,7 @@ from mtmeta.core.wording import did_you_mean, plural, quote, safe
 
 __all__ = ["DataFile", "Dialect", "Row"]
 
+Records = Iterator[tuple[int, Mapping[str, object]]]
 MAX_COMPARED = 1000  # column names compared with a mistyped one
 NO_TEXT = (dict, list, bytes)
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -115,28 +116,19 @@ class DataFile(os.PathLike[str]):
                 else:
                     yield number, text
 
-    @contextmanager
-    def _open(self) -> Iterator[BufferedReader]:
-        if self._stream is not None:
-            yield self._stream
-            return
-        with open_file(self.path) as file:
-            yield file
+    def _open(self) -> AbstractContextManager[BufferedReader]:
+        return open_file(self.path) if self._stream is None else nullcontext(self._stream)
 
     def _lines(self, file: BufferedReader) -> Iterator[tuple[int, bytes]]:
         return read_lines(file, self._place, self.dialect.encoding)
 
     def _delimited(self, file: BufferedReader) -> DelimitedReader:
-        dialect = self.dialect
+        quoted, multiline = self.dialect.quoting == "csv", self.dialect.multiline
         return DelimitedReader(
-            self._lines(file),
-            self._place,
-            dialect.encoding,
-            quoted=dialect.quoting == "csv",
-            multiline=dialect.multiline,
+            self._lines(file), self._place, self.dialect.encoding, quoted=quoted, multiline=multiline
         )
 
-    def _records(self, file: BufferedReader, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    def _records(self, file: BufferedReader, columns: Sequence[str]) -> Records:
         """Yield the 1-based line and the fields of each row of a CSV or TSV file."""
         reader = self._delimited(file)
         names = reader.names
@@ -154,7 +146,7 @@ class DataFile(os.PathLike[str]):
             else:
                 yield number, dict(zip(names, fields, strict=True))
 
-    def _json_records(self, file: BufferedReader, columns: Sequence[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    def _json_records(self, file: BufferedReader, columns: Sequence[str]) -> Records:
         """Yield the 1-based line and the object of each row of a JSONL file."""
         names: list[str] = []
         for number, raw in self._lines(file):
@@ -170,9 +162,7 @@ class DataFile(os.PathLike[str]):
                 self._check_columns(columns, names)
             yield number, record
 
-    def _parquet_records(
-        self, file: BufferedReader, columns: Sequence[str]
-    ) -> Iterator[tuple[int, Mapping[str, object]]]:
+    def _parquet_records(self, file: BufferedReader, columns: Sequence[str]) -> Records:
         """Yield the 1-based number and the values of each row of a Parquet file."""
         self._check_columns(columns, parquet.columns(file, self._place))
         yield from enumerate(parquet.rows(file, self._place, [*columns, "id"] if columns else []), 1)
