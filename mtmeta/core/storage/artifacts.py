@@ -1,4 +1,4 @@
-"""Files that recipes need from elsewhere, where they are, and how that is told and remembered."""
+"""Files that recipes need from elsewhere, what of them lies in the caches, and how that is told and remembered."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from mtmeta.core.errors import DataError
+from mtmeta.core.environment import cache_folder
+from mtmeta.core.errors import DataError, MachineError
 from mtmeta.core.storage.addresses import HubFile, WebFile, is_pinned, parse_file
 from mtmeta.core.storage.disk import fingerprint
-from mtmeta.core.storage.hub import is_damaged, shown_revision
+from mtmeta.core.storage.hub import ABSENT, Repository, is_damaged, shown_revision
 from mtmeta.core.wording import safe
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "Stored",
     "Want",
     "by_name",
+    "cached",
+    "cached_web_file",
     "check_pin",
     "missing_text",
     "pins_of",
@@ -29,8 +32,10 @@ __all__ = [
     "server_of",
     "stored",
     "want_file",
+    "web_path",
 ]
 
+FOLDER = "files"  # in our cache, beside tokens and kernels; those go when unused, these stay
 Status = Literal["cached", "fetched", "missing", "damaged", "absent", "unknown"]
 """`absent`: the repository has no such file; `unknown`: perhaps it has, which only the hub can say."""
 
@@ -117,6 +122,43 @@ def stored(file: str, path: Path) -> Stored:
     actual = fingerprint(path)
     status: Status = "damaged" if is_damaged(path, actual["sha256"]) else "cached"
     return Stored(file, status, path, actual["size"], actual["sha256"])
+
+
+def cached(want: Want, revision: str) -> Artifact:
+    """Return what the caches hold of the files of `want`, those of the hub at `revision`."""
+    if isinstance(want.source, WebFile):
+        return Artifact(want, files={want.source.file: cached_web_file(want.source)})
+    repository = Repository(want.source.kind, want.source.repository)
+    files: dict[str, Stored] = {}
+    commit = revision if is_pinned(revision) else ""
+    for file in want.files:
+        path = repository.find(file, revision)
+        if isinstance(path, Path):
+            commit = repository.commit_of(path, file)
+            files[file] = stored(file, path)
+        else:
+            known: Status = "absent" if path is ABSENT else "unknown"
+            files[file] = Stored(file, known if file in want.optional else "missing")
+    return Artifact(want, commit, files)
+
+
+def cached_web_file(source: WebFile) -> Stored:
+    """Return the file of an address, and whether it is there and has its hash. Raises MachineError."""
+    path = web_path(source)
+    if not path.is_file():
+        return Stored(source.file, "missing")
+    actual = fingerprint(path)
+    status: Status = "cached" if actual["sha256"] == source.sha256 else "damaged"
+    return Stored(source.file, status, path, actual["size"], actual["sha256"])
+
+
+def web_path(source: WebFile) -> Path:
+    """Return where the file of an address goes. Raises MachineError where there is no cache."""
+    root = cache_folder()
+    if root is None:
+        message = "leaves no place for files fetched by address; set it to a folder, or unset it"
+        raise MachineError("MTMETA_CACHE", message)
+    return root / FOLDER / source.sha256 / source.file
 
 
 def missing_text(artifact: Artifact) -> str:

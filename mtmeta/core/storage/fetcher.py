@@ -8,10 +8,9 @@ from pathlib import Path
 
 from mtmeta.core.errors import DataError, MtmetaError, WeightsError
 from mtmeta.core.storage.addresses import HubFile, WebFile, is_pinned
-from mtmeta.core.storage.artifacts import Artifact, Stored, Want, stored
+from mtmeta.core.storage.artifacts import Artifact, Stored, Want, cached, cached_web_file, stored, web_path
 from mtmeta.core.storage.download import Download, Unreachable, Watcher, WrongHash, download, reason
 from mtmeta.core.storage.hub import ABSENT, Absent, Repository, explain, size_of
-from mtmeta.core.storage.lookup import cached, cached_web_file, web_path
 from mtmeta.core.wording import quote, safe
 
 __all__ = ["Fetcher"]
