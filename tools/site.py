@@ -29,7 +29,7 @@ __all__ = ["BadSite", "build", "check", "main", "stage"]
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {
-    "benchmarks/RESULTS.md": "speed.md",
+    "benchmarks/RESULTS.md": "measurements.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
@@ -50,7 +50,7 @@ def stage(out: Path) -> list[str]:
     pages = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "docs").rglob("*")) if path.is_file()}
     pages |= {name: ROOT / name for name in OUTSIDE}
     config = pages.pop("docs/zensical.toml")
-    targets = {source: OUTSIDE.get(source) or relpath(source, "docs") for source in pages}
+    targets = {source: OUTSIDE.get(source) or _beneath_docs(source) for source in pages}
     generated = reference_pages()
     targets |= {f"docs/{page}": page for page in generated}
     shutil.rmtree(out / "pages", ignore_errors=True)
@@ -66,6 +66,12 @@ def stage(out: Path) -> list[str]:
     if problems:
         raise BadSite("\n".join(problems))
     return sorted(target for target in targets.values() if target.endswith(".md"))
+
+
+def _beneath_docs(source: str) -> str:
+    """Return where the site has a page of docs/: the README of a folder, which GitHub shows for it, is its index."""
+    folder, _, name = relpath(source, "docs").rpartition("/")
+    return join(folder, "index.md" if name == "README.md" else name)
 
 
 def _relinked(text: str, source: str, targets: dict[str, str], problems: list[str]) -> str:
