@@ -46,7 +46,7 @@ def test_every_page_is_built_linked_and_asks_nothing_of_other_hosts(site: Path, 
 def test_every_page_is_in_the_menu_or_linked_from_another(staged: tuple[Path, list[str]]) -> None:
     out, found = staged
     config = tomllib.loads((out / "zensical.toml").read_text(encoding="utf-8"))
-    named = set(re.findall(r"'([\w/]+\.md)'", str(config["project"]["nav"])))
+    named = set(re.findall(r"'([\w/-]+\.md)'", str(config["project"]["nav"])))
     assert named <= set(found)
     assert set(found) - named == {"mini.md"}
 
