@@ -153,3 +153,32 @@ def test_output_is_compared() -> None:
 def test_simple_commands_of_a_script() -> None:
     script = "A=1 one -a 'b c' x=y,z < in | two > out 2>&1; three && four # five\n"
     assert list(commands(script)) == [["one", "-a", "b c", "x=y,z"], ["two"], ["three"], ["four"]]
+
+
+# ------------------------------------------------------------------------------------------------- what pages name
+
+FOLDERS = ("mtmeta", "tests", "docs", "tools", "benchmarks", "examples", "recipes")
+HOUSE = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", HOUSE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_and_folders_that_are_named_exist(page: Path) -> None:
+    """`training/trainer.py` is some file whose path ends so; `tests/support/` some folder."""
+    known = {f"/{path.relative_to(ROOT).as_posix()}" for folder in FOLDERS for path in (ROOT / folder).rglob("*")}
+    known |= {f"/{path.name}" for path in ROOT.iterdir()} | {f"/{folder}" for folder in FOLDERS}
+    words = [word for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")) for word in code.split()]
+    named = [word for word in words if re.fullmatch(r"[\w./-]*\w(\.py|\.c|\.md|/)", word) and "COMMAND" not in word]
+    assert page.name == "README.md" or named
+    assert [word for word in named if not any(path.endswith(f"/{word.rstrip('/')}") for path in known)] == []
+
+
+def test_the_folders_of_the_house_are_drawn() -> None:
+    """Every package below mtmeta/ stands in CONTRIBUTING's drawing, and what is drawn is there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawing = re.search(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert drawing is not None
+    drawn = set(re.findall(r"(?<![\w./])([a-z]+)/(?=\s)", drawing[1]))
+    packages = {path.parent.name for path in (ROOT / "mtmeta").rglob("__init__.py")}
+    assert packages - drawn == {"new"}  # mtmeta new, a command of several
+    known = {path.name for path in (*ROOT.iterdir(), *(ROOT / "docs").iterdir(), *(ROOT / "mtmeta").rglob("*"))}
+    assert drawn - known == set()
