@@ -182,3 +182,12 @@ def test_the_folders_of_the_house_are_drawn() -> None:
     assert packages - drawn == {"new"}  # mtmeta new, a command of several
     known = {path.name for path in (*ROOT.iterdir(), *(ROOT / "docs").iterdir(), *(ROOT / "mtmeta").rglob("*"))}
     assert drawn - known == set()
+
+
+def test_the_ways_through_the_house_name_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    stops = re.findall(r"^([\w/]+\.py) +(\w+) ", text, re.MULTILINE)
+    assert len(stops) > 30
+    for file, name in stops:
+        source = (ROOT / "mtmeta" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(def|class) {name}\b", source, re.MULTILINE), (file, name)
