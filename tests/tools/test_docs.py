@@ -97,7 +97,7 @@ def test_mtmeta_is_the_console_script_without_settings(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("block", "said"),
+    ("block", "message"),
     [
         ("bash\nmtmeta run r.yaml --sett a=1", "No such option"),
         ("bash\nmtmeta rum r.yaml", "No such command"),
@@ -117,8 +117,8 @@ def test_mtmeta_is_the_console_script_without_settings(tmp_path: Path, monkeypat
         ("python\nprint(", "never closed"),
     ],
 )
-def test_what_is_not_run_is_checked(block: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises((AssertionError, SyntaxError, ValueError), match=said):
+def test_what_is_not_run_is_checked(block: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, SyntaxError, ValueError), match=message):
         goes_through(page(tmp_path, f"\n<!-- not run: it would be slow -->\n```{block}\n```\n"))
 
 
