@@ -69,7 +69,7 @@ def pages() -> dict[str, str]:
 
 
 def _kind(registry: Registry, kind: str, *, alone: bool) -> Iterator[str]:
-    """Yield every part of a kind with its options; the options that all tasks share stand once, in front."""
+    """Every part of a kind, with its options; what all tasks share stands once, in front."""
     names = list(FIXED[kind]) if kind in FIXED else registry.names(kind)
     if not alone:
         yield f"## {kind.capitalize()}s {{#{kind}s}}\n"
