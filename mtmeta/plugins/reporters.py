@@ -29,7 +29,7 @@ class Jsonl(mtmeta.Reporter):
     """Every event as a line of events.jsonl in the run directory."""
 
     name = "jsonl"
-    essential = True  # what every report is made of
+    essential = True  # every report reads its file
 
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
         return self._open(folder)
@@ -79,7 +79,7 @@ class ConsoleReporter(mtmeta.Reporter):
 
 @contextmanager
 def _may_hang_up() -> Iterator[None]:
-    """A terminal that was closed takes no more lines; the run comes to its stop all the same."""
+    """Ignore that a terminal was closed and takes no more lines; the run comes to its stop all the same."""
     try:
         yield
     except OSError as error:
@@ -133,7 +133,7 @@ class _View:
         self.line(f"step {event.step} skipped: {event.reason}")
 
     def on_evaluated(self, event: Any) -> None:
-        parts = [f"{name} {made['metric']} {made['value']:.3f}" for name, made in event.tasks.items()]
+        parts = [f"{name} {score['metric']} {score['value']:.3f}" for name, score in event.tasks.items()]
         mean = f"  mean {event.selected:.3f}" if len(parts) > 1 else ""
         best = "  best so far" if event.best else ""
         self.line(f"step {event.step} ({event.split}): {'  '.join(parts)}{mean}{best}")

@@ -30,7 +30,7 @@ CUT = 2
 
 
 def run_events(groups: Sequence[Sequence[str]] = (("sst", "sts"),), *, after: int = 0) -> list[Event]:
-    """The events of a run of four steps a group, evaluated after the second and the last, saved at the same time.
+    """Return the events of a run of four steps a group, evaluated and saved after the second and the last.
 
     Its numbers are functions of group, task and step; one metric is undefined. `after` is the step of the first group
     that the run goes on from, 0 for one that begins.
@@ -78,8 +78,8 @@ def check_reporter(reporter: Reporter, folder: Path) -> None:
     """Check that a reporter keeps its contract, in run directories `whole`, `cut` and `groups` under `folder`.
 
     It has what it needs, takes a whole run, one that is interrupted after its third step and goes on from its second,
-    and one of two groups of tasks. It lets an interruption through, and its class and options are documented. What it
-    wrote of the runs is left for the test to look at; `whole` and `cut` are of the same run.
+    and one of two groups of tasks. It lets an interruption through, and its class and options are documented. Its
+    files of the runs are left for the test to look at; `whole` and `cut` are of the same run.
     """
     reporter.require()
     grouped = run_events([["sst"], ["sts"]])
