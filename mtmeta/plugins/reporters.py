@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mtmeta
-from mtmeta.plugins.trackers import Metrics, TensorBoard
+from mtmeta.plugins.trackers import Metrics, TensorBoard, write_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,9 +40,8 @@ class Jsonl(mtmeta.Reporter):
         with open(folder / "events.jsonl", "ab", buffering=0) as file:
 
             def write(event: Event) -> None:
-                line = memoryview((event.json() + "\n").encode()) if event.recorded else memoryview(b"")
-                while line:  # an almost full disk takes a part
-                    line = line[file.write(line) :]
+                if event.recorded:
+                    write_all(file, (event.json() + "\n").encode())
 
             yield write
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -49,14 +50,19 @@ class Metrics(mtmeta.Reporter):
                 _rewind(path, event.steps)
                 file = open(path, "ab", buffering=0)
             begun = True
-            rest = memoryview(b"".join(_line(scalar) for scalar in mtmeta.scalars(event)))
-            while rest:  # an almost full disk takes a part
-                rest = rest[file.write(rest) :]
+            write_all(file, b"".join(_line(scalar) for scalar in mtmeta.scalars(event)))
 
         try:
             yield write
         finally:
             file.close()
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write to a file without a buffer, of which an almost full disk takes a part."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _line(scalar: mtmeta.Scalar) -> bytes:
