@@ -156,11 +156,12 @@ def _elsewhere(kind: str, value: int, rounds: int, config: BertConfig, state: In
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then print tables or one JSON document."""
     parser = ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--what", dest="kinds", default="batch,length,tasks", help="(default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and inner state only shared")
-    parser.add_argument("--tiny", action="store_true", help="a tiny encoder, to see that it works")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument("--point", nargs=5, help="one point in this process: kind value rounds shape inner_state")
+    add = parser.add_argument
+    add("--what", dest="kinds", metavar="WHAT", default="batch,length,tasks", help="(default: %(default)s)")
+    add("--quick", action="store_true", help="fewer rounds, and inner state only shared")
+    add("--tiny", action="store_true", help="a tiny encoder, to see that it works")
+    add("--json", action="store_true", help="one JSON document on stdout")
+    add("--point", nargs=5, help="one point in this process: kind value rounds shape inner_state")
     options = parser.parse_args(arguments)
     if options.point:
         kind, value, rounds, shape, state = options.point

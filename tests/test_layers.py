@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from tools import house
@@ -64,6 +67,12 @@ def test_no_folder_has_more_modules_than_one_takes_in() -> None:
 def test_no_function_is_longer_than_a_page() -> None:
     lengths = [(place, lines) for module in MODULES.values() for place, _, lines in house.functions(module)]
     assert not [(place, lines) for place, lines in lengths if lines > LONGEST_BODY]
+
+
+def test_private_names_are_those_that_a_file_does_not_define() -> None:
+    source = "from mtmeta.core import _a\nclass B:\n  def f(self):\n    self._b = self._c\n    return x._foreach_sub"
+    module = house.Module("m", Path("m.py"), source, ast.parse(source))
+    assert house.private_uses(module) == ["m:1: _a", "m:4: _c"]
 
 
 def test_no_file_uses_the_private_names_of_another() -> None:
