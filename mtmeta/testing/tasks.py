@@ -105,17 +105,17 @@ def _check_examples(task: Task, path: Path, count: int) -> None:
         _check_round_trip(objective, value, f"label {example.label!r}")
 
 
-def _check_round_trip(objective: Objective, value: float, message: str) -> None:
+def _check_round_trip(objective: Objective, value: float, subject: str) -> None:
     """Check that `parse` reads the value back from the text that `show` writes."""
     shown = objective.show(value)
-    check(isinstance(shown, str), f"{message} is shown as {shown!r}, expected a text")
-    check(not objective.classes or shown in objective.classes, f"{message}, shown as {shown!r}, is no class")
+    check(isinstance(shown, str), f"{subject} is shown as {shown!r}, expected a text")
+    check(not objective.classes or shown in objective.classes, f"{subject}, shown as {shown!r}, is no class")
     try:
         back = objective.parse(shown)
     except ValueError as error:
         raise AssertionError(f"prediction {shown!r} cannot be read as a label: {error}") from error
     same = math.isclose(back, value, rel_tol=DIGITS, abs_tol=DIGITS)
-    check(same, f"{message} is shown as {shown!r}, which is read as {back}, expected {value}")
+    check(same, f"{subject} is shown as {shown!r}, which is read as {back}, expected {value}")
 
 
 def _check_model(learner: Learner, batch: Batch, task: Task) -> None:

@@ -66,7 +66,7 @@ class Source:
         self._config = self._checked()
 
     @contextmanager
-    def _errors(self, message: str) -> Iterator[None]:
+    def _errors(self, action: str) -> Iterator[None]:
         """Raise errors of transformers, which may be any, as WeightsErrors of one line; warnings are left out."""
         try:
             with warnings.catch_warnings():
@@ -75,7 +75,7 @@ class Source:
         except (mtmeta.MtmetaError, KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:  # a panic of the tokenizers library is no Exception
-            raise mtmeta.WeightsError(str(self.folder), f"transformers cannot {message} ({_line(error)})") from error
+            raise mtmeta.WeightsError(str(self.folder), f"transformers cannot {action} ({_line(error)})") from error
 
     # -- tokenizer
 
