@@ -130,7 +130,7 @@ def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
             # options whose types cannot be resolved show here, not in the middle of a command
             field_hints(part)
             adapter(part)
-        part._supplier = plugin  # type: ignore[attr-defined]  # whom messages name: see guard.py
+        part.mtmeta_supplier = plugin  # type: ignore[attr-defined]  # whom messages name: see guard.py
     except KeyboardInterrupt:
         raise
     except BaseException as error:
