@@ -12,7 +12,7 @@ __all__ = ["unforeseen", "usage_error"]
 
 
 def usage_error(error: Any, message: str) -> UsageError:
-    """A parser error, whose own text is `message`, as `place: what is wrong; one fix`."""
+    """Turn a parser error, whose own text is `message`, into a UsageError: `place: what is wrong; one fix`."""
     path = error.ctx.command_path if error.ctx else "mtmeta"
     if type(error).__name__ == "NoSuchOption":
         known = [option for parameter in error.ctx.command.params for option in parameter.opts]
@@ -26,7 +26,7 @@ def usage_error(error: Any, message: str) -> UsageError:
 
 
 def unforeseen(error: Exception) -> MtmetaError:
-    """An exception that nothing below turned into an error of ours: the machine's fault, or a bug."""
+    """Turn an exception that is none of ours into one: the machine's fault, a plugin's, or a bug."""
     if isinstance(error, OSError):
         place = safe(str(error.filename)) if error.filename else "system"
         return MachineError(place, f"{safe(error.strerror or str(error))}; check the disk and its permissions")

@@ -17,7 +17,7 @@ import typer
 from mtmeta.cli import app
 from mtmeta.cli.completion.answer import VARIABLE, propose
 from mtmeta.cli.completion.scripts import SCRIPTS
-from mtmeta.core.recipe.shipped import shipped
+from mtmeta.core.recipe.shipped import shipped_recipes
 from tests.support.commands import RECIPE, call
 
 COMMAND = typer.main.get_command(app)
@@ -64,7 +64,7 @@ def test_every_command_and_option_has_help() -> None:
 
 
 def test_recipes_are_files_and_shipped_names() -> None:
-    assert values("run", "") == [*shipped(), "my recipes/", "r.yaml", "runs/"]
+    assert values("run", "") == [*shipped_recipes(), "my recipes/", "r.yaml", "runs/"]
     assert values("validate", "r.yaml", "my recipes/") == ["my recipes/a b$.yaml"]
     assert values("compare", "r.yaml", "minilm/re") == ["minilm/reptile"]
     assert values("recipes", "copy", "paper/joint_") == ["paper/joint_10"]

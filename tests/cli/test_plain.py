@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from mtmeta.cli import app
-from mtmeta.core.recipe.shipped import shipped
+from mtmeta.core.recipe.shipped import shipped_recipes
 from tests.support.commands import QUIET, call
 from tests.support.quick import quick
 
@@ -57,7 +57,7 @@ def test_examples_are_commands_that_exist(tmp_path: Path, capsys: pytest.Capture
             options = {option for each in there.params for option in each.opts}
             assert {word for word in words if word.startswith("--")} <= options, example
             if words and there.name in ("run", "compare", "copy") and ".yaml" not in words[0]:
-                assert words[0] in shipped(), example
+                assert words[0] in shipped_recipes(), example
             seen += 1
     assert seen > len(EVERY)
 

@@ -1,4 +1,4 @@
-"""`mtmeta plugins` and `mtmeta show`: what is installed, and the parts that recipes may name."""
+"""`mtmeta plugins`, the installed plugins; `mtmeta show`, the help of a part that recipes may name."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Document:
     keys: dict[Path_, tuple[int, int]]
 
     def place(self, path: Path_, *, key: bool = False) -> str:
-        """`name:line:col` of the value at `path`, or of its key; else of the nearest enclosing entry, else the name."""
+        """Return `name:line:col` of the value at `path` or its key, else of the next one around it, else the name."""
         for end in range(len(path), 0, -1):
             for table in (self.keys, self.values) if key else (self.values, self.keys):
                 if spot := table.get(path[:end]):
@@ -66,7 +66,7 @@ class Document:
 
 
 def read_file(path: str | os.PathLike[str]) -> Document:
-    """The recipe in the file `path`. Only a regular file of at most 1 MiB of UTF-8 is read."""
+    """Read the recipe in the file `path`. Only a regular file of at most 1 MiB of UTF-8 is read."""
     shown = os.fspath(path)
     name = safe(shown, MAX_NAME) or "''"
     try:
@@ -94,17 +94,17 @@ def read_file(path: str | os.PathLike[str]) -> Document:
 
 
 def parse(text: str, name: str) -> Document:
-    """The recipe in `text`, called `name` in messages. Raises RecipeError, or Problems where keys are given twice."""
-    reader = _Reader(text.removeprefix("\ufeff"), name, whole=True)
+    """Parse a recipe, called `name` in messages. Raises RecipeError, or Problems where keys are given twice."""
+    reader = _YamlReader(text.removeprefix("\ufeff"), name, whole=True)
     return Document(reader.name, reader.read(), reader.values, reader.keys)
 
 
 def parse_value(text: str, place: str) -> Any:
-    """One value as typed after `--set key=`; no text is null. Errors carry `place` as it stands."""
-    return _Reader(text, place, whole=False).read()
+    """Parse one value as typed after `--set key=`; no text is null. Errors carry `place` as it stands."""
+    return _YamlReader(text, place, whole=False).read()
 
 
-class _Reader:
+class _YamlReader:
     """One pass over the events, with a stack of its own, so that hostile nesting cannot overflow Python's."""
 
     def __init__(self, text: str, name: str, *, whole: bool) -> None:
@@ -137,7 +137,7 @@ class _Reader:
         return RecipeError(f"{self.name}:{line}:{column}" if self.whole else self.name, message)
 
     def events(self) -> Iterator[yaml.Event]:
-        """PyYAML's events; whatever it would refuse or stumble over becomes a RecipeError of one line."""
+        """Yield PyYAML's events; whatever it would refuse or stumble over becomes a RecipeError of one line."""
         if len(self.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
             raise RecipeError(self.name, "larger than 1 MiB")
         if bad := yaml.SafeLoader.NON_PRINTABLE.search(self.text):
@@ -210,7 +210,7 @@ class _Reader:
             self.keys[path] = self.spot
 
     def value(self, event: _Node) -> Any:
-        """The event's value; a list or mapping starts empty."""
+        """Return the event's value; a list or mapping starts empty."""
         block = event.style in ("|", ">") if isinstance(event, yaml.ScalarEvent) else not event.flow_style
         if block and not self.whole:
             raise self.error(f"{quote(self.text)} {_NOT_ONE_VALUE}")

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mtmeta.core.api.option_types import Carve
-from mtmeta.core.authoring.columns import MAX_SAMPLE, look
 from mtmeta.core.authoring.recipe_text import scalar
+from mtmeta.core.authoring.table_profile import MAX_SAMPLE, profile_table
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.schema import recipe_schema
 from mtmeta.core.recipe.shipped import MADE_BY, SCHEMA_LINE
@@ -190,7 +190,7 @@ def test_the_whole_file_is_looked_at(tmp_path: Path) -> None:
     count = 50_000
     text = lines(lambda i: f"some words {i},{i % 7 if i < count - 1 else 'late'},{i}", "text,label,n", count)
     (tmp_path / "t.csv").write_text(text + "short\n")
-    found = look(tmp_path / "t.csv")
+    found = profile_table(tmp_path / "t.csv")
     assert (found.rows, found.skipped) == (count, 1)
     values = found.columns["label"].values
     assert values is not None
@@ -368,6 +368,15 @@ def test_every_bad_file_is_told_of(two: Path, capsys: Capture) -> None:
     assert outcome.code == 3
     assert len(outcome.errors) == 2
     assert not (two / "my.yaml").exists()
+
+
+def test_a_dev_file_with_labels_of_another_kind(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "t.csv").write_text(lines(lambda i: f"some words {i},{i % 2}", "text,label"))
+    (tmp_path / "d.csv").write_text(lines(lambda i: f"other words {i},{'ab'[i % 2]}", "text,label"))
+    outcome = call(*NEW, "--task", "t=t.csv,d.csv", cwd=tmp_path, capsys=capsys)
+    (error,) = outcome.errors
+    assert outcome.code == 3
+    assert error.endswith("d.csv: column 'label' holds text, but numbers in the training file; write labels alike")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

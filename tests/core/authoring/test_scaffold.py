@@ -150,7 +150,7 @@ def test_an_algorithm_s_name_may_be_a_task_s(tmp_path: Path, registry: Registry)
 def test_python_keywords_are_names_too(tmp_path: Path, registry: Registry) -> None:
     folder = make_package("task", "class", registry, out=tmp_path / "a")
     compile((folder / "mtmeta_class.py").read_text(), "mtmeta_class.py", "exec")
-    assert scaffold._class_name("true") == "True_"
+    assert scaffold.class_name("true") == "True_"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

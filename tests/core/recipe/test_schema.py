@@ -24,7 +24,7 @@ from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import describe
 from mtmeta.core.recipe.schema import SHIPPED, recipe_schema
-from mtmeta.core.recipe.shipped import SCHEMA_LINE, shipped
+from mtmeta.core.recipe.shipped import SCHEMA_LINE, shipped_recipes
 from mtmeta.core.registry.discovery import Plugin, Plugins
 from mtmeta.core.registry.registry import Registry, build_registry
 from tests.support.commands import call, command
@@ -200,20 +200,20 @@ def test_both_refuse(case: tuple[str, Any], schema: Draft202012Validator, regist
     assert not schema.is_valid(recipe)
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_and_their_resolved_forms_are_accepted(
     name: str, schema: Draft202012Validator, registry: Registry
 ) -> None:
-    path = shipped()[name]
+    path = shipped_recipes()[name]
     data = strict_yaml.read_file(path).data
     assert [error.message for error in schema.iter_errors(data)] == []
     resolved = json.loads(json.dumps(describe(load_recipe(path, registry, environ={}))))
     assert [error.message for error in schema.iter_errors(resolved)] == []
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_the_first_line_of_a_recipe_refers_to_the_shipped_schema(name: str) -> None:
-    path = shipped()[name]
+    path = shipped_recipes()[name]
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith(SCHEMA_LINE)
     assert os.path.samefile(path.parent / first.removeprefix(SCHEMA_LINE), SHIPPED)

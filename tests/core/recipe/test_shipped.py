@@ -87,7 +87,7 @@ def test_in_a_wheel_they_lie_inside_the_package(tmp_path: Path, monkeypatch: pyt
     (inside / "recipes" / "a").mkdir(parents=True)
     (inside / "recipes" / "a" / "b.yaml").write_text("# Mine.\n")
     monkeypatch.setattr(shipped, "PACKAGE", inside)
-    assert list(shipped.shipped()) == ["a/b"]
-    assert shipped.headline(shipped.find("a/b")) == "Mine."
+    assert list(shipped.shipped_recipes()) == ["a/b"]
+    assert shipped.headline(shipped.find_recipe("a/b")) == "Mine."
     monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "gone" / "mtmeta")
-    assert shipped.shipped() == {}
+    assert shipped.shipped_recipes() == {}
