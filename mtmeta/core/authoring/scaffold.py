@@ -53,8 +53,8 @@ def make_package(
     """Write a package with a task or an algorithm called `name`; returns its folder, by default mtmeta-NAME here.
 
     `part_kind` is `task` or `algorithm`; `kind` is one of KINDS_OF[part_kind], by default the first. Nothing is left
-    behind where it fails or is cut. Raises UsageError for a name or a folder that cannot be used, MachineError where the
-    disk refuses.
+    behind where it fails or is cut. Raises UsageError for a name or a folder that cannot be used, MachineError where
+    the disk refuses.
     """
     _check_name(part_kind, name, registry)
     chosen = _kind(part_kind, kind)
