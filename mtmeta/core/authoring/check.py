@@ -15,9 +15,7 @@ from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from mtmeta.core.recipe.sections import Recipe
     from mtmeta.core.storage.download import Watcher
-    from mtmeta.core.storage.sources import Sources
 
 __all__ = ["RecipeCheck", "check_recipe"]
 
@@ -69,7 +67,10 @@ def check_recipe(
 
             sources = Sources(watcher=watcher, remedy=remedy(path))
         if weights:
-            _load_backbone(recipe, sources)
+            from mtmeta.core.run.fetch import bring, local_backbone
+
+            bring(recipe, (), sources)
+            local_backbone(recipe, sources).load(recipe.seed)
         if data:
             from mtmeta.core.authoring.inspection import doubts, inspect
 
@@ -79,14 +80,3 @@ def check_recipe(
     except MtmetaError as error:
         check.problems.append(error)
     return check
-
-
-def _load_backbone(recipe: Recipe, sources: Sources) -> None:
-    """Load the encoder with its weights and drop it again: only whether that works is of interest."""
-    from mtmeta.core.registry.blame import blame
-    from mtmeta.core.run.fetch import bring, local_backbone
-
-    bring(recipe, (), sources)
-    backbone = local_backbone(recipe, sources)
-    with blame(recipe.backbone, "backbone"):
-        backbone.load(recipe.seed)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtmeta.core.api.backbone import LoadedTokenizer
-from mtmeta.core.api.contracts import Backbone
 from mtmeta.core.authoring.column_roles import ColumnRoles, find_roles
 from mtmeta.core.authoring.recipe_text import recipe_text
 from mtmeta.core.authoring.settings_guess import LENGTHS, default_algorithm, guess_settings, inner_steps
@@ -169,18 +168,14 @@ def _tokenizer(registry: Registry, weights: str) -> LoadedTokenizer:
         if faults:
             raise UsageError("--backbone", faults[0][1])
         try:
-            return _load_tokenizer(backbone)
+            tokenizer: LoadedTokenizer | None = backbone.load_tokenizer()
         except RecipeError as error:  # it has fewer positions
             refusal = error
+            continue
+        if tokenizer is None:
+            raise UsageError("--backbone", "has no tokenizer that can be loaded alone; copy a recipe and edit it")
+        return tokenizer
     raise UsageError("--backbone", refusal.message) from refusal
-
-
-def _load_tokenizer(backbone: Backbone) -> LoadedTokenizer:
-    with blame(backbone, "backbone"):
-        tokenizer = backbone.load_tokenizer()
-    if tokenizer is None:
-        raise UsageError("--backbone", "has no tokenizer that can be loaded alone; copy a recipe and edit it")
-    return tokenizer
 
 
 def _run_name(path: Path) -> str:

@@ -61,7 +61,7 @@ class RecipeDocument:
         self.problems.append(RecipeError(place, message.removeprefix(f"{option}: ").removeprefix(f"{option} ")))
 
     @contextmanager
-    def collect(self, part: Any, kind: str) -> Iterator[None]:
+    def collect(self) -> Iterator[None]:
         """Add the errors that a part's own checks raise."""
         try:
             yield

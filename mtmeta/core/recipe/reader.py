@@ -33,7 +33,6 @@ from mtmeta.core.recipe.sections import (
 from mtmeta.core.recipe.shipped import find_recipe
 from mtmeta.core.recipe.strict_yaml import Path_
 from mtmeta.core.recipe.validation import convert, describe_value
-from mtmeta.core.registry.blame import blame
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.storage.addresses import is_remote, parse_file
 from mtmeta.core.wording import choose, did_you_mean, quote
@@ -229,14 +228,14 @@ class _RecipeReader:
         tasks = _valid_tasks(parts)
         algorithm, sampler = parts["algorithm"], parts["sampler"]
         for name, task in tasks.items():
-            with self.document.collect(task, "task"):
+            with self.document.collect():
                 self._check_task(name, task)
         if tasks and len(tasks) == len(parts["tasks"]):
             if algorithm is not None:
-                with self.document.collect(algorithm, "algorithm"):
+                with self.document.collect():
                     self._fail_options(("algorithm",), algorithm.check(tasks))
             if sampler is not None:
-                with self.document.collect(sampler, "sampler"):
+                with self.document.collect():
                     self._fail_options(("sampler",), sampler.check(list(tasks)))
 
     def _check_training(self, parts: dict[str, Any]) -> None:
