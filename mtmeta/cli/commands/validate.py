@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,31 +53,31 @@ def validate(
 
     if strict and not data:
         raise UsageError("--strict", "is for --data; give both")
-    registry = build_registry(block=no_plugin or [], warn=warn)
-    watcher: Watcher | None = None
-    if data or weights:
-        from mtmeta.core.reports.terminal.fetching import FetchView
-
-        watcher = FetchView()
+    check = partial(
+        check_recipe,
+        registry=build_registry(block=no_plugin or [], warn=warn),
+        overrides=set_ or [],
+        data_root=data_root,
+        data=data,
+        strict=strict,
+        weights=weights,
+        warn=warn,
+        watcher=_watcher() if data or weights else None,
+    )
     checks = []
     for path in recipes:
-        check = check_recipe(
-            path,
-            registry,
-            overrides=set_ or [],
-            data_root=data_root,
-            data=data,
-            strict=strict,
-            weights=weights,
-            warn=warn,
-            watcher=watcher,
-        )
-        checks.append(check)
+        checks.append(check(path))
         if not json_:
-            _show(check)
+            _show(checks[-1])
     if json_:
-        print(json.dumps({"recipes": [check.document() for check in checks]}))
-    raise_all([problem for check in checks for problem in check.problems])
+        print(json.dumps({"recipes": [outcome.document() for outcome in checks]}))
+    raise_all([problem for outcome in checks for problem in outcome.problems])
+
+
+def _watcher() -> Watcher:
+    from mtmeta.core.reports.terminal.fetching import FetchView  # loads rich
+
+    return FetchView()
 
 
 def _show(check: RecipeCheck) -> None:
