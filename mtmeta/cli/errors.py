@@ -6,7 +6,7 @@ from typing import Any
 
 from mtmeta.core.errors import MachineError, MtmetaError, PluginError, UsageError, out_of_memory
 from mtmeta.core.registry.discovery import culprit
-from mtmeta.core.wording import choose, did_you_mean, quote, safe, told
+from mtmeta.core.wording import choose, did_you_mean, exception_line, quote, safe
 
 __all__ = ["unforeseen", "usage_error"]
 
@@ -33,7 +33,7 @@ def unforeseen(error: Exception) -> MtmetaError:
     if kind := out_of_memory(error):
         return MachineError("", f"{kind}; lower batch_size or max_length")
     if plugin := culprit(error):
-        return PluginError(plugin, f"raised {told(error)}")
+        return PluginError(plugin, f"raised {exception_line(error)}")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("mtmeta"):
         return MachineError("", f"this command needs the package {quote(error.name)}; pip install mtmeta again")
     text = safe(f"bug in mtmeta: {type(error).__name__}: {error}", 500)

@@ -26,7 +26,7 @@ def answer(command: Any, shell: str, words: Sequence[str]) -> None:
     """Print the proposals for the last of `words` as `shell` takes them."""
     out = os.dup(1)
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)  # a plugin may print what it likes
+    os.dup2(silence, 1)  # a plugin may print anything
     os.dup2(silence, 2)
     try:
         if shell == "bash":

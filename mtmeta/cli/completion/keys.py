@@ -1,4 +1,4 @@
-"""Keys that `--set` may change, found in the JSON Schema of recipes; without pydantic, which takes its time to load."""
+"""Keys that `--set` may change, by the JSON Schema of recipes; without pydantic, which takes its time to load."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Scalar:
     def tag(self, *, with_group: bool = False) -> str:
         """Return a path for it: `loss/sst`, `lr`, `dev/sst/accuracy`, `dev/mean`.
 
-        `with_group`, for runs of several groups, makes `lr/sst` and `lr/para` of what would be `lr` twice.
+        `with_group`, for runs of several groups, makes `lr/sst` and `lr/para`, which would be `lr` twice.
         """
         owner = self.task or (self.group if with_group else "")
         parts = (self.name, owner) if self.split == "train" else (self.split, owner, self.name)

@@ -27,7 +27,7 @@ __all__ = ["Draft", "draft_recipe", "parse_columns", "parse_tasks"]
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe as text, and the guesses that made it."""
+    """A recipe as text, and the guesses that it is written by."""
 
     text: str
     tasks: tuple[TaskGuess, ...]

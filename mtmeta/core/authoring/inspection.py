@@ -1,7 +1,7 @@
 """`mtmeta validate --data`: facts on the data files of a recipe, and doubts about them.
 
-Nothing here needs PyTorch: texts are counted in tokens by the backbone's tokenizer alone. The token cache keeps what is
-read, so that the run that follows need not read it again.
+Nothing here needs PyTorch: texts are counted in tokens by the backbone's tokenizer alone. The token cache keeps
+them, so that the run that follows need not read them again.
 
 Shapes: `N` examples, `V` sequences an example, `T` texts an example.
 """

@@ -1,6 +1,6 @@
 """The JSON Schema (draft 2020-12) of recipes, for editors: completion, help and checks while a recipe is written.
 
-Made from the types that validation goes by: the options of every installed part, with the line of help under each,
+Built from the types that validation goes by: the options of every installed part, with the line of help under each,
 defaults and ranges. Checks across two sections (an inner loop's schedule, a task's files and `evaluation`) are left to
 `mtmeta validate`.
 """

@@ -70,7 +70,7 @@ def copy_recipe(name: str, to: Path | None = None, *, schema: str) -> Path:
 def _write_schema(folder: Path, schema: str) -> str:
     """Write the JSON Schema for recipes in a folder; returns the line that they begin with.
 
-    One that is there already is renewed if mtmeta made it, and else left as it is.
+    An older one is replaced if mtmeta wrote it, and else left as it is.
     """
     file = folder / SCHEMA_FILE
     if not file.is_file() or MADE_BY.encode() in file.read_bytes():
