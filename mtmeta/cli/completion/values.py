@@ -94,7 +94,7 @@ def _runs_and_recipes(line: Line, word: str) -> Iterator[tuple[str, str]]:
         yield from _recipes(line, word)
 
 
-def recipe_of(line: Line) -> dict[str, Any]:
+def _recipe_of(line: Line) -> dict[str, Any]:
     """Read the recipe on the line, or that of the run; return nothing if there is none that can be read."""
     from mtmeta.core.errors import MtmetaError
     from mtmeta.core.recipe import strict_yaml
@@ -110,7 +110,7 @@ def recipe_of(line: Line) -> dict[str, Any]:
 
 
 def _tasks(line: Line, word: str) -> Iterator[tuple[str, str]]:
-    tasks = recipe_of(line).get("tasks")
+    tasks = _recipe_of(line).get("tasks")
     for name in tasks if isinstance(tasks, dict) else ():
         yield str(name), ""
 
@@ -126,7 +126,7 @@ def _task_files(line: Line, word: str) -> Iterator[tuple[str, str]]:
 def _keys(line: Line, word: str) -> Proposals:
     from mtmeta.cli.completion.keys import keys, load_schema
 
-    return keys(load_schema(), recipe_of(line), word)
+    return keys(load_schema(), _recipe_of(line), word)
 
 
 def _kinds(line: Line, word: str) -> Iterator[tuple[str, str]]:

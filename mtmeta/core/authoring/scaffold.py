@@ -14,7 +14,7 @@ from mtmeta.core.registry.registry import Registry
 from mtmeta.core.storage.disk import disk_errors, make_folder, sync, write_synced
 from mtmeta.core.wording import choose, quote
 
-__all__ = ["KINDS_OF", "class_name", "distribution", "make_package", "module"]
+__all__ = ["KINDS_OF", "LONGEST", "class_name", "make_package"]
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 NAME = re.compile("[a-z][a-z0-9]*([_-][a-z0-9]+)*")
@@ -37,12 +37,12 @@ COLUMNS = {
 OPTIMIZER = {"gradient": "{name: adamw, lr: 3e-4}", "inner_loop": "{name: sgd, lr: 1.0}"}
 
 
-def distribution(name: str) -> str:
+def _distribution(name: str) -> str:
     """Return the package's name on an index: `mtmeta-` and the name as PEP 503 normalises it."""
     return re.sub("[-_.]+", "-", f"mtmeta-{name}").lower()
 
 
-def module(name: str) -> str:
+def _module(name: str) -> str:
     """Return the name of its module."""
     return f"mtmeta_{name.replace('-', '_')}"
 
@@ -58,7 +58,7 @@ def make_package(
     """
     _check_name(part_kind, name, registry)
     chosen = _kind(part_kind, kind)
-    folder = out if out is not None else Path(distribution(name))
+    folder = out if out is not None else Path(_distribution(name))
     if os.path.lexists(folder):
         raise UsageError(str(folder), "is there already; choose another folder with --out")
     files = _files(part_kind, chosen, name)
@@ -113,14 +113,14 @@ def _files(part_kind: str, kind: str, name: str) -> dict[str, str]:
         ".gitignore": TEMPLATES / "gitignore.txt",
         "README.md": shared / "README.md.txt",
         "recipe.yaml": shared / "recipe.yaml.txt",
-        f"{module(name)}.py": own / "module.py.txt",
-        f"tests/test_{module(name).removeprefix('mtmeta_')}.py": own / "test.py.txt",
+        f"{_module(name)}.py": own / "module.py.txt",
+        f"tests/test_{_module(name).removeprefix('mtmeta_')}.py": own / "test.py.txt",
     }
     sources |= {f"data/{path.name}": path for path in sorted(own.glob("*.csv"))}
     words = {
         "NAME": name,
-        "DIST": distribution(name),
-        "MODULE": module(name),
+        "DIST": _distribution(name),
+        "MODULE": _module(name),
         "CLASS": class_name(name),
         "KIND": part_kind,
         "VERSION": importlib.metadata.version("mtmeta"),

@@ -13,7 +13,7 @@ from mtmeta.core.errors import DataError
 from mtmeta.core.tables.data_file import BadRow, DataFile, Dialect, Row
 from mtmeta.core.wording import quote
 
-__all__ = ["MISSING", "Column", "TableProfile", "check_header", "profile_table"]
+__all__ = ["MAX_SAMPLE", "MISSING", "Column", "TableProfile", "check_header", "profile_table"]
 
 BLOCK = 8192  # rows taken in together
 MAX_VALUES = 2000  # different values of a column that are counted; more are hardly classes

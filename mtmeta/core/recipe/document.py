@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from mtmeta.core.errors import MtmetaError, RecipeError
 from mtmeta.core.recipe import strict_yaml
-from mtmeta.core.recipe.strict_yaml import Path_
+from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.wording import quote, safe
 
 __all__ = ["RecipeDocument"]
@@ -20,7 +20,7 @@ class RecipeDocument:
         self.file = file
         self.data = file.data
         self.problems: list[MtmetaError] = []
-        self._overridden: dict[Path_, str] = {}  # the last one given first
+        self._overridden: dict[KeyPath, str] = {}  # the last one given first
         for override in overrides:
             try:
                 self._override(override)
@@ -46,7 +46,7 @@ class RecipeDocument:
         node[path[-1]] = strict_yaml.parse_value(value, place)
         self._overridden = {path: place} | self._overridden
 
-    def place(self, path: Path_, *, key: bool = False) -> str:
+    def place(self, path: KeyPath, *, key: bool = False) -> str:
         """Return where the value at `path` was given: by the `--set` for it, for a mapping around it or for an entry
         of it, else in the file."""
         for given, place in self._overridden.items():
@@ -54,7 +54,7 @@ class RecipeDocument:
                 return place
         return self.file.place(path, key=key)
 
-    def fail(self, path: Path_, message: str, *, key: bool = False) -> None:
+    def fail(self, path: KeyPath, message: str, *, key: bool = False) -> None:
         """Add a problem at `path`."""
         place = self.place(path, key=key)
         option = place.removeprefix("--set ")  # the place names the option already

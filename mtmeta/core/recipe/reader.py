@@ -31,13 +31,13 @@ from mtmeta.core.recipe.sections import (
     TrainingOptions,
 )
 from mtmeta.core.recipe.shipped import find_recipe
-from mtmeta.core.recipe.strict_yaml import Path_
+from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.recipe.validation import convert, describe_value
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.storage.addresses import is_remote, parse_file
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-__all__ = ["NAME", "REQUIRED", "TASK_NAME", "check_recipe_text", "load_recipe"]
+__all__ = ["KEYS", "NAME", "REQUIRED", "TASK_NAME", "check_recipe_text", "load_recipe"]
 
 TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` in evaluation.select means all tasks
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -163,7 +163,7 @@ class _RecipeReader:
         rule = self.convert(_UpdateRule, chosen, ())
         return {"optimizer": rule.optimizer, "schedule": rule.schedule} if rule else dict.fromkeys(chosen)
 
-    def component(self, kind: str, value: Any, path: Path_, default: str | None = None) -> Any:
+    def component(self, kind: str, value: Any, path: KeyPath, default: str | None = None) -> Any:
         """Return a part of the registry from `NAME` or `{name: NAME, options}`, or None where that is wrong."""
         if value is None:
             return None
@@ -184,7 +184,7 @@ class _RecipeReader:
             return None
         return self.convert(part, options, path)
 
-    def convert(self, kind: type[Any], data: dict[str, Any], path: Path_) -> Any:
+    def convert(self, kind: type[Any], data: dict[str, Any], path: KeyPath) -> Any:
         """Return a dataclass of this kind from plain data at `path`, or None after its problems were added."""
         part, faults = convert(kind, data, path)
         for full, message, key in faults:
@@ -260,13 +260,13 @@ class _RecipeReader:
             message = "algorithm.inner_schedule cannot be plateau, an inner loop has no metric; use step or cosine"
             self.fail(("algorithm", "inner_schedule"), message)
 
-    def _check_head_lr(self, rates: Any, tasks: Mapping[str, Task], path: Path_) -> None:
+    def _check_head_lr(self, rates: Any, tasks: Mapping[str, Task], path: KeyPath) -> None:
         for name in rates if isinstance(rates, dict) and tasks else ():
             if name not in tasks:
                 message = f"{'.'.join(map(str, path))} names no task of this recipe: {quote(name)}{choose(name, tasks)}"
                 self.fail((*path, name), message, key=True)
 
-    def _fail_options(self, path: Path_, faults: Iterable[tuple[str, str]]) -> None:
+    def _fail_options(self, path: KeyPath, faults: Iterable[tuple[str, str]]) -> None:
         """Add the (option, message) pairs that the `check` of the part at `path` yields."""
         for option, message in faults:
             full = (*path, *option.split("."))
@@ -294,14 +294,14 @@ class _RecipeReader:
                     )
                     self.fail((*path, "metrics"), message)
 
-    def _check_address(self, file: Any, path: Path_) -> None:
+    def _check_address(self, file: Any, path: KeyPath) -> None:
         if isinstance(file, str) and is_remote(file):
             try:
                 parse_file(file)
             except ValueError as error:
                 self.fail(path, f"{'.'.join(map(str, path))}: {quote(file)} {error}")
 
-    def _check_epochs(self, algorithm: Algorithm, path: Path_) -> None:
+    def _check_epochs(self, algorithm: Algorithm, path: KeyPath) -> None:
         try:
             algorithm.steps_per_epoch({"": 1})
         except MtmetaError as error:

@@ -21,9 +21,9 @@ import yaml
 from mtmeta.core.errors import RecipeError, raise_all
 from mtmeta.core.wording import did_you_mean, quote, safe
 
-__all__ = ["NUMBER", "Document", "Path_", "parse", "parse_value", "read_file"]
+__all__ = ["NUMBER", "Document", "KeyPath", "parse", "parse_value", "read_file"]
 
-Path_ = tuple[str | int, ...]  # e.g. ("tasks", "sst", "batch_size")
+KeyPath = tuple[str | int, ...]  # e.g. ("tasks", "sst", "batch_size")
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -53,10 +53,10 @@ class Document:
 
     name: str
     data: dict[str, Any]
-    values: dict[Path_, tuple[int, int]]
-    keys: dict[Path_, tuple[int, int]]
+    values: dict[KeyPath, tuple[int, int]]
+    keys: dict[KeyPath, tuple[int, int]]
 
-    def place(self, path: Path_, *, key: bool = False) -> str:
+    def place(self, path: KeyPath, *, key: bool = False) -> str:
         """Return `name:line:col` of the value at `path` or its key, else of the next one around it, else the name."""
         for end in range(len(path), 0, -1):
             for table in (self.keys, self.values) if key else (self.values, self.keys):
@@ -109,9 +109,9 @@ class _YamlReader:
 
     def __init__(self, text: str, name: str, *, whole: bool) -> None:
         self.text, self.name, self.whole = text, safe(name, MAX_NAME), whole  # whole: a recipe, not one value
-        self.values: dict[Path_, tuple[int, int]] = {}
-        self.keys: dict[Path_, tuple[int, int]] = {}
-        self.stack: list[tuple[Any, Path_]] = []  # the lists and mappings still open, and their paths
+        self.values: dict[KeyPath, tuple[int, int]] = {}
+        self.keys: dict[KeyPath, tuple[int, int]] = {}
+        self.stack: list[tuple[Any, KeyPath]] = []  # the lists and mappings still open, and their paths
         self.problems: list[RecipeError] = []
         self.root: Any = None
         self.key: str | None = None  # a key of the innermost mapping that waits for its value
@@ -196,7 +196,7 @@ class _YamlReader:
             else:
                 self.take_value(self.value(event))
 
-    def take_key(self, event: _Node, node: dict[str, Any], parent: Path_) -> None:
+    def take_key(self, event: _Node, node: dict[str, Any], parent: KeyPath) -> None:
         if not isinstance(event, yaml.ScalarEvent):
             raise self.error("a list or mapping cannot be a key; write a word")
         if event.value == "<<" and not event.style:
@@ -233,7 +233,7 @@ class _YamlReader:
 
     def take_value(self, value: Any) -> None:
         """Put the value in its place; a list or mapping stays open on the stack."""
-        path: Path_ = ()
+        path: KeyPath = ()
         if self.stack:
             node, parent = self.stack[-1]
             path = (*parent, len(node) if self.key is None else self.key)

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from mtmeta.core.recipe.strict_yaml import NUMBER, Path_
+from mtmeta.core.recipe.strict_yaml import NUMBER, KeyPath
 from mtmeta.core.registry.option_fields import (
     adapter,
     base_type,
@@ -22,10 +22,10 @@ from mtmeta.core.wording import choose, did_you_mean, quote
 
 __all__ = ["Fault", "convert", "describe_value"]
 
-Fault = tuple[Path_, str, bool]  # path in the recipe, message, "points at the key"
+Fault = tuple[KeyPath, str, bool]  # path in the recipe, message, "points at the key"
 
 
-def convert(kind: Any, data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[Fault]]:
+def convert(kind: Any, data: dict[str, Any], at: KeyPath = ()) -> tuple[Any, list[Fault]]:
     """Build a dataclass `kind` from plain data that stands at `at` in the recipe; else return None and every fault.
 
     Validation is strict (a string is never a number, a number never a boolean) and runs in JSON mode, where a list
@@ -36,7 +36,7 @@ def convert(kind: Any, data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[
     try:
         return adapter(kind).validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
-        faults: dict[Path_, Fault] = {}
+        faults: dict[KeyPath, Fault] = {}
         for item in error.errors(include_url=False):
             fault = _fault(kind, data, item, at)
             faults.setdefault(fault[0], fault)  # a union reports once for each member; the first will do
@@ -44,11 +44,11 @@ def convert(kind: Any, data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[
     return None, [fault for path, fault in faults.items() if not _has_below(faults, path)]
 
 
-def _has_below(faults: Iterable[Path_], path: Path_) -> bool:
+def _has_below(faults: Iterable[KeyPath], path: KeyPath) -> bool:
     return any(len(other) > len(path) and other[: len(path)] == path for other in faults)
 
 
-def _fault(kind: type[Any], data: Any, item: Any, at: Path_) -> Fault:
+def _fault(kind: type[Any], data: Any, item: Any, at: KeyPath) -> Fault:
     path, value, owner = _walk(kind, data, item["loc"])
     error_type, last = item["type"], item["loc"][-1] if item["loc"] else ""
     full, dotted = (*at, *path), ".".join(map(str, (*at, *path)))

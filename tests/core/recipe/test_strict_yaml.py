@@ -66,7 +66,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def test_public_names() -> None:
-    assert strict_yaml.__all__ == ["NUMBER", "Document", "Path_", "parse", "parse_value", "read_file"]
+    assert strict_yaml.__all__ == ["NUMBER", "Document", "KeyPath", "parse", "parse_value", "read_file"]
 
 
 # ---------------------------------------------------------------- values
