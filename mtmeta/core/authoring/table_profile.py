@@ -51,10 +51,12 @@ class Column:
 
     @property
     def mean_words(self) -> float:
+        """Words of a value that is not empty."""
         return self.words / max(1, self.filled)
 
     @property
     def mean_characters(self) -> float:
+        """Characters of a value that is not empty."""
         return self.characters / max(1, self.filled)
 
     def add(self, block: Sequence[str]) -> None:

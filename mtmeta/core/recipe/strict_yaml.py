@@ -120,6 +120,7 @@ class _YamlReader:
         self.span = (0, 0)  # the part of `text` that the outermost value covers
 
     def read(self) -> Any:
+        """Return the recipe or the value. Raises RecipeError, or Problems."""
         try:
             for event in self.events():
                 self.take(event)
@@ -133,6 +134,7 @@ class _YamlReader:
         return self.root
 
     def error(self, message: str, spot: tuple[int, int] | None = None) -> RecipeError:
+        """Return an error at `spot`, by default at the event at hand."""
         line, column = spot or self.spot
         return RecipeError(f"{self.name}:{line}:{column}" if self.whole else self.name, message)
 
@@ -153,6 +155,7 @@ class _YamlReader:
             raise self.error("a \\U escape or %YAML number from here on is out of range; correct it") from None
 
     def syntax_error(self, error: yaml.MarkedYAMLError) -> RecipeError:
+        """Turn PyYAML's error into one line that names the likely cause."""
         mark, start, message = error.problem_mark, error.context_mark, error.problem
         assert mark is not None and message is not None
         line = _LINE_BREAK.split(self.text[mark.index - mark.column :], maxsplit=1)[0]
@@ -171,6 +174,7 @@ class _YamlReader:
         return self.error(f"{safe(message, 200)}; check {'indentation and ' * self.whole}quotes", spot)
 
     def take(self, event: yaml.Event) -> None:
+        """Take in one event: refuse it, or put it in its place."""
         start, end = event.start_mark, event.end_mark
         assert start is not None and end is not None
         self.spot = (start.line + 1, start.column + 1)
@@ -197,6 +201,7 @@ class _YamlReader:
                 self.take_value(self.value(event))
 
     def take_key(self, event: _Node, node: dict[str, Any], parent: KeyPath) -> None:
+        """Remember a key of the mapping `node`, whose path is `parent`, until its value comes."""
         if not isinstance(event, yaml.ScalarEvent):
             raise self.error("a list or mapping cannot be a key; write a word")
         if event.value == "<<" and not event.style:
@@ -221,6 +226,7 @@ class _YamlReader:
         return {} if isinstance(event, yaml.MappingStartEvent) else []
 
     def plain(self, text: str) -> Any:
+        """Return an unquoted scalar as constant, number or text."""
         if text in _CONSTANTS:
             return _CONSTANTS[text]
         if _NOT_FINITE.fullmatch(text):
