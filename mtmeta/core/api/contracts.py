@@ -296,7 +296,7 @@ class Feed(Protocol):
         """Return the inner steps of one episode of the task."""
 
     def loss_weight(self, task: str) -> float:
-        """Return lambda_t, the task's weight in the objective."""
+        """Return the task's loss weight, Lambda_t in the objective."""
 
 
 @dataclass(frozen=True)
