@@ -22,7 +22,7 @@ from mtmeta.core.api import optimizers as optim
 from mtmeta.core.api import schedules
 from mtmeta.core.api.contracts import Component, Metric, Task
 from mtmeta.core.errors import MtmetaError
-from mtmeta.core.recipe.part_help import FIXED, describe_part
+from mtmeta.core.recipe.part_help import FIXED_PARTS, describe_part
 from mtmeta.core.recipe.reader import KEYS, REQUIRED
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.discovery import load_plugins
@@ -70,7 +70,7 @@ def pages() -> dict[str, str]:
 
 def _kind(registry: Registry, kind: str, *, alone: bool) -> Iterator[str]:
     """Every part of a kind, with its options; what all tasks share stands once, in front."""
-    names = list(FIXED[kind]) if kind in FIXED else registry.names(kind)
+    names = list(FIXED_PARTS[kind]) if kind in FIXED_PARTS else registry.names(kind)
     if not alone:
         yield f"## {kind.capitalize()}s {{#{kind}s}}\n"
     if kind == "task":
@@ -79,7 +79,7 @@ def _kind(registry: Registry, kind: str, *, alone: bool) -> Iterator[str]:
         yield "## Options of every task {#common}\n"
         yield from _options(Task)
     for name in names:
-        part = FIXED[kind][name] if kind in FIXED else registry.get(kind, name, "")
+        part = FIXED_PARTS[kind][name] if kind in FIXED_PARTS else registry.get(kind, name, "")
         described = describe_part(registry, kind, name)
         yield f"{'##' if alone else '###'} `{name}` {{#{name if alone else f'{kind}-{name}'}}}\n"
         yield _paragraphs(described["help"]) + "\n"
@@ -141,10 +141,10 @@ def _recipe() -> str:
             required += ", unless there is a `budget`"
         where = {**{kind: f"{kind}s.md" for kind in ("backbone", "sampler", "algorithm")}, "tasks": "tasks.md"}
         where |= {"optimizer": "optimizers.md#optimizers", "schedule": "optimizers.md#schedules"}
-        where |= {"reporters": "metrics.md#reporters"} | {section: f"#{section}" for section in FIXED["section"]}
+        where |= {"reporters": "metrics.md#reporters"} | {section: f"#{section}" for section in FIXED_PARTS["section"]}
         takes = f"{required}; [its options]({where[key]})" if key in where else required
         lines.append(_definition(key, takes, docs.get(key, FORMAT if key == "format" else "")))
-    for name, section in FIXED["section"].items():
+    for name, section in FIXED_PARTS["section"].items():
         lines += [f"## `{name}` {{#{name}}}\n", _paragraphs(inspect.getdoc(section) or "") + "\n", *_options(section)]
     return "\n".join(lines) + f"\n{NOTE}"
 

@@ -48,7 +48,7 @@ MAX_SHOWN = 10  # problems listed at once
 class MtmetaError(Exception):
     """Base of every error a user can cause.
 
-    `place` is `file:line:col`, an option or a path; `what` says what is wrong, with the fix after a semicolon;
+    `place` is `file:line:col`, an option or a path; `message` says what is wrong, with the fix after a semicolon;
     `help` holds optional further lines.
     """
 

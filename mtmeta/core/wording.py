@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["MAX_NAMES", "MAX_TOKEN", "choose", "did_you_mean", "nearest", "quote", "safe", "told"]
+__all__ = ["MAX_NAMES", "MAX_TOKEN", "choose", "did_you_mean", "exception_line", "nearest", "quote", "safe"]
 
 MAX_TOKEN = 80  # characters of user text quoted in a message
 
@@ -47,8 +47,8 @@ def choose(name: str, known: Iterable[str]) -> str:
     return did_you_mean(name, names) or (f"; one of {', '.join(shown)}" if names else "")
 
 
-def told(error: BaseException) -> str:
-    """Type and text of an exception, fit for one line; its own `__str__` may fail."""
+def exception_line(error: BaseException) -> str:
+    """Return type and text of an exception, fit for one line; its own `__str__` may fail."""
     try:
         text = str(error)
     except BaseException:

@@ -13,7 +13,7 @@ import pytest
 
 import mtmeta
 from mtmeta.core.api.contracts import Metric
-from mtmeta.core.recipe.part_help import FIXED
+from mtmeta.core.recipe.part_help import FIXED_PARTS
 from mtmeta.core.recipe.reader import KEYS
 from mtmeta.core.registry.discovery import load_plugins
 from mtmeta.core.registry.registry import KINDS, Registry
@@ -122,7 +122,7 @@ def test_the_reference_names_every_part_and_every_option() -> None:
     registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
     kinds: dict[str, dict[str, Any]] = {
         kind: {name: registry.get(kind, name, "") for name in registry.names(kind)} for kind in KINDS
-    } | FIXED
+    } | FIXED_PARTS
     places = {"metric": "metrics", "reporter": "metrics", "schedule": "optimizers", "section": "recipe"}
     seen = 0
     for kind, parts in kinds.items():

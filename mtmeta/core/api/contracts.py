@@ -153,27 +153,47 @@ class PairTask(Task):
 
 # ------------------------------------------------------------------------------------------------------- algorithms
 
-# Notation of the paper: theta are the parameters of encoder and heads, theta' those after an inner loop.
+# Notation of the paper: theta are the parameters of encoder and heads, theta' those after an inner loop, L_t the mean
+# loss of task t on a batch, lambda_t its loss weight. A gradient has the shape of its parameter; a loss is a scalar.
+# Joint learning is `learner.gradient(feed.batch(task), feed.loss_weight(task))` for each task; Reptile:
+#
+#     for task in feed.draw(3):
+#         with learner.excursion(task, inner_optimizer, inner_schedule) as inner:
+#             for _ in range(feed.inner_steps(task)):
+#                 inner.step(feed.batch(task))
+#             inner.keep_delta(feed.loss_weight(task) / 3)
 
 
 class Excursion(Protocol):
     """An inner loop under way: the model's parameters are theta', on their way from theta."""
 
     def step(self, *batches: Batch, scale: Callable[[str], float] = ...) -> None:
-        """One inner step on the sum of the batches' mean losses, each times `scale(task)`."""
+        """Take one step of the inner optimizer on the sum of `scale(t)` L_t over the batches; `scale` is 1 by default.
+
+        Raises DivergedError for a non-finite loss.
+        """
 
     def keep_delta(self, scale: float = 1.0) -> None:
-        """Add `scale` (theta - theta') to the outer gradient, for every parameter the inner loop touched."""
+        """Add `scale` (theta - theta') to the outer gradient, for every parameter that the inner loop touched.
+
+        Raises DivergedError if the difference is not finite.
+        """
 
     def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
-        """Add `scale` times the gradient of the batch's loss AT theta' to the outer gradient (first-order MAML)."""
+        """Add `scale` times the gradient of L_t on the batch AT theta' to the outer gradient (first-order MAML).
+
+        Raises DivergedError if the loss or the gradient is not finite.
+        """
 
     def drift(self) -> Tensor:
-        """|theta' - theta|, over all parameters that the inner loop touched."""
+        """Return |theta' - theta|, a scalar: the norm over all parameters that the inner loop touched."""
 
 
 class Learner(Protocol):
-    """The model being trained, with the operations algorithms need."""
+    """The model being trained, with the operations that algorithms need.
+
+    `backward` leaves its result in the parameters' `.grad`; the training loop clips it and takes the outer step.
+    """
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
@@ -181,15 +201,15 @@ class Learner(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters lie."""
+        """The device of the parameters."""
 
     @property
     def seed(self) -> int:
-        """The recipe's seed."""
+        """The recipe's seed; every draw of a plugin should be a function of it."""
 
     @property
     def step(self) -> int:
-        """Outer steps done so far."""
+        """Outer steps finished before this one, from 0."""
 
     @property
     def steps(self) -> int:
@@ -197,7 +217,7 @@ class Learner(Protocol):
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """The tasks it has heads for, by name."""
+        """The tasks that it has heads for, by name."""
 
     @property
     def examples(self) -> int:
@@ -205,27 +225,30 @@ class Learner(Protocol):
 
     @property
     def episodes(self) -> Mapping[str, int]:
-        """Inner loops each task has finished; inner schedules count these."""
+        """Inner loops that each task has finished; an inner schedule takes this as its step."""
 
     @property
     def losses(self) -> Sequence[tuple[str, int, Tensor]]:
-        """(task, inner step, detached loss) of every gradient of this step."""
+        """(task, inner step, detached loss) of every gradient of this outer step."""
 
     @property
     def drifts(self) -> Sequence[tuple[str, Tensor]]:
-        """(task, |theta' - theta|) of every inner loop of this step."""
+        """(task, |theta' - theta|) of every inner loop of this outer step."""
 
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
-        """Add `scale` times the gradient of the batch's mean loss to `.grad`; returns the mean loss, detached."""
+        """Add `scale` times the gradient of L_t on the batch to `.grad`; return L_t, detached.
+
+        Raises DivergedError for a non-finite loss.
+        """
 
     def clear_gradient(self) -> None:
         """Set every `.grad` to None."""
 
     def take_gradient(self) -> list[Tensor | None]:
-        """Remove and return every `.grad`, in the order of `parameters`."""
+        """Remove and return every `.grad`, in the order of `parameters`; None for a parameter that was not touched."""
 
     def put_gradient(self, gradient: list[Tensor | None]) -> None:
-        """Set every `.grad`; None for what was not touched."""
+        """Set every `.grad`, in the order of `parameters`; None for a parameter that was not touched."""
 
     def excursion(
         self,
@@ -236,28 +259,44 @@ class Learner(Protocol):
         state: InnerState = "per_task",
         fresh_head: bool = False,
     ) -> AbstractContextManager[Excursion]:
-        """Leave theta for an inner loop on `task`; on exit theta is back bit for bit, also if the loop raised."""
+        """Leave theta for an inner loop on `task`; on exit theta is back bit for bit, also if the loop raised.
+
+        The directions that the excursion kept are added to the `.grad` of before. `state` says how long the inner
+        optimizer's moments live: one set for each task, one shared by all, or none beyond this loop. `schedule` takes
+        the task's episodes as its step and the run's outer steps as its length. `fresh_head` begins with a new head,
+        whose outer gradient is None. Raises RuntimeError inside another excursion.
+        """
 
 
 class Feed(Protocol):
-    """Where an algorithm draws tasks and batches from in one step."""
+    """The source of tasks and batches in one outer step.
+
+    Every draw is a function of the recipe's seed and of how far each task's stream has been read.
+    """
 
     tasks: tuple[str, ...]
+    """Names of all tasks, in the order of the recipe."""
 
     def draw(self, count: int = 1, *, with_replacement: bool = False) -> list[str]:
-        """`count` tasks drawn with the sampler's probabilities, in the recipe's order of tasks."""
+        """Draw `count` tasks with the sampler's probabilities; return them in the recipe's order.
+
+        Without replacement a task comes at most once. Raises RecipeError if too few tasks have a weight above 0.
+        """
 
     def batch(self, task: str) -> Batch:
-        """The task's next training batch."""
+        """Return the task's next training batch; after the last of an epoch a new epoch begins, shuffled anew."""
 
     def episode(self, task: str, support: int) -> tuple[list[Batch], Batch]:
-        """`support` support batches and one query batch, disjoint by example id."""
+        """Return `support` support batches and one query batch, disjoint by example id.
+
+        Raises DataError if the task has too few examples.
+        """
 
     def inner_steps(self, task: str) -> int:
-        """Inner steps of one episode of the task."""
+        """Return the inner steps of one episode of the task."""
 
     def loss_weight(self, task: str) -> float:
-        """Lambda of the task."""
+        """Return the task's loss weight, Lambda_t in the objective."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sam
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import MtmetaError, PluginError, out_of_memory
 from mtmeta.core.registry.discovery import Plugin
-from mtmeta.core.wording import quote, told
+from mtmeta.core.wording import exception_line, quote
 
 __all__ = ["KINDS", "accused", "blame", "fault", "guard", "guard_metric", "plugin_of", "supplier", "unguarded"]
 
@@ -78,7 +78,9 @@ class Accusation:
         except BaseException as error:  # a plugin's sys.exit() would end the run without a word
             if out_of_memory(error):
                 raise  # too large a batch is no plugin's fault
-            raise PluginError(str(self.plugin), f"{self.kind} {quote(self.name)} raised {told(error)}") from error
+            raise PluginError(
+                str(self.plugin), f"{self.kind} {quote(self.name)} raised {exception_line(error)}"
+            ) from error
 
 
 @contextmanager

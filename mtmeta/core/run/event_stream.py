@@ -14,7 +14,7 @@ from mtmeta.core.api.events import Event
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.storage.disk import disk_errors, write_file
-from mtmeta.core.wording import told
+from mtmeta.core.wording import exception_line
 
 __all__ = ["Recorded", "open_reporters", "require_reporters", "rewind_events"]
 
@@ -51,7 +51,11 @@ def open_reporters(
             if reporter.essential or (isinstance(error, BrokenPipeError) and not accused(reporter)):
                 raise
             handlers.pop(number, None)
-            text = str(error) if isinstance(error, MtmetaError) else f"reporter '{reporter.name}' raised {told(error)}"
+            text = (
+                str(error)
+                if isinstance(error, MtmetaError)
+                else f"reporter '{reporter.name}' raised {exception_line(error)}"
+            )
             with suppress(OSError):  # stderr may be what is gone
                 warn(f"{text}; the run goes on without this reporter")
 
