@@ -100,7 +100,7 @@ def load_sides(folder: str, names: Sequence[str], data: str) -> dict[str, Parts]
 
 
 def compare(sides: dict[str, Parts], task: str, options: Namespace, seconds: float) -> dict[str, Any]:
-    """Examples/s of both in training and evaluation, and what `bert` does over what `hf` does."""
+    """Examples/s of both in training and evaluation, and the ratio of `bert` to `hf`."""
     field = {name: Mtmeta(parts, task) for name, parts in sides.items()}
     size, batch = len(field["bert"].dataset), options.batch
     rates: dict[str, list[float]] = {name: [] for name in field}
@@ -118,12 +118,12 @@ def compare(sides: dict[str, Parts], task: str, options: Namespace, seconds: flo
                 contender.evaluate(dev[name])
                 scored[name].append(len(dev[name]) / (time.perf_counter() - begun))
         number += 1
-    found: dict[str, Any] = {"steps": number - 1}
-    for kind, made in (("training", rates), ("evaluation", scored)):
-        kept = {name: values[1:] or values for name, values in made.items()}  # the first warms up
+    results: dict[str, Any] = {"steps": number - 1}
+    for kind, by_backbone in (("training", rates), ("evaluation", scored)):
+        kept = {name: values[1:] or values for name, values in by_backbone.items()}  # the first warms up
         per_second = {name: round(spread(values).median, 1) for name, values in kept.items()}
-        found[kind] = per_second | ratios(kept["bert"], kept["hf"]).json("ratio")
-    return found
+        results[kind] = per_second | ratios(kept["bert"], kept["hf"]).json("ratio")
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -140,20 +140,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
     names = options.tasks.split(",")
-    found: dict[str, Any] = {"machine": machine(), "family": options.family, "shape": options.shape}
+    results: dict[str, Any] = {"machine": machine(), "family": options.family, "shape": options.shape}
     with nullcontext(options.weights) if options.weights else tempfile.TemporaryDirectory() as folder:
         if not options.weights:
             write_folder(Path(folder), options.family, options.shape, options.data)
         sides = load_sides(folder, names, options.data)
-    found["tasks"] = {name: compare(sides, name, options, options.seconds / len(names)) for name in names}
+    results["tasks"] = {name: compare(sides, name, options, options.seconds / len(names)) for name in names}
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    for name, made in found["tasks"].items():
+    for name, figures in results["tasks"].items():
         for kind in ("training", "evaluation"):
-            each = made[kind]
+            each = figures[kind]
             low, high = each["ratio_quartiles"]
-            rates = f"{made['steps']} steps: bert {each['bert']}, hf {each['hf']} examples/s"
+            rates = f"{figures['steps']} steps: bert {each['bert']}, hf {each['hf']} examples/s"
             print(f"{name}, {kind}, {rates}; bert is {each['ratio']:.2f} [{low:.2f}, {high:.2f}] times as fast")
 
 

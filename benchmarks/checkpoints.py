@@ -1,11 +1,11 @@
-"""What checkpoints cost: their share of the training time, and what a resumed run does before its first step.
+"""The cost of checkpoints: their share of the training time, and the work of a resumed run before its first step.
 
     python -m benchmarks.checkpoints --data DATA --weights FOLDER [--recipes joint,reptile] [--steps 6] [--json]
 
 Share: the recipes of recipes/minilm are trained for a few steps with a checkpoint and new best weights at every other
 step, the tasks in turn, so that every inner optimizer has its state. save / I + save_best / (E step) then stands for a
 run that saves every I seconds, ten minutes unless its recipe says otherwise, and evaluates every E steps, finding
-better weights each time; what evaluation itself takes is not counted, so the share of a whole run is smaller. Saving
+better weights each time; the time of evaluation itself is not counted, so the share of a whole run is smaller. Saving
 is writing, flushing to disk, reading back and dropping the oldest.
 Resume: seconds from starting a process to its first step, in a new run directory and in one with a checkpoint, in
 turns; the page cache forgets the checkpoint's files before each.
@@ -105,7 +105,7 @@ def resume(name: str, options: Sequence[str], steps: int, folder: Path, rounds: 
 
 
 def _forget(folder: Path) -> None:
-    """Have the page cache drop what it holds of a folder's files."""
+    """Drop a folder's files from the page cache."""
     for path in folder.rglob("*.safetensors"):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -114,16 +114,16 @@ def _forget(folder: Path) -> None:
 def _first_step(name: str, out: str, started: str, *options: str) -> None:
     """Print the seconds since `started` when the first step would begin, and end there."""
 
-    def told(trainer: Trainer) -> None:
+    def step_and_stop(trainer: Trainer) -> None:
         print(time.time() - float(started), flush=True)
         os._exit(0)
 
-    with mock.patch.object(Trainer, "_one_step", told):
+    with mock.patch.object(Trainer, "_one_step", step_and_stop):
         mtmeta.run(RECIPES / f"{name}.yaml", overrides=options, out=out)
 
 
 def overrides(data: str, weights: str, algorithm: str) -> list[str]:
-    """What is measured of a recipe: its weights and training data, and small dev sets, for those are not."""
+    """Return the measured part of a recipe: its weights and training data, and small dev sets, for those are not."""
     files = [f"tasks.{task}.dev=sample" for task in ("sst", "para", "sts")]
     files += [f"tasks.{task}.train=sample" for task in ("sst", "para", "sts") if data == "sample"]
     root = [] if data == "sample" else [f"data_root={data}"]
@@ -145,18 +145,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="starts of either kind; 0 leaves resume out")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(given)
-    found: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as place:
         for name in options.recipes.split(","):
             values, folder = overrides(options.data, options.weights, name), Path(place) / name
-            found[name] = share(name, values, options.steps, folder)
+            results[name] = share(name, values, options.steps, folder)
             if options.rounds:
-                found[name] |= resume(name, values, options.steps, folder, options.rounds)
+                results[name] |= resume(name, values, options.steps, folder, options.rounds)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
     console = Console(width=120)
-    for title, figures in found.items():
+    for title, figures in results.items():
         console.print(title, style="bold")
         for key, value in figures.items():
             console.print(f"  {key}: {value}", soft_wrap=True)

@@ -92,14 +92,14 @@ class Rival:
 
     def evaluate(self, dataset: Dataset, batch_size: int = 128) -> NDArray[np.float64]:
         self.model.eval()
-        found = []
+        predictions = []
         with torch.inference_mode():
             for start in range(0, len(dataset), batch_size):
                 indices = np.arange(start, min(start + batch_size, len(dataset)))
                 outputs = self.model([pad(store, indices) for store in dataset.stores])
-                found.append(self.objective.decode(outputs).double().numpy())
+                predictions.append(self.objective.decode(outputs).double().numpy())
         self.model.train()
-        return np.concatenate(found)
+        return np.concatenate(predictions)
 
 
 def mtmeta_padded(parts: Parts, task: str) -> Rival:
@@ -115,8 +115,8 @@ def transformers(parts: Parts, task: str) -> Rival:
     """transformers' BertModel with attn_implementation="sdpa" and masked mean pooling."""
 
     def pooled(encoder: nn.Module, batch: Padded) -> Tensor:
-        made = encoder(input_ids=batch.ids, attention_mask=batch.mask.long(), token_type_ids=batch.types)
-        return masked_mean(made.last_hidden_state, batch.mask)
+        output = encoder(input_ids=batch.ids, attention_mask=batch.mask.long(), token_type_ids=batch.types)
+        return masked_mean(output.last_hidden_state, batch.mask)
 
     return Rival(parts, task, bert_model(parts), pooled)
 

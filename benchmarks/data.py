@@ -1,4 +1,4 @@
-"""What stands before the first step: tokenization, start-up, and memory on a file larger than one wants in memory.
+"""The work before the first step: tokenization, start-up, and memory on a file larger than one wants in memory.
 
     python -m benchmarks.data --data DATA --weights FOLDER [--rounds 5] [--json]
     python -m benchmarks.data --big [--rows 10000000] [--json]
@@ -51,20 +51,20 @@ WRITTEN_AT_ONCE = 100_000
 
 def tokenization(weights: str, data: str, names: Sequence[str], rounds: int) -> dict[str, Any]:
     """Rows and tokens per second of each training file."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     backbone = load_backbone(weights)
     for name in names:
         seconds = []
         for _ in range(rounds):
             started = time.perf_counter()
-            made = load_dataset(name, make_task(name, data), "train", data, backbone)
+            dataset = load_dataset(name, make_task(name, data), "train", data, backbone)
             seconds.append(time.perf_counter() - started)
-        found[name] = {
-            "rows": len(made),
-            **spread([len(made) / each for each in seconds]).json("rows_per_s", 0),
-            **spread([made.tokens / each for each in seconds]).json("tokens_per_s", 0),
+        results[name] = {
+            "rows": len(dataset),
+            **spread([len(dataset) / each for each in seconds]).json("rows_per_s", 0),
+            **spread([dataset.tokens / each for each in seconds]).json("tokens_per_s", 0),
         }
-    return found
+    return results
 
 
 def start_up(weights: str, data: str, names: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -100,18 +100,18 @@ def big_file(rows: int, steps: int = 3) -> dict[str, Any]:
         folder = Path(name)
         large_file(folder / "big.csv", rows)
         large_file(folder / "small.csv", SMALL_ROWS)
-        found: dict[str, Any] = {"rows": rows, "file_bytes": (folder / "big.csv").stat().st_size}
+        results: dict[str, Any] = {"rows": rows, "file_bytes": (folder / "big.csv").stat().st_size}
         for key, file in (("small", "small.csv"), ("first", "big.csv"), ("second", "big.csv")):
             place = folder / key
             place.mkdir()
             recipe = _recipe(place, [_task("sst", file, dev="sample")], weights="tiny", root=name, steps=steps)
             started = time.perf_counter()
             peak = _mtmeta(recipe, place / "run", folder / "cache")
-            found |= {f"{key}_peak_mib": round(peak, 1), f"{key}_s": round(time.perf_counter() - started, 1)}
+            results |= {f"{key}_peak_mib": round(peak, 1), f"{key}_s": round(time.perf_counter() - started, 1)}
         cache = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
-    small = found["small_peak_mib"]
-    over = {f"{key}_over_small": round(found[f"{key}_peak_mib"] / small, 2) for key in ("first", "second")}
-    return found | over | {"cache_bytes": cache}
+    small = results["small_peak_mib"]
+    over = {f"{key}_over_small": round(results[f"{key}_peak_mib"] / small, 2) for key in ("first", "second")}
+    return results | over | {"cache_bytes": cache}
 
 
 def large_file(path: Path, rows: int) -> None:
@@ -165,18 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of --big (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
-    found: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine()}
     if options.big:
-        found["big"] = big_file(options.rows)
+        results["big"] = big_file(options.rows)
     else:
         names = options.tasks.split(",")
-        found["tokenization"] = tokenization(options.weights, options.data, names, options.rounds)
-        found["start_up"] = start_up(options.weights, options.data, names, options.rounds)
+        results["tokenization"] = tokenization(options.weights, options.data, names, options.rounds)
+        results["start_up"] = start_up(options.weights, options.data, names, options.rounds)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
     console = Console(width=120)
-    for title, values in found.items():
+    for title, values in results.items():
         console.print(title, style="bold")
         for key, value in values.items():
             console.print(f"  {key}: {value}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Whether exports of a run give what `mtmeta predict` gives, on real sentences: the largest differences, by format.
+"""How far exports of a run are from `mtmeta predict`, on real sentences: the largest differences, by format.
 
     python -m benchmarks.export --data DATA --run RUN [--count 256] [--format transformers]... [--json]
 
@@ -53,10 +53,10 @@ def raw_outputs(predictor: Predictor, name: str, texts: Sequence[Text]) -> Array
     model, backbone = predictor._model(name)
     firsts, seconds = _columns(texts)
     dataset = from_texts(name, predictor.task(name), firsts, seconds, backbone)
-    found = np.empty((len(texts), predictor.task(name).objective.outputs))
+    raw = np.empty((len(texts), predictor.task(name).objective.outputs))
     for indices, _, outputs in forward(model, dataset, batch_tokens=8192):
-        found[indices] = outputs.reshape(len(indices), -1).double().numpy()
-    return found
+        raw[indices] = outputs.reshape(len(indices), -1).double().numpy()
+    return raw
 
 
 def _columns(texts: Sequence[Text]) -> tuple[list[str], list[str]]:
@@ -66,8 +66,9 @@ def _columns(texts: Sequence[Text]) -> tuple[list[str], list[str]]:
 
 def _answers(predictor: Predictor, name: str, texts: Sequence[Text]) -> Array:
     """Probabilities of all classes, or the number, as `mtmeta predict` says them."""
-    made = predictor.predict(name, texts)
-    return np.array([list(p.probabilities.values()) if p.probabilities else [p.score] for p in made], dtype=np.float64)
+    predictions = predictor.predict(name, texts)
+    rows = [list(p.probabilities.values()) if p.probabilities else [p.score] for p in predictions]
+    return np.array(rows, dtype=np.float64)
 
 
 def differences(run: Path, form: str, folder: Path, texts: dict[str, list[Text]]) -> dict[str, dict[str, float]]:
@@ -81,10 +82,10 @@ def _folder_of(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _largest(wanted: Any, made: Any) -> float:
-    wanted, made = np.asarray(wanted), np.asarray(made)
-    assert wanted.shape == made.shape, (wanted.shape, made.shape)
-    return float(np.abs(wanted - made).max())
+def _largest(wanted: Any, exported: Any) -> float:
+    wanted, exported = np.asarray(wanted), np.asarray(exported)
+    assert wanted.shape == exported.shape, (wanted.shape, exported.shape)
+    return float(np.abs(wanted - exported).max())
 
 
 def _transformers(predictor: Predictor, name: str, folder: Path, texts: Sequence[Text]) -> dict[str, float]:
@@ -104,13 +105,13 @@ def _module(folder: Path, name: str) -> Any:
 
 
 def _compared(
-    predictor: Predictor, name: str, texts: Sequence[Text], made: Sequence[dict[str, Any]], logits: Any
+    predictor: Predictor, name: str, texts: Sequence[Text], exported: Sequence[dict[str, Any]], logits: Any
 ) -> dict[str, float]:
     """Differences of logits, and of probabilities or numbers; labels must be the same."""
     wanted = predictor.predict(name, texts)
-    assert [row.get("label") for row in made] == [row.label for row in wanted]
-    assert [list(row.get("probabilities", ())) for row in made] == [list(row.probabilities or ()) for row in wanted]
-    answers = [list(row["probabilities"].values()) if "probabilities" in row else [row["score"]] for row in made]
+    assert [row.get("label") for row in exported] == [row.label for row in wanted]
+    assert [list(row.get("probabilities", ())) for row in exported] == [list(row.probabilities or ()) for row in wanted]
+    answers = [list(row["probabilities"].values()) if "probabilities" in row else [row["score"]] for row in exported]
     outputs = _largest(raw_outputs(predictor, name, texts), logits)
     return {"outputs": outputs, "answers": _largest(_answers(predictor, name, texts), answers)}
 
@@ -150,20 +151,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name: read_texts(Path(options.data) / f"{name}-dev.csv", predictor.task(name).columns, options.count)
         for name in predictor.tasks
     }
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for form in options.format or FORMATS:
             export(options.run, form, out=Path(folder) / form)
-            found[form] = differences(options.run, form, Path(folder) / form, texts)
+            results[form] = differences(options.run, form, Path(folder) / form, texts)
     if options.json:
-        print(json.dumps({"texts": {name: len(given) for name, given in texts.items()}, "differences": found}))
+        print(json.dumps({"texts": {name: len(given) for name, given in texts.items()}, "differences": results}))
         return
     table = Table(title=f"largest difference to {options.run} on {options.count} real examples a task")
     for heading in ("format", "task", "outputs", "answers", "vectors"):
         table.add_column(heading)
-    for form, tasks in found.items():
-        for name, made in tasks.items():
-            cells = (f"{made[key]:.1e}" if key in made else "" for key in ("outputs", "answers", "vectors"))
+    for form, tasks in results.items():
+        for name, figures in tasks.items():
+            cells = (f"{figures[key]:.1e}" if key in figures else "" for key in ("outputs", "answers", "vectors"))
             table.add_row(form, name, *cells)
     Console().print(table)
 

@@ -1,4 +1,4 @@
-"""The paper's Reptile run on one GPU, end to end: time, examples/s, model FLOPs utilisation, and what the time goes to.
+"""The paper's Reptile run on one GPU, end to end: time, examples/s, model FLOPs utilisation, and a profile.
 
     python -m benchmarks.gpu --data DATA [--weights FOLDER] [--steps 400] [--device cuda] [--json]
 
@@ -61,7 +61,7 @@ def training_flops(config: BertConfig, lengths: np.ndarray[Any, Any]) -> float:
 
 
 class Meter:
-    """Counts what is trained on, and the time of the loop's parts, each ended by waiting for the device."""
+    """Counts the training examples, and the time of the loop's parts, each ended by waiting for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.lengths: list[np.ndarray[Any, Any]] = []
@@ -71,7 +71,7 @@ class Meter:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Within it, what any run does is counted."""
+        """Count the work of every run within the context."""
         gradient = Learner.gradient
         parts = {"meta_iterations": "_one_step", "evaluation": "_evaluate", "checkpoints": "_save"}
 
@@ -131,8 +131,8 @@ def _learn_vocabulary(data: str) -> str:
         texts += [text for example in read for text in (example.text, example.pair) if text]
     tokenizer = BertWordPieceTokenizer(lowercase=True)
     tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False)
-    found: str = tokenizer.to_str()
-    return found
+    text: str = tokenizer.to_str()
+    return text
 
 
 def measure(options: Any, out: Path) -> dict[str, Any]:

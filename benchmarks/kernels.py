@@ -77,12 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     functions = kernels.load()
     if functions is None:
         parser.exit(6, "no kernels: no C compiler that can build them, or MTMETA_KERNELS=off\n")
-    found: dict[str, Any] = {"machine": machine(), "milliseconds": measure(functions, options.rounds)}
+    results: dict[str, Any] = {"machine": machine(), "milliseconds": measure(functions, options.rounds)}
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
     table = Table("kernel", "ms a call")
-    for name, value in found["milliseconds"].items():
+    for name, value in results["milliseconds"].items():
         table.add_row(name, f"{value:.2f}")
     Console(width=100).print(table)
 

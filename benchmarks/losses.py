@@ -17,7 +17,7 @@ __all__ = ["compare_losses"]
 def compare_losses(weights: str, data: str, tasks: Sequence[str], batch: int, steps: int) -> dict[str, Any]:
     """By task the loss sequences of `steps` optimizer steps from the same weights on the same batches, dropout off."""
     parts = load_parts(weights, data, tasks, dropout=0.0)
-    found = {}
+    results = {}
     for task in tasks:
         field: dict[str, contenders.Contender] = {
             "mtmeta": contenders.Mtmeta(parts, task),
@@ -28,5 +28,5 @@ def compare_losses(weights: str, data: str, tasks: Sequence[str], batch: int, st
         chosen = [np.take(order, range(step * batch, (step + 1) * batch), mode="wrap") for step in range(steps)]
         losses = {name: [contender.step(indices) for indices in chosen] for name, contender in field.items()}
         values = np.array(list(losses.values()))
-        found[task] = {"losses": losses, "largest_difference": float(np.ptp(values, axis=0).max())}
-    return found
+        results[task] = {"losses": losses, "largest_difference": float(np.ptp(values, axis=0).max())}
+    return results

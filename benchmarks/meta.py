@@ -180,21 +180,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=6, help="meta-iterations that count (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
-    found: dict[str, Any] = {"machine": machine(), "batch": options.batch, "algorithms": {}}
+    results: dict[str, Any] = {"machine": machine(), "batch": options.batch, "algorithms": {}}
     for name in options.algorithms.split(","):
         given = {"weights": options.weights, "data": options.data, "steps": options.steps, "batch": options.batch}
-        found["algorithms"][name] = measure_algorithm(name, **given)
+        results["algorithms"][name] = measure_algorithm(name, **given)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
     table = Table(title=f"share of a meta-iteration, batch {options.batch}")
     table.add_column("piece")
-    for name in found["algorithms"]:
+    for name in results["algorithms"]:
         table.add_column(name, justify="right")
     for piece in PIECES:
-        table.add_row(piece, *(f"{each['shares'][piece]:.2%}" for each in found["algorithms"].values()))
+        table.add_row(piece, *(f"{each['shares'][piece]:.2%}" for each in results["algorithms"].values()))
     table.add_section()
-    table.add_row("all but the work, median", *(f"{each['overhead']:.2%}" for each in found["algorithms"].values()))
+    table.add_row("all but the work, median", *(f"{each['overhead']:.2%}" for each in results["algorithms"].values()))
     Console(width=100).print(table)
 
 

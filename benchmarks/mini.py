@@ -53,19 +53,19 @@ SPEED_BATCHES, ROUNDS, EXAMPLES = (BATCH, 128), 5, 512  # examples a round
 
 def zero_shot(encoder: Encoder, dataset: Dataset) -> float:
     """Pearson of cosine and label over pairs of sentences, with mean-pooled vectors as they are."""
-    found = np.zeros(len(dataset))
+    cosines = np.zeros(len(dataset))
     encoder.eval()
     with torch.inference_mode():
         for indices in by_tokens(dataset, 8192):
             packed = pack_chunk(dataset, indices).packed
             a, b = mean_pool(encoder(packed), packed).view(2, len(indices), -1)
-            found[indices] = functional.cosine_similarity(a, b).numpy()
-    return float(np.corrcoef(found, dataset.labels)[0, 1])
+            cosines[indices] = functional.cosine_similarity(a, b).numpy()
+    return float(np.corrcoef(cosines, dataset.labels)[0, 1])
 
 
 def speed(teacher: Parts, mini: Parts, batch: int) -> dict[str, Any]:
     """Training examples/s of both on every task, and the ratio of the rounds."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for task in TASKS:
         sides = [Mtmeta(parts, task) for parts in (teacher, mini)]
         size = len(sides[0].dataset)
@@ -79,8 +79,8 @@ def speed(teacher: Parts, mini: Parts, batch: int) -> dict[str, Any]:
                 kept.append(drawn.size / (time.perf_counter() - started))
         gain = ratios(rates[1][1:], rates[0][1:])
         per_second = {"teacher": round(spread(rates[0][1:]).median, 1), "mini": round(spread(rates[1][1:]).median, 1)}
-        found[task] = per_second | gain.json("ratio")
-    return found
+        results[task] = per_second | gain.json("ratio")
+    return results
 
 
 def tune(name: str, seed: int, options: Namespace, out: Path) -> dict[str, float]:
@@ -103,7 +103,7 @@ def tune(name: str, seed: int, options: Namespace, out: Path) -> dict[str, float
     sets += ENCODERS[name] or (f"backbone.weights={options.teacher}",)
     root = "." if options.data == "sample" else options.data
     summary = mtmeta.run(path, overrides=sets, out=out / f"{name}-{seed}", data_root=root, device="cpu")
-    return {task: round(made["value"], 4) for task, made in summary["tasks"].items()}
+    return {task: round(score["value"], 4) for task, score in summary["tasks"].items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="folder for the runs (default: one that is removed)")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
-    found: dict[str, Any] = {"machine": machine(), "examples": options.examples}
+    results: dict[str, Any] = {"machine": machine(), "examples": options.examples}
     if options.only != "fine_tuned":
         parts = {
             name: load_parts(weights, options.data, list(TASKS), splits=("train", "dev"))
@@ -126,38 +126,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         if options.only != "speed":
             sts = {name: each.datasets["sts", "dev"] for name, each in parts.items()}
-            found["zero_shot"] = {name: round(zero_shot(parts[name].encoder, sts[name]), 4) for name in parts}
+            results["zero_shot"] = {name: round(zero_shot(parts[name].encoder, sts[name]), 4) for name in parts}
         if options.only != "zero_shot":
-            found["speed"] = {str(size): speed(parts["teacher"], parts["mini"], size) for size in SPEED_BATCHES}
+            results["speed"] = {str(size): speed(parts["teacher"], parts["mini"], size) for size in SPEED_BATCHES}
     if options.only in (None, "fine_tuned"):
         with nullcontext(options.out) if options.out else tempfile.TemporaryDirectory() as folder:
-            found["fine_tuned"] = {
+            results["fine_tuned"] = {
                 f"{name}, seed {seed}": tune(name, int(seed), options, Path(folder))
                 for name in options.encoders.split(",")
                 for seed in options.seeds.split(",")
             }
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
     else:
-        _show(found)
+        _show(results)
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _show(results: Mapping[str, Any]) -> None:
     console = Console(width=100)
-    if "zero_shot" in found:
-        console.print(f"zero-shot sts Pearson: {found['zero_shot']}")
-    for size, tasks in found.get("speed", {}).items():
-        for task, made in tasks.items():
-            low, high = made["ratio_quartiles"]
-            rates = f"teacher {made['teacher']}, mini {made['mini']} examples/s"
+    if "zero_shot" in results:
+        console.print(f"zero-shot sts Pearson: {results['zero_shot']}")
+    for size, tasks in results.get("speed", {}).items():
+        for task, figures in tasks.items():
+            low, high = figures["ratio_quartiles"]
+            rates = f"teacher {figures['teacher']}, mini {figures['mini']} examples/s"
             console.print(
-                f"{task}, batches of {size}: {rates}, {made['ratio']:.2f} [{low:.2f}, {high:.2f}] times as fast"
+                f"{task}, batches of {size}: {rates}, {figures['ratio']:.2f} [{low:.2f}, {high:.2f}] times as fast"
             )
-    if "fine_tuned" in found:
-        table = Table(title=f"fine-tuned, each task alone, {found['examples']:,} examples")
+    if "fine_tuned" in results:
+        table = Table(title=f"fine-tuned, each task alone, {results['examples']:,} examples")
         for column in ("encoder", *TASKS):
             table.add_column(column)
-        for name, scores in found["fine_tuned"].items():
+        for name, scores in results["fine_tuned"].items():
             table.add_row(name, *(f"{scores[task]:.4f}" if task in scores else "" for task in TASKS))
         console.print(table)
 

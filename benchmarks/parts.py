@@ -1,4 +1,4 @@
-"""What every benchmark starts from: weights, tasks and tokenized data as `mtmeta run` makes them."""
+"""The parts that every benchmark starts from: weights, tasks and tokenized data as `mtmeta run` makes them."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def load_backbone(weights: str, dropout: float | None = None) -> mtmeta.LoadedBa
 def make_task(name: str, data: str, **options: Any) -> mtmeta.Task:
     """The task on the files of the folder `data`, or on `sample`."""
     files = {split: "sample" if data == "sample" else f"{name}-{split}.csv" for split in ("train", "dev")}
-    made: mtmeta.Task = TASKS[name](**files, **options)
-    return made
+    task: mtmeta.Task = TASKS[name](**files, **options)
+    return task
 
 
 def load_dataset(name: str, task: mtmeta.Task, split: str, data: str, backbone: mtmeta.LoadedBackbone) -> Dataset:

@@ -67,15 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
     parts = load_parts(options.weights, options.data, [options.task])
-    found = {"machine": machine()} | profile_step(parts, options.task, batch=options.batch, steps=options.steps)
+    results = {"machine": machine()} | profile_step(parts, options.task, batch=options.batch, steps=options.steps)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    table = Table(title=f"{options.task}, batch {options.batch}: matrix products {found['gemm_share']:.1%}")
+    table = Table(title=f"{options.task}, batch {options.batch}: matrix products {results['gemm_share']:.1%}")
     table.add_column("operator")
     for title in ("share", "ms a step", "calls a step"):
         table.add_column(title, justify="right")
-    for each in found["operators"][: options.top]:
+    for each in results["operators"][: options.top]:
         cells = f"{each['share']:.1%}", f"{each['milliseconds_per_step']:.1f}", f"{each['calls_per_step']:.0f}"
         table.add_row(each["operator"], *cells)
     Console(width=100).print(table)

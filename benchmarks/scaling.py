@@ -57,7 +57,7 @@ def synthetic(config: BertConfig, tasks: int = 1, *, batch_size: int, length: in
     """Random weights, and tasks of random tokens: sequences of `length`, or of 4 to 46 tokens."""
     encoder = Encoder(config)
     encoder.initialise(SEED)
-    made: dict[str, Task] = {}
+    instances: dict[str, Task] = {}
     datasets = {}
     for number in range(tasks):
         name, random = f"task{number}", np.random.default_rng([SEED, number])
@@ -67,9 +67,9 @@ def synthetic(config: BertConfig, tasks: int = 1, *, batch_size: int, length: in
         ids = random.integers(1, config.vocab_size, int(offsets[-1])).astype(np.int32)
         labels = random.integers(0, 5, rows).astype(np.float64)
         store = TokenStore(ids, None, offsets)
-        made[name] = Sst(train=name, batch_size=batch_size, inner_steps=INNER_STEPS)
+        instances[name] = Sst(train=name, batch_size=batch_size, inner_steps=INNER_STEPS)
         datasets[name, "train"] = Dataset(name, "train", name, [str(i) for i in range(rows)], labels, (store,))
-    return Parts(encoder, config, {}, made, datasets)
+    return Parts(encoder, config, {}, instances, datasets)
 
 
 class Loop:
@@ -98,12 +98,12 @@ def point(
     kind: str, value: int, rounds: int, config: BertConfig = MINILM, state: InnerState = "shared"
 ) -> dict[str, Any]:
     """One measurement in this process."""
-    found: dict[str, Any] = {kind: value}
+    results: dict[str, Any] = {kind: value}
     if kind == "tasks":
         loop = Loop(config, value, state)
         for _ in range(rounds):
             loop.iterate()
-        found["inner_state"] = state
+        results["inner_state"] = state
     else:
         batch, length = (value, None) if kind == "batch" else (LENGTH_BATCH, value)
         parts = synthetic(config, batch_size=batch, length=length)
@@ -117,19 +117,19 @@ def point(
             if step:  # the first one allocates
                 seconds.append(time.perf_counter() - started)
                 rates.append(float(store.lengths[indices].sum()) / seconds[-1])
-        found |= spread(seconds).json("seconds_per_step", 4) | spread(rates).json("tokens_per_s", 0)
+        results |= spread(seconds).json("seconds_per_step", 4) | spread(rates).json("tokens_per_s", 0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found | {"peak_mib": round(peak / (2**20 if sys.platform == "darwin" else 1024), 1)}
+    return results | {"peak_mib": round(peak / (2**20 if sys.platform == "darwin" else 1024), 1)}
 
 
-def measure(what: Sequence[str], *, quick: bool, config: BertConfig = MINILM) -> dict[str, Any]:
+def measure(kinds: Sequence[str], *, quick: bool, config: BertConfig = MINILM) -> dict[str, Any]:
     """All points, each in a process of its own, and the cost per example against the number of tasks in this one."""
     rounds = 2 if quick else 5
-    found: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine()}
     for kind, values in (("batch", BATCHES), ("length", LENGTHS)):
-        if kind in what:
-            found[kind] = [_elsewhere(kind, value, rounds, config) for value in values]
-    if "tasks" in what:
+        if kind in kinds:
+            results[kind] = [_elsewhere(kind, value, rounds, config) for value in values]
+    if "tasks" in kinds:
         states: tuple[InnerState, ...] = ("shared",) if quick else ("shared", "per_task")
         peaks = [_elsewhere("tasks", n, max(3, rounds), config, state) for state in states for n in TASKS]
         loops = {count: Loop(config, count, "shared") for count in TASKS}
@@ -141,42 +141,43 @@ def measure(what: Sequence[str], *, quick: bool, config: BertConfig = MINILM) ->
                 costs[count].append(loop.iterate())
         few = costs[TASKS[0]]
         cost = [{"tasks": n, **ratios(costs[n], few).json("cost_per_example")} for n in TASKS]
-        found["tasks"] = {"cost": cost, "memory": peaks}
-    return found
+        results["tasks"] = {"cost": cost, "memory": peaks}
+    return results
 
 
 def _elsewhere(kind: str, value: int, rounds: int, config: BertConfig, state: InnerState = "shared") -> dict[str, Any]:
     given = [kind, str(value), str(rounds), "tiny" if config == TINY else "minilm", state]
     command = [sys.executable, "-m", "benchmarks.scaling", "--point", *given]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    made: dict[str, Any] = json.loads(done.stdout)
-    return made
+    point: dict[str, Any] = json.loads(done.stdout)
+    return point
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, then print tables or one JSON document."""
     parser = ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--what", default="batch,length,tasks", help="(default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and inner state only shared")
-    parser.add_argument("--tiny", action="store_true", help="a tiny encoder, to see that it works")
-    parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    parser.add_argument("--point", nargs=5, help="one point in this process: kind value rounds shape inner_state")
+    add = parser.add_argument
+    add("--what", dest="kinds", metavar="WHAT", default="batch,length,tasks", help="(default: %(default)s)")
+    add("--quick", action="store_true", help="fewer rounds, and inner state only shared")
+    add("--tiny", action="store_true", help="a tiny encoder, to see that it works")
+    add("--json", action="store_true", help="one JSON document on stdout")
+    add("--point", nargs=5, help="one point in this process: kind value rounds shape inner_state")
     options = parser.parse_args(arguments)
     if options.point:
         kind, value, rounds, shape, state = options.point
         print(json.dumps(point(kind, int(value), int(rounds), TINY if shape == "tiny" else MINILM, state)))
         return
-    found = measure(options.message.split(","), quick=options.quick, config=TINY if options.tiny else MINILM)
+    results = measure(options.kinds.split(","), quick=options.quick, config=TINY if options.tiny else MINILM)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
     console = Console(width=120)
     for kind in ("batch", "length"):
-        if kind in found:
-            console.print(_table(found[kind], f"one training step against {kind}"))
-    if "tasks" in found:
-        console.print(_table(found["tasks"]["cost"], "time per example, relative to 3 tasks"))
-        console.print(_table(found["tasks"]["memory"], "peak memory against the number of tasks"))
+        if kind in results:
+            console.print(_table(results[kind], f"one training step against {kind}"))
+    if "tasks" in results:
+        console.print(_table(results["tasks"]["cost"], "time per example, relative to 3 tasks"))
+        console.print(_table(results["tasks"]["memory"], "peak memory against the number of tasks"))
 
 
 def _table(rows: Sequence[dict[str, Any]], title: str) -> Table:

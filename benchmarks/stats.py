@@ -1,4 +1,4 @@
-"""Ratios with their spread, the bound that the matrix-multiply rate sets, and what machine this is."""
+"""Ratios with their spread, the bound that the matrix-multiply rate sets, and the machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GEMM_CALLS = 5
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of what the rounds gave."""
+    """Median and quartiles over rounds."""
 
     median: float
     low: float
@@ -102,12 +102,12 @@ def _version(package: str) -> str | None:
 
 def _cpu() -> str:
     try:
-        found: dict[str, str] = {}
+        fields: dict[str, str] = {}
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
-            found.setdefault(key.strip(), value.strip())
-        name = found.get("model name", platform.machine())
-        family = f" family {found['cpu family']} model {found['model']}" if "cpu family" in found else ""
+            fields.setdefault(key.strip(), value.strip())
+        name = fields.get("model name", platform.machine())
+        family = f" family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else ""
         return name + family
     except OSError:
         return platform.processor() or platform.machine()

@@ -91,18 +91,19 @@ def measure_task(
             own = next(grouped) if name == "transformers_grouped" else indices
             times[name].append(field[name].step(own) * tokens / _tokens(dataset, own))
         longest = max(longest, time.perf_counter() - started)
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "rounds": len(rates),
         **spread(examples).json("train_examples_per_s", 1),
         "tokens_per_example": round(dataset.tokens / len(dataset), 1),
     }
     for name in RATIOS:
-        made = ratios(times[name], times["mtmeta"]).json(f"ratio_vs_{name}") if name in times else None
-        found |= made or {f"ratio_vs_{name}": None, f"ratio_vs_{name}_quartiles": None}
-    found |= spread(fractions).json("fraction_of_gemm_bound") | spread([r / 1e9 for r in rates]).json("gemm_gflops", 1)
+        against = ratios(times[name], times["mtmeta"]).json(f"ratio_vs_{name}") if name in times else None
+        results |= against or {f"ratio_vs_{name}": None, f"ratio_vs_{name}_quartiles": None}
+    results |= spread(fractions).json("fraction_of_gemm_bound")
+    results |= spread([r / 1e9 for r in rates]).json("gemm_gflops", 1)
     rows = len(parts.datasets[task, "dev"])
     rows = min(QUICK_DEV_ROWS, 2 * batch, rows) if quick else rows
-    return found | _evaluation(ours, hf, rows, lambda: next(batches), deadline)
+    return results | _evaluation(ours, hf, rows, lambda: next(batches), deadline)
 
 
 def _evaluation(ours: Worker, hf: Worker, rows: int, batch: Callable[[], Indices], deadline: float) -> dict[str, Any]:
@@ -182,9 +183,9 @@ ROWS = (
 )
 
 
-def _table(found: dict[str, Any]) -> Table:
-    tasks = found["tasks"]
-    table = Table(title=f"batch {found['batch']}: median and quartiles over rounds; ratios above 1: mtmeta is faster")
+def _table(results: dict[str, Any]) -> Table:
+    tasks = results["tasks"]
+    table = Table(title=f"batch {results['batch']}: median and quartiles over rounds; ratios above 1: mtmeta is faster")
     table.add_column("", no_wrap=True)
     for name, values in tasks.items():
         table.add_column(f"{name} ({values['rounds']} rounds)", justify="right", no_wrap=True)
@@ -209,21 +210,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     console = Console(width=120)
     if options.losses:
-        found = compare_losses(options.weights, options.data, options.tasks.split(","), options.batch, options.steps)
+        results = compare_losses(options.weights, options.data, options.tasks.split(","), options.batch, options.steps)
     else:
-        found = _measure(options)
+        results = _measure(options)
     if options.json:
-        print(json.dumps(found, indent=2, allow_nan=False))
+        print(json.dumps(results, indent=2, allow_nan=False))
         return
     if options.losses:
-        for name, values in found.items():
+        for name, values in results.items():
             console.print(f"{name}: largest difference {values['largest_difference']:.2e}")
             for contender, losses in values["losses"].items():
                 console.print(f"  {contender:20}" + " ".join(f"{loss:.6f}" for loss in losses), soft_wrap=True)
         return
-    console.print(_table(found))
-    console.print(f"bound: {found['bound']}", soft_wrap=True)
-    console.print(", ".join(f"{key} {value}" for key, value in found["machine"].items()), soft_wrap=True)
+    console.print(_table(results))
+    console.print(f"bound: {results['bound']}", soft_wrap=True)
+    console.print(", ".join(f"{key} {value}" for key, value in results["machine"].items()), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ class Worker:
             self._pipe.send(("stop", None))
         self._process.join(30)
 
-    def _ask(self, what: str, argument: object) -> float:
-        self._pipe.send((what, argument))
+    def _ask(self, command: str, argument: object) -> float:
+        self._pipe.send((command, argument))
         return self._answer()
 
     def _answer(self) -> float:
@@ -77,14 +77,14 @@ def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> N
     contender: Contender | None = None
     task = ""
     while True:
-        what, argument = pipe.recv()
+        command, argument = pipe.recv()
         started = time.perf_counter()
-        if what == "stop":
+        if command == "stop":
             return
-        if what == "start":
+        if command == "start":
             contender, task = None, argument  # the old one's memory first
             contender = MAKERS[kind](parts, task)
-        elif what == "step":
+        elif command == "step":
             assert contender is not None
             contender.step(argument)
             if heap is not None:

@@ -11,7 +11,20 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer, Portable, Tokenizer
-from mtmeta.core.api.contracts import Algorithm, Backbone, Draw, Example, Metric, PairTask, Reporter, Sampler, Task
+from mtmeta.core.api.contracts import (
+    Algorithm,
+    Backbone,
+    Draw,
+    Example,
+    Excursion,
+    Feed,
+    Learner,
+    Metric,
+    PairTask,
+    Reporter,
+    Sampler,
+    Task,
+)
 from mtmeta.core.api.hookspecs import hookimpl
 from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
 from mtmeta.core.api.optimizers import AdamW, OptimizerOptions
@@ -47,7 +60,6 @@ if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch, Packed
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.heads import CosineHead, LinearHead, MLPHead
-    from mtmeta.core.api.learner import Excursion, Feed, Learner
     from mtmeta.core.api.scalars import Scalar, scalars
     from mtmeta.core.run.evaluate import evaluate
     from mtmeta.core.run.predictor import Prediction, Predictor, load
@@ -61,9 +73,6 @@ _LAZY = {
     "Batch": "mtmeta.core.api.batch",
     "CosineHead": "mtmeta.core.api.heads",
     "Event": "mtmeta.core.api.events",
-    "Excursion": "mtmeta.core.api.learner",
-    "Feed": "mtmeta.core.api.learner",
-    "Learner": "mtmeta.core.api.learner",
     "LinearHead": "mtmeta.core.api.heads",
     "MLPHead": "mtmeta.core.api.heads",
     "Packed": "mtmeta.core.api.batch",

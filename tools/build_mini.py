@@ -3,12 +3,12 @@
     python -m tools.build_mini --teacher MINILM --text wiki.txt.gz books.txt.gz --tables sst-train.csv ... \
         --held-out sst-dev.csv ... --out FOLDER
 
-The package's own, mtmeta/plugins/backbones/mini/, is what the defaults make of sentence-transformers/all-MiniLM-L6-v2;
+The package's own, mtmeta/plugins/backbones/mini/, comes of sentence-transformers/all-MiniLM-L6-v2 by the defaults;
 its README.md has the text, the figures and the licence. Any BERT folder in Hugging Face layout will do as a teacher,
 any language as text.
 
-1. Text. Sentences of plain files, one a line, and of the text columns of tables, each once. What stands in a held-out
-   table, compared by its words alone, is left out, counted, and looked for once more.
+1. Text. Sentences of plain files, one a line, and of the text columns of tables, each once. Sentences of a
+   held-out table, compared by their words alone, are left out, counted, and looked for once more.
 2. Vocabulary. The teacher's, pruned to --vocabulary pieces: those that batches of this text meet most
    (`tools.vocabulary`).
 3. Student. The teacher's embeddings of those pieces and its layers --layers, from 0, each with --intermediate neurons.
@@ -83,9 +83,8 @@ class Build:
         self.student = make_student(self.teacher, self.layers, options.intermediate, pieces)
         self.config = self.student.config
         self.teacher.eval().to(self.device)
-        self.student.eval().to(
-            self.device
-        )  # it learns all the same, without dropout: a target is best met without noise
+        # it learns all the same, without dropout: a target is best met without noise
+        self.student.eval().to(self.device)
         self.parameters = dict(self.student.named_parameters())
         decayed = [p for p in self.parameters.values() if p.ndim >= 2]
         others = [p for p in self.parameters.values() if p.ndim < 2]
@@ -97,16 +96,16 @@ class Build:
         self.step, self.tokens, self.seconds = 0, 0, 0.0
 
     def _frequencies(self, tokenizer: WordPiece, corpus: Corpus) -> NDArray[np.float64]:
-        """How often each piece is met when batches draw from the two kinds of text as --table-share says."""
-        found = np.zeros(tokenizer.size)
+        """Count how often each piece is met when batches draw from the two kinds of text as --table-share says."""
+        frequencies = np.zeros(tokenizer.size)
         share = self.options.table_share
         for texts, part in ((corpus.plain, 1 - share), (corpus.tables, share)):
             counts = count_pieces(tokenizer, texts)
-            found += part * counts / max(1, counts.sum())
-        return found
+            frequencies += part * counts / max(1, counts.sum())
+        return frequencies
 
     def _split(self, plain: int) -> tuple[list[NDArray[np.int64]], NDArray[np.int64]]:
-        """The sentences to learn from, plain ones and those of tables, and some of both to measure on."""
+        """Split off the sentences to learn from, plain ones and those of tables, and some of both to measure on."""
         lengths = np.maximum(self.given.tokens.lengths, self.wanted.tokens.lengths)
         fits = (lengths <= MAX_LENGTH) & (lengths > 3)
         print(f"{int((~fits).sum()):,} sentences of one piece or of more than {MAX_LENGTH} tokens are left out")
@@ -131,13 +130,13 @@ class Build:
         begun = saved = shown = time.monotonic()
         before = self.seconds
         while self.tokens < options.tokens:
-            found = self._learn(next(drawn))
+            terms = self._learn(next(drawn))
             heap.after_step()
             now = time.monotonic()
             self.seconds = before + now - begun
             if now - shown >= options.show_every:
                 shown = now
-                parts = "  ".join(f"{name} {float(value):.4f}" for name, value in found.items())
+                parts = "  ".join(f"{name} {float(value):.4f}" for name, value in terms.items())
                 rate = self.tokens / self.seconds
                 print(f"step {self.step}  {self.tokens / 1e6:.2f}M tokens  {rate:,.0f}/s  {parts}", flush=True)
             if now - saved >= options.save_every:
@@ -146,36 +145,35 @@ class Build:
         self._save()
         self._write()
         parts = "  ".join(f"{name} {value:.4f}" for name, value in self.check().items())
-        print(
-            f"{self.step} steps, {self.tokens:,} tokens, {self.seconds:.0f} s; on sentences not learned from: {parts}"
-        )
+        seen = f"{self.step} steps, {self.tokens:,} tokens, {self.seconds:.0f} s"
+        print(f"{seen}; on sentences not learned from: {parts}")
 
     def _learn(self, indices: NDArray[np.int64]) -> dict[str, Tensor]:
-        """One step on the sentences `indices`."""
+        """Make one step on the sentences `indices`."""
         share = self.tokens / self.options.tokens
         rate = self.options.lr * min(share / WARM_UP + 1e-3, (1 - share) / (1 - WARM_UP))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         given = self._on_device(self.given, indices)
         with self._precision():
-            found = losses(self.student, self.teacher, self.layers, given, self._on_device(self.wanted, indices))
+            terms = losses(self.student, self.teacher, self.layers, given, self._on_device(self.wanted, indices))
         self.optimizer.zero_grad()
-        torch.stack([WEIGHTS[name] * value for name, value in found.items()]).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack([WEIGHTS[name] * value for name, value in terms.items()]).sum().backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.step += 1
         self.tokens += len(given[1])
-        return {name: value.detach() for name, value in found.items()}
+        return {name: value.detach() for name, value in terms.items()}
 
     @torch.no_grad()
     def check(self) -> dict[str, float]:
-        """The parts of the loss on the sentences kept for it."""
+        """Compute the parts of the loss on the sentences kept for it."""
         sums: dict[str, float] = dict.fromkeys(WEIGHTS, 0.0)
         parts = np.array_split(self.checks, max(1, len(self.checks) // self.options.batch))
         for part in parts:
             sides = (self._on_device(side, part) for side in (self.given, self.wanted))
             with self._precision():
-                found = losses(self.student, self.teacher, self.layers, *sides)
-            for name, value in found.items():
+                terms = losses(self.student, self.teacher, self.layers, *sides)
+            for name, value in terms.items():
                 sums[name] += float(value) / len(parts)
         return sums
 
@@ -217,7 +215,7 @@ class Build:
         print(f"going on from step {self.step}")
 
     def _identity(self) -> dict[str, Any]:
-        """What a build must have in common with the one it goes on with."""
+        """Return the numbers that a build must have in common with the one it goes on with."""
         o = self.options
         given = {name: getattr(o, name) for name in ("seed", "tokens", "batch", "table_share", "lr", "layers")}
         return given | asdict(self.config) | {"sentences": [len(group) for group in self.groups]}
@@ -234,19 +232,19 @@ class Build:
 
 
 def _encoder(folder: Path) -> Encoder:
-    found = Bert(weights=str(folder)).load(0).encoder
-    assert isinstance(found, Encoder)
-    return found
+    encoder = Bert(weights=str(folder)).load(0).encoder
+    assert isinstance(encoder, Encoder)
+    return encoder
 
 
 def continuing(tokenizer: str) -> NDArray[np.bool_]:
+    """Return for each piece of a tokenizer.json whether it goes on with a word."""
     model = json.loads(tokenizer)["model"]
-    found = np.zeros(max(model["vocab"].values()) + 1, dtype=bool)
+    prefix = model["continuing_subword_prefix"]
+    continues = np.zeros(max(model["vocab"].values()) + 1, dtype=bool)
     for piece, number in model["vocab"].items():
-        found[number] = (
-            piece.startswith(model["continuing_subword_prefix"]) and piece != model["continuing_subword_prefix"]
-        )
-    return found
+        continues[number] = piece.startswith(prefix) and piece != prefix
+    return continues
 
 
 def _config_json(config: BertConfig) -> str:

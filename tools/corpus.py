@@ -33,7 +33,7 @@ class Corpus:
 
 
 def normal(text: str) -> str:
-    """What makes two sentences the same: their words, without case, punctuation, spaces and Unicode's variants."""
+    """Return the words of a sentence, for comparisons: without case, punctuation, spaces and Unicode's variants."""
     return " ".join(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
@@ -53,10 +53,10 @@ def read_corpus(text: Sequence[Path], tables: Sequence[Path], held_out: Sequence
                 seen.add(key)
                 yield sentence
 
-    made = list(keep(s for path in text for s in _lines(path))), list(keep(s for p in tables for s in _column_texts(p)))
+    kept = list(keep(s for path in text for s in _lines(path))), list(keep(s for p in tables for s in _column_texts(p)))
     if left := seen & unwanted:
         raise RuntimeError(f"{len(left)} held-out sentences are in the text")
-    return Corpus(*made, held_out=len(unwanted), dropped=dropped)
+    return Corpus(*kept, held_out=len(unwanted), dropped=dropped)
 
 
 def _lines(path: Path) -> Iterator[str]:

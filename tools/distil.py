@@ -4,7 +4,7 @@ Their vocabularies may differ, so tokens cannot be matched; words can. A word's 
 [CLS] and [SEP] are words too. The loss has four parts, none of which knows a label:
 
 - last layer: ||s - t||^2 / ||t||^2 over the states of the words;
-- layers: the same where a student's layer was made from a teacher's (Jiao et al. 2020, "TinyBERT", equation 8);
+- layers: the same where a student's layer was taken from a teacher's (Jiao et al. 2020, "TinyBERT", equation 8);
 - pooled: 1 - cosine of the mean-pooled vectors of a sentence (Reimers and Gurevych 2020, with the cosine);
 - relations: (cos(s_i, s_j) - cos(t_i, t_j))^2 over pairs of sentences of a batch (Park et al. 2019, with the cosine).
 
@@ -47,7 +47,7 @@ class Encoded:
     """[N]"""
 
     def chosen(self, indices: NDArray[np.int64]) -> tuple[Packed, Tensor]:
-        """The sentences `indices` as a packed batch, and each token's word, numbered through the batch [S]."""
+        """Return the sentences `indices` as a packed batch, and each token's word, numbered through the batch [S]."""
         packed, numbers = (pack_sequences([store], indices) for store in (self.tokens, self.words))
         counts = self.word_counts[indices]
         firsts = torch.from_numpy(np.cumsum(counts) - counts)  # of each sentence's words, in the order given
@@ -57,7 +57,7 @@ class Encoded:
 
 
 def encode(texts: Sequence[str], tokenizer: WordPiece, continues: NDArray[np.bool_]) -> Encoded:
-    """Tokens and words of each text. `continues` says of each piece whether it goes on with a word."""
+    """Encode the tokens and words of each text. `continues` says of each piece whether it goes on with a word."""
     flat, lengths = tokenizer.encode_flat(texts)
     offsets = np.concatenate([[0], np.cumsum(lengths + 2)])
     ids = np.full(offsets[-1], tokenizer.suffix[0], dtype=np.int32)
@@ -71,7 +71,7 @@ def encode(texts: Sequence[str], tokenizer: WordPiece, continues: NDArray[np.boo
 
 
 def batches(groups: Sequence[NDArray[np.int64]], counts: Sequence[int], seed: int) -> Iterator[NDArray[np.int64]]:
-    """Batches for ever: `counts[g]` sentences out of each group, each group shuffled anew when it is through."""
+    """Yield batches for ever: `counts[g]` sentences out of each group, each group shuffled anew when it is through."""
     streams = [_stream(group, seed, number) for number, group in enumerate(groups)]
     while True:
         drawn = [next(stream) for stream, count in zip(streams, counts, strict=True) for _ in range(count)]
@@ -86,9 +86,9 @@ def _stream(group: NDArray[np.int64], seed: int, number: int) -> Iterator[int]:
 
 
 def make_student(teacher: Encoder, layers: Sequence[int], intermediate: int, pieces: NDArray[np.int64]) -> Encoder:
-    """An encoder of the teacher's `layers` (from 0) and `pieces`, each layer with its `intermediate` strongest neurons.
+    """Make an encoder of the teacher's `layers` (from 0) and `pieces`, its `intermediate` strongest neurons a layer.
 
-    The strength of a neuron of the feed-forward part is the product of the norms of what goes in and what comes out.
+    The strength of a neuron of the feed-forward part is the product of the norms of its input and output weights.
     """
     config = replace(
         teacher.config,
@@ -119,15 +119,15 @@ def losses(
     given: tuple[Packed, Tensor],
     wanted: tuple[Packed, Tensor],
 ) -> dict[str, Tensor]:
-    """The four parts of the loss on a batch, as (packed, words) of the student's and of the teacher's tokens."""
+    """Compute the four parts of the loss on a batch, (packed, words) of the student's and of the teacher's tokens."""
     with torch.inference_mode():
-        made = list(teacher.hidden_states(wanted[0]))
-        targets = [_word_states(made[layer + 1], wanted[1]) for layer in layers[:-1]]
-        last, pooled = _word_states(made[-1], wanted[1]), functional.normalize(mean_pool(made[-1], wanted[0]))
+        taught = list(teacher.hidden_states(wanted[0]))
+        targets = [_word_states(taught[layer + 1], wanted[1]) for layer in layers[:-1]]
+        last, pooled = _word_states(taught[-1], wanted[1]), functional.normalize(mean_pool(taught[-1], wanted[0]))
     targets, last, pooled = [t.clone() for t in targets], last.clone(), pooled.clone()  # now autograd may see them
-    found = list(student.hidden_states(given[0]))
-    states = [_word_states(x, given[1]) for x in found[1:]]
-    own = functional.normalize(mean_pool(found[-1], given[0]))
+    hidden = list(student.hidden_states(given[0]))
+    states = [_word_states(x, given[1]) for x in hidden[1:]]
+    own = functional.normalize(mean_pool(hidden[-1], given[0]))
     inner = [_relative(x, t) for x, t in zip(states[:-1], targets, strict=True)]
     return {
         "last": _relative(states[-1], last),
@@ -138,7 +138,7 @@ def losses(
 
 
 def _word_states(x: Tensor, words: Tensor) -> Tensor:
-    """The mean over each word's tokens: [S, D] -> [W, D]."""
+    """Compute the mean over each word's tokens: [S, D] -> [W, D]."""
     counts = torch.bincount(words)
     return x.new_zeros(len(counts), x.shape[1]).index_add_(0, words, x) / counts[:, None]
 

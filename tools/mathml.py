@@ -31,10 +31,10 @@ class BadMath(ValueError):
 
 
 def mathml(latex: str, *, display: bool = False) -> str:
-    """The formula as a `<math>` element. Raises BadMath, also for what the converter lets pass unfinished."""
+    """Convert a formula to a `<math>` element. Raises BadMath, also for what the converter lets pass unfinished."""
     try:
-        made = convert(latex, display="block" if display else "inline")
-        root = ElementTree.fromstring(made)
+        element_text = convert(latex, display="block" if display else "inline")
+        root = ElementTree.fromstring(element_text)
     except Exception as error:
         raise BadMath(f"not LaTeX that can be shown: {latex!r} ({type(error).__name__} {error})".rstrip()) from error
     for element in root.iter():
@@ -43,7 +43,7 @@ def mathml(latex: str, *, display: bool = False) -> str:
             raise BadMath(f"not LaTeX that can be shown: {latex!r} (near <{name}>{element.text or ''})")
     if latex.count("{") != latex.count("}"):
         raise BadMath(f"not LaTeX that can be shown: {latex!r} (braces do not match)")
-    return made
+    return element_text
 
 
 class _Inline(InlineProcessor):  # type: ignore[misc]
@@ -56,14 +56,14 @@ class _Display(BlockProcessor):  # type: ignore[misc]
         return DISPLAY.fullmatch(block.strip()) is not None
 
     def run(self, parent: ElementTree.Element, blocks: list[str]) -> None:
-        found = DISPLAY.fullmatch(blocks.pop(0).strip())
-        assert found is not None
-        attributes = {"class": "equation"} | ({"id": f"eq-{found[2]}"} if found[2] else {})
+        equation = DISPLAY.fullmatch(blocks.pop(0).strip())
+        assert equation is not None
+        attributes = {"class": "equation"} | ({"id": f"eq-{equation[2]}"} if equation[2] else {})
         box = ElementTree.SubElement(parent, "div", attributes)
         formula = ElementTree.SubElement(box, "div", {"class": "formula"})
-        formula.text = AtomicString(self.parser.md.htmlStash.store(mathml(found[1], display=True)))
-        if found[2]:
-            ElementTree.SubElement(box, "span", {"class": "number"}).text = AtomicString(f"({found[2]})")
+        formula.text = AtomicString(self.parser.md.htmlStash.store(mathml(equation[1], display=True)))
+        if equation[2]:
+            ElementTree.SubElement(box, "span", {"class": "number"}).text = AtomicString(f"({equation[2]})")
 
 
 class MathML(Extension):  # type: ignore[misc]
@@ -76,5 +76,5 @@ class MathML(Extension):  # type: ignore[misc]
 
 
 def makeExtension(**options: Any) -> MathML:
-    """What Python-Markdown looks for."""
+    """Make the extension; Python-Markdown looks for this name."""
     return MathML(**options)

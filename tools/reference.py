@@ -1,6 +1,6 @@
 """Reference pages written from the code: every key of a recipe, every registered part, every command, the Python names.
 
-What a page says is what the dataclasses, docstrings and commands of the installed mtmeta say, so it cannot go stale.
+A page says what the dataclasses, docstrings and commands of the installed mtmeta say, so it cannot go stale.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mtmeta.core.api import optimizers as optim
 from mtmeta.core.api import schedules
 from mtmeta.core.api.contracts import Component, Metric, Task
 from mtmeta.core.errors import MtmetaError
-from mtmeta.core.recipe.part_help import FIXED, describe_part
+from mtmeta.core.recipe.part_help import FIXED_PARTS, describe_part
 from mtmeta.core.recipe.reader import KEYS, REQUIRED
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.discovery import load_plugins
@@ -55,14 +55,14 @@ TITLES = {
 
 @functools.cache
 def pages() -> dict[str, str]:
-    """Every generated page by its path below docs/, as Markdown; of the built-in plugins alone."""
+    """Return every generated page by its path below docs/, as Markdown; of the built-in plugins alone."""
     registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
-    made = {"reference/recipe.md": _recipe(), "reference/commands.md": _commands(), "reference/python.md": _python()}
+    text_of = {"reference/recipe.md": _recipe(), "reference/commands.md": _commands(), "reference/python.md": _python()}
     for page, title in TITLES.items():
         kinds = [kind for kind in [*KINDS, "optimizer", "schedule"] if PLACES.get(kind, f"{kind}s") == page]
         text = "\n".join("\n".join(_kind(registry, kind, alone=len(kinds) == 1)) for kind in kinds)
-        made[f"reference/{page}.md"] = f"# {title}\n\n{text}\n{NOTE}"
-    return made
+        text_of[f"reference/{page}.md"] = f"# {title}\n\n{text}\n{NOTE}"
+    return text_of
 
 
 # ----------------------------------------------------------------------------------------------------- parts and keys
@@ -70,7 +70,7 @@ def pages() -> dict[str, str]:
 
 def _kind(registry: Registry, kind: str, *, alone: bool) -> Iterator[str]:
     """Every part of a kind, with its options; what all tasks share stands once, in front."""
-    names = list(FIXED[kind]) if kind in FIXED else registry.names(kind)
+    names = list(FIXED_PARTS[kind]) if kind in FIXED_PARTS else registry.names(kind)
     if not alone:
         yield f"## {kind.capitalize()}s {{#{kind}s}}\n"
     if kind == "task":
@@ -79,7 +79,7 @@ def _kind(registry: Registry, kind: str, *, alone: bool) -> Iterator[str]:
         yield "## Options of every task {#common}\n"
         yield from _options(Task)
     for name in names:
-        part = FIXED[kind][name] if kind in FIXED else registry.get(kind, name, "")
+        part = FIXED_PARTS[kind][name] if kind in FIXED_PARTS else registry.get(kind, name, "")
         described = describe_part(registry, kind, name)
         yield f"{'##' if alone else '###'} `{name}` {{#{name if alone else f'{kind}-{name}'}}}\n"
         yield _paragraphs(described["help"]) + "\n"
@@ -92,7 +92,7 @@ def _kind(registry: Registry, kind: str, *, alone: bool) -> Iterator[str]:
 
 
 def _options(part: Any, *, than: Any = None) -> Iterator[str]:
-    """A definition for each option: what it takes, its default, what it means; of what `than` has, only changes."""
+    """Yield a definition for each option: values, default, meaning; of the options that `than` has, only changes."""
     hints, docs = field_hints(part), field_docs(part)
     known = {field.name: field.default for field in dataclasses.fields(than)} if than else {}
     for field in dataclasses.fields(part):
@@ -111,7 +111,7 @@ def _definition(name: str, takes: str, meaning: str) -> str:
 
 
 def _takes(hint: Any) -> str:
-    """`expectation` with links to what a mapping may be."""
+    """Describe the values that an option takes, as `expectation` does, with links to the kinds of a mapping."""
     if hint == optim.OptimizerOptions:
         return "an [optimizer](optimizers.md#optimizers)"
     if hint == schedules.ScheduleOptions:
@@ -121,7 +121,7 @@ def _takes(hint: Any) -> str:
 
 
 def _value(default: Any) -> str:
-    """A default as a recipe would write it, of an object what is not its own default."""
+    """Write a default as a recipe would; of an object, the fields that differ from their own defaults."""
     if dataclasses.is_dataclass(default) and not isinstance(default, type):
         fields = sorted(dataclasses.fields(default), key=lambda field: field.name != "name")
         given = [(field, getattr(default, field.name)) for field in fields]
@@ -141,10 +141,10 @@ def _recipe() -> str:
             required += ", unless there is a `budget`"
         where = {**{kind: f"{kind}s.md" for kind in ("backbone", "sampler", "algorithm")}, "tasks": "tasks.md"}
         where |= {"optimizer": "optimizers.md#optimizers", "schedule": "optimizers.md#schedules"}
-        where |= {"reporters": "metrics.md#reporters"} | {section: f"#{section}" for section in FIXED["section"]}
+        where |= {"reporters": "metrics.md#reporters"} | {section: f"#{section}" for section in FIXED_PARTS["section"]}
         takes = f"{required}; [its options]({where[key]})" if key in where else required
         lines.append(_definition(key, takes, docs.get(key, FORMAT if key == "format" else "")))
-    for name, section in FIXED["section"].items():
+    for name, section in FIXED_PARTS["section"].items():
         lines += [f"## `{name}` {{#{name}}}\n", _paragraphs(inspect.getdoc(section) or "") + "\n", *_options(section)]
     return "\n".join(lines) + f"\n{NOTE}"
 
@@ -184,7 +184,7 @@ def _below(kind: type[MtmetaError]) -> Iterator[type[MtmetaError]]:
 
 
 def _command(name: str, command: Any, level: int) -> Iterator[str]:
-    """A command and those below it, from the records its --help is made of."""
+    """Yield a command and those below it, from the records its --help is made of."""
     context = command.make_context(name, [], resilient_parsing=True)
     usage = " ".join(command.get_usage(context).removeprefix("Usage:").split())
     yield f"{'#' * level} `{name}` {{#{name.removeprefix('mtmeta ').replace(' ', '-')}}}\n"
@@ -203,47 +203,47 @@ def _command(name: str, command: Any, level: int) -> Iterator[str]:
 
 
 def _python() -> str:
-    """Every public name of `mtmeta`, with its signature and docstring, by what it is for."""
+    """Write every public name of `mtmeta`, with its signature and docstring, by its use."""
     titles = ("Functions", "Parts of plugins", "Objects", "Errors", "Types")
-    made: dict[str, list[str]] = {title: [] for title in titles}
+    entries_of: dict[str, list[str]] = {title: [] for title in titles}
     for name in mtmeta.__all__:
-        thing = getattr(mtmeta, name)
-        if isinstance(thing, str):
+        public = getattr(mtmeta, name)
+        if isinstance(public, str):
             continue
-        made[_section(thing)] += _entry(name, thing)
+        entries_of[_section(public)] += _entry(name, public)
     lines = ["# Python\n", "Everything a program or a plugin may import: `import mtmeta`. Nothing else is promised.\n"]
-    for title, entries in made.items():
+    for title, entries in entries_of.items():
         lines += [f"## {title}\n", *entries]
     return "\n".join(lines) + f"\n{NOTE}"
 
 
-def _section(thing: Any) -> str:
-    if inspect.isfunction(thing):
+def _section(public: Any) -> str:
+    if inspect.isfunction(public):
         return "Functions"
-    if not isinstance(thing, type):
+    if not isinstance(public, type):
         return "Types"
-    if issubclass(thing, MtmetaError):
+    if issubclass(public, MtmetaError):
         return "Errors"
-    return "Parts of plugins" if issubclass(thing, Component) or thing is Metric else "Objects"
+    return "Parts of plugins" if issubclass(public, Component) or public is Metric else "Objects"
 
 
-def _entry(name: str, thing: Any) -> Iterator[str]:
+def _entry(name: str, public: Any) -> Iterator[str]:
     yield f"### `{name}` {{#{name}}}\n"
-    if not (inspect.isfunction(thing) or isinstance(thing, type)):
-        if get_origin(thing) is not None:
-            yield f"As the type of an option: {_takes(thing)}.\n"
+    if not (inspect.isfunction(public) or isinstance(public, type)):
+        if get_origin(public) is not None:
+            yield f"As the type of an option: {_takes(public)}.\n"
         else:
-            yield f"{(inspect.getdoc(type(thing)) or '').partition(chr(10))[0]}\n"
+            yield f"{(inspect.getdoc(type(public)) or '').partition(chr(10))[0]}\n"
         return
-    if inspect.isfunction(thing):
-        yield f"```python\n{_signature(name, thing)}\n```\n"
-    yield _paragraphs(inspect.getdoc(thing) or "") + "\n"
-    if not isinstance(thing, type):
+    if inspect.isfunction(public):
+        yield f"```python\n{_signature(name, public)}\n```\n"
+    yield _paragraphs(inspect.getdoc(public) or "") + "\n"
+    if not isinstance(public, type):
         return
-    docs = field_docs(thing) if dataclasses.is_dataclass(thing) else {}
+    docs = field_docs(public) if dataclasses.is_dataclass(public) else {}
     for field, words in docs.items():
         yield _definition(field, "", words)
-    for key, member in vars(thing).items():
+    for key, member in vars(public).items():
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         if key.startswith("_") or not inspect.isfunction(function) or not inspect.getdoc(function):
             continue
@@ -274,7 +274,7 @@ def _signature(name: str, function: Any, *, short: bool = False) -> str:
 
 
 def _text(text: str) -> str:
-    """A docstring's words as Markdown on one line: what is no code span keeps its characters."""
+    """Write a docstring's words as Markdown on one line: outside of code spans, characters are escaped."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
     return "".join(part if part.startswith("`") else re.sub(r"([\\*_<>\[\]$|])", _escape, part) for part in parts)
 
@@ -284,6 +284,6 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    """The same for several paragraphs; lists and indented lines stay what they are."""
+    """Do the same for several paragraphs; lists and indented lines stay as they are."""
     blocks = re.split(r"\n\s*\n", text)
     return "\n\n".join(block if re.match(r"[-*] |    ", block) else _text(block) for block in blocks)

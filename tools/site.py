@@ -25,11 +25,11 @@ from urllib.parse import unquote, urlsplit
 
 from tools.reference import pages as reference_pages
 
-__all__ = ["BadSite", "build", "check", "main", "stage"]
+__all__ = ["BadSite", "build", "check", "main", "relinked", "stage"]
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = {
-    "benchmarks/RESULTS.md": "speed.md",
+    "benchmarks/RESULTS.md": "measurements.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
@@ -42,15 +42,15 @@ NOT_FETCHED = {"canonical", "prev", "next", "alternate"}  # of <link rel>
 
 
 class BadSite(Exception):
-    """What is wrong with the pages or the site, a line each."""
+    """The problems of the pages or the site, a line each."""
 
 
 def stage(out: Path) -> list[str]:
-    """Put every page under `out`/pages and zensical.toml beside them; the pages, relative. Raises BadSite."""
+    """Put every page under `out`/pages and zensical.toml beside them; return the pages, relative. Raises BadSite."""
     pages = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "docs").rglob("*")) if path.is_file()}
     pages |= {name: ROOT / name for name in OUTSIDE}
     config = pages.pop("docs/zensical.toml")
-    targets = {source: OUTSIDE.get(source) or relpath(source, "docs") for source in pages}
+    targets = {source: OUTSIDE.get(source) or _beneath_docs(source) for source in pages}
     generated = reference_pages()
     targets |= {f"docs/{page}": page for page in generated}
     shutil.rmtree(out / "pages", ignore_errors=True)
@@ -61,15 +61,21 @@ def stage(out: Path) -> list[str]:
             shutil.copyfile(pages[source], out / "pages" / target)
             continue
         text = pages[source].read_text(encoding="utf-8") if source in pages else generated[target]
-        (out / "pages" / target).write_text(_relinked(text, source, targets, problems), encoding="utf-8")
+        (out / "pages" / target).write_text(relinked(text, source, targets, problems), encoding="utf-8")
     shutil.copyfile(config, out / "zensical.toml")
     if problems:
         raise BadSite("\n".join(problems))
     return sorted(target for target in targets.values() if target.endswith(".md"))
 
 
-def _relinked(text: str, source: str, targets: dict[str, str], problems: list[str]) -> str:
-    """The page with its links as the site lays them out; a link to what is no page becomes its words."""
+def _beneath_docs(source: str) -> str:
+    """Return where the site has a page of docs/: the README of a folder, which GitHub shows for it, is its index."""
+    folder, _, name = relpath(source, "docs").rpartition("/")
+    return join(folder, "index.md" if name == "README.md" else name)
+
+
+def relinked(text: str, source: str, targets: dict[str, str], problems: list[str]) -> str:
+    """Return the page with its links as the site lays them out; a link to what is no page becomes its words."""
 
     def mend(match: re.Match[str]) -> str:
         words, link = match[1], match[2]
@@ -83,23 +89,23 @@ def _relinked(text: str, source: str, targets: dict[str, str], problems: list[st
             problems.append(f"{source}: links to {link}, which is not there")
         return words if words.startswith("`") else f"{words} (`{named}`)" if words != named else f"`{named}`"
 
-    made, at = [], 0
+    pieces, at = [], 0
     for code in CODE.finditer(text):
-        made += [LINK.sub(mend, text[at : code.start()]), code[0]]
+        pieces += [LINK.sub(mend, text[at : code.start()]), code[0]]
         at = code.end()
-    return "".join([*made, LINK.sub(mend, text[at:])])
+    return "".join([*pieces, LINK.sub(mend, text[at:])])
 
 
 def build(out: Path) -> Path:
-    """Build what `stage` put under `out`, warnings as errors; the folder of the site. Raises BadSite."""
+    """Build what `stage` put under `out`, warnings as errors; return the folder of the site. Raises BadSite."""
     if find_spec("zensical") is None or find_spec("latex2mathml") is None:
         raise BadSite("the site needs zensical and latex2mathml; pip install 'mtmeta[docs]'")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     environ = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}  # for tools.mathml
     done = subprocess.run(command, cwd=out, env=environ, capture_output=True, text=True)
-    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
-    if done.returncode or "Warning:" in said:
-        raise BadSite(re.sub(r"^(Traceback|  ).*\n", "", said, flags=re.MULTILINE))
+    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+    if done.returncode or "Warning:" in output:
+        raise BadSite(re.sub(r"^(Traceback|  ).*\n", "", output, flags=re.MULTILINE))
     return out / "site"
 
 
@@ -107,7 +113,7 @@ def build(out: Path) -> Path:
 
 
 class _Page(HTMLParser):
-    """What a page links to, what it makes the browser fetch, and the anchors it has."""
+    """A built page: its links, the addresses that it makes the browser fetch, and its anchors."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -117,17 +123,17 @@ class _Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {key: value or "" for key, value in attrs}
-        self.anchors |= {found[key] for key in ("id", "name") if key in found}
-        if tag == "a" and "href" in found:
-            self.links.append(found["href"])
+        attributes = {key: value or "" for key, value in attrs}
+        self.anchors |= {attributes[key] for key in ("id", "name") if key in attributes}
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
         key = FETCHED.get(tag)
-        if key in found and not (tag == "link" and set(found.get("rel", "").split()) & NOT_FETCHED):
-            self.fetched.append(found[key])
+        if key in attributes and not (tag == "link" and set(attributes.get("rel", "").split()) & NOT_FETCHED):
+            self.fetched.append(attributes[key])
 
 
 def check(site: Path) -> int:
-    """Every page's links and anchors are there, and nothing is fetched from another host; the number of links.
+    """Check that links and anchors exist and nothing is fetched from another host; return the number of links.
 
     Raises BadSite.
     """
@@ -154,21 +160,22 @@ def check(site: Path) -> int:
 
 
 def _styles(site: Path) -> Iterator[str]:
+    """Yield a problem for every address of another host in a style sheet."""
     for path in site.rglob("*.css"):
         for url in re.findall(r"url\(\s*['\"]?((?:https?:)?//[^'\")]+)", path.read_text(encoding="utf-8")):
             yield f"{path.relative_to(site)}: fetches {url}"
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs", help="folder; the site is its site/")
     parser.add_argument("--serve", action="store_true", help="show the site on http://localhost:8000")
     options = parser.parse_args()
     try:
-        found = stage(options.out)
+        pages = stage(options.out)
         site = build(options.out)
-        print(f"{site / 'index.html'}: {len(found)} pages, {check(site)} links")
+        print(f"{site / 'index.html'}: {len(pages)} pages, {check(site)} links")
         if options.serve:
             handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
             http.server.ThreadingHTTPServer(("localhost", 8000), handler).serve_forever()

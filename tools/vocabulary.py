@@ -15,15 +15,15 @@ __all__ = ["count_pieces", "prune"]
 
 
 def prune(tokenizer: str, frequencies: NDArray[np.number[Any]], size: int) -> tuple[str, NDArray[np.int64]]:
-    """The tokenizer.json with `size` pieces, and for each of them its number in the one given.
+    """Return the tokenizer.json with `size` pieces, and for each of them its number in the one given.
 
     Kept are the special tokens, every single character in both forms, for whoever has those can spell any word, the
     pieces with a character that has no such form, and of the others the most frequent by `frequencies`.
     Raises ValueError if `size` is too small for those that must stay.
     """
-    made: dict[str, Any] = json.loads(tokenizer)
-    vocabulary: dict[str, int] = made["model"]["vocab"]
-    mark: str = made["model"]["continuing_subword_prefix"]
+    settings: dict[str, Any] = json.loads(tokenizer)
+    vocabulary: dict[str, int] = settings["model"]["vocab"]
+    mark: str = settings["model"]["continuing_subword_prefix"]
     bare = {piece: piece.removeprefix(mark) if piece != mark else piece for piece in vocabulary}
     needed = [piece for piece in vocabulary if piece in SPECIAL_TOKENS]
     characters = [piece for piece in vocabulary if len(bare[piece]) == 1]
@@ -37,18 +37,18 @@ def prune(tokenizer: str, frequencies: NDArray[np.number[Any]], size: int) -> tu
     rest = sorted((p for p in ordinary if p not in chosen), key=lambda p: (-frequencies[vocabulary[p]], vocabulary[p]))
     kept = sorted([*kept, *rest[: size - len(kept)]], key=vocabulary.__getitem__)
     numbers = {piece: number for number, piece in enumerate(kept)}
-    made["model"]["vocab"] = numbers
-    made["truncation"] = made["padding"] = None
-    for token in made["added_tokens"]:
+    settings["model"]["vocab"] = numbers
+    settings["truncation"] = settings["padding"] = None
+    for token in settings["added_tokens"]:
         token["id"] = numbers[token["content"]]
-    for name, special in (made["post_processor"] or {}).get("special_tokens", {}).items():
+    for name, special in (settings["post_processor"] or {}).get("special_tokens", {}).items():
         special["ids"] = [numbers[name]]
-    text = json.dumps(made, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(settings, ensure_ascii=False, separators=(",", ":"))
     WordPiece.from_json(text, "the pruned tokenizer.json")  # it must load
     return text, np.array([vocabulary[piece] for piece in kept], dtype=np.int64)
 
 
 def count_pieces(tokenizer: WordPiece, texts: Sequence[str]) -> NDArray[np.int64]:
-    """How often each piece stands in the texts."""
+    """Count how often each piece stands in the texts."""
     ids, _ = tokenizer.encode_flat(texts)
     return np.bincount(ids, minlength=tokenizer.size)

@@ -98,7 +98,7 @@ def _fail(error: MtmetaError) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line; MTMETA_DEBUG=1 shows tracebacks."""
-    if shell := os.environ.get(VARIABLE):  # no user's command: a shell asks what may follow
+    if shell := os.environ.get(VARIABLE):  # no user's command: a shell asks for proposals
         answer(typer.main.get_command(app), shell, sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -6,13 +6,13 @@ from typing import Any
 
 from mtmeta.core.errors import MachineError, MtmetaError, PluginError, UsageError, out_of_memory
 from mtmeta.core.registry.discovery import culprit
-from mtmeta.core.wording import choose, did_you_mean, exception_text, quote, safe
+from mtmeta.core.wording import choose, did_you_mean, exception_line, quote, safe
 
 __all__ = ["unforeseen", "usage_error"]
 
 
 def usage_error(error: Any, message: str) -> UsageError:
-    """A parser error, whose own text is `message`, as `place: what is wrong; one fix`."""
+    """Turn a parser error, whose own text is `message`, into a UsageError: `place: what is wrong; one fix`."""
     path = error.ctx.command_path if error.ctx else "mtmeta"
     if type(error).__name__ == "NoSuchOption":
         known = [option for parameter in error.ctx.command.params for option in parameter.opts]
@@ -26,14 +26,14 @@ def usage_error(error: Any, message: str) -> UsageError:
 
 
 def unforeseen(error: Exception) -> MtmetaError:
-    """An exception that nothing below turned into an error of ours: the machine's fault, or a bug."""
+    """Turn an exception that is none of ours into one: the machine's fault, a plugin's, or a bug."""
     if isinstance(error, OSError):
         place = safe(str(error.filename)) if error.filename else "system"
         return MachineError(place, f"{safe(error.strerror or str(error))}; check the disk and its permissions")
     if kind := out_of_memory(error):
         return MachineError("", f"{kind}; lower batch_size or max_length")
     if plugin := culprit(error):
-        return PluginError(plugin, f"raised {exception_text(error)}")
+        return PluginError(plugin, f"raised {exception_line(error)}")
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("mtmeta"):
         return MachineError("", f"this command needs the package {quote(error.name)}; pip install mtmeta again")
     text = safe(f"bug in mtmeta: {type(error).__name__}: {error}", 500)

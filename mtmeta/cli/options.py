@@ -1,4 +1,4 @@
-"""Options that mean the same in every command, and what commands say on the way."""
+"""Options that mean the same in every command, and the lines that commands print on stderr."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ ChangedData = Annotated[
 
 
 def say(text: str) -> None:
-    """A line on stderr, if there is one: print() itself would take stdout instead."""
+    """Print a line on stderr, if there is one: print() itself would take stdout instead."""
     if sys.stderr is not None:
         print(safe(text, 1000), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
-    """A warning on stderr."""
+    """Print a warning on stderr."""
     say(f"warning: {safe(text, 500)}")

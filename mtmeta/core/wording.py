@@ -12,7 +12,7 @@ __all__ = [
     "byte_text",
     "choose",
     "did_you_mean",
-    "exception_text",
+    "exception_line",
     "nearest",
     "plural",
     "quote",
@@ -70,7 +70,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def exception_text(error: BaseException) -> str:
+def exception_line(error: BaseException) -> str:
     """Return type and text of an exception, fit for one line; its own `__str__` may fail."""
     try:
         text = str(error)

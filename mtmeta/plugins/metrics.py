@@ -68,12 +68,12 @@ def _constant(name: str, labels: Any, predictions: Any) -> bool:
 
 
 def accuracies(labels: Any, predictions: Any, counts: Any) -> Any:
-    """Accuracy of each resample [D]."""
+    """Compute the accuracy of each resample [D]."""
     return counts @ (labels == predictions).astype(counts.dtype) / counts.sum(axis=1)
 
 
 def macro_f1s(labels: Any, predictions: Any, counts: Any) -> Any:
-    """Macro F1 of each resample [D]."""
+    """Compute the macro F1 of each resample [D]."""
     import numpy as np
 
     right, labelled, predicted = _totals(labels, predictions, counts)
@@ -83,7 +83,7 @@ def macro_f1s(labels: Any, predictions: Any, counts: Any) -> Any:
 
 
 def matthews_correlations(labels: Any, predictions: Any, counts: Any) -> Any:
-    """Matthews correlation of each resample [D] (Gorodkin 2004)."""
+    """Compute the Matthews correlation of each resample [D] (Gorodkin 2004)."""
     import numpy as np
 
     right, labelled, predicted = _totals(labels, predictions, counts)
@@ -94,23 +94,23 @@ def matthews_correlations(labels: Any, predictions: Any, counts: Any) -> Any:
 
 
 def pearsons(labels: Any, predictions: Any, counts: Any) -> Any:
-    """Pearson correlation of each resample [D]."""
+    """Compute the Pearson correlation of each resample [D]."""
     import numpy as np
 
     x, y = labels - labels.mean(), predictions - predictions.mean()
     total = counts.sum(axis=1)
     mx, my, xx, yy, xy = (counts @ values / total for values in (x, y, x * x, y * y, x * y))
     vx, vy = xx - mx * mx, yy - my * my
-    found = np.divide(xy - mx * my, np.sqrt(np.abs(vx * vy)), out=np.zeros_like(vx), where=vx * vy > 0)
+    correlations = np.divide(xy - mx * my, np.sqrt(np.abs(vx * vy)), out=np.zeros_like(vx), where=vx * vy > 0)
     # where next to nothing varies, the differences above are rounding errors
     for draw in np.flatnonzero((vx <= 1e-8 * (x * x).mean()) | (vy <= 1e-8 * (y * y).mean())):
         often = counts[draw].astype(np.int64)
-        found[draw] = pearson(np.repeat(labels, often), np.repeat(predictions, often))
-    return found.clip(-1.0, 1.0)
+        correlations[draw] = pearson(np.repeat(labels, often), np.repeat(predictions, often))
+    return correlations.clip(-1.0, 1.0)
 
 
 def spearmans(labels: Any, predictions: Any, counts: Any) -> Any:
-    """Spearman rank correlation of each resample [D]."""
+    """Compute the Spearman rank correlation of each resample [D]."""
     import numpy as np
 
     total = counts.sum(axis=1, keepdims=True)
@@ -120,26 +120,26 @@ def spearmans(labels: Any, predictions: Any, counts: Any) -> Any:
 
 
 def _ranks(values: Any, counts: Any) -> Any:
-    """Rank of every example in each resample [D, N], ties at the mean of their ranks."""
+    """Compute the rank of every example in each resample [D, N], ties at the mean of their ranks."""
     import numpy as np
 
-    found, at = np.unique(values, return_inverse=True)  # [U], [N]
-    often = (_membership(at, len(found)) @ counts.T).T  # [D, U]
+    unique, at = np.unique(values, return_inverse=True)  # [U], [N]
+    often = (_membership(at, len(unique)) @ counts.T).T  # [D, U]
     return (often.cumsum(axis=1) - (often - 1) / 2)[:, at]
 
 
 def _totals(labels: Any, predictions: Any, counts: Any) -> Any:
-    """Of each class and resample [C, D] how many were right, how many are labelled so, how many predicted so."""
+    """Count for each class and resample [C, D] the examples that are right, labelled so, and predicted so."""
     import numpy as np
 
-    found, at = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
-    labelled, predicted = (_membership(part, len(found)) @ counts.T for part in np.split(at, 2))
-    right = _membership(at[: len(labels)], len(found)) @ (counts * (labels == predictions)).T
+    classes, at = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
+    labelled, predicted = (_membership(part, len(classes)) @ counts.T for part in np.split(at, 2))
+    right = _membership(at[: len(labels)], len(classes)) @ (counts * (labels == predictions)).T
     return right, labelled, predicted
 
 
 def _membership(at: Any, groups: int) -> Any:
-    """A sparse matrix [groups, N] that sums the examples of each group."""
+    """Build a sparse matrix [groups, N] that sums the examples of each group."""
     import numpy as np
     from scipy.sparse import csr_array
 

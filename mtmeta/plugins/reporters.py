@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mtmeta
-from mtmeta.plugins.trackers import Metrics, TensorBoard
+from mtmeta.plugins.trackers import Metrics, TensorBoard, write_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ class Jsonl(mtmeta.Reporter):
     """Every event as a line of events.jsonl in the run directory."""
 
     name = "jsonl"
-    essential = True  # what every report is made of
+    essential = True  # every report reads its file
 
     def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
         return self._open(folder)
@@ -40,9 +40,8 @@ class Jsonl(mtmeta.Reporter):
         with open(folder / "events.jsonl", "ab", buffering=0) as file:
 
             def write(event: Event) -> None:
-                line = memoryview((event.json() + "\n").encode()) if event.recorded else memoryview(b"")
-                while line:  # an almost full disk takes a part
-                    line = line[file.write(line) :]
+                if event.recorded:
+                    write_all(file, (event.json() + "\n").encode())
 
             yield write
 
@@ -79,7 +78,7 @@ class ConsoleReporter(mtmeta.Reporter):
 
 @contextmanager
 def _may_hang_up() -> Iterator[None]:
-    """A terminal that was closed takes no more lines; the run comes to its stop all the same."""
+    """Ignore that a terminal was closed and takes no more lines; the run comes to its stop all the same."""
     try:
         yield
     except OSError as error:
@@ -133,7 +132,7 @@ class _View:
         self.line(f"step {event.step} skipped: {event.reason}")
 
     def on_evaluated(self, event: Any) -> None:
-        parts = [f"{name} {made['metric']} {made['value']:.3f}" for name, made in event.tasks.items()]
+        parts = [f"{name} {score['metric']} {score['value']:.3f}" for name, score in event.tasks.items()]
         mean = f"  mean {event.selected:.3f}" if len(parts) > 1 else ""
         best = "  best so far" if event.best else ""
         self.line(f"step {event.step} ({event.split}): {'  '.join(parts)}{mean}{best}")

@@ -12,7 +12,7 @@ GOLDEN = 11400714819323198485  # 2^64 over the golden ratio
 
 
 def check_weights(weights: Mapping[str, float], tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What is wrong with weights by task, as `Sampler.check` yields it."""
+    """Yield the faults of weights by task, as `Sampler.check` does."""
     for name in weights:
         if name not in tasks:
             yield f"weights.{name}", f"names no task of this recipe{mtmeta.did_you_mean(name, tasks)}"

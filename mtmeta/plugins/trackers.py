@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -49,9 +50,7 @@ class Metrics(mtmeta.Reporter):
                 _rewind(path, event.steps)
                 file = open(path, "ab", buffering=0)
             begun = True
-            rest = memoryview(b"".join(_line(scalar) for scalar in mtmeta.scalars(event)))
-            while rest:  # an almost full disk takes a part
-                rest = rest[file.write(rest) :]
+            write_all(file, b"".join(_line(scalar) for scalar in mtmeta.scalars(event)))
 
         try:
             yield write
@@ -59,10 +58,17 @@ class Metrics(mtmeta.Reporter):
             file.close()
 
 
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write to a file without a buffer, of which an almost full disk takes a part."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
 def _line(scalar: mtmeta.Scalar) -> bytes:
-    found = {name: getattr(scalar, name) for name in FIELDS}
-    found["value"] = scalar.value if math.isfinite(scalar.value) else None
-    return json.dumps(found).encode() + b"\n"
+    fields = {name: getattr(scalar, name) for name in FIELDS}
+    fields["value"] = scalar.value if math.isfinite(scalar.value) else None
+    return json.dumps(fields).encode() + b"\n"
 
 
 def _rewind(path: Path, steps: Mapping[str, int]) -> None:
@@ -75,9 +81,9 @@ def _rewind(path: Path, steps: Mapping[str, int]) -> None:
 
 def _stands(line: bytes, steps: Mapping[str, int]) -> bool:
     try:
-        found = json.loads(line)
-        known = line.endswith(b"\n") and found["split"] != FINAL
-        return known and int(found["step"]) <= steps.get(found["group"], 0)
+        fields = json.loads(line)
+        known = line.endswith(b"\n") and fields["split"] != FINAL
+        return known and int(fields["step"]) <= steps.get(fields["group"], 0)
     except (ValueError, KeyError, TypeError, RecursionError):  # torn by a kill, or not ours
         return False
 
@@ -125,12 +131,12 @@ class _Board:
             self.file("" if self.several else "+".join(event.groups[0])).text("recipe", self.recipe.read_text("utf-8"))
         elif event.type == "run_resumed":
             self.several, self.steps = len(event.groups) > 1, event.steps
-        found = [scalar for scalar in mtmeta.scalars(event) if scalar.split != FINAL]
-        if found:  # all of one event, so of one step of one group
-            self.file(found[0].group).scalars(found[0].step, {scalar.tag(): scalar.value for scalar in found})
+        scalars = [scalar for scalar in mtmeta.scalars(event) if scalar.split != FINAL]
+        if scalars:  # all of one event, so of one step of one group
+            self.file(scalars[0].group).scalars(scalars[0].step, {scalar.tag(): scalar.value for scalar in scalars})
 
     def file(self, group: str) -> _EventFile:
-        """The file of a group. In a run that goes on, whatever an earlier one has beyond the checkpoint is void."""
+        """Return the file of a group. In a run that goes on, it voids earlier files from the checkpoint on."""
         if group not in self.files:
             purge = None if self.steps is None else self.steps.get(group, 0) + 1
             self.files[group] = _EventFile(self.folder / group if self.several else self.folder, purge)
@@ -165,11 +171,11 @@ class _EventFile:
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        made = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self.write(step=step, summary=Summary(value=made))
+        pairs = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        self.write(step=step, summary=Summary(value=pairs))
 
     def text(self, tag: str, text: str) -> None:
-        """Shown under Text, as a block of code."""
+        """Write a text, which TensorBoard shows under Text, as a block of code."""
         from tensorboard.plugins.text.summary_v2 import text_pb
 
         self.write(step=0, summary=text_pb(tag, "\n".join(f"    {line}" for line in text.splitlines())))
@@ -179,7 +185,7 @@ class _EventFile:
 
 
 def _tensorboard() -> tuple[Any, Any]:
-    """Messages of TensorBoard's format and the writer of its records. Raises MachineError without tensorboard."""
+    """Import TensorBoard's messages and the writer of its records. Raises MachineError without tensorboard."""
     try:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter

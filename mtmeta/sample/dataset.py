@@ -29,7 +29,7 @@ def _plain(text: str) -> str:
 
 @cache
 def _draw(task: str, split: str) -> tuple[tuple[SampleRow, ...], tuple[str, ...], tuple[str, ...]]:
-    """The rows of one set, the templates that made them, and their words with the pieces marked."""
+    """Draw the rows of one set, with the templates they were written with, and their words with the pieces marked."""
     if task not in WRITERS or split not in SPLITS:
         raise ValueError(f"no sample data for task {task!r}, split {split!r}; tasks: {TASKS}, splits: {SPLITS}")
     write = Writer(task, split)
@@ -50,15 +50,15 @@ def _draw(task: str, split: str) -> tuple[tuple[SampleRow, ...], tuple[str, ...]
 
 
 def examples(task: str, split: str) -> list[SampleRow]:
-    """The examples of `task` (sst, para or sts) for `split` (train, dev or test), always the same ones."""
+    """Return the examples of `task` (sst, para or sts) for `split` (train, dev or test), always the same ones."""
     return list(_draw(task, split)[0])
 
 
 def templates_used(task: str, split: str) -> list[str]:
-    """The templates that the examples of `task` and `split` were made with."""
+    """Return the templates that the examples of `task` and `split` were written with."""
     return list(_draw(task, split)[1])
 
 
 def marked_words(task: str, split: str) -> list[str]:
-    """The words of a set in order, in lower case and with a plus sign between their pieces."""
+    """Return the words of a set in order, in lower case and with a plus sign between their pieces."""
     return list(_draw(task, split)[2])

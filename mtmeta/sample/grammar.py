@@ -28,7 +28,7 @@ class Writer:
         self.used: list[str] = []
 
     def word(self, words: Group, home: bool) -> str:
-        """One entry of a list that the split may use, with its names if it has several."""
+        """Draw one entry of a list that the split may use, with its names if it has several."""
         if self.split == "train":
             return self.rng.choice(words.known(home))
         draw = self.rng.random()
@@ -37,17 +37,17 @@ class Writer:
         return self.rng.choice(unknown or lent or words.both)
 
     def name(self, entry: str) -> str:
-        """One of the names of an entry."""
+        """Draw one of the names of an entry."""
         return self.rng.choice(entry.split("/"))
 
     def template(self, kind: str, table: dict[str, tuple[str, ...]], avoid: str = "") -> str:
-        """One template of the split, other than `avoid`."""
+        """Draw one template of the split, other than `avoid`."""
         text = self.rng.choice([text for text in table[self.split] if text != avoid])
         self.used.append(f"{kind}: {text}")
         return text
 
     def opinion(self, score: int, home: bool) -> str:
-        """A predicate that says `score`, from -2 to 2."""
+        """Draw a predicate that says `score`, from -2 to 2."""
         sign = 1 if score > 0 else -1
         draw = self.rng.random()
         if abs(score) == 2 and draw < 0.4:
@@ -65,59 +65,59 @@ class Writer:
 
 
 def sst(write: Writer, number: int) -> tuple[str, None, int]:
-    """One review; the label is the sum of what it says, from 0 (very negative) to 4 (very positive)."""
+    """Write one review; the label is the sum of its opinions, from 0 (very negative) to 4 (very positive)."""
     score = number % 5 - 2
-    thing, other = write.word(lex.THINGS, True), write.word(lex.THINGS, True)
+    subject, other = write.word(lex.THINGS, True), write.word(lex.THINGS, True)
     draw = write.rng.random()
     if abs(score) == 2 and draw < 0.2:
         adjective = lex.superlative(write.word(lex.SUPERLATIVES[score], True))
-        return write.template("best", tpl.SUPERLATIVE_REVIEWS).format(e=adjective, t=thing), None, score + 2
-    if draw > 0.65 and thing != other:
+        return write.template("best", tpl.SUPERLATIVE_REVIEWS).format(e=adjective, t=subject), None, score + 2
+    if draw > 0.65 and subject != other:
         pair = list(SUMS[score])
         write.rng.shuffle(pair)
         parts = {"o": write.opinion(pair[0], True), "p": write.opinion(pair[1], True)}
-        return write.template("double", tpl.DOUBLE_REVIEWS).format(t=thing, u=other, **parts), None, score + 2
-    return write.template("review", tpl.REVIEWS).format(t=thing, o=write.opinion(score, True)), None, score + 2
+        return write.template("double", tpl.DOUBLE_REVIEWS).format(t=subject, u=other, **parts), None, score + 2
+    return write.template("review", tpl.REVIEWS).format(t=subject, o=write.opinion(score, True)), None, score + 2
 
 
 def questions(write: Writer, label: int) -> tuple[str, str]:
-    """Two questions about one object; if the label is 0, the second asks about the contrary action."""
+    """Write two questions about one object; if the label is 0, the second asks about the contrary action."""
     rng = write.rng
     sides = list(rng.choice(lex.ACTIONS))
     rng.shuffle(sides)
     action, contrary = sides
     table = tpl.QUESTIONS[rng.choice(list(tpl.QUESTIONS))]
-    thing = write.name(write.word(lex.OBJECTS, True))
+    item = write.name(write.word(lex.OBJECTS, True))
     first = write.template("question", table)
     second = write.template("question", table, avoid=first)
-    one = first.format(v=write.word(action, True), x=thing)
-    return one, second.format(v=write.word(action if label else contrary, True), x=thing)
+    one = first.format(v=write.word(action, True), x=item)
+    return one, second.format(v=write.word(action if label else contrary, True), x=item)
 
 
 def verdicts(write: Writer, label: int) -> tuple[str, str]:
-    """Two verdicts on one thing; if the label is 0, a good and a bad one."""
+    """Write two verdicts on one subject; if the label is 0, a good and a bad one."""
     rng = write.rng
-    thing = write.word(lex.THINGS, False)
+    subject = write.word(lex.THINGS, False)
     score = rng.choice((-1, 1))
     score2 = score if label else -score
     first = write.template("verdict", tpl.VERDICTS)
     second = write.template("verdict", tpl.VERDICTS, avoid=first)
-    one = first.format(t=thing, o=write.opinion(score * rng.choice((1, 2)), False))
-    return one, second.format(t=thing, o=write.opinion(score2 * rng.choice((1, 2)), False))
+    one = first.format(t=subject, o=write.opinion(score * rng.choice((1, 2)), False))
+    return one, second.format(t=subject, o=write.opinion(score2 * rng.choice((1, 2)), False))
 
 
 def para(write: Writer, number: int) -> tuple[str, str, int]:
-    """Two questions, or two verdicts; the label is 1 if they come to the same and 0 if not."""
+    """Write two questions, or two verdicts; the label is 1 if they come to the same and 0 if not."""
     label = number % 2
     one, two = questions(write, label) if number % 4 < 2 else verdicts(write, label)
     return one, two, label
 
 
 def remarks(write: Writer) -> tuple[str, str, float]:
-    """Two remarks; the similarity follows from the thing and from how far apart the opinions are."""
+    """Write two remarks; the similarity follows from the subject and from how far apart the opinions are."""
     rng = write.rng
-    thing = write.word(lex.THINGS, False)
-    other = thing if rng.random() < 0.65 else write.word(lex.THINGS, False)
+    subject = write.word(lex.THINGS, False)
+    other = subject if rng.random() < 0.65 else write.word(lex.THINGS, False)
     one = rng.choice((-2, -1, 0, 1, 2))
     two = one if rng.random() < 0.4 else rng.choice((-2, -1, 0, 1, 2))
     if one == two:
@@ -129,42 +129,42 @@ def remarks(write: Writer) -> tuple[str, str, float]:
     else:
         labels = (1.0, 0.0)
     first, second = write.template("remark", tpl.REMARKS), write.template("remark", tpl.REMARKS)
-    texts = first.format(t=thing, o=write.opinion(one, False)), second.format(t=other, o=write.opinion(two, False))
-    return *texts, labels[thing != other]
+    texts = first.format(t=subject, o=write.opinion(one, False)), second.format(t=other, o=write.opinion(two, False))
+    return *texts, labels[subject != other]
 
 
 def captions(write: Writer) -> tuple[str, str, float]:
-    """Two captions; the similarity is the sum of the weights of the parts that they share."""
+    """Write two captions; the similarity is the sum of the weights of the parts that they share."""
     rng = write.rng
     actions = rng.choice(lex.ACTIONS)
     side = rng.randrange(2)
-    person, thing = write.word(lex.PEOPLE, True), write.word(lex.OBJECTS, False)
-    person2, thing2, action2 = person, thing, actions[side]
+    person, item = write.word(lex.PEOPLE, True), write.word(lex.OBJECTS, False)
+    person2, item2, action2 = person, item, actions[side]
     if rng.random() < 0.5:
         action2 = rng.choice(rng.choice(lex.ACTIONS)) if rng.random() < 0.6 else actions[1 - side]
     if rng.random() < 0.45:
-        thing2 = write.word(lex.OBJECTS, False)
+        item2 = write.word(lex.OBJECTS, False)
     if rng.random() < 0.4:
         person2 = write.word(lex.PEOPLE, True)
     label = sum(
         WEIGHTS[part]
         for part, shared in (
             ("action", action2 is actions[side]),
-            ("object", thing == thing2),
+            ("object", item == item2),
             ("person", person == person2),
         )
         if shared
     )
     sentences = []
-    for who, message, action in ((person, thing, actions[side]), (person2, thing2, action2)):
+    for who, target, action in ((person, item, actions[side]), (person2, item2, action2)):
         verb = write.word(action, False)
-        parts = {"w": write.name(who), "x": write.name(message), "v": verb, "g": lex.progressive(verb)}
+        parts = {"w": write.name(who), "x": write.name(target), "v": verb, "g": lex.progressive(verb)}
         sentences.append(write.template("caption", tpl.CAPTIONS).format(**parts))
     return sentences[0], sentences[1], round(float(label), 1)
 
 
 def sts(write: Writer, number: int) -> tuple[str, str, float]:
-    """Two captions, or two remarks, with their similarity from 0 to 5."""
+    """Write two captions, or two remarks, with their similarity from 0 to 5."""
     return captions(write) if number % 2 else remarks(write)
 
 

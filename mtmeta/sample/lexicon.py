@@ -11,7 +11,7 @@ built from stems and affixes that other words teach; most are synonyms, antonyms
 one who knows the language can place.
 
 A plus sign marks where a word is made of pieces ("joy+less"), an underscore stands for a space, and a slash separates
-names for the same thing: synonyms, or a kind and what it is a kind of ("violin/instrument").
+names for the same thing: synonyms, or a kind and its genus ("violin/instrument").
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class Group(NamedTuple):
     test: tuple[str, ...]
 
     def known(self, home: bool) -> tuple[str, ...]:
-        """The words in the train set of the home task, or of an away task."""
+        """Return the words in the train set of the home task, or of an away task."""
         return self.both + (self.home if home else self.away)
 
     def lent(self, home: bool, split: str) -> tuple[str, ...]:
-        """The words that a dev or test set takes from the train sets of other tasks: every second word each."""
+        """Return the words that a dev or test set takes from the train sets of other tasks: every second word each."""
         lent = self.away if home else self.home
         return lent[0::2] if split == "dev" else lent[1::2]
 
     def fresh(self, split: str) -> tuple[str, ...]:
-        """The words of a dev or test set that are in no train set."""
+        """Return the words of a dev or test set that are in no train set."""
         return self.dev if split == "dev" else self.test
 
 
@@ -91,7 +91,7 @@ WEAKER = group("fairly | a_little | somewhat slightly")
 DENIAL = group("not far_from | | hardly anything_but")
 MAKING = group("made | done | presented arranged")
 
-THINGS = group(  # what a review is about
+THINGS = group(  # subjects of reviews
     "film soup service room music story staff tea book"
     " | plot meal phone hotel song museum story+line sound+track book+shop bed+room"
     " | screen sauce concert script market tour driver tea+house play+list guide+book"
@@ -146,10 +146,10 @@ ACTIONS: tuple[tuple[Group, Group], ...] = (
 
 
 def progressive(verb: str) -> str:
-    """The "-ing" form of a verb."""
+    """Return the "-ing" form of a verb."""
     return verb.removesuffix("+e") + "+ing"
 
 
 def superlative(adjective: str) -> str:
-    """The "-est" form of a short adjective."""
+    """Return the "-est" form of a short adjective."""
     return adjective.removesuffix("e") + "+est"

@@ -9,10 +9,10 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789!\"#$%&'()*+,-./:;?@_"
 
 
 def vocabulary() -> list[str]:
-    """The vocabulary: special tokens, single characters, then the words of the train sets and word pieces.
+    """Return the vocabulary: special tokens, single characters, then the words of the train sets and word pieces.
 
-    A word made from a stem and affixes is not an entry, its parts are; so a reader of the train sets learns what the
-    parts mean, and can read new words that are made of them. No entry is a word that only dev or test sets have.
+    A word made from a stem and affixes is not an entry, its parts are; so a reader of the train sets learns the
+    meaning of the parts, and can read new words built from them. No entry is a word that only dev or test sets have.
     """
     entries = dict.fromkeys([*SPECIAL, *CHARACTERS, *("##" + character for character in CHARACTERS)])
     known = _words("train")

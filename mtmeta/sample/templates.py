@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Reviews: {t} and {u} are things, {o} and {p} what is said of them, {e} is a superlative.
+# Reviews: {t} and {u} are subjects, {o} and {p} the opinions of them, {e} is a superlative.
 REVIEWS: dict[str, tuple[str, ...]] = {
     "train": (
         "The {t} was {o}.",
@@ -54,7 +54,7 @@ SUPERLATIVE_REVIEWS: dict[str, tuple[str, ...]] = {
     "test": ("To me it was the {e} {t} that they have.", "It seemed the {e} {t} in the year."),
 }
 
-# Questions, by what they ask for: {v} is the verb, {x} the object. The clause around the verb says nothing of it.
+# Questions, by the answer they ask for: {v} is the verb, {x} the object. The clause around the verb says nothing of it.
 QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "how": {
         "train": (
@@ -120,7 +120,7 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
         "The {w} tries {g} a {x}.",
     ),
 }
-# Remarks and verdicts: {t} the thing, {o} what is said of it.
+# Remarks and verdicts: {t} the subject, {o} the opinion of it.
 REMARKS: dict[str, tuple[str, ...]] = {
     "train": ("The {t} was {o}.", "This {t} is {o}.", "People call the {t} {o}.", "It is a fact that the {t} is {o}."),
     "dev": ("People say this {t} is {o}.", "The {t} is {o}, it is a fact."),

@@ -5,8 +5,8 @@
     def test_contract() -> None:
         check_task(Cola, [{"sentence": "They slept.", "label": 1}, {"sentence": "Slept they the.", "label": 0}])
 
-The checks raise AssertionError, which pytest shows, and need no GPU, no download and one or two seconds. What core
-itself refuses, such as a label that is none of the task's, comes as the MtmetaError that a run would end with.
+The checks raise AssertionError, which pytest shows, and need no GPU, no download and one or two seconds. Input that
+core itself refuses, such as a label that is none of the task's, raises the MtmetaError that a run would end with.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The contract of an algorithm, checked: what the training loop, checkpoints and resuming rely on."""
+"""The contract of an algorithm that the training loop, checkpoints and resuming rely on, as a check."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = 
 
     - Class and options are documented; `groups` has every task once; an epoch has one step or more.
     - `backward` computes a gradient, leaves a finite direction in `.grad`, in memory of its own, and None for the
-      heads of tasks it computed nothing for; the parameters are bit for bit what they were.
+      heads of tasks it computed nothing for; the parameters stay bit for bit the same.
     - The same seed gives the same directions, whatever the state of the global random generators is, and from an
       object that has been used before: all randomness is a function of seed, step and task.
-    - Taken up in the middle from what a checkpoint holds, it goes on with the same directions.
+    - Taken up in the middle from the state that a checkpoint holds, it goes on with the same directions.
     - Where a gradient fails inside `backward`, also in the middle of an inner loop, the failure comes out, the
-      parameters are what they were, and the next step can be made.
+      parameters are unchanged, and the next step can be made.
     - It trains a single task, unless its own `check` refuses one.
     """
     groups = _groups(algorithm, tasks)
@@ -85,7 +85,7 @@ def _walk(algorithm: Algorithm, group: Mapping[str, Task], steps: int, *, random
 
 
 def _one_step(algorithm: Algorithm, learner: Learner, feed: Feed, step: int, random_seed: int) -> dict[str, Any]:
-    """One step as the loop makes it, with a plain gradient step for an optimizer; returns the direction."""
+    """Make one step as the loop does, with a plain gradient step for an optimizer; returns the direction."""
     import torch
 
     theta = {name: parameter.detach().clone() for name, parameter in learner.parameters.items()}
@@ -106,16 +106,16 @@ def _one_step(algorithm: Algorithm, learner: Learner, feed: Feed, step: int, ran
             owner = name.split(".")[1] if name.startswith("heads.") else None
             check(owner is None or owner in used, f"step {step}: {name} has a direction, but no loss of its task")
     _check_own_memory(learner, step)
-    found = {name: None if grad is None else grad.clone() for name, grad in direction.items()}
+    copied = {name: None if grad is None else grad.clone() for name, grad in direction.items()}
     with torch.no_grad():
         for name, parameter in learner.parameters.items():
             if (grad := direction[name]) is not None:
                 parameter.add_(grad, alpha=-RATE)
-    return found
+    return copied
 
 
 def _check_own_memory(learner: Learner, step: int) -> None:
-    """Clipping scales every `.grad` in place: what is the same memory would be scaled along, or twice."""
+    """Check that no `.grad` shares memory: clipping scales each in place, so a shared one would be scaled twice."""
     owners = {parameter.data_ptr(): name for name, parameter in learner.parameters.items()}
     for name, parameter in learner.parameters.items():
         if parameter.grad is not None:
@@ -134,7 +134,7 @@ def _check_same(one: Directions, two: Directions, message: str, first: int = 0) 
 
 
 def _check_resume(algorithm: Algorithm, group: Mapping[str, Task], expected: Directions) -> None:
-    """A checkpoint after the first step, taken up by a new learner, feed and algorithm, as in a new process."""
+    """Check that a checkpoint after the first step can be taken up by a new learner, feed and algorithm."""
     import torch
 
     steps = len(expected)
@@ -156,7 +156,7 @@ def _check_resume(algorithm: Algorithm, group: Mapping[str, Task], expected: Dir
 
 
 class _Failure(DivergedError):
-    """What the failing gradients raise: the loop leaves such a step out, where the recipe says so."""
+    """Error of the failing gradients; the loop leaves such a step out, where the recipe says so."""
 
 
 def _check_failure(algorithm: Algorithm, group: Mapping[str, Task]) -> None:

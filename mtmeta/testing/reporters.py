@@ -30,7 +30,7 @@ CUT = 2
 
 
 def run_events(groups: Sequence[Sequence[str]] = (("sst", "sts"),), *, after: int = 0) -> list[Event]:
-    """The events of a run of four steps a group, evaluated after the second and the last, saved at the same time.
+    """Return the events of a run of four steps a group, evaluated and saved after the second and the last.
 
     Its numbers are functions of group, task and step; one metric is undefined. `after` is the step of the first group
     that the run goes on from, 0 for one that begins.
@@ -38,13 +38,15 @@ def run_events(groups: Sequence[Sequence[str]] = (("sst", "sts"),), *, after: in
     tasks = [task for group in groups for task in group]
     names = ["+".join(group) for group in groups]
     shape = [list(group) for group in groups]
+    about: dict[str, Any] = {"name": "tiny", "algorithm": "joint", "tasks": tasks, "groups": shape}
+    about |= {"device": "cpu", "parameters": 1000}
     events: list[Event]
     if after:
-        resumed = ("tiny", "joint", tasks, "cpu", 1000, names[0], after)
-        events = [RunResumed(*resumed, groups=shape, steps={names[0]: after})]
+        events = [RunResumed(**about, group=names[0], step=after, steps={names[0]: after})]
     else:
-        events = [RunStarted("tiny", "joint", tasks, shape, "cpu", 1000)]
-        events += [DataLoaded(task, "train", f"{task}.csv", 8, 1, 80, 0) for task in tasks]
+        size = {"examples": 8, "skipped": 1, "tokens": 80, "truncated": 0}
+        events = [RunStarted(**about)]
+        events += [DataLoaded(task=task, split="train", file=f"{task}.csv", **size) for task in tasks]
         events += [Warned(f"{tasks[0]}.csv: skipped 1 bad rows")]
     for group, name in zip(groups, names, strict=True):
         for step in range(1, STEPS + 1):
@@ -58,14 +60,21 @@ def run_events(groups: Sequence[Sequence[str]] = (("sst", "sts"),), *, after: in
 def _step(group: Sequence[str], name: str, step: int) -> list[Event]:
     losses = {task: [1.0 / step + n] for n, task in enumerate(group)}
     drifts = {task: [0.1 * step] for task in group}
-    events: list[Event] = [StepDone(name, step, STEPS, losses, 0.1 / step, 0.5, 16 * step, 0.5 * step, drifts)]
+    where: dict[str, Any] = {"group": name, "step": step}
+    spent: dict[str, Any] = {"examples": 16 * step, "seconds": 0.5 * step}
+    events: list[Event] = [
+        StepDone(**where, **spent, steps=STEPS, losses=losses, lr=0.1 / step, norm=0.5, drifts=drifts)
+    ]
     if step == STEPS - 1:
-        events = [StepSkipped(name, step, f"loss became nan at meta-step {step}")]
+        events = [StepSkipped(**where, reason=f"loss became nan at meta-step {step}")]
     if step in (CUT, STEPS):
         scores = {task: _score(step, n) for n, task in enumerate(group)}
         used = {"planned_draws": 1.0, "draws": step, "batches": step, "examples": 8 * step, "epochs": 0.5 * step}
-        events.append(Evaluated(name, step, "dev", scores, 0.1 * step, True, dict.fromkeys(group, used)))
-        events.append(CheckpointSaved(name, step, f"checkpoints/step-{step:08d}"))
+        sampling = dict.fromkeys(group, used)
+        events += [
+            Evaluated(**where, split="dev", tasks=scores, selected=0.1 * step, best=True, sampling=sampling),
+            CheckpointSaved(**where, path=f"checkpoints/step-{step:08d}"),
+        ]
     return events
 
 
@@ -78,8 +87,8 @@ def check_reporter(reporter: Reporter, folder: Path) -> None:
     """Check that a reporter keeps its contract, in run directories `whole`, `cut` and `groups` under `folder`.
 
     It has what it needs, takes a whole run, one that is interrupted after its third step and goes on from its second,
-    and one of two groups of tasks. It lets an interruption through, and its class and options are documented. What it
-    wrote of the runs is left for the test to look at; `whole` and `cut` are of the same run.
+    and one of two groups of tasks. It lets an interruption through, and its class and options are documented. Its
+    files of the runs are left for the test to look at; `whole` and `cut` are of the same run.
     """
     reporter.require()
     grouped = run_events([["sst"], ["sts"]])

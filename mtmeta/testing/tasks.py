@@ -38,90 +38,90 @@ def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options
 
     - Class and options are documented, the metrics are named, the options fit together.
     - Every row becomes an example, the same each time, with its texts, its line, and an id that no other has; labels
-      are what the objective takes, and come back from the words that predictions are written in.
+      are such as the objective takes, and come back from the words that predictions are written in.
     - Head and loss fit: one output an example, a finite scalar whose gradient reaches the encoder and the head, and
-      which does not depend on the order of the examples; nor do the outputs depend on what else is in the batch.
+      which does not depend on the order of the examples; nor do the outputs depend on the rest of the batch.
     - Predictions are [B], finite, and can be written and read back.
     - The columns of `mtmeta predict` are in the file; sample data, where there are any, can be read.
     """
     check(len(rows) >= 2, "give at least two rows")
     if "__dataclass_fields__" not in task.__dict__:
         dataclasses.dataclass(frozen=True)(task)  # as the registry does
-    made = task(**{"train": "train.csv", "batch_size": len(rows), **options})
-    _check_metrics(made)
+    instance = task(**{"train": "train.csv", "batch_size": len(rows), **options})
+    _check_metrics(instance)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.csv"
         with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-        learner, feed = tiny_learner({task.name: made}, data_root=folder, examples=len(rows))
+        learner, feed = tiny_learner({task.name: instance}, data_root=folder, examples=len(rows))
         batch = feed.batch(task.name)
         check(len(batch) == len(rows), f"{len(batch)} of {len(rows)} rows became examples")
-        _check_model(learner, batch, made)
-        _check_examples(made, path, len(rows))
-        found = DataFile(path, made.dialect or Dialect()).columns()
-    for column in made.columns:
-        check(column in found, f"columns names {column!r}, which the rows have not; `mtmeta predict` looks for it")
-    _check_sample(made)
-    for option, message in made.check():
+        _check_model(learner, batch, instance)
+        _check_examples(instance, path, len(rows))
+        columns = DataFile(path, instance.dialect or Dialect()).columns()
+    for column in instance.columns:
+        check(column in columns, f"columns names {column!r}, which the rows have not; `mtmeta predict` looks for it")
+    _check_sample(instance)
+    for option, message in instance.check():
         check(False, f"{option} {message}")
     check_documented(task, Task)
 
 
-def _check_metrics(made: Task) -> None:
-    names = made.metrics
+def _check_metrics(task: Task) -> None:
+    names = task.metrics
     check(bool(names) and all(isinstance(name, str) for name in names), "metrics must name at least one metric")
-    check(isinstance(made.objective, Objective), f"objective is {made.objective!r}, expected a mtmeta.Objective")
+    check(isinstance(task.objective, Objective), f"objective is {task.objective!r}, expected a mtmeta.Objective")
     registry = builtins()
     for name in names:
         for known in registry.suppliers("metric", name):
-            fits = bool(made.objective.classes) or known.part.needs != "classes"
+            fits = bool(task.objective.classes) or known.part.needs != "classes"
             check(fits, f"metric {name!r} is for classes, but the objective has none")
 
 
-def _check_examples(made: Task, path: Path, count: int) -> None:
-    """What `read` yields, before it is tokenized."""
+def _check_examples(task: Task, path: Path, count: int) -> None:
+    """Check the examples that `read` yields, before they are tokenized."""
 
     def read() -> list[Example]:
-        return list(made.read(DataFile(path, made.dialect or Dialect())))
+        return list(task.read(DataFile(path, task.dialect or Dialect())))
 
     examples = read()
     check(read() == examples, "read gives other examples when it reads the same file again")
-    needs_pair = made.inputs != "single"
+    needs_pair = task.inputs != "single"
     for line, example in enumerate(examples, start=2):
         place = f"the example of line {line}"
         check(example.line == line, f"{place} has line {example.line}; pass line=row.line, for messages to name it")
         check(bool(example.text.strip()), f"{place} has no text")
-        check((example.pair is not None) == needs_pair, f"{place}: pair is {example.pair!r}, inputs {made.inputs!r}")
+        check((example.pair is not None) == needs_pair, f"{place}: pair is {example.pair!r}, inputs {task.inputs!r}")
     ids = [example.id for example in examples if example.id]
     check(
         len(set(ids)) == len(ids), "two examples have the same id; pass id=row.id, which is the line without a column"
     )
-    objective = made.objective
+    objective = task.objective
     for example in examples:
         value = objective.parse(example.label)
         check(math.isfinite(value), f"label {example.label!r} is parsed as {value}")
         _check_round_trip(objective, value, f"label {example.label!r}")
 
 
-def _check_round_trip(objective: Objective, value: float, message: str) -> None:
-    """Predictions are written by `show`, into files whose labels `parse` reads."""
+def _check_round_trip(objective: Objective, value: float, subject: str) -> None:
+    """Check that `parse` reads the value back from the text that `show` writes."""
     shown = objective.show(value)
-    check(isinstance(shown, str), f"{message} is shown as {shown!r}, expected a text")
-    check(not objective.classes or shown in objective.classes, f"{message}, shown as {shown!r}, is no class")
+    check(isinstance(shown, str), f"{subject} is shown as {shown!r}, expected a text")
+    check(not objective.classes or shown in objective.classes, f"{subject}, shown as {shown!r}, is no class")
     try:
         back = objective.parse(shown)
     except ValueError as error:
         raise AssertionError(f"prediction {shown!r} cannot be read as a label: {error}") from error
     same = math.isclose(back, value, rel_tol=DIGITS, abs_tol=DIGITS)
-    check(same, f"{message} is shown as {shown!r}, which is read as {back}, expected {value}")
+    check(same, f"{subject} is shown as {shown!r}, which is read as {back}, expected {value}")
 
 
-def _check_model(learner: Learner, batch: Batch, made: Task) -> None:
+def _check_model(learner: Learner, batch: Batch, task: Task) -> None:
     import torch
 
-    name, count, objective = made.name, len(batch), made.objective
+    name, count, objective = task.name, len(batch), task.objective
     loss = learner.gradient(batch)  # refuses anything but a finite scalar
     for part in ("encoder.", f"heads.{name}."):
         grads = [p.grad for key, p in learner.parameters.items() if key.startswith(part)]
@@ -141,7 +141,7 @@ def _check_model(learner: Learner, batch: Batch, made: Task) -> None:
         for shift in range(1, count):
             turned = objective.loss(outputs.roll(shift, dims=0), chunk.labels.roll(shift))
             check(_close(straight, turned), f"the loss is {float(straight)}, with the order changed {float(turned)}")
-        _check_alone(learner, made, outputs)
+        _check_alone(learner, task, outputs)
     learner.model.train()
     check(bool(loss.isfinite()), f"the loss is {float(loss)}")
 
@@ -158,33 +158,33 @@ def _check_outputs(outputs: Tensor, objective: Objective, count: int) -> None:
         check(_close(probabilities.sum(dim=1), outputs.new_ones(count)), "probabilities of an example do not sum to 1")
 
 
-def _check_alone(learner: Learner, made: Task, outputs: Tensor) -> None:
-    """Each example by itself, where it has the outputs it has among the others."""
+def _check_alone(learner: Learner, task: Task, outputs: Tensor) -> None:
+    """Check that each example by itself has the outputs that it has among the others."""
     import torch
 
     torch.manual_seed(0)
-    head, vectors = learner.model.heads[made.name], 2 if made.inputs == "separate" else 1
+    head, vectors = learner.model.heads[task.name], 2 if task.inputs == "separate" else 1
     pooled = torch.randn(len(outputs), vectors, learner.model.hidden_size)  # [B, V, D]
     together = head(pooled)
     for i in range(len(outputs)):
         check(_close(head(pooled[i : i + 1])[0], together[i]), "the head's output for an example depends on the others")
 
 
-def _check_sample(made: Task) -> None:
-    """Sample data, which not every task has."""
+def _check_sample(task: Task) -> None:
+    """Check the sample data, which not every task has."""
     for split in ("train", "dev"):
         try:
-            examples = list(made.sample(split))
+            examples = list(task.sample(split))
         except DataError:
             continue
         check(bool(examples), f"the sample data of {split} are empty")
         for example in examples:
             check(
-                (example.pair is not None) == (made.inputs != "single"),
+                (example.pair is not None) == (task.inputs != "single"),
                 f"sample {split}: a text or its pair is missing",
             )
             try:
-                made.objective.parse(example.label)
+                task.objective.parse(example.label)
             except ValueError as error:
                 raise AssertionError(f"sample {split}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""A learner small enough for a test to compute everything again by hand, and what the checks share."""
+"""A learner small enough for a test to compute everything again by hand, and the helpers that the checks share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["builtins", "check", "check_documented", "tiny_learner"]
 
 
 def builtins() -> Registry:
-    """The parts that come with mtmeta: what is installed beside it has no say in a test."""
+    """Return the parts that come with mtmeta; other installed plugins have no say in a test."""
     return Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
 
 
@@ -32,7 +32,7 @@ def tiny_learner(
     examples: int = 48,
     algorithm: Algorithm | None = None,
 ) -> tuple[Learner, Feed]:
-    """A learner on backbone `tiny` without dropout, and a feed of each task's first `examples` training examples.
+    """Make a learner on backbone `tiny` without dropout, and a feed of each task's first `examples` training examples.
 
     `tasks` are instances by name; their `train` is a file under `data_root` or `sample`. Without them there are
     sst, para and sts on sample data, with batches of 4 and 2 inner steps. The same seed gives the same of everything.
@@ -49,14 +49,14 @@ def tiny_learner(
 
     registry = builtins()
     if tasks is None:
-        made = {name: registry.get("task", name, "tasks") for name in ("sst", "para", "sts")}
-        tasks = {name: task(train="sample", batch_size=4, inner_steps=2) for name, task in made.items()}
+        kinds = {name: registry.get("task", name, "tasks") for name in ("sst", "para", "sts")}
+        tasks = {name: kind(train="sample", batch_size=4, inner_steps=2) for name, kind in kinds.items()}
     bert = registry.get("backbone", "bert", "backbone")
     backbone = bert(weights="tiny", max_length=64, dropout=0.0).load(seed)
     datasets = {}
     for name, task in tasks.items():
-        found = load_split(name, task, "train", DataOptions(), data_root, backbone)
-        datasets[name] = select(found, np.arange(min(examples, len(found))))
+        dataset = load_split(name, task, "train", DataOptions(), data_root, backbone)
+        datasets[name] = select(dataset, np.arange(min(examples, len(dataset))))
     feed = Feed(tasks, datasets, registry.get("sampler", "uniform", "sampler")(), seed=seed)
     numbers = algorithm.parameters(list(tasks)) if algorithm is not None else None
     learner = Learner(MultiTaskModel(backbone.encoder, tasks, seed, numbers), seed=seed, steps=feed.steps)

@@ -1,4 +1,4 @@
-"""Completion: what is proposed where, by the protocol of each shell, and in real shells where they are installed."""
+"""Completion: the proposals at each place, in the protocol of each shell, and in real shells that are installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 from mtmeta.cli import app
 from mtmeta.cli.completion.answer import VARIABLE, propose
 from mtmeta.cli.completion.scripts import SCRIPTS
-from mtmeta.core.recipe.shipped import shipped
+from mtmeta.core.recipe.shipped import shipped_recipes
 from tests.support.commands import RECIPE, call
 
 COMMAND = typer.main.get_command(app)
@@ -59,12 +59,12 @@ def test_commands_and_options() -> None:
 def test_every_command_and_option_has_help() -> None:
     for name, text in propose(COMMAND, [], ""):
         assert text, name
-        for option, told in propose(COMMAND, [name], "--"):
-            assert told, f"{name} {option}"
+        for option, help_text in propose(COMMAND, [name], "--"):
+            assert help_text, f"{name} {option}"
 
 
 def test_recipes_are_files_and_shipped_names() -> None:
-    assert values("run", "") == [*shipped(), "my recipes/", "r.yaml", "runs/"]
+    assert values("run", "") == [*shipped_recipes(), "my recipes/", "r.yaml", "runs/"]
     assert values("validate", "r.yaml", "my recipes/") == ["my recipes/a b$.yaml"]
     assert values("compare", "r.yaml", "minilm/re") == ["minilm/reptile"]
     assert values("recipes", "copy", "paper/joint_") == ["paper/joint_10"]
@@ -135,7 +135,7 @@ def ask(shell: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]
         ("bash", ["run", "my\\ recipes/"], ["my\\ recipes/a\\ b\\$.yaml"]),
         ("bash", ["run", '"my recipes/'], ["my recipes/a b$.yaml"]),
         ("zsh", ["run", "my\\ recipes/"], ["my recipes/a b$.yaml"]),
-        # bash breaks words at = and puts the answer in place of what stands after it
+        # bash breaks words at = and replaces only the text after it
         ("bash", ["run", "r.yaml", "--set", "sampler", "=", "u"], ["uniform"]),
         ("bash", ["run", "r.yaml", "--set", "seed", "=", "1", "--set", "training.st"], ["training.steps="]),
         ("bash", ["eval", "runs/first", "--split", "="], ["dev", "test", "train"]),
@@ -200,7 +200,7 @@ def program(folder: Path) -> dict[str, str]:
 
 
 def typed(arguments: list[str], env: dict[str, str], line: str, until: str) -> str:
-    """What an interactive shell shows after a line, once `until` is there."""
+    """Return the screen of an interactive shell after a line, once `until` is there."""
     child, handle = pty.fork()
     if child == 0:
         os.execvpe(arguments[0], arguments, env)
@@ -268,7 +268,7 @@ def test_in_fish(line: str, expected: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "found"),
+    ("before", "expected"),
     [
         (["export", "runs/first", "--format"], ["transformers", "onnx", "sentence-transformers"]),
         (["new", "algorithm", "x", "--kind"], ["gradient", "inner_loop"]),
@@ -276,5 +276,5 @@ def test_in_fish(line: str, expected: str, tmp_path: Path) -> None:
         (["new", "recipe", "x.yaml", "--algorithm"], ["fomaml", "individual", "joint", "reptile"]),
     ],
 )
-def test_options_of_new_and_export(before: list[str], found: list[str]) -> None:
-    assert set(found) <= {value for value, _ in propose(COMMAND, before, "")}
+def test_options_of_new_and_export(before: list[str], expected: list[str]) -> None:
+    assert set(expected) <= {value for value, _ in propose(COMMAND, before, "")}

@@ -1,4 +1,4 @@
-"""What a terminal, a pipe and a new user get to see: plain ASCII where it must be, help with an example everywhere."""
+"""Output on a terminal, in a pipe and for a new user: plain ASCII where it must be, help with an example everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import typer
 
 from mtmeta.cli import app
-from mtmeta.core.recipe.shipped import shipped
+from mtmeta.core.recipe.shipped import shipped_recipes
 from tests.support.commands import QUIET, call
 from tests.support.quick import quick
 
@@ -57,14 +57,14 @@ def test_examples_are_commands_that_exist(tmp_path: Path, capsys: pytest.Capture
             options = {option for each in there.params for option in each.opts}
             assert {word for word in words if word.startswith("--")} <= options, example
             if words and there.name in ("run", "compare", "copy") and ".yaml" not in words[0]:
-                assert words[0] in shipped(), example
+                assert words[0] in shipped_recipes(), example
             seen += 1
     assert seen > len(EVERY)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, made where nothing but ASCII can be printed."""
+    """A finished run, trained where nothing but ASCII can be printed."""
     place = tmp_path_factory.mktemp("plain")
     quick(place, evaluation={"every": 2}, reporters=["console", "jsonl"])
     assert b"| kind" in plainly(place, "run", "quick.yaml", "--out", "runs/quick")
@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plainly(place: Path, *arguments: str, code: int = 0) -> bytes:
-    """What a command prints, which must be plain, in a locale that has only ASCII."""
+    """Return the output of a command, which must be plain, in a locale that has only ASCII."""
     given = [sys.executable, "-m", "mtmeta", *arguments]
     done = subprocess.run(
         given, cwd=place, env=os.environ | POOR, capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=600
@@ -122,7 +122,7 @@ def test_letters_that_a_locale_lacks_are_escaped(folder: Path) -> None:
 
 
 def on_terminal(place: Path, *arguments: str, **env: str) -> bytes:
-    """What a command prints on a terminal."""
+    """Return the output of a command on a terminal."""
     child, handle = pty.fork()
     if child == 0:
         os.chdir(place)

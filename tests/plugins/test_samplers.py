@@ -320,7 +320,7 @@ def test_support_and_query_are_disjoint_and_within_one_epoch() -> None:
 
 def test_a_twin_of_a_support_example_is_no_query() -> None:
     feed = feed_of({"sst": 24})
-    stream = feed._streams["sst"]
+    stream = feed.streams["sst"]
     ids = stream.dataset.ids
     assert isinstance(ids, list)
     ids[:] = [f"id-{i % 12}" for i in range(24)]

@@ -1,4 +1,4 @@
-"""Code blocks of the Markdown pages: found, run in the order a reader would, and what is not run checked.
+"""Code blocks of the Markdown pages: collected, run in the order a reader would, and what is not run checked.
 
     python -m tests.support.docs_blocks docs/tutorial.md       run a page's blocks and write their real output into it
 
@@ -40,7 +40,7 @@ COMMENT = re.compile(r"^\s*<!-- (.*) -->\s*$")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, where it stands and what its comments say."""
+    """A fenced block with its place and its comments."""
 
     page: Path
     line: int
@@ -64,8 +64,8 @@ class Block:
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """The blocks of a page, in order. Raises ValueError for a comment or a language that is not known."""
-    found: list[Block] = []
+    """Return the blocks of a page, in order. Raises ValueError for a comment or a language that is not known."""
+    blocks: list[Block] = []
     lines = page.read_text(encoding="utf-8").splitlines()
     notes: list[str] = []
     page_not_run = ""
@@ -90,11 +90,11 @@ def blocks_of(page: Path) -> list[Block]:
             title = re.search(r'title="([^"]+)"', rest)
             text = textwrap.dedent("".join(f"{line}\n" for line in lines[start:at]))
             why = next((note.removeprefix("not run: ") for note in notes if note.startswith("not run: ")), page_not_run)
-            found.append(Block(page, start, language, title[1] if title else "", text, tuple(notes), why))
+            blocks.append(Block(page, start, language, title[1] if title else "", text, tuple(notes), why))
             at, notes = at + 1, []
         elif line.strip():
             notes = []
-    return found
+    return blocks
 
 
 # ------------------------------------------------------------------------------------------------------------- running
@@ -107,7 +107,8 @@ class Reader:
     page: Path
     folder: Path
     done: int = 0
-    said: str = ""
+    output: str = ""
+    """Of the last block that was run."""
     real: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,14 +122,14 @@ class Reader:
 
     def _take(self, block: Block) -> None:
         if block.language == "text":
-            if self.said:
-                self.real[block.line] = self.said
-                assert matches(block.text, self.said, numbers="numbers vary" not in block.notes), (
-                    f"{block.name}: the page says\n{block.text}\nand it was\n{self.said}"
+            if self.output:
+                self.real[block.line] = self.output
+                assert matches(block.text, self.output, numbers="numbers vary" not in block.notes), (
+                    f"{block.name}: the page says\n{block.text}\nand it was\n{self.output}"
                 )
-            self.said = ""
+            self.output = ""
             return
-        self.said = ""
+        self.output = ""
         if block.why_not_run or not (block.title or block.language in ("bash", "python")):
             check(block)
             return
@@ -136,7 +137,7 @@ class Reader:
             (self.folder / block.title).parent.mkdir(parents=True, exist_ok=True)
             (self.folder / block.title).write_text(block.text, encoding="utf-8")
         elif block.language in ("bash", "python"):
-            self.said = self._run(block)
+            self.output = self._run(block)
         assert block.language != "console", f"{block.name}: write what is run as bash, and its output as text"
 
     def _run(self, block: Block) -> str:
@@ -147,15 +148,15 @@ class Reader:
             script.write_text(block.text, encoding="utf-8")
             command = [sys.executable, str(script)]
         options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
-        made = subprocess.run(command, cwd=self.folder, env=self._environ(), timeout=1200, check=False, **options)
-        assert made.returncode == block.exit_code, (
-            f"{block.name}: ended with {made.returncode}\n{made.stdout}{made.stderr}"
+        process = subprocess.run(command, cwd=self.folder, env=self._environ(), timeout=1200, check=False, **options)
+        assert process.returncode == block.exit_code, (
+            f"{block.name}: ended with {process.returncode}\n{process.stdout}{process.stderr}"
         )
-        said: str = made.stderr if block.exit_code else made.stdout
-        return said.replace(str(self.folder.resolve()), f"/home/you/{self.page.stem}")
+        output: str = process.stderr if block.exit_code else process.stdout
+        return output.replace(str(self.folder.resolve()), f"/home/you/{self.page.stem}")
 
     def _environ(self) -> dict[str, str]:
-        """Ours without settings of mtmeta's; `pip install` puts packages beside the folder, from what is at hand."""
+        """Return our environment without mtmeta's settings, in which `pip install` puts packages beside the folder."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("MTMETA_", "PIP_", "PYTHON"))}
         kept |= {key: os.environ[key] for key in ("MTMETA_CACHE",) if key in os.environ}
         packages = str(self.folder.parent / f"{self.folder.name}-packages")
@@ -166,7 +167,7 @@ class Reader:
 
 
 def matches(page: str, real: str, *, numbers: bool = True) -> bool:
-    """Whether output is what the page says; `...` on a line of its own stands for any lines, none included."""
+    """Return whether output is as the page says; `...` on a line of its own stands for any lines, none included."""
     parts = [_plain(part, numbers) for part in re.split(r"^[ \t]*\.\.\.[ \t]*(?:\n|\Z)", page, flags=re.MULTILINE)]
     return re.fullmatch(r"(?:.*\n)*?".join(map(re.escape, parts)), _plain(real, numbers)) is not None
 

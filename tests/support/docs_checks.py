@@ -1,4 +1,4 @@
-"""What can be known of a page's code block without running it: commands and options exist, recipes validate."""
+"""Checks of a page's code block without running it: commands and options exist, recipes validate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "commands"]
 
-# what a command line may begin with besides mtmeta, python and pytest
+# programs that a command line may begin with besides mtmeta, python and pytest
 TOOLS = set(
     "apt-get cat cd cut echo export grep head ls make mkdir pip pipx ruff sbatch source tensorboard uv wc".split()
 )
@@ -40,7 +40,7 @@ BASE = {
 
 
 def check(block: Block) -> None:
-    """What can be known of a block without running it. Raises AssertionError."""
+    """Check a block without running it. Raises AssertionError."""
     if block.language == "python":
         compile(block.text, block.name, "exec")
     elif block.language == "toml":
@@ -57,7 +57,7 @@ def _typed(console: str) -> str:
 
 
 def commands(script: str) -> Iterator[list[str]]:
-    """The words of every simple command of a script without loops and functions."""
+    """Yield the words of every simple command of a script without loops and functions."""
     script = re.sub(r"<<-?\s*'?(\w+)'?.*?^\1$", "", script.replace("\\\n", " "), flags=re.MULTILINE | re.DOTALL)
     for line in script.splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
@@ -106,7 +106,7 @@ def _check_command(block: Block, words: Sequence[str]) -> None:
 
 
 def _parse(block: Block, arguments: list[str]) -> None:
-    """The command with its options exists."""
+    """Check that the command with its options exists."""
     command: Any = typer.main.get_command(app)
     context, rest = None, arguments
     try:
@@ -120,12 +120,12 @@ def _parse(block: Block, arguments: list[str]) -> None:
     except typer.Exit:  # --help, --version
         pass
     except Exception as error:
-        said = error.format_message() if hasattr(error, "format_message") else str(error)
-        raise AssertionError(f"{block.name}: mtmeta {' '.join(arguments)}: {said}") from error
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        raise AssertionError(f"{block.name}: mtmeta {' '.join(arguments)}: {message}") from error
 
 
 def _check_yaml(block: Block) -> None:
-    """A recipe validates; a piece of one validates in place of what stands there in a small recipe."""
+    """Check that a recipe validates; a piece of one validates in its place in a small recipe."""
     data = yaml.safe_load(block.text)
     assert isinstance(data, dict) and set(data) <= set(KEYS), f"{block.name}: neither a recipe nor a part of one"
     registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
@@ -141,7 +141,7 @@ def _check_yaml(block: Block) -> None:
 
 
 def _numbers(data: Any) -> Any:
-    """The same with 1e-3 as the number that mtmeta reads there; PyYAML sees text."""
+    """Return the same with 1e-3 as the number that mtmeta reads there; PyYAML sees text."""
     if isinstance(data, dict):
         return {key: _numbers(value) for key, value in data.items()}
     if isinstance(data, str) and re.fullmatch(r"\d+(\.\d+)?e[+-]?\d+", data):

@@ -23,6 +23,7 @@ from benchmarks.padded import masked_mean, pad, padded_forward
 from benchmarks.parts import Parts, first_rows, load_backbone, load_dataset, load_parts, make_task
 from benchmarks.profile import profile_step
 from benchmarks.scaling import TINY, point, synthetic
+from benchmarks.scaling import main as scaling
 from benchmarks.stats import layer_weights, ratios, spread, step_flops
 from mtmeta.core.data.packing import pack_sequences
 from mtmeta.core.training.model import mean_pool
@@ -174,6 +175,14 @@ def test_kernels_are_timed_one_by_one() -> None:
 def test_scaling_point(kind: str) -> None:
     made = point(kind, 4, 2, TINY)
     assert made[kind] == 4 and made["peak_mib"] > 0
+
+
+def test_scaling_measures_what_the_command_line_asks_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.scaling.measure", lambda kinds, **options: {"kinds": kinds})
+    scaling(["--what", "batch,tasks", "--json"])
+    assert json.loads(capsys.readouterr().out) == {"kinds": ["batch", "tasks"]}
 
 
 def test_synthetic_sequences_have_the_length_asked_for() -> None:

@@ -97,7 +97,7 @@ def test_mtmeta_is_the_console_script_without_settings(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("block", "said"),
+    ("block", "message"),
     [
         ("bash\nmtmeta run r.yaml --sett a=1", "No such option"),
         ("bash\nmtmeta rum r.yaml", "No such command"),
@@ -117,8 +117,8 @@ def test_mtmeta_is_the_console_script_without_settings(tmp_path: Path, monkeypat
         ("python\nprint(", "never closed"),
     ],
 )
-def test_what_is_not_run_is_checked(block: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises((AssertionError, SyntaxError, ValueError), match=said):
+def test_what_is_not_run_is_checked(block: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, SyntaxError, ValueError), match=message):
         goes_through(page(tmp_path, f"\n<!-- not run: it would be slow -->\n```{block}\n```\n"))
 
 
@@ -153,3 +153,48 @@ def test_output_is_compared() -> None:
 def test_simple_commands_of_a_script() -> None:
     script = "A=1 one -a 'b c' x=y,z < in | two > out 2>&1; three && four # five\n"
     assert list(commands(script)) == [["one", "-a", "b c", "x=y,z"], ["two"], ["three"], ["four"]]
+
+
+# ------------------------------------------------------------------------------------------------- what pages name
+
+FOLDERS = ("mtmeta", "tests", "docs", "tools", "benchmarks", "examples", "recipes")
+HOUSE = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs" / "decisions").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", HOUSE, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_and_folders_that_are_named_exist(page: Path) -> None:
+    """`training/trainer.py` is some file whose path ends so; `tests/support/` some folder."""
+    known = {f"/{path.relative_to(ROOT).as_posix()}" for folder in FOLDERS for path in (ROOT / folder).rglob("*")}
+    known |= {f"/{path.name}" for path in ROOT.iterdir()} | {f"/{folder}" for folder in FOLDERS}
+    words = [word for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")) for word in code.split()]
+    named = [word for word in words if re.fullmatch(r"[\w./-]*\w(\.py|\.c|\.md|/)", word) and "COMMAND" not in word]
+    assert page.name == "README.md" or named
+    assert [word for word in named if not any(path.endswith(f"/{word.rstrip('/')}") for path in known)] == []
+
+
+def test_the_folders_of_the_house_are_drawn() -> None:
+    """Every package below mtmeta/ stands in CONTRIBUTING's drawing, and what is drawn is there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawing = re.search(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert drawing is not None
+    drawn = set(re.findall(r"(?<![\w./])([a-z]+)/(?=\s)", drawing[1]))
+    packages = {path.parent.name for path in (ROOT / "mtmeta").rglob("__init__.py")}
+    assert packages - drawn == {"new"}  # mtmeta new, a command of several
+    known = {path.name for path in (*ROOT.iterdir(), *(ROOT / "docs").iterdir(), *(ROOT / "mtmeta").rglob("*"))}
+    assert drawn - known == set()
+
+
+def test_the_ways_through_the_house_name_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    stops = re.findall(r"^([\w/]+\.py) +(\w+) ", text, re.MULTILINE)
+    assert len(stops) > 30
+    for file, name in stops:
+        source = (ROOT / "mtmeta" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^ *(def|class) {name}\b", source, re.MULTILINE), (file, name)
+
+
+def test_long_suites_are_named() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in path.read_text(encoding="utf-8")]
+    names = {path.relative_to(ROOT).as_posix() for path in marked} - {"tests/tools/test_docs.py"}
+    assert set(re.findall(r"`(tests/[\w/]+\.py)`", text.partition("## The long suites")[2])) == names

@@ -13,14 +13,13 @@ import pytest
 
 import mtmeta
 from mtmeta.core.api.contracts import Metric
-from mtmeta.core.recipe.part_help import FIXED
+from mtmeta.core.recipe.part_help import FIXED_PARTS
 from mtmeta.core.recipe.reader import KEYS
 from mtmeta.core.registry.discovery import load_plugins
 from mtmeta.core.registry.registry import KINDS, Registry
-from tools import site as sites
 from tools.mathml import BadMath, mathml
 from tools.reference import ENVIRONMENT, pages
-from tools.site import ROOT, BadSite, build, check, stage
+from tools.site import ROOT, BadSite, build, check, relinked, stage
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +43,16 @@ def test_every_page_is_built_linked_and_asks_nothing_of_other_hosts(site: Path, 
 
 
 def test_every_page_is_in_the_menu_or_linked_from_another(staged: tuple[Path, list[str]]) -> None:
-    out, found = staged
+    out, staged_pages = staged
     config = tomllib.loads((out / "zensical.toml").read_text(encoding="utf-8"))
-    named = set(re.findall(r"'([\w/]+\.md)'", str(config["project"]["nav"])))
-    assert named <= set(found)
-    assert set(found) - named == {"mini.md"}
+    named = set(re.findall(r"'([\w/-]+\.md)'", str(config["project"]["nav"])))
+    assert named <= set(staged_pages)
+    assert set(staged_pages) - named == {"mini.md"}
 
 
 def test_the_numbers_of_equations_are_numbers_on_the_page(site: Path) -> None:
     page = (site / "algorithms.html").read_text(encoding="utf-8")
-    numbers = [int(found) for found in re.findall(r'<div class="equation" id="eq-(\d+)">', page)]
+    numbers = [int(number) for number in re.findall(r'<div class="equation" id="eq-(\d+)">', page)]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) >= 15
     assert page.count("<math ") > 80
@@ -61,22 +60,22 @@ def test_the_numbers_of_equations_are_numbers_on_the_page(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[there](nowhere.md)", "page does not exist"),
         ("[there](faq.md#nothing)", "anchor"),
         ("It is $\\frac{1}$.", "BadMath"),
     ],
 )
-def test_what_is_wrong_with_a_page_ends_the_build(text: str, said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_page_ends_the_build(text: str, message: str, tmp_path: Path) -> None:
     stage(tmp_path)
     (tmp_path / "pages" / "tutorial.md").write_text(f"# Page\n\n{text}\n", encoding="utf-8")
-    with pytest.raises(BadSite, match=said):
+    with pytest.raises(BadSite, match=message):
         build(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("html", "said"),
+    ("html", "message"),
     [
         ('<script src="https://cdn.example/x.js"></script>', "fetches https://cdn.example/x.js"),
         ('<link rel="stylesheet" href="//fonts.example/css">', "fetches //fonts.example/css"),
@@ -85,11 +84,11 @@ def test_what_is_wrong_with_a_page_ends_the_build(text: str, said: str, tmp_path
         ('<a href="../outside.html">', "which is not there"),
     ],
 )
-def test_what_is_wrong_with_a_built_page_is_found(html: str, said: str, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_built_page_is_found(html: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text('<p id="here"><a href="#here">', encoding="utf-8")
     assert check(tmp_path) == 1
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
-    with pytest.raises(BadSite, match=re.escape(said)):
+    with pytest.raises(BadSite, match=re.escape(message)):
         check(tmp_path)
 
 
@@ -104,8 +103,7 @@ def test_links_are_made_to_fit_the_site() -> None:
 
     def mended(text: str, source: str) -> str:
         problems: list[str] = []
-        made = sites._relinked(text, source, targets, problems)
-        return made + "".join(f" !{problem}" for problem in problems)
+        return relinked(text, source, targets, problems) + "".join(f" !{problem}" for problem in problems)
 
     assert mended("[x](../benchmarks/RESULTS.md#gpu)", "docs/a.md") == "[x](speed.md#gpu)"
     assert mended("[x](../docs/b/c.md)", "benchmarks/RESULTS.md") == "[x](b/c.md)"
@@ -120,15 +118,15 @@ def test_links_are_made_to_fit_the_site() -> None:
 
 
 def test_the_reference_names_every_part_and_every_option() -> None:
-    made = pages()
+    reference = pages()
     registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
     kinds: dict[str, dict[str, Any]] = {
         kind: {name: registry.get(kind, name, "") for name in registry.names(kind)} for kind in KINDS
-    } | FIXED
+    } | FIXED_PARTS
     places = {"metric": "metrics", "reporter": "metrics", "schedule": "optimizers", "section": "recipe"}
     seen = 0
     for kind, parts in kinds.items():
-        page = made[f"reference/{places.get(kind, f'{kind}s')}.md"]
+        page = reference[f"reference/{places.get(kind, f'{kind}s')}.md"]
         for name, part in parts.items():
             heading = re.search(rf"^(##+) `{name}` ", page, re.MULTILINE)
             assert heading, (kind, name)
@@ -141,7 +139,7 @@ def test_the_reference_names_every_part_and_every_option() -> None:
                     assert re.search(rf"^`{field.name}` .*\n:   \S", text, re.MULTILINE), (kind, name, field.name)
                     seen += 1
     assert seen > 80
-    assert "No help given" not in "".join(made.values())
+    assert "No help given" not in "".join(reference.values())
 
 
 def test_every_key_of_a_recipe_and_every_setting_of_the_environment_is_explained() -> None:
@@ -153,11 +151,11 @@ def test_every_key_of_a_recipe_and_every_setting_of_the_environment_is_explained
 
 
 def test_defaults_are_those_of_the_code() -> None:
-    made = pages()
+    reference = pages()
     size = '`batch_size` <span class="takes">an integer from 1 to 10000000; default `32`</span>'
-    assert size in made["reference/tasks.md"]
+    assert size in reference["reference/tasks.md"]
     inner = "an [optimizer](optimizers.md#optimizers); default `{name: adamw, lr: 1e-05}`"
-    assert f'`inner_optimizer` <span class="takes">{inner}</span>' in made["reference/algorithms.md"]
+    assert f'`inner_optimizer` <span class="takes">{inner}</span>' in reference["reference/algorithms.md"]
 
 
 def test_commands_are_those_of_the_command_line() -> None:

@@ -6,7 +6,7 @@ from mtmeta_cola import Cola, cola_matthews
 from sklearn.metrics import matthews_corrcoef
 
 import mtmeta
-from mtmeta.testing.tasks import check_task
+from mtmeta.testing import check_task
 
 ROWS: list[dict[str, object]] = [
     {"sentence": "The child reads a book.", "label": 1},

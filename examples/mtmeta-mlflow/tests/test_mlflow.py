@@ -10,7 +10,7 @@ import pytest
 from mtmeta_mlflow import MLflow
 
 import mtmeta
-from mtmeta.testing.reporters import check_reporter, run_events
+from mtmeta.testing import check_reporter, run_events
 
 mlflow = pytest.importorskip("mlflow", reason="needs mlflow or mlflow-skinny")
 

@@ -8,8 +8,7 @@ from mtmeta_pcgrad import PCGrad, add, dot, surgery
 from torch import Tensor
 
 import mtmeta
-from mtmeta.testing.algorithms import check_algorithm
-from mtmeta.testing.tiny import tiny_learner
+from mtmeta.testing import check_algorithm, tiny_learner
 
 
 def tensors(*rows: list[float] | None) -> list[Tensor | None]:

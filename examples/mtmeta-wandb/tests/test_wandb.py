@@ -14,7 +14,7 @@ import pytest
 from mtmeta_wandb import WandB
 
 import mtmeta
-from mtmeta.testing.reporters import check_reporter, run_events
+from mtmeta.testing import check_reporter, run_events
 
 pytest.importorskip("wandb", reason="needs wandb")
 pytestmark = pytest.mark.filterwarnings("default::DeprecationWarning")  # of wandb's own

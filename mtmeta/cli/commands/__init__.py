@@ -1,1 +1,1 @@
-"""One file a command; `new` has three."""
+"""The commands, one a file; `new` is a folder."""

@@ -38,5 +38,5 @@ def export(
     check_torch()
     from mtmeta.core.export.export import export as run_export
 
-    found = run_export(run, form, tasks=task or [], out=out, fresh=fresh, block=no_plugin or [], warn=warn, say=say)
-    print(json.dumps(found) if json_ else found["folder"])
+    exported = run_export(run, form, tasks=task or [], out=out, fresh=fresh, block=no_plugin or [], warn=warn, say=say)
+    print(json.dumps(exported) if json_ else exported["folder"])

@@ -40,7 +40,7 @@ def fetch(
     from mtmeta.core.storage.artifacts import remedy
 
     registry = build_registry(block=no_plugin or [], warn=warn)
-    found, problems = fetch_recipes(
+    fetched, problems = fetch_recipes(
         recipes,
         registry,
         overrides=set_ or [],
@@ -49,5 +49,5 @@ def fetch(
         watcher=FetchView(),
         remedy=remedy(*recipes),
     )
-    print(json.dumps(found)) if json_ else show_fetched(found)
+    print(json.dumps(fetched)) if json_ else show_fetched(fetched)
     raise_all(problems)

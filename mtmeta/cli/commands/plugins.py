@@ -1,4 +1,4 @@
-"""`mtmeta plugins` and `mtmeta show`: what is installed, and the parts that recipes may name."""
+"""`mtmeta plugins`, the installed plugins; `mtmeta show`, the help of a part that recipes may name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plugins(
     from mtmeta.core.registry.discovery import load_plugins
     from mtmeta.core.registry.registry import Registry
 
-    registry = Registry(load_plugins(block=no_plugin or [], warn=warn))  # the list itself says what is broken
+    registry = Registry(load_plugins(block=no_plugin or [], warn=warn))  # the list itself names broken ones
     described, conflicts = describe_plugins(registry), registry.conflicts()
     print(json.dumps(described) if json_ else "\n".join(plugin_lines(described)))
     problems: list[MtmetaError] = [PluginError(str(p), f"is broken: {p.broken}") for p in registry.plugins.broken]

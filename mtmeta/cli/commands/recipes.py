@@ -1,4 +1,4 @@
-"""`mtmeta recipes`, what comes with the package; `mtmeta schema`, what editors know of recipes."""
+"""`mtmeta recipes`, the recipes that come with the package; `mtmeta schema`, the schema of recipes for editors."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def list_(context: typer.Context) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from mtmeta.core.recipe.shipped import headline, shipped
+    from mtmeta.core.recipe.shipped import headline, shipped_recipes
 
-    found = shipped()
-    width = max(map(len, found), default=0)
-    for name, path in found.items():
+    paths = shipped_recipes()
+    width = max(map(len, paths), default=0)
+    for name, path in paths.items():
         print(f"{name:{width}}  {headline(path)}")
 
 
@@ -52,7 +52,7 @@ def copy(
       mtmeta run my.yaml
     """
     from mtmeta.core.recipe.schema import schema_text
-    from mtmeta.core.recipe.shipped import copy as copy_recipe
+    from mtmeta.core.recipe.shipped import copy_recipe
     from mtmeta.core.registry.registry import build_registry
 
     print(copy_recipe(name, to, schema=schema_text(build_registry(warn=warn))))

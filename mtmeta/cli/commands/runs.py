@@ -28,5 +28,5 @@ def runs(
     """
     from mtmeta.core.reports.terminal.run_list import list_runs, show_runs
 
-    found = list_runs(folder)
-    print(json.dumps(found)) if json_ else show_runs(found, folder)
+    rows = list_runs(folder)
+    print(json.dumps(rows)) if json_ else show_runs(rows, folder)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mtmeta.cli.options import DataRoot, Json, NoPlugin, Set, warn
-from mtmeta.core.errors import DataError, MtmetaError, Problems, UsageError, raise_all
+from mtmeta.core.errors import UsageError, raise_all
 from mtmeta.core.wording import safe
+
+if TYPE_CHECKING:
+    from mtmeta.core.authoring.check import RecipeCheck
+    from mtmeta.core.storage.download import Watcher
 
 __all__ = ["validate"]
 
@@ -43,47 +48,42 @@ def validate(
       mtmeta validate my.yaml
       mtmeta validate my.yaml --data --data-root DATA
     """
-    from mtmeta.core.recipe.reader import load_recipe
+    from mtmeta.core.authoring.check import check_recipe
     from mtmeta.core.registry.registry import build_registry
 
     if strict and not data:
         raise UsageError("--strict", "is for --data; give both")
-    registry = build_registry(block=no_plugin or [], warn=warn)
-    problems: list[MtmetaError] = []
-    documents: list[dict[str, Any]] = []
+    check = partial(
+        check_recipe,
+        registry=build_registry(block=no_plugin or [], warn=warn),
+        overrides=set_ or [],
+        data_root=data_root,
+        data=data,
+        strict=strict,
+        weights=weights,
+        warn=warn,
+        watcher=_watcher() if data or weights else None,
+    )
+    checks = []
     for path in recipes:
-        facts: dict[str, Any] = {}
-        found: list[MtmetaError] = []
-        try:
-            recipe = load_recipe(path, registry, overrides=set_ or [], data_root=data_root)
-            if data or weights:
-                from mtmeta.core.reports.terminal.fetching import FetchView
-                from mtmeta.core.storage.artifacts import remedy
-                from mtmeta.core.storage.sources import Sources
-
-                sources = Sources(watcher=FetchView(), remedy=remedy(path))
-            if weights:
-                from mtmeta.core.run.fetch import bring, local_backbone
-
-                bring(recipe, (), sources)
-                backbone = local_backbone(recipe, sources)
-                backbone.load(recipe.seed)
-            if data:
-                from mtmeta.core.authoring.inspection import doubts, inspect
-                from mtmeta.core.reports.terminal.inspection import lines
-
-                facts, found = inspect(recipe, warn=warn, sources=sources)
-                if strict:
-                    found += [DataError(file, message) for file, message in doubts(facts)]
-                if not json_:
-                    print("\n".join(lines(facts)))
-        except MtmetaError as error:
-            found.append(error)
-        problems += found
-        told = [str(one) for error in found for one in (error.problems if isinstance(error, Problems) else [error])]
-        documents.append({"recipe": str(path), "ok": not found, "problems": told, **({"data": facts} if facts else {})})
-        if not found and not json_:
-            print(f"{safe(str(path))}: ok")
+        checks.append(check(path))
+        if not json_:
+            _show(checks[-1])
     if json_:
-        print(json.dumps({"recipes": documents}))
-    raise_all(problems)
+        print(json.dumps({"recipes": [outcome.document() for outcome in checks]}))
+    raise_all([problem for outcome in checks for problem in outcome.problems])
+
+
+def _watcher() -> Watcher:
+    from mtmeta.core.reports.terminal.fetching import FetchView  # loads rich
+
+    return FetchView()
+
+
+def _show(check: RecipeCheck) -> None:
+    from mtmeta.core.reports.terminal.inspection import lines
+
+    if check.facts:
+        print("\n".join(lines(check.facts)))
+    if not check.problems:
+        print(f"{safe(check.recipe)}: ok")

@@ -1,8 +1,7 @@
 """Completion of a command line: which words may stand where the cursor is.
 
-The shell's function (cli_scripts.py) starts `mtmeta` with the words up to the cursor as arguments and the shell's name
-in the environment; what may follow goes to stdout, one `value<TAB>help` a line. Nothing else is ever printed, whatever
-fails.
+The shell's function (scripts.py) starts `mtmeta` with the words up to the cursor as arguments and the shell's name in
+the environment; the proposals go to stdout, one `value<TAB>help` a line. Nothing else is ever printed, whatever fails.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from mtmeta.cli.completion.values import MOST, Line, Proposals, values_of
+from mtmeta.cli.completion.values import MAX_PROPOSALS, Line, Proposals, values_of
 from mtmeta.core.wording import safe
 
 __all__ = ["VARIABLE", "answer", "propose"]
 
 VARIABLE = "_MTMETA_COMPLETE"
 OPEN = ("/", "=", ".")  # after these a word goes on, so no space follows
-WORD_BREAKS = "=:"  # bash takes what stands between these for words of their own
+WORD_BREAKS = "=:"  # bash splits words at these
 SPECIAL = set(" \t\\'\"`$&|;<>()[]{}*?!#~")
 
 
@@ -27,7 +26,7 @@ def answer(command: Any, shell: str, words: Sequence[str]) -> None:
     """Print the proposals for the last of `words` as `shell` takes them."""
     out = os.dup(1)
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)  # a plugin may print what it likes
+    os.dup2(silence, 1)  # a plugin may print anything
     os.dup2(silence, 2)
     try:
         if shell == "bash":
@@ -35,8 +34,8 @@ def answer(command: Any, shell: str, words: Sequence[str]) -> None:
         *before, raw = words or [""]
         quoted = raw[:1] in ("'", '"')
         word = _unquoted(raw)
-        found = [(value, text) for value, text in propose(command, list(map(_unquoted, before)), word)]
-        lines = [_shown(shell, value, text, raw, quoted) for value, text in found if value.isprintable()]
+        proposals = propose(command, list(map(_unquoted, before)), word)
+        lines = [_shown(shell, value, text, raw, quoted) for value, text in proposals if value.isprintable()]
         data = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
         os.write(out, data)
     except BaseException:  # whatever it is, the user's prompt is no place to tell it
@@ -50,70 +49,71 @@ def _shown(shell: str, value: str, text: str, raw: str, quoted: bool) -> str:
         return f"{value}\t{safe(text, 100)}" if text else value
     if not quoted:
         value = "".join(f"\\{c}" if c in SPECIAL and not (i == 0 and c == "~") else c for i, c in enumerate(value))
-    # bash puts it in place of what stands after the last of its breaks
+    # bash replaces only the text after the last of its breaks
     at = max(raw.rfind(c) for c in WORD_BREAKS) + 1
     return value[at:] if not quoted and value.startswith(raw[:at]) else value
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """Words as they stood before bash broke them at = and : signs."""
-    made: list[str] = []
+    """Return the words as they were before bash split them at = and : signs."""
+    joined: list[str] = []
     goes_on = False
     for word in words:
         broken = bool(word) and set(word) <= set(WORD_BREAKS)
-        if made and (broken or goes_on):
-            made[-1] += word
+        if joined and (broken or goes_on):
+            joined[-1] += word
         else:
-            made.append(word)
+            joined.append(word)
         goes_on = broken
-    return made
+    return joined
 
 
 def _unquoted(word: str) -> str:
-    """A shell's word without quotes and backslashes; the last quote may still be open."""
-    made, quote, escaped = "", "", False
+    """Return a shell's word without quotes and backslashes; the last quote may still be open."""
+    plain, quote, escaped = "", "", False
     for c in word:
         if escaped:
-            made, escaped = made + c, False
+            plain, escaped = plain + c, False
         elif c == "\\" and quote != "'":
             escaped = True
         elif c == quote or (not quote and c in "'\""):
             quote = "" if quote else c
         else:
-            made += c
-    return made
+            plain += c
+    return plain
 
 
 # ------------------------------------------------------------------------------------------ where the cursor stands
 
 
 def propose(command: Any, before: Sequence[str], word: str) -> list[tuple[str, str]]:
-    """What may stand in place of `word` after the words `before`, with help where there is some."""
+    """Return the words that `word` may become after the words `before`, with help where there is some."""
     line = _read(command, before)
-    found: Proposals
+    proposals: Proposals
     start = ""
     name, equals, value = word.partition("=")
     if line.waiting is None and name.startswith("--") and equals:
         option, start, word = _option(line.command, name), f"{name}=", value
-        found = values_of(option, line, word) if option is not None and not _is_flag(option) else ()
+        proposals = values_of(option, line, word) if option is not None and not _is_flag(option) else ()
     elif line.waiting is not None:
-        found = values_of(line.waiting, line, word)
+        proposals = values_of(line.waiting, line, word)
     elif word.startswith("-"):
-        found = _options(line)
+        proposals = _options(line)
     elif commands := getattr(line.command, "commands", None):
         every = [(name, each.get_short_help_str(100)) for name, each in commands.items() if not each.hidden]
-        found = [] if line.arguments else every  # after a command that is none there is nothing to propose
+        proposals = [] if line.arguments else every  # after a word that is no command there is nothing to propose
     else:
         arguments = [each for each in line.command.params if each.param_type_name == "argument"]
         at = len(line.arguments)
         if at >= len(arguments) and not (arguments and arguments[-1].nargs == -1):
             return []
-        found = values_of(arguments[min(at, len(arguments) - 1)], line, word)
-    fitting = {start + value: text for value, text in islice(found, MOST) if value.startswith(word)}
+        proposals = values_of(arguments[min(at, len(arguments) - 1)], line, word)
+    fitting = {start + value: text for value, text in islice(proposals, MAX_PROPOSALS) if value.startswith(word)}
     return list(fitting.items())
 
 
 def _read(command: Any, words: Sequence[str]) -> Line:
+    """Return the command line that the words make, as far as it can be understood."""
     line = Line(command)
     for word in words:
         if line.waiting is not None:
@@ -138,8 +138,8 @@ def _read(command: Any, words: Sequence[str]) -> Line:
 
 
 def _option(command: Any, name: str) -> Any:
-    found = (each for each in command.params if each.param_type_name == "option" and name in each.opts)
-    return next(found, None)
+    options = (each for each in command.params if each.param_type_name == "option" and name in each.opts)
+    return next(options, None)
 
 
 def _is_flag(option: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What makes a shell and an editor comfortable: completion, and the JSON Schema of recipes."""
+"""`mtmeta completion`: the script that switches completion on in a shell."""
 
 from __future__ import annotations
 

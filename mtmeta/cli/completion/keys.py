@@ -1,4 +1,4 @@
-"""Keys that `--set` may change, found in the JSON Schema of recipes; without pydantic, which takes its time to load."""
+"""Keys that `--set` may change, by the JSON Schema of recipes; without pydantic, which takes its time to load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["keys", "load_schema"]
 
 
 def load_schema() -> dict[str, Any]:
-    """The schema the package brings along; made anew where other plugins are installed."""
+    """Read the schema that comes with the package, or make one where other plugins are installed."""
     if entry_points(group="mtmeta"):
         from mtmeta.core.recipe.schema import recipe_schema
         from mtmeta.core.registry.registry import build_registry
@@ -23,39 +23,39 @@ def load_schema() -> dict[str, Any]:
 
 
 def keys(schema: Mapping[str, Any], recipe: Mapping[str, Any], word: str) -> Iterator[tuple[str, str]]:
-    """`a.b=` for each option and `a.` for each section that may stand in place of `word`, then values.
+    """Yield `a.b=` for each option and `a.` for each section that `word` may become; after `a.b=` the option's values.
 
     `recipe` says which parts the names stand for, as far as there is one.
     """
     key, equals, _ = word.partition("=")
     *above, last = key.split(".")
     node: Mapping[str, Any] = schema
-    data: Any = recipe
+    value: Any = recipe
     for name in above:
-        node, data = _below(schema, node, data, name)
+        node, value = _below(schema, node, value, name)
     if equals:
-        node, _ = _below(schema, node, data, last)
-        yield from ((f"{key}={value}", "") for value in _choices(schema, node))
+        node, _ = _below(schema, node, value, last)
+        yield from ((f"{key}={choice}", "") for choice in _choices(schema, node))
         return
     start = "".join(f"{name}." for name in above)
-    for name, option in _options(schema, node, data).items():
-        inner, there = _below(schema, node, data, name)
+    for name, option in _options(schema, node, value).items():
+        inner, inner_value = _below(schema, node, value, name)
         text = str(option.get("description", "")) or str(_target(schema, option).get("description", ""))
-        if _options(schema, inner, there):
+        if _options(schema, inner, inner_value):
             yield f"{start}{name}.", text.partition("\n")[0]
         if _is_scalar(schema, option):
             yield f"{start}{name}=", text.partition("\n")[0]
 
 
 def _target(schema: Mapping[str, Any], node: Any) -> Mapping[str, Any]:
-    """The node, or what it refers to."""
+    """Return the node, or the definition that it refers to."""
     while isinstance(node, dict) and "$ref" in node:
         node = schema["$defs"][node["$ref"].removeprefix("#/$defs/")]
     return node if isinstance(node, dict) else {}
 
 
 def _options(schema: Mapping[str, Any], node: Any, data: Any) -> dict[str, Any]:
-    """Properties of a mapping, those of the part that its data name if it is a choice."""
+    """Return the properties of a mapping; of a choice, those of the part that its data name."""
     node = _target(schema, node)
     if "then" in node and node is not schema:
         if node["if"].get("type") == "object":
@@ -65,11 +65,11 @@ def _options(schema: Mapping[str, Any], node: Any, data: Any) -> dict[str, Any]:
     for branch in node.get("allOf", ()):
         (tag, wanted), *_ = branch["if"]["properties"].items()
         if isinstance(data, dict) and data.get(tag) == wanted["const"]:
-            found = _options(schema, branch["then"], data)
-            return {name: option for name, option in found.items() if name != tag} | {tag: node["properties"][tag]}
+            of_part = _options(schema, branch["then"], data)
+            return {name: option for name, option in of_part.items() if name != tag} | {tag: node["properties"][tag]}
     for member in node.get("anyOf", ()):
-        if found := _options(schema, member, data):
-            return found
+        if options := _options(schema, member, data):
+            return options
     properties = dict(node.get("properties", {}))
     if "propertyNames" in node and isinstance(data, dict):  # names of the recipe's own, such as its tasks
         extra = node.get("additionalProperties")
@@ -78,9 +78,10 @@ def _options(schema: Mapping[str, Any], node: Any, data: Any) -> dict[str, Any]:
 
 
 def _below(schema: Mapping[str, Any], node: Any, data: Any, name: str) -> tuple[Any, Any]:
+    """Return the schema of an option, and its value in the data or else its default."""
     option = _options(schema, node, data).get(name, {})
-    there = data.get(name) if isinstance(data, dict) else None
-    return option, option.get("default") if there is None and isinstance(option, dict) else there
+    value = data.get(name) if isinstance(data, dict) else None
+    return option, option.get("default") if value is None and isinstance(option, dict) else value
 
 
 def _is_scalar(schema: Mapping[str, Any], node: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The shells' side of completion: a function for each, which asks `mtmeta` itself (cli_complete.py)."""
+"""The shells' side of completion: a function for each, which asks `mtmeta` itself (answer.py)."""
 
 from __future__ import annotations
 

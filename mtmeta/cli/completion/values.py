@@ -1,4 +1,4 @@
-"""Completion of values: recipes, runs, tasks, parts, keys and files, by what an option or argument is called."""
+"""Completion of values: recipes, runs, tasks, parts, keys and files, by the name of an option or argument."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MOST", "Line", "Proposals", "values_of"]
+__all__ = ["MAX_PROPOSALS", "Line", "Proposals", "values_of"]
 
-MOST = 2000  # entries of one folder, and folders searched for runs
+MAX_PROPOSALS = 2000  # entries of one folder, and folders searched for runs
 Proposals = Iterable[tuple[str, str]]  # a word and its help
 
 
@@ -22,7 +22,7 @@ class Line:
     command: Any
     """The command, or the group if none is named yet."""
     names: list[str] = field(default_factory=list)
-    """How it is called: `["recipes", "copy"]`."""
+    """Its names: `["recipes", "copy"]`."""
     arguments: list[str] = field(default_factory=list)
     options: dict[str, list[str]] = field(default_factory=dict)
     """Values of options by parameter name; flags have none."""
@@ -31,24 +31,24 @@ class Line:
 
 
 def values_of(parameter: Any, line: Line, word: str) -> Proposals:
-    """Values of an option or argument, by what it is called."""
-    own = FIXED.get(parameter.name)
-    if own is not None:
-        return [(value, "") for value in own]
-    source = SOURCES.get(".".join([*line.names, parameter.name])) or SOURCES.get(parameter.name)
+    """Return the values of an option or argument, by its name."""
+    constants = CONSTANT_VALUES.get(parameter.name)
+    if constants is not None:
+        return [(value, "") for value in constants]
+    source = VALUE_SOURCES.get(".".join([*line.names, parameter.name])) or VALUE_SOURCES.get(parameter.name)
     return source(line, word) if source is not None else ()
 
 
 def _files(line: Line, word: str, fits: Callable[[Path], bool] = lambda path: True) -> Iterator[tuple[str, str]]:
-    """Folders, and the files that fit, where `word` begins a path."""
+    """Yield folders, and the files that fit, where `word` begins a path."""
     head, slash, tail = word.rpartition("/")
     folder = Path(os.path.expanduser(head + slash) or ".")
     try:
         with os.scandir(folder) as entries:
-            found = sorted(islice(entries, MOST), key=lambda entry: entry.name)
+            children = sorted(islice(entries, MAX_PROPOSALS), key=lambda entry: entry.name)
     except (OSError, ValueError):
         return  # no such folder, or none that may be read
-    for entry in found:
+    for entry in children:
         if entry.name.startswith(".") and not tail.startswith("."):
             continue
         if entry.is_dir():
@@ -68,23 +68,23 @@ def _recipes(line: Line, word: str) -> Iterator[tuple[str, str]]:
 
 
 def _shipped(line: Line, word: str) -> Iterator[tuple[str, str]]:
-    from mtmeta.core.recipe.shipped import headline, shipped
+    from mtmeta.core.recipe.shipped import headline, shipped_recipes
 
-    for name, path in shipped().items():
+    for name, path in shipped_recipes().items():
         if name.startswith(word):
             yield name, headline(path)
 
 
 def _runs(line: Line, word: str) -> Iterator[tuple[str, str]]:
-    """Run directories under runs/; and where the user has begun a path, whatever folders it may lead through."""
-    found = False
-    for place, folders, _ in islice(os.walk("runs"), MOST):
+    """Yield run directories under runs/; and where the user has begun a path, all folders that it may lead through."""
+    any_run = False
+    for place, folders, _ in islice(os.walk("runs"), MAX_PROPOSALS):
         if _is_run(Path(place)):
             folders.clear()
-            found = True
+            any_run = True
             yield place, ""
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-    if word or not found:
+    if word or not any_run:
         yield from _files(line, word, _is_run)
 
 
@@ -94,23 +94,23 @@ def _runs_and_recipes(line: Line, word: str) -> Iterator[tuple[str, str]]:
         yield from _recipes(line, word)
 
 
-def recipe_of(line: Line) -> dict[str, Any]:
-    """What the recipe on the line says, or that of the run; nothing if there is none that can be read."""
+def _recipe_of(line: Line) -> dict[str, Any]:
+    """Read the recipe on the line, or that of the run; return nothing if there is none that can be read."""
     from mtmeta.core.errors import MtmetaError
     from mtmeta.core.recipe import strict_yaml
-    from mtmeta.core.recipe.shipped import find
+    from mtmeta.core.recipe.shipped import find_recipe
 
     for given in reversed(line.arguments):
         path = Path(os.path.expanduser(given))
         try:
-            return strict_yaml.read_file(path / "recipe.yaml" if path.is_dir() else find(path)).data
+            return strict_yaml.read_file(path / "recipe.yaml" if path.is_dir() else find_recipe(path)).data
         except (MtmetaError, OSError):
             continue
     return {}
 
 
 def _tasks(line: Line, word: str) -> Iterator[tuple[str, str]]:
-    tasks = recipe_of(line).get("tasks")
+    tasks = _recipe_of(line).get("tasks")
     for name in tasks if isinstance(tasks, dict) else ():
         yield str(name), ""
 
@@ -118,7 +118,7 @@ def _tasks(line: Line, word: str) -> Iterator[tuple[str, str]]:
 def _task_files(line: Line, word: str) -> Iterator[tuple[str, str]]:
     name, equals, path = word.partition("=")
     if equals:
-        yield from ((f"{name}={found}", "") for found, _ in _files(line, path))
+        yield from ((f"{name}={file}", "") for file, _ in _files(line, path))
     else:
         yield from ((f"{task}=", text) for task, text in _tasks(line, word))
 
@@ -126,23 +126,23 @@ def _task_files(line: Line, word: str) -> Iterator[tuple[str, str]]:
 def _keys(line: Line, word: str) -> Proposals:
     from mtmeta.cli.completion.keys import keys, load_schema
 
-    return keys(load_schema(), recipe_of(line), word)
+    return keys(load_schema(), _recipe_of(line), word)
 
 
 def _kinds(line: Line, word: str) -> Iterator[tuple[str, str]]:
-    from mtmeta.core.recipe.part_help import FIXED as OTHERS
+    from mtmeta.core.recipe.part_help import FIXED_PARTS
     from mtmeta.core.registry.registry import KINDS
 
-    yield from ((kind, "") for kind in (*KINDS, *OTHERS))
+    yield from ((kind, "") for kind in (*KINDS, *FIXED_PARTS))
 
 
 def _parts(line: Line, word: str) -> Iterator[tuple[str, str]]:
-    from mtmeta.core.recipe.part_help import FIXED as OTHERS
+    from mtmeta.core.recipe.part_help import FIXED_PARTS
     from mtmeta.core.registry.registry import KINDS, build_registry
 
     kind = line.arguments[0]
-    if kind in OTHERS:
-        yield from ((name, "") for name in OTHERS[kind])
+    if kind in FIXED_PARTS:
+        yield from ((name, "") for name in FIXED_PARTS[kind])
     elif kind in KINDS:
         yield from ((name, "") for name in build_registry(block=line.options.get("no_plugin", [])).names(kind))
 
@@ -154,13 +154,13 @@ def _plugins(line: Line, word: str) -> Iterator[tuple[str, str]]:
         yield (point.dist.name if point.dist is not None else point.name), ""
 
 
-FIXED: dict[str, tuple[str, ...]] = {
+CONSTANT_VALUES: dict[str, tuple[str, ...]] = {
     "device": ("auto", "cpu", "cuda"),
     "split": ("dev", "test", "train"),
     "head": ("reset", "prototype"),
     "shell": ("bash", "zsh", "fish"),
 }
-SOURCES: dict[str, Callable[[Line, str], Proposals]] = {
+VALUE_SOURCES: dict[str, Callable[[Line, str], Proposals]] = {
     "recipe": _recipes,
     "recipes": _recipes,
     "run": _runs,

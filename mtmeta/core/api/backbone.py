@@ -1,26 +1,26 @@
-"""The side of a backbone that texts see: its tokenizer, and how long a sequence may be."""
+"""The results of a backbone's methods: its tokenizer, its encoder with weights, and the encoder for other libraries.
+
+Shapes: `S` tokens of a packed batch in all, `N` sequences, `T` tokens of a padded one, `D` hidden.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-from collections.abc import Sequence
-from typing import Protocol
 
 __all__ = ["LoadedBackbone", "LoadedTokenizer", "Portable", "Tokenizer"]
 
 
 class Tokenizer(Protocol):
-    """Text to token ids, without special tokens; those stand in `prefix`, `middle` and `suffix`.
+    """A map from text to token ids without special tokens, which are in `prefix`, `middle` and `suffix`.
 
-    One text becomes `prefix + a + suffix`, a pair in one sequence `prefix + a + middle + b + suffix`. If it has them,
-    `size` (one more than the largest id) lets ids be stored in two bytes, and `encode_flat(texts)` gives the ids of
-    all texts as one int64 array [S], and the lengths of the texts [N].
+    One text becomes `prefix + a + suffix`, a pair in one sequence `prefix + a + middle + b + suffix`. Two members are
+    optional: `size`, one more than the largest id, lets ids be stored in two bytes; `encode_flat(texts)` returns the
+    ids of N texts as one int64 array [S], and the lengths of the texts, int64 [N].
     """
 
     prefix: tuple[int, ...]
@@ -28,21 +28,18 @@ class Tokenizer(Protocol):
     suffix: tuple[int, ...]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, untruncated."""
+        """Return the token ids of each text, untruncated."""
 
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """What turns texts into token ids, without the encoder that takes them."""
+    """A backbone's tokenizer, without the encoder that takes its ids."""
 
     tokenizer: Tokenizer
     max_length: int
     """Longest sequence, special tokens included."""
     files: Mapping[str, bytes]
     """tokenizer.json, as `LoadedBackbone.files` has it."""
-
-
-# -------------------------------------------------------------------------------------------------------- backbones
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class LoadedBackbone:
     files: Mapping[str, bytes]
     """config.json and tokenizer.json, copied into the run directory."""
     identity: str
-    """What the weights were: a SHA-256, or a description with the seed."""
+    """The name of the weights: their SHA-256, or a description with the seed."""
     kernels: str = "none"
     """Compiled code of the backbone's own that a CPU runs beside PyTorch's; another name means other last bits."""
     packages: tuple[str, ...] = ()
@@ -66,7 +63,7 @@ class LoadedBackbone:
 
 @dataclass(frozen=True)
 class Portable:
-    """An encoder that other libraries load. Shapes: `N` sequences of `T` tokens, padding included, `D` hidden."""
+    """An encoder that other libraries load. It takes N sequences padded to T tokens."""
 
     encoder: nn.Module
     """Plain PyTorch: (input_ids, attention_mask, token_type_ids), each [N, T] int64, to hidden states [N, T, D]."""
@@ -75,4 +72,4 @@ class Portable:
     tensors: Mapping[str, Tensor]
     """model.safetensors, in fp32, under the names that transformers' AutoModel looks for."""
     files: Mapping[str, bytes]
-    """tokenizer.json, tokenizer_config.json and what else AutoTokenizer reads."""
+    """tokenizer.json, tokenizer_config.json and all else that AutoTokenizer reads."""

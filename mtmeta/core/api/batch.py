@@ -1,6 +1,8 @@
-"""Batches as encoders and algorithms get them.
+"""Batches as encoders and algorithms get them: sequences one after another, without padding.
 
-Shapes: `S` tokens in all, `N` sequences, `B` examples."""
+Shapes: `S` tokens in all, `N` sequences, `B` examples. N is B times the sequences of an example: 2 for pairs that are
+encoded apart, else 1.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,7 @@ __all__ = ["Batch", "Chunk", "Packed"]
 
 @dataclass(frozen=True)
 class Packed:
-    """N sequences of S tokens in all, sorted by length.
-
-    `groups` are (count, length) of each run of equal length: sum(count) = N, sum(count * length) = S. `order` maps
-    back: `pooled[order]` stands in the order the sequences were given.
-    """
+    """N sequences of S tokens in all, sorted by length."""
 
     ids: Tensor
     """Token ids [S], int64."""
@@ -28,19 +26,20 @@ class Packed:
     types: Tensor | None
     """Segment of each token [S], int64; None where all are 0."""
     lengths: Tensor
-    """[N], int64."""
+    """Tokens of each sequence [N], int64."""
     groups: tuple[tuple[int, int], ...]
+    """(count, length) of each run of sequences of equal length: sum(count) = N, sum(count * length) = S."""
     order: Tensor
-    """[N], int64."""
+    """The way back, [N], int64: `pooled[order]` is in the order in which the sequences were given."""
 
     def to(self, device: torch.device) -> Packed:
-        """The same batch on `device`; from pinned memory the copy runs beside what the GPU has to do before it."""
+        """Return the batch on `device`; from pinned memory the copy runs beside the work that the GPU has before it."""
         if self.ids.device == device:
             return self
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> Packed:
-        """The same batch in page-locked memory, from which a GPU can fetch it by itself."""
+        """Return the batch in page-locked memory, from which a GPU can fetch it by itself."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Packed:
@@ -51,21 +50,22 @@ class Packed:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of a batch that goes through the encoder at once."""
+    """A part of a batch that passes the encoder at once; more than one only under gradient accumulation."""
 
     packed: Packed
     labels: Tensor
-    """[B], float32."""
+    """Label of each example of the part [B], float32; of a class its index."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of one task. `chunks` is more than one under gradient accumulation."""
+    """A batch of B examples of one task; its length is B."""
 
     task: str
     ids: tuple[str, ...]
     """Example ids [B]."""
     chunks: tuple[Chunk, ...]
+    """All examples in their order, in one part or in several."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -28,10 +28,10 @@ class Event:
 
     type: ClassVar[str]
     recorded: ClassVar[bool] = True
-    """Whether events.jsonl holds it. What tells of resuming it does not: it is the same however often a run was cut."""
+    """Whether events.jsonl holds it: not events of resuming, for the file is the same however often a run was cut."""
 
     def json(self) -> str:
-        """The event as one line of JSON; non-finite numbers become null, as JSON has none."""
+        """Return the event as one line of JSON; non-finite numbers become null, as JSON has none."""
         return json.dumps({"type": self.type, **_finite(dataclasses.asdict(self))}, allow_nan=False)
 
 
@@ -65,7 +65,7 @@ class RunResumed(Event):
     time: float = 0.0
     groups: list[list[str]] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
-    """The step each group goes on from; one that is not there begins. What was reported of later ones comes again."""
+    """The step that each group goes on from; a group that is missing begins. Events of later steps come again."""
 
 
 @dataclass(frozen=True)

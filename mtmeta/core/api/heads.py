@@ -1,4 +1,7 @@
-"""Heads that tasks build: pooled vectors [B, V, D] to the outputs of an objective."""
+"""Heads that tasks build: pooled vectors [B, V, D] to the outputs of an objective.
+
+Shapes: `B` batch, `V` vectors an example (2 for separately encoded pairs, else 1), `D` hidden, `C` outputs.
+"""
 
 from __future__ import annotations
 

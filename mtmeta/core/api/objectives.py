@@ -1,4 +1,4 @@
-"""What a head predicts: the number of outputs, the loss, and how outputs become predictions.
+"""Objectives of heads: the number of outputs, the loss, and the way from outputs to predictions.
 
 Shapes: `B` batch, `C` classes. Losses are means over the examples in the batch and refuse tensors of other shapes,
 because [B] against [B, 1] would broadcast to [B, B] in silence.
@@ -34,23 +34,23 @@ class Objective:
         return ()
 
     def parse(self, label: object) -> int | float:
-        """The label as a number; ValueError says why not, quoting the user's token."""
+        """Return the label as a number. Raises ValueError with the reason, quoting the user's token."""
         raise NotImplementedError
 
     def show(self, prediction: float) -> str:
-        """A prediction as the data files write labels."""
+        """Return a prediction as the data files write labels."""
         return self.classes[int(prediction)] if self.classes else f"{prediction:.6g}"
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss over the batch, a scalar."""
+        """Return the mean loss over the batch, a scalar, of raw outputs [B, C] or [B] and float32 labels [B]."""
         raise NotImplementedError
 
     def decode(self, outputs: Tensor) -> Tensor:
-        """Predictions [B], class indices or values, from raw outputs."""
+        """Return predictions [B], class indices or values, from raw outputs."""
         raise NotImplementedError
 
     def probabilities(self, outputs: Tensor) -> Tensor | None:
-        """Probabilities of the classes [B, C] from raw outputs; None where there are none."""
+        """Return probabilities of the classes [B, C] from raw outputs; None where there are no classes."""
         return None
 
 
@@ -149,7 +149,7 @@ class Regression(Objective):
 
 
 def _parse_class(label: object, classes: tuple[str, ...]) -> int:
-    """Index of a class; a whole number may be written as a float ('1.0'), as the public paraphrase files do."""
+    """Return the index of a class; a whole number may be written as a float ('1.0'), as in public paraphrase files."""
     token = str(label).strip()
     if token in classes:
         return classes.index(token)
@@ -166,7 +166,7 @@ def _parse_class(label: object, classes: tuple[str, ...]) -> int:
 
 
 def _number(label: object) -> float:
-    """The label as a number, nan where it is none; float() alone would take '1_0' for 10."""
+    """Return the label as a number, nan where it is none; float() alone would take '1_0' for 10."""
     text = str(label)
     try:
         return math.nan if "_" in text else float(text)
@@ -175,7 +175,7 @@ def _number(label: object) -> float:
 
 
 def _require(outputs: Tensor, labels: Tensor, *width: int) -> None:
-    """Outputs [B, *width] for labels [B]."""
+    """Raise ValueError unless outputs are [B, *width] for labels [B]."""
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {list(labels.shape)}, the loss needs [B]")
     needed = [len(labels), *width]

@@ -43,7 +43,7 @@ def _leave_compiler_out() -> None:
 
 @functools.cache
 def _bare(kind: type[Optimizer]) -> type[Any]:
-    """The same optimizer without the wrapper around `step` that imports the compiler, too."""
+    """Return the optimizer class without the wrapper around `step`, which imports the compiler, too."""
     import torch
 
     return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
@@ -62,19 +62,19 @@ class _Options:
     """Decay of weights; biases and LayerNorm are never decayed."""
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        """The optimizer over named parameters; `inner` picks the defaults of inner loops."""
+        """Return the optimizer over named parameters; `inner` picks the defaults of inner loops."""
         raise NotImplementedError
 
-    def _made(self, kind: str, parameters: Iterable[tuple[str, nn.Parameter]], **options: Any) -> Optimizer:
-        """torch.optim's optimizer of that name."""
+    def _build(self, kind: str, parameters: Iterable[tuple[str, nn.Parameter]], **options: Any) -> Optimizer:
+        """Return torch.optim's optimizer of that name."""
         from torch import optim
 
         _leave_compiler_out()
-        made: Optimizer = _bare(getattr(optim, kind))(self._groups(parameters), lr=self.lr, **options)
-        return made
+        optimizer: Optimizer = _bare(getattr(optim, kind))(self._groups(parameters), lr=self.lr, **options)
+        return optimizer
 
     def _groups(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-        """Groups of one learning rate and weight decay; without `layer_decay` at most two of the backbone."""
+        """Return groups of one learning rate and weight decay; without `layer_decay` at most two of the backbone."""
         named = list(parameters)
         rates = self._rates([name for name, _ in named])
         groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
@@ -92,7 +92,7 @@ class _Options:
         ]
 
     def _rates(self, names: Sequence[str]) -> list[float]:
-        """Base learning rate of each parameter, by its name."""
+        """Return the base learning rate of each parameter, by its name."""
         depths = _depths([name for name in names if not _is_head(name)])
         top = max(depths.values(), default=0)
         rates = []
@@ -107,19 +107,19 @@ class _Options:
 
 
 def _is_head(name: str) -> bool:
-    """Whether a parameter is of a head, or of the algorithm: what has no pretrained value and may need larger steps."""
+    """Return whether a parameter is of a head or of the algorithm: not pretrained, it may need larger steps."""
     return name.startswith(("heads.", "algorithm."))
 
 
 def _depths(names: Sequence[str]) -> dict[str, int]:
-    """Depth of each backbone parameter: 0 below the first layer, i of the i-th layer; what has no number is of the
-    layer before it.
+    """Return the depth of each backbone parameter: 0 below the first layer, i in the i-th layer; a parameter without a
+    number is of the layer before it.
     """
     depths: dict[str, int] = {}
     depth = 0
     for name in names:
-        if found := re.search(r"\.(?:layers?|blocks?|h)\.(\d+)\.", f".{name}"):
-            depth = int(found[1]) + 1
+        if match := re.search(r"\.(?:layers?|blocks?|h)\.(\d+)\.", f".{name}"):
+            depth = int(match[1]) + 1
         depths[name] = depth
     return depths
 
@@ -133,7 +133,7 @@ class SGD(_Options):
     """Momentum; 0 keeps the plain step of equation 4."""
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        return self._made("SGD", parameters, momentum=self.momentum, foreach=True)
+        return self._build("SGD", parameters, momentum=self.momentum, foreach=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class Adam(_AdamOptions):
     name: Literal["adam"] = "adam"
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        return self._made("Adam", parameters, betas=self._betas(inner), eps=self.eps, fused=True)
+        return self._build("Adam", parameters, betas=self._betas(inner), eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ class AdamW(_AdamOptions):
     """Decay of weights; biases and LayerNorm are never decayed."""
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        return self._made("AdamW", parameters, betas=self._betas(inner), eps=self.eps, fused=True)
+        return self._build("AdamW", parameters, betas=self._betas(inner), eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ class NAdam(_AdamOptions):
     name: Literal["nadam"] = "nadam"
 
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
-        return self._made("NAdam", parameters, betas=self._betas(inner), eps=self.eps, foreach=True)
+        return self._build("NAdam", parameters, betas=self._betas(inner), eps=self.eps, foreach=True)
 
 
 OptimizerOptions = Annotated[SGD | Adam | AdamW | NAdam, Field(discriminator="name")]

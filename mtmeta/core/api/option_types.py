@@ -9,6 +9,19 @@ from pydantic import Field
 
 __all__ = ["SAMPLE", "Carve", "Fraction", "InnerState", "Inputs", "NonNegativeFloat", "PositiveFloat", "PositiveInt"]
 
+PositiveInt = Annotated[int, Field(ge=1, le=10_000_000)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+Inputs = Literal["single", "separate", "cross"]
+"""The way of an example into the encoder: one text; two texts, each alone; two texts in one sequence."""
+InnerState = Literal["per_task", "shared", "reset"]
+"""The life of an inner optimizer's state: with its task, shared by all tasks, or for one inner loop only."""
+
+SAMPLE = "sample"
+"""The word for the sample data set in place of a file name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Carve:
@@ -21,24 +34,3 @@ class Carve:
     share a sentence, or nothing."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     """Seed of the choice; default: the recipe's."""
-
-
-PositiveInt = Annotated[int, Field(ge=1, le=10_000_000)]
-
-
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-
-
-Inputs = Literal["single", "separate", "cross"]
-
-
-SAMPLE = "sample"  # what a recipe writes in place of a file name
-
-
-InnerState = Literal["per_task", "shared", "reset"]

@@ -1,11 +1,12 @@
-"""The numbers of a run, one by one, each with its place: what trackers take, under the same names for all."""
+"""The numbers in events, one by one, each with its place: trackers take them, under the same names for all."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mtmeta.core.api.events import Evaluated, Event, GradientsMeasured, RunFinished, StepDone, StepSkipped
@@ -28,9 +29,9 @@ class Scalar:
     """May be NaN or infinite, as an undefined metric is."""
 
     def tag(self, *, with_group: bool = False) -> str:
-        """A path for it: `loss/sst`, `lr`, `dev/sst/accuracy`, `dev/mean`.
+        """Return a path for it: `loss/sst`, `lr`, `dev/sst/accuracy`, `dev/mean`.
 
-        `with_group`, for runs of several groups, makes `lr/sst` and `lr/para` of what would be `lr` twice.
+        `with_group`, for runs of several groups, makes `lr/sst` and `lr/para`, which would be `lr` twice.
         """
         owner = self.task or (self.group if with_group else "")
         parts = (self.name, owner) if self.split == "train" else (self.split, owner, self.name)
@@ -38,7 +39,7 @@ class Scalar:
 
 
 def scalars(event: Event) -> list[Scalar]:
-    """The numbers of an event; none for what tells of something else.
+    """Return the numbers of an event; an empty list for an event without any.
 
     Of a step, `loss` and `drift` are means over the task's inner losses and inner loops.
     """
@@ -47,40 +48,42 @@ def scalars(event: Event) -> list[Scalar]:
 
 def _of(event: Event) -> Iterator[Scalar]:
     if isinstance(event, StepDone):
-        where = (event.step, event.group, "train")
+        scalar = partial(Scalar, step=event.step, group=event.group, split="train")
         for task, losses in event.losses.items():
-            yield Scalar(*where, task, "loss", _mean(losses))
+            yield scalar(task=task, name="loss", value=_mean(losses))
         for task, drifts in event.drifts.items():
-            yield Scalar(*where, task, "drift", _mean(drifts))
-        found = {"lr": event.lr, "grad_norm": event.norm, "examples": event.examples, "seconds": event.seconds}
-        for name, value in found.items():
-            yield Scalar(*where, "", name, float(value))
+            yield scalar(task=task, name="drift", value=_mean(drifts))
+        figures = {"lr": event.lr, "grad_norm": event.norm, "examples": event.examples, "seconds": event.seconds}
+        for name, value in figures.items():
+            yield scalar(task="", name=name, value=float(value))
     elif isinstance(event, StepSkipped):
-        yield Scalar(event.step, event.group, "train", "", "skipped", 1.0)
+        yield Scalar(step=event.step, group=event.group, split="train", task="", name="skipped", value=1.0)
     elif isinstance(event, GradientsMeasured):
-        where = (event.step, event.group, "train")
+        scalar = partial(Scalar, step=event.step, group=event.group, split="train")
         for task, norm in event.norms.items():
-            yield Scalar(*where, task, "gradient_norm", norm)
+            yield scalar(task=task, name="gradient_norm", value=norm)
         for one, two in itertools.combinations(event.cosines, 2):
             cosine = event.cosines[one].get(two)
             if cosine is not None:
-                yield Scalar(*where, f"{one}+{two}", "gradient_cosine", cosine)
+                yield scalar(task=f"{one}+{two}", name="gradient_cosine", value=cosine)
     elif isinstance(event, Evaluated):
-        yield from _scores(event.tasks, event.step, event.group, event.split)
-        yield Scalar(event.step, event.group, event.split, "", "selected", event.selected)
+        scalar = partial(Scalar, step=event.step, group=event.group)
+        yield from _scores(event.tasks, partial(scalar, split=event.split))
+        yield scalar(split=event.split, task="", name="selected", value=event.selected)
         for task, used in event.sampling.items():
-            yield Scalar(event.step, event.group, "train", task, "draws", float(used["draws"]))
-            yield Scalar(event.step, event.group, "train", task, "epochs", float(used["epochs"]))
+            yield scalar(split="train", task=task, name="draws", value=float(used["draws"]))
+            yield scalar(split="train", task=task, name="epochs", value=float(used["epochs"]))
     elif isinstance(event, RunFinished):
-        yield from _scores(event.summary.get("tasks", {}), int(event.summary.get("steps", 0)), "", "final")
+        final = partial(Scalar, step=int(event.summary.get("steps", 0)), group="", split="final")
+        yield from _scores(event.summary.get("tasks", {}), final)
 
 
-def _scores(tasks: Mapping[str, Mapping[str, Any]], step: int, group: str, split: str) -> Iterator[Scalar]:
-    for task, made in tasks.items():
-        for name, value in {"loss": made["loss"], made["metric"]: made["value"], **made.get("others", {})}.items():
-            yield Scalar(step, group, split, task, name, _number(value))
+def _scores(tasks: Mapping[str, Mapping[str, Any]], scalar: Callable[..., Scalar]) -> Iterator[Scalar]:
+    for task, score in tasks.items():
+        for name, value in {"loss": score["loss"], score["metric"]: score["value"], **score.get("others", {})}.items():
+            yield scalar(task=task, name=name, value=_number(value))
     if len(tasks) > 1:
-        yield Scalar(step, group, split, "", "mean", _mean([_number(made["value"]) for made in tasks.values()]))
+        yield scalar(task="", name="mean", value=_mean([_number(score["value"]) for score in tasks.values()]))
 
 
 def _number(value: float | None) -> float:

@@ -1,8 +1,8 @@
 """Schedules of the paper's Table 1, for the outer step and for inner loops.
 
-They are pure functions of the step, `factor(step, steps)`, multiplied onto the base learning rate, so there is nothing
-to checkpoint; only `plateau` has state, because it answers to a metric. A test holds each against its twin in
-torch.optim.lr_scheduler.
+They are pure functions, `factor(step, steps)` of the steps done and the steps in all, multiplied onto the base learning
+rate, so there is nothing to checkpoint; only `plateau` has state, because it answers to a metric. A test holds each
+against its twin in torch.optim.lr_scheduler.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ ScheduleOptions = Annotated[Constant | Linear | Step | Cosine | OneCycle | Plate
 
 @dataclass
 class PlateauState:
-    """What `plateau` remembers between evaluations; checkpointed."""
+    """State of `plateau` between evaluations; it is checkpointed."""
 
     best: float = -math.inf
     waited: int = 0

@@ -1,4 +1,4 @@
-"""What `mtmeta new recipe` says of its guesses."""
+"""The guesses of `mtmeta new recipe` with their reasons, for the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.authoring.draft import Draft
-from mtmeta.core.authoring.guess import Choice
 from mtmeta.core.authoring.recipe_text import scalar
+from mtmeta.core.authoring.task_guess import Choice
 from mtmeta.core.wording import safe
 
-__all__ = ["describe", "report"]
+__all__ = ["explanation_document", "explanation_lines"]
 
 
-def report(path: Path, draft: Draft) -> Iterator[str]:
-    """Lines on what was guessed, and why."""
+def explanation_lines(path: Path, draft: Draft) -> Iterator[str]:
+    """Yield a line for each guess, with its reason."""
     for task in draft.tasks:
         yield f"{task.name}:"
         for choice in task.choices:
@@ -28,8 +28,8 @@ def report(path: Path, draft: Draft) -> Iterator[str]:
     yield f"wrote {shown}; look at it, then: mtmeta validate --data {shown}, mtmeta run {shown}"
 
 
-def describe(path: Path, draft: Draft) -> dict[str, Any]:
-    """The same for `--json`."""
+def explanation_document(path: Path, draft: Draft) -> dict[str, Any]:
+    """Return the same as plain data, for `--json`."""
 
     def plain(choices: Sequence[Choice]) -> dict[str, Any]:
         return {choice.key: {"value": choice.value, "why": choice.why} for choice in choices}

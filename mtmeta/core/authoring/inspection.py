@@ -1,7 +1,7 @@
-"""`mtmeta validate --data`: what is in the data files of a recipe, and what is doubtful about it.
+"""`mtmeta validate --data`: facts on the data files of a recipe, and doubts about them.
 
-Nothing here needs PyTorch: texts are counted in tokens by the backbone's tokenizer alone. What is read is kept in the
-cache of tokens, so that the run that follows need not read it again.
+Nothing here needs PyTorch: texts are counted in tokens by the backbone's tokenizer alone. The token cache keeps
+them, so that the run that follows need not read them again.
 
 Shapes: `N` examples, `V` sequences an example, `T` texts an example.
 """
@@ -27,14 +27,14 @@ from mtmeta.core.run.fetch import SPLITS, bring, local_backbone
 from mtmeta.core.storage.cache import Cache
 from mtmeta.core.storage.sources import Sources
 
-__all__ = ["SPLITS", "doubts", "inspect", "load_texts"]
+__all__ = ["doubts", "inspect"]
 
 PERCENTILES = (50, 90, 95, 99)
 Facts = dict[str, Any]
 
 
-def load_texts(recipe: Recipe, sources: Sources) -> LoadedBackbone | LoadedTokenizer:
-    """The backbone's tokenizer; with the encoder, only where a plugin's backbone cannot do without."""
+def _load_texts(recipe: Recipe, sources: Sources) -> LoadedBackbone | LoadedTokenizer:
+    """Load the backbone's tokenizer, and the encoder only where a plugin's backbone cannot do without."""
     backbone = local_backbone(recipe, sources)
     return backbone.load_tokenizer() or backbone.load(recipe.seed)
 
@@ -42,17 +42,17 @@ def load_texts(recipe: Recipe, sources: Sources) -> LoadedBackbone | LoadedToken
 def inspect(
     recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None, sources: Sources | None = None
 ) -> tuple[Facts, list[MtmetaError]]:
-    """Facts on every file of a recipe, by task and split, and what makes files unusable.
+    """Return facts on every data file of a recipe, by task and split, and the problems that make files unusable.
 
     A file that cannot be read, or has bad rows that the recipe does not skip, is one of the problems; all others are
-    looked at all the same. What the recipe names elsewhere is fetched by `sources`.
+    read all the same. Remote files are fetched by `sources`.
     """
     sources = sources or Sources()
     bring(recipe, SPLITS, sources)
-    texts, cache = load_texts(recipe, sources), Cache(cache_folder(), warn)
+    texts, cache = _load_texts(recipe, sources), Cache(cache_folder(), warn)
     facts: Facts = {"max_length": texts.max_length, "tasks": {}}
     problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file
-    found: dict[tuple[str, str], Dataset] = {}
+    datasets: dict[tuple[str, str], Dataset] = {}
     for name, task in recipe.tasks.items():
         splits: Facts = {}
         for split in SPLITS:
@@ -66,11 +66,11 @@ def inspect(
             if data.skipped and recipe.data.on_bad_rows == "error":
                 refusal = bad_rows(data.file, data.bad, data.skipped)
                 problems.setdefault(str(refusal), refusal)
-            found[name, split] = data
+            datasets[name, split] = data
             carved = split == "dev" and isinstance(task.dev, Carve)
-            splits[split] = _facts(data, task.objective.classes, found.get((name, "train")), carved=carved)
+            splits[split] = _facts(data, task.objective.classes, datasets.get((name, "train")), carved=carved)
         facts["tasks"][name] = {"task": task.name, "inputs": task.inputs, "splits": splits}
-    facts["across"] = list(_across(found))
+    facts["across"] = list(_across(datasets))
     return facts, list(problems.values())
 
 
@@ -83,12 +83,12 @@ def _load(
     except DataError:
         if recipe.data.on_bad_rows == "skip":
             raise
-        # the strict reading says which row it is that nothing is left of
+        # no row is left: the strict reading names the first bad one
         return load_split(name, task, split, recipe.data, recipe.data_root, texts, cache=cache, sources=sources)
 
 
 def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, carved: bool) -> Facts:
-    made: Facts = {
+    facts: Facts = {
         "file": data.file,
         "carved": carved,
         "rows": len(data),
@@ -103,8 +103,8 @@ def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, ca
     }
     if train is not None and data.split != "train":
         touching = np.any([shared(column, train.texts.reshape(-1)) for column in data.texts.T], axis=0)
-        made["in_train"] = {"examples": overlap(train, data), "sharing_a_sentence": int(touching.sum())}
-    return made
+        facts["in_train"] = {"examples": overlap(train, data), "sharing_a_sentence": int(touching.sum())}
+    return facts
 
 
 def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
@@ -123,7 +123,7 @@ def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
 
 
 def _tokens(data: Dataset) -> Facts:
-    """Of uncut sequences, special tokens included."""
+    """Count the tokens of uncut sequences, special tokens included."""
     lengths = np.concatenate([store.lengths if store.full is None else store.full for store in data.stores])
     percentiles = np.percentile(lengths, PERCENTILES).tolist()
     return {
@@ -137,7 +137,7 @@ def _tokens(data: Dataset) -> Facts:
 
 
 def _duplicates(data: Dataset) -> Facts:
-    """Rows that repeat an earlier one's text, and rows whose text stands elsewhere under another label."""
+    """Count rows that repeat an earlier one's text, and rows whose text also occurs under another label."""
     _, members, counts = np.unique(data.examples, return_inverse=True, return_counts=True)
     low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
     np.minimum.at(low, members, data.labels)
@@ -145,10 +145,10 @@ def _duplicates(data: Dataset) -> Facts:
     return {"rows": len(data) - len(counts), "of_other_labels": int(counts[low < high].sum())}
 
 
-def _across(found: dict[tuple[str, str], Dataset]) -> Iterator[Facts]:
-    """Sentences of a dev or test split that another task trains on: its shared encoder has seen them."""
-    for (name, split), data in found.items():
-        for (other, of), train in found.items():
+def _across(datasets: dict[tuple[str, str], Dataset]) -> Iterator[Facts]:
+    """Yield rows of a dev or test split with a sentence that another task trains on: the shared encoder has seen it."""
+    for (name, split), data in datasets.items():
+        for (other, of), train in datasets.items():
             if split == "train" or of != "train" or other == name:
                 continue
             touching = np.any([shared(column, train.texts.reshape(-1)) for column in data.texts.T], axis=0)
@@ -157,11 +157,11 @@ def _across(found: dict[tuple[str, str], Dataset]) -> Iterator[Facts]:
 
 
 def doubts(facts: Facts) -> Iterator[tuple[str, str]]:
-    """(file, what is doubtful): what `--strict` makes an error. A sentence in common, or with other tasks, is none."""
+    """Yield (file, doubt) for all that `--strict` makes an error: duplicates and overlap, no common sentences."""
     for name, task in facts["tasks"].items():
-        for split, made in task["splits"].items():
-            of = f"of {made['rows']} {split} examples"
-            if repeated := made["duplicates"]["rows"]:
-                yield made["file"], f"{name}: {repeated} {of} repeat another's text"
-            if common := made.get("in_train", {}).get("examples"):
-                yield made["file"], f"{name}: {common} {of} also in train"
+        for split, of_split in task["splits"].items():
+            of = f"of {of_split['rows']} {split} examples"
+            if repeated := of_split["duplicates"]["rows"]:
+                yield of_split["file"], f"{name}: {repeated} {of} repeat another's text"
+            if common := of_split.get("in_train", {}).get("examples"):
+                yield of_split["file"], f"{name}: {common} {of} also in train"

@@ -1,4 +1,4 @@
-"""Choices as a recipe's text, each with its reason beside it."""
+"""The text of a drafted recipe, each choice with its reason beside it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmeta.core.authoring.guess import Choice, TaskGuess
+from mtmeta.core.authoring.task_guess import Choice, TaskGuess
 from mtmeta.core.wording import safe
 
 __all__ = ["recipe_text", "scalar"]
 
-# what YAML of any version takes for something else than text, and what a flow collection needs quoted, is quoted
+# anything that YAML of some version takes for other than text, or that a flow collection needs quoted, is quoted
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 CONSTANTS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 WIDTH, REASON_AT = 110, 48
@@ -31,8 +31,8 @@ def recipe_text(
     settings: Sequence[Choice],
     inner: Mapping[str, int],
 ) -> str:
-    """The recipe. `inner` holds the inner steps of each task where the algorithm has an inner loop."""
-    found = {choice.key: choice for choice in settings}
+    """Write the recipe. `inner` holds the inner steps of each task where the algorithm has an inner loop."""
+    choices = {choice.key: choice for choice in settings}
     learning = LEARNING.get(weights, LEARNING_OTHERS)
     shown = safe(shlex.quote(str(path)), 200)
     lines = [
@@ -44,8 +44,8 @@ def recipe_text(
         "seed: 1",
         _line("data_root", root, "where the data files are; --data-root and MTMETA_DATA override it"),
         _raw(
-            f"backbone: {{name: bert, weights: {scalar(weights)}, max_length: {found['max_length'].value}}}",
-            found["max_length"].why,
+            f"backbone: {{name: bert, weights: {scalar(weights)}, max_length: {choices['max_length'].value}}}",
+            choices["max_length"].why,
         ),
         "tasks:",
     ]
@@ -55,14 +55,14 @@ def recipe_text(
             lines += _wrapped(choice, "    ")
         if task.name in inner:
             lines.append(_raw(f"    inner_steps: {inner[task.name]}", "of one episode"))
-    if skip := found.get("on_bad_rows"):
+    if skip := choices.get("on_bad_rows"):
         lines.append(_raw("data: {on_bad_rows: skip}", skip.why))
-    lines += _training(found, learning, bool(inner), len(tasks))
+    lines += _training(choices, learning, bool(inner), len(tasks))
     return "\n".join(lines) + "\n"
 
 
-def _training(found: Mapping[str, Choice], learning: str, inner: bool, tasks: int) -> Iterator[str]:
-    algorithm, steps, every = found["algorithm"], found["steps"], found["every"]
+def _training(choices: Mapping[str, Choice], learning: str, inner: bool, tasks: int) -> Iterator[str]:
+    algorithm, steps, every = choices["algorithm"], choices["steps"], choices["every"]
     if inner:
         if tasks > 1:
             yield _raw("sampler: {name: temperature, temperature: 2}", "large tasks more often, small ones not rarely")
@@ -83,7 +83,7 @@ def _training(found: Mapping[str, Choice], learning: str, inner: bool, tasks: in
 
 
 def _wrapped(choice: Choice, indent: str) -> list[str]:
-    """A line, or a list over several lines where one would be too long."""
+    """Return the choice in one line, a list in several where one would be too long."""
     line = f"{indent}{choice.key}: {scalar(choice.value)}"
     if len(line) <= WIDTH or not isinstance(choice.value, list):
         return [_raw(line, choice.why)]
@@ -105,7 +105,7 @@ def _raw(text: str, why: str) -> str:
 
 
 def scalar(value: Any) -> str:
-    """A value as YAML that is read back unchanged."""
+    """Write a value as YAML that is read back unchanged."""
     if isinstance(value, str):
         plain = PLAIN.fullmatch(value) and value.lower() not in CONSTANTS
         return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())

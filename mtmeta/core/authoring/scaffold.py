@@ -14,12 +14,12 @@ from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.storage.disk import disk_errors, write_synced
 from mtmeta.core.wording import choose, quote
 
-__all__ = ["KINDS_OF", "distribution", "make_package", "module"]
+__all__ = ["KINDS_OF", "LONGEST", "class_name", "make_package"]
 
 TEMPLATES = Path(__file__).parents[2] / "templates"
 NAME = re.compile("[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 LONGEST = 40  # characters; the name stands in file names, a class name and recipes
-# what YAML, unquoted, takes for something else than a text, and what recipes mean something else by
+# words that YAML, unquoted, does not take for text, or that mean something else in recipes
 RESERVED = ("false", "mean", "no", "none", "null", "off", "on", "true", "yes")
 KINDS_OF = {"task": ("classification", "pair", "regression"), "algorithm": ("gradient", "inner_loop")}
 ABOUT = {
@@ -37,30 +37,31 @@ COLUMNS = {
 OPTIMIZER = {"gradient": "{name: adamw, lr: 3e-4}", "inner_loop": "{name: sgd, lr: 1.0}"}
 
 
-def distribution(name: str) -> str:
-    """What the package of `name` is called on an index: `mtmeta-` and the name as PEP 503 normalises it."""
+def _distribution(name: str) -> str:
+    """Return the package's name on an index: `mtmeta-` and the name as PEP 503 normalises it."""
     return re.sub("[-_.]+", "-", f"mtmeta-{name}").lower()
 
 
-def module(name: str) -> str:
-    """What its module is called."""
+def _module(name: str) -> str:
+    """Return the name of its module."""
     return f"mtmeta_{name.replace('-', '_')}"
 
 
 def make_package(
-    message: str, name: str, registry: Registry, *, kind: str | None = None, out: Path | None = None
+    part_kind: str, name: str, registry: Registry, *, kind: str | None = None, out: Path | None = None
 ) -> Path:
-    """Write a package with a `what` (task or algorithm) called `name`; returns its folder, by default mtmeta-NAME here.
+    """Write a package with a task or an algorithm called `name`; returns its folder, by default mtmeta-NAME here.
 
-    `kind` is one of KINDS_OF[what], by default the first. Nothing is left behind where it fails or is cut. Raises
-    UsageError for a name or a folder that cannot be used, MachineError where the disk refuses.
+    `part_kind` is `task` or `algorithm`; `kind` is one of KINDS_OF[part_kind], by default the first. Nothing is left
+    behind where it fails or is cut. Raises UsageError for a name or a folder that cannot be used, MachineError where
+    the disk refuses.
     """
-    _check_name(message, name, registry)
-    chosen = _kind(message, kind)
-    folder = out if out is not None else Path(distribution(name))
+    _check_name(part_kind, name, registry)
+    chosen = _kind(part_kind, kind)
+    folder = out if out is not None else Path(_distribution(name))
     if os.path.lexists(folder):
         raise UsageError(str(folder), "is there already; choose another folder with --out")
-    files = _files(message, chosen, name)
+    files = _files(part_kind, chosen, name)
     with disk_errors(folder), staged_folder(folder) as scratch:
         for path, text in files.items():
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
@@ -68,65 +69,65 @@ def make_package(
     return folder
 
 
-def _kind(message: str, kind: str | None) -> str:
-    known = KINDS_OF[message]
+def _kind(part_kind: str, kind: str | None) -> str:
+    known = KINDS_OF[part_kind]
     if kind is None:
         return known[0]
     if kind not in known:
-        raise UsageError("--kind", f"no kind {quote(kind)} of {message}{choose(kind, known)}")
+        raise UsageError("--kind", f"no kind {quote(kind)} of {part_kind}{choose(kind, known)}")
     return kind
 
 
-def _check_name(message: str, name: str, registry: Registry) -> None:
+def _check_name(part_kind: str, name: str, registry: Registry) -> None:
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         fitting = re.sub("[^a-z0-9]+", "_", re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_0123456789")
         hint = f", such as {quote(fitting[:LONGEST])}" if NAME.fullmatch(fitting[:LONGEST]) else ", such as my_task"
         rule = f"use at most {LONGEST} characters a-z, 0-9, _ and -, a letter first{hint}"
-        raise UsageError("NAME", f"{quote(name)} cannot be the name of {_a(message)}; {rule}")
+        raise UsageError("NAME", f"{quote(name)} cannot be the name of {_a(part_kind)}; {rule}")
     if re.match("mtmeta[_-]", name):
         raise UsageError("NAME", f"{quote(name)}: the package gets the prefix mtmeta- anyway; leave it out")
     if name in RESERVED:
         raise UsageError("NAME", f"{quote(name)} means something else in recipes; choose another name")
-    if supplied := registry.suppliers(message, name):
+    if supplied := registry.suppliers(part_kind, name):
         plugin = supplied[0].plugin
         owner = f"{plugin.distribution!r}" if plugin.foreign else "mtmeta itself"
-        raise UsageError("NAME", f"{message} {quote(name)} is supplied by {owner} already; choose another name")
+        raise UsageError("NAME", f"{part_kind} {quote(name)} is supplied by {owner} already; choose another name")
 
 
-def _a(message: str) -> str:
-    return f"an {message}" if message == "algorithm" else f"a {message}"
+def _a(part_kind: str) -> str:
+    return f"an {part_kind}" if part_kind == "algorithm" else f"a {part_kind}"
 
 
-def _files(message: str, kind: str, name: str) -> dict[str, str]:
-    """Path in the package -> text."""
-    shared, own = TEMPLATES / message, TEMPLATES / message / kind
+def _files(part_kind: str, kind: str, name: str) -> dict[str, str]:
+    """Return the text of each file by its path in the package."""
+    shared, own = TEMPLATES / part_kind, TEMPLATES / part_kind / kind
     sources = {
         "pyproject.toml": TEMPLATES / "pyproject.toml.txt",
         ".gitignore": TEMPLATES / "gitignore.txt",
         "README.md": shared / "README.md.txt",
         "recipe.yaml": shared / "recipe.yaml.txt",
-        f"{module(name)}.py": own / "module.py.txt",
-        f"tests/test_{module(name).removeprefix('mtmeta_')}.py": own / "test.py.txt",
+        f"{_module(name)}.py": own / "module.py.txt",
+        f"tests/test_{_module(name).removeprefix('mtmeta_')}.py": own / "test.py.txt",
     }
     sources |= {f"data/{path.name}": path for path in sorted(own.glob("*.csv"))}
     words = {
         "NAME": name,
-        "DIST": distribution(name),
-        "MODULE": module(name),
-        "CLASS": _class_name(name),
-        "KIND": message,
+        "DIST": _distribution(name),
+        "MODULE": _module(name),
+        "CLASS": class_name(name),
+        "KIND": part_kind,
         "VERSION": importlib.metadata.version("mtmeta"),
         "ABOUT": ABOUT[kind],
         "COLUMNS": COLUMNS.get(kind, ""),
         "OPTIMIZER": OPTIMIZER.get(kind, ""),
     }
-    found = {}
-    for path, source in sources.items():
-        text = source.read_text(encoding="utf-8")
-        found[path] = re.sub("@([A-Z]+)@", lambda match: words[match[1]], text)
-    return found
+    return {
+        path: re.sub("@([A-Z]+)@", lambda match: words[match[1]], source.read_text(encoding="utf-8"))
+        for path, source in sources.items()
+    }
 
 
-def _class_name(name: str) -> str:
-    made = "".join(part.capitalize() for part in re.split("[_-]", name))
-    return f"{made}_" if keyword.iskeyword(made) else made
+def class_name(name: str) -> str:
+    """Return the name of its class: `my_task` gives `MyTask`."""
+    words = "".join(part.capitalize() for part in re.split("[_-]", name))
+    return f"{words}_" if keyword.iskeyword(words) else words

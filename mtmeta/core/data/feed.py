@@ -117,7 +117,7 @@ class Feed:
         self._sampler = sampler
         self._seed = seed
         self._chunks = grad_accumulation
-        self._streams = {name: Stream(name, datasets[name], task.batch_size, seed) for name, task in tasks.items()}
+        self.streams = {name: Stream(name, datasets[name], task.batch_size, seed) for name, task in tasks.items()}
         self._sizes = {name: len(datasets[name]) for name in self.tasks}
         self._pin = pin
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="mtmeta-feed")
@@ -150,7 +150,7 @@ class Feed:
 
     def batch(self, task: str) -> Batch:
         """Return the task's next training batch."""
-        stream = self._streams[task]
+        stream = self.streams[task]
         place, prepared = self._ahead.pop(task, (None, None))
         ready = prepared if place == (stream.epoch, stream.offset) else None
         indices = stream.take()
@@ -162,7 +162,7 @@ class Feed:
 
     def episode(self, task: str, support: int) -> tuple[list[Batch], Batch]:
         """`support` support batches and one query batch, disjoint by example id. Raises DataError if too few."""
-        stream = self._streams[task]
+        stream = self.streams[task]
         support_indices, query = stream.take_episode(support)
         return [self._pack(stream, indices) for indices in support_indices], self._pack(stream, query)
 
@@ -179,12 +179,12 @@ class Feed:
     @property
     def batches_per_epoch(self) -> dict[str, int]:
         """Batches in one pass over each task's training set."""
-        return {name: math.ceil(self._sizes[name] / stream.batch_size) for name, stream in self._streams.items()}
+        return {name: math.ceil(self._sizes[name] / stream.batch_size) for name, stream in self.streams.items()}
 
     @property
     def datasets(self) -> dict[str, Dataset]:
         """The training set of each task."""
-        return {name: stream.dataset for name, stream in self._streams.items()}
+        return {name: stream.dataset for name, stream in self.streams.items()}
 
     def usage(self) -> dict[str, dict[str, float]]:
         """Per task: draws planned and made, batches, examples and epochs read."""
@@ -196,7 +196,7 @@ class Feed:
                 "examples": stream.examples,
                 "epochs": stream.examples / len(stream.dataset),
             }
-            for name, stream in self._streams.items()
+            for name, stream in self.streams.items()
         }
 
     def state(self) -> dict[str, dict[str, float]]:
@@ -205,12 +205,12 @@ class Feed:
         return {
             name: {key: getattr(stream, key) for key in counters}
             | {"draws": self.draws[name], "planned": self.planned[name]}
-            for name, stream in self._streams.items()
+            for name, stream in self.streams.items()
         }
 
     def load_state(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Go on where `state` was taken."""
-        for name, stream in self._streams.items():
+        for name, stream in self.streams.items():
             for key in ("epoch", "offset", "batches", "examples"):
                 setattr(stream, key, int(state[name][key]))
             self.draws[name], self.planned[name] = int(state[name]["draws"]), state[name]["planned"]

@@ -1,4 +1,4 @@
-"""A recipe's plain data: its file with the overrides on top, where each value came from, and what is wrong with it."""
+"""A recipe as plain data: its file with the overrides on top, the place every value came from, and the problems."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from contextlib import contextmanager
 
 from mtmeta.core.errors import MtmetaError, RecipeError
 from mtmeta.core.recipe import strict_yaml
-from mtmeta.core.recipe.strict_yaml import Path_
+from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["Source"]
+__all__ = ["RecipeDocument"]
 
 
-class Source:
-    """The data of a recipe, to which the `a.b=c` strings of `--set` have been applied, and the problems so far."""
+class RecipeDocument:
+    """The data of a recipe file, to which the `a.b=c` strings of `--set` have been applied, and the problems so far."""
 
-    def __init__(self, document: strict_yaml.Document, overrides: Sequence[str]) -> None:
-        self.document = document
-        self.data = document.data
+    def __init__(self, file: strict_yaml.Document, overrides: Sequence[str]) -> None:
+        self.file = file
+        self.data = file.data
         self.problems: list[MtmetaError] = []
-        self._overridden: dict[Path_, str] = {}  # the last one given first
+        self._overridden: dict[KeyPath, str] = {}  # the last one given first
         for override in overrides:
             try:
                 self._override(override)
@@ -28,6 +28,7 @@ class Source:
                 self.problems.append(error)
 
     def _override(self, text: str) -> None:
+        """Apply one `a.b=c`. Raises RecipeError."""
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
@@ -45,23 +46,23 @@ class Source:
         node[path[-1]] = strict_yaml.parse_value(value, place)
         self._overridden = {path: place} | self._overridden
 
-    def place(self, path: Path_, *, key: bool = False) -> str:
-        """Where the value at `path` was given: by the `--set` for it, for what holds it or for a part of it, or in
-        the file."""
+    def place(self, path: KeyPath, *, key: bool = False) -> str:
+        """Return where the value at `path` was given: by the `--set` for it, for a mapping around it or for an entry
+        of it, else in the file."""
         for given, place in self._overridden.items():
-            if path[: len(given)] == given or (given[: len(path)] == path and path not in self.document.values):
+            if path[: len(given)] == given or (given[: len(path)] == path and path not in self.file.values):
                 return place
-        return self.document.place(path, key=key)
+        return self.file.place(path, key=key)
 
-    def fail(self, path: Path_, message: str, *, key: bool = False) -> None:
-        """Note a problem at `path`."""
+    def fail(self, path: KeyPath, message: str, *, key: bool = False) -> None:
+        """Add a problem at `path`."""
         place = self.place(path, key=key)
-        option = place.removeprefix("--set ")  # which option it is, the text need not say again
+        option = place.removeprefix("--set ")  # the place names the option already
         self.problems.append(RecipeError(place, message.removeprefix(f"{option}: ").removeprefix(f"{option} ")))
 
     @contextmanager
     def collect(self) -> Iterator[None]:
-        """Note what goes wrong in a part's own checks."""
+        """Add the errors that a part's own checks raise."""
         try:
             yield
         except MtmetaError as error:

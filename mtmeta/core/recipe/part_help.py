@@ -1,4 +1,4 @@
-"""What `mtmeta show` says of a part: made from its docstring, its fields and the line under each field."""
+"""The help of `mtmeta show` and `mtmeta plugins`: a part's docstring, its fields, and the line under each field."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from mtmeta.core.api import optimizers as optim
-from mtmeta.core.api import schedules
 from mtmeta.core.api.contracts import Component, Metric
+from mtmeta.core.api.optimizers import OptimizerOptions
+from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.errors import UsageError
 from mtmeta.core.recipe.sections import (
     BudgetOptions,
@@ -24,10 +24,10 @@ from mtmeta.core.registry.option_fields import clean, expectation, field_docs, f
 from mtmeta.core.registry.registry import KINDS, Registry
 from mtmeta.core.wording import did_you_mean, quote, safe
 
-__all__ = ["FIXED", "describe_part", "describe_plugins", "part_lines", "plugin_lines"]
+__all__ = ["FIXED_PARTS", "describe_part", "describe_plugins", "part_lines", "plugin_lines"]
 
-# what recipes can say that is no plugin
-FIXED: dict[str, dict[str, type[Any]]] = {
+# parts of recipes that no plugin supplies
+FIXED_PARTS: dict[str, dict[str, type[Any]]] = {
     "section": {
         "data": DataOptions,
         "training": TrainingOptions,
@@ -35,18 +35,18 @@ FIXED: dict[str, dict[str, type[Any]]] = {
         "evaluation": EvaluationOptions,
         "checkpoint": CheckpointOptions,
     },
-    "optimizer": {part.name: part for part in get_args(get_args(optim.OptimizerOptions)[0])},
-    "schedule": {part.name: part for part in get_args(get_args(schedules.ScheduleOptions)[0])},
+    "optimizer": {part.name: part for part in get_args(get_args(OptimizerOptions)[0])},
+    "schedule": {part.name: part for part in get_args(get_args(ScheduleOptions)[0])},
 }
 
 
 def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
-    """Name, supplier, help and options of a part. Raises UsageError or PluginError for unknown names."""
-    kinds = [*KINDS, *FIXED]
+    """Return name, supplier, help and options of a part. Raises UsageError or PluginError for unknown names."""
+    kinds = [*KINDS, *FIXED_PARTS]
     if kind not in kinds:
         raise UsageError("KIND", f"no kind {quote(kind)}{did_you_mean(kind, kinds)} (known: {', '.join(kinds)})")
-    if kind in FIXED:
-        known = FIXED[kind]
+    if kind in FIXED_PARTS:
+        known = FIXED_PARTS[kind]
         if name not in known:
             raise UsageError("NAME", f"no {kind} {quote(name)}{did_you_mean(name, known)} (known: {', '.join(known)})")
         part: Any = known[name]
@@ -70,7 +70,7 @@ def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
 
 
 def part_lines(described: Mapping[str, Any]) -> list[str]:
-    """The same, as it is printed."""
+    """Return the lines that `mtmeta show` prints of `describe_part`."""
     lines = [safe(f"{described['kind']} {described['name']}  ({described['supplied_by']})", 300), ""]
     lines += [described["help"], *(["", *described["about"]] if described["about"] else [])]
     if described["options"]:
@@ -84,7 +84,7 @@ def part_lines(described: Mapping[str, Any]) -> list[str]:
 
 
 def describe_plugins(registry: Registry) -> dict[str, Any]:
-    """Each plugin with what it provides or why it is broken, and which are in conflict."""
+    """Return each plugin with the parts it provides or why it is broken, and which are in conflict."""
     rows = []
     for plugin in registry.plugins.all:
         provides = {kind: [part.name for part in parts] for kind, parts in plugin.parts.items() if parts}
@@ -94,7 +94,7 @@ def describe_plugins(registry: Registry) -> dict[str, Any]:
 
 
 def plugin_lines(described: Mapping[str, Any]) -> list[str]:
-    """The same, as it is printed."""
+    """Return the lines that `mtmeta plugins` prints of `describe_plugins`."""
     lines = []
     for row in described["plugins"]:
         state = f"BROKEN: {row['broken']}" if row["broken"] else ""
@@ -104,16 +104,16 @@ def plugin_lines(described: Mapping[str, Any]) -> list[str]:
 
 
 def _options(part: type[Any]) -> list[dict[str, Any]]:
-    hints, docs, made = field_hints(part), field_docs(part), []
+    hints, docs, options = field_hints(part), field_docs(part), []
     for field in dataclasses.fields(part):
-        if field.name == "name":  # the choice itself
+        if field.name == "name":  # the key that names the part
             continue
         default: Any = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         required = default is dataclasses.MISSING
         shown = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default  # type: ignore[arg-type]
-        made.append(
+        options.append(
             {
                 "name": field.name,
                 "takes": safe(expectation(hints[field.name]), 300),  # may hold words of a plugin
@@ -122,4 +122,4 @@ def _options(part: type[Any]) -> list[dict[str, Any]]:
                 "help": docs.get(field.name, ""),
             }
         )
-    return made
+    return options

@@ -1,4 +1,4 @@
-"""Recipe text to validated objects; all problems of a recipe are reported together.
+"""The way from a recipe's text to validated objects; all problems of a recipe are reported together.
 
 YAML (strict) -> mapping -> `--set` overrides -> each section and each `{name: ..., options}` validated -> `Recipe`.
 """
@@ -20,7 +20,7 @@ from mtmeta.core.api.option_types import SAMPLE, Carve
 from mtmeta.core.api.schedules import Plateau, ScheduleOptions
 from mtmeta.core.errors import MtmetaError, RecipeError, raise_all
 from mtmeta.core.recipe import strict_yaml
-from mtmeta.core.recipe.document import Source
+from mtmeta.core.recipe.document import RecipeDocument
 from mtmeta.core.recipe.sections import (
     RECIPE_FORMAT,
     BudgetOptions,
@@ -30,24 +30,24 @@ from mtmeta.core.recipe.sections import (
     Recipe,
     TrainingOptions,
 )
-from mtmeta.core.recipe.shipped import find
-from mtmeta.core.recipe.strict_yaml import Path_
-from mtmeta.core.recipe.validation import convert, describe
+from mtmeta.core.recipe.shipped import find_recipe
+from mtmeta.core.recipe.strict_yaml import KeyPath
+from mtmeta.core.recipe.validation import convert, describe_value
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.storage.addresses import is_remote, parse_file
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-__all__ = ["NAME", "REQUIRED", "TASK_NAME", "check_text", "load_recipe", "seeded"]
+__all__ = ["KEYS", "NAME", "REQUIRED", "TASK_NAME", "check_recipe_text", "load_recipe"]
 
-TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` is what evaluation.select calls them all
+TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` in evaluation.select means all tasks
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-SHARE = re.compile(r"\s*[0-9.]+\s*%?\s*")  # what people write for a share of the training file
+SHARE = re.compile(r"\s*[0-9.]+\s*%?\s*")  # such as 10%, written for a share of the training file
 KEYS = ("format", *(field.name for field in dataclasses.fields(Recipe)))
 REQUIRED = ("backbone", "tasks", "algorithm", "optimizer", "training")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Stepping:
+class _UpdateRule:
     """The two sections that are a choice of class by name, not a registry lookup."""
 
     optimizer: OptimizerOptions
@@ -62,31 +62,32 @@ def load_recipe(
     data_root: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Recipe:
-    """The recipe in file `path`, or the shipped one of that name.
+    """Read the recipe in file `path`, or the shipped one of that name.
 
     `overrides` are `a.b=c` strings (`--set`); `data_root` wins over MTMETA_DATA, which wins over the recipe. Raises
     RecipeError or PluginError, or Problems when there are several.
     """
-    path = find(path)
-    source = Source(strict_yaml.read_file(path), overrides)
-    return _Reader(source, registry).read(data_root or environ.get("MTMETA_DATA") or None, Path(path))
+    path = find_recipe(path)
+    document = RecipeDocument(strict_yaml.read_file(path), overrides)
+    return _RecipeReader(document, registry).read(data_root or environ.get("MTMETA_DATA") or None, path)
 
 
-def check_text(text: str, path: Path, registry: Registry) -> None:
-    """Raise what is wrong with the text of a recipe that is to be written to `path`."""
-    _Reader(Source(strict_yaml.parse(text, str(path)), ()), registry).read(None, path)
+def check_recipe_text(text: str, path: Path, registry: Registry) -> None:
+    """Raise the problems of a recipe's text that is to be written to `path`."""
+    _RecipeReader(RecipeDocument(strict_yaml.parse(text, str(path)), ()), registry).read(None, path)
 
 
-class _Reader:
+class _RecipeReader:
     """One pass over one recipe, collecting problems."""
 
-    def __init__(self, source: Source, registry: Registry) -> None:
-        self.source = source
-        self.fail = source.fail
+    def __init__(self, document: RecipeDocument, registry: Registry) -> None:
+        self.document = document
+        self.fail = document.fail
         self.registry = registry
 
     def read(self, data_root: str | None, path: Path) -> Recipe:
-        data = self.source.data
+        """Return the recipe; its default name is that of the file `path`. Raises all problems together."""
+        data = self.document.data
         self._check_format(data)
         for key in data:
             if key not in KEYS:
@@ -104,64 +105,66 @@ class _Reader:
             "data": self.section(DataOptions, data, "data"),
             "sampler": self.component("sampler", _default(data, "sampler", "uniform"), ("sampler",)),
             "algorithm": self.component("algorithm", data.get("algorithm"), ("algorithm",)),
-            **self._stepping(data),
+            **self._update_rule(data),
             "training": self.section(TrainingOptions, data, "training"),
             "budget": self.section(BudgetOptions, data, "budget"),
             "evaluation": self.section(EvaluationOptions, data, "evaluation"),
             "checkpoint": self.section(CheckpointOptions, data, "checkpoint"),
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
-        parts["tasks"] = {name: seeded(task, parts["seed"]) for name, task in parts["tasks"].items()}
-        self._check_together(parts)
-        raise_all(self.source.problems)
+        parts["tasks"] = {name: _with_dev_seed(task, parts["seed"]) for name, task in parts["tasks"].items()}
+        self._check_tasks(parts)
+        self._check_training(parts)
+        raise_all(self.document.problems)
         return Recipe(**parts)
 
     # -- sections
 
     def _check_format(self, data: dict[str, Any]) -> None:
-        found = data.get("format", RECIPE_FORMAT)
-        if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-            self.fail(("format",), f"format must be {RECIPE_FORMAT}, found {describe(found)}")
-        elif found > RECIPE_FORMAT:
-            message = f"recipe format {found}, this mtmeta reads up to {RECIPE_FORMAT}; upgrade mtmeta"
-            raise RecipeError(self.source.place(("format",)), message)
+        version = data.get("format", RECIPE_FORMAT)
+        if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+            self.fail(("format",), f"format must be {RECIPE_FORMAT}, found {describe_value(version)}")
+        elif version > RECIPE_FORMAT:
+            message = f"recipe format {version}, this mtmeta reads up to {RECIPE_FORMAT}; upgrade mtmeta"
+            raise RecipeError(self.document.place(("format",)), message)
 
     def _name(self, name: Any) -> str:
         if not isinstance(name, str) or not NAME.fullmatch(name):
-            self.fail(("name",), f"name {describe(name)} is not allowed; use letters, digits, '.', '_' and '-'")
+            self.fail(("name",), f"name {describe_value(name)} is not allowed; use letters, digits, '.', '_' and '-'")
         return str(name)
 
     def _seed(self, seed: Any) -> int:
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            self.fail(("seed",), f"seed must be an integer from 0 to {2**63 - 1}, found {describe(seed)}")
+            self.fail(("seed",), f"seed must be an integer from 0 to {2**63 - 1}, found {describe_value(seed)}")
             return 0
         return seed
 
     def _text(self, data: dict[str, Any], key: str, default: str) -> str:
         value = data.get(key, default)
         if not isinstance(value, str) or not value or "\0" in value:
-            self.fail((key,), f"{key} must be text, found {describe(value)}")
+            self.fail((key,), f"{key} must be text, found {describe_value(value)}")
             return default
         return value
 
     def section(self, kind: type[Any], data: dict[str, Any], key: str) -> Any:
+        """Return the section under `key` as a dataclass of this kind, or None where it is wrong."""
         value = data.get(key)
         if value is None:
             value = {}
         if not isinstance(value, dict):
-            self.fail((key,), f"{key} must be a mapping, found {describe(value)}")
+            self.fail((key,), f"{key} must be a mapping, found {describe_value(value)}")
             return None
         return self.convert(kind, value, (key,))
 
-    def _stepping(self, data: dict[str, Any]) -> dict[str, Any]:
+    def _update_rule(self, data: dict[str, Any]) -> dict[str, Any]:
         chosen = {"optimizer": data.get("optimizer"), "schedule": _default(data, "schedule", "constant")}
         if chosen["optimizer"] is None:  # reported as missing already
             chosen["optimizer"] = {"name": "sgd", "lr": 1.0}
-        made = self.convert(_Stepping, chosen, ())
-        return {"optimizer": made.optimizer, "schedule": made.schedule} if made else dict.fromkeys(chosen)
+        rule = self.convert(_UpdateRule, chosen, ())
+        return {"optimizer": rule.optimizer, "schedule": rule.schedule} if rule else dict.fromkeys(chosen)
 
-    def component(self, kind: str, value: Any, path: Path_, default: str | None = None) -> Any:
-        """A part of the registry from `name` or `{name: ..., options}`."""
+    def component(self, kind: str, value: Any, path: KeyPath, default: str | None = None) -> Any:
+        """Return a part of the registry from `NAME` or `{name: NAME, options}`, or None where that is wrong."""
         if value is None:
             return None
         options = dict(value) if isinstance(value, dict) else {}
@@ -170,30 +173,31 @@ class _Reader:
         if not isinstance(name, str):
             shown = ".".join(map(str, path))
             asked = f"{shown} needs '{key}'" if isinstance(value, dict) and name is None else f"{shown} must be a name"
-            found = "" if name is None else f", found {describe(name)}"
-            self.fail(path, f"{asked}{found}; one of {', '.join(self.registry.names(kind))}")
+            given = "" if name is None else f", found {describe_value(name)}"
+            self.fail(path, f"{asked}{given}; one of {', '.join(self.registry.names(kind))}")
             return None
         try:
-            given = isinstance(value, dict) and key in value
-            part = self.registry.get(kind, name, self.source.place((*path, key) if given else path))
+            spelled_out = isinstance(value, dict) and key in value
+            part = self.registry.get(kind, name, self.document.place((*path, key) if spelled_out else path))
         except MtmetaError as error:
-            self.source.problems.append(error)
+            self.document.problems.append(error)
             return None
         return self.convert(part, options, path)
 
-    def convert(self, kind: type[Any], data: dict[str, Any], path: Path_) -> Any:
-        made, faults = convert(kind, data, path)
+    def convert(self, kind: type[Any], data: dict[str, Any], path: KeyPath) -> Any:
+        """Return a dataclass of this kind from plain data at `path`, or None after its problems were added."""
+        part, faults = convert(kind, data, path)
         for full, message, key in faults:
             self.fail(full, message, key=key)
-        return made
+        return part
 
     def _tasks(self, tasks: Any) -> dict[str, Task]:
         if tasks is None:
             return {}
         if not isinstance(tasks, dict) or not tasks:
-            self.fail(("tasks",), f"tasks must be a mapping, found {describe(tasks)}; name at least one task")
+            self.fail(("tasks",), f"tasks must be a mapping, found {describe_value(tasks)}; name at least one task")
             return {}
-        made = {}
+        parts = {}
         for name, options in tasks.items():
             path = ("tasks", name)
             if not TASK_NAME.fullmatch(name):
@@ -203,34 +207,41 @@ class _Reader:
                     key=True,
                 )
             elif not isinstance(options, dict):
-                self.fail(path, f"tasks.{name} must be a mapping, found {describe(options)}; write {{train: FILE}}")
+                self.fail(
+                    path, f"tasks.{name} must be a mapping, found {describe_value(options)}; write {{train: FILE}}"
+                )
             else:
-                made[name] = self.component("task", options, path, default=name)
-        return made
+                parts[name] = self.component("task", options, path, default=name)
+        return parts
 
     def _reporters(self, reporters: Any) -> tuple[Any, ...]:
         if not isinstance(reporters, list):
-            self.fail(("reporters",), f"reporters must be a list, found {describe(reporters)}")
+            self.fail(("reporters",), f"reporters must be a list, found {describe_value(reporters)}")
             return ()
-        made = [self.component("reporter", value, ("reporters", i)) for i, value in enumerate(reporters)]
-        return tuple(part for part in made if part is not None)
+        parts = [self.component("reporter", value, ("reporters", i)) for i, value in enumerate(reporters)]
+        return tuple(part for part in parts if part is not None)
 
-    # -- what only shows when the sections stand side by side
+    # -- checks across sections
 
-    def _check_together(self, parts: dict[str, Any]) -> None:
-        tasks = {name: task for name, task in parts["tasks"].items() if task is not None}
+    def _check_tasks(self, parts: dict[str, Any]) -> None:
+        """Check every task, and that the algorithm and the sampler fit all of them."""
+        tasks = _valid_tasks(parts)
         algorithm, sampler = parts["algorithm"], parts["sampler"]
-        training, evaluation = parts["training"], parts["evaluation"]
         for name, task in tasks.items():
-            with self.source.collect():
+            with self.document.collect():
                 self._check_task(name, task)
         if tasks and len(tasks) == len(parts["tasks"]):
             if algorithm is not None:
-                with self.source.collect():
-                    self._tell(("algorithm",), algorithm.check(tasks))
+                with self.document.collect():
+                    self._fail_options(("algorithm",), algorithm.check(tasks))
             if sampler is not None:
-                with self.source.collect():
-                    self._tell(("sampler",), sampler.check(list(tasks)))
+                with self.document.collect():
+                    self._fail_options(("sampler",), sampler.check(list(tasks)))
+
+    def _check_training(self, parts: dict[str, Any]) -> None:
+        """Check steps, evaluation, learning rates and schedules against the tasks and the algorithm."""
+        tasks, algorithm = _valid_tasks(parts), parts["algorithm"]
+        training, evaluation = parts["training"], parts["evaluation"]
         if training is not None:
             budgeted = getattr(parts["budget"], "examples", None) is not None  # then it needs neither
             given = [training.steps, training.epochs].count(None)
@@ -249,13 +260,14 @@ class _Reader:
             message = "algorithm.inner_schedule cannot be plateau, an inner loop has no metric; use step or cosine"
             self.fail(("algorithm", "inner_schedule"), message)
 
-    def _check_head_lr(self, rates: Any, tasks: Mapping[str, Task], path: Path_) -> None:
+    def _check_head_lr(self, rates: Any, tasks: Mapping[str, Task], path: KeyPath) -> None:
         for name in rates if isinstance(rates, dict) and tasks else ():
             if name not in tasks:
                 message = f"{'.'.join(map(str, path))} names no task of this recipe: {quote(name)}{choose(name, tasks)}"
                 self.fail((*path, name), message, key=True)
 
-    def _tell(self, path: Path_, faults: Iterable[tuple[str, str]]) -> None:
+    def _fail_options(self, path: KeyPath, faults: Iterable[tuple[str, str]]) -> None:
+        """Add the (option, message) pairs that the `check` of the part at `path` yields."""
         for option, message in faults:
             full = (*path, *option.split("."))
             self.fail(full, f"{'.'.join(map(str, full))} {message}")
@@ -265,31 +277,31 @@ class _Reader:
         if isinstance(task.dev, str) and SHARE.fullmatch(task.dev):
             message = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
             self.fail((*path, "dev"), f"tasks.{name}.dev: {message}")
-        self._tell(path, task.check())
+        self._fail_options(path, task.check())
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and inspect.unwrap(type(task).sample) is Task.sample:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
-            self._check_remote(getattr(task, split), (*path, split))
+            self._check_address(getattr(task, split), (*path, split))
         for metric in task.metrics:
             try:
-                found = self.registry.get("metric", metric, self.source.place((*path, "metrics")))
+                part = self.registry.get("metric", metric, self.document.place((*path, "metrics")))
             except MtmetaError as error:
-                self.source.problems.append(error)
+                self.document.problems.append(error)
             else:
-                if found.needs == "classes" and not task.objective.classes:
+                if part.needs == "classes" and not task.objective.classes:
                     message = (
                         f"metric {quote(metric)} needs classes, task '{name}' predicts a number; use pearson, spearman"
                     )
                     self.fail((*path, "metrics"), message)
 
-    def _check_remote(self, given: Any, path: Path_) -> None:
-        if isinstance(given, str) and is_remote(given):
+    def _check_address(self, file: Any, path: KeyPath) -> None:
+        if isinstance(file, str) and is_remote(file):
             try:
-                parse_file(given)
+                parse_file(file)
             except ValueError as error:
-                self.fail(path, f"{'.'.join(map(str, path))}: {quote(given)} {error}")
+                self.fail(path, f"{'.'.join(map(str, path))}: {quote(file)} {error}")
 
-    def _check_epochs(self, algorithm: Algorithm, path: Path_) -> None:
+    def _check_epochs(self, algorithm: Algorithm, path: KeyPath) -> None:
         try:
             algorithm.steps_per_epoch({"": 1})
         except MtmetaError as error:
@@ -309,13 +321,17 @@ class _Reader:
 
 
 def _default(data: Mapping[str, Any], key: str, default: str) -> Any:
-    """What the recipe says; null is as good as nothing."""
+    """Return the value under `key`, or the default where there is none or null."""
     value = data.get(key)
     return default if value is None else value
 
 
-def seeded(task: Any, seed: int) -> Any:
-    """A task, with the recipe's seed for a dev split that names none of its own."""
+def _valid_tasks(parts: Mapping[str, Any]) -> dict[str, Task]:
+    return {name: task for name, task in parts["tasks"].items() if task is not None}
+
+
+def _with_dev_seed(task: Any, seed: int) -> Any:
+    """Return the task, with the recipe's seed for a dev split that names none of its own."""
     if task is None or not isinstance(task.dev, Carve) or task.dev.seed is not None:
         return task
     return replace(task, dev=replace(task.dev, seed=seed))

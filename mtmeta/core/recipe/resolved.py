@@ -1,4 +1,4 @@
-"""Recipes as data again: what the run directory keeps, and whether two recipes are the same."""
+"""Recipes as data again, every default written out: for the run directory, and to tell whether two are the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["describe", "differences", "digest", "dump"]
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, every default written out; reading it back gives the same recipe."""
+    """Return the recipe as plain data, every default written out; reading it back gives the same recipe."""
     data: dict[str, Any] = {"format": RECIPE_FORMAT}
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
@@ -40,18 +40,18 @@ def _plain(value: Any, *, named: bool = True) -> Any:
 
 
 def dump(data: dict[str, Any]) -> str:
-    """Plain data as YAML that strict_yaml reads back unchanged."""
+    """Write plain data as YAML that strict_yaml reads back unchanged."""
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
 def digest(recipe: Recipe) -> str:
-    """SHA-256 of what decides the weights: the recipe without its name, data root and reporters."""
+    """Return the SHA-256 of all that decides the weights: the recipe without its name, data root and reporters."""
     data = {k: v for k, v in describe(recipe).items() if k not in ("name", "data_root", "reporters")}
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def differences(one: Any, other: Any, path: str = "") -> Iterable[str]:
-    """Dotted keys at which two plain data differ."""
+    """Yield the dotted keys at which two plain data differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys([*one, *other]):
             if key not in one or key not in other:

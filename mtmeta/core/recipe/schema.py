@@ -1,7 +1,7 @@
 """The JSON Schema (draft 2020-12) of recipes, for editors: completion, help and checks while a recipe is written.
 
-Made from what validation goes by: the options of every installed part, with the line of help under each, defaults and
-ranges. What stands in two sections at once (an inner loop's schedule, a task's files and `evaluation`) is left to
+Built from the types that validation goes by: the options of every installed part, with the line of help under each,
+defaults and ranges. Checks across two sections (an inner loop's schedule, a task's files and `evaluation`) are left to
 `mtmeta validate`.
 """
 
@@ -20,7 +20,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.schedules import ScheduleOptions
-from mtmeta.core.recipe.part_help import FIXED
+from mtmeta.core.recipe.part_help import FIXED_PARTS
 from mtmeta.core.recipe.reader import NAME, REQUIRED, TASK_NAME
 from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
 from mtmeta.core.recipe.shipped import MADE_BY
@@ -31,7 +31,7 @@ __all__ = ["SHIPPED", "recipe_schema", "schema_text"]
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 SHIPPED = Path(__file__).parents[2] / "recipe.schema.json"
-"""The schema of mtmeta's own parts, as the package brings it along."""
+"""The schema of mtmeta's own parts, which comes with the package."""
 COMPONENTS = ("backbone", "sampler", "algorithm", "reporter")
 HELP = {
     "backbone": "Where the encoder and its tokenizer come from.",
@@ -55,18 +55,18 @@ Schema = dict[str, Any]
 
 
 def recipe_schema(registry: Registry) -> Schema:
-    """The schema of recipes that may name any part in the registry, as plain data."""
-    parts = {f"{kind}.{name}": part for kind, name, part in _parts(registry)}
-    fixed: dict[str, Any] = {f"section.{name}": kind for name, kind in FIXED["section"].items()}
+    """Return the schema of recipes that may name any part in the registry, as plain data."""
+    parts = {f"{kind}.{name}": part for kind, name, part in _unambiguous_parts(registry)}
+    fixed: dict[str, Any] = {f"section.{name}": kind for name, kind in FIXED_PARTS["section"].items()}
     adapters = {key: adapter(kind) for key, kind in {**parts, **fixed}.items()}
     adapters |= {"optimizer": TypeAdapter(OptimizerOptions), "schedule": TypeAdapter(ScheduleOptions)}
-    inputs: list[Any] = [(key, "validation", found) for key, found in adapters.items()]
-    made, shared = TypeAdapter.json_schemas(inputs, schema_generator=_Generator)
+    inputs: list[Any] = [(key, "validation", validator) for key, validator in adapters.items()]
+    schemas, shared = TypeAdapter.json_schemas(inputs, schema_generator=_Generator)
     definitions: dict[str, Schema] = dict(shared.get("$defs", {}))
-    definitions |= {key: _resolved(schema, definitions) for (key, _), schema in made.items()}
+    definitions |= {key: _dereferenced(schema, definitions) for (key, _), schema in schemas.items()}
     for key, part in parts.items():
-        definitions[key] = _named(definitions[key], key, part, registry.names("metric"))
-    steps, epochs = _given("steps"), _given("epochs")
+        definitions[key] = _with_name(definitions[key], key, part, registry.names("metric"))
+    steps, epochs = _integer_under("steps"), _integer_under("epochs")
     definitions["section.training"] = {
         **definitions["section.training"],
         "not": {"allOf": [steps, epochs]},
@@ -76,19 +76,19 @@ def recipe_schema(registry: Registry) -> Schema:
     for kind in (*COMPONENTS, "task"):
         names = {key.partition(".")[2]: key for key in parts if key.partition(".")[0] == kind}
         tag = "task" if kind == "task" else "name"
-        definitions[kind] = _choice(tag, names, definitions, nullable=kind == "sampler")
-    definitions = {name: _finished(schema, definitions) for name, schema in definitions.items()}
-    top = _top([key.partition(".")[2] for key in parts if key.startswith("task.")])
-    return {**top, "$defs": _used(top, definitions)}
+        definitions[kind] = _choice_of_part(tag, names, definitions, nullable=kind == "sampler")
+    definitions = {name: _with_choices(schema, definitions) for name, schema in definitions.items()}
+    top = _recipe_object([key.partition(".")[2] for key in parts if key.startswith("task.")])
+    return {**top, "$defs": _reachable(top, definitions)}
 
 
 def schema_text(registry: Registry) -> str:
-    """The schema as a file: the same bytes for the same parts."""
+    """Return the schema as the text of a file: the same bytes for the same parts."""
     return json.dumps(recipe_schema(registry), indent=1, allow_nan=False) + "\n"
 
 
-def _parts(registry: Registry) -> Iterator[tuple[str, str, Any]]:
-    """Every part that recipes can name, without those that several plugins supply: validation refuses them."""
+def _unambiguous_parts(registry: Registry) -> Iterator[tuple[str, str, Any]]:
+    """Yield (kind, name, part) of all that recipes can name; not of those with several suppliers: they are refused."""
     for kind in (*COMPONENTS, "task"):
         for name in registry.names(kind):
             supplied = registry.suppliers(kind, name)
@@ -108,16 +108,16 @@ class _Generator(GenerateJsonSchema):
         return False
 
     def handle_invalid_for_json_schema(self, schema: Any, error_info: str) -> Schema:
-        return {}  # a type of a plugin's own that JSON Schema cannot say: validation knows it
+        return {}  # a plugin's own type, beyond JSON Schema; validation knows it
 
     def dataclass_schema(self, schema: Any) -> Schema:
-        made = dict(super().dataclass_schema(schema))
+        described = dict(super().dataclass_schema(schema))
         kind = schema["cls"]
         docs = field_docs(kind)
-        made.pop("title", None)
-        made["description"] = clean(inspect.getdoc(kind) or "")
+        described.pop("title", None)
+        described["description"] = clean(inspect.getdoc(kind) or "")
         for field in dataclasses.fields(kind):
-            option = made.get("properties", {}).get(field.name)
+            option = described.get("properties", {}).get(field.name)
             if option is None:
                 continue
             if docs.get(field.name):
@@ -127,34 +127,36 @@ class _Generator(GenerateJsonSchema):
                 if dataclasses.is_dataclass(default) and not isinstance(default, type):
                     default = dataclasses.asdict(default)
                 option["default"] = json.loads(json.dumps(default, default=str))
-        return made
+        return described
 
     def tagged_union_schema(self, schema: Any) -> Schema:
         members = {str(tag): self.generate_inner(inner) for tag, inner in schema["choices"].items()}
-        return {CHOICE: schema["discriminator"], "members": members, "nullable": False}
+        return {CHOICE_MARK: schema["discriminator"], "members": members, "nullable": False}
 
 
-CHOICE = "x-choice"  # stands in for a choice by name until all members are known
+CHOICE_MARK = "x-choice"  # stands in for a choice by name until all members are known
 
 
-def _named(schema: Schema, key: str, part: Any, metrics: list[str]) -> Schema:
-    """The schema of a part, with the key that names it, which is no option."""
+def _with_name(schema: Schema, key: str, part: Any, metrics: list[str]) -> Schema:
+    """Return the schema of a part with the key that names it, which is no option."""
     kind, _, name = key.partition(".")
     tag = "task" if kind == "task" else "name"
     properties = {tag: {"const": name, "description": _headline(schema)}, **schema.get("properties", {})}
-    made = {**schema, "type": "object", "properties": properties, "additionalProperties": False}
     if kind == "task" and issubclass(part, Task) and "metrics" in field_hints(part):
         properties["metrics"] = {**properties["metrics"], "items": {"enum": metrics}}
-    return made
+    return {**schema, "type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _choice(tag: str, names: Mapping[str, str], definitions: Mapping[str, Schema], *, nullable: bool = False) -> Schema:
-    """`{tag: NAME, options of NAME}`, or NAME alone where no option is required; `names` maps NAME to its definition.
+def _choice_of_part(
+    tag: str, names: Mapping[str, str], definitions: Mapping[str, Schema], *, nullable: bool = False
+) -> Schema:
+    """Return the schema of `{tag: NAME, options of NAME}`, or NAME alone where no option is required.
 
-    By if and then, not oneOf: so an editor, and whoever reads its errors, sees one part and not all of them.
+    `names` maps NAME to its definition. By if and then, not oneOf: so an editor, and whoever reads its errors, sees one
+    part and not all of them.
     """
-    found = {name: definitions[key] for name, key in names.items()}
-    about = "; ".join(f"{name}: {_headline(schema)}" for name, schema in found.items())
+    parts = {name: definitions[key] for name, key in names.items()}
+    about = "; ".join(f"{name}: {_headline(schema)}" for name, schema in parts.items())
     branches = [
         {
             "if": {"required": [tag], "properties": {tag: {"const": name}}},
@@ -168,7 +170,7 @@ def _choice(tag: str, names: Mapping[str, str], definitions: Mapping[str, Schema
         "properties": {tag: {"enum": list(names), "description": about}},
         "allOf": branches,
     }
-    short = [name for name, schema in found.items() if set(schema.get("required", [])) <= {tag}]
+    short = [name for name, schema in parts.items() if set(schema.get("required", [])) <= {tag}]
     others: list[str | None] = [*short, None] if nullable else [*short]
     # a name alone is an enum of its own, not an `else`: editors take their proposals from there
     by_name = {"anyOf": [{"enum": others}, {"type": "object"}], "if": {"type": "object"}, "then": whole}
@@ -182,8 +184,8 @@ def _headline(schema: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------- the whole recipe
 
 
-def _top(tasks: Iterable[str]) -> Schema:
-    """The recipe's own keys; parts and sections are references."""
+def _recipe_object(tasks: Iterable[str]) -> Schema:
+    """Return the schema of the recipe itself; parts and sections are references."""
     by_name = {
         name: {"if": {"required": ["task"]}, "then": _ref("task"), "else": _ref(f"task.{name}")}
         for name in tasks
@@ -223,16 +225,16 @@ def _top(tasks: Iterable[str]) -> Schema:
         "required": [key for key in REQUIRED if key != "training"],
         "properties": own,
         "additionalProperties": False,
-        "if": {"required": ["budget"], "properties": {"budget": _given("examples")}},
+        "if": {"required": ["budget"], "properties": {"budget": _integer_under("examples")}},
         "else": {
             "required": ["training"],
-            "properties": {"training": {"anyOf": [_given("steps"), _given("epochs")]}},
+            "properties": {"training": {"anyOf": [_integer_under("steps"), _integer_under("epochs")]}},
         },
     }
 
 
-def _given(key: str) -> Schema:
-    """A mapping in which a number stands under the key."""
+def _integer_under(key: str) -> Schema:
+    """Return the schema of a mapping with an integer under the key."""
     return {"type": "object", "required": [key], "properties": {key: {"type": "integer"}}}
 
 
@@ -247,28 +249,28 @@ def _optional(name: str) -> Schema:
 # ------------------------------------------------------------------------------------------------ putting together
 
 
-def _resolved(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
-    """The definition that a schema is no more than a reference to, else the schema."""
+def _dereferenced(schema: Schema, definitions: Mapping[str, Schema]) -> Schema:
+    """Return the definition that a schema is a bare reference to, else the schema."""
     target = str(schema.get("$ref", "")).removeprefix("#/$defs/")
     return definitions[target] if target in definitions else schema
 
 
-def _finished(value: Any, definitions: Mapping[str, Schema]) -> Any:
-    """The same with every choice written out: which members need no option shows only when all are there."""
+def _with_choices(value: Any, definitions: Mapping[str, Schema]) -> Any:
+    """Return the schema with every marked choice written out: that needs the definitions of all its members."""
     if isinstance(value, list):
-        return [_finished(item, definitions) for item in value]
+        return [_with_choices(item, definitions) for item in value]
     if not isinstance(value, dict):
         return value
-    if CHOICE in value:
-        own = {key: value[key] for key in (CHOICE, "members", "nullable")}
+    if CHOICE_MARK in value:
+        own = {key: value[key] for key in (CHOICE_MARK, "members", "nullable")}
         names = {name: member["$ref"].removeprefix("#/$defs/") for name, member in own["members"].items()}
         rest = {key: item for key, item in value.items() if key not in own}
-        return {**_choice(own[CHOICE], names, definitions, nullable=own["nullable"]), **rest}
-    return {key: _finished(item, definitions) for key, item in value.items()}
+        return {**_choice_of_part(own[CHOICE_MARK], names, definitions, nullable=own["nullable"]), **rest}
+    return {key: _with_choices(item, definitions) for key, item in value.items()}
 
 
 def _references(value: Any) -> Iterator[str]:
-    """Names of all definitions that a schema refers to."""
+    """Yield the names of all definitions that a schema refers to."""
     if isinstance(value, dict):
         for key, item in value.items():
             if key == "$ref":
@@ -280,8 +282,8 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(item)
 
 
-def _used(top: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
-    """The definitions that can be reached from the top, sorted by name."""
+def _reachable(top: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:
+    """Return the definitions that can be reached from the top, sorted by name."""
     reached: set[str] = set()
     waiting = list(_references(top))
     while waiting:

@@ -1,4 +1,4 @@
-"""The recipes that come with the package: what they are called, and where they lie."""
+"""The recipes that come with the package, by name, and copies of them; the schema beside a recipe, for editors."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from mtmeta.core.errors import MachineError, UsageError
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.wording import choose, quote
 
-__all__ = ["SCHEMA_LINE", "copy", "find", "headline", "put_recipe", "put_schema", "shipped"]
+__all__ = ["MADE_BY", "SCHEMA_LINE", "copy_recipe", "find_recipe", "headline", "shipped_recipes", "write_recipe"]
 
 PACKAGE = Path(__file__).parents[2]
 SCHEMA_LINE = "# yaml-language-server: $schema="
-"""How the first line of a recipe begins that tells editors where its schema lies, from the recipe's own folder."""
+"""Start of a recipe's first line where that tells editors the path of its schema, from the recipe's own folder."""
 MADE_BY = "Made by `mtmeta schema`"
-"""What every schema that mtmeta wrote says of itself."""
-BESIDE = ".mtmeta/recipe.schema.json"
-"""Where it lies for a copy: a path that holds wherever the folder goes."""
+"""Words in the description of every schema that mtmeta wrote."""
+SCHEMA_FILE = ".mtmeta/recipe.schema.json"
+"""Path of the schema from the folder of a copied recipe; it holds wherever the folder goes."""
 
 
-def shipped() -> dict[str, Path]:
-    """Path of every recipe that comes with the package, by its name: `reptile_three_task`, `minilm/reptile`, ..."""
+def shipped_recipes() -> dict[str, Path]:
+    """Return the path of every recipe in the package by its name: `reptile_three_task`, `minilm/reptile`, ..."""
     # in a wheel they lie inside the package, in a clone beside it
     folder = next((path for path in (PACKAGE / "recipes", PACKAGE.parent / "recipes") if path.is_dir()), None)
     if folder is None:
@@ -29,30 +29,30 @@ def shipped() -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
-def find(path: str | os.PathLike[str]) -> Path:
-    """A file of this path; where there is none, the shipped recipe of this name; else the path as it is."""
+def find_recipe(path: str | os.PathLike[str]) -> Path:
+    """Return the path where a file has it; else the path of the shipped recipe of this name; else the path as it is."""
     given = Path(path)
     if os.path.lexists(given):
         return given
-    return shipped().get(_name(given), given)
+    return shipped_recipes().get(_recipe_name(given), given)
 
 
 def headline(path: Path) -> str:
-    """The first line of a recipe's header that is for people."""
+    """Return the first line of a recipe's header that is for people."""
     with open(path, encoding="utf-8") as file:
         first = file.readline()
         return (file.readline() if first.startswith(SCHEMA_LINE) else first).lstrip("#").strip()
 
 
-def copy(name: str, to: Path | None = None, *, schema: str) -> Path:
-    """Copy a shipped recipe to a file or into a folder, by default here; returns where it lies now.
+def copy_recipe(name: str, to: Path | None = None, *, schema: str) -> Path:
+    """Copy a shipped recipe to a file or into a folder, by default here; returns the path of the copy.
 
     Beside it goes `schema`, the text of the JSON Schema that its first line then refers to.
 
     Raises UsageError if there is no such recipe, or a file of that name is there already.
     """
-    known = shipped()
-    key = _name(Path(name))
+    known = shipped_recipes()
+    key = _recipe_name(Path(name))
     if key not in known:
         raise UsageError("NAME", f"no recipe {quote(name)} comes with mtmeta{choose(name, known)}")
     target = to if to is not None else Path(known[key].name)
@@ -62,40 +62,40 @@ def copy(name: str, to: Path | None = None, *, schema: str) -> Path:
         raise UsageError(str(target), "is there already; name another file")
     lines = known[key].read_text(encoding="utf-8").splitlines(keepends=True)
     own = [line for line in lines if not line.startswith(SCHEMA_LINE)]
-    first = put_schema(target.parent, schema)
+    first = _write_schema(target.parent, schema)
     write_file(target, first + "".join(own))
     return target
 
 
-def put_schema(folder: Path, schema: str) -> str:
+def _write_schema(folder: Path, schema: str) -> str:
     """Write the JSON Schema for recipes in a folder; returns the line that they begin with.
 
-    One that is there already is renewed if mtmeta made it, and else left as it is.
+    An older one is replaced if mtmeta wrote it, and else left as it is.
     """
-    there = folder / BESIDE
-    if not there.is_file() or MADE_BY.encode() in there.read_bytes():
-        write_file(there, schema)
-    return f"{SCHEMA_LINE}{BESIDE}\n"
+    file = folder / SCHEMA_FILE
+    if not file.is_file() or MADE_BY.encode() in file.read_bytes():
+        write_file(file, schema)
+    return f"{SCHEMA_LINE}{SCHEMA_FILE}\n"
 
 
-def put_recipe(path: Path, text: str, schema: str) -> str | None:
-    """Write a recipe, and beside it the schema that its first line names; returns why there is no schema, if so.
+def write_recipe(path: Path, text: str, schema: str) -> str | None:
+    """Write a recipe, and beside it the schema that its first line names; returns the reason where there is no schema.
 
     A recipe that is replaced keeps the schema that it named. Raises MachineError if the recipe cannot be written.
     """
     own = _schema_line(path)
-    write_file(path, own + text)  # first of all, and without what may fail: it is what was asked for
+    write_file(path, own + text)  # first, and by itself: a schema that cannot be written must not cost the recipe
     if own:
         return None
     try:
-        write_file(path, put_schema(path.parent, schema) + text)
+        write_file(path, _write_schema(path.parent, schema) + text)
     except (MachineError, OSError) as error:
         return str(error)
     return None
 
 
 def _schema_line(path: Path) -> str:
-    """The first line of a file if it names a schema, else nothing."""
+    """Return the first line of a file if it names a schema, else an empty string."""
     try:
         with open(path, encoding="utf-8") as file:
             first = file.readline(1000)
@@ -104,6 +104,6 @@ def _schema_line(path: Path) -> str:
     return first if first.startswith(SCHEMA_LINE) and first.endswith("\n") else ""
 
 
-def _name(path: Path) -> str:
-    """What a shipped recipe may be called by: its name, with or without `recipes/` and `.yaml`."""
+def _recipe_name(path: Path) -> str:
+    """Return the name of a shipped recipe, which may be given with `recipes/` and `.yaml`."""
     return path.as_posix().removeprefix("./").removeprefix("recipes/").removesuffix(".yaml")

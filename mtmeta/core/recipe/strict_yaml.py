@@ -21,9 +21,9 @@ import yaml
 from mtmeta.core.errors import RecipeError, raise_all
 from mtmeta.core.wording import did_you_mean, quote, safe
 
-__all__ = ["NUMBER", "Document", "Path_", "parse", "parse_value", "read_file"]
+__all__ = ["NUMBER", "Document", "KeyPath", "parse", "parse_value", "read_file"]
 
-Path_ = tuple[str | int, ...]  # e.g. ("tasks", "sst", "batch_size")
+KeyPath = tuple[str | int, ...]  # e.g. ("tasks", "sst", "batch_size")
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -33,7 +33,7 @@ MAX_NAME = 500  # characters of a file name in a message; more than of other tok
 _CONSTANTS = {"": None, "~": None, "null": None, "true": True, "True": True, "false": False, "False": False}
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN")
-_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # what PyYAML counts as a line
+_LINE_BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # PyYAML's line breaks
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")  # an escape can bring them, no path or JSON file can hold them
 _NO_ANCHORS = "YAML anchors and aliases are not allowed in recipes"
 _NO_DIRECTIVES = "YAML directives are not allowed in recipes"
@@ -53,11 +53,11 @@ class Document:
 
     name: str
     data: dict[str, Any]
-    values: dict[Path_, tuple[int, int]]
-    keys: dict[Path_, tuple[int, int]]
+    values: dict[KeyPath, tuple[int, int]]
+    keys: dict[KeyPath, tuple[int, int]]
 
-    def place(self, path: Path_, *, key: bool = False) -> str:
-        """`name:line:col` of the value at `path`, or of its key; else of the nearest enclosing entry, else the name."""
+    def place(self, path: KeyPath, *, key: bool = False) -> str:
+        """Return `name:line:col` of the value at `path` or its key, else of the next one around it, else the name."""
         for end in range(len(path), 0, -1):
             for table in (self.keys, self.values) if key else (self.values, self.keys):
                 if spot := table.get(path[:end]):
@@ -66,7 +66,7 @@ class Document:
 
 
 def read_file(path: str | os.PathLike[str]) -> Document:
-    """The recipe in the file `path`. Only a regular file of at most 1 MiB of UTF-8 is read."""
+    """Read the recipe in the file `path`. Only a regular file of at most 1 MiB of UTF-8 is read."""
     shown = os.fspath(path)
     name = safe(shown, MAX_NAME) or "''"
     try:
@@ -94,24 +94,24 @@ def read_file(path: str | os.PathLike[str]) -> Document:
 
 
 def parse(text: str, name: str) -> Document:
-    """The recipe in `text`, called `name` in messages. Raises RecipeError, or Problems where keys are given twice."""
-    reader = _Reader(text.removeprefix("\ufeff"), name, whole=True)
+    """Parse a recipe, called `name` in messages. Raises RecipeError, or Problems where keys are given twice."""
+    reader = _YamlReader(text.removeprefix("\ufeff"), name, whole=True)
     return Document(reader.name, reader.read(), reader.values, reader.keys)
 
 
 def parse_value(text: str, place: str) -> Any:
-    """One value as typed after `--set key=`; no text is null. Errors carry `place` as it stands."""
-    return _Reader(text, place, whole=False).read()
+    """Parse one value as typed after `--set key=`; no text is null. Errors carry `place` as it stands."""
+    return _YamlReader(text, place, whole=False).read()
 
 
-class _Reader:
+class _YamlReader:
     """One pass over the events, with a stack of its own, so that hostile nesting cannot overflow Python's."""
 
     def __init__(self, text: str, name: str, *, whole: bool) -> None:
         self.text, self.name, self.whole = text, safe(name, MAX_NAME), whole  # whole: a recipe, not one value
-        self.values: dict[Path_, tuple[int, int]] = {}
-        self.keys: dict[Path_, tuple[int, int]] = {}
-        self.stack: list[tuple[Any, Path_]] = []  # the lists and mappings still open, and their paths
+        self.values: dict[KeyPath, tuple[int, int]] = {}
+        self.keys: dict[KeyPath, tuple[int, int]] = {}
+        self.stack: list[tuple[Any, KeyPath]] = []  # the lists and mappings still open, and their paths
         self.problems: list[RecipeError] = []
         self.root: Any = None
         self.key: str | None = None  # a key of the innermost mapping that waits for its value
@@ -120,6 +120,7 @@ class _Reader:
         self.span = (0, 0)  # the part of `text` that the outermost value covers
 
     def read(self) -> Any:
+        """Return the recipe or the value. Raises RecipeError, or Problems."""
         try:
             for event in self.events():
                 self.take(event)
@@ -133,11 +134,12 @@ class _Reader:
         return self.root
 
     def error(self, message: str, spot: tuple[int, int] | None = None) -> RecipeError:
+        """Return an error at `spot`, by default at the event at hand."""
         line, column = spot or self.spot
         return RecipeError(f"{self.name}:{line}:{column}" if self.whole else self.name, message)
 
     def events(self) -> Iterator[yaml.Event]:
-        """PyYAML's events; whatever it would refuse or stumble over becomes a RecipeError of one line."""
+        """Yield PyYAML's events; whatever it would refuse or stumble over becomes a RecipeError of one line."""
         if len(self.text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
             raise RecipeError(self.name, "larger than 1 MiB")
         if bad := yaml.SafeLoader.NON_PRINTABLE.search(self.text):
@@ -153,6 +155,7 @@ class _Reader:
             raise self.error("a \\U escape or %YAML number from here on is out of range; correct it") from None
 
     def syntax_error(self, error: yaml.MarkedYAMLError) -> RecipeError:
+        """Turn PyYAML's error into one line that names the likely cause."""
         mark, start, message = error.problem_mark, error.context_mark, error.problem
         assert mark is not None and message is not None
         line = _LINE_BREAK.split(self.text[mark.index - mark.column :], maxsplit=1)[0]
@@ -171,6 +174,7 @@ class _Reader:
         return self.error(f"{safe(message, 200)}; check {'indentation and ' * self.whole}quotes", spot)
 
     def take(self, event: yaml.Event) -> None:
+        """Take in one event: refuse it, or put it in its place."""
         start, end = event.start_mark, event.end_mark
         assert start is not None and end is not None
         self.spot = (start.line + 1, start.column + 1)
@@ -196,7 +200,8 @@ class _Reader:
             else:
                 self.take_value(self.value(event))
 
-    def take_key(self, event: _Node, node: dict[str, Any], parent: Path_) -> None:
+    def take_key(self, event: _Node, node: dict[str, Any], parent: KeyPath) -> None:
+        """Remember a key of the mapping `node`, whose path is `parent`, until its value comes."""
         if not isinstance(event, yaml.ScalarEvent):
             raise self.error("a list or mapping cannot be a key; write a word")
         if event.value == "<<" and not event.style:
@@ -210,7 +215,7 @@ class _Reader:
             self.keys[path] = self.spot
 
     def value(self, event: _Node) -> Any:
-        """The event's value; a list or mapping starts empty."""
+        """Return the event's value; a list or mapping starts empty."""
         block = event.style in ("|", ">") if isinstance(event, yaml.ScalarEvent) else not event.flow_style
         if block and not self.whole:
             raise self.error(f"{quote(self.text)} {_NOT_ONE_VALUE}")
@@ -221,6 +226,7 @@ class _Reader:
         return {} if isinstance(event, yaml.MappingStartEvent) else []
 
     def plain(self, text: str) -> Any:
+        """Return an unquoted scalar as constant, number or text."""
         if text in _CONSTANTS:
             return _CONSTANTS[text]
         if _NOT_FINITE.fullmatch(text):
@@ -233,7 +239,7 @@ class _Reader:
 
     def take_value(self, value: Any) -> None:
         """Put the value in its place; a list or mapping stays open on the stack."""
-        path: Path_ = ()
+        path: KeyPath = ()
         if self.stack:
             node, parent = self.stack[-1]
             path = (*parent, len(node) if self.key is None else self.key)

@@ -1,4 +1,4 @@
-"""pydantic's errors in the words of the house: `file:line:col: what is wrong, quoting the token; one fix`."""
+"""Plain data to dataclasses by pydantic, and its errors as `file:line:col: problem, quoting the token; one fix`."""
 
 from __future__ import annotations
 
@@ -8,27 +8,35 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from mtmeta.core.recipe.strict_yaml import NUMBER, Path_
-from mtmeta.core.registry.option_fields import _base, _is_choice, _literals, _members, adapter, expectation, field_hints
+from mtmeta.core.recipe.strict_yaml import NUMBER, KeyPath
+from mtmeta.core.registry.option_fields import (
+    adapter,
+    base_type,
+    expectation,
+    field_hints,
+    is_choice,
+    literal_values,
+    union_members,
+)
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-__all__ = ["Fault", "convert", "describe"]
+__all__ = ["Fault", "convert", "describe_value"]
 
-Fault = tuple[Path_, str, bool]  # path in the recipe, message, "points at the key"
+Fault = tuple[KeyPath, str, bool]  # path in the recipe, message, "points at the key"
 
 
-def convert(kind: Any, data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[Fault]]:
-    """An object of dataclass `kind` from plain data that stands at `at` in the recipe, or None and every fault found.
+def convert(kind: Any, data: dict[str, Any], at: KeyPath = ()) -> tuple[Any, list[Fault]]:
+    """Build a dataclass `kind` from plain data that stands at `at` in the recipe; else return None and every fault.
 
     Validation is strict (a string is never a number, a number never a boolean) and runs in JSON mode, where a list
     may fill a tuple. `schedule: cosine` is short for `schedule: {name: cosine}`.
     """
     hints = field_hints(kind)
-    data = {key: {"name": v} if isinstance(v, str) and _is_choice(hints.get(key)) else v for key, v in data.items()}
+    data = {key: {"name": v} if isinstance(v, str) and is_choice(hints.get(key)) else v for key, v in data.items()}
     try:
         return adapter(kind).validate_json(json.dumps(data), strict=True), []
     except ValidationError as error:
-        faults: dict[Path_, Fault] = {}
+        faults: dict[KeyPath, Fault] = {}
         for item in error.errors(include_url=False):
             fault = _fault(kind, data, item, at)
             faults.setdefault(fault[0], fault)  # a union reports once for each member; the first will do
@@ -36,43 +44,43 @@ def convert(kind: Any, data: dict[str, Any], at: Path_ = ()) -> tuple[Any, list[
     return None, [fault for path, fault in faults.items() if not _has_below(faults, path)]
 
 
-def _has_below(faults: Iterable[Path_], path: Path_) -> bool:
+def _has_below(faults: Iterable[KeyPath], path: KeyPath) -> bool:
     return any(len(other) > len(path) and other[: len(path)] == path for other in faults)
 
 
-def _fault(kind: type[Any], data: Any, item: Any, at: Path_) -> Fault:
+def _fault(kind: type[Any], data: Any, item: Any, at: KeyPath) -> Fault:
     path, value, owner = _walk(kind, data, item["loc"])
-    message, last = item["type"], item["loc"][-1] if item["loc"] else ""
+    error_type, last = item["type"], item["loc"][-1] if item["loc"] else ""
     full, dotted = (*at, *path), ".".join(map(str, (*at, *path)))
-    if message in ("unexpected_keyword_argument", "extra_forbidden"):
+    if error_type in ("unexpected_keyword_argument", "extra_forbidden"):
         section = ".".join(map(str, full[:-1]))
         where = f" in {quote(section)}" if section else ""
         return full, f"unknown key {quote(last)}{where}{choose(str(last), field_hints(owner))}", True
-    if message.startswith("missing") and isinstance(last, str):
+    if error_type.startswith("missing") and isinstance(last, str):
         return (*full, last), f"{dotted or 'the recipe'} needs {quote(last)}; add it", False
-    if message == "union_tag_not_found":
+    if error_type == "union_tag_not_found":
         return full, f"{dotted} needs 'name'; one of {', '.join(_tags(kind, path))}", False
-    if message == "union_tag_invalid":
+    if error_type == "union_tag_invalid":
         tag = value.get("name") if isinstance(value, dict) else value
         return (*full, "name"), f"unknown {dotted} {quote(tag)}{choose(str(tag), _tags(kind, path))}", False
     hint = _hint_at(kind, path)
-    expected, options = expectation(hint), _literals(hint)
-    found = f"found {describe(value)}"
+    expected, options = expectation(hint), literal_values(hint)
+    given = f"found {describe_value(value)}"
     if expected == "true or false" and isinstance(value, str):
         return full, f"{quote(value)} is not a boolean here; write true or false", False
     if isinstance(value, str) and options:
-        found += did_you_mean(value, options)
+        given += did_you_mean(value, options)
     elif isinstance(value, str) and expected.startswith(("a number", "an integer")):
         plain = "a number" if expected.startswith("a number") else "an integer"
         quoted = "; remove the quotes" if NUMBER.fullmatch(value) else ""
-        return full, f"{dotted}: expected {plain}, {found}{quoted}", False
+        return full, f"{dotted}: expected {plain}, {given}{quoted}", False
     elif expected == "text" and isinstance(value, int | float):
-        found += "; put it in quotes"
-    return full, f"{dotted} must be {expected}, {found}", False
+        given += "; put it in quotes"
+    return full, f"{dotted} must be {expected}, {given}", False
 
 
-def describe(value: Any) -> str:
-    """What stands in the recipe where something else should: the token itself, or what kind of thing it is."""
+def describe_value(value: Any) -> str:
+    """Return a value of a recipe as messages show it: the token itself, or the kind and size of a list or mapping."""
     if isinstance(value, dict | list):
         kind = "mapping" if isinstance(value, dict) else "list"
         return f"a {kind} of {len(value)}" if value else f"an empty {kind}"
@@ -80,7 +88,7 @@ def describe(value: Any) -> str:
 
 
 def _walk(kind: type[Any], data: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any, type[Any]]:
-    """pydantic's loc without union tags: the path in the data, the value there, the dataclass that owns it."""
+    """Return pydantic's loc without union tags: the path in the data, the value there, the dataclass that owns it."""
     path: list[str | int] = []
     value, owner = data, kind
     for part in loc:
@@ -103,8 +111,8 @@ def _owner(kind: type[Any], data: Any, path: Sequence[str | int]) -> type[Any]:
 
 
 def _member(hint: Any, value: Any) -> type[Any] | None:
-    """The dataclass that `value` fills: the one whose `name` tag it carries, or the only one."""
-    kinds = [member for member in _members(hint) if hasattr(member, "__dataclass_fields__")]
+    """Return the dataclass that `value` fills: the one whose `name` tag it carries, or the only one."""
+    kinds = [member for member in union_members(hint) if hasattr(member, "__dataclass_fields__")]
     tag = value.get("name") if isinstance(value, dict) else None
     return next((k for k in kinds if getattr(k, "name", None) == tag), kinds[0] if len(kinds) == 1 else None)
 
@@ -112,14 +120,14 @@ def _member(hint: Any, value: Any) -> type[Any] | None:
 def _hint_at(kind: type[Any], path: Sequence[str | int]) -> Any:
     hint: Any = kind
     for part in path:
-        owners = [member for member in _members(hint) if hasattr(member, "__dataclass_fields__")]
-        found = next((field_hints(o)[str(part)] for o in owners if str(part) in field_hints(o)), None)
-        if found is None:
-            args = [a for member in _members(hint) for a in get_args(_base(member)) if a is not Ellipsis]
-            found = args[min(part, len(args) - 1)] if isinstance(part, int) and args else (args[-1] if args else str)
-        hint = found
+        owners = [member for member in union_members(hint) if hasattr(member, "__dataclass_fields__")]
+        inner = next((field_hints(o)[str(part)] for o in owners if str(part) in field_hints(o)), None)
+        if inner is None:
+            args = [a for member in union_members(hint) for a in get_args(base_type(member)) if a is not Ellipsis]
+            inner = args[min(part, len(args) - 1)] if isinstance(part, int) and args else (args[-1] if args else str)
+        hint = inner
     return hint
 
 
 def _tags(kind: type[Any], path: Sequence[str | int]) -> list[str]:
-    return [str(getattr(member, "name", "")) for member in _members(_hint_at(kind, path))]
+    return [str(getattr(member, "name", "")) for member in union_members(_hint_at(kind, path))]

@@ -19,7 +19,7 @@ from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sam
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import MtmetaError, PluginError, out_of_memory
 from mtmeta.core.registry.discovery import Plugin
-from mtmeta.core.wording import exception_text, quote
+from mtmeta.core.wording import exception_line, quote
 
 __all__ = ["KINDS", "accused", "blame", "fault", "guard", "guard_metric", "plugin_of", "supplier", "unguarded"]
 
@@ -38,7 +38,7 @@ KINDS: dict[str, type[Any]] = {
 
 def plugin_of(part: Any) -> Plugin | None:
     """Return the plugin that a part came from; None for one that no registry has taken up."""
-    plugin = getattr(part, "_supplier", None)
+    plugin = getattr(part, "mtmeta_supplier", None)
     return plugin if isinstance(plugin, Plugin) else None
 
 
@@ -79,7 +79,7 @@ class Accusation:
             if out_of_memory(error):
                 raise  # too large a batch is no plugin's fault
             raise PluginError(
-                str(self.plugin), f"{self.kind} {quote(self.name)} raised {exception_text(error)}"
+                str(self.plugin), f"{self.kind} {quote(self.name)} raised {exception_line(error)}"
             ) from error
 
 
@@ -134,7 +134,7 @@ def guard_metric(metric: Metric, plugin: Plugin) -> Metric:
 
     with suppress(Exception):  # it may be any object, with any idea of what its attributes are
         functools.update_wrapper(function, metric.function)
-    function._supplier = plugin  # type: ignore[attr-defined]  # a Metric itself has no room for it
+    function.mtmeta_supplier = plugin  # type: ignore[attr-defined]  # a Metric itself has no room for it
     return dataclasses.replace(metric, function=function)
 
 
@@ -163,14 +163,14 @@ def _calling(
     function: Any, accuse: Accusation, finish: Callable[[Any], Any], passing: tuple[type[Exception], ...] = ()
 ) -> Callable[..., Any]:
     """Make the function under guard; of one that is already, in the name of whoever's class it is in now."""
-    function = getattr(function, "_unguarded", function)
+    function = getattr(function, "mtmeta_unguarded", function)
 
     @functools.wraps(function)
     def guarded(*arguments: Any, **options: Any) -> Any:
         with accuse(passing=passing):
             return finish(function(*arguments, **options))
 
-    guarded._unguarded = function  # type: ignore[attr-defined]
+    guarded.mtmeta_unguarded = function  # type: ignore[attr-defined]
     return guarded
 
 

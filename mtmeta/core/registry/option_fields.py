@@ -17,7 +17,17 @@ from pydantic.fields import FieldInfo
 
 from mtmeta.core.wording import safe
 
-__all__ = ["adapter", "clean", "expectation", "field_docs", "field_hints"]
+__all__ = [
+    "adapter",
+    "base_type",
+    "clean",
+    "expectation",
+    "field_docs",
+    "field_hints",
+    "is_choice",
+    "literal_values",
+    "union_members",
+]
 
 
 def field_docs(part: type[Any]) -> dict[str, str]:
@@ -68,33 +78,34 @@ def _is_option(kind: type[Any], name: str) -> bool:
     return kind.__dataclass_fields__[name]._field_type.name == "_FIELD"  # type: ignore[no-any-return]
 
 
-def _members(hint: Any) -> Iterator[Any]:
+def union_members(hint: Any) -> Iterator[Any]:
     """Yield the types a hint admits, unions and Annotated taken apart; Annotated numbers stay whole."""
     if get_origin(hint) is Annotated and get_origin(get_args(hint)[0]) in (Union, types.UnionType):
-        yield from _members(get_args(hint)[0])
+        yield from union_members(get_args(hint)[0])
     elif get_origin(hint) in (Union, types.UnionType):
         for member in get_args(hint):
-            yield from _members(member)
+            yield from union_members(member)
     else:
         yield hint
 
 
 def _nested(kind: type[Any]) -> Iterator[type[Any]]:
     for hint in field_hints(kind).values():
-        for member in _members(hint):
+        for member in union_members(hint):
             if hasattr(member, "__dataclass_fields__"):
                 yield member
                 yield from _nested(member)
 
 
-def _is_choice(hint: Any) -> bool:
+def is_choice(hint: Any) -> bool:
     """Return whether an option is a choice of dataclasses by `name`, such as an optimizer."""
-    members = list(_members(hint))
+    members = list(union_members(hint))
     return bool(members) and all(hasattr(member, "__dataclass_fields__") for member in members)
 
 
-def _literals(hint: Any) -> list[str]:
-    return [str(o) for member in _members(hint) if get_origin(member) is Literal for o in get_args(member)]
+def literal_values(hint: Any) -> list[str]:
+    """Return the values of the `Literal` members of a hint, as text."""
+    return [str(o) for member in union_members(hint) if get_origin(member) is Literal for o in get_args(member)]
 
 
 _PLAIN = {bool: "true or false", str: "text", int: "an integer", float: "a finite number", type(None): "null"}
@@ -102,8 +113,8 @@ _PLAIN = {bool: "true or false", str: "text", int: "an integer", float: "a finit
 
 def expectation(hint: Any) -> str:
     """Describe the values an option takes: `an integer from 1 to 10`, `a number > 0 and finite`, `one of a, b`."""
-    literals = _literals(hint)
-    parts = [_expect_one(member) for member in _members(hint) if get_origin(member) is not Literal]
+    literals = literal_values(hint)
+    parts = [_expect_one(member) for member in union_members(hint) if get_origin(member) is not Literal]
     if literals:
         parts.append(("one of " if len(literals) > 1 else "") + ", ".join(literals))
     if "null" in parts:
@@ -112,7 +123,7 @@ def expectation(hint: Any) -> str:
 
 
 def _expect_one(hint: Any) -> str:
-    base = _base(hint)
+    base = base_type(hint)
     metadata = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
     limits = [m for item in metadata if isinstance(item, FieldInfo) for m in item.metadata]
     given = {key: getattr(m, key) for m in limits for key in ("ge", "gt", "le", "lt", "min_length") if hasattr(m, key)}
@@ -127,7 +138,7 @@ def _expect_one(hint: Any) -> str:
     return _PLAIN.get(base, getattr(base, "__name__", str(base)))
 
 
-def _base(hint: Any) -> Any:
+def base_type(hint: Any) -> Any:
     """Return the type without its `Annotated`."""
     return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 

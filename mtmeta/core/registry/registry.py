@@ -14,7 +14,7 @@ from mtmeta.core.errors import MtmetaError, PluginError, RecipeError
 from mtmeta.core.registry.discovery import Plugin, Plugins, load_plugins
 from mtmeta.core.registry.guard import KINDS, guard, guard_metric
 from mtmeta.core.registry.option_fields import adapter, field_hints
-from mtmeta.core.wording import exception_text, nearest, quote, safe
+from mtmeta.core.wording import exception_line, nearest, quote, safe
 
 __all__ = ["KINDS", "Registry", "Supplied", "build_registry"]
 
@@ -130,11 +130,11 @@ def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
             # options whose types cannot be resolved show here, not in the middle of a command
             field_hints(part)
             adapter(part)
-        part._supplier = plugin  # type: ignore[attr-defined]  # whom messages name: see guard.py
+        part.mtmeta_supplier = plugin  # type: ignore[attr-defined]  # whom messages name: see guard.py
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return safe(f"{hook} holds a part that cannot be used: {exception_text(error)}", 200)
+        return safe(f"{hook} holds a part that cannot be used: {exception_line(error)}", 200)
     return None
 
 

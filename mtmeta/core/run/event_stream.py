@@ -14,7 +14,7 @@ from mtmeta.core.api.events import Event
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.storage.disk import disk_errors, write_file
-from mtmeta.core.wording import exception_text
+from mtmeta.core.wording import exception_line
 
 __all__ = ["Recorded", "open_reporters", "require_reporters", "rewind_events"]
 
@@ -54,7 +54,7 @@ def open_reporters(
             text = (
                 str(error)
                 if isinstance(error, MtmetaError)
-                else f"reporter '{reporter.name}' raised {exception_text(error)}"
+                else f"reporter '{reporter.name}' raised {exception_line(error)}"
             )
             with suppress(OSError):  # stderr may be what is gone
                 warn(f"{text}; the run goes on without this reporter")

@@ -229,7 +229,7 @@ class _Counted(Feed):
 
     def batch(self, task: str) -> Batch:
         # the sizes of batches are the same in any order, so no order is drawn
-        stream = self._streams[task]
+        stream = self.streams[task]
         if stream.offset >= len(stream.dataset):
             stream.epoch, stream.offset = stream.epoch + 1, 0
         place = stream.epoch, stream.offset

@@ -1,4 +1,4 @@
-"""What algorithms with an inner loop share."""
+"""Options and checks that algorithms with an inner loop share."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ from torch import nn
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.config import MAX_LAYERS, MAX_PARAMETERS
-from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, check_header
+from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, and_more, check_header, dimensions
 from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular, json_object
 from mtmeta.plugins.backbones.encoder.repacked import Repacked
 from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
@@ -31,14 +31,14 @@ NO_DROPOUT = ("classif", "cls", "summary", "pooler", "qa", "path", "layerdrop") 
 
 
 def load_transformers() -> ModuleType:
-    """transformers, silent. Raises MachineError if it is not there, too old, or broken."""
+    """Import transformers, silently. Raises MachineError if it is not there, too old, or broken."""
     fix = "pip install 'mtmeta[hf]'"
     try:
-        found = importlib.metadata.version("transformers")
+        version = importlib.metadata.version("transformers")
     except importlib.metadata.PackageNotFoundError:
         raise mtmeta.MachineError("backbone hf", f"needs transformers, which is not installed; {fix}") from None
-    if found.split(".")[0].isdecimal() and int(found.split(".")[0]) < LEAST:
-        raise mtmeta.MachineError("backbone hf", f"needs transformers >= {LEAST}, found {mtmeta.safe(found)}; {fix}")
+    if version.split(".")[0].isdecimal() and int(version.split(".")[0]) < LEAST:
+        raise mtmeta.MachineError("backbone hf", f"needs transformers >= {LEAST}, found {mtmeta.safe(version)}; {fix}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -51,7 +51,7 @@ def load_transformers() -> ModuleType:
 
 
 def _line(error: BaseException) -> str:
-    """The first two lines of an error: transformers often says in the first where, and in the second what."""
+    """Return the first two lines of an error: transformers often says in the second one why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return mtmeta.safe(" ".join(lines[:2])[:300] if lines else type(error).__name__)
 
@@ -66,8 +66,8 @@ class Source:
         self._config = self._checked()
 
     @contextmanager
-    def _errors(self, message: str) -> Iterator[None]:
-        """Errors of transformers, which may be any, as one line; warnings are not the user's business."""
+    def _errors(self, action: str) -> Iterator[None]:
+        """Raise errors of transformers, which may be any, as WeightsErrors of one line; warnings are left out."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -75,22 +75,21 @@ class Source:
         except (mtmeta.MtmetaError, KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:  # a panic of the tokenizers library is no Exception
-            raise mtmeta.WeightsError(str(self.folder), f"transformers cannot {message} ({_line(error)})") from error
+            raise mtmeta.WeightsError(str(self.folder), f"transformers cannot {action} ({_line(error)})") from error
 
     # -- tokenizer
 
     def tokenizer(self) -> str:
-        """The text of a tokenizer.json that does what the folder's AutoTokenizer does."""
+        """Return the text of a tokenizer.json that tokenizes as the folder's AutoTokenizer does."""
         with self._errors("load the tokenizer"):
             options = {"trust_remote_code": False, "local_files_only": True, "use_fast": True}
-            made = self.library.AutoTokenizer.from_pretrained(self.folder, **options)
-            backend = getattr(made, "backend_tokenizer", None)
+            tokenizer = self.library.AutoTokenizer.from_pretrained(self.folder, **options)
+            backend = getattr(tokenizer, "backend_tokenizer", None)
             text: object = backend.to_str() if backend is not None and hasattr(backend, "to_str") else None
-            names: dict[str, str] = dict(made.vocab_files_names)
+            names: dict[str, str] = dict(tokenizer.vocab_files_names)
         if not isinstance(text, str):
-            message = (
-                f"its {type(made).__name__} is none of the tokenizers library; a folder with tokenizer.json has one"
-            )
+            kind = type(tokenizer).__name__
+            message = f"its {kind} is none of the tokenizers library; a folder with tokenizer.json has one"
             raise mtmeta.WeightsError(str(self.folder), message)
         whole = names.pop("tokenizer_file", "tokenizer.json")  # without its files transformers makes up a vocabulary
         parts = list(names.values())
@@ -102,7 +101,7 @@ class Source:
     # -- model
 
     def _checked(self) -> Any:
-        """The configuration. Raises WeightsError for what is unknown, no encoder, or absurdly large."""
+        """Read the configuration. Raises WeightsError if the model is unknown, no encoder, or absurdly large."""
         with self._errors("read config.json"):
             options = {"trust_remote_code": False, "local_files_only": True}
             config = self.library.AutoConfig.from_pretrained(self.folder, **options)
@@ -118,7 +117,7 @@ class Source:
         if hasattr(config, "reference_compile"):  # of ModernBERT: a compiler, for which nobody asked
             config.reference_compile = False
         with self._errors("make the model"), torch.device("meta"):
-            size = sum(parameter.numel() for parameter in self._made(config).parameters())
+            size = sum(parameter.numel() for parameter in self._model(config).parameters())
         if size > MAX_PARAMETERS:
             message = f"asks for {size / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
             raise mtmeta.WeightsError(place, message)
@@ -126,52 +125,50 @@ class Source:
 
     def set_dropout(self, dropout: float) -> None:
         """Set every dropout of the encoder. Raises RecipeError if it has none."""
-        found = [name for name, value in self._config.to_dict().items() if _is_dropout(name, value)]
-        if not found:
+        names = [name for name, value in self._config.to_dict().items() if _is_dropout(name, value)]
+        if not names:
             raise mtmeta.RecipeError("backbone.dropout", f"{self.folder}'s config.json has no dropout; leave it out")
-        for name in found:
+        for name in names:
             setattr(self._config, name, dropout)
 
     def _options(self, config: Any) -> dict[str, Any]:
-        """No pooler where a model can be without: hidden states are all that is used."""
+        """Return the options of a model: no pooler where it can be without, for only hidden states are used."""
         kind = self.library.MODEL_MAPPING[type(config)]
         poolable = inspect.isclass(kind) and "add_pooling_layer" in inspect.signature(kind.__init__).parameters
         return {"dtype": torch.float32} | ({"add_pooling_layer": False} if poolable else {})
 
-    def _made(self, config: Any) -> nn.Module:
+    def _model(self, config: Any) -> nn.Module:
         model: nn.Module = self.library.AutoModel.from_config(config, trust_remote_code=False, **self._options(config))
         return model
 
     def random(self, seed: int, tokenizer: str) -> tuple[nn.Module, str]:
-        """The model with transformers' own initialisation, a function of `seed`, and what to call its values."""
+        """Make the model with transformers' own initialisation, a function of `seed`, and name its values."""
         with self._errors("make the model"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(hashlib.sha256(f"hf {seed}".encode()).digest()[:7], "big"))
-            model = self._made(self._config)
+            model = self._model(self._config)
         text = f"{(self.folder / 'config.json').read_text(encoding='utf-8')} {tokenizer}"
         shape = hashlib.sha256(text.encode()).hexdigest()
         return model, f"random values, shape {shape}, seed {seed}"
 
     def pretrained(self) -> tuple[nn.Module, str]:
-        """The model with the folder's values, none of which may be missing, and their SHA-256."""
+        """Load the model with the folder's values, none of which may be missing, and their SHA-256."""
         place, identity = self._weights()
         config = self._config
         with self._errors("load the weights"), torch.random.fork_rng(devices=[]):
             options = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
-            told = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are not: see below
-            found = self.library.AutoModel.from_pretrained(
-                self.folder, config=config, **options, **told, **self._options(config)
+            lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are not: see below
+            model: nn.Module
+            model, loading = self.library.AutoModel.from_pretrained(
+                self.folder, config=config, **options, **lenient, **self._options(config)
             )
-        model: nn.Module = found[0]
-        other = sorted(map(tuple, found[1]["mismatched_keys"]))  # name, shape in the file, shape in the model
+        other = sorted(map(tuple, loading["mismatched_keys"]))  # name, shape in the file, shape in the model
         if other:
-            more = f" (+{len(other) - 1} more)" if len(other) > 1 else ""
             name, has, needs = other[0]
-            message = f"tensor {mtmeta.quote(name)} is {_shape(has)}, config.json needs {_shape(needs)}{more}"
-            raise mtmeta.WeightsError(str(place), message)
-        missing = sorted(map(str, found[1]["missing_keys"]))
+            message = f"tensor {mtmeta.quote(name)} is {dimensions(has)}, config.json needs {dimensions(needs)}"
+            raise mtmeta.WeightsError(str(place), f"{message}{and_more(other)}")
+        missing = sorted(map(str, loading["missing_keys"]))
         if missing:
-            more = f" (+{len(missing) - 1} more)" if len(missing) > 1 else ""
-            message = f"tensor {mtmeta.quote(missing[0])} is missing, config.json asks for it{more}"
+            message = f"tensor {mtmeta.quote(missing[0])} is missing, config.json asks for it{and_more(missing)}"
             raise mtmeta.WeightsError(str(place), message)
         for name, parameter in model.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
@@ -179,7 +176,7 @@ class Source:
         return model, f"sha256:{identity}"
 
     def _weights(self) -> tuple[Path, str]:
-        """The file of weights, or the index of several, and the SHA-256 of them all."""
+        """Find the file of weights, or the index of several, and the SHA-256 of them all."""
         single, index = self.folder / WEIGHTS, self.folder / INDEX
         if not single.exists() and not index.exists():
             if others := sorted(path.name for path in self.folder.glob("*.bin")):
@@ -198,7 +195,10 @@ class Source:
     def assembled(
         self, model: nn.Module, vocabulary: str, max_length: int, files: Mapping[str, bytes], identity: str
     ) -> mtmeta.LoadedBackbone:
-        """The two together. Raises WeightsError, or RecipeError, if they do not fit each other or `max_length`."""
+        """Put model and tokenizer together.
+
+        Raises WeightsError, or RecipeError, if they do not fit each other or `max_length`.
+        """
         place = str(self.folder)
         tokenizer = AnyTokenizer.from_json(vocabulary, f"{place}/tokenizer.json")
         with self._errors("run the model"):
@@ -218,7 +218,7 @@ class Source:
         return mtmeta.LoadedBackbone(encoder, tokenizer, max_length, files, identity, packages=packages)
 
     def _typed(self, model: nn.Module, tokenizer: AnyTokenizer) -> bool:
-        """Whether the second text of a pair has a token type of its own, as core numbers them."""
+        """Return whether the second text of a pair has a token type of its own, as core numbers them."""
         types = getattr(model.config, "type_vocab_size", 0)
         takes = "token_type_ids" in inspect.signature(model.forward).parameters
         if not takes or not isinstance(types, int) or types < 2 or not any(tokenizer.pair_types):
@@ -229,17 +229,13 @@ class Source:
         return True
 
 
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape)) or "a single number"
-
-
 def _is_dropout(name: str, value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and "drop" in name and not any(word in name for word in NO_DROPOUT)
 
 
 def _positions(model: nn.Module) -> int | None:
-    """Tokens of the longest sequence; None where nothing bounds it."""
+    """Return the tokens of the longest sequence; None where nothing bounds it."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # where there is a padding index, as in RoBERTa, positions count from the one after it
@@ -249,7 +245,7 @@ def _positions(model: nn.Module) -> int | None:
 
 
 def _sha256(path: Path) -> str:
-    """SHA-256 of a safetensors file whose header is in order."""
+    """Hash a safetensors file whose header is in order (SHA-256)."""
     check_regular(path)
     with open(path, "rb") as file:
         check_header(str(path), file)

@@ -138,7 +138,7 @@ class Bert(mtmeta.Backbone):
 
 
 def _vocabulary(folder: Path, config: BertConfig) -> str:
-    """The text of the folder's tokenizer.json, or one made of its vocabulary."""
+    """Return the text of the folder's tokenizer.json, or of one built from its vocabulary."""
     return byte_level_json(folder) if config.model_type in ROBERTA else tokenizer_json(folder)
 
 
@@ -150,7 +150,7 @@ def _tokenizer(vocabulary: str, config: BertConfig, place: str) -> ByteLevel | W
 def find_folder(
     weights: str, sources: mtmeta.Sources, *, pretrained: bool = True, fetch: Callable[..., Path] = hub.fetch
 ) -> Path:
-    """The folder `weights` names: the one inside the package, a local one, or that of a hub id, in its cache.
+    """Find the folder `weights` names: the one inside the package, a local one, or that of a hub id, in its cache.
 
     `fetch` says which files of a hub id are needed.
     """

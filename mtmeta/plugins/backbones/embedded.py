@@ -1,4 +1,4 @@
-"""mtmeta-mini, the pretrained encoder inside the package: where it lies and what there is to say of it.
+"""mtmeta-mini, the pretrained encoder inside the package: its folder and its description.
 
 Folder `mini/` beside this file is in Hugging Face layout like any other; `python -m tools.build_mini` made it, and its
 README.md is the model card.
@@ -19,7 +19,7 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 def embedded_folder() -> Path:
-    """The folder. Raises WeightsError if the package was installed without it."""
+    """Return the folder. Raises WeightsError if the package was installed without it."""
     for name in FILES:
         if not (FOLDER / name).is_file():
             raise mtmeta.WeightsError(str(FOLDER / name), "is not there; install mtmeta again, it comes with it")
@@ -27,7 +27,7 @@ def embedded_folder() -> Path:
 
 
 def describe_embedded() -> list[str]:
-    """Name, shape, size and card, for `mtmeta show backbone bert`; nothing is loaded."""
+    """Return name, shape, size and card, a line each, for `mtmeta show backbone bert`; nothing is loaded."""
     try:
         folder = embedded_folder()
         config = json.loads((folder / "config.json").read_bytes())

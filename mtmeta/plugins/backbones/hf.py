@@ -1,4 +1,4 @@
-"""Backbone `hf`: any encoder that transformers' AutoModel knows, for what `bert` does not read.
+"""Backbone `hf`: any encoder that transformers' AutoModel knows, for those that `bert` does not read.
 
 transformers is an extra and loaded when a model is. A folder holds config.json, model.safetensors (or shards of it with
 their index) and a tokenizer. No code of a folder is run, no pickle is read.

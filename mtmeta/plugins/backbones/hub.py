@@ -11,7 +11,7 @@ import mtmeta
 __all__ = ["SCHEME", "fetch", "fetch_any"]
 
 SCHEME = "hf://"
-# only the few safe kinds of file are asked for, what must be there last: then all else is settled when it is there
+# only the few safe kinds of file are asked for, required ones last: then all else is settled when they are there
 OPTIONAL = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
 CONFIG, TENSORS = "config.json", "model.safetensors"
 INDEX = f"{TENSORS}.index.json"
@@ -20,13 +20,13 @@ TOKENIZERS = ("special_tokens_map.json", "added_tokens.json", "spiece.model", "s
 
 
 def fetch(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:
-    """The folder of a hub id in the local cache, fetched if needed. Raises WeightsError, MachineError."""
+    """Return the folder of a hub id in the local cache, fetched if needed. Raises WeightsError, MachineError."""
     needed = (CONFIG, TENSORS) if pretrained else (CONFIG,)
     return sources.folder(weights.removesuffix(f"/{TENSORS}"), needed, OPTIONAL)
 
 
 def fetch_any(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:
-    """The same for any encoder: weights may come in shards, and tokenizers are of more kinds."""
+    """Fetch the same for any encoder: weights may come in shards, and tokenizers are of more kinds."""
     whole = (TENSORS, INDEX) if pretrained else ()
     folder = sources.folder(weights, (CONFIG,), (*OPTIONAL, *TOKENIZERS, *whole))
     if not pretrained or (folder / TENSORS).is_file() or sources.planning:

@@ -206,10 +206,10 @@ def gelu(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("vectors", "outputs"), [(1, 5), (2, 1), (1, None)])
 def test_mlp_head_by_hand(vectors: int, outputs: int | None) -> None:
     head, x = MLPHead(8, vectors=vectors, outputs=outputs), pooled(vectors)
-    for i, found in enumerate(head(x)):
+    for i, output in enumerate(head(x)):
         joined = torch.cat(list(x[i]))  # u and v, one after the other
         wanted = head.out.weight @ gelu(head.dense.weight @ joined + head.dense.bias) + head.out.bias
-        torch.testing.assert_close(found, wanted if outputs else wanted[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(output, wanted if outputs else wanted[0], rtol=1e-5, atol=1e-6)
     assert head(x).shape == ((3, outputs) if outputs else (3,))
 
 

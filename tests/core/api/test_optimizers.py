@@ -204,7 +204,7 @@ def test_optimizer_is_that_of_torch_bit_for_bit(options: Any, twin: Any, argumen
     ours = run(options.build(one.items()), one)
     theirs = run(twin(other.values(), **arguments), other)
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    # and the kernels chosen for speed compute what the plain loop does
+    # and the kernels chosen for speed compute the same as the plain loop
     slow = {key: value for key, value in arguments.items() if key not in ("fused", "foreach")}
     for a, b in zip(ours, run(twin(plain.values(), **slow, foreach=False), plain), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""`mtmeta new recipe`: what it takes files for, that what it writes runs at once, and what it refuses."""
+"""`mtmeta new recipe`: its guesses about files, that its recipes run at once, and the files it refuses."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mtmeta.core.api.option_types import Carve
-from mtmeta.core.authoring.columns import MAX_SAMPLE, look
 from mtmeta.core.authoring.recipe_text import scalar
+from mtmeta.core.authoring.table_profile import MAX_SAMPLE, profile_table
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.schema import recipe_schema
 from mtmeta.core.recipe.shipped import MADE_BY, SCHEMA_LINE
@@ -30,14 +30,14 @@ def lines(row: Callable[[int], str], header: str, count: int = 60) -> str:
     return "\n".join([header, *map(row, range(count))]) + "\n"
 
 
-def made(folder: Path, capsys: Capture, *arguments: str) -> dict[str, Any]:
+def drafted_task(folder: Path, capsys: Capture, *arguments: str) -> dict[str, Any]:
     """The options of task `t` in the recipe that is written, which must be a valid one."""
     outcome = call(*NEW, *arguments, "--json", cwd=folder, capsys=capsys)
     assert outcome.code == 0, outcome.err
-    found = json.loads(outcome.out)["tasks"]["t"]["options"]
-    assert all(option["why"] for option in found.values())
+    options = json.loads(outcome.out)["tasks"]["t"]["options"]
+    assert all(option["why"] for option in options.values())
     data = parse((folder / "my.yaml").read_text(encoding="utf-8"), "my.yaml").data
-    assert data["tasks"]["t"] == {key: option["value"] for key, option in found.items()}
+    assert data["tasks"]["t"] == {key: option["value"] for key, option in options.items()}
     return {**data["tasks"]["t"], "data": data.get("data"), "recipe": data}
 
 
@@ -120,15 +120,15 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", FILES)
-def test_what_a_file_is_taken_for(what: str, tmp_path: Path, capsys: Capture) -> None:
-    name, content, wanted = FILES[what]
+@pytest.mark.parametrize("case", FILES)
+def test_what_a_file_is_taken_for(case: str, tmp_path: Path, capsys: Capture) -> None:
+    name, content, wanted = FILES[case]
     (tmp_path / name).write_text(content, encoding="utf-8")
-    found = made(tmp_path, capsys, "--task", f"t={name}")
-    assert {key: found[key] for key in wanted} == wanted
+    task = drafted_task(tmp_path, capsys, "--task", f"t={name}")
+    assert {key: task[key] for key in wanted} == wanted
     if "data" not in wanted:
-        assert found["data"] is None
-    # what was written can be used as it is, here and now
+        assert task["data"] is None
+    # the recipe can be used as it is, here and now
     outcome = call("validate", "--data", "my.yaml", cwd=tmp_path, capsys=capsys)
     assert (outcome.code, outcome.err) == (0, ""), outcome.err
     assert outcome.out.endswith("my.yaml: ok\n")
@@ -139,7 +139,7 @@ def test_latin_1(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "t.csv").write_bytes(
         lines(lambda i: f"caf\xe9 {i},{'oui' if i % 2 else 'non'}", "text,label").encode("latin-1")
     )
-    assert made(tmp_path, capsys, "--task", "t=t.csv")["dialect"] == {"encoding": "latin-1"}
+    assert drafted_task(tmp_path, capsys, "--task", "t=t.csv")["dialect"] == {"encoding": "latin-1"}
 
 
 def test_a_dev_file(tmp_path: Path, capsys: Capture) -> None:
@@ -147,9 +147,9 @@ def test_a_dev_file(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "train.csv").write_text(lines(lambda i: f"some words {i},{'ab'[i % 2]}", "text,label"))
     (tmp_path / "a" / "dev.csv").write_text(lines(lambda i: f"more words {i},{'ac'[i % 2]}", "text,label", 8))
-    found = made(tmp_path, capsys, "--task", "t=a/train.csv,a/dev.csv")
-    assert (found["train"], found["dev"], found["labels"]) == ("train.csv", "dev.csv", ["a", "b", "c"])
-    assert found["recipe"]["data_root"] == "a"
+    task = drafted_task(tmp_path, capsys, "--task", "t=a/train.csv,a/dev.csv")
+    assert (task["train"], task["dev"], task["labels"]) == ("train.csv", "dev.csv", ["a", "b", "c"])
+    assert task["recipe"]["data_root"] == "a"
     outcome = call(*NEW, "--task", "t=a/train.csv,a/dev.csv", "--force", cwd=tmp_path, capsys=capsys)
     assert "labels that only the dev file has: c" in outcome.out
     (tmp_path / "a" / "dev.csv").write_text("text,lable\nx,a\n")
@@ -163,16 +163,16 @@ def test_a_dev_file(tmp_path: Path, capsys: Capture) -> None:
 def test_columns_as_told(tmp_path: Path, capsys: Capture) -> None:
     text = lines(lambda i: f"first one {i},second one {i},{'ab'[i % 2]},{'xyz'[i % 3]}", "one,two,kind,shade")
     (tmp_path / "t.csv").write_text(text)
-    found = made(tmp_path, capsys, "--task", "t=t.csv", "--columns", "t=two,shade")
-    assert (found["task"], found["text"], found["label"], found["labels"]) == (
+    task = drafted_task(tmp_path, capsys, "--task", "t=t.csv", "--columns", "t=two,shade")
+    assert (task["task"], task["text"], task["label"], task["labels"]) == (
         "classification",
         "two",
         "shade",
         [*"xyz"],
     )
     (tmp_path / "my.yaml").unlink()
-    found = made(tmp_path, capsys, "--task", "t=t.csv", "--columns", "t=two,one,kind")
-    assert (found["task"], found["text"], found["pair"]) == ("pair_classification", "two", "one")
+    task = drafted_task(tmp_path, capsys, "--task", "t=t.csv", "--columns", "t=two,one,kind")
+    assert (task["task"], task["text"], task["pair"]) == ("pair_classification", "two", "one")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_columns_as_told(tmp_path: Path, capsys: Capture) -> None:
 )
 def test_how_much_is_taken_for_dev(count: int, fraction: float, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "t.csv").write_text(lines(lambda i: f"some words {i},{i % 2}", "text,label", count))
-    made(tmp_path, capsys, "--task", "t=t.csv")
+    drafted_task(tmp_path, capsys, "--task", "t=t.csv")
     task = load_recipe(tmp_path / "my.yaml", build_registry(), environ={}).tasks["t"]
     assert task.dev == Carve(fraction=fraction, seed=1)
 
@@ -190,15 +190,15 @@ def test_the_whole_file_is_looked_at(tmp_path: Path) -> None:
     count = 50_000
     text = lines(lambda i: f"some words {i},{i % 7 if i < count - 1 else 'late'},{i}", "text,label,n", count)
     (tmp_path / "t.csv").write_text(text + "short\n")
-    found = look(tmp_path / "t.csv")
-    assert (found.rows, found.skipped) == (count, 1)
-    values = found.columns["label"].values
+    table = profile_table(tmp_path / "t.csv")
+    assert (table.rows, table.skipped) == (count, 1)
+    values = table.columns["label"].values
     assert values is not None
     assert values["late"] == 1
     assert sum(values.values()) == count
-    assert (found.columns["n"].low, found.columns["n"].high, found.columns["n"].values) == (0, count - 1, None)
-    assert found.columns["text"].mean_words == 3
-    at = [row.line - 2 for row in found.sample]
+    assert (table.columns["n"].low, table.columns["n"].high, table.columns["n"].values) == (0, count - 1, None)
+    assert table.columns["text"].mean_words == 3
+    at = [row.line - 2 for row in table.sample]
     assert MAX_SAMPLE / 2 <= len(at) <= MAX_SAMPLE
     assert len({b - a for a, b in pairwise(at)}) == 1
     assert at[-1] > count - 100
@@ -312,9 +312,9 @@ BAD: dict[str, tuple[bytes, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_files_that_are_no_task(what: str, tmp_path: Path, capsys: Capture) -> None:
-    content, words = BAD[what]
+@pytest.mark.parametrize("case", BAD)
+def test_files_that_are_no_task(case: str, tmp_path: Path, capsys: Capture) -> None:
+    content, words = BAD[case]
     (tmp_path / "t.csv").write_bytes(content)
     outcome = call(*NEW, "--task", "t=t.csv", cwd=tmp_path, capsys=capsys)
     assert outcome.code == 3, outcome.err
@@ -370,6 +370,15 @@ def test_every_bad_file_is_told_of(two: Path, capsys: Capture) -> None:
     assert not (two / "my.yaml").exists()
 
 
+def test_a_dev_file_with_labels_of_another_kind(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "t.csv").write_text(lines(lambda i: f"some words {i},{i % 2}", "text,label"))
+    (tmp_path / "d.csv").write_text(lines(lambda i: f"other words {i},{'ab'[i % 2]}", "text,label"))
+    outcome = call(*NEW, "--task", "t=t.csv,d.csv", cwd=tmp_path, capsys=capsys)
+    (error,) = outcome.errors
+    assert outcome.code == 3
+    assert error.endswith("d.csv: column 'label' holds text, but numbers in the training file; write labels alike")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_that_cannot_be_written(two: Path, capsys: Capture) -> None:
     (two / "closed").mkdir(mode=0o500)
@@ -402,9 +411,9 @@ def test_all_twelve_tasks(real_data: Path, tmp_path: Path, capsys: Capture) -> N
     root = ("--data-root", str(real_data))
     outcome = call(*NEW, *tasks, *root, "--json", cwd=tmp_path, capsys=capsys)
     assert outcome.code == 0, outcome.err
-    found = json.loads(outcome.out)["tasks"]
+    tasks = json.loads(outcome.out)["tasks"]
     for name, (task, labels, metric) in wanted.items():
-        options = {key: option["value"] for key, option in found[name]["options"].items()}
+        options = {key: option["value"] for key, option in tasks[name]["options"].items()}
         if name == "banking77":
             options["labels"] = len(options["labels"])
         assert (options["task"], options.get("labels"), options["metrics"][0]) == (task, labels, metric), name

@@ -66,14 +66,14 @@ def facts(folder: Path, capsys: Capture, *more: str) -> dict[str, Any]:
     assert (outcome.code, outcome.err) == (0, "")
     (document,) = json.loads(outcome.out)["recipes"]
     assert (document["recipe"], document["ok"], document["problems"]) == ("r.yaml", True, [])
-    found: dict[str, Any] = document["data"]
-    return found
+    data: dict[str, Any] = document["data"]
+    return data
 
 
 def test_every_figure(folder: Path, capsys: Capture) -> None:
-    found = facts(folder, capsys)
-    assert found["max_length"] == 12
-    train, dev = (found["tasks"]["p"]["splits"][split] for split in ("train", "dev"))
+    data = facts(folder, capsys)
+    assert data["max_length"] == 12
+    train, dev = (data["tasks"]["p"]["splits"][split] for split in ("train", "dev"))
     assert (train["rows"], dev["rows"]) == (5, 4)
     kinds = {"label is empty": 1, "wrong number of fields": 1, "text is empty": 1, "unknown label": 1}
     assert train["bad"]["rows"] == 4
@@ -95,14 +95,14 @@ def test_every_figure(folder: Path, capsys: Capture) -> None:
     assert tokens["longest"] == lengths[-1] > 12
     assert (tokens["cut"], tokens["cut_share"]) == (sum(n > 12 for n in lengths), sum(n > 12 for n in lengths) / 10)
 
-    taken = found["tasks"]["s"]["splits"]
+    taken = data["tasks"]["s"]["splits"]
     assert (taken["train"]["rows"], taken["dev"]["rows"]) == (16, 5)
     assert taken["dev"]["carved"]
     assert taken["train"]["bad"]["kinds"] == {"label is not a number": 1, "label out of range": 1}
     assert taken["train"]["labels"]["least"] >= 0
-    held = "dev" if found["across"] and found["across"][0]["task"] == "s" else "train"
+    held = "dev" if data["across"] and data["across"][0]["task"] == "s" else "train"
     expected = {"task": "p", "split": "dev", "rows": 1, "of": 4, "train_of": "s"}
-    assert found["across"] == ([expected] if held == "train" else [expected | {"task": "s", "of": 5, "train_of": "p"}])
+    assert data["across"] == ([expected] if held == "train" else [expected | {"task": "s", "of": 5, "train_of": "p"}])
 
 
 def test_the_lines_say_the_same(folder: Path, capsys: Capture) -> None:
@@ -131,7 +131,7 @@ def test_bad_rows_are_an_error_unless_they_are_skipped(folder: Path, capsys: Cap
         str(folder / "s.csv") + ":23",
     ]
     assert "label is empty (4 such lines: 7, 8, 9, 10)" in outcome.errors[0]
-    assert "p train: 5 rows" in outcome.out  # all the same it is said what is there
+    assert "p train: 5 rows" in outcome.out  # the facts are printed all the same
     assert "r.yaml: ok" not in outcome.out
     outcome = call(
         "validate", "--data", "--json", "--set", "data.on_bad_rows=error", "r.yaml", cwd=folder, capsys=capsys

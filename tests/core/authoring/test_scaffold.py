@@ -21,7 +21,7 @@ from mtmeta.core.registry.registry import Registry
 from tests.support.commands import QUIET, assert_refused, call
 from tests.support.wheels import Installed, install
 
-CASES = [(what, kind) for what, kinds in KINDS_OF.items() for kind in kinds]
+CASES = [(part_kind, kind) for part_kind, kinds in KINDS_OF.items() for kind in kinds]
 LONG = "a" + "b2_" * ((LONGEST - 2) // 3) + "c"
 
 
@@ -31,51 +31,53 @@ def registry() -> Registry:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> dict[str, Path]:
+def packages(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> dict[str, Path]:
     """One package of each kind, by kind; and one with the longest name."""
     folder = tmp_path_factory.mktemp("new")
-    found = {kind: make_package(what, f"my_{kind}", registry, kind=kind, out=folder / kind) for what, kind in CASES}
-    return found | {"long": make_package("task", LONG, registry, out=folder / "long")}
+    folders = {
+        kind: make_package(part_kind, f"my_{kind}", registry, kind=kind, out=folder / kind) for part_kind, kind in CASES
+    }
+    return folders | {"long": make_package("task", LONG, registry, out=folder / "long")}
 
 
-def test_the_files_of_a_package(made: dict[str, Path]) -> None:
-    for what, kind in CASES:
-        files = {path.relative_to(made[kind]).as_posix() for path in made[kind].rglob("*") if path.is_file()}
-        data = {"data/train.csv", "data/dev.csv"} if what == "task" else set()
+def test_the_files_of_a_package(packages: dict[str, Path]) -> None:
+    for part_kind, kind in CASES:
+        files = {path.relative_to(packages[kind]).as_posix() for path in packages[kind].rglob("*") if path.is_file()}
+        data = {"data/train.csv", "data/dev.csv"} if part_kind == "task" else set()
         own = {f"mtmeta_my_{kind}.py", f"tests/test_my_{kind}.py"}
         assert files == own | data | {".gitignore", "README.md", "pyproject.toml", "recipe.yaml"}
-        text = "".join((made[kind] / file).read_text() for file in files)
+        text = "".join((packages[kind] / file).read_text() for file in files)
         assert "@" not in text.replace("@mtmeta.hookimpl", "").replace("@dataclasses.", "").replace("@pytest.", "")
-        project = tomllib.loads((made[kind] / "pyproject.toml").read_text())["project"]
+        project = tomllib.loads((packages[kind] / "pyproject.toml").read_text())["project"]
         assert project["name"] == f"mtmeta-my-{kind.replace('_', '-')}"
         assert project["entry-points"]["mtmeta"] == {f"my_{kind}": f"mtmeta_my_{kind}"}
-        lines = [line for line in (made[kind] / f"mtmeta_my_{kind}.py").read_text().splitlines() if line.strip()]
+        lines = [line for line in (packages[kind] / f"mtmeta_my_{kind}.py").read_text().splitlines() if line.strip()]
         assert len(lines) <= 27, "a whole plugin is about 25 lines"
-        first = next(iter(read_file(made[kind] / "recipe.yaml").data["tasks"]))
-        assert first == (f"my_{kind}" if what == "task" else "sst")
+        first = next(iter(read_file(packages[kind] / "recipe.yaml").data["tasks"]))
+        assert first == (f"my_{kind}" if part_kind == "task" else "sst")
 
 
-def test_they_are_clean(made: dict[str, Path]) -> None:
+def test_they_are_clean(packages: dict[str, Path]) -> None:
     pytest.importorskip("ruff", reason="needs ruff")
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
-        folders = map(str, made.values())
+        folders = map(str, packages.values())
         done = subprocess.run([sys.executable, "-m", "ruff", *command, *folders], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_they_are_typed(made: dict[str, Path]) -> None:
+def test_they_are_typed(packages: dict[str, Path]) -> None:
     pytest.importorskip("mypy", reason="needs mypy")
-    for folder in made.values():
+    for folder in packages.values():
         command = [sys.executable, "-m", "mypy", "--cache-dir", str(folder.parent / "mypy")]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 
-def test_their_own_tests_pass(made: dict[str, Path]) -> None:
-    environ = os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(map(str, made.values()))}
-    tests = [str(folder / "tests") for folder in made.values()]
-    options = ["-q", "-p", "no:cacheprovider", "-c", str(made["pair"] / "pyproject.toml")]
+def test_their_own_tests_pass(packages: dict[str, Path]) -> None:
+    environ = os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(map(str, packages.values()))}
+    tests = [str(folder / "tests") for folder in packages.values()]
+    options = ["-q", "-p", "no:cacheprovider", "-c", str(packages["pair"] / "pyproject.toml")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests], env=environ, capture_output=True, text=True
     )
@@ -83,8 +85,8 @@ def test_their_own_tests_pass(made: dict[str, Path]) -> None:
     assert "17 passed" in done.stdout
 
 
-def test_importing_one_does_not_load_torch(made: dict[str, Path]) -> None:
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, made.values()))}
+def test_importing_one_does_not_load_torch(packages: dict[str, Path]) -> None:
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, packages.values()))}
     names = ", ".join(f"mtmeta_my_{kind}" for _, kind in CASES)
     code = f"import sys, {names}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
@@ -92,14 +94,14 @@ def test_importing_one_does_not_load_torch(made: dict[str, Path]) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="needs pip to install them")
-def test_installed_they_appear_and_their_recipes_run(made: dict[str, Path], tmp_path: Path) -> None:
+def test_installed_they_appear_and_their_recipes_run(packages: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="needs hatchling to build them")
     kinds = ("pair", "inner_loop")
-    site: Installed = install(tmp_path, [made[kind] for kind in kinds], "--no-build-isolation")
+    site: Installed = install(tmp_path, [packages[kind] for kind in kinds], "--no-build-isolation")
     short = ["--set", "training.steps=1", "--set", "backbone.weights=tiny", "--set", "reporters=[jsonl]", "--json"]
-    runs = [["run", str(made[kind] / "recipe.yaml"), *short, "--out", f"{kind}-run"] for kind in kinds]
+    runs = [["run", str(packages[kind] / "recipe.yaml"), *short, "--out", f"{kind}-run"] for kind in kinds]
     # the recipe's data_root starts from where the command does
-    runs[0] += ["--data-root", str(made["pair"] / "data")]
+    runs[0] += ["--data-root", str(packages["pair"] / "data")]
     listed, checked, *ran = site.each([["plugins", "--json"], ["plugins", "--check"], *runs])
     rows = {row["distribution"]: row["provides"] for row in json.loads(listed.out)["plugins"]}
     assert rows["mtmeta-my-pair"] == {"tasks": ["my_pair"]}
@@ -150,7 +152,7 @@ def test_an_algorithm_s_name_may_be_a_task_s(tmp_path: Path, registry: Registry)
 def test_python_keywords_are_names_too(tmp_path: Path, registry: Registry) -> None:
     folder = make_package("task", "class", registry, out=tmp_path / "a")
     compile((folder / "mtmeta_class.py").read_text(), "mtmeta_class.py", "exec")
-    assert scaffold._class_name("true") == "True_"
+    assert scaffold.class_name("true") == "True_"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

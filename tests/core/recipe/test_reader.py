@@ -1,4 +1,4 @@
-"""Every recipe that is shipped: it validates, comes back from its resolved form, and says what it is."""
+"""Every recipe that is shipped: it validates, comes back from its resolved form, and describes itself."""
 
 from __future__ import annotations
 

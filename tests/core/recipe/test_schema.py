@@ -1,4 +1,4 @@
-"""The JSON Schema of recipes: it accepts what validation accepts, and refuses what it can of what validation refuses.
+"""The JSON Schema of recipes: it accepts all that validation accepts, and refuses as much as it can of the rest.
 
 The YAML server of editors reads YAML 1.2, where 2e-5 is a number; PyYAML reads 1.1, where it is text. So the tests
 read with the strict loader, which follows 1.2 there, too.
@@ -24,7 +24,7 @@ from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import describe
 from mtmeta.core.recipe.schema import SHIPPED, recipe_schema
-from mtmeta.core.recipe.shipped import SCHEMA_LINE, shipped
+from mtmeta.core.recipe.shipped import SCHEMA_LINE, shipped_recipes
 from mtmeta.core.registry.discovery import Plugin, Plugins
 from mtmeta.core.registry.registry import Registry, build_registry
 from tests.support.commands import call, command
@@ -47,7 +47,7 @@ GOOD: dict[str, Any] = {
     "optimizer": {"name": "sgd", "lr": 1},
     "training": {"steps": 2},
 }
-BROKEN: list[tuple[str, Any]] = [  # a dotted key and what is put there; "-" removes it
+BROKEN: list[tuple[str, Any]] = [  # a dotted key and the value put there; "-" removes it
     ("learning_rate", 1e-5),
     ("name", "a/b"),
     ("name", 3),
@@ -147,9 +147,9 @@ def registry() -> Registry:
 
 @pytest.fixture(scope="module")
 def schema(registry: Registry) -> Draft202012Validator:
-    made = recipe_schema(registry)
-    Draft202012Validator.check_schema(made)
-    return Draft202012Validator(json.loads(json.dumps(made)))
+    schema = recipe_schema(registry)
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(json.loads(json.dumps(schema)))
 
 
 def changed(key: str, value: Any) -> dict[str, Any]:
@@ -200,20 +200,20 @@ def test_both_refuse(case: tuple[str, Any], schema: Draft202012Validator, regist
     assert not schema.is_valid(recipe)
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_and_their_resolved_forms_are_accepted(
     name: str, schema: Draft202012Validator, registry: Registry
 ) -> None:
-    path = shipped()[name]
+    path = shipped_recipes()[name]
     data = strict_yaml.read_file(path).data
     assert [error.message for error in schema.iter_errors(data)] == []
     resolved = json.loads(json.dumps(describe(load_recipe(path, registry, environ={}))))
     assert [error.message for error in schema.iter_errors(resolved)] == []
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_the_first_line_of_a_recipe_refers_to_the_shipped_schema(name: str) -> None:
-    path = shipped()[name]
+    path = shipped_recipes()[name]
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith(SCHEMA_LINE)
     assert os.path.samefile(path.parent / first.removeprefix(SCHEMA_LINE), SHIPPED)
@@ -226,7 +226,7 @@ def test_the_shipped_schema_is_what_the_code_makes() -> None:
     assert json.loads(SHIPPED.read_text(encoding="utf-8")) == json.loads(done.out)
 
 
-# ------------------------------------------------------------------------------------------- what plugins bring along
+# ------------------------------------------------------------------------------------------- parts of other plugins
 
 
 class Opaque:
@@ -256,22 +256,22 @@ class Foreign(mtmeta.Algorithm):
     """Metres a second."""
     inner: Inner = Inner()
     """More."""
-    what: Any = None
+    anything: Any = None
     odd: Opaque | None = None
 
 
 @pytest.fixture
 def with_foreign() -> Iterator[Draft202012Validator]:
-    found = build_registry().plugins.all
+    installed = build_registry().plugins.all
     plugin = Plugin("foreign", "1", "mtmeta-foreign", parts={"algorithms": [Foreign]})
-    yield Draft202012Validator(recipe_schema(Registry(Plugins([*found, plugin]))))
+    yield Draft202012Validator(recipe_schema(Registry(Plugins([*installed, plugin]))))
 
 
 @pytest.mark.parametrize(
     ("options", "fits"),
     [
         ({"speed": 1}, True),
-        ({"speed": 1, "inner": {"depth": 3}, "what": [1], "odd": {"a": 1}}, True),
+        ({"speed": 1, "inner": {"depth": 3}, "anything": [1], "odd": {"a": 1}}, True),
         ({}, False),
         ({"speed": 0}, False),
         ({"speed": 1, "sped": 1}, False),

@@ -76,8 +76,8 @@ def test_a_copy_is_the_same_recipe(to: str | None, tmp_path: Path, capsys: pytes
 )
 def test_a_name_that_is_none(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("recipes", "copy", name) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: NAME: no recipe '{name}' comes with mtmeta; {hint}")
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: NAME: no recipe '{name}' comes with mtmeta; {hint}")
     assert command("validate", name) == 2
     assert capsys.readouterr().err.startswith(f"error: {name}: no such file")
 
@@ -87,7 +87,7 @@ def test_in_a_wheel_they_lie_inside_the_package(tmp_path: Path, monkeypatch: pyt
     (inside / "recipes" / "a").mkdir(parents=True)
     (inside / "recipes" / "a" / "b.yaml").write_text("# Mine.\n")
     monkeypatch.setattr(shipped, "PACKAGE", inside)
-    assert list(shipped.shipped()) == ["a/b"]
-    assert shipped.headline(shipped.find("a/b")) == "Mine."
+    assert list(shipped.shipped_recipes()) == ["a/b"]
+    assert shipped.headline(shipped.find_recipe("a/b")) == "Mine."
     monkeypatch.setattr(shipped, "PACKAGE", tmp_path / "gone" / "mtmeta")
-    assert shipped.shipped() == {}
+    assert shipped.shipped_recipes() == {}

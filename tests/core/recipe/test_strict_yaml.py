@@ -1,4 +1,4 @@
-"""Strict YAML: what is read, where it stands, and the one line each refusal gives."""
+"""Strict YAML: the values that are read, their places, and the one line each refusal gives."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def test_public_names() -> None:
-    assert strict_yaml.__all__ == ["NUMBER", "Document", "Path_", "parse", "parse_value", "read_file"]
+    assert strict_yaml.__all__ == ["NUMBER", "Document", "KeyPath", "parse", "parse_value", "read_file"]
 
 
 # ---------------------------------------------------------------- values
@@ -410,7 +410,7 @@ def test_user_text_is_escaped_and_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "message"),
     [
         ("{lr: 1, lr: 2}", "key 'lr' already given"),
         ("&a 1", NO_ANCHORS),
@@ -432,7 +432,7 @@ def test_user_text_is_escaped_and_cut() -> None:
             "@home",
             "found character '@' that cannot start any token while scanning for the next token; check quotes",
         ),
-        # what YAML would read as something else than the user typed
+        # values that YAML would read otherwise than the user typed them
         ("#3", f"'#3' {BRACKETS}"),
         ("a #b", f"'a #b' {BRACKETS}"),
         ("---", f"'---' {BRACKETS}"),
@@ -443,10 +443,10 @@ def test_user_text_is_escaped_and_cut() -> None:
     ],
     ids=short,
 )
-def test_value_refusals_carry_the_place_alone(text: str, what: str) -> None:
+def test_value_refusals_carry_the_place_alone(text: str, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_value(text, "--set inner.lr")
-    assert (caught.value.place, caught.value.message) == ("--set inner.lr", what)
+    assert (caught.value.place, caught.value.message) == ("--set inner.lr", message)
 
 
 # ---------------------------------------------------------------- files
@@ -462,7 +462,7 @@ def test_read_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "what"),
+    ("raw", "message"),
     [
         (b"a: 1\nb: \xff\n", "byte 0xff at line 2 is not UTF-8"),
         (b"a: caf\xe9\n", "byte 0xe9 at line 1 is not UTF-8"),
@@ -476,10 +476,10 @@ def test_read_file(tmp_path: Path) -> None:
     ],
     ids=short,
 )
-def test_bad_bytes(tmp_path: Path, raw: bytes, what: str) -> None:
+def test_bad_bytes(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(raw)
-    assert file_refusal(path) == f"{path}: {what}"
+    assert file_refusal(path) == f"{path}: {message}"
 
 
 def test_a_utf8_byte_order_mark_is_accepted(tmp_path: Path) -> None:

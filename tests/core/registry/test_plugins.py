@@ -426,12 +426,12 @@ def test_a_metric_that_returns_no_number_names_its_plugin() -> None:
 
 class Part:
     name = "part"
-    _supplier = Plugin("p", "1.0", "mtmeta-p")
+    mtmeta_supplier = Plugin("p", "1.0", "mtmeta-p")
 
 
 class Own:
     name = "own"
-    _supplier = Plugin("p", "1.0", "mtmeta")
+    mtmeta_supplier = Plugin("p", "1.0", "mtmeta")
 
 
 def test_blame() -> None:

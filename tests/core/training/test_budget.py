@@ -30,14 +30,14 @@ SEED = 5
 def parts(examples: int = 50) -> dict[str, Any]:
     """Encoder, tasks and datasets; 50 examples in batches of 8, so that the last batch of an epoch is short."""
     learner, feed = tiny.tiny(examples=examples)
-    datasets = {name: feed._streams[name].dataset for name in feed.tasks}
+    datasets = {name: feed.streams[name].dataset for name in feed.tasks}
     return {"encoder": learner.model.encoder, "tasks": feed._tasks, "datasets": datasets}
 
 
 def trained(algorithm: mtmeta.Algorithm, sampler: mtmeta.Sampler, steps: int) -> list[int]:
     """Example-forwards after each step of real training."""
     learner, feed = tiny.tiny(examples=50)
-    again = Feed(feed._tasks, {n: feed._streams[n].dataset for n in feed.tasks}, sampler, seed=SEED)
+    again = Feed(feed._tasks, {n: feed.streams[n].dataset for n in feed.tasks}, sampler, seed=SEED)
     again.steps = steps
     spent = []
     for step in range(steps):
@@ -281,7 +281,7 @@ def test_parts_keep_their_plugin_when_they_are_copied(tmp_path: Path) -> None:
     """A plugin holds its module, which cannot be copied."""
     algorithm = load_recipe(write_recipe(tmp_path, "joint"), build_registry()).algorithm
     assert budgets._own(algorithm) == algorithm
-    assert getattr(budgets._own(algorithm), "_supplier", None) is getattr(algorithm, "_supplier", None)
+    assert getattr(budgets._own(algorithm), "mtmeta_supplier", None) is getattr(algorithm, "mtmeta_supplier", None)
 
 
 def test_more_than_a_run_may_have_is_refused() -> None:

@@ -260,7 +260,7 @@ def test_memory_that_runs_out_elsewhere(
 @dataclass(frozen=True)
 class Part:
     name = "part"
-    _supplier = Plugin("p", "1", "mtmeta-p")
+    mtmeta_supplier = Plugin("p", "1", "mtmeta-p")
 
 
 @pytest.mark.parametrize(("exhaust", "whose"), MEMORY)

@@ -1,4 +1,4 @@
-"""`mtmeta new`: what one begins with."""
+"""`mtmeta new`: a recipe, a task or an algorithm to start from."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from mtmeta.cli.options import NoPlugin, say, warn
 
 __all__ = ["algorithm", "task"]
 
-
 PackageOut = Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default mtmeta-NAME here.")]
 
 
@@ -52,10 +51,10 @@ def algorithm(
     _package("algorithm", name, kind, out, no_plugin)
 
 
-def _package(message: str, name: str, kind: str | None, out: Path | None, no_plugin: list[str] | None) -> None:
+def _package(part_kind: str, name: str, kind: str | None, out: Path | None, no_plugin: list[str] | None) -> None:
     from mtmeta.core.authoring.scaffold import make_package
     from mtmeta.core.registry.registry import build_registry
 
-    made = make_package(message, name, build_registry(block=no_plugin or [], warn=warn), kind=kind, out=out)
-    print(made)
-    say(f"next: cd {shlex.quote(str(made))} && pip install -e '.[dev]' && pytest && mtmeta run recipe.yaml")
+    folder = make_package(part_kind, name, build_registry(block=no_plugin or [], warn=warn), kind=kind, out=out)
+    print(folder)
+    say(f"next: cd {shlex.quote(str(folder))} && pip install -e '.[dev]' && pytest && mtmeta run recipe.yaml")

@@ -45,7 +45,7 @@ def recipe(
       mtmeta new recipe my.yaml --task pairs=train.tsv,dev.tsv --columns pairs=left,right,same
     """
     from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_tasks
-    from mtmeta.core.authoring.explain import describe, report
+    from mtmeta.core.authoring.explain import explanation_document, explanation_lines
     from mtmeta.core.registry.registry import build_registry
 
     draft = draft_recipe(
@@ -59,4 +59,4 @@ def recipe(
         force=force,
         say=say,
     )
-    print(json.dumps(describe(path, draft)) if json_ else "\n".join(report(path, draft)))
+    print(json.dumps(explanation_document(path, draft)) if json_ else "\n".join(explanation_lines(path, draft)))

@@ -1,4 +1,4 @@
-"""config.json: the numbers that shape an encoder, checked before anything is made of them."""
+"""config.json: the numbers that shape an encoder, checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
 MAX_PARAMETERS = 2_000_000_000
 MAX_LAYERS = 1000  # every layer has tensors to be looked up, however small they are
 
-# what DistilBERT calls the numbers of BERT; it has no token types, and its epsilon is fixed
+# DistilBERT's names for the numbers of BERT; it has no token types, and its epsilon is fixed
 _DISTILBERT = {
     "vocab_size": "vocab_size",
     "hidden_size": "dim",
@@ -76,7 +76,7 @@ class BertConfig:
 
     @property
     def typed(self) -> bool:
-        """Whether the second text of a pair has a token type of its own."""
+        """True where the second text of a pair has a token type of its own."""
         return self.type_vocab_size > 1 and self.model_type not in ROBERTA
 
     @property
@@ -86,7 +86,7 @@ class BertConfig:
 
     @property
     def attended_dropout_prob(self) -> float:
-        """Dropout of what attention gives; DistilBERT has none there."""
+        """Dropout of the output of attention; DistilBERT has none there."""
         return 0.0 if self.model_type == "distilbert" else self.hidden_dropout_prob
 
     @property
@@ -99,7 +99,7 @@ class BertConfig:
 
 
 def _keys(model_type: str) -> dict[str, str]:
-    """The numbers that config.json of a model type holds, by our name and its own."""
+    """Map our names to those of the numbers in the config.json of a model type."""
     if model_type == "distilbert":
         return _DISTILBERT
     own = {"model_type"}
@@ -111,14 +111,14 @@ def _keys(model_type: str) -> dict[str, str]:
 
 
 def config_json(config: BertConfig) -> str:
-    """config.json as transformers and `read_config` take it."""
+    """Return config.json as transformers and `read_config` take it."""
     values = asdict(config) | {"embedding_size": config.embedded}
     given = {key: values[name] for name, key in _keys(config.model_type).items()}
     return json.dumps({"model_type": config.model_type, **given}, indent=2) + "\n"
 
 
 def read_config(path: Path) -> BertConfig:
-    """config.json as a BertConfig. Raises WeightsError for what is unknown, unsupported or absurdly large."""
+    """Read config.json. Raises WeightsError if it is unsupported, incomplete or asks for absurd sizes."""
     values = json_object(path)
     kind = values.get("model_type", "bert")
     if kind not in MODEL_TYPES:

@@ -1,4 +1,4 @@
-"""What Hugging Face calls the tensors of our encoder, in each of the families it reads."""
+"""Hugging Face's names for the tensors of our encoder, in each of the families it reads."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ PREFIXES = {"xlm-roberta": "roberta."}  # of models with heads, where it is not 
 
 
 def hugging_face_names(config: BertConfig) -> Names:
-    """Our tensor names to Hugging Face's: one each, three for the fused query, key and value."""
-    found: Names = {
+    """Map our tensor names to Hugging Face's: one each, three for the fused query, key and value."""
+    names: Names = {
         "words.weight": ("embeddings.word_embeddings.weight",),
         "positions.weight": ("embeddings.position_embeddings.weight",),
     }
     if config.type_vocab_size:
-        found["types.weight"] = ("embeddings.token_type_embeddings.weight",)
-    found |= {f"norm.{kind}": (f"embeddings.LayerNorm.{kind}",) for kind in ("weight", "bias")}
+        names["types.weight"] = ("embeddings.token_type_embeddings.weight",)
+    names |= {f"norm.{kind}": (f"embeddings.LayerNorm.{kind}",) for kind in ("weight", "bias")}
     if config.embedded != config.hidden_size:
-        found |= {f"projection.{kind}": (f"embeddings_project.{kind}",) for kind in ("weight", "bias")}
+        names |= {f"projection.{kind}": (f"embeddings_project.{kind}",) for kind in ("weight", "bias")}
     distilled = config.model_type == "distilbert"
     stack, parts = ("transformer", DISTILBERT) if distilled else ("encoder", BERT)
     for i in range(config.num_hidden_layers):
         for kind in ("weight", "bias"):
             for our, theirs in parts.items():
-                found[f"layers.{i}.{our}.{kind}"] = tuple(f"{stack}.layer.{i}.{their}.{kind}" for their in theirs)
-    return found
+                names[f"layers.{i}.{our}.{kind}"] = tuple(f"{stack}.layer.{i}.{their}.{kind}" for their in theirs)
+    return names
 
 
 def shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of Hugging Face's that `hugging_face_names` names, by its name."""
+    """Return the shape of every tensor of Hugging Face's that `hugging_face_names` names, by its name."""
     hidden, wide, embedded = config.hidden_size, config.intermediate_size, config.embedded
     weights = {
         "words": (config.vocab_size, embedded),
@@ -69,16 +69,16 @@ def shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
         "layers.down": (hidden, wide),
         "layers.norm": (hidden,),
     }
-    found: dict[str, tuple[int, ...]] = {}
+    by_name: dict[str, tuple[int, ...]] = {}
     for our, theirs in hugging_face_names(config).items():
         part, _, kind = our.rpartition(".")
         shape = weights[".".join(word for word in part.split(".") if not word.isdecimal())]
-        found |= dict.fromkeys(theirs, shape if kind == "weight" else shape[:1])
-    return found
+        by_name |= dict.fromkeys(theirs, shape if kind == "weight" else shape[:1])
+    return by_name
 
 
 def plain_names(state: dict[str, Tensor], model_type: str = "bert") -> dict[str, Tensor]:
-    """Hugging Face's tensors without the model's prefix and with today's LayerNorm names (once gamma and beta)."""
+    """Strip the model's prefix from Hugging Face's names and update those of LayerNorm (once gamma and beta)."""
     prefix, renamed = PREFIXES.get(model_type, f"{model_type}."), {}
     for name, tensor in state.items():
         name = name.removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""model.safetensors: nothing of it is trusted, and nothing of a size it claims is made before its header is checked."""
+"""model.safetensors, untrusted: its header is checked before anything of a size that it claims is allocated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 
-__all__ = ["PICKLE", "check_header", "read_weights"]
+__all__ = ["PICKLE", "and_more", "check_header", "dimensions", "read_weights"]
 
 MAX_HEADER = 16 * 2**20  # bytes; a tensor takes about 150
 SPARE = 256 * 2**20  # bytes of heads and the like that a file may hold beside the encoder
@@ -27,7 +27,7 @@ PICKLE = "pickle files can run code and are not read; save it as safetensors fir
 
 
 def read_weights(path: Path, config: BertConfig) -> tuple[dict[str, Tensor], str]:
-    """The encoder's tensors in fp32 under our names, and the SHA-256 of the file."""
+    """Read the encoder's tensors in fp32 under our names, and the SHA-256 of the file. Raises WeightsError."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -61,16 +61,16 @@ def _damaged(place: str, why: str) -> mtmeta.WeightsError:
 
 
 def check_header(place: str, file: BinaryIO) -> None:
-    """What the safetensors library passes over: of a tensor that is there twice it takes the last."""
+    """Refuse a header that names a tensor twice: the safetensors library takes the last one. Raises WeightsError."""
     size = int.from_bytes(file.read(8), "little")
     if size > MAX_HEADER:
         raise _damaged(place, f"a header of {size} bytes, the limit is {MAX_HEADER}")
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        if len(made := dict(pairs)) < len(pairs):
+        if len(entries := dict(pairs)) < len(pairs):
             name = Counter(key for key, _ in pairs).most_common(1)[0][0]
             raise _damaged(place, f"its header names {mtmeta.quote(name)} twice")
-        return made
+        return entries
 
     try:
         json.loads(file.read(size), object_pairs_hook=unique)
@@ -86,27 +86,29 @@ def _check_tensors(
 
     missing = [name for theirs in names.values() for name in theirs if name not in state]
     if missing:
-        raise mtmeta.WeightsError(place, f"tensor '{missing[0]}' is missing, config.json asks for it{_more(missing)}")
+        raise mtmeta.WeightsError(
+            place, f"tensor '{missing[0]}' is missing, config.json asks for it{and_more(missing)}"
+        )
     wanted = shapes(config)
     bad = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
     if bad:
-        pair = f"{_shape(state[bad[0]].shape)}, config.json needs {_shape(wanted[bad[0]])}"
-        raise mtmeta.WeightsError(place, f"tensor '{bad[0]}' is {pair}{_more(bad)}")
+        pair = f"{dimensions(state[bad[0]].shape)}, config.json needs {dimensions(wanted[bad[0]])}"
+        raise mtmeta.WeightsError(place, f"tensor '{bad[0]}' is {pair}{and_more(bad)}")
     floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     bad = [name for name in wanted if state[name].dtype not in floats]
     if bad:
-        message = (
-            f"tensor '{bad[0]}' is {str(state[bad[0]].dtype).removeprefix('torch.')}{_more(bad)}; save it as float32"
-        )
-        raise mtmeta.WeightsError(place, message)
+        kind = str(state[bad[0]].dtype).removeprefix("torch.")
+        raise mtmeta.WeightsError(place, f"tensor '{bad[0]}' is {kind}{and_more(bad)}; save it as float32")
     bad = [name for name in wanted if not bool(torch.isfinite(state[name]).all())]
     if bad:
-        raise mtmeta.WeightsError(place, f"'{bad[0]}' holds non-finite values{_more(bad)}; fetch the file again")
+        raise mtmeta.WeightsError(place, f"'{bad[0]}' holds non-finite values{and_more(bad)}; fetch the file again")
 
 
-def _more(names: Sequence[str]) -> str:
+def and_more(names: Sequence[object]) -> str:
+    """Say how many names there are beside the first."""
     return f" (+{len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _shape(shape: Sequence[int]) -> str:
+def dimensions(shape: Sequence[int]) -> str:
+    """Write a shape as `2x3`."""
     return "x".join(map(str, shape)) or "a single number"

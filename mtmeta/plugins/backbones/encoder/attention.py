@@ -35,13 +35,13 @@ class Sequences:
         return functional.pad(self._lengths.cumsum(0), (1, 0)).int()
 
     def attention(self, qkv: Tensor, heads: int, p: float) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v within each sequence, with dropout `p` of the weights: [S, 3 D] -> [S, D]."""
+        """Compute softmax(q k^T / sqrt(d)) v within each sequence, dropout `p` of the weights: [S, 3 D] -> [S, D]."""
         if _flash_can(qkv, heads):
             return self._flash(qkv, heads, p)
         return self._by_group(qkv, heads, p)
 
     def _flash(self, qkv: Tensor, heads: int, p: float) -> Tensor:
-        """FlashAttention on the packed layout as it stands (Dao 2023), for 16-bit numbers on a GPU."""
+        """Run FlashAttention on the packed layout as it stands (Dao 2023), for 16-bit numbers on a GPU."""
         q, k, v = qkv.view(len(qkv), 3, heads, -1).unbind(1)  # [S, H, d] each
         starts, longest = self._starts, self._longest
         if p:  # torch.nn.attention.varlen has no dropout; the operator below it has
@@ -50,12 +50,12 @@ class Sequences:
         else:
             from torch.nn.attention.varlen import varlen_attn
 
-            found = varlen_attn(q, k, v, starts, starts, longest, longest)
-            mixed = found[0] if isinstance(found, tuple) else found
+            output = varlen_attn(q, k, v, starts, starts, longest, longest)
+            mixed = output[0] if isinstance(output, tuple) else output
         return mixed.reshape(len(qkv), -1)
 
     def _by_group(self, qkv: Tensor, heads: int, p: float) -> Tensor:
-        """One call a group of equal length, for everything else."""
+        """Run one call a group of equal length, for everything else."""
         # split, not slices: the backward of a split is one concatenation, that of slices one full-size buffer each
         parts = torch.split(qkv, [n * t for n, t in self._groups])  # [n * T, 3 * D] each
         mixed = []
@@ -67,7 +67,7 @@ class Sequences:
 
 
 def _flash_can(qkv: Tensor, heads: int) -> bool:
-    """Whether FlashAttention takes these numbers: on a GPU, 16 bits, heads of a multiple of 8 and not too wide."""
+    """Return whether FlashAttention takes them: on a GPU, 16 bits, heads of a multiple of 8 and not too wide."""
     d = qkv.shape[1] // (3 * heads)
     fits = qkv.is_cuda and qkv.dtype in (torch.float16, torch.bfloat16) and d % 8 == 0 and d <= MAX_HEAD_SIZE
     return fits and _has_flash(qkv.device.index)

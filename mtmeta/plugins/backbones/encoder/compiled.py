@@ -1,6 +1,6 @@
 """The two halves of a BERT layer around the compiled kernels, forward and backward written out.
 
-PyTorch multiplies by the weight matrices; what lies between two such products is one call of `csrc/`. There are no
+PyTorch multiplies by the weight matrices; all steps between two such products are one call of `csrc/`. There are no
 second derivatives.
 
 Shapes: `S` packed tokens, `D` hidden, `I` intermediate, `H` heads, `n` sequences.
@@ -32,9 +32,9 @@ class Span:
 
 
 def span_of(lengths: Tensor, tokens: int) -> Span:
-    """The span of sequences of these lengths. Raises ValueError unless they are `tokens` together."""
+    """Compute the span of sequences of these lengths. Raises ValueError unless they are `tokens` together."""
     offsets = functional.pad(lengths.long().cumsum(0), (1, 0))
-    if int(offsets[-1]) != tokens or int(lengths.min()) < 1:  # the kernels would read what is not there
+    if int(offsets[-1]) != tokens or int(lengths.min()) < 1:  # the kernels would read beyond the arrays
         raise ValueError(f"sequences of {int(offsets[-1])} tokens in a batch of {tokens}")
     return Span(offsets, int(lengths.max()))
 
@@ -50,12 +50,12 @@ def attend(
     weight_noise: Noise | None,
     noise: Noise | None,
 ) -> Tensor:
-    """norm(x + dropout(out(attention(qkv(x))))) with dropout of the attention weights by `weight_noise`."""
+    """Compute norm(x + dropout(out(attention(qkv(x))))) with dropout of the attention weights by `weight_noise`."""
     weights = qkv.weight, qkv.bias, out.weight, out.bias, norm.weight, norm.bias
     drawn = mask(weight_noise), mask(noise)
     if torch.is_grad_enabled():
-        made: Tensor = _Attend.apply(x, *weights, kernels, heads, span, norm.eps, *drawn)  # type: ignore[no-untyped-call]
-        return made
+        y: Tensor = _Attend.apply(x, *weights, kernels, heads, span, norm.eps, *drawn)  # type: ignore[no-untyped-call]
+        return y
     mixed, _ = kernels.attention(x @ qkv.weight.t(), qkv.bias, span.offsets, span.longest, heads, drawn[0])
     return kernels.norm_(mixed @ out.weight.t(), out.bias, x, norm.weight, norm.bias, norm.eps, drawn[1])
 
@@ -103,12 +103,12 @@ class _Attend(torch.autograd.Function):
 def feed_forward(
     kernels: Kernels, x: Tensor, up: nn.Linear, down: nn.Linear, norm: nn.LayerNorm, noise: Noise | None
 ) -> Tensor:
-    """norm(x + dropout(down(gelu(up(x))))): [S, D] -> [S, I] -> [S, D]."""
+    """Compute norm(x + dropout(down(gelu(up(x))))): [S, D] -> [S, I] -> [S, D]."""
     weights = up.weight, up.bias, down.weight, down.bias, norm.weight, norm.bias
     drawn = mask(noise)
     if torch.is_grad_enabled():
-        made: Tensor = _FeedForward.apply(x, *weights, kernels, norm.eps, drawn)  # type: ignore[no-untyped-call]
-        return made
+        y: Tensor = _FeedForward.apply(x, *weights, kernels, norm.eps, drawn)  # type: ignore[no-untyped-call]
+        return y
     active = kernels.gelu(x @ up.weight.t(), up.bias, in_place=True)
     return kernels.norm_(active @ down.weight.t(), down.bias, x, norm.weight, norm.bias, norm.eps, drawn)
 

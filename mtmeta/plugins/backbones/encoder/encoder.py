@@ -73,7 +73,7 @@ class Layer(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nobody has changed the parts whose weights are taken: put others in, dropped a bias, hooked."""
+        """True where nobody has changed the parts whose weights are taken: put others in, dropped a bias, hooked."""
         d, wide, own = self.config.hidden_size, self.config.intermediate_size, self.attention
         parts: tuple[Any, ...] = own.qkv, own.out, self.up, self.down, self.attention_norm, self.norm
         shapes = (3 * d, d), (d, d), (wide, d), (d, wide), (d,), (d,)
@@ -92,7 +92,7 @@ class Layer(nn.Module):
         return whole and not any(_hooked(module) for module in (self, own, *parts))
 
     def fused(self, x: Tensor, tiles: Tiles, weight_noise: Noise | None, noise: Noise | None) -> Tensor:
-        """The same in fp32 on a CPU, faster."""
+        """Compute the same in fp32 on a CPU, faster."""
         attended = noise if self.config.attended_dropout_prob else None
         x = self.attention_norm(attend(x, self.attention.qkv, self.attention.out, tiles, weight_noise, attended))
         x = self.norm(feed_forward(x, self.up, self.down, noise))
@@ -101,7 +101,7 @@ class Layer(nn.Module):
     def compiled(
         self, x: Tensor, functions: Kernels, span: compiled.Span, weight_noise: Noise | None, noise: Noise | None
     ) -> Tensor:
-        """The same by `csrc/`, faster still."""
+        """Compute the same by `csrc/`, faster still."""
         a, attended = self.attention, noise if self.config.attended_dropout_prob else None
         x = compiled.attend(functions, x, a.qkv, a.out, self.attention_norm, a.heads, span, weight_noise, attended)
         return compiled.feed_forward(functions, x, self.up, self.down, self.norm, noise)
@@ -134,14 +134,14 @@ class Encoder(nn.Module):
         return x
 
     def hidden_states(self, packed: mtmeta.Packed) -> Iterator[Tensor]:
-        """The hidden states [S, D] after the embeddings and after each layer, as they are made."""
+        """Yield the hidden states [S, D] after the embeddings and after each layer."""
         x = self._embedded(packed)
         if self._can_fuse(x):
             return self._fused(x, packed)
         return self._plain(x, packed)
 
     def _embedded(self, packed: mtmeta.Packed) -> Tensor:
-        """[S, E], E being D but in an ELECTRA that projects; before dropout."""
+        """Embed the tokens, before dropout: [S, E], E being D but in an ELECTRA that projects."""
         c = self.config
         positions = packed.positions + c.first_position if c.first_position else packed.positions
         x: Tensor = self.words(packed.ids) + self.positions(positions)
@@ -151,7 +151,7 @@ class Encoder(nn.Module):
         return x
 
     def _projected(self, x: Tensor) -> Tensor:
-        """[S, E] -> [S, D]."""
+        """Project the embeddings to the width of the layers: [S, E] -> [S, D]."""
         return x if self.config.embedded == self.config.hidden_size else self.projection(x)
 
     def _plain(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
@@ -163,7 +163,7 @@ class Encoder(nn.Module):
             yield x
 
     def _fused(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
-        """Dropout and the layers, by compiled kernels if they can be had."""
+        """Apply dropout and the layers, by compiled kernels if they can be had."""
         c, functions = self.config, self._kernels()
         noise = Noise(c.hidden_dropout_prob) if c.hidden_dropout_prob and self.training else None
         weight_noise = (
@@ -203,7 +203,7 @@ class Encoder(nn.Module):
         )
 
     def initialise(self, seed: int) -> None:
-        """BERT's initialisation: normal weights, zero biases, unit LayerNorm; a function of `seed` alone."""
+        """Initialise as BERT does: normal weights, zero biases, unit LayerNorm; a function of `seed` alone."""
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -214,5 +214,5 @@ class Encoder(nn.Module):
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
-    """Zeros, to be filled. PyTorch's random start takes a while, on the meta device three seconds of imports."""
+    """Make zeros, to be filled. PyTorch's random start takes a while, on the meta device three seconds of imports."""
     return nn.Embedding(rows, width, _weight=torch.zeros(rows, width))

@@ -2,9 +2,9 @@
 
 They run where `compiled.py` cannot: without a C compiler, and for widths that are no multiples of 8.
 
-What autograd would add is left out: copies of slices, passes for scales and sums, buffers for gradients that can be
-written in place. Dropout's bits come from a faster generator. What is no product with a weight matrix took two fifths
-of a training step before and takes one fifth now (`benchmarks/RESULTS.md`). There are no second derivatives.
+Autograd's overhead is left out: copies of slices, passes for scales and sums, buffers for gradients that can be
+written in place. Dropout's bits come from a faster generator. All but the products with weight matrices once took two
+fifths of a training step, now it takes one fifth (`benchmarks/RESULTS.md`). There are no second derivatives.
 
 Shapes: `S` packed tokens, `D` hidden, `I` intermediate, `H` heads, `d` = D / H; `n`, `T`, `R`, `M` as in `tiles`.
 """
@@ -31,33 +31,33 @@ class Noise:
     """The random bits of one forward pass, seeded by PyTorch's own generator, for dropout with probability `p`.
 
     PyTorch draws 32 bits an element with a slow generator, which takes a tenth of a training step; 16 bits decide as
-    well. `p` is rounded to a multiple of 2^-16, and what is kept is scaled by the probability used, so expectations
-    are exact.
+    well. `p` is rounded to a multiple of 2^-16, and the elements kept are scaled by the probability used, so
+    expectations are exact.
     """
 
     def __init__(self, p: float) -> None:
         self.dropped = min(LEVELS - 1, round(p * LEVELS))
         self.scale = LEVELS / (LEVELS - self.dropped)
-        """What kept elements are multiplied by."""
+        """Factor of the elements that are kept."""
         self._generator = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, ()))))
 
     def bits(self, *shape: int) -> Tensor:
-        """Independent uniform values of int16."""
+        """Draw independent uniform values of int16."""
         count = math.prod(shape)
         words = self._generator.integers(0, 2**64 - 1, (count + 3) // 4, dtype=np.uint64, endpoint=True)
         return torch.from_numpy(words.view(np.int16))[:count].view(shape)
 
     def seed(self) -> int:
-        """A seed for bits that are drawn elsewhere."""
+        """Draw a seed for bits that are drawn elsewhere."""
         return int(self._generator.integers(0, 2**64 - 1, dtype=np.uint64, endpoint=True))
 
     def kept(self, bits: Tensor) -> Tensor:
-        """1.0 where an element is kept, 0.0 where it is dropped; the shape of `bits`, float32."""
+        """Return 1.0 where an element is kept, 0.0 where it is dropped; the shape of `bits`, float32."""
         return torch.ge(bits, self.dropped - LEVELS // 2, out=torch.empty(bits.shape))
 
 
 def drop(x: Tensor, noise: Noise | None) -> Tensor:
-    """Dropout of x."""
+    """Apply dropout to x."""
     dropped: Tensor = x if noise is None else _Drop.apply(x, noise)  # type: ignore[no-untyped-call]
     return dropped
 
@@ -78,7 +78,7 @@ class _Drop(torch.autograd.Function):
 
 
 def _add(residual: Tensor, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor | None]:
-    """residual + dropout(x) and dropout's bits; x may be overwritten."""
+    """Compute residual + dropout(x), and return dropout's bits with it; x may be overwritten."""
     if noise is None:
         return x.add_(residual), None
     bits = noise.bits(*x.shape)
@@ -86,17 +86,17 @@ def _add(residual: Tensor, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tens
 
 
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias for the gradient `scale` * grad of x weight^T + bias."""
+    """Compute the gradients of x, weight and bias for the gradient `scale` * grad of x weight^T + bias."""
     dw = torch.addmm(weight, grad.t(), x, beta=0, alpha=scale)
     d_bias = grad.sum(0).mul_(scale)
-    return torch.addmm(x, grad, weight, beta=0, alpha=scale), dw, d_bias  # dx last: it is what is read next
+    return torch.addmm(x, grad, weight, beta=0, alpha=scale), dw, d_bias  # dx last: it is read next
 
 
 def feed_forward(x: Tensor, up: torch.nn.Linear, down: torch.nn.Linear, noise: Noise | None) -> Tensor:
-    """x + dropout(down(gelu(up(x)))): [S, D] -> [S, I] -> [S, D]."""
+    """Compute x + dropout(down(gelu(up(x)))): [S, D] -> [S, I] -> [S, D]."""
     weights = up.weight, up.bias, down.weight, down.bias
-    made: Tensor = _FeedForward.apply(x, *weights, noise, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
-    return made
+    y: Tensor = _FeedForward.apply(x, *weights, noise, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    return y
 
 
 class _FeedForward(torch.autograd.Function):
@@ -125,9 +125,10 @@ class _FeedForward(torch.autograd.Function):
 def attend(
     x: Tensor, qkv: torch.nn.Linear, out: torch.nn.Linear, tiles: Tiles, weight_noise: Noise | None, noise: Noise | None
 ) -> Tensor:
-    """x + dropout(out(attention(qkv(x)))) with dropout of the attention weights by `weight_noise`: [S, D] -> [S, D]."""
-    made: Tensor = _Attend.apply(x, qkv.weight, qkv.bias, out.weight, out.bias, tiles, weight_noise, noise)  # type: ignore[no-untyped-call]
-    return made
+    """Compute x + dropout(out(attention(qkv(x)))), with dropout of the weights by `weight_noise`: [S, D] -> [S, D]."""
+    weights = qkv.weight, qkv.bias, out.weight, out.bias
+    y: Tensor = _Attend.apply(x, *weights, tiles, weight_noise, noise)  # type: ignore[no-untyped-call]
+    return y
 
 
 class _Attend(torch.autograd.Function):

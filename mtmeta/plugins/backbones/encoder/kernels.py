@@ -2,7 +2,7 @@
 
 The compiler is $CC or `cc`. The library it makes is kept in `kernels-...` under MTMETA_CACHE (by default
 `~/.cache/mtmeta`), named by a hash of source, compiler and processor, in a folder that only its user may write to.
-Without a compiler, where it lacks what the source asks for, and with MTMETA_KERNELS=off `load` returns None, and the
+Without a compiler, where it cannot compile the source, and with MTMETA_KERNELS=off `load` returns None, and the
 encoder goes by PyTorch's own operators. OpenMP is found in the library that PyTorch has loaded: one set of threads.
 """
 
@@ -31,7 +31,6 @@ from mtmeta.plugins.backbones.encoder.fused import Noise
 __all__ = ["Kernels", "Mask", "fits", "load", "mask"]
 
 SOURCES = Path(__file__).with_name("csrc")
-FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fno-math-errno", "-fPIC", "-g0", "-c")
 LIBRARY = "kernels.so"
 FUNCTIONS = (
     *("norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
@@ -39,8 +38,9 @@ FUNCTIONS = (
 )
 TIMEOUT = 120  # seconds
 WIDEST = 2**15  # floats of a row that a kernel keeps on its stack
-MULTIPLE = 8  # what every width must be divisible by
-BLOCK = 64  # rows, as in rows.c
+MULTIPLE = 8  # divides every width
+BLOCK = 64  # rows whose sums and random bits belong together
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fno-math-errno", "-fPIC", "-g0", f"-DBLOCK={BLOCK}", "-c")
 
 
 class Mask(ctypes.Structure):
@@ -53,7 +53,7 @@ NO_MASK = Mask(0, 0, 1.0)
 
 
 def mask(noise: Noise | None) -> Mask:
-    """Bits that nobody else gets; every call with the result makes the same mask."""
+    """Draw a seed that nobody else gets; every call with the result makes the same mask."""
     return NO_MASK if noise is None else Mask(noise.seed(), noise.dropped, noise.scale)
 
 
@@ -72,7 +72,7 @@ class Kernels:
     def norm(
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
     ) -> tuple[Tensor, Tensor]:
-        """LayerNorm(residual + dropout(x + bias)) and [S], 1 / deviation; x becomes the rows before gain and shift."""
+        """Compute LayerNorm(residual + dropout(x + bias)) and 1 / deviation [S]; x becomes the normalised rows."""
         y, rstd = torch.empty_like(x), x.new_empty(len(x))
         self._call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, y, x, rstd)
         return y, rstd
@@ -80,14 +80,14 @@ class Kernels:
     def norm_(
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
     ) -> Tensor:
-        """The same in place, without what a backward pass needs."""
+        """Compute the same in place, for no backward pass."""
         self._call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, x, None, None)
         return x
 
     def norm_backward(
         self, grad: Tensor, unit: Tensor, rstd: Tensor, gain: Tensor, noise: Mask
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of residual and x (one tensor without dropout), and [3, D] of gain, shift and bias."""
+        """Compute the gradients of residual and x (one tensor without dropout), and [3, D] of gain, shift and bias."""
         d_residual = torch.empty_like(grad)
         dx = torch.empty_like(grad) if noise.dropped else d_residual
         sums = grad.new_empty(_blocks(grad), 3, grad.shape[1])
@@ -95,13 +95,13 @@ class Kernels:
         return d_residual, dx, sums.sum(0)
 
     def gelu(self, x: Tensor, bias: Tensor, *, in_place: bool) -> Tensor:
-        """gelu(x + bias)."""
+        """Compute gelu(x + bias)."""
         y = x if in_place else torch.empty_like(x)
         self._call("gelu_forward", *x.shape, x, bias, y)
         return y
 
     def gelu_backward_(self, grad: Tensor, x: Tensor, bias: Tensor) -> Tensor:
-        """Turns the gradient of the result into that of x, in place; returns [I], that of bias."""
+        """Turn the gradient of the result into that of x, in place; returns that of bias [I]."""
         sums = grad.new_empty(_blocks(grad), grad.shape[1])
         self._call("gelu_backward", *grad.shape, grad, x, bias, sums)
         return sums.sum(0)
@@ -109,7 +109,10 @@ class Kernels:
     def attention(
         self, qkv: Tensor, bias: Tensor, offsets: Tensor, longest: int, heads: int, noise: Mask
     ) -> tuple[Tensor, Tensor]:
-        """[S, 3 D] -> [S, D], and [S, H], the log of each query's sum; `offsets` [n + 1], int64."""
+        """Attend within each sequence, [S, 3 D] -> [S, D], and return the log of each query's sum [S, H].
+
+        `offsets` [n + 1], int64, say where the sequences begin.
+        """
         d = qkv.shape[1] // 3 // heads
         mixed, lse = qkv.new_empty(len(qkv), heads * d), qkv.new_empty(len(qkv), heads)
         shape = len(offsets) - 1, offsets, heads, d
@@ -127,7 +130,7 @@ class Kernels:
         lse: Tensor,
         d_mixed: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Gradients of qkv and bias."""
+        """Compute the gradients of qkv and bias."""
         n, heads = len(offsets) - 1, lse.shape[1]
         d = mixed.shape[1] // heads
         d_qkv, sums = torch.empty_like(qkv), qkv.new_empty(n, qkv.shape[1])
@@ -141,14 +144,14 @@ class Kernels:
 
     def _call(self, function: str, *arguments: object) -> None:
         """Call a function with pointers for tensors, longs for integers, and the number of threads last."""
-        made = [
+        passed = [
             _pointer(a) if isinstance(a, Tensor) else ctypes.c_long(a) if isinstance(a, int) else a for a in arguments
         ]
-        getattr(self._library, function)(*made, ctypes.c_int(torch.get_num_threads()))
+        getattr(self._library, function)(*passed, ctypes.c_int(torch.get_num_threads()))
 
 
 def fits(hidden: int, heads: int, intermediate: int) -> bool:
-    """Whether the kernels take layers of these widths."""
+    """Return whether the kernels take layers of these widths."""
     return not (hidden % heads or (hidden // heads) % MULTIPLE or intermediate % MULTIPLE) and hidden <= WIDEST
 
 
@@ -164,7 +167,7 @@ def _blocks(x: Tensor) -> int:
 
 @functools.cache
 def load() -> Kernels | None:
-    """The kernels, compiled if they are not yet; None where they cannot be had."""
+    """Load the kernels, compiled if they are not yet; None where they cannot be had."""
     if os.environ.get("MTMETA_KERNELS") == "off" or not hasattr(os, "getuid"):
         return None
     try:
@@ -177,16 +180,16 @@ def load() -> Kernels | None:
 
 
 def _compiler() -> list[str]:
-    """The command; raises OSError if there is none."""
+    """Find the command. Raises OSError if there is none."""
     words = shlex.split(os.environ.get("CC") or "cc")
-    found = shutil.which(words[0]) if words else None
-    if found is None:
+    program = shutil.which(words[0]) if words else None
+    if program is None:
         raise FileNotFoundError("no C compiler")
-    return [found, *words[1:]]
+    return [program, *words[1:]]
 
 
 def _key(compiler: list[str]) -> str:
-    """Changes with the source, the flags, the compiler and the processor that -march=native means."""
+    """Hash the source, the flags, the compiler and the processor that -march=native means."""
     stamp = os.stat(compiler[0])
     parts = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
     parts.append(repr((FLAGS, compiler, stamp.st_size, stamp.st_mtime_ns, platform.machine())).encode())
@@ -197,11 +200,11 @@ def _key(compiler: list[str]) -> str:
 
 
 def _is_good(library: Path) -> bool:
-    """Whether it is there, nobody else could have put or changed it, and it is as it was made."""
+    """Return whether the library is there, unchanged since it was compiled, and writable for nobody else."""
     try:
         for path in (library, library.parent):
-            found = path.lstat()
-            if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o022 or stat.S_ISLNK(found.st_mode):
+            status = path.lstat()
+            if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022 or stat.S_ISLNK(status.st_mode):
                 return False
         return library.with_suffix(".sha256").read_text() == _sha256(library)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The same encoder on padded batches, in plain modules under Hugging Face's names: what is exported.
+"""The same encoder on padded batches, in plain modules under Hugging Face's names, for exports.
 
 Shapes: `N` sequences of `T` tokens, padding included, `D` hidden, `H` heads, `d` = D / H.
 """
@@ -69,11 +69,11 @@ class PaddedEncoder(nn.Module):
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(PaddedLayer(c) for _ in range(c.num_hidden_layers))})
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        made: Any = self.embeddings
+        embeddings: Any = self.embeddings
         layers: Any = self.encoder["layer"]
         positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = made["word_embeddings"](input_ids) + made["position_embeddings"](positions)
-        x = made["LayerNorm"](x + made["token_type_embeddings"](token_type_ids))
+        x = embeddings["word_embeddings"](input_ids) + embeddings["position_embeddings"](positions)
+        x = embeddings["LayerNorm"](x + embeddings["token_type_embeddings"](token_type_ids))
         bias = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min  # [N, 1, 1, T]
         for layer in layers:
             x = layer(x, bias)
@@ -87,7 +87,7 @@ def _dense_and_norm(wide: int, c: BertConfig) -> nn.ModuleDict:
 
 
 def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
-    """Our encoder and its tokenizer for other libraries."""
+    """Convert our encoder and its tokenizer for other libraries. Raises WeightsError if there is no such model type."""
     encoder = loaded.encoder
     assert isinstance(encoder, Encoder)
     if encoder.config.model_type != "bert":
@@ -110,7 +110,7 @@ def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
 
 
 def _tokenizer_files(text: str, max_length: int) -> tuple[dict[str, bytes], int]:
-    """The tokenizer, which puts [CLS] and [SEP] in place itself, what AutoTokenizer needs beside it, padding's id."""
+    """Return the tokenizer, which adds [CLS] and [SEP] itself, AutoTokenizer's other files, and the id of padding."""
     tokenizer = Tokenizer.from_str(text)
     tokenizer.no_padding()
     tokenizer.no_truncation()

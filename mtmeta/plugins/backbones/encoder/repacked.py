@@ -18,23 +18,26 @@ import mtmeta
 __all__ = ["Repacked", "blocks"]
 
 Groups = Sequence[tuple[int, int]]
-# what one more call costs, in tokens: little beside the products on a CPU, much on a GPU, which waits for its launches
+# cost of one more call, in tokens: little beside the products on a CPU, much on a GPU, which waits for its launches
 CALL = {"cpu": 32, "cuda": 8192}
 
 
 def blocks(groups: Groups, call: int) -> list[list[tuple[int, int]]]:
-    """Runs of groups (count, length), by rising length, to pad together: the least sum of padded tokens and `call`s."""
+    """Split groups (count, length) of rising length into runs to pad together, at the least cost in tokens.
+
+    The cost of a run is its tokens, padding included, and `call`.
+    """
     ends = [0, *accumulate(count for count, _ in groups)]
     best: list[tuple[int, int]] = [(0, 0)]  # cost of the first j groups, and where their last block begins
     for j in range(1, len(groups) + 1):
         length = groups[j - 1][1]
         best.append(min((best[i][0] + (ends[j] - ends[i]) * length + call, i) for i in range(j)))
-    found, j = [], len(groups)
+    runs, j = [], len(groups)
     while j:
         i = best[j][1]
-        found.append(list(groups[i:j]))
+        runs.append(list(groups[i:j]))
         j = i
-    return found[::-1]
+    return runs[::-1]
 
 
 class Repacked(nn.Module):
@@ -48,14 +51,14 @@ class Repacked(nn.Module):
         self._pad = _pad(model)
 
     def forward(self, packed: mtmeta.Packed) -> Tensor:
-        made, start = [], 0
+        hidden, start = [], 0
         for block in blocks(packed.groups, CALL.get(packed.ids.device.type, CALL["cuda"])):
-            made.append(self._block(packed, block, start))
+            hidden.append(self._block(packed, block, start))
             start += sum(count * length for count, length in block)
-        return torch.cat(made)
+        return torch.cat(hidden)
 
     def _block(self, packed: mtmeta.Packed, block: Groups, start: int) -> Tensor:
-        """Hidden states [s, D] of the s tokens of a block, which begin at `start`."""
+        """Compute the hidden states [s, D] of the s tokens of a block, which begin at `start`."""
         device, longest = packed.ids.device, block[-1][1]
         if len(block) == 1:
             end = start + block[0][0] * longest
@@ -70,7 +73,7 @@ class Repacked(nn.Module):
         return self._hidden(packed, at, mask).flatten(0, 1).index_select(0, rows)  # [n, T, D] -> [s, D]
 
     def _hidden(self, packed: mtmeta.Packed, at: Tensor, mask: Tensor | None) -> Tensor:
-        """Hidden states [n, T, D] of the tokens `at` [n, T]; what `mask` [n, T] leaves out is padding."""
+        """Compute the hidden states [n, T, D] of the tokens `at` [n, T]; where `mask` [n, T] is False, is padding."""
         given: dict[str, Tensor] = {"input_ids": packed.ids[at]}
         if self._typed and packed.types is not None:
             given["token_type_ids"] = packed.types[at]
@@ -83,16 +86,16 @@ class Repacked(nn.Module):
     def check(self, ids: Sequence[int]) -> None:
         """Raise ValueError unless a sequence becomes one vector a token."""
         at = torch.tensor([ids])
-        made: object = self.model(input_ids=at, attention_mask=torch.ones_like(at))
-        hidden = getattr(made, "last_hidden_state", None)
+        output: object = self.model(input_ids=at, attention_mask=torch.ones_like(at))
+        hidden = getattr(output, "last_hidden_state", None)
         wanted = [1, len(ids), self.hidden_size]
         if not isinstance(hidden, Tensor) or list(hidden.shape) != wanted:
-            found = f"shape {list(hidden.shape)}" if isinstance(hidden, Tensor) else "nothing"
-            raise ValueError(f"last_hidden_state: found {found}, expected shape {wanted}")
+            given = f"shape {list(hidden.shape)}" if isinstance(hidden, Tensor) else "nothing"
+            raise ValueError(f"last_hidden_state: found {given}, expected shape {wanted}")
 
 
 def _pad(model: Any) -> int:
-    """The id that stands for padding. RoBERTa counts positions by it; to others it is as good as any."""
+    """Return the id that stands for padding. RoBERTa counts positions by it; to others it is as good as any."""
     number = getattr(model.config, "pad_token_id", None)
     rows = model.get_input_embeddings().weight.shape[0]
     return number if isinstance(number, int) and 0 <= number < rows else 0

@@ -87,11 +87,11 @@ class Tiles:
         return [n * self.heads * t * t for n, t in self.shapes]
 
     def split(self, x: Tensor) -> list[Tensor]:
-        """[R, d] -> [n H, T, d] of each tile."""
+        """Split the vectors by tile: [R, d] -> [n H, T, d] each."""
         return [
             part.view(-1, t, x.shape[1]) for part, (_, t) in zip(torch.split(x, self.rows), self.shapes, strict=True)
         ]
 
     def split_scores(self, x: Tensor) -> list[Tensor]:
-        """[M] -> [n H, T, T] of each tile."""
+        """Split the scores by tile: [M] -> [n H, T, T] each."""
         return [part.view(-1, t, t) for part, (_, t) in zip(torch.split(x, self.scores), self.shapes, strict=True)]

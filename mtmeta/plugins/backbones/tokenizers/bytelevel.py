@@ -39,7 +39,7 @@ class ByteLevel(FastTokenizer):
         *,
         add_prefix_space: bool = False,
     ) -> ByteLevel:
-        """From what vocab.json and merges.txt hold. A text begins without a space unless `add_prefix_space`."""
+        """Build it from vocab.json and merges.txt. A text begins without a space unless `add_prefix_space`."""
         with native_errors(place, "cannot be loaded"):
             tokenizer = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
@@ -49,7 +49,7 @@ class ByteLevel(FastTokenizer):
 
 
 def byte_level_json(folder: Path) -> str:
-    """The tokenizer of a folder as the text of a tokenizer.json; vocab.json and merges.txt will do."""
+    """Return the tokenizer of a folder as the text of a tokenizer.json; vocab.json and merges.txt will do."""
     path, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if path.exists():
         return read_vocabulary(path)

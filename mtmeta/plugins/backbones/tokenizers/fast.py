@@ -44,7 +44,7 @@ class FastTokenizer:
         self.encode(PROBES)  # some files load and fail at the first text; the whole data need not be read for that
 
     def _specials(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """The ids of `around`. Raises WeightsError for one that is not there."""
+        """Look up the ids of `around`. Raises WeightsError for one that is not there."""
         prefix, middle, suffix = (tuple(self._special(token) for token in tokens) for tokens in self.around)
         return prefix, middle, suffix
 
@@ -56,29 +56,29 @@ class FastTokenizer:
 
     @classmethod
     def from_json(cls, text: str, place: str) -> Self:
-        """From the text of a tokenizer.json."""
+        """Load the text of a tokenizer.json. Raises WeightsError."""
         with native_errors(place, "cannot be loaded"):
             tokenizer = Tokenizer.from_str(text)
         return cls(tokenizer, place)
 
     def json(self) -> str:
-        """The tokenizer.json."""
+        """Return the tokenizer.json."""
         text: str = self._tokenizer.to_str()
         return text
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens, untruncated."""
+        """Return the token ids of each text, without special tokens, untruncated."""
         with native_errors(self._place, "cannot encode the data"):
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The same ids end to end [S], and the lengths of the texts [N]; the faster way for whole files."""
+        """Return the same ids end to end [S], and the lengths of the texts [N]; the faster way for whole files."""
         if self._words is not None:
             return self._words.encode(texts)
-        found = self.encode(texts)
-        lengths = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
-        return np.fromiter(chain.from_iterable(found), dtype=np.int64, count=lengths.sum()), lengths
+        ids = self.encode(texts)
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        return np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=lengths.sum()), lengths
 
 
 class AnyTokenizer(FastTokenizer):
@@ -109,7 +109,7 @@ class AnyTokenizer(FastTokenizer):
 
 @contextmanager
 def native_errors(place: str, message: str) -> Iterator[None]:
-    """Errors of the Rust library as ours. A panic is not an Exception, and writes its own story to stderr."""
+    """Raise errors of the Rust library as WeightsError. A panic is not an Exception, and writes to stderr itself."""
     try:
         with _muted():
             yield
@@ -121,13 +121,13 @@ def native_errors(place: str, message: str) -> Iterator[None]:
 
 @contextmanager
 def _muted() -> Iterator[None]:
-    """What native code writes to stderr is lost."""
+    """Discard the output of native code to stderr."""
     if sys.stderr is None:  # closed by the user
         yield
         return
     sys.stderr.flush()
     opened: list[int] = []
-    with suppress(OSError):  # no file more may be opened, or /dev fails: then a panic's own story is seen too
+    with suppress(OSError):  # no file more may be opened, or /dev fails: then a panic's own words are seen too
         opened.append(os.open(os.devnull, os.O_WRONLY))
         opened.append(os.dup(2))
     if len(opened) == 2:
@@ -142,7 +142,7 @@ def _muted() -> Iterator[None]:
 
 
 def read_vocabulary(path: Path) -> str:
-    """The text of a tokenizer's file. Raises WeightsError."""
+    """Read the text of a tokenizer's file. Raises WeightsError."""
     check_regular(path)
     if path.stat().st_size > MAX_VOCABULARY_BYTES:
         raise mtmeta.WeightsError(str(path), "is larger than a tokenizer can be")

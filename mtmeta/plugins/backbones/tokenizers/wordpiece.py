@@ -25,7 +25,7 @@ class WordPiece(FastTokenizer):
 
     @classmethod
     def from_vocabulary(cls, vocabulary: Sequence[str], **normalizer: Any) -> WordPiece:
-        """From the lines of a vocab.txt, with BERT's normaliser (and its options) and pre-tokenizer."""
+        """Build it from the lines of a vocab.txt, with BERT's normaliser (and its options) and pre-tokenizer."""
         numbers = {token: number for number, token in enumerate(vocabulary)}
         tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(**normalizer)
@@ -35,7 +35,7 @@ class WordPiece(FastTokenizer):
 
 
 def tokenizer_json(folder: Path) -> str:
-    """The tokenizer of a folder as the text of a tokenizer.json; vocab.txt will do."""
+    """Return the tokenizer of a folder as the text of a tokenizer.json; vocab.txt will do."""
     path, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
     if path.exists():
         return read_vocabulary(path)
@@ -49,9 +49,8 @@ def tokenizer_json(folder: Path) -> str:
 
 
 def _normalizer(path: Path) -> dict[str, bool | None]:
-    """The normaliser's options in tokenizer_config.json; what it does not say is as BERT's authors had it."""
+    """Read the normaliser's options from tokenizer_config.json; the others are as BERT's authors had them."""
     options: dict[str, bool | None] = {"lowercase": True, "strip_accents": None, "handle_chinese_chars": True}
     values = json_file(path)
     names = zip(("do_lower_case", "strip_accents", "tokenize_chinese_chars"), options, strict=True)
-    found = {ours: values[theirs] for theirs, ours in names if isinstance(values.get(theirs), bool)}
-    return options | found
+    return options | {ours: values[theirs] for theirs, ours in names if isinstance(values.get(theirs), bool)}

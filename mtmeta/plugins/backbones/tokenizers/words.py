@@ -12,16 +12,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 __all__ = ["Words"]
 
 MAX_WORDS = 2**18  # remembered at once
-MAX_STORED = (
-    2**23
-)  # characters and ids remembered at once: text without spaces has long "words"; with both, some 100 MB
+# characters and ids remembered at once: text without spaces has long "words"; with both, some 100 MB
+MAX_STORED = 2**23
 Ints = NDArray[np.int64]
 
 
 class Words:
     """The token ids of every word met so far; those of new words come from `encode`, all of a block in one call.
 
-    Words are what stands between spaces. `fits` says for which tokenizers the ids of a text are those of its words.
+    Words stand between spaces. `fits` says for which tokenizers the ids of a text are those of its words.
     """
 
     def __init__(self, encode: Callable[[Sequence[str]], list[list[int]]]) -> None:
@@ -30,7 +29,7 @@ class Words:
 
     @staticmethod
     def fits(tokenizer: Tokenizer) -> bool:
-        """Whether nothing in the tokenizer looks across a space: BERT's own parts, and no added token that has one."""
+        """Return whether nothing in the tokenizer looks across a space: BERT's own parts, no added token with one."""
         parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)
         kinds = (normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer, models.WordPiece)
         added = tokenizer.get_added_tokens_decoder().values()
@@ -44,7 +43,7 @@ class Words:
         self._stored = 0
 
     def encode(self, texts: Sequence[str]) -> tuple[Ints, Ints]:
-        """Token ids of N texts end to end [S], and how many each text has [N]."""
+        """Return the token ids of N texts end to end [S], and how many each text has [N]."""
         split = [text.split(" ") for text in texts]
         words = list(chain.from_iterable(split))
         if len(self._numbers) > MAX_WORDS or self._stored > MAX_STORED:
@@ -61,9 +60,9 @@ class Words:
     def _learn(self, words: Sequence[str]) -> None:
         if not words:
             return
-        found = self._encode(words)
+        ids = self._encode(words)
         self._numbers.update(zip(words, range(len(self._numbers), len(self._numbers) + len(words)), strict=True))
-        sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
+        sizes = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
         self._offsets = np.concatenate([self._offsets, self._offsets[-1] + np.cumsum(sizes)])
-        self._ids = np.concatenate([self._ids, np.fromiter(chain.from_iterable(found), np.int64, sizes.sum())])
+        self._ids = np.concatenate([self._ids, np.fromiter(chain.from_iterable(ids), np.int64, sizes.sum())])
         self._stored += sum(map(len, words)) + int(sizes.sum())

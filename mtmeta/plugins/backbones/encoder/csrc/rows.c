@@ -3,7 +3,7 @@
 
 #include "vector.h"
 
-enum { BLOCK = 64 }; /* rows whose sums and random bits belong together */
+/* BLOCK rows, a number given by kernels.py, have sums and random bits of their own. */
 
 /* ---- y = LayerNorm(residual + dropout(x + bias)): [S, D] */
 

@@ -1,4 +1,4 @@
-"""Which column of a table is the text, which the label: by name first, then by what stands there."""
+"""The roles of a table's columns, text, pair and label: by name first, then by the values."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mtmeta.core.authoring.columns import Column, Look
+from mtmeta.core.authoring.table_profile import Column, TableProfile
 from mtmeta.core.errors import DataError, UsageError
 from mtmeta.core.wording import did_you_mean, quote, safe
 
-__all__ = ["MAX_CLASSES", "Roles", "find_roles"]
+__all__ = ["MAX_CLASSES", "SCORES", "ColumnRoles", "find_roles"]
 
 MAX_CLASSES = 1000
 LABELS = (
@@ -34,8 +34,8 @@ IDS = re.compile(r"(unnamed: \d+|id|idx|index|guid|uuid|key|nr|no|row|.*[_ -](id
 
 
 @dataclass(frozen=True)
-class Roles:
-    """The columns of a task, and why they were taken."""
+class ColumnRoles:
+    """The columns of a task, and the reasons for them."""
 
     text: Column
     pair: Column | None
@@ -45,12 +45,12 @@ class Roles:
     ignored: tuple[str, ...] = ()
 
 
-def find_roles(found: Look, given: Sequence[str] = ()) -> Roles:
-    """The roles of a file's columns; `given` names text and label, or both texts and the label.
+def find_roles(table: TableProfile, given: Sequence[str] = ()) -> ColumnRoles:
+    """Find the roles of a file's columns; `given` names text and label, or both texts and the label.
 
     Raises DataError if the columns cannot be a task, UsageError if `given` names none of them.
     """
-    place, columns = str(found.path), found.columns
+    place, columns = str(table.path), table.columns
     shown = safe(", ".join(columns), 300)
     for name in given:
         if name not in columns:
@@ -58,15 +58,15 @@ def find_roles(found: Look, given: Sequence[str] = ()) -> Roles:
             raise UsageError("--columns", message)
     if given:
         text, label = columns[given[0]], columns[given[-1]]
-        return Roles(text, columns[given[1]] if len(given) == 3 else None, label, "as given", "as given")
+        return ColumnRoles(text, columns[given[1]] if len(given) == 3 else None, label, "as given", "as given")
     if len(columns) < 2:
         message = f"one column, {shown}, but a task needs a text and a label"
         raise DataError(place, f"{message}; columns are separated by tab, comma or semicolon")
-    text, pair, why_text = _texts(found, place)
+    text, pair, why_text = _texts(table, place)
     rest = [column for column in columns.values() if column not in (text, pair)]
-    label, why_label = _label(rest, found, place)
+    label, why_label = _label(rest, table, place)
     ignored = tuple(column.name for column in rest if column is not label)
-    return Roles(text, pair, label, why_text, why_label, ignored)
+    return ColumnRoles(text, pair, label, why_text, why_label, ignored)
 
 
 def _rank(name: str, known: Sequence[str]) -> int:
@@ -74,12 +74,12 @@ def _rank(name: str, known: Sequence[str]) -> int:
 
 
 def _plain(name: str) -> str:
-    """`Sentence 1`, `sentence-1` and `sentence_1` are one name."""
+    """Return a column's name in one spelling: `Sentence 1`, `sentence-1` and `sentence_1` are one name."""
     return re.sub(r"[ _-]+", "_", name.strip().lower())
 
 
 def _can_be_text(column: Column, rows: int) -> bool:
-    """Words, more than a few different ones."""
+    """Return whether a column holds words, and more than a few different values."""
     if column.number or IDS.match(_plain(column.name)):
         return False
     named = _plain(column.name).rstrip("_ab12") in TEXTS
@@ -87,9 +87,9 @@ def _can_be_text(column: Column, rows: int) -> bool:
     return column.filled > 0 and (named or (many and column.mean_words >= 1.5))
 
 
-def _texts(found: Look, place: str) -> tuple[Column, Column | None, str]:
-    by_name = {_plain(name): column for name, column in found.columns.items()}
-    likely = [column for column in found.columns.values() if _can_be_text(column, found.rows)]
+def _texts(table: TableProfile, place: str) -> tuple[Column, Column | None, str]:
+    by_name = {_plain(name): column for name, column in table.columns.items()}
+    likely = [column for column in table.columns.values() if _can_be_text(column, table.rows)]
     for one in by_name:
         for ending, other in ENDINGS:
             partner = by_name.get(one.removesuffix(ending) + other) if one.endswith(ending) else None
@@ -99,7 +99,7 @@ def _texts(found: Look, place: str) -> tuple[Column, Column | None, str]:
         if by_name.get(one) in likely and by_name.get(other) in likely:
             return by_name[one], by_name[other], "names that go together"
     if not likely:
-        shown = ", ".join(f"{safe(c.name, 30)} ({c.mean_words:.1f} words a row)" for c in found.columns.values())
+        shown = ", ".join(f"{safe(c.name, 30)} ({c.mean_words:.1f} words a row)" for c in table.columns.values())
         raise DataError(place, f"no column looks like text: {safe(shown, 300)}; name them with --columns")
     named = sorted(likely, key=lambda c: (_rank(_plain(c.name), TEXTS), -c.mean_characters))
     main = [column for column in likely if _plain(column.name) not in SIDE and not _label_name(column)]
@@ -115,8 +115,8 @@ def _label_name(column: Column) -> bool:
     return name in LABELS or name.endswith(("_label", "_class"))
 
 
-def _label(rest: Sequence[Column], found: Look, place: str) -> tuple[Column, str]:
-    fitting = [column for column in rest if _can_be_label(column, found.rows)]
+def _label(rest: Sequence[Column], table: TableProfile, place: str) -> tuple[Column, str]:
+    fitting = [column for column in rest if _can_be_label(column, table.rows)]
     named = [column for column in fitting if _label_name(column) or SCORES.search(_plain(column.name))]
     if named:
         best = min(named, key=lambda column: _rank(_plain(column.name), LABELS))

@@ -1,4 +1,4 @@
-"""What stands in the columns of a data file: one pass over every row, in constant memory."""
+"""The profile of a data file, column by column: one pass over every row, in constant memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mtmeta.core.tables.bad_rows import BadRow
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.wording import quote
 
-__all__ = ["Column", "Look", "check_header", "look"]
+__all__ = ["MAX_SAMPLE", "MISSING", "Column", "TableProfile", "check_header", "profile_table"]
 
-BLOCK = 8192  # rows looked at together
+BLOCK = 8192  # rows taken in together
 MAX_VALUES = 2000  # different values of a column that are counted; more are hardly classes
 MAX_SAMPLE = 4000  # rows kept, evenly spread, to measure texts by
 MAX_COLUMNS = 1000
-MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # what stands where a number is not known
+MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # written where a number is not known
 DIALECTS = (Dialect(multiline=True), Dialect(quoting="none"))
 
 
 @dataclass
 class Column:
-    """What one column holds."""
+    """Counts over the values of one column."""
 
     name: str
     rows: int = 0
@@ -35,7 +35,7 @@ class Column:
     words: int = 0
     """Spaces, and one for each text that is not empty."""
     values: Counter[str] | None = field(default_factory=Counter)
-    """How often each value stands there, blanks around it removed; None if there are too many different ones."""
+    """Count of each value, blanks around it removed; None if there are too many different ones."""
     number: bool = True
     """Whether every value is a finite number, missing ones aside."""
     whole: bool = True
@@ -43,22 +43,25 @@ class Column:
     low: float = math.inf
     high: float = -math.inf
     repeats: bool = False
-    """Whether any value of the first block stands there twice."""
+    """Whether any value of the first block occurs twice."""
 
     @property
     def filled(self) -> int:
+        """Rows whose value is not empty."""
         return self.rows - self.empty
 
     @property
     def mean_words(self) -> float:
+        """Words of a value that is not empty."""
         return self.words / max(1, self.filled)
 
     @property
     def mean_characters(self) -> float:
+        """Characters of a value that is not empty."""
         return self.characters / max(1, self.filled)
 
     def add(self, block: Sequence[str]) -> None:
-        """Take in the column's part of a block of rows."""
+        """Count the column's values of a block of rows."""
         texts = [text for text in map(str.strip, block) if text]
         if not self.rows:
             self.repeats = len(set(texts)) < len(texts)
@@ -75,14 +78,14 @@ class Column:
 
     def _add_numbers(self, texts: list[str]) -> None:
         try:
-            found = list(map(float, texts))
+            numbers = list(map(float, texts))
         except ValueError:
             try:
-                found = [float(text) for text in texts if text.lower() not in MISSING]
+                numbers = [float(text) for text in texts if text.lower() not in MISSING]
             except ValueError:
                 self.number = False
                 return
-        finite = list(filter(math.isfinite, found))
+        finite = list(filter(math.isfinite, numbers))
         if len(finite) < 0.9 * len(texts) or "_" in "".join(texts):  # float() takes 1_0 for 10
             self.number = False
             return
@@ -91,55 +94,59 @@ class Column:
 
 
 @dataclass
-class Look:
-    """What a look at a whole file found."""
+class TableProfile:
+    """Columns and row counts of a whole file."""
 
     path: Path
     dialect: Dialect
+    """The dialect that reads most rows."""
     columns: dict[str, Column]
     rows: int
-    """Those that could be read."""
+    """Rows that could be read."""
     bad: tuple[BadRow, ...]
+    """The first rows that could not."""
     skipped: int
+    """Number of rows that could not be read."""
     sample: list[Row]
+    """At most MAX_SAMPLE rows, evenly spread."""
 
 
-def look(path: Path) -> Look:
+def profile_table(path: Path) -> TableProfile:
     """Read all rows of a file, with the dialect that reads most of them. Raises DataError if none can be read."""
     try:
-        found = _look(path, Dialect())
+        plain = _profile(path, Dialect())
     except DataError as error:
         if " appears " in error.message:
             message = f"{error.message}, or put a line of names before the data"
             raise DataError(error.place, message) from error
         if "quoted field runs over" not in error.message:
             raise
-        tries = [made for dialect in DIALECTS if (made := _try(path, dialect))]
-        if not tries:
+        profiles = [profile for dialect in DIALECTS if (profile := _try(path, dialect))]
+        if not profiles:
             raise
-        return min(tries, key=lambda made: made.skipped)
-    kinds = {row.kind for row in found.bad}
+        return min(profiles, key=lambda profile: profile.skipped)
+    kinds = {row.kind for row in plain.bad}
     others: list[Dialect] = []
     if "wrong encoding" in kinds:
-        others.append(replace(found.dialect, encoding="latin-1"))
+        others.append(replace(plain.dialect, encoding="latin-1"))
     if "stray quote" in kinds:
-        others.append(replace(found.dialect, quoting="none"))
-    tries = [found, *(made for dialect in others if (made := _try(path, dialect)))]
-    best = min(tries, key=lambda made: made.skipped)
+        others.append(replace(plain.dialect, quoting="none"))
+    profiles = [plain, *(profile for dialect in others if (profile := _try(path, dialect)))]
+    best = min(profiles, key=lambda profile: profile.skipped)
     if not best.rows:
         first = best.bad[0]
         raise DataError(f"{path}:{first.line}", f"{first.reason}; no row of the file can be read")
     return best
 
 
-def _try(path: Path, dialect: Dialect) -> Look | None:
+def _try(path: Path, dialect: Dialect) -> TableProfile | None:
     try:
-        return _look(path, dialect)
+        return _profile(path, dialect)
     except DataError:
         return None
 
 
-def _look(path: Path, dialect: Dialect) -> Look:
+def _profile(path: Path, dialect: Dialect) -> TableProfile:
     file = DataFile(path, dialect)
     columns: dict[str, Column] = {}
     sample: list[Row] = []
@@ -158,7 +165,15 @@ def _look(path: Path, dialect: Dialect) -> Look:
             sample, stride = sample[::2], 2 * stride
     if not rows and not file.bad:
         raise DataError(str(path), "no examples")
-    return Look(path, dialect, columns, rows, tuple(file.bad), file.bad.total, sample)
+    return TableProfile(
+        path=path,
+        dialect=dialect,
+        columns=columns,
+        rows=rows,
+        bad=tuple(file.bad),
+        skipped=file.bad.total,
+        sample=sample,
+    )
 
 
 def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -167,15 +182,15 @@ def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _names(block: Sequence[Row]) -> list[str]:
-    """The columns of all rows; in a table with a header every row has the same."""
+    """Return the columns of all rows; in a table with a header every row has the same."""
     return list(dict.fromkeys(chain.from_iterable({tuple(row): None for row in block})))
 
 
-def check_header(path: Path, found: Look) -> None:
+def check_header(table: TableProfile) -> None:
     """Raise DataError if the first line of a table looks like data."""
-    for name, column in found.columns.items():
+    for name, column in table.columns.items():
         number = name.replace(".", "", 1).replace("-", "", 1).isdecimal()
         label = column.values is not None and len(column.values) <= 100 and column.values[name.strip()] > 1
         if number or label or len(name) > 60 or name.count(" ") > 5:
             message = f"{quote(name)} looks like data, not like the name of a column"
-            raise DataError(f"{path}:1", f"{message}; put a line of names such as 'text,label' before it")
+            raise DataError(f"{table.path}:1", f"{message}; put a line of names such as 'text,label' before it")

@@ -1,0 +1,82 @@
+"""`mtmeta validate`: one recipe checked, on request with its data files and its weights, and never trained.
+
+Imports stand inside the functions that need them: numpy and the data layer take longer to load than a recipe to check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mtmeta.core.errors import DataError, MtmetaError, Problems
+from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from mtmeta.core.storage.download import Watcher
+
+__all__ = ["RecipeCheck", "check_recipe"]
+
+
+@dataclass
+class RecipeCheck:
+    """The outcome of checking one recipe."""
+
+    recipe: str
+    """The path or name that was given."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The facts on its data files, as `inspect` gives them; empty where they were not read."""
+    problems: list[MtmetaError] = field(default_factory=list)
+
+    def document(self) -> dict[str, Any]:
+        """Return the outcome as plain data, for `--json`."""
+        texts = [
+            str(error)
+            for problem in self.problems
+            for error in (problem.problems if isinstance(problem, Problems) else [problem])
+        ]
+        data = {"data": self.facts} if self.facts else {}
+        return {"recipe": self.recipe, "ok": not texts, "problems": texts, **data}
+
+
+def check_recipe(
+    path: Path,
+    registry: Registry,
+    *,
+    overrides: Sequence[str] = (),
+    data_root: str | None = None,
+    data: bool = False,
+    strict: bool = False,
+    weights: bool = False,
+    warn: Callable[[str], None] = lambda text: None,
+    watcher: Watcher | None = None,
+) -> RecipeCheck:
+    """Read a recipe, with `weights` load its backbone, with `data` inspect its data files; collect every problem.
+
+    `strict` makes duplicates and overlap with the training file problems as well. `watcher` follows downloads. Raises
+    no MtmetaError.
+    """
+    check = RecipeCheck(str(path))
+    try:
+        recipe = load_recipe(path, registry, overrides=overrides, data_root=data_root)
+        if data or weights:
+            from mtmeta.core.storage.artifacts import remedy
+            from mtmeta.core.storage.sources import Sources
+
+            sources = Sources(watcher=watcher, remedy=remedy(path))
+        if weights:
+            from mtmeta.core.run.fetch import bring, local_backbone
+
+            bring(recipe, (), sources)
+            local_backbone(recipe, sources).load(recipe.seed)
+        if data:
+            from mtmeta.core.authoring.inspection import doubts, inspect
+
+            check.facts, check.problems = inspect(recipe, warn=warn, sources=sources)
+            if strict:
+                check.problems += [DataError(file, message) for file, message in doubts(check.facts)]
+    except MtmetaError as error:
+        check.problems.append(error)
+    return check

@@ -1,0 +1,302 @@
+"""The guess of a task from its data file: kind, labels, metrics, how pairs are read; each choice with its reason."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtmeta.core.api.backbone import LoadedTokenizer
+from mtmeta.core.authoring.column_roles import MAX_CLASSES, SCORES, ColumnRoles
+from mtmeta.core.authoring.table_profile import MISSING, TableProfile
+from mtmeta.core.errors import DataError
+from mtmeta.core.tables.data_file import Dialect
+from mtmeta.core.wording import quote, safe
+
+__all__ = ["Choice", "TaskFiles", "TaskGuess", "guess_task"]
+
+TaskFiles = tuple[str, str | None]  # training file, and dev file if there is one
+
+RANGES = ((0, 1), (-1, 1), (1, 5), (0, 5), (1, 7), (0, 10), (1, 10), (0, 100), (1, 100))
+MAX_GRADES = 20  # different whole numbers that are taken for classes
+LEAST_ROWS = 10
+DEV_ROWS = 2000  # from so many a metric is known to about two points
+WORDS_OF_NO = ("0", "no", "false", "negative", "neg", "not", "ham", "f", "n")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A key of a recipe, its value, and the reason for it."""
+
+    key: str
+    value: Any
+    why: str
+
+
+@dataclass(frozen=True)
+class TaskGuess:
+    """One task: its choices, and the figures that the rest of the recipe depends on."""
+
+    name: str
+    choices: tuple[Choice, ...]
+    notes: tuple[str, ...]
+    rows: int
+    """Usable training rows, those of a carved dev split apart."""
+    dev_rows: int
+    bad: int
+    lengths: NDArray[np.int64]
+    """Tokens of the sequences of a sample of rows, special tokens included."""
+    inputs: int
+    """Sequences an example."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The task's options as the recipe has them."""
+        return {choice.key: choice.value for choice in self.choices}
+
+
+def guess_task(
+    name: str,
+    train: TableProfile,
+    dev: TableProfile | None,
+    files: TaskFiles,
+    roles: ColumnRoles,
+    tokens: LoadedTokenizer,
+) -> TaskGuess:
+    """Guess the task that fits a table; `files` are the names of training and dev file as the recipe has them.
+
+    Raises DataError if there is nothing to learn from the labels, or too few rows.
+    """
+    values = _label_values(train, roles) + (_label_values(dev, roles) if dev else Counter())
+    if not values and roles.label.values is not None:
+        message = f"column {quote(roles.label.name)} is empty; name the label with --columns"
+        raise DataError(str(train.path), message)
+    try:
+        numbers = _is_number(roles, values)
+    except ValueError:  # numbers in the training file alone
+        message = f"column {quote(roles.label.name)} holds text, but numbers in the training file; write labels alike"
+        raise DataError(str((dev or train).path), message) from None
+    label_choices = _number_choices(train, dev, roles) if numbers else _class_choices(train, roles, values)
+    bad = _bad_rows(train, roles, numbers)
+    usable = max(1, train.rows - bad)
+    dev_choice = _dev_choice(name, files, train, dev, usable, numbers)
+    rows = usable if dev else max(1, usable - round(usable * dev_choice.value["fraction"]))
+    size = next((size for size in (32, 16, 8, 4, 2) if rows >= 10 * size), 1)
+    return TaskGuess(
+        name=name,
+        choices=(
+            _task_choice(roles, values, numbers),
+            Choice("train", files[0], f"{train.rows:,} rows"),
+            dev_choice,
+            *_column_choices(roles),
+            *label_choices,
+            *_pair_mode_choices(roles, numbers),
+            Choice("batch_size", size, "32, less where there are few rows"),
+            *_dialect_choices(train),
+        ),
+        notes=tuple(_notes(train, dev, roles, values, numbers)),
+        rows=rows,
+        dev_rows=dev.rows if dev else usable - rows,
+        bad=bad + (_bad_rows(dev, roles, numbers) if dev else 0),
+        lengths=_lengths(train, roles, tokens, cross=not numbers),
+        inputs=2 if roles.pair is not None and numbers else 1,
+    )
+
+
+def _task_choice(roles: ColumnRoles, values: Counter[str], numbers: bool) -> Choice:
+    pair = roles.pair is not None
+    if numbers:
+        task, goal = "similarity" if pair else "regression", "a number"
+    else:
+        task, goal = "pair_classification" if pair else "classification", f"one of {len(_classes(values))} classes"
+    return Choice("task", task, f"{'two texts' if pair else 'one text'} to {goal}")
+
+
+def _column_choices(roles: ColumnRoles) -> Iterator[Choice]:
+    yield Choice("text", roles.text.name, roles.why_text)
+    if roles.pair is not None:
+        yield Choice("pair", roles.pair.name, roles.why_text)
+    yield Choice("label", roles.label.name, roles.why_label)
+
+
+def _pair_mode_choices(roles: ColumnRoles, numbers: bool) -> Iterator[Choice]:
+    if roles.pair is not None and numbers:
+        yield Choice("pair_mode", "separate", "each text alone, compared by cosine")
+    elif roles.pair is not None:
+        yield Choice("pair_mode", "cross", "both texts in one sequence: better, and slower, than separate")
+
+
+def _notes(
+    train: TableProfile, dev: TableProfile | None, roles: ColumnRoles, values: Counter[str], numbers: bool
+) -> Iterator[str]:
+    if not numbers:
+        yield f"labels: {_shares(values)}"
+    if roles.ignored:
+        yield f"columns not used: {safe(', '.join(roles.ignored), 200)}"
+    if dev and not numbers:
+        unseen = sorted(set(_classes(_label_values(dev, roles))) - set(_classes(_label_values(train, roles))))
+        if unseen:
+            yield f"labels that only the dev file has: {safe(', '.join(unseen), 200)}"
+
+
+# ------------------------------------------------------------------------------------------------------------- labels
+
+
+def _label_values(table: TableProfile, roles: ColumnRoles) -> Counter[str]:
+    values = table.columns[roles.label.name].values
+    return Counter() if values is None else values
+
+
+def _is_number(roles: ColumnRoles, values: Counter[str]) -> bool:
+    """Return whether the label is a quantity rather than one of a few names. Raises ValueError if a value is text."""
+    column = roles.label
+    if not column.number:
+        return False
+    different = {float(value) for value in values if value.lower() not in MISSING}
+    if column.values is None or not column.whole:
+        return True
+    graded = bool(SCORES.search(column.name.lower()))
+    if roles.pair is not None and graded and len(different) > 2:
+        return True  # how alike two texts are
+    contiguous = different == set(range(len(different)))  # as numbered classes are
+    return len(different) > (MAX_GRADES if graded or not contiguous else MAX_CLASSES)
+
+
+def _classes(values: Counter[str]) -> dict[str, int]:
+    """Count the classes, in their order: numbers by value and written whole, no before yes, else by alphabet."""
+    counts: Counter[str] = Counter()
+    numeric = all(re.fullmatch(r"[+-]?\d+(\.0*)?", value) for value in values)
+    for value, count in values.items():
+        counts[str(int(float(value))) if numeric else value] += count
+    if numeric:
+        return {value: counts[value] for value in sorted(counts, key=int)}
+    return {value: counts[value] for value in sorted(counts, key=lambda v: (v.lower() not in WORDS_OF_NO, v))}
+
+
+def _shares(values: Counter[str]) -> str:
+    classes = _classes(values)
+    total = sum(classes.values())
+    shown = [f"{safe(name, 20)} {count / total:.1%}" for name, count in list(classes.items())[:12]]
+    return ", ".join(shown) + (f", ... ({len(classes)} in all)" if len(classes) > 12 else "")
+
+
+def _class_choices(train: TableProfile, roles: ColumnRoles, values: Counter[str]) -> list[Choice]:
+    classes, column, place = _classes(values), roles.label, str(train.path)
+    if len(classes) < 2:
+        message = f"all {sum(classes.values())} labels in column {quote(column.name)} are {quote(next(iter(classes)))}"
+        raise DataError(place, f"{message}; there is nothing to learn")
+    if 2 * len(classes) > sum(classes.values()):
+        message = f"{len(classes)} different labels in {sum(classes.values())} rows of column {quote(column.name)}"
+        raise DataError(place, f"{message}: no classes; name another with --columns")
+    if len(classes) > MAX_CLASSES:
+        raise DataError(
+            place, f"column {quote(column.name)} has {len(classes)} different labels; name another with --columns"
+        )
+    names = list(classes)
+    numbered = names == [str(i) for i in range(len(names))]
+    counts = list(classes.values())
+    largest, least = max(counts) / sum(counts), min(counts)
+    if len(names) == 2 and largest > 0.65:
+        metrics, why = ["matthews", "accuracy"], f"unbalanced, {largest:.0%} are one class: accuracy would flatter"
+    elif len(names) > 2 and max(counts) > 3 * least:
+        metrics, why = (
+            ["macro_f1", "accuracy"],
+            f"unbalanced, {max(counts):,} to {least:,} rows a class: each counts alike",
+        )
+    else:
+        metrics, why = ["accuracy", "macro_f1"], f"balanced, the largest class has {largest:.0%}"
+    labels: Any = len(names) if numbered else names
+    return [
+        Choice(
+            "labels",
+            labels,
+            f"numbered from 0 to {len(names) - 1}"
+            if numbered
+            else f"the {len(names)} values of {safe(column.name, 40)}",
+        ),
+        Choice("metrics", metrics, why),
+    ]
+
+
+def _number_choices(train: TableProfile, dev: TableProfile | None, roles: ColumnRoles) -> list[Choice]:
+    columns = [table.columns[roles.label.name] for table in (train, dev) if table]
+    low, high = min(c.low for c in columns), max(c.high for c in columns)
+    if low == high:
+        raise DataError(
+            str(train.path), f"all labels in column {quote(roles.label.name)} are {low:g}; there is nothing to learn"
+        )
+    fitting = [(a, b) for a, b in RANGES if a <= low and high <= b]
+    if fitting:
+        bottom, top = min(fitting, key=lambda pair: pair[1] - pair[0])
+    else:
+        bottom, top = math.floor(low), math.ceil(high)
+    if roles.pair is not None and top <= 0:
+        message = f"labels from {low:g} to {high:g}; a similarity is greatest for equal texts, and greater than 0"
+        raise DataError(str(train.path), f"{message}; shift the labels")
+    choices = [
+        Choice("low", float(bottom), f"labels are from {low:g} to {high:g}"),
+        Choice("high", float(top), "of equal texts" if roles.pair else "predictions stay within"),
+    ]
+    if roles.pair is not None and bottom < 0:
+        choices.append(Choice("activation", "none", "labels below 0 need negative cosines"))
+    choices.append(Choice("metrics", ["pearson", "spearman"], "labels are numbers"))
+    return choices
+
+
+# --------------------------------------------------------------------------------------------------------------- rows
+
+
+def _bad_rows(table: TableProfile, roles: ColumnRoles, numbers: bool) -> int:
+    """Count rows without text or label; at most so many are bad, for a row may lack both."""
+    label = table.columns[roles.label.name]
+    missing = label.empty
+    if numbers and label.values is not None:
+        missing += sum(count for value, count in label.values.items() if value.lower() in MISSING)
+    texts = [roles.text, *([roles.pair] if roles.pair else [])]
+    return table.skipped + missing + sum(table.columns[column.name].empty for column in texts)
+
+
+def _dev_choice(
+    name: str, files: TaskFiles, train: TableProfile, dev: TableProfile | None, usable: int, numbers: bool
+) -> Choice:
+    """Choose the dev file, or a share of the `usable` training rows. Raises DataError where these are too few."""
+    file = files[1]
+    if file is not None and dev is not None:
+        return Choice("dev", file, f"{dev.rows:,} rows")
+    if usable < LEAST_ROWS:
+        message = f"{usable} usable rows are too few to take a dev split out of"
+        raise DataError(str(train.path), f"{message}; give a dev file: --task {name}={files[0]},DEV")
+    wanted = 0.2 if usable < 500 else min(0.1, DEV_ROWS / usable)
+    fraction = float(f"{wanted:.2g}")
+    share = f"{100 * fraction:g}% of the rows, {'low and high alike' if numbers else 'of every class'}"
+    return Choice("dev", {"fraction": fraction}, f"no dev file was given: {share}")
+
+
+def _dialect_choices(table: TableProfile) -> Iterator[Choice]:
+    standard = Dialect()
+    options = ("quoting", "multiline", "encoding")
+    changed = {
+        option: value for option in options if (value := getattr(table.dialect, option)) != getattr(standard, option)
+    }
+    if changed:
+        yield Choice("dialect", changed, "as the file is written")
+
+
+def _lengths(table: TableProfile, roles: ColumnRoles, tokens: LoadedTokenizer, *, cross: bool) -> NDArray[np.int64]:
+    tokenizer = tokens.tokenizer
+    ends = len(tokenizer.prefix) + len(tokenizer.suffix)
+    columns = [roles.text.name, *([roles.pair.name] if roles.pair else [])]
+    counted = [_count(tokenizer, [row.get(name, "") for row in table.sample]) for name in columns]
+    if cross and len(counted) == 2:
+        return counted[0] + counted[1] + ends + len(tokenizer.middle)
+    return np.concatenate(counted) + ends
+
+
+def _count(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int64]:
+    return np.array([len(ids) for ids in tokenizer.encode(texts)], dtype=np.int64)
