@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
 
 import mtmeta
 from mtmeta.cli import main
 from mtmeta.core.errors import MachineError, UsageError
 from mtmeta.core.registry.registry import build_registry
-from mtmeta.core.reports.html import page
 from mtmeta.core.reports.html.history import read_history
-from mtmeta.core.reports.html.report import _smooth, report
+from mtmeta.core.reports.html.page import HeatTable, environment
+from mtmeta.core.reports.html.report import report
+from mtmeta.core.reports.html.run_section import running_mean
+from mtmeta.core.reports.table import Cell, Table
 from tests.core.run.test_run import write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import quietly
@@ -161,8 +164,8 @@ def test_history_is_what_the_events_say(runs: Path) -> None:
 
 
 def test_the_running_mean_is_of_the_past() -> None:
-    assert _smooth([1.0] * 30) == pytest.approx([1.0] * 30)
-    assert _smooth(list(range(20))) == pytest.approx([0.0, *(i - 0.5 for i in range(1, 20))])  # a tenth of 20 is 2
+    assert running_mean([1.0] * 30) == pytest.approx([1.0] * 30)
+    assert running_mean(list(range(20))) == pytest.approx([0.0, *(i - 0.5 for i in range(1, 20))])  # a tenth of 20 is 2
 
 
 def test_one_run(runs: Path, tmp_path: Path) -> None:
@@ -248,14 +251,26 @@ def test_nothing_in_a_file_gets_out_of_its_text(copy: Path, tmp_path: Path) -> N
     assert f"Warning: {evil}" in found.text
 
 
-@pytest.mark.parametrize("piece", [page.heading, page.paragraph, page.preformatted, lambda t: page.details(t, [])])
-def test_pieces_escape(piece: Any) -> None:
-    assert Reader(piece("<b> & </b>")).text.strip() == "<b> & </b>"
-    assert "<b>" not in piece("<b> & </b>")
+def pieces(call: str, **values: Any) -> str:
+    """What a macro of the templates makes of these values."""
+    imports = '{% from "pieces.html.j2" import figures, heat_table, table %}'
+    return environment().from_string(imports + call).render(values)
+
+
+@pytest.mark.parametrize("markup", ["<h2>{{ text }}</h2>", "<p>{{ text }}</p>", '<pre tabindex="0">{{ text }}</pre>'])
+def test_pieces_escape(markup: str) -> None:
+    assert Reader(pieces(markup, text="<b> & </b>")).text.strip() == "<b> & </b>"
+    assert "<b>" not in pieces(markup, text="<b> & </b>")
+
+
+def test_a_name_that_a_template_is_not_given_raises() -> None:
+    with pytest.raises(UndefinedError, match="'nothing' is undefined"):
+        pieces("{{ nothing }}")
 
 
 def test_tables_escape() -> None:
-    text = page.table(["<a>"], [[("<b>\n<c>", True)]]) + page.heat_table("<d>", ["<e>"], [("<f>", [("<g>", -2.0)])])
+    plain, heat = Table(["<a>"], [[Cell("<b>", "<c>", True)]]), HeatTable("<d>", ["<e>"], [("<f>", [("<g>", -2.0)])])
+    text = pieces("{{ table(plain) }}{{ heat_table(heat) }}", plain=plain, heat=heat)
     assert Reader(text).text == "<a><b>\n<c><d><e><f><g>"
     assert "<strong>&lt;b&gt;</strong>\n&lt;c&gt;" in text
     assert "var(--s1) 55%" in text  # no stronger than whole

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from mtmeta.core.reports.terminal.tables import console_for_tables
+from mtmeta.core.reports.terminal.console import console_for_tables
 from mtmeta.core.storage.download import Watcher, amount
 from mtmeta.core.wording import safe
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from mtmeta.core.reports.terminal.tables import Folding, box_of, console_for_tables
+from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
 from mtmeta.core.wording import safe
 
 __all__ = ["duration", "show_plan"]

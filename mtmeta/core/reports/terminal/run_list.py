@@ -12,7 +12,7 @@ from typing import Any
 from rich.text import Text
 
 from mtmeta.core.errors import MtmetaError, UsageError
-from mtmeta.core.reports.terminal.tables import Folding, box_of, console_for_tables
+from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.lock import holder
 from mtmeta.core.wording import safe
