@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment
+from jinja2.meta import find_undeclared_variables
 from torch import nn
 
 import mtmeta
@@ -23,6 +26,7 @@ from benchmarks import export as benchmark
 from mtmeta.core.export.check import pad
 from mtmeta.core.export.export import FORMATS, export
 from mtmeta.core.export.heads import describe_tasks
+from mtmeta.core.export.model_card import TEMPLATE
 from mtmeta.core.export.onnx_graphs import task_graphs
 from mtmeta.plugins.tasks.sst import Sst
 from tests.support.quick import quick
@@ -197,6 +201,20 @@ def test_a_run_whose_dev_split_is_taken_out_of_its_training_file(tmp_path: Path)
         recipe = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
         assert recipe["tasks"]["pairs"]["train"] == "pairs.tsv" and str(tmp_path) not in text
         assert recipe["tasks"]["pairs"]["dev"] == {"fraction": 0.3, "together": "example", "seed": 5}
+
+
+def test_the_card_is_given_all_that_its_template_names(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"card_data"}
+
+    def from_template(data: ModelCardData, template_path: str, **values: Any) -> str:
+        given.update(values)
+        return ""
+
+    monkeypatch.setattr(ModelCard, "from_template", from_template)
+    export(run, "sentence-transformers", tasks=["kind"], out=tmp_path / "out")
+    assert find_undeclared_variables(Environment().parse(TEMPLATE.read_text(encoding="utf-8"))) == given
 
 
 def test_one_task_and_encoders_of_their_own(apart: Path, tmp_path: Path, texts: dict[str, Any]) -> None:
