@@ -14,7 +14,7 @@ __all__ = ["duration", "show_plan"]
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
-    """Print what the run would do, a table of its tasks, and how long it would take."""
+    """Print the steps of the run, a table of its tasks, and how long it would take."""
     console = console_for_tables()
     console.print(
         f"plan of {safe(plan['recipe'])}, nothing was trained for good or written to {safe(plan['run'], 200)}"
@@ -73,7 +73,7 @@ def _checkpoints(group: Mapping[str, Any]) -> str:
 
 
 def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
-    """Narrow enough for 80 columns; `--json` has more."""
+    """Return the table of tasks, narrow enough for 80 columns; `--json` has more."""
     table = Folding(box=box_of(console))
     splits = [split for split in ("dev", "test") if any(split in task for task in tasks.values())]
     for heading in ("task", "train", "rows", "batch", "inner", "examples", "epochs", *splits):
@@ -96,13 +96,13 @@ def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
 
 
 def _bad_rows(tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    found = {
+    bad_rows = {
         f"{safe(name)} {split}": task[split]["bad_rows"]
         for name, task in tasks.items()
         for split in ("train", "dev", "test")
         if split in task
     }
-    return ", ".join(f"{count:,} of {name}" for name, count in found.items() if count)
+    return ", ".join(f"{count:,} of {name}" for name, count in bad_rows.items() if count)
 
 
 def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:
@@ -122,7 +122,7 @@ def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A span of time with two figures or so: `8.2 s`, `95 s`, `14 min`, `3 h 20 min`."""
+    """Return a span of time with two figures or so: `8.2 s`, `95 s`, `14 min`, `3 h 20 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 180:
