@@ -24,6 +24,7 @@ from mtmeta.core.reports.table import Cell, Table
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
 from mtmeta.core.studies.comparison import baseline_of, comparison
+from mtmeta.core.wording import plural
 
 __all__ = ["report"]
 
@@ -69,7 +70,7 @@ def _overview(runs: Sequence[History]) -> list[str]:
     backbone = describe(first)["backbone"]
     weights = f", weights {backbone['weights']}" if "weights" in backbone else ""
     tasks = ", ".join(first.tasks)
-    lines = [f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} on {tasks}; backbone {first.backbone.name}{weights}."]
+    lines = [f"{plural(len(runs), 'run')} on {tasks}; backbone {first.backbone.name}{weights}."]
     lines += [f"{run.label} is not finished; what it has so far is shown." for run in runs if run.summary is None]
     return lines
 

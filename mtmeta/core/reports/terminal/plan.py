@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import plural, safe
 
 __all__ = ["duration", "show_plan"]
 
@@ -25,7 +25,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         "backbone": f"{safe(plan['backbone'])}, at most {plan['max_length']} tokens, {safe(plan['weights'], 24)}",
         "parameters": f"{plan['encoder_parameters']:,} encoder + {plan['own_parameters']:,} heads",
         "device": f"{safe(plan['device'])}, {plan['precision']}"
-        + (f", {plan['threads']} thread{'s' * (plan['threads'] > 1)}" if plan["device"] == "cpu" else ""),
+        + (f", {plural(plan['threads'], 'thread')}" if plan["device"] == "cpu" else ""),
     }
     if any(task["train"]["file"] != task["train"]["name"] for task in plan["tasks"].values()):
         rows["data"] = safe(plan["data_root"], 200)  # not only the sample inside the package
@@ -62,7 +62,9 @@ def _steps(group: Mapping[str, Any]) -> str:
     if group["examples"] is not None:
         text += f", {about}{group['examples']:,} example-forwards"
     count = group["evaluations"]
-    return text + f", {count:,} evaluation{'s' * (count != 1)} (every {group['evaluate_every']:,} steps)"
+    return (
+        text + f", {count:,} {'evaluation' if count == 1 else 'evaluations'} (every {group['evaluate_every']:,} steps)"
+    )
 
 
 def _checkpoints(group: Mapping[str, Any]) -> str:

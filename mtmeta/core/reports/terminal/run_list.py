@@ -15,7 +15,7 @@ from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.lock import holder
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import plural, safe
 
 __all__ = ["age", "list_runs", "show_runs"]
 
@@ -127,6 +127,5 @@ def age(seconds: float) -> str:
     """Return a span of time in its largest unit."""
     for unit, length in UNITS:
         if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' * (count > 1)}"
+            return plural(int(seconds // length), unit)
     return f"{max(0, int(seconds))} s"
