@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from mtmeta.core.reports.html.history import History
 from mtmeta.core.reports.html.page import Figure, HeatTable
 from mtmeta.core.studies.comparison import read_predictions
 
-__all__ = ["RunSection", "run_section", "running_mean"]
+__all__ = ["run_section", "running_mean"]
 
 SMOOTH = 0.1  # of a curve's points that its running mean takes together
 DRAWS = {"planned": "planned_draws", "made": "draws"}
@@ -22,48 +22,22 @@ Series = dict[str, tuple[list[int], list[float]]]
 """Steps and values, by name."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Predictions on a split: a cloud for each task without classes, else a confusion, or why there is none."""
-
-    split: str
-    clouds: Sequence[Figure]
-    confusions: Sequence[HeatTable | str]
-
-
-@dataclass(frozen=True)
-class RunSection:
-    """Texts, plots and tables of one run; `gradients` and `predictions` are None where there are none to show."""
-
-    label: str
-    facts: str
-    warnings: Sequence[str]
-    losses: Sequence[Figure]
-    sampling: Sequence[Figure]
-    drift: Sequence[Figure]
-    gradients: Sequence[Figure] | None
-    cosines: HeatTable | None
-    predictions: Predictions | None
-    recipe: str
-    lock: str
-
-
-def run_section(run: History, warn: Callable[[str], None]) -> RunSection:
-    """Return everything about one run; predictions that cannot be read are warned of."""
+def run_section(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Return the values of `run.html.j2`; predictions that cannot be read are warned of."""
     measured = bool(run.of("gradients"))
-    return RunSection(
-        label=run.label,
-        facts=_facts(run),
-        warnings=[event["text"] for event in run.of("warning")],
-        losses=_losses(run),
-        sampling=_sampling(run.sampling()),
-        drift=_drift(run),
-        gradients=_gradients(run) if measured else None,
-        cosines=_cosines(run) if measured else None,
-        predictions=_predictions(run, warn) if run.summary is not None else None,
-        recipe=dump(describe(run.recipe)),
-        lock=dump(run.lock),
-    )
+    return {
+        "label": run.label,
+        "facts": _facts(run),
+        "warnings": [event["text"] for event in run.of("warning")],
+        "losses": _losses(run),
+        "sampling": _sampling(run.sampling()),
+        "drift": _drift(run),
+        "gradients": _gradients(run) if measured else None,
+        "cosines": _cosines(run) if measured else None,
+        "predictions": _predictions(run, warn) if run.summary is not None else None,
+        "recipe": dump(describe(run.recipe)),
+        "lock": dump(run.lock),
+    }
 
 
 def _facts(run: History) -> str:
@@ -155,7 +129,8 @@ def _cosines(run: History) -> HeatTable | None:
     return HeatTable(caption, list(last["cosines"]), rows)
 
 
-def _predictions(run: History, warn: Callable[[str], None]) -> Predictions:
+def _predictions(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Return a cloud of each task without classes, and of the others the confusion, or why there is none."""
     clouds: list[Figure] = []
     confusions: list[HeatTable | str] = []
     for name, task in run.recipe.tasks.items():
@@ -178,7 +153,7 @@ def _predictions(run: History, warn: Callable[[str], None]) -> Predictions:
             total = max(1, sum(counts))
             rows.append((label, [(f"{count:,}", count / total) for count in counts]))
         confusions.append(HeatTable(f"{name}: rows are labels, columns predictions", list(classes), rows))
-    return Predictions((run.summary or {})["split"], clouds, confusions)
+    return {"split": (run.summary or {})["split"], "clouds": clouds, "confusions": confusions}
 
 
 def running_mean(values: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from mtmeta.core.reports.adaptation import cells_of, notes_of, title_of
-from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
+from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables, text_of
 from mtmeta.core.wording import safe
 
 __all__ = ["show_adaptation"]
@@ -24,13 +24,8 @@ def show_adaptation(adaptation: Mapping[str, Any]) -> None:
     for start in adaptation["starts"]:
         table.add_column(Text(safe(start)), overflow="fold")
     for adapted in adaptation["cells"]:
-        texts = []
-        for cell in cells_of(adapted):
-            text = Text(cell.value, style="bold" if cell.best else "")
-            if cell.below:
-                text.append(f"\n{cell.below}", style="not bold")
-            texts.append(text)
-        table.add_row(Text(f"{safe(adapted['task'])} {adapted['metric']}"), str(adapted["shots"]), *texts)
+        name = Text(f"{safe(adapted['task'])} {adapted['metric']}")
+        table.add_row(name, str(adapted["shots"]), *map(text_of, cells_of(adapted)))
     console.print(table)
     for line in notes_of(adaptation):
         console.print(line)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from mtmeta.core.reports.comparison import COSTS, notes_of, table_of, title_of
-from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
+from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables, text_of
 from mtmeta.core.wording import safe
 
 __all__ = ["show_comparison"]
@@ -28,13 +28,7 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
         # fold: a number that is cut is a wrong number
         table.add_column(Text(safe(heading)), justify="right" if heading in COSTS else "left", overflow="fold")
     for cells in contents.rows:
-        texts = [Text(safe(cells[0].value))]
-        for cell in cells[1:shown]:
-            text = Text(cell.value, style="bold" if cell.best else "")
-            if cell.below:
-                text.append(f"\n{cell.below}", style="not bold")
-            texts.append(text)
-        table.add_row(*texts)
+        table.add_row(Text(safe(cells[0].value)), *map(text_of, cells[1:shown]))
     console.print(table)
     for name, *_, examples, seconds, memory in contents.rows if not wide else ():
         console.print(f"  {safe(name.value)}: {examples.value} examples, {seconds.value}, {memory.value}")

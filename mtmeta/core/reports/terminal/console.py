@@ -8,8 +8,11 @@ from typing import Any, Literal
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["Folding", "box_of", "console_for_tables", "standard_output"]
+from mtmeta.core.reports.table import Cell
+
+__all__ = ["Folding", "box_of", "console_for_tables", "standard_output", "text_of"]
 
 WIDE = 250  # columns of a table that no terminal wraps
 
@@ -19,6 +22,12 @@ class Folding(Table):
 
     def add_column(self, *header: Any, **options: Any) -> None:
         super().add_column(*header, **{"overflow": "fold", **options})
+
+
+def text_of(cell: Cell) -> Text:
+    """Return a cell, bold where it is the best of its column."""
+    text = Text(cell.value, style="bold" if cell.best else "")
+    return text.append(f"\n{cell.below}", style="not bold") if cell.below else text
 
 
 def standard_output() -> Console:

@@ -50,16 +50,9 @@ def _describe(run: RunDir) -> dict[str, Any]:
     files = [run.recipe, run.lock_file, run.summary, run.path / "events.jsonl"]
     changed = max(file.stat().st_mtime for file in files if file.exists())
     process = holder(run.path)
-    entry: dict[str, Any] = {"run": str(run.path), "status": "running" if process else "stopped"}
-    entry |= {
-        "holder": process or None,
-        "step": None,
-        "steps": None,
-        "split": None,
-        "metrics": {},
-        "mean": None,
-        "changed": round(changed, 3),
-    }
+    status = "running" if process else "stopped"
+    entry: dict[str, Any] = {"run": str(run.path), "status": status, "holder": process or None}
+    entry |= {"step": None, "steps": None, "split": None, "metrics": {}, "mean": None, "changed": round(changed, 3)}
     try:
         summary = run.finished()
     except MtmetaError as error:
