@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["MAX_NAMES", "MAX_TOKEN", "choose", "did_you_mean", "exception_line", "nearest", "quote", "safe"]
+__all__ = ["MAX_NAMES", "MAX_TOKEN", "choose", "did_you_mean", "exception_line", "nearest", "plural", "quote", "safe"]
 
 MAX_TOKEN = 80  # characters of user text quoted in a message
 
@@ -45,6 +45,11 @@ def choose(name: str, known: Iterable[str]) -> str:
     names = list(known)
     shown = [safe(other) for other in names[:MAX_NAMES]] + ["..."] * (len(names) > MAX_NAMES)
     return did_you_mean(name, names) or (f"; one of {', '.join(shown)}" if names else "")
+
+
+def plural(count: int, noun: str) -> str:
+    """Return `1 row`, `2 rows`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def exception_line(error: BaseException) -> str:
