@@ -279,7 +279,7 @@ SENTENCES = ("The child reads a book.", "A museum opens late.", "Books the reads
 DRIVER = """
 import gc, json, os, signal, sys
 import scipy.stats, sklearn.metrics, torch._dynamo
-import mtmeta.core.run.run, mtmeta.core.reports.terminal.tables
+import mtmeta.core.run.run, mtmeta.core.reports.terminal.results
 from mtmeta.cli import main
 
 gc.freeze()

@@ -54,7 +54,8 @@ def compare(
 
     with stop_on_signals() as stop:
         from mtmeta.core.environment import check_torch
-        from mtmeta.core.reports.terminal import comparison as compare_view
+        from mtmeta.core.reports.comparison import as_csv, as_markdown
+        from mtmeta.core.reports.terminal.comparison import show_comparison
         from mtmeta.core.reports.terminal.fetching import FetchView
         from mtmeta.core.studies.compare import compare as run_comparison
 
@@ -81,10 +82,10 @@ def compare(
     if json_:
         print(json.dumps(found, allow_nan=False))
     elif markdown:
-        print(compare_view.as_markdown(found), end="")
+        print(as_markdown(found), end="")
     elif csv:
-        print(compare_view.as_csv(found), end="")
+        print(as_csv(found), end="")
     else:
-        compare_view.show_comparison(found)
+        show_comparison(found)
     if incomplete is not None:
         raise incomplete

@@ -51,7 +51,7 @@ def eval_(
         raise UsageError("--split", f"must be dev, test or train, found {quote(split)}")
     import mtmeta
     from mtmeta.core.reports.terminal.fetching import FetchView
-    from mtmeta.core.reports.terminal.tables import show_table
+    from mtmeta.core.reports.terminal.results import show_results
 
     summary = mtmeta.evaluate(
         run,
@@ -66,4 +66,4 @@ def eval_(
         warn=warn,
         watcher=FetchView(),
     )
-    print(json.dumps(summary)) if json_ else show_table(summary)
+    print(json.dumps(summary)) if json_ else show_results(summary)

@@ -74,7 +74,7 @@ def run(
     with stop_on_signals() as stop:
         import mtmeta
         from mtmeta.core.reports.terminal.fetching import FetchView
-        from mtmeta.core.reports.terminal.tables import show_table
+        from mtmeta.core.reports.terminal.results import show_results
 
         summary = mtmeta.run(
             recipe,
@@ -90,7 +90,7 @@ def run(
             watcher=FetchView(),
             stop=stop,
         )
-    print(json.dumps(summary)) if json_ else show_table(summary)
+    print(json.dumps(summary)) if json_ else show_results(summary)
 
 
 def _show_plan(recipe: Path, *, json_: bool, **options: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from mtmeta.core.storage.staging import Destination, StagingFolder, identity
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-__all__ = ["FORMATS", "LIMITS", "export"]
+__all__ = ["FORMATS", "LIMITS", "Part", "export", "load_part"]
 
 LIMITS = {"transformers": 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5}
 """Formats, and how far outputs may be from those of `mtmeta predict`."""
@@ -35,7 +36,7 @@ FORMATS = tuple(LIMITS)
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """A group of tasks that share an encoder: its model, as the run has it and as others will."""
 
     names: list[str]
@@ -43,7 +44,7 @@ class _Part:
     backbone: LoadedBackbone
     portable: Portable
     tasks: dict[str, dict[str, Any]]
-    """What heads.json says of each task; empty where no heads are exported."""
+    """The description of each task in heads.json; empty where no heads are exported."""
     step: int
 
 
@@ -58,7 +59,7 @@ def export(
     warn: Callable[[str], None] = lambda text: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Export the run in folder `run`; what `--json` prints: folder, tasks, differences, files.
+    """Export the run in folder `run`; return the document of `--json`: folder, tasks, differences, files.
 
     `form` is one of FORMATS; `tasks` are all by default; `out` is RUN/export/FORMAT by default. Of an algorithm that
     trains several encoders each has a folder of its own, named after its tasks. Raises MtmetaError, and then leaves
@@ -71,115 +72,124 @@ def export(
 
         check_packages()
     session = open_run(run, device="cpu", block=block, warn=warn)
-    known = list(session.recipe.tasks)
+    chosen = _choose_tasks(list(session.recipe.tasks), tasks)
+    default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
+    place = Destination(Path(out) if out is not None else default, identity(session.folder.lock()), form, fresh=fresh)
+    place.check()
+    with place.staged() as draft, memory_errors("exporting", "close other programs"):
+        facts = _write_models(draft, session, form, chosen, say)
+        manifest = place.manifest(draft, {"tasks": chosen, "steps": facts.steps, "differences": facts.differences})
+    document = {key: manifest[key] for key in ("format", "tasks", "steps", "differences")}
+    return {"folder": str(place.path), **document, "files": {name: f["size"] for name, f in manifest["files"].items()}}
+
+
+def _choose_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """Return the tasks to export in the order of the recipe. Raises UsageError for one that the run does not have."""
     for name in tasks:
         if name not in known:
             message = f"this run has no task {quote(name)}{did_you_mean(name, known)} (tasks: {', '.join(known)})"
             raise UsageError("--task", message)
-    chosen = [name for name in known if not tasks or name in tasks]
-    default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
-    lock = session.folder.lock()
-    place = Destination(Path(out) if out is not None else default, identity(lock), form, fresh=fresh)
-    place.check()
+    return [name for name in known if not tasks or name in tasks]
+
+
+def _write_models(
+    draft: StagingFolder, session: Session, form: str, chosen: Sequence[str], say: Callable[[str], None]
+) -> Facts:
+    """Write the model of every group of tasks, checked, and the cards; return the facts that the cards state."""
     groups = [(group, [name for name in group if name in chosen]) for group in session.groups]
     groups = [(group, names) for group, names in groups if names]
-    found: dict[str, float] = {}
-    steps: dict[str, int] = {}
     write = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers}[form]
-    with place.staged() as draft, memory_errors("exporting", "close other programs"):
-        folders: dict[str, list[str]] = {}
-        described: dict[str, dict[str, Any]] = {}
-        for group, names in groups:
-            part = _load(session, group, names, heads=form != "sentence-transformers")
-            under = "+".join(names) if len(groups) > 1 and form != "onnx" else ""
-            folders.setdefault(under, []).extend(names)
-            described |= part.tasks
-            with fitting_threads(part.backbone.encoder):
-                made = write(draft, f"{under}/" if under else "", part, LIMITS[form])
-            for name, value in made.items():
-                say(f"{name}: largest difference to mtmeta predict {value:.1e} (at most {LIMITS[form]:g})")
-            found |= made
-            steps |= dict.fromkeys(names, part.step)
-        if form == "onnx":
-            _describe_onnx(draft, described, part.backbone)
-        facts = Facts(session.recipe, lock, session.folder.finished(), steps, part.backbone.max_length, found)
-        for under, names in folders.items():
-            text = card(form, facts, names, {name: described.get(name, {}) for name in names})
-            draft.write(f"{under}/README.md" if under else "README.md", text)
-        if "" not in folders:
-            draft.write("README.md", card(form, facts, chosen, described, folders=folders))
-        facts_of = {"tasks": chosen, "steps": steps, "differences": found}
-        manifest = place.manifest(draft, facts_of)
-    return {
-        "folder": str(place.path),
-        **{key: manifest[key] for key in ("format", "tasks", "steps", "differences")},
-    } | {"files": {name: made["size"] for name, made in manifest["files"].items()}}
+    differences: dict[str, float] = {}
+    steps: dict[str, int] = {}
+    folders: dict[str, list[str]] = {}
+    described: dict[str, dict[str, Any]] = {}
+    for group, names in groups:
+        part = load_part(session, group, names, heads=form != "sentence-transformers")
+        under = "+".join(names) if len(groups) > 1 and form != "onnx" else ""
+        folders.setdefault(under, []).extend(names)
+        described |= part.tasks
+        with fitting_threads(part.backbone.encoder):
+            differences_here = write(draft, f"{under}/" if under else "", part, LIMITS[form])
+        for name, value in differences_here.items():
+            say(f"{name}: largest difference to mtmeta predict {value:.1e} (at most {LIMITS[form]:g})")
+        differences |= differences_here
+        steps |= dict.fromkeys(names, part.step)
+    if form == "onnx":
+        _describe_onnx(draft, described, part.backbone)
+    run = session.folder
+    facts = Facts(session.recipe, run.lock(), run.finished(), steps, part.backbone.max_length, differences)
+    for under, names in folders.items():
+        text = card(form, facts, names, {name: described.get(name, {}) for name in names})
+        draft.write(f"{under}/README.md" if under else "README.md", text)
+    if "" not in folders:
+        draft.write("README.md", card(form, facts, chosen, described, folders=folders))
+    return facts
 
 
-def _load(session: Session, group: list[str], names: list[str], *, heads: bool) -> _Part:
+def load_part(session: Session, group: list[str], names: list[str], *, heads: bool) -> Part:
+    """Load the best weights of a group of tasks, of which `names` are to be exported, with the padded twin."""
     weights, step = session.checkpoints(group).best_and_step()
     backbone = restore_backbone(session)
     model = best_model(session, backbone, group, weights)
     portable = session.recipe.backbone.portable(backbone)
     tasks = {name: model.tasks[name] for name in names}
     described = describe_tasks(tasks, {name: model.heads[name] for name in names}) if heads else {}
-    return _Part(names, model, backbone, portable, described, step)
+    return Part(names, model, backbone, portable, described, step)
 
 
 # ------------------------------------------------------------------------------------------------------------- formats
 
 
-def _transformers(draft: StagingFolder, under: str, part: _Part, limit: float) -> dict[str, float]:
-    """AutoModel's files, the heads, and a module that puts the two together."""
-    found = {}
+def _check(part: Part, name: str, answers: Callable[[Sequence[checks.Inputs]], checks.Outputs], limit: float) -> float:
+    """Return how far the answers of what is exported are from those of the run. Raises MachineError if too far."""
+    probes = checks.probes(part.model.tasks[name], part.backbone)
+    expected = checks.expected(part.model, name, probes.dataset)
+    return checks.check(name, checks.difference(expected, answers(probes.batches)), limit)
+
+
+def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
+    """Write AutoModel's files, the heads, and a module that puts the two together."""
+    differences = {}
     for name in part.names:
-        probes = checks.probes(part.model.tasks[name], part.backbone)
         answer = Answer(part.model.heads[name], part.model.tasks[name]).eval()
-        made = checks.padded_answers(part.portable.encoder, answer, probes.batches)
-        found[name] = checks.check(
-            name, checks.difference(checks.expected(part.model, name, probes.dataset), made), limit
-        )
+        differences[name] = _check(part, name, partial(checks.padded_answers, part.portable.encoder, answer), limit)
     _encoder_files(draft, under, part.portable)
     _tensors(draft, f"{under}heads.safetensors", head_tensors({name: part.model.heads[name] for name in part.names}))
     description = {"hidden_size": part.model.hidden_size, **_sequences(part.backbone), "tasks": part.tasks}
     draft.write(f"{under}heads.json", _json(description))
     draft.write(f"{under}modeling.py", _module("modeling.py"))
-    return found
+    return differences
 
 
-def _onnx(draft: StagingFolder, under: str, part: _Part, limit: float) -> dict[str, float]:
-    """One graph for each task, run by onnxruntime on every batch of the probes."""
+def _onnx(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
+    """Write one graph for each task, run by onnxruntime on every batch of the probes."""
     from mtmeta.core.export.onnx_graphs import run_graph, task_graphs
 
-    found = {}
+    differences = {}
     heads = {name: part.model.heads[name].eval() for name in part.names}
     for name, graph in task_graphs(part.portable.encoder, heads, {name: part.model.tasks[name] for name in part.names}):
         data = graph.SerializeToString()
-        probes = checks.probes(part.model.tasks[name], part.backbone)
-        made = run_graph(data, probes.batches)
-        found[name] = checks.check(
-            name, checks.difference(checks.expected(part.model, name, probes.dataset), made), limit
-        )
+        differences[name] = _check(part, name, partial(run_graph, data), limit)
         draft.write(f"{under}{name}.onnx", data)
     for name, text in part.portable.files.items():
         if name not in draft.files:  # every group has the same tokenizer
             draft.write(name, text)
-    return found
+    return differences
 
 
 def _describe_onnx(draft: StagingFolder, described: dict[str, dict[str, Any]], backbone: LoadedBackbone) -> None:
-    """labels.json, what the graphs take and give, and a module that runs them."""
+    """Write labels.json, with inputs and outputs of the graphs, and a module that runs them."""
     tasks = {}
-    for name, message in described.items():
-        kept = {key: value for key, value in message.items() if key != "head"}
-        outputs = ["logits", "score" if message["objective"] == "regression" else "probabilities"]
+    for name, task in described.items():
+        kept = {key: value for key, value in task.items() if key != "head"}
+        outputs = ["logits", "score" if task["objective"] == "regression" else "probabilities"]
         tasks[name] = {"file": f"{name}.onnx", **kept, "outputs": outputs}
     draft.write("labels.json", _json({**_sequences(backbone), "tasks": tasks}))
     draft.write("inference.py", _module("inference.py"))
 
 
-def _sentence_transformers(draft: StagingFolder, under: str, part: _Part, limit: float) -> dict[str, float]:
-    """AutoModel's files, and modules that mean-pool its hidden states."""
+def _sentence_transformers(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
+    """Write AutoModel's files, and modules that mean-pool its hidden states."""
     _encoder_files(draft, under, part.portable)
     kinds = (("", "Transformer"), ("1_Pooling", "Pooling"))
     modules = [
@@ -190,22 +200,25 @@ def _sentence_transformers(draft: StagingFolder, under: str, part: _Part, limit:
     pooling |= {f"pooling_mode_{kind}": False for kind in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
     draft.write(f"{under}modules.json", _json(modules))
     draft.write(f"{under}1_Pooling/config.json", _json(pooling))
-    limits = {"max_seq_length": part.backbone.max_length, "do_lower_case": False}  # the tokenizer does what is to do
+    limits = {
+        "max_seq_length": part.backbone.max_length,
+        "do_lower_case": False,
+    }  # the tokenizer lowercases where it has to
     draft.write(f"{under}sentence_bert_config.json", _json(limits))
     library: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     draft.write(f"{under}config_sentence_transformers.json", _json(library))
-    found = checks.encoder_difference(part.model, part.portable.encoder, part.backbone)
-    return {"encoder of " + ", ".join(part.names): checks.check("encoder", found, limit)}
+    difference = checks.encoder_difference(part.model, part.portable.encoder, part.backbone)
+    return {"encoder of " + ", ".join(part.names): checks.check("encoder", difference, limit)}
 
 
 def _sequences(backbone: LoadedBackbone) -> dict[str, Any]:
-    """How token ids become sequences: prefix + a + suffix, or prefix + a + middle + b + suffix."""
+    """Describe how token ids become sequences: prefix + a + suffix, or prefix + a + middle + b + suffix."""
     special = {name: list(getattr(backbone.tokenizer, name)) for name in ("prefix", "middle", "suffix")}
     return {"max_length": backbone.max_length, "special_tokens": special}
 
 
 def _module(name: str) -> bytes:
-    """A module that goes with an export as it stands; it is read, never imported."""
+    """Return the source of a module that goes with an export as it stands; it is read, never imported."""
     return (Path(__file__).parent / "bundled" / name).read_bytes()
 
 

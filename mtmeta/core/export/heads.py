@@ -1,4 +1,4 @@
-"""Heads and objectives as data, and as modules on padded inputs: what other programs can do without mtmeta.
+"""Heads and objectives as data, and as modules on padded inputs, for programs without mtmeta.
 
 Shapes: `N` sequences or examples, `T` tokens of the longest, padding included, `D` hidden, `C` outputs, `K` classes.
 """
@@ -22,16 +22,20 @@ __all__ = ["Answer", "Vector", "describe_tasks", "head_tensors", "masked_mean"]
 
 
 def describe_tasks(tasks: Mapping[str, Task], heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """What each task takes and gives, as heads.json has it. Raises PluginError for what only a plugin's code knows."""
+    """Describe each task as heads.json does. Raises PluginError where only a plugin's code knows head or objective."""
     problems: list[MtmetaError] = []
-    found = {}
+    descriptions = {}
     for name, task in tasks.items():
         try:
-            found[name] = {"inputs": task.inputs, "head": _head(name, task, heads[name]), **_objective(name, task)}
+            descriptions[name] = {
+                "inputs": task.inputs,
+                "head": _head(name, task, heads[name]),
+                **_objective(name, task),
+            }
         except PluginError as error:
             problems.append(error)
     raise_all(problems)
-    return found
+    return descriptions
 
 
 def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
@@ -60,12 +64,12 @@ def _objective(name: str, task: Task) -> dict[str, Any]:
     raise _refusal(name, task, f"an objective of its own, {kind.__name__}")
 
 
-def _refusal(name: str, task: Task, message: str) -> PluginError:
-    return fault(task, f"task {quote(name)} has {message}, which cannot be exported; use --task")
+def _refusal(name: str, task: Task, obstacle: str) -> PluginError:
+    return fault(task, f"task {quote(name)} has {obstacle}, which cannot be exported; use --task")
 
 
 def head_tensors(heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The heads' weights as heads.safetensors has them: TASK.dense.weight and so on, fp32."""
+    """Return the heads' weights as heads.safetensors has them: TASK.dense.weight and so on, fp32."""
     return {
         f"{name}.{key}": tensor.detach().float().cpu().contiguous()
         for name, head in heads.items()
@@ -74,7 +78,7 @@ def head_tensors(heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that are no padding: [N, T, D], [N, T] -> [N, D]."""
+    """Return the mean over the tokens that are no padding: [N, T, D], [N, T] -> [N, D]."""
     weights = mask[:, :, None].to(hidden.dtype)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
 
@@ -93,9 +97,9 @@ class Vector(nn.Module):
 
 
 class Answer(nn.Module):
-    """The vectors of one sequence, or of two, [N, D] each, to what a task gives.
+    """The vectors of one sequence, or of two, [N, D] each, to the answers of a task.
 
-    That is (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]).
+    These are (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]).
     """
 
     def __init__(self, head: nn.Module, task: Task) -> None:
@@ -106,6 +110,7 @@ class Answer(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, ...]:
         outputs = self.head(torch.stack([first] if second is None else [first, second], dim=1))
-        found = self.objective.probabilities(outputs)
-        # the number itself is within its range
-        return (outputs[:, None], self.objective.decode(outputs)) if found is None else (outputs, found)
+        probabilities = self.objective.probabilities(outputs)
+        if probabilities is None:
+            return outputs[:, None], self.objective.decode(outputs)
+        return outputs, probabilities

@@ -33,7 +33,7 @@ TRACED = (2, 6)  # N and T of the inputs to trace with; 0 and 1 would be taken f
 
 
 def check_packages() -> None:
-    """Raise MachineError unless what writes and runs these graphs is installed."""
+    """Raise MachineError unless the packages that write and run these graphs are installed."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(name)
@@ -43,7 +43,7 @@ def check_packages() -> None:
 
 
 def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> Iterator[Any]:
-    """Name and graph (an onnx.ModelProto) of each task. Raises UsageError for an encoder too large for the format."""
+    """Give name and graph (onnx.ModelProto) of each task. Raises UsageError for an encoder too large for the format."""
     size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     if size > LIMIT:
         message = f"takes files of 2 GB, this encoder is {size / 1e9:.3g} GB; use --format transformers"
@@ -53,26 +53,26 @@ def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mappi
     lengths = {name: {0: "batch", 1: "length"} for name in Vector.inputs}
     traced = _trace(vector, (ids, ids.clone(), ids.clone()), Vector.inputs, ("vector",), lengths)
     with torch.inference_mode():
-        made = vector(ids, ids, ids)
+        pooled = vector(ids, ids, ids)
     for name, task in tasks.items():
         answer = Answer(heads[name], task).eval()
-        given = tuple(made.clone() for _ in answer.inputs)
+        vectors = tuple(pooled.clone() for _ in answer.inputs)
         batches = {key: {0: "batch"} for key in answer.inputs}
-        yield name, _joined(traced, _trace(answer, given, answer.inputs, answer.outputs, batches))
+        yield name, _joined(traced, _trace(answer, vectors, answer.inputs, answer.outputs, batches))
 
 
 def _trace(
     module: nn.Module,
-    given: tuple[Any, ...],
+    arguments: tuple[Any, ...],
     inputs: Sequence[str],
     outputs: Sequence[str],
     dynamic: Mapping[str, Mapping[int, str]],
 ) -> Any:
-    """A module as an onnx.ModelProto, by PyTorch's exporter."""
+    """Return a module as an onnx.ModelProto, by PyTorch's exporter."""
     with _silently(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            tuple(tensor.clone() for tensor in given),
+            tuple(tensor.clone() for tensor in arguments),
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes={name: dict(axes) for name, axes in dynamic.items()},
@@ -85,7 +85,7 @@ def _trace(
 
 @contextmanager
 def _silently() -> Iterator[None]:
-    """The exporter's advice to its own developers, on stderr, in the log and on stdout, is lost."""
+    """Drop the exporter's advice to its own developers, on stderr, in the log and on stdout."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -97,26 +97,25 @@ def _silently() -> Iterator[None]:
 
 
 def _joined(encoder: Any, head: Any) -> Any:
-    """One graph of an encoder (three inputs to `vector`) and a head (`first`, perhaps `second`, to its outputs)."""
+    """Join an encoder (three inputs to `vector`) and a head (`first`, perhaps `second`, to its outputs) in a graph."""
     import onnx
 
-    made = onnx.ModelProto()
-    made.CopyFrom(encoder)
-    made.ClearField("graph")
-    made.ClearField("metadata_props")
-    made.ClearField("functions")
+    model = onnx.ModelProto()
+    model.CopyFrom(encoder)
+    for field in ("graph", "metadata_props", "functions"):
+        model.ClearField(field)
     assert not encoder.functions and not head.functions
-    graph = made.graph
+    graph = model.graph
     graph.name = "mtmeta"
     weights = {tensor.name for tensor in encoder.graph.initializer}
     graph.initializer.extend(encoder.graph.initializer)
     names: dict[str, str] = {}
     for place, suffix in zip([value.name for value in head.graph.input], ("", "_2"), strict=False):
         for value in encoder.graph.input:
-            given = graph.input.add()
-            given.CopyFrom(value)
-            given.name += suffix
-            given.type.tensor_type.shape.dim[1].dim_param += suffix
+            copy = graph.input.add()
+            copy.CopyFrom(value)
+            copy.name += suffix
+            copy.type.tensor_type.shape.dim[1].dim_param += suffix
         renamed = {name: name for name in ("", *weights)}
         renamed |= {value.name: value.name + suffix for value in encoder.graph.input}
         _add(graph, encoder.graph.node, renamed, f"encoder{suffix}/")
@@ -128,12 +127,12 @@ def _joined(encoder: Any, head: Any) -> Any:
         kept.name = names[tensor.name] = f"head/{tensor.name}"
     _add(graph, head.graph.node, names, "head/")
     graph.output.extend(head.graph.output)
-    onnx.checker.check_model(made)
-    return made
+    onnx.checker.check_model(model)
+    return model
 
 
 def _add(graph: Any, nodes: Any, names: dict[str, str], prefix: str) -> None:
-    """Append copies of nodes; what they make is named anew unless `names` has it. Traces of our files are left out."""
+    """Append copies of nodes without traces of our files; their outputs are named anew unless `names` has them."""
     for node in nodes:
         kept = graph.node.add()
         kept.CopyFrom(node)
@@ -145,7 +144,7 @@ def _add(graph: Any, nodes: Any, names: dict[str, str], prefix: str) -> None:
 
 
 def run_graph(model: bytes, feeds: Sequence[Sequence[NDArray[np.int64]]]) -> list[list[NDArray[np.float32]]]:
-    """The outputs of a graph for each list of inputs, by onnxruntime on the CPU."""
+    """Return the outputs of a graph for each list of inputs, by onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

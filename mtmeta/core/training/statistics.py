@@ -39,18 +39,18 @@ class Difference:
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """Return the mean and its 95% interval by Student's t over the K runs; no interval from a single one."""
+    """Return the mean over the K runs and its 95% interval by Student's t; no interval from a single run."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return mean, None, None
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = _student(len(values)) * deviation / math.sqrt(len(values))
+    half = _t_quantile(len(values)) * deviation / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
-def _student(runs: int) -> float:
+def _t_quantile(runs: int) -> float:
     """Return the 97.5% point of Student's t for the mean of so many runs."""
-    from scipy.stats import t
+    from scipy.stats import t  # slow to import
 
     return float(t.ppf(0.975, runs - 1))
 
@@ -58,7 +58,7 @@ def _student(runs: int) -> float:
 def on_resamples(
     labels: Array, predictions: Sequence[Array], metric: Metric, seed: int, draws: int = DRAWS
 ) -> list[Array]:
-    """Return the metric of every seed on `draws` resamples of the examples, of each row [K, D].
+    """Compute the metric of every seed on `draws` resamples of the examples, of each row [K, D].
 
     `labels` [N], and of each row predictions [K, N], where K may differ. Every row and seed sees the same resamples,
     which is what makes the differences between rows paired (Efron and Tibshirani 1993). NaN where a metric is
@@ -67,7 +67,7 @@ def on_resamples(
     generator = np.random.Generator(np.random.PCG64(seed))
     examples = len(labels)
     block = max(1, min(draws, AT_ONCE // examples))
-    made = [np.empty((len(row), draws)) for row in predictions]
+    values = [np.empty((len(row), draws)) for row in predictions]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a resample may well be constant
         for start in range(0, draws, block):
@@ -76,28 +76,28 @@ def on_resamples(
             counts = np.zeros((0, examples))
             if metric.resampled is not None:
                 counts = np.stack([np.bincount(at, minlength=examples) for at in drawn]).astype(np.float64)
-            for row, found in zip(predictions, made, strict=True):
-                for number, one in enumerate(row):
+            for row, values_of_row in zip(predictions, values, strict=True):
+                for number, of_seed in enumerate(row):
                     if metric.resampled is None:
-                        found[number, here] = [metric(labels[at], one[at]) for at in drawn]
+                        values_of_row[number, here] = [metric(labels[at], of_seed[at]) for at in drawn]
                     else:
-                        found[number, here] = _at_once(metric, labels, one, counts)
-    return made
+                        values_of_row[number, here] = _at_once(metric, labels, of_seed, counts)
+    return values
 
 
 def _at_once(metric: Metric, labels: Array, predictions: Array, counts: Array) -> Array:
-    """`Metric.resampled`, which may be a plugin's."""
+    """Call `Metric.resampled`, which may be a plugin's. Raises PluginError for values of another shape."""
     assert metric.resampled is not None
-    found = np.asarray(metric.resampled(labels, predictions, counts), dtype=np.float64)
-    if found.shape != (len(counts),):
+    values = np.asarray(metric.resampled(labels, predictions, counts), dtype=np.float64)
+    if values.shape != (len(counts),):
         who = accused(metric.resampled) or accused(metric.function)
-        message = f"metric '{metric.name}' gives shape {list(found.shape)} for {len(counts)} resamples"
+        message = f"metric '{metric.name}' gives shape {list(values.shape)} for {len(counts)} resamples"
         raise PluginError(who, f"{message}, expected [{len(counts)}]")
-    return found
+    return values
 
 
 def difference_draws(one: Array, other: Array, *, same_seeds: bool) -> Array:
-    """Draws [D] of the difference between the means of two rows, given as `on_resamples` has them [K, D].
+    """Return draws [D] of the difference between the means of two rows, given as `on_resamples` has them [K, D].
 
     A two-level bootstrap: each draw takes seeds with replacement, and a resample of the examples that both rows share.
     Rows of the `same_seeds` share their draws of seeds too, for a seed decides the order of the data and how heads
@@ -117,9 +117,11 @@ def _of_seeds(values: Array, side: int) -> Array:
     mean: Array = values.mean(axis=0)
     if seeds < 2:
         return mean
+    from scipy.stats import norm  # slow to import, and not needed for a single seed
+
     generator = np.random.Generator(np.random.PCG64(derive(0, "seeds", side)))
     drawn = np.take_along_axis(values, generator.integers(0, seeds, (seeds, draws)), axis=0).mean(axis=0)
-    wider = math.sqrt(seeds / (seeds - 1)) * _student(seeds) / 1.959963984540054
+    wider = math.sqrt(seeds / (seeds - 1)) * _t_quantile(seeds) / norm.ppf(0.975)
     return np.asarray(mean + wider * (drawn - mean))
 
 

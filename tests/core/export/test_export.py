@@ -1,4 +1,4 @@
-"""`mtmeta export`: what other libraries make of a run's folder is what `mtmeta predict` says."""
+"""`mtmeta export`: other libraries predict from a run's folder as `mtmeta predict` does."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment
+from jinja2.meta import find_undeclared_variables
 from torch import nn
 
 import mtmeta
 from benchmarks import export as benchmark
 from mtmeta.core.export.check import pad
-from mtmeta.core.export.export import FORMATS, export
+from mtmeta.core.export.export import FORMATS, export, load_part
 from mtmeta.core.export.heads import describe_tasks
+from mtmeta.core.export.model_card import TEMPLATE
 from mtmeta.core.export.onnx_graphs import task_graphs
+from mtmeta.core.run.evaluate import open_run
 from mtmeta.plugins.tasks.sst import Sst
 from tests.support.quick import quick
 
@@ -77,7 +82,7 @@ def texts(run: Path) -> dict[str, list[Any]]:
 
 @contextmanager
 def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if Python was started in a folder: what its modules are is forgotten afterwards."""
+    """As if Python was started in a folder; its modules are forgotten afterwards."""
     with monkeypatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
@@ -88,7 +93,7 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: Path) -> list[str]:
-    """What the code blocks of a model card print, each run as a program in its folder."""
+    """Return the lines that the code blocks of a model card print, each run as a program in its folder."""
     blocks = re.findall(r"^```python\n(.*?)^```$", (folder / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     assert blocks
     capsys.readouterr()
@@ -128,8 +133,10 @@ def test_transformers_loads_the_encoder_whole(run: Path, for_transformers: Path)
 
     from mtmeta.core.data.loading import from_texts
 
-    model, backbone = mtmeta.load(run, device="cpu")._model("kind")
-    dataset = from_texts("kind", model.tasks["kind"], TEXTS, [], backbone)
+    session = open_run(run, device="cpu")
+    part = load_part(session, session.groups[0], ["kind"], heads=False)
+    model = part.model
+    dataset = from_texts("kind", model.tasks["kind"], TEXTS, [], part.backbone)
     ids, mask, _ = pad(dataset.stores, range(len(TEXTS)))
     np.testing.assert_array_equal(batch["input_ids"] * batch["attention_mask"], ids)
     np.testing.assert_array_equal(batch["attention_mask"], mask)
@@ -144,11 +151,11 @@ def _packed(dataset: Any) -> Any:
     return pack_sequences(dataset.stores, np.arange(len(dataset)))
 
 
-def test_modeling_predicts_what_mtmeta_predicts(run: Path, for_transformers: Path, texts: dict[str, Any]) -> None:
+def test_modeling_predicts_as_mtmeta_does(run: Path, for_transformers: Path, texts: dict[str, Any]) -> None:
     """Of every kind of head and objective, with texts and pairs that are cut, labels and names included."""
-    found = benchmark.differences(run, "transformers", for_transformers, texts)
-    assert list(found) == ["kind", "grade", *TASKS]
-    assert max(value for made in found.values() for value in made.values()) < 1e-5
+    differences = benchmark.differences(run, "transformers", for_transformers, texts)
+    assert list(differences) == ["kind", "grade", *TASKS]
+    assert max(value for of_task in differences.values() for value in of_task.values()) < 1e-5
 
 
 def test_the_folder_holds_these_files(run: Path, for_transformers: Path) -> None:
@@ -199,14 +206,28 @@ def test_a_run_whose_dev_split_is_taken_out_of_its_training_file(tmp_path: Path)
         assert recipe["tasks"]["pairs"]["dev"] == {"fraction": 0.3, "together": "example", "seed": 5}
 
 
+def test_the_card_is_given_all_that_its_template_names(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"card_data"}
+
+    def from_template(data: ModelCardData, template_path: str, **values: Any) -> str:
+        given.update(values)
+        return ""
+
+    monkeypatch.setattr(ModelCard, "from_template", from_template)
+    export(run, "sentence-transformers", tasks=["kind"], out=tmp_path / "out")
+    assert find_undeclared_variables(Environment().parse(TEMPLATE.read_text(encoding="utf-8"))) == given
+
+
 def test_one_task_and_encoders_of_their_own(apart: Path, tmp_path: Path, texts: dict[str, Any]) -> None:
     """Each task's own encoder is in its own folder; with one task there is but one, and nothing above it."""
     given = {name: texts[name] for name in ("kind", "grade", "same")}
-    made = export(apart, "transformers", out=tmp_path / "all")
+    document = export(apart, "transformers", out=tmp_path / "all")
     assert {path.name for path in (tmp_path / "all").iterdir()} == {*given, "README.md", "export.json"}
-    assert made["tasks"] == list(given)
-    found = benchmark.differences(apart, "transformers", tmp_path / "all", given)
-    assert max(value for one in found.values() for value in one.values()) < 1e-5
+    assert document["tasks"] == list(given)
+    differences = benchmark.differences(apart, "transformers", tmp_path / "all", given)
+    assert max(value for of_task in differences.values() for value in of_task.values()) < 1e-5
     weights = {(tmp_path / "all" / name / "model.safetensors").read_bytes() for name in given}
     assert len(weights) == 3
     assert "(same/README.md)" in (tmp_path / "all" / "README.md").read_text()
@@ -227,10 +248,10 @@ def for_onnx(run: Path) -> Path:
     return Path(export(run, "onnx", tasks=ONNX_TASKS, out=run.parent / "onnx")["folder"])
 
 
-def test_onnx_graphs_predict_what_mtmeta_predicts(run: Path, for_onnx: Path, texts: dict[str, Any]) -> None:
+def test_onnx_graphs_predict_as_mtmeta_does(run: Path, for_onnx: Path, texts: dict[str, Any]) -> None:
     """In batches of 32 and 8 and of other lengths than those traced, one or two sequences, with pairs that are cut."""
-    found = benchmark.differences(run, "onnx", for_onnx, {name: texts[name] for name in ONNX_TASKS})
-    assert max(value for one in found.values() for value in one.values()) < 1e-5
+    differences = benchmark.differences(run, "onnx", for_onnx, {name: texts[name] for name in ONNX_TASKS})
+    assert max(value for of_task in differences.values() for value in of_task.values()) < 1e-5
     manifest = json.loads((for_onnx / "export.json").read_text())
     assert list(manifest["differences"]) == ONNX_TASKS and max(manifest["differences"].values()) < 1e-5
 
@@ -297,8 +318,10 @@ def test_sentence_transformers_encodes_to_the_mean_pooled_vectors(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = for_sentence_transformers
-    found = benchmark.differences(run, "sentence-transformers", folder, {"kind": texts["kind"], "same": texts["same"]})
-    assert max(found["kind"]["vectors"], found["same"]["vectors"]) < 1e-5
+    differences = benchmark.differences(
+        run, "sentence-transformers", folder, {"kind": texts["kind"], "same": texts["same"]}
+    )
+    assert max(differences["kind"]["vectors"], differences["same"]["vectors"]) < 1e-5
     assert not list(folder.glob("heads*"))
     assert run_card(folder, monkeypatch, capsys, tmp_path)
     assert front_matter(folder)["library_name"] == "sentence-transformers"
@@ -317,8 +340,8 @@ def test_256_real_sentences_and_pairs_of_each_task(
     assert {len(texts) for texts in given.values()} == {256}
     folders = {"transformers": for_transformers, "onnx": for_onnx, "sentence-transformers": for_sentence_transformers}
     for form, folder in folders.items():
-        for name, made in benchmark.differences(run, form, folder, given).items():
-            assert max(made.values()) < 1e-5, (form, name)
+        for name, of_task in benchmark.differences(run, form, folder, given).items():
+            assert max(of_task.values()) < 1e-5, (form, name)
 
 
 @pytest.fixture(scope="module")
@@ -344,8 +367,8 @@ def test_256_real_sentences_of_a_pretrained_encoder(
     assert printed["texts"] == {"sst": 256, "para": 256, "sts": 256}
     assert list(printed["differences"]) == list(FORMATS)
     for form, tasks in printed["differences"].items():
-        for made in tasks.values():
-            assert max(made.values()) < (1e-4 if form == "onnx" else 1e-5), (form, tasks)
+        for of_task in tasks.values():
+            assert max(of_task.values()) < (1e-4 if form == "onnx" else 1e-5), (form, tasks)
 
 
 # -------------------------------------------------------------------------------------------------------- description

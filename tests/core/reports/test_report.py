@@ -1,4 +1,4 @@
-"""`mtmeta report`: the page stands alone, says what the files say, and nothing in them gets out of its text."""
+"""`mtmeta report`: the page stands alone, shows the contents of the files, and nothing in them gets out of its text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
 
 import mtmeta
 from mtmeta.cli import main
 from mtmeta.core.errors import MachineError, UsageError
 from mtmeta.core.registry.registry import build_registry
-from mtmeta.core.reports.html import page
 from mtmeta.core.reports.html.history import read_history
-from mtmeta.core.reports.html.report import _smooth, report
+from mtmeta.core.reports.html.page import HeatTable, environment
+from mtmeta.core.reports.html.report import report
+from mtmeta.core.reports.html.run_section import running_mean
+from mtmeta.core.reports.table import Cell, Table
 from tests.core.run.test_run import write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import quietly
@@ -45,7 +48,7 @@ def all_of(folder: Path) -> list[Path]:
 
 
 class Reader(HTMLParser):
-    """Tags that are open and close, ids, what refers to them, and the text."""
+    """Tags that are open and close, ids, references to them, and the text."""
 
     VOID = ("meta", "br", "use", "path", "rect")
 
@@ -88,26 +91,26 @@ class Reader(HTMLParser):
                 self.outside.append(f"{key}={value}")
 
 
-def made(folder: Path, tmp_path: Path, *paths: Path, **options: Any) -> str:
+def page_text(folder: Path, tmp_path: Path, *paths: Path, **options: Any) -> str:
     return report(paths or all_of(folder), out=tmp_path / "report.html", **options).read_text(encoding="utf-8")
 
 
 def test_the_page_stands_alone(runs: Path, tmp_path: Path) -> None:
-    text = made(runs, tmp_path)
-    found = Reader(text)
-    assert found.outside == []
-    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(found.tags)
-    assert len(found.ids) == len(set(found.ids))
-    assert set(found.wanted) <= set(found.ids)
+    text = page_text(runs, tmp_path)
+    reader = Reader(text)
+    assert reader.outside == []
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(reader.tags)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert set(reader.wanted) <= set(reader.ids)
     assert "default-src 'none'" in text
     elsewhere = set(re.findall(r"https?://[^\"' <>]+", text))
     assert elsewhere <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, not places
     assert not re.search(r"#0[0-3]0[0-3]0[0-9a-f]\b", text), "a placeholder colour is left"
-    assert made(runs, tmp_path) == text  # the same files, the same bytes
+    assert page_text(runs, tmp_path) == text  # the same files, the same bytes
 
 
 def test_it_shows_every_part(runs: Path, tmp_path: Path) -> None:
-    text = made(runs, tmp_path)
+    text = page_text(runs, tmp_path)
     shown = Reader(text).text
     for words in (
         "2 recipes: individual, reptile",
@@ -133,7 +136,7 @@ def test_it_shows_every_part(runs: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_its_figures_are_those_of_the_comparison(runs: Path, tmp_path: Path) -> None:
-    shown = Reader(made(runs, tmp_path)).text
+    shown = Reader(page_text(runs, tmp_path)).text
     summaries = {path.name: json.loads((path / "summary.json").read_text()) for path in all_of(runs)}
     alone = summaries["individual-3"]["tasks"]
     two = [summaries[name] for name in ("reptile-3", "reptile-4")]
@@ -161,12 +164,12 @@ def test_history_is_what_the_events_say(runs: Path) -> None:
 
 
 def test_the_running_mean_is_of_the_past() -> None:
-    assert _smooth([1.0] * 30) == pytest.approx([1.0] * 30)
-    assert _smooth(list(range(20))) == pytest.approx([0.0, *(i - 0.5 for i in range(1, 20))])  # a tenth of 20 is 2
+    assert running_mean([1.0] * 30) == pytest.approx([1.0] * 30)
+    assert running_mean(list(range(20))) == pytest.approx([0.0, *(i - 0.5 for i in range(1, 20))])  # a tenth of 20 is 2
 
 
 def test_one_run(runs: Path, tmp_path: Path) -> None:
-    text = made(runs, tmp_path, runs / "reptile-3")
+    text = page_text(runs, tmp_path, runs / "reptile-3")
     shown = Reader(text).text
     assert "1 run on sst, para, sts; backbone bert, weights tiny." in shown
     assert "95% interval" in shown
@@ -189,47 +192,47 @@ def test_a_run_that_is_under_way(copy: Path, tmp_path: Path) -> None:
     (copy / "summary.json").unlink()
     lines = (copy / "events.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "events.jsonl").write_bytes(b"".join(lines[: len(lines) // 2]) + b'{"type": "st')
-    told: list[str] = []
-    shown = Reader(made(copy, tmp_path, copy, warn=told.append)).text
+    warnings: list[str] = []
+    shown = Reader(page_text(copy, tmp_path, copy, warn=warnings.append)).text
     assert "reptile, seed 3 is not finished; what it has so far is shown." in shown
     assert "No run is finished." in shown
-    assert told == []  # a last line without its end is no damage
+    assert warnings == []  # a last line without its end is no damage
 
 
 def test_a_damaged_event_is_left_out_and_said(copy: Path, tmp_path: Path) -> None:
     lines = (copy / "events.jsonl").read_bytes().splitlines(keepends=True)
     lines[3] = b"\xff\x00 {\n"
     (copy / "events.jsonl").write_bytes(b"".join(lines))
-    told: list[str] = []
-    made(copy, tmp_path, copy, warn=told.append)
-    assert told == [f"{copy}/events.jsonl:4: is no event and was left out"]
+    warnings: list[str] = []
+    page_text(copy, tmp_path, copy, warn=warnings.append)
+    assert warnings == [f"{copy}/events.jsonl:4: is no event and was left out"]
 
 
 def test_a_run_without_events_or_predictions(copy: Path, tmp_path: Path) -> None:
     (copy / "events.jsonl").unlink()
     shutil.rmtree(copy / "predictions")
-    told: list[str] = []
-    text = made(copy, tmp_path, copy, warn=told.append)
-    assert "events.jsonl is not there" in told[0]
-    assert len([line for line in told if "cannot be read" in line]) == 3
+    warnings: list[str] = []
+    text = page_text(copy, tmp_path, copy, warn=warnings.append)
+    assert "events.jsonl is not there" in warnings[0]
+    assert len([line for line in warnings if "cannot be read" in line]) == 3
     assert "95% interval" in text
 
 
 def test_runs_of_other_tasks_are_shown_without_comparing_them(runs: Path, tmp_path: Path) -> None:
     task = {"train": "sample", "dev": "sample", "batch_size": 16}
     mtmeta.run(write_recipe(tmp_path, "joint", tasks={"sst": task}), out=tmp_path / "other")
-    told: list[str] = []
-    shown = Reader(made(runs, tmp_path, runs / "reptile-3", tmp_path / "other", warn=told.append)).text
+    warnings: list[str] = []
+    shown = Reader(page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "other", warn=warnings.append)).text
     assert "These runs cannot be compared" in shown
-    assert ["has the tasks" in line for line in told] == [True]
+    assert ["has the tasks" in line for line in warnings] == [True]
     assert shown.count("95% interval") == 2
     with pytest.raises(mtmeta.RecipeError, match="has the tasks"):
-        made(runs, tmp_path, runs / "reptile-3", tmp_path / "other", baseline="reptile")
+        page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "other", baseline="reptile")
 
 
 def test_two_recipes_of_one_name_are_two_rows(runs: Path, tmp_path: Path) -> None:
     mtmeta.run(write_recipe(tmp_path, "reptile"), overrides=["training.steps=2"], out=tmp_path / "short")
-    shown = Reader(made(runs, tmp_path, runs / "reptile-3", tmp_path / "short", baseline="reptile")).text
+    shown = Reader(page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "short", baseline="reptile")).text
     assert "differences to reptile" in shown
     assert "short" in shown
 
@@ -242,20 +245,32 @@ def test_nothing_in_a_file_gets_out_of_its_text(copy: Path, tmp_path: Path) -> N
     lines = (copy / "events.jsonl").read_text().splitlines()
     lines.append(json.dumps({"type": "warning", "text": evil, "group": "", "step": 0}))
     (copy / "events.jsonl").write_text("\n".join(lines) + "\n")
-    text = made(copy, tmp_path, copy)
-    found = Reader(text)
-    assert "script" not in found.tags
-    assert f"Warning: {evil}" in found.text
+    text = page_text(copy, tmp_path, copy)
+    reader = Reader(text)
+    assert "script" not in reader.tags
+    assert f"Warning: {evil}" in reader.text
 
 
-@pytest.mark.parametrize("piece", [page.heading, page.paragraph, page.preformatted, lambda t: page.details(t, [])])
-def test_pieces_escape(piece: Any) -> None:
-    assert Reader(piece("<b> & </b>")).text.strip() == "<b> & </b>"
-    assert "<b>" not in piece("<b> & </b>")
+def pieces(call: str, **values: Any) -> str:
+    """Return the markup that macros of the templates make of these values."""
+    imports = '{% from "pieces.html.j2" import figures, heat_table, table %}'
+    return environment().from_string(imports + call).render(values)
+
+
+@pytest.mark.parametrize("markup", ["<h2>{{ text }}</h2>", "<p>{{ text }}</p>", '<pre tabindex="0">{{ text }}</pre>'])
+def test_pieces_escape(markup: str) -> None:
+    assert Reader(pieces(markup, text="<b> & </b>")).text.strip() == "<b> & </b>"
+    assert "<b>" not in pieces(markup, text="<b> & </b>")
+
+
+def test_a_name_that_a_template_is_not_given_raises() -> None:
+    with pytest.raises(UndefinedError, match="'nothing' is undefined"):
+        pieces("{{ nothing }}")
 
 
 def test_tables_escape() -> None:
-    text = page.table(["<a>"], [[("<b>\n<c>", True)]]) + page.heat_table("<d>", ["<e>"], [("<f>", [("<g>", -2.0)])])
+    plain, heat = Table(["<a>"], [[Cell("<b>", "<c>", True)]]), HeatTable("<d>", ["<e>"], [("<f>", [("<g>", -2.0)])])
+    text = pieces("{{ table(plain) }}{{ heat_table(heat) }}", plain=plain, heat=heat)
     assert Reader(text).text == "<a><b>\n<c><d><e><f><g>"
     assert "<strong>&lt;b&gt;</strong>\n&lt;c&gt;" in text
     assert "var(--s1) 55%" in text  # no stronger than whole
@@ -267,8 +282,8 @@ def test_labels_that_look_like_formulas(tmp_path: Path) -> None:
     svg = plots.lines(
         "$\\frac{", "$x", "y", [plots.Line("a_$1$", [1, 2], [3, 4]), plots.Line("<b>", [1, 2], [4, 3], 1)]
     )
-    found = Reader(svg)
-    assert {"$\\frac{", "a_$1$", "<b>"} <= set(re.split(r"\n\s*", found.text))
+    reader = Reader(svg)
+    assert {"$\\frac{", "a_$1$", "<b>"} <= set(re.split(r"\n\s*", reader.text))
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

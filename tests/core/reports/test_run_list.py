@@ -35,7 +35,7 @@ def copy(run: Path, to: Path, changed: float) -> Path:
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
-    """Three runs, one below the others, and what is none."""
+    """Three runs, one below the others, and folders that are no runs."""
     copy(finished, tmp_path / "old", 1000.0)
     copy(finished, tmp_path / "deep" / "er" / "new", 3000.0)
     stopped = copy(finished, tmp_path / "stopped", 2000.0)
@@ -51,12 +51,12 @@ def folder(finished: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_newest_first_with_what_they_came_to(folder: Path, finished: Path) -> None:
-    found = list_runs(folder)
-    assert [Path(run["run"]).name for run in found] == ["new", "stopped", "old"]
-    assert [run["changed"] for run in found] == [3000.0, 2000.0, 1000.0]
+def test_newest_first_with_their_metrics(folder: Path, finished: Path) -> None:
+    listed_runs = list_runs(folder)
+    assert [Path(run["run"]).name for run in listed_runs] == ["new", "stopped", "old"]
+    assert [run["changed"] for run in listed_runs] == [3000.0, 2000.0, 1000.0]
     summary = json.loads((finished / "summary.json").read_text())
-    for run in (found[0], found[2]):
+    for run in (listed_runs[0], listed_runs[2]):
         assert (run["status"], run["step"], run["steps"], run["split"]) == ("finished", 6, 6, "dev")
         assert run["metrics"] == {name: score["value"] for name, score in summary["tasks"].items()}
         assert run["mean"] == summary["mean"]
@@ -71,7 +71,7 @@ def test_where_a_stopped_run_is(folder: Path, finished: Path) -> None:
 
 
 def test_the_metrics_of_a_stopped_run_are_its_best(folder: Path) -> None:
-    def told(group: str, best: bool, **metrics: float) -> bytes:
+    def line(group: str, best: bool, **metrics: float) -> bytes:
         tasks = {name: {"value": value} for name, value in metrics.items()}
         event = {"type": "evaluated", "group": group, "split": "dev", "tasks": tasks, "best": best}
         return json.dumps(event).encode() + b"\n"
@@ -81,9 +81,9 @@ def test_the_metrics_of_a_stopped_run_are_its_best(folder: Path) -> None:
         return next(run["metrics"] for run in list_runs(folder) if run["status"] == "stopped")
 
     step = b'{"type": "step", "step": 9, "steps": 10}\n'
-    assert listed(told("a", True, a=0.5), step, told("a", True, a=0.7), step, told("a", False, a=0.6)) == {"a": 0.7}
-    assert listed(told("a", True, a=0.5), told("a", False, a=0.4), told("b", True, b=0.3)) == {"a": 0.5, "b": 0.3}
-    assert listed(told("a", False, a=0.4)) == {"a": 0.4}  # the best lies before what was read
+    assert listed(line("a", True, a=0.5), step, line("a", True, a=0.7), step, line("a", False, a=0.6)) == {"a": 0.7}
+    assert listed(line("a", True, a=0.5), line("a", False, a=0.4), line("b", True, b=0.3)) == {"a": 0.5, "b": 0.3}
+    assert listed(line("a", False, a=0.4)) == {"a": 0.4}  # the best lies before the part that was read
     assert listed(step) == {}
 
 
@@ -97,10 +97,10 @@ def test_a_run_that_a_process_is_at(folder: Path) -> None:
 def test_damaged_files_keep_no_other_run_from_being_listed(folder: Path) -> None:
     (folder / "old" / "summary.json").write_bytes(b"\xff{")
     (folder / "stopped" / "events.jsonl").write_bytes(b'{"type": "step", "step": "x"}\n[]\nnull\n\xff\n')
-    found = {Path(run["run"]).name: run for run in list_runs(folder)}
-    assert found["old"]["status"].startswith("damaged: cannot be read")
-    assert (found["stopped"]["status"], found["stopped"]["step"]) == ("stopped", None)
-    assert found["new"]["status"] == "finished"
+    by_name = {Path(run["run"]).name: run for run in list_runs(folder)}
+    assert by_name["old"]["status"].startswith("damaged: cannot be read")
+    assert (by_name["stopped"]["status"], by_name["stopped"]["step"]) == ("stopped", None)
+    assert by_name["new"]["status"] == "finished"
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     rows = [line for line in text.splitlines() if str(folder) in line]
     assert ["finished" in row for row in rows] == [True, False, True]
     assert "stopped, step 3 of 6" in rows[1]
-    found: Any = json.loads(shown(capsys, "runs", str(folder), "--json"))
-    assert found == list_runs(folder)
+    listed_runs: Any = json.loads(shown(capsys, "runs", str(folder), "--json"))
+    assert listed_runs == list_runs(folder)
     (tmp_path / "empty").mkdir()
     assert shown(capsys, "runs", str(tmp_path / "empty")) == f"no runs in {tmp_path}/empty\n"

@@ -148,7 +148,7 @@ def test_a_difference_that_is_too_large_leaves_nothing(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Weights that do not belong: the comparison is of outputs, so any slip on the way shows."""
-    original = exporting._load
+    original = exporting.load_part
 
     def spoilt(*arguments: Any, **options: Any) -> Any:
         part = original(*arguments, **options)
@@ -156,7 +156,7 @@ def test_a_difference_that_is_too_large_leaves_nothing(
         first.data = first.data * 1.01  # in place it would change the run's own
         return part
 
-    monkeypatch.setattr(exporting, "_load", spoilt)
+    monkeypatch.setattr(exporting, "load_part", spoilt)
     for form in ("transformers", "sentence-transformers"):
         arguments = ("export", str(runs / "one/run"), "--format", form, "--out", "out")
         words = ("differs from `mtmeta predict` by", "nothing was kept")

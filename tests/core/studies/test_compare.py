@@ -35,6 +35,7 @@ from mtmeta.core.errors import (
 )
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import Registry, build_registry
+from mtmeta.core.reports.comparison import as_csv, as_markdown
 from mtmeta.core.reports.terminal import comparison as compare_view
 from mtmeta.core.storage.lock import lock_folder, lock_owner
 from mtmeta.core.studies.comparable import check_alike, notes_on_recipes
@@ -149,7 +150,7 @@ def test_another_baseline_and_a_single_seed(done: Path) -> None:
     made = summaries(done, "reptile")[0]["tasks"]["sst"]
     assert (one["sst"]["mean"], one["sst"]["low"], one["sst"]["high"]) == (made["value"], made["low"], made["high"])
     assert one["mean"]["low"] is None
-    shown = compare_view.as_markdown(again(done, seeds=1))
+    shown = as_markdown(again(done, seeds=1))
     assert "one seed cannot tell, so nothing is marked 'worse'" in shown
 
 
@@ -183,7 +184,7 @@ def test_negative_transfer_is_flagged(done: Path) -> None:
     assert found["sst"]["delta"]["negative_transfer"] is False
     assert found["sst"]["best"] is True
     assert found["para"]["best"] is False
-    text = compare_view.as_markdown(again(done))
+    text = as_markdown(again(done))
     assert "-1.0000 [-1.000, -1.000] worse" in text
     assert "+1.0000 [+1.000, +1.000] |" in text
     assert "It covers other seeds and other examples (paired two-level bootstrap" in text
@@ -199,7 +200,7 @@ def test_the_table_as_people_and_programs_read_it(done: Path, capsys: pytest.Cap
     for cell in [cell for row in found["rows"] for cell in row["columns"].values()]:
         assert f"{cell['mean']:.4f} [" in out
     assert "differences to individual" in out
-    lines = list(csv.DictReader(io.StringIO(compare_view.as_csv(found))))
+    lines = list(csv.DictReader(io.StringIO(as_csv(found))))
     assert [(line["regime"], line["column"]) for line in lines] == [
         (name, column) for name in ("individual", "reptile") for column in (*TASKS, "mean")
     ]
@@ -208,7 +209,7 @@ def test_the_table_as_people_and_programs_read_it(done: Path, capsys: pytest.Cap
         assert float(line["mean"]) == cell["mean"]
         assert line["delta_value"] == (str(cell["delta"]["value"]) if "delta" in cell else "")
         assert line["seeds"] == "3 4"
-    table = [line for line in compare_view.as_markdown(found).splitlines() if line.startswith("|")]
+    table = [line for line in as_markdown(found).splitlines() if line.startswith("|")]
     assert len(table) == 4
     assert len({line.count("|") for line in table}) == 1
     assert sum(line.count("**") for line in table) == 2 * 4 or any(
@@ -514,7 +515,7 @@ def test_metrics_of_different_directions_have_no_better_mean(done: Path, monkeyp
     one, two = (row["columns"]["sts"] for row in found["rows"])
     assert one["best"] == (one["mean"] <= two["mean"])
     assert two["delta"]["negative_transfer"] == (two["delta"]["low"] > 0)
-    assert "point in different directions" in compare_view.as_markdown(found)
+    assert "point in different directions" in as_markdown(found)
 
 
 # -------------------------------------------------------------------------------------------- the whole plan at once
@@ -595,7 +596,7 @@ def test_versions_that_differ_are_noted(done: Path) -> None:
         "Rows differ in plugin mtmeta-cola: 2.0 (individual); 1.0 (reptile).",
         f"Rows differ in torch: {torch[1]} (individual, reptile seed 3); 2.99.0 (reptile seed 4).",
     ]
-    assert notes[0] in compare_view.as_markdown(again(done))
+    assert notes[0] in as_markdown(again(done))
 
 
 @pytest.mark.usefixtures("no_process")
@@ -910,13 +911,13 @@ def test_rows_of_other_seeds_say_so() -> None:
     ]
     found: dict[str, Any] = {"split": "dev", "baseline": "one", "metrics": {"sst": "accuracy"}, "rows": made}
     found |= {"notes": [], "left_out": {}}
-    text = compare_view.as_markdown(found)
+    text = as_markdown(found)
     assert "seeds: one 3, 4; two 3" in text
     assert "Student's t over the seeds (of two, with one run, bootstrap over its examples)" in text
     assert "one seed cannot tell" in text
     assert "| 0.5000 [0.400, 0.600]<br>+0.1000 |" in text
     made.append({**made[1], "name": "three", "seeds": [3, 4]})
-    text = compare_view.as_markdown(found)
+    text = as_markdown(found)
     assert "'worse' marks negative transfer: no part of it is better. Of two it covers other examples" in text
 
 

@@ -31,11 +31,11 @@ def test_one_seed_has_no_interval() -> None:
     assert over_seeds([0.3]) == (0.3, None, None)
 
 
-def ends(found: Difference) -> tuple[float, float]:
-    """The interval of a difference that has one."""
-    assert found.low is not None
-    assert found.high is not None
-    return found.low, found.high
+def ends(gap: Difference) -> tuple[float, float]:
+    """Return the interval of a difference that has one."""
+    assert gap.low is not None
+    assert gap.high is not None
+    return gap.low, gap.high
 
 
 def some(rows: int, seeds: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -47,21 +47,21 @@ def some(rows: int, seeds: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_resamples_are_the_same_for_every_row_and_seed() -> None:
     labels, predictions = some(3, 2, 40)
-    made = np.array(on_resamples(labels, list(predictions), ACCURACY, seed=9, draws=5))  # [R, K, D]
+    values = np.array(on_resamples(labels, list(predictions), ACCURACY, seed=9, draws=5))  # [R, K, D]
     generator = np.random.Generator(np.random.PCG64(9))
     for draw in range(5):
         at = generator.integers(0, 40, 40)
         by_hand = (predictions[:, :, at] == labels[at]).mean(axis=2)  # [R, K]
-        assert made[:, :, draw] == pytest.approx(by_hand)
-    assert (made == np.array(on_resamples(labels, list(predictions), ACCURACY, seed=9, draws=5))).all()
-    assert (made != np.array(on_resamples(labels, list(predictions), ACCURACY, seed=8, draws=5))).any()
+        assert values[:, :, draw] == pytest.approx(by_hand)
+    assert (values == np.array(on_resamples(labels, list(predictions), ACCURACY, seed=9, draws=5))).all()
+    assert (values != np.array(on_resamples(labels, list(predictions), ACCURACY, seed=8, draws=5))).any()
 
 
 def test_a_row_against_itself_differs_by_nothing() -> None:
     labels, predictions = some(1, 3, 50)
     one, other = on_resamples(labels, [*predictions, *predictions], ACCURACY, seed=0)
-    found = difference(0.0, difference_draws(one, other, same_seeds=True))
-    assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+    gap = difference(0.0, difference_draws(one, other, same_seeds=True))
+    assert (gap.value, gap.low, gap.high, gap.p) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_paired_interval_is_that_of_the_differences_of_each_example() -> None:
@@ -70,11 +70,11 @@ def test_paired_interval_is_that_of_the_differences_of_each_example() -> None:
     each = (predictions[1, 0] == labels).astype(float) - (predictions[0, 0] == labels)
     one, other = on_resamples(labels, list(predictions), ACCURACY, seed=0)
     draws = difference_draws(other, one, same_seeds=True)
-    found = difference(float(each.mean()), draws)
+    gap = difference(float(each.mean()), draws)
     half = 1.96 * each.std() / math.sqrt(4000)
-    low, high = ends(found)
-    assert found.value - low == pytest.approx(half, rel=0.1)
-    assert high - found.value == pytest.approx(half, rel=0.1)
+    low, high = ends(gap)
+    assert gap.value - low == pytest.approx(half, rel=0.1)
+    assert high - gap.value == pytest.approx(half, rel=0.1)
     assert draws.std() == pytest.approx(each.std() / math.sqrt(4000), rel=0.1)
 
 
@@ -85,10 +85,10 @@ def test_pairing_makes_small_differences_visible() -> None:
     right = np.flatnonzero(predictions[0, 0] != labels)[:12]
     better[0, 0, right] = labels[right]
     one, other = on_resamples(labels, [*predictions, *better], ACCURACY, seed=0)
-    found = difference(12 / 500, difference_draws(other, one, same_seeds=True))
-    low, high = ends(found)
+    gap = difference(12 / 500, difference_draws(other, one, same_seeds=True))
+    low, high = ends(gap)
     assert 0 < low < 12 / 500 < high
-    assert one.std() > 3 * (found.value - low) / 1.96 / 2
+    assert one.std() > 3 * (gap.value - low) / 1.96 / 2
 
 
 def test_p_is_twice_the_smaller_side_and_never_zero() -> None:
@@ -99,10 +99,10 @@ def test_p_is_twice_the_smaller_side_and_never_zero() -> None:
 
 
 def test_resamples_on_which_a_metric_is_undefined_are_left_out() -> None:
-    found = difference(0.5, np.array([math.nan, 0.4, 0.6, math.nan]))
-    assert (found.low, found.high) == pytest.approx((0.405, 0.595))
-    found = difference(0.5, np.full(7, math.nan))
-    assert (found.value, found.low, found.high, found.p) == (0.5, None, None, None)
+    gap = difference(0.5, np.array([math.nan, 0.4, 0.6, math.nan]))
+    assert (gap.low, gap.high) == pytest.approx((0.405, 0.595))
+    gap = difference(0.5, np.full(7, math.nan))
+    assert (gap.value, gap.low, gap.high, gap.p) == (0.5, None, None, None)
 
 
 def test_a_correlation_is_resampled_too() -> None:
@@ -111,8 +111,8 @@ def test_a_correlation_is_resampled_too() -> None:
     predictions = np.stack([labels + generator.normal(size=300) * noise for noise in (0.1, 2.0)])[:, None]
     one, other = on_resamples(labels, list(predictions), PEARSON, seed=0, draws=200)
     observed = pearson(labels, predictions[1, 0]) - pearson(labels, predictions[0, 0])
-    found = difference(observed, difference_draws(other, one, same_seeds=True))
-    low, high = ends(found)
+    gap = difference(observed, difference_draws(other, one, same_seeds=True))
+    low, high = ends(gap)
     assert low < observed < high < -0.3
 
 
@@ -120,12 +120,12 @@ def test_a_correlation_is_resampled_too() -> None:
 
 
 def test_draws_of_seeds_by_hand() -> None:
-    """Values that no resample changes: what is left are means of two seeds, 0, 1/2 or 1, as wide as Student's t."""
+    """Values that no resample changes: all that is left are means of two seeds, 0, 1/2 or 1, as wide as Student's t."""
     values = np.repeat([[0.0], [1.0]], 4000, axis=1)
     draws = difference_draws(values, np.zeros((2, 4000)), same_seeds=True)
     half = 0.5 * math.sqrt(2) * 12.706204736432095 / 1.959963984540054  # t of one degree of freedom, from a table
-    found, counts = np.unique(draws, return_counts=True)
-    assert found == pytest.approx([0.5 - half, 0.5, 0.5 + half])
+    means, counts = np.unique(draws, return_counts=True)
+    assert means == pytest.approx([0.5 - half, 0.5, 0.5 + half])
     assert counts / 4000 == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
 
 

@@ -1,1 +1,1 @@
-"""What `mtmeta export` puts into a folder as it stands; mtmeta itself never runs it."""
+"""Modules that `mtmeta export` puts into a folder as they stand; mtmeta itself never runs them."""

@@ -41,39 +41,40 @@ class OnnxModel:
         return list(self.descriptions)
 
     def run(self, task: str, texts: Sequence[Text]) -> list[Any]:
-        """What the graph of a task gives: logits [B, C], and probabilities [B, K] or, of a regression, numbers [B]."""
+        """Run the graph of a task: logits [B, C], and probabilities [B, K] or, of a regression, numbers [B]."""
         if task not in self.sessions:
             file = self.folder / self.descriptions[task]["file"]
             self.sessions[task] = onnxruntime.InferenceSession(file, **self.session_options)
         return list(self.sessions[task].run(None, self.inputs(task, texts)))
 
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
-        """For each text: its class, the probability of it and of all classes; or, of a regression, its number."""
-        found: list[dict[str, Any]] = []
-        message = self.descriptions[task]
+        """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number."""
+        predictions: list[dict[str, Any]] = []
+        description = self.descriptions[task]
         for start in range(0, len(texts), batch_size):
             logits, answers = self.run(task, texts[start : start + batch_size])
-            if message["objective"] == "regression":
-                found += [{"score": value} for value in answers.tolist()]
+            if description["objective"] == "regression":
+                predictions += [{"score": value} for value in answers.tolist()]
                 continue
-            classes = (logits[:, 0] > 0).astype(int) if message["objective"] == "binary" else logits.argmax(axis=1)
+            labels = description["labels"]
+            classes = (logits[:, 0] > 0).astype(int) if description["objective"] == "binary" else logits.argmax(axis=1)
             for number, row in zip(classes.tolist(), answers.tolist(), strict=True):
-                chances = dict(zip(message["labels"], row, strict=True))
-                found.append({"label": message["labels"][number], "score": row[number], "probabilities": chances})
-        return found
+                by_label = dict(zip(labels, row, strict=True))
+                predictions.append({"label": labels[number], "score": row[number], "probabilities": by_label})
+        return predictions
 
     def inputs(self, task: str, texts: Sequence[Text]) -> dict[str, Any]:
-        """The graph's inputs by name, int64 [B, T]: cut to `max_length`, filled up with zeros."""
-        made = {}
+        """Return the graph's inputs by name, int64 [B, T]: cut to `max_length`, filled up with zeros."""
+        inputs = {}
         for suffix, (ids, types) in zip(("", "_2"), self._sequences(task, texts), strict=False):
             ones = [[1] * len(row) for row in ids]
             width = max(map(len, ids))
             for name, rows in zip(INPUTS, (ids, ones, types), strict=True):
-                made[name + suffix] = np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.int64)
-        return made
+                inputs[name + suffix] = np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.int64)
+        return inputs
 
     def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        """Token ids and segments of the texts; twice where both texts of a pair stand apart."""
+        """Give token ids and segments of the texts; twice where both texts of a pair stand apart."""
         prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
         inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
         if inputs == "cross":

@@ -33,8 +33,8 @@ class MLPHead(nn.Module):
         self.out = nn.Linear(hidden_size, outputs)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        made: Tensor = self.out(functional.gelu(self.dense(pooled.flatten(1))))
-        return made
+        outputs: Tensor = self.out(functional.gelu(self.dense(pooled.flatten(1))))
+        return outputs
 
 
 class LinearHead(nn.Module):
@@ -45,8 +45,8 @@ class LinearHead(nn.Module):
         self.out = nn.Linear(vectors * hidden_size, outputs)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        made: Tensor = self.out(pooled.flatten(1))
-        return made
+        outputs: Tensor = self.out(pooled.flatten(1))
+        return outputs
 
 
 class CosineHead(nn.Module):
@@ -83,7 +83,7 @@ class MultiTaskModel(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> MultiTaskModel:
-        """The model that `mtmeta export --format transformers` left in a folder, ready to predict."""
+        """Load the model that `mtmeta export --format transformers` left in a folder, ready to predict."""
         folder = Path(folder)
         encoder = AutoModel.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -97,7 +97,7 @@ class MultiTaskModel(nn.Module):
         return list(self.descriptions)
 
     def forward(self, task: str, texts: Sequence[Text]) -> Tensor:
-        """The raw outputs of a task's head [B, C] (logits, or the one number) for texts or pairs of texts."""
+        """Return the raw outputs of a task's head [B, C] (logits, or the one number) for texts or pairs of texts."""
         pooled = torch.stack(
             [self._pool(ids, types) for ids, types in self._sequences(task, texts)], dim=1
         )  # [B, V, D]
@@ -106,43 +106,45 @@ class MultiTaskModel(nn.Module):
 
     @torch.inference_mode()
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
-        """For each text: its class, the probability of it and of all classes; or, of a regression, its number."""
-        found: list[dict[str, Any]] = []
-        message = self.descriptions[task]
+        """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number."""
+        predictions: list[dict[str, Any]] = []
+        description = self.descriptions[task]
         for start in range(0, len(texts), batch_size):
             outputs = self(task, texts[start : start + batch_size]).float()
-            if message["objective"] == "regression":
-                found += [{"score": value} for value in outputs[:, 0].clamp(message["low"], message["high"]).tolist()]
+            if description["objective"] == "regression":
+                numbers = outputs[:, 0].clamp(description["low"], description["high"])
+                predictions += [{"score": value} for value in numbers.tolist()]
                 continue
-            if message["objective"] == "binary":  # one logit, of the second class
+            labels = description["labels"]
+            if description["objective"] == "binary":  # one logit, of the second class
                 outputs = outputs[:, 0]
                 probabilities = torch.stack([(-outputs).sigmoid(), outputs.sigmoid()], dim=1)
                 classes = (outputs > 0).long()
             else:
                 probabilities, classes = outputs.softmax(dim=-1), outputs.argmax(dim=-1)
             for number, row in zip(classes.tolist(), probabilities.tolist(), strict=True):
-                chances = dict(zip(message["labels"], row, strict=True))
-                found.append({"label": message["labels"][number], "score": row[number], "probabilities": chances})
-        return found
+                by_label = dict(zip(labels, row, strict=True))
+                predictions.append({"label": labels[number], "score": row[number], "probabilities": by_label})
+        return predictions
 
     def _pool(self, ids: list[list[int]], types: list[list[int]]) -> Tensor:
-        """Mean of the hidden states of each sequence's tokens, padding left out: [B, D]."""
+        """Return the mean of the hidden states of each sequence's tokens, padding left out: [B, D]."""
         lengths = [len(row) for row in ids]
         width = max(lengths)
 
         def padded(rows: list[list[int]], filler: int) -> Tensor:
-            made = [row + [filler] * (width - len(row)) for row in rows]
-            return torch.tensor(made, device=self.encoder.device)  # type: ignore[arg-type]
+            filled = [row + [filler] * (width - len(row)) for row in rows]
+            return torch.tensor(filled, device=self.encoder.device)  # type: ignore[arg-type]
 
         mask = padded([[1] * length for length in lengths], 0)
-        given = {"input_ids": padded(ids, self.tokenizer.pad_token_id), "attention_mask": mask}
-        hidden = self.encoder(**given, token_type_ids=padded(types, 0)).last_hidden_state  # [B, T, D]
+        inputs = {"input_ids": padded(ids, self.tokenizer.pad_token_id), "attention_mask": mask}
+        hidden = self.encoder(**inputs, token_type_ids=padded(types, 0)).last_hidden_state  # [B, T, D]
         weights = mask[:, :, None].to(hidden.dtype)
         pooled: Tensor = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
         return pooled
 
     def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        """Token ids and segments of the texts, cut to `max_length`; twice where both texts of a pair stand apart."""
+        """Give token ids and segments of the texts, cut to `max_length`; twice for pairs that stand apart."""
         prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
         inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
         if inputs == "cross":

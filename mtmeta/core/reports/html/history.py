@@ -1,4 +1,4 @@
-"""What a run directory tells of a run, read without PyTorch: recipe, lock, events, summary, predictions."""
+"""The history of a run, read from its directory without PyTorch: recipe, lock, events, summary."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from mtmeta.core.run.directory import RunDir
 __all__ = ["History", "read_history"]
 
 Event = dict[str, Any]
+# keys that events of an earlier version lack
+DEFAULTS: dict[str, Event] = {"step": {"drifts": {}}, "evaluated": {"sampling": {}}}
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,15 @@ class History:
 
     @property
     def label(self) -> str:
+        """Name and seed, in a line."""
         return f"{self.recipe.name}, seed {self.recipe.seed}"
 
     def of(self, kind: str) -> list[Event]:
-        """The events of one type, in order."""
+        """Return the events of one type, in order."""
         return [event for event in self.events if event["type"] == kind]
 
     def metric(self, task: str) -> tuple[list[int], list[int], list[float]]:
-        """The primary metric of a task at each evaluation: steps, example-forwards of its learner, values."""
+        """Return the primary metric of a task at each evaluation: steps, example-forwards of its learner, values."""
         spent = {(event["group"], event["step"]): event["examples"] for event in self.of("step")}
         steps: list[int] = []
         examples: list[int] = []
@@ -45,31 +48,31 @@ class History:
         for event in self.of("evaluated"):
             if task in event["tasks"]:
                 steps.append(event["step"])
-                # a step that was skipped tells nothing; what the learner had spent by then, the last one knows
+                # a skipped step has no event; the one before it knows what the learner had spent
                 examples.append(spent.get((event["group"], event["step"]), examples[-1] if examples else 0))
                 values.append(event["tasks"][task]["value"])
         return steps, examples, values
 
     def losses(self, task: str) -> tuple[list[float], list[float]]:
-        """Every training loss of a task, and when: the i-th of n in a step lies i / n of the way to its end."""
-        found = []
+        """Return every training loss of a task, after its place: the i-th of n in a step lies i / n into it."""
+        points = []
         for event in self.of("step"):
             losses = event["losses"].get(task, ())
-            found += [(event["step"] - 1 + i / len(losses), loss) for i, loss in enumerate(losses, 1)]
-        return [at for at, _ in found], [loss for _, loss in found]
+            points += [(event["step"] - 1 + i / len(losses), loss) for i, loss in enumerate(losses, 1)]
+        return [at for at, _ in points], [loss for _, loss in points]
 
     def drifts(self, task: str) -> tuple[list[int], list[float]]:
-        """|theta' - theta| of every inner loop of a task, and its step."""
-        found = [(event["step"], drift) for event in self.of("step") for drift in event["drifts"].get(task, ())]
-        return [step for step, _ in found], [drift for _, drift in found]
+        """Return step and |theta' - theta| of every inner loop of a task."""
+        points = [(event["step"], drift) for event in self.of("step") for drift in event["drifts"].get(task, ())]
+        return [step for step, _ in points], [drift for _, drift in points]
 
     def sampling(self) -> dict[str, dict[str, float]]:
-        """Per task, at the last evaluation: draws planned and made, batches, examples and epochs read."""
+        """Return for each task, at the last evaluation: draws planned and made, batches, examples and epochs read."""
         return {task: used for event in self.of("evaluated") for task, used in event["sampling"].items()}
 
 
 def read_history(path: str | Path, registry: Registry, warn: Callable[[str], None]) -> History:
-    """A run directory as data. Raises UsageError if it is none, MtmetaError if its files are damaged."""
+    """Read a run directory. Raises UsageError if it is none, MtmetaError if its files are damaged."""
     folder = RunDir(Path(path))
     folder.check_is_run()
     recipe = load_recipe(folder.recipe, registry, environ={})
@@ -78,24 +81,20 @@ def read_history(path: str | Path, registry: Registry, warn: Callable[[str], Non
 
 
 def _read_events(path: Path, warn: Callable[[str], None]) -> list[Event]:
-    """The events of a run; a line that is none is left out, and said, unless it is the last of a run under way."""
+    """Read events; a line that is none is left out with a warning, unless it is the last of a run under way."""
     try:
         lines: Sequence[str] = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     except FileNotFoundError:
         warn(f"{path} is not there; the recipe's reporters have no jsonl, so there is nothing to draw")
         return []
-    found: list[Event] = []
+    events: list[Event] = []
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
             if not isinstance(event, dict) or not isinstance(event.get("type"), str):
                 raise ValueError("no event")
-            found.append({**DEFAULTS.get(event["type"], {}), **event})
+            events.append({**DEFAULTS.get(event["type"], {}), **event})
         except (ValueError, RecursionError):
             if line.endswith("\n"):
                 warn(f"{path}:{number}: is no event and was left out")
-    return found
-
-
-# what events of an earlier version lack
-DEFAULTS: dict[str, Event] = {"step": {"drifts": {}}, "evaluated": {"sampling": {}}}
+    return events

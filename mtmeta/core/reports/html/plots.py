@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curve:
-    """Means over an axis of counts, each with its interval (None where there is none) and what it is the mean of."""
+    """Means over an axis of counts, each with its interval (None where there is none) and the values behind it."""
 
     label: str
     x: Sequence[int]
@@ -83,56 +83,56 @@ def require(who: str) -> None:
         raise MachineError(who, message) from error
 
 
-def curves(title: str, x: str, y: str, drawn: Sequence[Curve], *, zero: bool = False) -> str:
-    """Means over a log axis, their intervals as bars, every value behind a mean as a faint dot beside it.
+def curves(title: str, x: str, y: str, curves: Sequence[Curve], *, zero: bool = False) -> str:
+    """Draw means over a log axis, their intervals as bars, every value behind a mean as a faint dot beside it.
 
     The axis is as wide as the values ask for: of an interval that a few draws leave wide open it shows a part.
     """
-    counts = sorted({at for curve in drawn for at in curve.x})
+    counts = sorted({at for curve in curves for at in curve.x})
     slot = (1.4**2 * counts[-1] / counts[0]) ** 0.03  # what a curve stands aside from its neighbour
-    with _panel(title, x, y) as (axes, made):
+    with _panel(title, x, y) as (axes, drawing):
         axes.set_xscale("log")
         axes.set_xticks(counts, [f"{count:,}" for count in counts])
         axes.minorticks_off()
         if zero:
             axes.axhline(0, color=FOREGROUND, linewidth=0.8)
-        for number, curve in enumerate(drawn):
+        for number, curve in enumerate(curves):
             colour = SERIES[curve.series % len(SERIES)]
-            aside = slot ** (number - (len(drawn) - 1) / 2)  # so that no curve hides the intervals of another
+            aside = slot ** (number - (len(curves) - 1) / 2)  # so that no curve hides the intervals of another
             style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 3.5, "linewidth": 1.6}
             style |= {"linestyle": "--" if curve.dashed else "-", "label": curve.label}
             axes.plot([at * aside for at in curve.x], curve.mean, **style)
-            for at, low, high, found in zip(curve.x, curve.low, curve.high, curve.values, strict=True):
+            for at, low, high, values in zip(curve.x, curve.low, curve.high, curve.values, strict=True):
                 if low is not None and high is not None:
                     axes.plot([at * aside] * 2, [low, high], color=colour, linewidth=3, alpha=0.35)
-                here = [at * aside * slot**0.4] * len(found)
-                axes.plot(here, found, "o", color=colour, markersize=2.4, alpha=0.5, markeredgewidth=0)
+                here = [at * aside * slot**0.4] * len(values)
+                axes.plot(here, values, "o", color=colour, markersize=2.4, alpha=0.5, markeredgewidth=0)
         axes.set_xlim(counts[0] / 1.4, counts[-1] * 1.4)
-        bottom, top = _room(drawn, zero)
-        above = 0.1 * len(drawn) * (len(drawn) > 1)  # for the legend, which no bar may cross
+        bottom, top = _room(curves, zero)
+        above = 0.1 * len(curves) * (len(curves) > 1)  # for the legend, which no bar may cross
         axes.set_ylim(bottom, top + above * (top - bottom))
         _legend(axes, "upper left")
-    return made[0]
+    return drawing[0]
 
 
-def _room(drawn: Sequence[Curve], zero: bool) -> tuple[float, float]:
-    """Ends of an axis: all values, and of intervals what lies no further from them than they spread."""
-    values = [value for curve in drawn for found in curve.values for value in found] + [0.0] * zero
+def _room(curves: Sequence[Curve], zero: bool) -> tuple[float, float]:
+    """Return the ends of an axis: all values, and of intervals what lies no further from them than they spread."""
+    values = [value for curve in curves for values in curve.values for value in values] + [0.0] * zero
     least, most = min(values), max(values)
     spread = most - least
-    ends = [end for curve in drawn for end in (*curve.low, *curve.high) if end is not None]
+    ends = [end for curve in curves for end in (*curve.low, *curve.high) if end is not None]
     bottom = max(min([least, *ends]), least - spread / 2)
     top = min(max([most, *ends]), most + spread / 2)
     margin = 0.05 * (top - bottom) or 0.05
     return bottom - margin, top + margin
 
 
-def lines(title: str, x: str, y: str, drawn: Sequence[Line], *, zero: bool = False) -> str:
-    """Curves over a common axis; those without a label stand in no legend."""
-    with _panel(title, x, y) as (axes, made):
+def lines(title: str, x: str, y: str, lines: Sequence[Line], *, zero: bool = False) -> str:
+    """Draw lines over a common axis; those without a label stand in no legend."""
+    with _panel(title, x, y) as (axes, drawing):
         if zero:
             axes.axhline(0, color=FOREGROUND, linewidth=0.6)
-        for line in drawn:
+        for line in lines:
             style: dict[str, Any] = {"color": SERIES[line.series % len(SERIES)], "label": line.label or None}
             if line.points:
                 axes.plot(line.x, line.y, ".", markersize=2.5, alpha=0.35, **style)
@@ -140,54 +140,54 @@ def lines(title: str, x: str, y: str, drawn: Sequence[Line], *, zero: bool = Fal
                 style |= {"linewidth": 1.6 if line.strong else 0.8, "alpha": 1.0 if line.strong else 0.6}
                 axes.plot(line.x, line.y, marker="o" if len(line.x) < 2 else None, markersize=3, **style)
         _legend(axes)
-    return made[0]
+    return drawing[0]
 
 
 def histograms(title: str, x: str, values: Mapping[str, Sequence[float]]) -> str:
-    """Distributions over common bins, as outlines."""
-    with _panel(title, x, "count") as (axes, made):
+    """Draw distributions over common bins, as outlines."""
+    with _panel(title, x, "count") as (axes, drawing):
         everything = np.concatenate([np.asarray(v, dtype=np.float64) for v in values.values()])
         bins = np.histogram_bin_edges(everything, bins=min(40, max(5, round(len(everything) ** 0.5))))
-        for number, (label, found) in enumerate(values.items()):
+        for number, (label, series) in enumerate(values.items()):
             colour = SERIES[number % len(SERIES)]
-            axes.hist(found, bins=bins, histtype="stepfilled", color=colour, alpha=0.3)
-            axes.hist(found, bins=bins, histtype="step", color=colour, linewidth=1.4, label=label)
+            axes.hist(series, bins=bins, histtype="stepfilled", color=colour, alpha=0.3)
+            axes.hist(series, bins=bins, histtype="step", color=colour, linewidth=1.4, label=label)
         _legend(axes)
-    return made[0]
+    return drawing[0]
 
 
 def bars(title: str, y: str, groups: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
-    """Bars beside each other, one of each kind for every group."""
-    with _panel(title, "", y) as (axes, made):
+    """Draw bars beside each other, one of each kind for every group."""
+    with _panel(title, "", y) as (axes, drawing):
         width = 0.8 / len(values)
-        for number, (label, found) in enumerate(values.items()):
+        for number, (label, series) in enumerate(values.items()):
             at = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
-            axes.bar(at, found, width * 0.92, color=SERIES[number % len(SERIES)], label=label)
+            axes.bar(at, series, width * 0.92, color=SERIES[number % len(SERIES)], label=label)
         many = len(groups) > 4
         axes.set_xticks(range(len(groups)), groups, rotation=30 if many else 0, ha="right" if many else "center")
         axes.grid(axis="x", visible=False)
         _legend(axes)
-    return made[0]
+    return drawing[0]
 
 
 def cloud(title: str, labels: Sequence[float], predictions: Sequence[float]) -> str:
-    """Predicted against true values, with the line on which they are equal."""
-    with _panel(title, "label", "predicted") as (axes, made):
+    """Draw predicted against true values, with the line on which they are equal."""
+    with _panel(title, "label", "predicted") as (axes, drawing):
         ends = [min(labels), max(labels)]
         axes.plot(ends, ends, color=FOREGROUND, linewidth=0.8, linestyle="--")
         axes.plot(labels, predictions, ".", color=SERIES[0], markersize=3, alpha=0.4)
-    return made[0]
+    return drawing[0]
 
 
 @contextmanager
 def _panel(title: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
-    """Axes to draw on, and a list that holds the SVG afterwards."""
+    """Give axes to draw on, and a list that holds the SVG afterwards."""
     require("mtmeta report")
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    made: list[str] = []
+    drawing: list[str] = []
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
         figure = Figure(figsize=PANEL, layout="constrained")
         axes = figure.subplots()
@@ -196,10 +196,10 @@ def _panel(title: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
         axes.set_ylabel(y)
         if x == "step":
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        yield axes, made
+        yield axes, drawing
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    made.append(_for_page(text.getvalue(), title))
+    drawing.append(_for_page(text.getvalue()))
 
 
 def _legend(axes: Any, place: str = "best") -> None:
@@ -208,8 +208,8 @@ def _legend(axes: Any, place: str = "best") -> None:
         axes.legend(handles, labels, fontsize=7, loc=place)
 
 
-def _for_page(svg: str, title: str) -> str:
-    """The `<svg>` element alone, as wide as its place allows, in the page's colours, with its title for a reader."""
+def _for_page(svg: str) -> str:
+    """Return the `<svg>` element alone, as wide as its place allows, in the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' width="[^"]*pt"', "", re.sub(r' height="[^"]*pt"', "", svg, count=1), count=1)

@@ -1,4 +1,4 @@
-"""How fetching looks: a progress bar on a terminal, a line now and then elsewhere, and the table of what is where."""
+"""Fetching on stderr, as a progress bar or a line now and then, and the list of files that recipes name elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from mtmeta.core.reports.terminal.tables import console_for_tables
+from mtmeta.core.reports.terminal.console import console_for_tables
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.wording import byte_text, safe
 
@@ -28,17 +28,17 @@ COUNTED = ("cached", "fetched", "missing", "damaged")
 
 
 class FetchView(Watcher):
-    """On stderr."""
+    """Progress of a download on stderr: a bar on a terminal, else a line now and then."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._label, self._began, self._told = "", 0.0, 0.0
+        self._label, self._began, self._last_line = "", 0.0, 0.0
         self._start, self._done = 0, 0
 
     def begin(self, label: str, done: int, total: int | None) -> None:
         self._label, self._start, self._done = label, done, done
-        self._began = self._told = time.monotonic()
+        self._began = self._last_line = time.monotonic()
         console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         if console.is_terminal and not console.is_dumb_terminal:
             self._open_bar(console, done, total)
@@ -51,8 +51,8 @@ class FetchView(Watcher):
         now = time.monotonic()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
-        elif now - self._told >= EVERY:
-            self._told = now
+        elif now - self._last_line >= EVERY:
+            self._last_line = now
             rate = (done - self._start) / (now - self._began)
             of = f" of {byte_text(total)}" if total is not None else ""
             _say(f"  {byte_text(done)}{of}, {byte_text(int(max(rate, 0)))}/s")
@@ -88,30 +88,28 @@ def _say(text: str) -> None:
         print(safe(text, 500), file=sys.stderr, flush=True)
 
 
-def show_fetched(found: Mapping[str, Any]) -> None:
+def show_fetched(fetched: Mapping[str, Any]) -> None:
     """Print what recipes name elsewhere, file by file: whether it is there, its size and how its SHA-256 begins."""
     console = console_for_tables()  # names are long and tell all: lines, not a table that would fold them
-    sources = found["sources"]
-    files = [one for source in sources for one in source["files"]]
-    width = max((len(safe(one["file"], 200)) for one in files), default=0)
+    sources = fetched["sources"]
+    files = [file for source in sources for file in source["files"]]
+    width = max((len(safe(file["file"], 200)) for file in files), default=0)
     for source in sources:
         console.print(safe(source["pinned"], 500))
-        for one in source["files"]:
-            size = byte_text(one["size"]) if one["size"] is not None else ""
-            digest = f"sha256 {one['sha256'][:DIGEST]}.." if one["sha256"] else ""
-            row = (
-                f"  {safe(one['file'], 200):{width}}  {STATUS.get(one['status'], one['status']):9}  {size:>9}  {digest}"
-            )
-            console.print(row.rstrip())
+        for file in source["files"]:
+            size = byte_text(file["size"]) if file["size"] is not None else ""
+            digest = f"sha256 {file['sha256'][:DIGEST]}.." if file["sha256"] else ""
+            status = STATUS.get(file["status"], file["status"])
+            console.print(f"  {safe(file['file'], 200):{width}}  {status:9}  {size:>9}  {digest}".rstrip())
     if sources:
-        counts = {kind: sum(one["status"] == kind for one in files) for kind in COUNTED}
-        said = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-        fetched = f"; {byte_text(found['fetched_bytes'])} came" if found["fetched_bytes"] else ""
-        console.print(f"{said}{fetched}")
+        counts = {kind: sum(file["status"] == kind for file in files) for kind in COUNTED}
+        summary = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        came = f"; {byte_text(fetched['fetched_bytes'])} came" if fetched["fetched_bytes"] else ""
+        console.print(f"{summary}{came}")
     else:
         console.print("nothing to fetch: the recipes name no weights and no data elsewhere")
-    lacking = list(dict.fromkeys(one["path"] for one in found["local"] if not one["exists"]))
-    if lacking:
-        folder = Path(lacking[0]).parent
-        names = ", ".join(Path(path).name if Path(path).parent == folder else path for path in lacking)
+    missing = list(dict.fromkeys(file["path"] for file in fetched["local"] if not file["exists"]))
+    if missing:
+        folder = Path(missing[0]).parent
+        names = ", ".join(Path(path).name if Path(path).parent == folder else path for path in missing)
         console.print(f"not in {safe(str(folder), 300)}, and a path cannot be fetched: {safe(names, 500)}")

@@ -1,4 +1,4 @@
-"""The facts of `mtmeta validate --data` in lines."""
+"""The facts of `mtmeta validate --data`, in lines."""
 
 from __future__ import annotations
 
@@ -13,56 +13,58 @@ MAX_CLASSES = 12
 
 
 def lines(facts: dict[str, Any]) -> Iterator[str]:
-    """Lines on every task and split."""
+    """Give lines on every task and split."""
     for name, task in facts["tasks"].items():
-        for split, made in task["splits"].items():
-            yield from _split(name, split, made, facts["max_length"], pairs=task["inputs"] != "single")
-    for made in facts["across"]:
-        share = _share(made["rows"], made["of"])
-        message = f"{made['split']} examples share a sentence with what {made['train_of']} trains on"
-        yield f"{made['task']}: {made['rows']} of {made['of']} {message} ({share})"
+        for split, facts_of_split in task["splits"].items():
+            yield from _split(name, split, facts_of_split, facts["max_length"], pairs=task["inputs"] != "single")
+    for shared in facts["across"]:
+        share = _share(shared["rows"], shared["of"])
+        clause = f"{shared['split']} examples share a sentence with what {shared['train_of']} trains on"
+        yield f"{shared['task']}: {shared['rows']} of {shared['of']} {clause} ({share})"
 
 
-def _split(name: str, split: str, made: dict[str, Any], max_length: int, *, pairs: bool) -> Iterator[str]:
-    rows, bad = made["rows"], made["bad"]
-    taken = " taken out of" if made["carved"] else ""
-    yield f"{name} {split}: {rows:,} rows,{taken} {safe(made['file'], 200)}"
+def _split(name: str, split: str, facts: dict[str, Any], max_length: int, *, pairs: bool) -> Iterator[str]:
+    """Give lines on one split: rows, labels, lengths, duplicates and overlap with the training split."""
+    rows, bad = facts["rows"], facts["bad"]
+    taken = " taken out of" if facts["carved"] else ""
+    yield f"{name} {split}: {rows:,} rows,{taken} {safe(facts['file'], 200)}"
     if bad["rows"]:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in bad["kinds"].items())
         first = bad["first"][0]
         yield f"    bad rows: {bad['rows']:,} ({kinds}); first line {first['line']}: {safe(first['reason'], 200)}"
     else:
         yield "    bad rows: 0"
-    yield f"    labels: {_labels(made['labels'])}"
-    tokens = made["tokens"]
+    yield f"    labels: {_labels(facts['labels'])}"
+    tokens = facts["tokens"]
     spread = ", ".join(f"{key[1:]}% {value:.0f}" for key, value in tokens.items() if key[0] == "p")
     cut = f"{tokens['cut']:,} of {tokens['sequences']:,} ({tokens['cut_share']:.1%}) cut at {max_length}"
     yield f"    tokens a sequence: mean {tokens['mean']:.1f}, {spread}, longest {tokens['longest']}; {cut}"
     of = f"of {rows} {split} examples"
-    if repeated := made["duplicates"]["rows"]:
-        other = made["duplicates"]["of_other_labels"]
+    if repeated := facts["duplicates"]["rows"]:
+        other = facts["duplicates"]["of_other_labels"]
         labelled = f"; {other} stand under different labels" if other else ""
         yield f"    {name}: {repeated} {of} repeat another's text ({_share(repeated, rows)}){labelled}"
-    found = made.get("in_train")
-    if found and found["examples"]:
-        yield f"    {name}: {found['examples']} {of} also in train ({_share(found['examples'], rows)})"
-    if found and pairs and found["sharing_a_sentence"]:
-        share = _share(found["sharing_a_sentence"], rows)
-        yield f"    {name}: {found['sharing_a_sentence']} {of} share a sentence with train ({share})"
+    in_train = facts.get("in_train")
+    if in_train and in_train["examples"]:
+        yield f"    {name}: {in_train['examples']} {of} also in train ({_share(in_train['examples'], rows)})"
+    if in_train and pairs and in_train["sharing_a_sentence"]:
+        share = _share(in_train["sharing_a_sentence"], rows)
+        yield f"    {name}: {in_train['sharing_a_sentence']} {of} share a sentence with train ({share})"
 
 
 def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}"
 
 
-def _labels(made: dict[str, Any]) -> str:
-    if "classes" not in made:
-        low, middle, high = made["quartiles"]
+def _labels(labels: dict[str, Any]) -> str:
+    """Return the shares of classes; of numbers their range and quartiles."""
+    if "classes" not in labels:
+        low, middle, high = labels["quartiles"]
         return (
-            f"{made['least']:g} to {made['greatest']:g}, mean {made['mean']:.2f}, "
+            f"{labels['least']:g} to {labels['greatest']:g}, mean {labels['mean']:.2f}, "
             f"quartiles {low:.3g}, {middle:.3g}, {high:.3g}"
         )
-    counts = made["classes"]
+    counts = labels["classes"]
     total = sum(counts.values())
     shown = [f"{safe(label, 20)} {count / total:.1%}" for label, count in list(counts.items())[:MAX_CLASSES]]
     if len(counts) > MAX_CLASSES:

@@ -7,14 +7,14 @@ from typing import Any
 
 from rich.text import Text
 
-from mtmeta.core.reports.terminal.tables import Folding, box_of, console_for_tables
-from mtmeta.core.wording import byte_text, safe
+from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
+from mtmeta.core.wording import byte_text, plural, safe
 
 __all__ = ["duration", "show_plan"]
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
-    """Print what the run would do, a table of its tasks, and how long it would take."""
+    """Print the steps of the run, a table of its tasks, and how long it would take."""
     console = console_for_tables()
     console.print(
         f"plan of {safe(plan['recipe'])}, nothing was trained for good or written to {safe(plan['run'], 200)}"
@@ -25,7 +25,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         "backbone": f"{safe(plan['backbone'])}, at most {plan['max_length']} tokens, {safe(plan['weights'], 24)}",
         "parameters": f"{plan['encoder_parameters']:,} encoder + {plan['own_parameters']:,} heads",
         "device": f"{safe(plan['device'])}, {plan['precision']}"
-        + (f", {plan['threads']} thread{'s' * (plan['threads'] > 1)}" if plan["device"] == "cpu" else ""),
+        + (f", {plural(plan['threads'], 'thread')}" if plan["device"] == "cpu" else ""),
     }
     if any(task["train"]["file"] != task["train"]["name"] for task in plan["tasks"].values()):
         rows["data"] = safe(plan["data_root"], 200)  # not only the sample inside the package
@@ -62,7 +62,9 @@ def _steps(group: Mapping[str, Any]) -> str:
     if group["examples"] is not None:
         text += f", {about}{group['examples']:,} example-forwards"
     count = group["evaluations"]
-    return text + f", {count:,} evaluation{'s' * (count != 1)} (every {group['evaluate_every']:,} steps)"
+    return (
+        text + f", {count:,} {'evaluation' if count == 1 else 'evaluations'} (every {group['evaluate_every']:,} steps)"
+    )
 
 
 def _checkpoints(group: Mapping[str, Any]) -> str:
@@ -72,7 +74,7 @@ def _checkpoints(group: Mapping[str, Any]) -> str:
 
 
 def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
-    """Narrow enough for 80 columns; `--json` has more."""
+    """Return the table of tasks, narrow enough for 80 columns; `--json` has more."""
     table = Folding(box=box_of(console))
     splits = [split for split in ("dev", "test") if any(split in task for task in tasks.values())]
     for heading in ("task", "train", "rows", "batch", "inner", "examples", "epochs", *splits):
@@ -95,13 +97,13 @@ def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
 
 
 def _bad_rows(tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    found = {
+    bad_rows = {
         f"{safe(name)} {split}": task[split]["bad_rows"]
         for name, task in tasks.items()
         for split in ("train", "dev", "test")
         if split in task
     }
-    return ", ".join(f"{count:,} of {name}" for name, count in found.items() if count)
+    return ", ".join(f"{count:,} of {name}" for name, count in bad_rows.items() if count)
 
 
 def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:
@@ -121,7 +123,7 @@ def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A span of time with two figures or so: `8.2 s`, `95 s`, `14 min`, `3 h 20 min`."""
+    """Return a span of time with two figures or so: `8.2 s`, `95 s`, `14 min`, `3 h 20 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 180:

@@ -1,4 +1,4 @@
-"""`mtmeta runs`: the run directories under a folder, how far each is, and what it has come to."""
+"""`mtmeta runs`: the run directories under a folder, how far each is, and its best metrics."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from rich.text import Text
 
 from mtmeta.core.errors import MtmetaError, UsageError
-from mtmeta.core.reports.terminal.tables import Folding, box_of, console_for_tables
+from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.lock import lock_owner
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import plural, safe
 
 __all__ = ["age", "list_runs", "show_runs"]
 
@@ -25,46 +25,48 @@ UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
 
 
 def list_runs(folder: str | Path) -> list[dict[str, Any]]:
-    """Every run under a folder, newest first: path, status, steps, metrics and when it was last written to.
+    """Return every run under a folder, newest first: path, status, steps, metrics and when it was last written to.
 
     `status` is finished, running or stopped; `step` of `steps` is where the group trained last is; `metrics` are those
     of the best weights so far. Raises UsageError if there is no such folder.
     """
     if not Path(folder).is_dir():
         raise UsageError(str(folder), "no such folder; give one that holds run directories")
-    found = [_describe(RunDir(path)) for path in _run_folders(Path(folder))]
-    return sorted(found, key=lambda run: -run["changed"])
+    runs = [_describe(RunDir(path)) for path in _run_folders(Path(folder))]
+    return sorted(runs, key=lambda run: -run["changed"])
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Directories with a recipe and a lock; what lies inside one is not looked at."""
-    for place, folders, files in os.walk(folder):
+    """Give directories with a recipe and a lock; folders inside one are not looked at."""
+    for path, folders, files in os.walk(folder):
         if {"recipe.yaml", "recipe.lock.yaml"} <= set(files):
             folders.clear()
-            yield Path(place)
+            yield Path(path)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
 def _describe(run: RunDir) -> dict[str, Any]:
+    """Return the entry of `list_runs` for a run."""
     files = [run.recipe, run.lock_file, run.summary, run.path / "events.jsonl"]
     changed = max(file.stat().st_mtime for file in files if file.exists())
-    who = lock_owner(run.path)
-    made: dict[str, Any] = {"run": str(run.path), "status": "running" if who else "stopped", "holder": who or None}
-    made |= {"step": None, "steps": None, "split": None, "metrics": {}, "mean": None, "changed": round(changed, 3)}
+    process = lock_owner(run.path)
+    status = "running" if process else "stopped"
+    entry: dict[str, Any] = {"run": str(run.path), "status": status, "holder": process or None}
+    entry |= {"step": None, "steps": None, "split": None, "metrics": {}, "mean": None, "changed": round(changed, 3)}
     try:
         summary = run.finished()
     except MtmetaError as error:
-        return made | {"status": f"damaged: {error.message}"}
+        return entry | {"status": f"damaged: {error.message}"}
     if summary is not None:
         metrics = {name: score["value"] for name, score in summary["tasks"].items()}
         steps = {"step": summary["steps"], "steps": summary["steps"], "split": summary["split"]}
-        return made | {"status": "finished", **steps, "metrics": metrics, "mean": summary["mean"]}
-    return made | _progress(run.path / "events.jsonl")
+        return entry | {"status": "finished", **steps, "metrics": metrics, "mean": summary["mean"]}
+    return entry | _progress(run.path / "events.jsonl")
 
 
 def _progress(path: Path) -> dict[str, Any]:
-    """Where a run is that is not finished, by its last events, and the best metrics of each group so far."""
-    found: dict[str, Any] = {}
+    """Return where a run is that is not finished, by its last events, and the best metrics of each group so far."""
+    progress: dict[str, Any] = {}
     best: dict[str, dict[str, float]] = {}
     latest: dict[str, dict[str, float]] = {}
     try:
@@ -72,17 +74,17 @@ def _progress(path: Path) -> dict[str, Any]:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
             lines = file.read().splitlines()
     except OSError:
-        return found
+        return progress
     for line in reversed(lines):
-        if b'"evaluated"' not in line and (b'"step"' not in line or "step" in found):
+        if b'"evaluated"' not in line and (b'"step"' not in line or "step" in progress):
             continue  # most lines are steps, and only the last one counts
         try:
             event = json.loads(line)
-            if event["type"] == "step" and "step" not in found:
-                found |= {"step": int(event["step"]), "steps": int(event["steps"])}
+            if event["type"] == "step" and "step" not in progress:
+                progress |= {"step": int(event["step"]), "steps": int(event["steps"])}
             if event["type"] == "evaluated":
                 metrics = {str(name): float(score["value"]) for name, score in event["tasks"].items()}
-                found.setdefault("split", str(event["split"]))
+                progress.setdefault("split", str(event["split"]))
                 latest.setdefault(str(event["group"]), metrics)
                 if event["best"] is True:
                     best.setdefault(str(event["group"]), metrics)
@@ -90,7 +92,7 @@ def _progress(path: Path) -> dict[str, Any]:
             continue  # the first line is cut, the last may be under way
     groups = {**latest, **best}  # a group's best may lie further back than what was read
     merged = {name: value for group in reversed(groups.values()) for name, value in group.items()}
-    return found | ({"metrics": merged} if merged else {})
+    return progress | ({"metrics": merged} if merged else {})
 
 
 def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
@@ -115,9 +117,8 @@ def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
 
 
 def age(seconds: float) -> str:
-    """A span of time in its largest unit."""
+    """Return a span of time in its largest unit."""
     for unit, length in UNITS:
         if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' * (count > 1)}"
+            return plural(int(seconds // length), unit)
     return f"{max(0, int(seconds))} s"

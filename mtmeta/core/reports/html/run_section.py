@@ -1,0 +1,166 @@
+"""The section of a report on one run: losses, sampling, drift, gradients, predictions, recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mtmeta.core.errors import MtmetaError
+from mtmeta.core.recipe.resolved import describe, dump
+from mtmeta.core.reports.html import plots
+from mtmeta.core.reports.html.history import History
+from mtmeta.core.reports.html.page import Figure, HeatTable
+from mtmeta.core.studies.comparison import read_predictions
+
+__all__ = ["run_section", "running_mean"]
+
+SMOOTH = 0.1  # of a curve's points that its running mean takes together
+DRAWS = {"planned": "planned_draws", "made": "draws"}
+Series = dict[str, tuple[list[int], list[float]]]
+"""Steps and values, by name."""
+
+
+def run_section(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Return the values of `run.html.j2`; predictions that cannot be read are warned of."""
+    measured = bool(run.of("gradients"))
+    return {
+        "label": run.label,
+        "facts": _facts(run),
+        "warnings": [event["text"] for event in run.of("warning")],
+        "losses": _losses(run),
+        "sampling": _sampling(run.sampling()),
+        "drift": _drift(run),
+        "gradients": _gradients(run) if measured else None,
+        "cosines": _cosines(run) if measured else None,
+        "predictions": _predictions(run, warn) if run.summary is not None else None,
+        "recipe": dump(describe(run.recipe)),
+        "lock": dump(run.lock),
+    }
+
+
+def _facts(run: History) -> str:
+    started = run.of("run_started")
+    facts = [f"algorithm {run.recipe.algorithm.name}"]
+    if started:
+        facts += [f"{started[0]['parameters'] / 1e6:.1f} M parameters", f"device {started[0]['device']}"]
+    if summary := run.summary:
+        facts += [f"{summary['steps']:,} steps", f"{summary['examples']:,} example-forwards in training"]
+        facts += [f"{summary['seconds']:,.0f} s", f"peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB"]
+        facts += [f"{summary['skipped_steps']} steps skipped"] if summary["skipped_steps"] else []
+    return "; ".join(facts) + f". {run.folder.path}"
+
+
+def _losses(run: History) -> list[Figure]:
+    """Draw the curve of each task's training losses, and the histogram of all of them: the paper's Figure 3."""
+    figures, losses_of = [], {}
+    for number, task in enumerate(run.recipe.tasks):
+        steps, losses = run.losses(task)
+        if losses:
+            losses_of[task] = losses
+            points = plots.Line("", steps, losses, number, points=True)
+            mean = plots.Line("", steps, running_mean(losses), number)
+            title = f"{task}: training loss"
+            figures.append(Figure(title, plots.lines(title, "step", "loss", [points, mean])))
+    if losses_of:
+        histogram = plots.histograms("All training losses", "loss", losses_of)
+        figures.append(Figure("Histogram of training losses", histogram))
+    return figures
+
+
+def _sampling(sampling: Mapping[str, Mapping[str, float]]) -> list[Figure]:
+    if not sampling:
+        return []
+    tasks, figures = list(sampling), []
+    if any(used["planned_draws"] for used in sampling.values()):
+        counts = {kind: [sampling[task][key] for task in tasks] for kind, key in DRAWS.items()}
+        figures.append(Figure("Draws planned and made", plots.bars("Draws", "draws", tasks, counts)))
+    epochs = {"epochs": [sampling[task]["epochs"] for task in tasks]}
+    figures.append(Figure("Epochs seen of each task", plots.bars("Epochs seen", "epochs", tasks, epochs)))
+    return figures
+
+
+def _drift(run: History) -> list[Figure]:
+    lines = []
+    for number, task in enumerate(run.recipe.tasks):
+        steps, drifts = run.drifts(task)
+        if drifts:
+            lines.append(plots.Line(task, steps, drifts, number))
+    title = "|theta' - theta| of each episode"
+    return [Figure(title, plots.lines(title, "step", "norm", lines))] if lines else []
+
+
+def _gradients(run: History) -> list[Figure]:
+    """Draw norms and cosines over the run."""
+    norms: Series = {}
+    cosines: Series = {}
+    for event in run.of("gradients"):
+        tasks = list(event["norms"])
+        for at, one in enumerate(tasks):
+            _append(norms, one, event["step"], event["norms"][one])
+            for other in tasks[at + 1 :]:
+                _append(cosines, f"{one}, {other}", event["step"], event["cosines"][one][other])
+    figures = []
+    for title, y, series in (("Gradient norms", "norm", norms), ("Cosines of gradients", "cosine", cosines)):
+        lines = [plots.Line(name, x, values, number) for number, (name, (x, values)) in enumerate(series.items())]
+        if lines:
+            figures.append(Figure(title, plots.lines(title, "step", y, lines, zero=y == "cosine")))
+    return figures
+
+
+def _append(series: Series, name: str, step: int, value: float | None) -> None:
+    if value is not None:
+        steps, values = series.setdefault(name, ([], []))
+        steps.append(step)
+        values.append(value)
+
+
+def _cosines(run: History) -> HeatTable | None:
+    """Return the cosines between tasks at the end of the run; None of a single task."""
+    last = run.of("gradients")[-1]
+    if len(last["norms"]) < 2:
+        return None
+    rows = []
+    for task, others in last["cosines"].items():
+        cosines = [None if value is None else round(value, 2) + 0.0 for value in others.values()]  # no -0.00
+        rows.append((task, [("-" if value is None else f"{value:+.2f}", value or 0.0) for value in cosines]))
+    caption = f"Cosines at step {last['step']}; a negative one is a conflict"
+    return HeatTable(caption, list(last["cosines"]), rows)
+
+
+def _predictions(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Return a cloud of each task without classes, and of the others the confusion, or why there is none."""
+    clouds: list[Figure] = []
+    confusions: list[HeatTable | str] = []
+    for name, task in run.recipe.tasks.items():
+        path = run.folder.path / "predictions" / f"{name}-{run.recipe.evaluation.report_on}.csv"
+        try:
+            labels, predicted = read_predictions(path, task)
+        except MtmetaError as error:
+            warn(str(error))
+            confusions.append(str(error))
+            continue
+        classes = task.objective.classes
+        if not classes:
+            cloud = plots.cloud(name, labels.tolist(), predicted.tolist())
+            clouds.append(Figure(f"{name}: predicted against true", cloud))
+            continue
+        matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        np.add.at(matrix, (labels.astype(np.int64), predicted.astype(np.int64)), 1)
+        rows = []
+        for label, counts in zip(classes, matrix.tolist(), strict=True):
+            total = max(1, sum(counts))
+            rows.append((label, [(f"{count:,}", count / total) for count in counts]))
+        confusions.append(HeatTable(f"{name}: rows are labels, columns predictions", list(classes), rows))
+    return {"split": (run.summary or {})["split"], "clouds": clouds, "confusions": confusions}
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Return the mean over the past of each value, of a tenth of all values."""
+    window = max(1, round(SMOOTH * len(values)))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    means: list[float] = ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
+    return means

@@ -1,0 +1,50 @@
+"""Standard output as a console, and tables that fit it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mtmeta.core.reports.table import Cell
+
+__all__ = ["Folding", "box_of", "console_for_tables", "standard_output", "text_of"]
+
+WIDE = 250  # columns of a table that no terminal wraps
+
+
+class Folding(Table):
+    """A table that breaks words where a terminal is narrow; rich would cut them, with a sign that is not ASCII."""
+
+    def add_column(self, *header: Any, **options: Any) -> None:
+        super().add_column(*header, **{"overflow": "fold", **options})
+
+
+def text_of(cell: Cell) -> Text:
+    """Return a cell, bold where it is the best of its column."""
+    text = Text(cell.value, style="bold" if cell.best else "")
+    return text.append(f"\n{cell.below}", style="not bold") if cell.below else text
+
+
+def standard_output() -> Console:
+    """Return standard output as a console; where NO_COLOR is set, without bold letters either."""
+    colors: Literal["auto"] | None = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, color_system=colors)
+
+
+def console_for_tables() -> Console:
+    """Return standard output, with room for wide tables where it is no terminal."""
+    console = standard_output()
+    if not console.is_terminal:
+        console.width = WIDE  # nobody to wrap lines for
+    return console
+
+
+def box_of(console: Console) -> box.Box:
+    """Return lines of plain ASCII wherever there is no terminal that surely draws others."""
+    plain = not console.is_terminal or console.is_dumb_terminal or os.environ.get("LC_ALL") in ("C", "POSIX")
+    return box.ASCII2 if plain else box.HEAVY_HEAD  # rich itself falls back where the encoding is not UTF-8

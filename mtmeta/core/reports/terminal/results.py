@@ -1,0 +1,77 @@
+"""The table of a run's results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from mtmeta.core.reports.terminal.console import Folding, box_of, standard_output
+from mtmeta.core.wording import safe
+
+__all__ = ["show_results"]
+
+
+def show_results(summary: Mapping[str, Any]) -> None:
+    """Print task, metric, value with 95% interval, examples, split and loss, and what the run cost."""
+    console = standard_output()
+    title = f"{summary['run']}: {summary['split']}, best of {summary['steps']} steps"
+    if "selected_on" not in summary:
+        title = f"{summary['run']}: {summary['split']}, weights of step {summary['steps']}"
+    table = Folding(title=Text(safe(title, 200)), title_justify="left", box=box_of(console))
+    for column in ("task", "metric", "value", "95% interval", "examples", "split", "loss"):
+        table.add_column(column, justify="left" if column in ("task", "metric", "split") else "right", overflow="fold")
+    skipped = False
+    for name, score in summary["tasks"].items():
+        low, high = score["low"], score["high"]
+        examples = f"{score['examples']:,}" + (f" (+{score['skipped']} bad)" if score["skipped"] else "")
+        skipped |= bool(score["skipped"])
+        interval = f"{low:.3f} to {high:.3f}" if low is not None else ""
+        row = [safe(name), score["metric"], f"{score['value']:.4f}", interval, examples, summary["split"]]
+        table.add_row(*map(Text, row), f"{score['loss']:.4f}")
+    if len(summary["tasks"]) > 1:
+        table.add_section()
+        table.add_row("mean", "", f"{summary['mean']:.4f}")
+    console.print(table)
+    if skipped:
+        console.print("bad rows were skipped, see the warnings above")
+    if "sampling" in summary:
+        _show_cost(console, summary)
+    for name, details in summary.get("details", {}).items():
+        _show_details(console, name, details)
+
+
+def _show_cost(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print how much of each task was read, and the time and memory of the run."""
+    lines = []
+    for name, used in summary["sampling"].items():
+        planned = f" of {used['planned_draws']:.1f} planned" if used["planned_draws"] else ""
+        draws = f"{used['draws']} draws{planned}, " if used["draws"] else ""
+        lines.append(f"  {safe(name)}: {draws}{used['examples']:,} examples, {used['epochs']:.2f} epochs")
+    console.print("\n".join(lines))
+    memory = summary["peak_memory_bytes"] / 2**30
+    spent = f"{summary['examples']:,} example-forwards in training"
+    console.print(f"{summary['total_seconds']:.0f} s in all, {spent}, peak memory {memory:.2f} GiB")
+
+
+def _show_details(console: Console, name: str, details: Mapping[str, Any]) -> None:
+    """Print the confusion matrix of a task with classes, or how far predictions of numbers are off."""
+    if "confusion" in details:
+        title = Text(f"{safe(name)}: rows are labels, columns predictions")
+        table = Folding(title=title, title_justify="left", box=box_of(console))
+        table.add_column("")
+        for label in details["classes"]:
+            table.add_column(Text(safe(label, 20)), justify="right")
+        for label, row in zip(details["classes"], details["confusion"], strict=True):
+            table.add_row(Text(safe(label, 20)), *map(str, row))
+        console.print(table)
+        return
+    console.print(
+        f"{safe(name)}: mean error {details['mean_error']:+.3f}, "
+        f"mean absolute error {details['mean_absolute_error']:.3f}, "
+        f"root mean square {details['root_mean_square_error']:.3f}; farthest off:"
+    )
+    for row in details["worst"]:
+        console.print(f"  {safe(row['id'])}: label {row['label']:.3g}, predicted {row['prediction']:.3g}")
