@@ -70,21 +70,19 @@ if TYPE_CHECKING:
 __version__ = _version("mtmeta")
 
 _LAZY = {
-    "Batch": "mtmeta.core.api.batch",
-    "CosineHead": "mtmeta.core.api.heads",
-    "Event": "mtmeta.core.api.events",
-    "LinearHead": "mtmeta.core.api.heads",
-    "MLPHead": "mtmeta.core.api.heads",
-    "Packed": "mtmeta.core.api.batch",
-    "Prediction": "mtmeta.core.run.predictor",
-    "Predictor": "mtmeta.core.run.predictor",
-    "Scalar": "mtmeta.core.api.scalars",
-    "Sources": "mtmeta.core.storage.sources",
-    "compare": "mtmeta.core.studies.compare",
-    "evaluate": "mtmeta.core.run.evaluate",
-    "load": "mtmeta.core.run.predictor",
-    "run": "mtmeta.core.run.run",
-    "scalars": "mtmeta.core.api.scalars",
+    name: f"mtmeta.core.{module}"
+    for module, names in (
+        ("api.batch", "Batch Packed"),
+        ("api.events", "Event"),
+        ("api.heads", "CosineHead LinearHead MLPHead"),
+        ("api.scalars", "Scalar scalars"),
+        ("run.evaluate", "evaluate"),
+        ("run.predictor", "Prediction Predictor load"),
+        ("run.run", "run"),
+        ("storage.sources", "Sources"),
+        ("studies.compare", "compare"),
+    )
+    for name in names.split()
 }
 
 __all__ = [
