@@ -27,6 +27,7 @@ from mtmeta.cli.completion.answer import VARIABLE, answer
 from mtmeta.cli.completion.command import completion
 from mtmeta.cli.errors import unforeseen, usage_error
 from mtmeta.core.errors import MtmetaError, Problems, Stopped
+from mtmeta.core.studies.error_pipe import PIPE, send_error
 
 __all__ = ["app", "main"]
 
@@ -90,10 +91,11 @@ def _print_lines(lines: Sequence[str]) -> None:
             print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
-def _fail(error: MtmetaError) -> NoReturn:
-    """Print an error and exit with its code; the one place that does."""
-    _print_lines(error.lines())
-    sys.exit(error.code if isinstance(error, Problems) else error.exit_code)
+def _fail(error: MtmetaError | Stopped, pipe: str, code: int | None = None) -> NoReturn:
+    """Report an error, to the parent process or the user, and exit with its code; the one place that does."""
+    if not send_error(error, pipe):
+        _print_lines(error.lines())
+    sys.exit(code or (error.code if isinstance(error, Problems) else error.exit_code))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -104,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a C locale must not turn a letter into a traceback
     debug = os.environ.get("MTMETA_DEBUG") == "1"
+    pipe = os.environ.pop(PIPE, "")  # ours alone, not of what we start
     try:
         _invoke(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout is not None:  # as it is under `>&-`
@@ -113,15 +116,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Stopped as stopped:
-        _print_lines(stopped.lines())
-        sys.exit(stopped.exit_code)
+        _fail(stopped, pipe)
     except KeyboardInterrupt:
-        print("error: interrupted; run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
+        _fail(MtmetaError("", "interrupted; run the same command again to continue"), pipe, Stopped.interrupted)
     except Exception as error:
         if debug:
             raise
-        _fail(error if isinstance(error, MtmetaError) else unforeseen(error))
+        _fail(error if isinstance(error, MtmetaError) else unforeseen(error), pipe)
     sys.exit(0)
 
 

@@ -5,6 +5,7 @@
     │   └── RecipeError   2   the recipe, `--set` included
     ├── DataError         3   a data file or one of its rows
     ├── CheckpointError   4   a checkpoint or a run directory
+    │   └── RunInUse      4   a run directory that another process holds
     ├── WeightsError      4   weights, config.json, tokenizer
     ├── PluginError       5   a plugin that is broken, missing or in conflict
     ├── MachineError      6   device, disk, network, versions
@@ -35,6 +36,7 @@ __all__ = [
     "PluginError",
     "Problems",
     "RecipeError",
+    "RunInUse",
     "Stopped",
     "UsageError",
     "WeightsError",
@@ -85,6 +87,10 @@ class CheckpointError(MtmetaError):
     """A checkpoint or a run directory cannot be used."""
 
     exit_code = 4
+
+
+class RunInUse(CheckpointError):
+    """Another process holds the run directory."""
 
 
 class WeightsError(MtmetaError):

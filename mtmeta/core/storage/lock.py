@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from mtmeta.core.errors import CheckpointError
+from mtmeta.core.errors import CheckpointError, RunInUse
 from mtmeta.core.storage.atomic import make_folder
 from mtmeta.core.storage.disk import disk_errors
 from mtmeta.core.wording import safe
@@ -22,12 +22,10 @@ try:
 except ImportError:  # a system without file locks of this kind
     fcntl = None
 
-__all__ = ["IN_USE", "LOCK_NAME", "file_lock", "lock_folder", "lock_owner"]
+__all__ = ["LOCK_NAME", "file_lock", "lock_folder", "lock_owner"]
 
 LOCK_NAME = ".lock"
 """A file in the run directory that says which process uses it; left behind only by a kill."""
-IN_USE = "is in use by"
-"""How the error goes on that names the other process, for whoever started the process that prints it."""
 
 
 @contextlib.contextmanager
@@ -74,12 +72,12 @@ def _is_at(path: Path, handle: int) -> bool:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
-    """Lock a run directory, made if need be. Raises CheckpointError naming the process that uses it already."""
+    """Lock a run directory, made if need be. Raises RunInUse naming the process that uses it already."""
     path = folder / LOCK_NAME
 
     def refuse(handle: int) -> None:
-        message = f"{IN_USE} {_owner(handle)}; wait for it to end, or choose another directory with --out"
-        raise CheckpointError(str(folder), message) from None
+        message = f"is in use by {_owner(handle)}; wait for it to end, or choose another directory with --out"
+        raise RunInUse(str(folder), message) from None
 
     def unsupported(reason: str) -> None:
         warn(f"{folder}: no file lock ({safe(reason)}); take care that no other process uses this run directory")

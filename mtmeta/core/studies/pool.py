@@ -1,4 +1,4 @@
-"""Many runs, several at once, each in a process of its own: what is done is kept, what is left goes on.
+"""A pool of processes, one for each run: finished runs are kept, unfinished ones go on.
 
 A run's process is `mtmeta run`, so whatever holds for that command holds here: the same directory continues, a finished
 one is left alone, and a signal ends a run between two steps with everything saved.
@@ -15,30 +15,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtmeta.core.errors import (
-    CheckpointError,
-    DataError,
-    DivergedError,
-    MachineError,
-    MtmetaError,
-    PluginError,
-    RecipeError,
-    Stopped,
-    raise_all,
-)
+from mtmeta.core.errors import MachineError, MtmetaError, RunInUse, Stopped, raise_all
 from mtmeta.core.signals import PARENT, StopRequest
-from mtmeta.core.storage.lock import IN_USE, lock_owner
+from mtmeta.core.storage.lock import lock_owner
+from mtmeta.core.studies.error_pipe import PIPE, receive_errors
 from mtmeta.core.wording import safe
 
 __all__ = ["Job", "run_all", "without_options"]
 
-KINDS = (RecipeError, DataError, CheckpointError, PluginError, MachineError, DivergedError)
-CODES: dict[int, type[MtmetaError]] = {kind.exit_code: kind for kind in KINDS}
 OF_RUN = re.compile(r"--(fresh|allow-[a-z]+)\b")
 STOPPED = (75, Stopped.interrupted)
 POLL = 0.05  # seconds
@@ -48,7 +36,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what its lines are called, where it lies, and the arguments after `mtmeta run`.
+    """One run: the label of its lines, its directory, and the arguments after `mtmeta run`.
 
     `threads` is how many it began with, for a run that goes on must have as many.
     """
@@ -60,11 +48,11 @@ class Job:
 
 
 def without_options(text: str, folder: Path) -> str:
-    """A line of `mtmeta run` without advice that only that command can follow."""
-    found = OF_RUN.search(text)
-    if found is None:
+    """Return a line of `mtmeta run` without advice that only that command can follow."""
+    option = OF_RUN.search(text)
+    if option is None:
         return text
-    head = text[: found.start()]
+    head = text[: option.start()]
     cut = max(head.rfind("; "), head.rfind(": "))
     return f"{head[:cut]}; remove {folder} to train it again" if cut >= 0 else text
 
@@ -80,71 +68,91 @@ def run_all(
 ) -> None:
     """Run every job, `at_once` at a time and in their order; `ended` is called after each that ended well.
 
-    A run that another process is at is waited for. One that fails does not keep the others from running: `failed` is
-    told why; without it the errors of all are raised together in the end. What `ended` raises ends everything. Raises
+    A run that another process holds is waited for. One that fails does not keep the others from running: `failed` takes
+    its error; without it the errors of all are raised together in the end. An error in `ended` ends everything. Raises
     Stopped once every process has ended, if a signal came.
     """
     stop = stop or StopRequest()
-    waiting = list(jobs)
-    running: list[_Running] = []
+    pool = _Pool(jobs, at_once, say)
     problems: list[MtmetaError] = []
-    held = _Held(say)
     done = 0
     stop.where = f"with 0 of {len(jobs)} runs done"
-    with stop.deferred(), _nothing_left(running):
-        while running or (waiting and not stop.signal):
-            for job in list(waiting) if not stop.signal else ():
-                if len(running) < at_once and held.is_free(job):
-                    waiting.remove(job)
-                    running.append(_Running(job, at_once, say))
+    with stop.deferred(), _nothing_left(pool.running):
+        while pool.running or (pool.waiting and not stop.signal):
             if stop.signal:
-                for one in running:
-                    one.ask_to_stop()
-            for one in [one for one in running if one.has_ended()]:
-                running.remove(one)
-                if one.stopped():
-                    continue
-                if one.was_too_late():
-                    waiting.insert(0, one.job)
-                    held.ask_later(one.job)
-                    continue
+                pool.ask_to_stop()
+            else:
+                pool.start()
+            for process in pool.ended():
                 try:
-                    one.check()
+                    process.check()
                 except MtmetaError as error:
                     if failed is None:
                         problems.append(error)
                     else:
-                        failed(one.job, error)
+                        failed(process.job, error)
                     continue
                 done += 1
                 stop.where = f"with {done} of {len(jobs)} runs done"
-                ended(one.job)
+                ended(process.job)
             time.sleep(POLL)
     stop.check()
     raise_all(problems)
 
 
+class _Pool:
+    """Jobs that wait, and the processes of those that run, at most `at_once` of them."""
+
+    def __init__(self, jobs: Sequence[Job], at_once: int, say: Say) -> None:
+        self.waiting = list(jobs)
+        self.running: list[_Running] = []
+        self._at_once, self._say = at_once, say
+        self._held = _Held(say)
+
+    def start(self) -> None:
+        """Start what may run now, in the order of the jobs."""
+        for job in list(self.waiting):
+            if len(self.running) < self._at_once and self._held.is_free(job):
+                self.waiting.remove(job)
+                self.running.append(_Running(job, self._at_once, self._say))
+
+    def ask_to_stop(self) -> None:
+        """Pass a signal on to every process."""
+        for process in self.running:
+            process.ask_to_stop()
+
+    def ended(self) -> Iterator[_Running]:
+        """Take out the processes that are over, less those that were asked to stop; one that was late waits again."""
+        for process in [process for process in self.running if process.has_ended()]:
+            self.running.remove(process)
+            if process.was_late():
+                self.waiting.insert(0, process.job)
+                self._held.ask_later(process.job)
+            elif not process.was_stopped():
+                yield process
+
+
 class _Held:
-    """Which runs other processes are at."""
+    """The runs that other processes hold."""
 
     def __init__(self, say: Say) -> None:
         self._say = say
         self._asked: dict[Path, float] = {}
 
     def is_free(self, job: Job) -> bool:
-        """Whether nobody is at a run; asked once a second, and told once."""
+        """Return whether nobody holds a run; asked once a second, and said once."""
         now = time.monotonic()
         if now - self._asked.get(job.folder, -math.inf) < 1.0:
             return False
-        who = lock_owner(job.folder)
-        if who and job.folder not in self._asked:
-            self._say(f"{job.label}: waits for {who}, which is at {job.folder}")
-        if who:
+        process = lock_owner(job.folder)
+        if process and job.folder not in self._asked:
+            self._say(f"{job.label}: waits for {process}, which is at {job.folder}")
+        if process:
             self._asked[job.folder] = now
-        return not who
+        return not process
 
     def ask_later(self, job: Job) -> None:
-        """Not before a second has passed."""
+        """Ask again when a second has passed."""
         self._asked[job.folder] = time.monotonic()
 
 
@@ -153,49 +161,60 @@ class _Running:
 
     def __init__(self, job: Job, at_once: int, say: Say) -> None:
         self.job = job
-        self._last: deque[str] = deque(maxlen=20)  # the end of what it printed, for the error it may end with
         self._asked = False
+        self._errors: list[MtmetaError] = []
         environ = dict(os.environ)
         environ[PARENT] = str(os.getpid())
         if job.threads is not None:
             environ["OMP_NUM_THREADS"] = str(job.threads)
         elif at_once > 1:  # or every run would take every core
             environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // at_once)))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mtmeta", "run", *job.arguments, "--out", str(job.folder), "--json"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # the summary, which is in the run directory too
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="backslashreplace",
-            env=environ,
-            start_new_session=True,  # a Ctrl-C comes to us alone, and we pass it on once
-        )
-        self._reader = threading.Thread(target=self._read, args=(say,), daemon=True)
-        self._reader.start()
+        errors, pipe = os.pipe()
+        environ[PIPE] = str(pipe)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "mtmeta", "run", *job.arguments, "--out", str(job.folder), "--json"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,  # the summary, which is in the run directory too
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="backslashreplace",
+                env=environ,
+                pass_fds=[pipe],
+                start_new_session=True,  # a Ctrl-C comes to us alone, and we pass it on once
+            )
+        finally:
+            os.close(pipe)  # or the end of what the child writes would never come
+        self._readers = [
+            threading.Thread(target=self._pass_on, args=(say,), daemon=True),
+            threading.Thread(target=self._receive, args=(errors,), daemon=True),
+        ]
+        for reader in self._readers:
+            reader.start()
 
-    def _read(self, say: Say) -> None:
+    def _pass_on(self, say: Say) -> None:
         assert self._process.stderr is not None
         with self._process.stderr as lines:
             for line in lines:
-                self._last.append(line.rstrip("\n"))
-                if not line.startswith("error: "):  # that is raised
-                    line = without_options(line.strip(), self.job.folder)
-                    # who listened may be gone; the run is to go on, and would wait for a pipe that nobody reads
-                    with contextlib.suppress(OSError, ValueError):
-                        say(f"{self.job.label}: {safe(line, 1000)}")
+                line = without_options(line.strip(), self.job.folder)
+                # the listener may be gone; the run is to go on, and would wait for a pipe that nobody reads
+                with contextlib.suppress(OSError, ValueError):
+                    say(f"{self.job.label}: {safe(line, 1000)}")
+
+    def _receive(self, errors: int) -> None:
+        with open(errors, encoding="utf-8", errors="backslashreplace") as lines:
+            self._errors = receive_errors(lines)
 
     def has_ended(self) -> bool:
-        """Whether it is over, and all it had to say was passed on."""
-        return self._process.poll() is not None and not self._reader.is_alive()
+        """Return whether it is over, and all its lines were passed on."""
+        return self._process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
 
-    def was_too_late(self) -> bool:
-        """Whether another process had taken the run between our look at it and its own."""
-        told = any(line.startswith("error: ") and IN_USE in line for line in self._last)
-        return self._process.returncode == CheckpointError.exit_code and told
+    def was_late(self) -> bool:
+        """Return whether another process had taken the run between our look at it and its own."""
+        return any(isinstance(error, RunInUse) for error in self._errors)
 
-    def stopped(self) -> bool:
-        """Whether it ended because it was asked to."""
+    def was_stopped(self) -> bool:
+        """Return whether it ended because it was asked to."""
         return self._asked and (self._process.returncode in STOPPED or self._process.returncode < 0)
 
     def ask_to_stop(self) -> None:
@@ -210,7 +229,8 @@ class _Running:
             self._process.wait(seconds)
         self._process.kill()
         self._process.wait()
-        self._reader.join()
+        for reader in self._readers:
+            reader.join()
 
     def check(self) -> None:
         """Raise what it ended with, unless it ended well."""
@@ -222,12 +242,13 @@ class _Running:
             raise MachineError(
                 self.job.label, message + (", with fewer --jobs if memory ran out" if code == -9 else "")
             )
-        told = [line.removeprefix("error: ") for line in self._last if line.startswith("error: ")]
-        lines = [without_options(line, self.job.folder) for line in told]
+        texts = [without_options(str(error), self.job.folder) for error in self._errors]
         if code in STOPPED:
-            raise MachineError(self.job.label, lines[0] if lines else "was stopped; run the same command again")
-        kind = CODES.get(code, MtmetaError)
-        raise_all([kind(self.job.label, line) for line in lines or [f"ended with exit code {code}"]])
+            raise MachineError(self.job.label, texts[0] if texts else "was stopped; run the same command again")
+        if not texts:
+            raise MtmetaError(self.job.label, f"ended with exit code {code}")
+        pairs = zip(self._errors, texts, strict=True)
+        raise_all([type(error)(self.job.label, text, help=error.help) for error, text in pairs])
 
 
 @contextlib.contextmanager

@@ -29,8 +29,10 @@ from mtmeta.core.errors import (
     DivergedError,
     Incomplete,
     MachineError,
+    MtmetaError,
     Problems,
     RecipeError,
+    RunInUse,
     UsageError,
 )
 from mtmeta.core.recipe.reader import load_recipe
@@ -39,6 +41,7 @@ from mtmeta.core.reports.comparison import as_csv, as_markdown
 from mtmeta.core.reports.terminal import comparison as compare_view
 from mtmeta.core.storage.lock import lock_folder, lock_owner
 from mtmeta.core.studies.comparable import check_alike, notes_on_recipes
+from mtmeta.core.studies.error_pipe import PIPE, send_error
 from mtmeta.core.studies.pool import Job, run_all, without_options
 from tests.core.run.test_run import write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
@@ -725,15 +728,17 @@ def test_a_run_goes_on_with_the_threads_it_began_with(done: Path, monkeypatch: p
 
 
 class Pretended:
-    """A process that ends with what is told of it; `told` holds the exit codes and lines of one after the other."""
+    """A process that ends with what is told of it; `told` holds exit codes, lines and errors of one after the other."""
 
-    told: ClassVar[list[tuple[int, str]]] = []
+    told: ClassVar[list[tuple[int, str, MtmetaError | None]]] = []
     started: ClassVar[list[tuple[list[str], dict[str, str]]]] = []
 
     def __init__(self, command: list[str], *, env: dict[str, str], **options: Any) -> None:
         self.started.append((command, env))
-        self.returncode, line = self.told[len(self.started) - 1]
-        self.stderr = io.StringIO(line)
+        self.returncode, lines, error = self.told[len(self.started) - 1]
+        self.stderr = io.StringIO(lines)
+        if error is not None:
+            assert send_error(error, str(os.dup(int(env[PIPE]))))
 
     def poll(self) -> int:
         return self.returncode
@@ -751,19 +756,20 @@ def test_the_threads_of_a_job_come_before_the_environment(
     tmp_path: Path, pretended: type[Pretended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    pretended.told += [(0, ""), (0, "")]
+    pretended.told += [(0, "", None), (0, "", None)]
     run_all([Job("a", tmp_path / "a", [], 3), Job("b", tmp_path / "b", [])], at_once=2)
     assert [env["OMP_NUM_THREADS"] for _, env in pretended.started] == ["3", "7"]
 
 
 def test_a_run_that_another_process_took_first_is_waited_for(tmp_path: Path, pretended: type[Pretended]) -> None:
     """Between our look and the start of our process: that is no failure."""
-    pretended.told += [(4, f"error: {tmp_path}/a: is in use by pid 7 on host h; wait for it to end\n"), (0, "")]
+    in_use = RunInUse(f"{tmp_path}/a", "is in use by pid 7 on host h; wait for it to end")
+    pretended.told += [(4, "", in_use), (0, "", None)]
     done: list[Job] = []
     job = Job("a", tmp_path / "a", [])
     run_all([job], ended=done.append)
     assert (done, len(pretended.started)) == ([job], 2)
-    pretended.told.append((4, "error: weights: are damaged\n"))
+    pretended.told.append((4, "", CheckpointError("weights", "are damaged")))
     with pytest.raises(CheckpointError, match="a: weights: are damaged"):
         run_all([job])
 
@@ -774,7 +780,8 @@ def test_lines_that_nobody_listens_to_do_not_stop_a_run(tmp_path: Path, pretende
         raise BrokenPipeError
 
     heard: list[str] = []
-    pretended.told.append((7, "one\nwarning: R is finished; --fresh trains it again\nerror: loss became nan\n"))
+    lines = "one\nwarning: R is finished; --fresh trains it again\n"
+    pretended.told.append((7, lines, DivergedError("", "loss became nan")))
     with pytest.raises(DivergedError, match="a: loss became nan"):
         run_all([Job("a", tmp_path / "a", [])], say=say)
     assert heard == ["a: one", f"a: warning: R is finished; remove {tmp_path / 'a'} to train it again"]

@@ -1,0 +1,72 @@
+"""Errors of a child process as data: one line of JSON each, on a pipe that the parent opened for them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from mtmeta.core.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    MachineError,
+    MtmetaError,
+    PluginError,
+    Problems,
+    RecipeError,
+    RunInUse,
+    Stopped,
+    UsageError,
+    WeightsError,
+)
+from mtmeta.core.wording import safe
+
+__all__ = ["PIPE", "receive_errors", "send_error"]
+
+PIPE = "MTMETA_ERROR_PIPE"
+"""Variable with the file descriptor of the pipe, for a child that is to write its errors there and not to stderr."""
+MAX_LENGTH = 1000  # characters, as on stderr
+
+KINDS: dict[str, type[MtmetaError]] = {
+    kind.__name__: kind
+    for kind in (
+        *(MtmetaError, UsageError, RecipeError, DataError, CheckpointError, RunInUse, WeightsError),
+        *(PluginError, MachineError, DivergedError),
+    )
+}
+KINDS["Stopped"] = MachineError  # to whoever did not ask for it
+
+
+def send_error(error: MtmetaError | Stopped, pipe: str) -> bool:
+    """Write an error, or each of several problems, to a file descriptor and close it; False if that cannot be done."""
+    if not pipe.isdecimal():
+        return False
+    try:
+        with open(int(pipe), "w", encoding="utf-8") as lines:
+            for problem in error.problems if isinstance(error, Problems) else [error]:
+                lines.write(json.dumps(_event(problem)) + "\n")
+    except OSError:
+        return False
+    return True
+
+
+def _event(error: MtmetaError | Stopped) -> dict[str, object]:
+    lines = error.help if isinstance(error, MtmetaError) else ()
+    return {
+        "kind": next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in KINDS),
+        "place": safe(error.place, MAX_LENGTH) if isinstance(error, MtmetaError) else "",
+        "message": safe(error.message if isinstance(error, MtmetaError) else str(error), MAX_LENGTH),
+        "help": [safe(line, MAX_LENGTH) for line in lines],
+    }
+
+
+def receive_errors(lines: Iterable[str]) -> list[MtmetaError]:
+    """Return the errors that a child sent; a line that a kill has torn is left out."""
+    errors = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+            errors.append(KINDS[event["kind"]](event["place"], event["message"], help=event["help"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return errors
