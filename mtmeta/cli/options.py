@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mtmeta.core.wording import safe
 
-__all__ = ["ChangedData", "DataRoot", "Device", "Json", "NoPlugin", "Set", "say", "warn"]
+if TYPE_CHECKING:
+    from mtmeta.core.run.request import RunRequest
+
+__all__ = ["ChangedData", "DataRoot", "Device", "Json", "NoPlugin", "Set", "run_request", "say", "warn"]
 
 Set = Annotated[
     list[str] | None,
@@ -37,3 +42,23 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning on stderr."""
     say(f"warning: {safe(text, 500)}")
+
+
+def run_request(
+    recipe: Path | str = "",
+    *,
+    set_: Sequence[str] | None = None,
+    no_plugin: Sequence[str] | None = None,
+    **options: Any,
+) -> RunRequest:
+    """Build the request of a command that needs PyTorch; warnings and downloads go to stderr.
+
+    Raises MachineError if PyTorch is too old.
+    """
+    from mtmeta.core.environment import check_torch
+
+    check_torch()
+    from mtmeta.core.reports.terminal.fetching import FetchView
+    from mtmeta.core.run.request import RunRequest
+
+    return RunRequest(recipe, overrides=set_ or (), block=no_plugin or (), warn=warn, watcher=FetchView(), **options)

@@ -107,14 +107,14 @@ def test_the_step_is_ended_and_saved(
 
 
 PLACES: list[tuple[str, Any, str, int, str]] = [
-    ("joint", running._Training, "load", 1, "before training"),
+    ("joint", running.Training, "load", 1, "before training"),
     ("joint", Session, "read_split", 2, "before training"),
-    ("joint", running._Training, "_open_reporters", 1, "before training"),
+    ("joint", running.Training, "open_reporters", 1, "before training"),
     ("joint", Session, "score", 2, "at meta-step 4"),
-    ("joint", running._Training, "_summarise", 1, "at meta-step 4"),
+    ("joint", running.Training, "summarise", 1, "at meta-step 4"),
     ("individual", Trainer, "_one_step", 3, "at meta-step 3 of group 'kind'"),
-    ("individual", running._Training, "_trainer", 2, "at meta-step 4 of group 'kind'"),
-    ("individual", running._Training, "_finish", 2, "at meta-step 4 of group 'grade'"),
+    ("individual", running.Training, "trainer", 2, "at meta-step 4 of group 'kind'"),
+    ("individual", running.Training, "finish", 2, "at meta-step 4 of group 'grade'"),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, say, warn
+from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, run_request, say
 from mtmeta.core.errors import UsageError
 from mtmeta.core.wording import quote
 
@@ -62,33 +62,17 @@ def adapt(
         counts = [int(part) for part in shots.split(",")]
     except ValueError:
         raise UsageError("--shots", f"takes whole numbers such as 4,16,64, found {quote(shots)}") from None
-    from mtmeta.core.environment import check_torch
-
-    check_torch()
+    request = run_request(arguments[-1], set_=set_, data_root=data_root, device=device, no_plugin=no_plugin)
     from mtmeta.core.reports.html.adaptation import check_page, write_page
 
     if out is not None:
         check_page(out)
     from mtmeta.core.reports.terminal.adaptation import show_adaptation
-    from mtmeta.core.reports.terminal.fetching import FetchView
+    from mtmeta.core.studies.adapt import Shots
     from mtmeta.core.studies.adapt import adapt as run_adaptation
 
-    found = run_adaptation(
-        arguments[:-1],
-        arguments[-1],
-        shots=counts,
-        draws=draws,
-        tasks=task or [],
-        head="prototype" if head == "prototype" else "reset",
-        keep=keep,
-        overrides=set_ or [],
-        data_root=data_root,
-        device=device,
-        block=no_plugin or [],
-        warn=warn,
-        say=say,
-        watcher=FetchView(),
-    )
-    print(json.dumps(found)) if json_ else show_adaptation(found)
+    plan = Shots(counts, draws, "prototype" if head == "prototype" else "reset")
+    figures = run_adaptation(arguments[:-1], request, plan, tasks=task or [], keep=keep, say=say)
+    print(json.dumps(figures)) if json_ else show_adaptation(figures)
     if out is not None:
-        say(f"wrote {write_page(found, out)}")
+        say(f"wrote {write_page(figures, out)}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, say, warn
+from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, run_request, say
 from mtmeta.core.errors import Incomplete, UsageError
 
 __all__ = ["compare"]
@@ -53,39 +53,28 @@ def compare(
     from mtmeta.core.signals import stop_on_signals
 
     with stop_on_signals() as stop:
-        from mtmeta.core.environment import check_torch
-        from mtmeta.core.reports.comparison import as_csv, as_markdown
-        from mtmeta.core.reports.terminal.comparison import show_comparison
-        from mtmeta.core.reports.terminal.fetching import FetchView
-        from mtmeta.core.studies.compare import compare as run_comparison
+        request = run_request(set_=set_, out=out, data_root=data_root, device=device, no_plugin=no_plugin, stop=stop)
+        from mtmeta.core.studies.compare import compare_recipes
 
-        check_torch()
         incomplete: Incomplete | None = None
         try:
-            found = run_comparison(
-                recipes,
-                seeds=seeds,
-                overrides=set_ or [],
-                out=out,
-                data_root=data_root,
-                device=device,
-                baseline=baseline,
-                jobs=jobs,
-                block=no_plugin or [],
-                warn=warn,
-                say=say,
-                watcher=FetchView(),
-                stop=stop,
-            )
+            table = compare_recipes(recipes, request, seeds=seeds, baseline=baseline, at_once=jobs, say=say)
         except Incomplete as error:
-            found, incomplete = error.comparison, error
-    if json_:
-        print(json.dumps(found, allow_nan=False))
-    elif markdown:
-        print(as_markdown(found), end="")
-    elif csv:
-        print(as_csv(found), end="")
-    else:
-        show_comparison(found)
+            table, incomplete = error.comparison, error
+    _show(table, json_=json_, markdown=markdown, csv=csv)
     if incomplete is not None:
         raise incomplete
+
+
+def _show(table: dict[str, Any], *, json_: bool, markdown: bool, csv: bool) -> None:
+    from mtmeta.core.reports.comparison import as_csv, as_markdown
+    from mtmeta.core.reports.terminal.comparison import show_comparison
+
+    if json_:
+        print(json.dumps(table, allow_nan=False))
+    elif markdown:
+        print(as_markdown(table), end="")
+    elif csv:
+        print(as_csv(table), end="")
+    else:
+        show_comparison(table)

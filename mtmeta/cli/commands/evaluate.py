@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, warn
+from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, run_request
 from mtmeta.core.errors import UsageError
 from mtmeta.core.wording import quote
 
@@ -41,29 +41,25 @@ def eval_(
       mtmeta eval runs/reptile_three_task --split test
       mtmeta eval runs/reptile_three_task --file sst=more.csv --verbose
     """
+    files = _files(file or [])
+    if split not in (None, "dev", "test", "train"):
+        raise UsageError("--split", f"must be dev, test or train, found {quote(split)}")
+    request = run_request(
+        data_root=data_root, device=device, allow_changed_data=allow_changed_data, no_plugin=no_plugin
+    )
+    from mtmeta.core.reports.terminal.results import show_results
+    from mtmeta.core.run.evaluate import score_run
+
+    table = score_run(run, request, split=split, task=task, files=files, verbose=verbose).plain()
+    print(json.dumps(table)) if json_ else show_results(table)
+
+
+def _files(given: list[str]) -> dict[str, str]:
+    """Parse the values of --file to paths by task. Raises UsageError."""
     files = {}
-    for text in file or []:
+    for text in given:
         name, equals, path = text.partition("=")
         if not equals or not name or not path:
             raise UsageError(f"--file {quote(text)}", "expected TASK=PATH")
         files[name] = path
-    if split not in (None, "dev", "test", "train"):
-        raise UsageError("--split", f"must be dev, test or train, found {quote(split)}")
-    import mtmeta
-    from mtmeta.core.reports.terminal.fetching import FetchView
-    from mtmeta.core.reports.terminal.results import show_results
-
-    summary = mtmeta.evaluate(
-        run,
-        split=split,
-        task=task,
-        files=files,
-        data_root=data_root,
-        device=device,
-        allow_changed_data=allow_changed_data,
-        verbose=verbose,
-        block=no_plugin or [],
-        warn=warn,
-        watcher=FetchView(),
-    )
-    print(json.dumps(summary)) if json_ else show_results(summary)
+    return files

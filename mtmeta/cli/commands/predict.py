@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import Device, NoPlugin, warn
+from mtmeta.cli.options import Device, NoPlugin, run_request, warn
 from mtmeta.core.errors import UsageError
 
 __all__ = ["predict"]
@@ -43,10 +43,12 @@ def predict(
       mtmeta predict runs/reptile_three_task --task sst --input reviews.txt
       cat reviews.txt | mtmeta predict runs/reptile_three_task --task sst
     """
-    import mtmeta
+    request = run_request(device=device, no_plugin=no_plugin)
+    from mtmeta.core.run.evaluate import open_run
     from mtmeta.core.run.predict_file import predict_file
+    from mtmeta.core.run.predictor import Predictor
 
-    predictor = mtmeta.load(run, device=device, block=no_plugin or [], warn=warn)
+    predictor = Predictor(open_run(run, request))
     if task is None and len(predictor.tasks) > 1:
         raise UsageError("--task", f"is needed, the run has several tasks: {', '.join(predictor.tasks)}")
     predict_file(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, warn
+from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, run_request
 from mtmeta.core.errors import UsageError
 
 __all__ = ["run"]
@@ -52,54 +52,32 @@ def run(
       mtmeta run my.yaml --dry-run
       mtmeta run my.yaml --set training.steps=20 --set optimizer.lr=0.5 --out runs/short
     """
+    options: dict[str, Any] = {"set_": set_, "out": out, "data_root": data_root, "device": device, "fresh": fresh}
+    options |= {"allow_changed_data": allow_changed_data, "allow_inexact": allow_inexact, "no_plugin": no_plugin}
     if dry_run:
-        _show_plan(
-            recipe,
-            overrides=set_ or [],
-            out=out,
-            data_root=data_root,
-            device=device,
-            fresh=fresh,
-            allow_changed_data=allow_changed_data,
-            allow_inexact=allow_inexact,
-            probe_steps=20 if probe is None else probe,
-            block=no_plugin or [],
-            json_=json_,
-        )
-        return
-    if probe is not None:
+        _show_plan(recipe, options, 20 if probe is None else probe, json_=json_)
+    elif probe is not None:
         raise UsageError("--probe", "is for --dry-run; give both")
+    else:
+        _train(recipe, options, json_=json_)
+
+
+def _train(recipe: Path, options: dict[str, Any], *, json_: bool) -> None:
     from mtmeta.core.signals import stop_on_signals
 
     with stop_on_signals() as stop:
-        import mtmeta
-        from mtmeta.core.reports.terminal.fetching import FetchView
+        request = run_request(recipe, stop=stop, **options)
         from mtmeta.core.reports.terminal.results import show_results
+        from mtmeta.core.run.run import train
 
-        summary = mtmeta.run(
-            recipe,
-            overrides=set_ or [],
-            out=out,
-            data_root=data_root,
-            device=device,
-            fresh=fresh,
-            allow_changed_data=allow_changed_data,
-            allow_inexact=allow_inexact,
-            block=no_plugin or [],
-            warn=warn,
-            watcher=FetchView(),
-            stop=stop,
-        )
+        summary = train(request).plain()
     print(json.dumps(summary)) if json_ else show_results(summary)
 
 
-def _show_plan(recipe: Path, *, json_: bool, **options: Any) -> None:
-    from mtmeta.core.environment import check_torch
-
-    check_torch()
-    from mtmeta.core.reports.terminal.fetching import FetchView
+def _show_plan(recipe: Path, options: dict[str, Any], probe_steps: int, *, json_: bool) -> None:
+    request = run_request(recipe, **options)
     from mtmeta.core.reports.terminal.plan import show_plan
     from mtmeta.core.run.plan import plan
 
-    found = plan(recipe, warn=warn, watcher=FetchView(), **options)
-    print(json.dumps(found)) if json_ else show_plan(found)
+    facts = plan(request, probe_steps)
+    print(json.dumps(facts)) if json_ else show_plan(facts)

@@ -22,6 +22,7 @@ from mtmeta.core.export.heads import Answer, describe_tasks, head_tensors
 from mtmeta.core.export.model_card import Facts, card
 from mtmeta.core.machine import fitting_threads, memory_errors
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
+from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.storage.disk import write_tensors
 from mtmeta.core.storage.staging import Destination, StagingFolder, identity
@@ -71,7 +72,7 @@ def export(
         from mtmeta.core.export.onnx_graphs import check_packages
 
         check_packages()
-    session = open_run(run, device="cpu", block=block, warn=warn)
+    session = open_run(run, RunRequest(device="cpu", block=block, warn=warn))
     chosen = _choose_tasks(list(session.recipe.tasks), tasks)
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
     place = Destination(Path(out) if out is not None else default, identity(session.folder.lock()), form, fresh=fresh)
@@ -116,8 +117,9 @@ def _write_models(
         steps |= dict.fromkeys(names, part.step)
     if form == "onnx":
         _describe_onnx(draft, described, part.backbone)
-    run = session.folder
-    facts = Facts(session.recipe, run.lock(), run.finished(), steps, part.backbone.max_length, differences)
+    run, summary = session.folder, session.folder.finished()
+    results = summary.plain() if summary is not None else None
+    facts = Facts(session.recipe, run.lock(), results, steps, part.backbone.max_length, differences)
     for under, names in folders.items():
         text = card(form, facts, names, {name: described.get(name, {}) for name in names})
         draft.write(f"{under}/README.md" if under else "README.md", text)

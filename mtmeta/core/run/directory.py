@@ -1,4 +1,4 @@
-"""A run directory: what lies in it, whether a command may use it, and what must not have changed since.
+"""A run directory: its files, whether a command may use it, and checks that nothing has changed since it began.
 
 recipe.yaml  recipe.lock.yaml  backbone/  checkpoints/  events.jsonl  predictions/  summary.json
 metrics.jsonl and tensorboard/, where the recipe has these reporters
@@ -24,9 +24,9 @@ from mtmeta.core.recipe.resolved import describe, differences, digest, dump
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import plugin_of
 from mtmeta.core.registry.registry import Registry
-from mtmeta.core.run.summary import check_summary
+from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.atomic import clear_leftovers
-from mtmeta.core.storage.disk import disk_errors, read_json, write_file
+from mtmeta.core.storage.disk import disk_errors, write_file
 from mtmeta.core.storage.lock import LOCK_NAME
 from mtmeta.core.wording import safe
 
@@ -40,7 +40,7 @@ __all__ = ["RunDir", "check_hashes", "make_lock"]
 CONTENTS = (  # beside recipe and lock
     *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "tensorboard"),
 )
-# what must be equal for a continued run to give the very same weights, beside recipe, data and weights
+# entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
 
 
@@ -67,7 +67,7 @@ class RunDir:
         return self.path / "backbone"
 
     def checkpoints(self, group: str, groups: int, keep: int = 2) -> Checkpoints:
-        """One folder of checkpoints, or one for each group where there are several."""
+        """Return the checkpoints of a group, which has a folder of its own where there are several."""
         from mtmeta.core.training.checkpoint import Checkpoints
 
         folder = self.path / "checkpoints"
@@ -79,7 +79,7 @@ class RunDir:
             raise UsageError(str(self.path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
 
     def lock(self) -> dict[str, Any]:
-        """The lock written when the run began."""
+        """Read the lock written when the run began. Raises CheckpointError if it is damaged."""
         try:
             data = strict_yaml.read_file(self.lock_file).data
         except MtmetaError as error:
@@ -89,14 +89,17 @@ class RunDir:
         return data
 
     def check_usable(self, recipe: Recipe, *, fresh: bool) -> bool:
-        """Whether a run of this very recipe is here already. Raises if the directory is something else."""
+        """Return whether a run of this very recipe is here already.
+
+        Raises UsageError, or CheckpointError for a run of another recipe, if the directory cannot be used.
+        """
         nearest = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not nearest.is_dir():
             raise UsageError(str(nearest), "is a file; choose another directory with --out")
         if nearest != self.path or not any(map(_counts, self.path.iterdir())):
             return False
         for path in (self.recipe, self.lock_file, *(self.path / name for name in CONTENTS)):
-            if path.is_symlink():  # it may lead anywhere, and what it leads to would be overwritten
+            if path.is_symlink():  # it may lead anywhere, and its target would be overwritten
                 raise UsageError(str(path), "is a symbolic link; remove it, or choose another directory with --out")
         if not self.recipe.exists() and not self.lock_file.exists():
             raise UsageError(f"{self.path}/", "not empty and not an mtmeta run; choose another directory with --out")
@@ -132,7 +135,7 @@ class RunDir:
         changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
         if not changed:
             return
-        shown = [", ".join(f"{key} {safe(found.get(key, 'absent'))}" for key in changed) for found in (was, now)]
+        shown = [", ".join(f"{key} {safe(facts.get(key, 'absent'))}" for key in changed) for facts in (was, now)]
         if not allow_inexact:
             message = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
             raise CheckpointError(str(self.path), message)
@@ -145,11 +148,11 @@ class RunDir:
     def begin(self, recipe: Recipe, lock: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Start a new run: clear an old one's files, then write recipe, lock and backbone files.
 
-        Wherever this is stopped, there is a lock and no recipe: what `check_usable` takes for a beginning.
+        Wherever this is stopped, there is a lock and no recipe: `check_usable` takes that for a beginning.
         """
         with disk_errors(self.path):
             self.recipe.unlink(missing_ok=True)
-            self.clear()  # what an earlier beginning left
+            self.clear()  # leftovers of an earlier beginning
             write_file(self.lock_file, dump(dict(lock)))
             for name in CONTENTS:
                 path = self.path / name
@@ -159,30 +162,22 @@ class RunDir:
         write_file(self.recipe, dump(describe(recipe)))
 
     def clear(self) -> None:
-        """Remove what a kill left half-written."""
+        """Remove files that a kill left half-written."""
         for folder in (self.path, self.backbone, self.path / "predictions"):
             clear_leftovers(folder)
 
-    def finished(self) -> dict[str, Any] | None:
-        """The summary, if the run is over. Raises CheckpointError if it is damaged."""
-        if not self.summary.exists():
-            return None
-        remedy = "remove it and the same command writes it again"
-        try:
-            return check_summary(read_json(self.summary))
-        except CheckpointError as error:
-            raise CheckpointError(error.place, f"{error.message}; {remedy}") from error
-        except ValueError as error:
-            raise CheckpointError(str(self.summary), f"damaged ({safe(str(error), 200)}); {remedy}") from error
+    def finished(self) -> RunSummary | None:
+        """Return the summary if the run is over. Raises CheckpointError if it is damaged."""
+        return RunSummary.read(self.summary) if self.summary.exists() else None
 
 
 def _counts(path: Path) -> bool:
-    """Whether a file makes its directory not empty; what a kill leaves behind does not."""
+    """Return whether a file makes its directory not empty; leftovers of a kill do not."""
     return path.name != LOCK_NAME and not (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
-    """What must be equal, in words."""
+    """Return the entries of a lock that must be equal, as text."""
     plugins = lock.get("plugins")
     versions = {f"plugin {name}": str(number) for name, number in plugins.items()} if isinstance(plugins, dict) else {}
     packages = lock.get("packages")
@@ -213,7 +208,7 @@ def make_lock(
     device: torch.device,
     precision: str,
 ) -> dict[str, Any]:
-    """Versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
+    """Build the lock: versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
     import torch
 
     from mtmeta.core.machine import processor
@@ -238,7 +233,7 @@ def make_lock(
 
 
 def _plugins(recipe: Recipe, registry: Registry) -> dict[str, str]:
-    """Version of each third-party plugin that the recipe uses, by distribution; reporters change no number."""
+    """Return the version of each third-party plugin that may change a number of the run, by distribution."""
     parts = (recipe.backbone, *recipe.tasks.values(), recipe.sampler, recipe.algorithm)
     metrics = [name for task in recipe.tasks.values() for name in task.metrics]
     used = [plugin_of(part) for part in parts]

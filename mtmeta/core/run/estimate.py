@@ -1,4 +1,4 @@
-"""Seconds that training and evaluation would take, from a few steps and batches that are really done."""
+"""Estimates of the seconds that training and evaluation take, from a few steps and batches that are really done."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ CONFIDENCE = 0.975  # of either side: 95% between them
 
 @dataclass
 class Measured:
-    """What each probed step read of each task, and how long it took."""
+    """Examples that each probed step read of each task, and how long it took."""
 
     reads: list[dict[str, int]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def examples(self, tasks: Sequence[str], steps: int) -> dict[str, float] | None:
-        """Example-forwards of so many steps, if they are like those that were probed."""
+        """Return the example-forwards by task of so many steps, if they are like those that were probed."""
         if not self.seconds:
             return None
         return {task: steps * float(np.mean([read.get(task, 0) for read in self.reads])) for task in tasks}
@@ -52,25 +52,25 @@ class Seconds:
     off: float | None
 
     def times(self, count: int) -> Seconds:
-        """Of so many of the same; whatever the one was off by, they all are."""
+        """Return the estimate of so many of the same, which are all off by as much as the one."""
         return Seconds(count * self.seconds, None if self.off is None else count * self.off)
 
     def json(self) -> dict[str, float | None]:
-        """Seconds, and the 95% interval around them."""
+        """Return the seconds and the 95% interval around them, rounded to milliseconds."""
         low, high = (None, None) if self.off is None else (max(0.0, self.seconds - self.off), self.seconds + self.off)
-        found = {"seconds": self.seconds, "low": low, "high": high}
-        return {key: None if value is None else round(value, 3) for key, value in found.items()}
+        interval = {"seconds": self.seconds, "low": low, "high": high}
+        return {key: None if value is None else round(value, 3) for key, value in interval.items()}
 
 
 def together(parts: Sequence[Seconds]) -> Seconds:
-    """The sum of estimates that are off independently of each other."""
+    """Return the sum of estimates that are off independently of each other."""
     known = [part.off for part in parts if part.off is not None]
     off = math.hypot(*known) if len(known) == len(parts) else None
     return Seconds(math.fsum(part.seconds for part in parts), off)
 
 
 def picked(reads: NDArray[np.int64], start: int, steps: int) -> list[int]:
-    """Steps to probe, from `start`: spread over the run, those first that between them read every task.
+    """Pick steps to probe, from `start`: spread over the run, those first that between them read every task.
 
     `reads` are the example-forwards [steps, tasks] of the run.
     """
@@ -99,25 +99,25 @@ def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, se
     with memory_errors("the probe", "lower batch_size or max_length"):
         for task in feed.tasks:
             learner.gradient(feed.batch(task))
-    found = Measured()
+    measured = Measured()
     began = time.perf_counter()
     for step in picked(reads, start, steps):
         before = dict(learner.read)
         trainer.step = step
         at = time.perf_counter()
         trainer.make_step()
-        found.seconds.append(time.perf_counter() - at)
-        found.reads.append({task: count - before.get(task, 0) for task, count in learner.read.items()})
-        if time.perf_counter() - began > seconds and len(found.seconds) > 1:
+        measured.seconds.append(time.perf_counter() - at)
+        measured.reads.append({task: count - before.get(task, 0) for task, count in learner.read.items()})
+        if time.perf_counter() - began > seconds and len(measured.seconds) > 1:
             break
-    covered = {task for read in found.reads[1:] for task, count in read.items() if count}
-    if len(found.seconds) > ENOUGH and {task for task, count in found.reads[0].items() if count} <= covered:
-        del found.reads[0], found.seconds[0]
-    return found
+    covered = {task for read in measured.reads[1:] for task, count in read.items() if count}
+    if len(measured.seconds) > ENOUGH and {task for task, count in measured.reads[0].items() if count} <= covered:
+        del measured.reads[0], measured.seconds[0]
+    return measured
 
 
 def predicted(measured: Measured, tasks: Sequence[str], examples: Mapping[str, float], steps: int) -> Seconds:
-    """Seconds of `steps` steps that read so many examples of each task.
+    """Predict the seconds of `steps` steps that read so many examples of each task.
 
     A step takes a fixed time and one for each example, by task; least squares without negative times finds them.
     """
@@ -135,14 +135,14 @@ def predicted(measured: Measured, tasks: Sequence[str], examples: Mapping[str, f
 
 
 def _wide(free: int) -> float:
-    """Standard errors to either side, which few measurements make many (Student's t)."""
+    """Return the standard errors to either side, which few measurements make many (Student's t)."""
     return float(stdtrit(free, CONFIDENCE))
 
 
 def evaluation_seconds(
     model: MultiTaskModel, data: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"], seed: int
 ) -> Seconds:
-    """Seconds of one evaluation of a dataset, from three random parts of it of one batch each, or all of it."""
+    """Measure one evaluation of a dataset, from three random parts of it of one batch each, or all of it."""
     share = min(1.0, batch_tokens / max(1, data.tokens))
     count = min(len(data), max(LEAST_EXAMPLES, math.ceil(share * len(data))))
     taken = []
@@ -157,7 +157,7 @@ def evaluation_seconds(
 
 
 def interval_seconds(metric: Metric, data: Dataset) -> float:
-    """Seconds of the bootstrap interval of a metric."""
+    """Measure the seconds of the bootstrap interval of a metric."""
     labels: Any = data.labels
     taken = []
     with warnings.catch_warnings():

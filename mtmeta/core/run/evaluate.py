@@ -12,14 +12,17 @@ from typing import Any
 from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone
-from mtmeta.core.api.events import Warned
+from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.errors import CheckpointError, UsageError
 from mtmeta.core.machine import fitting_threads, pick_device
 from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir, check_hashes
 from mtmeta.core.run.fetch import bring
+from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
+from mtmeta.core.run.summary import Evaluation
 from mtmeta.core.storage.artifacts import pins_of, remedy
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.sources import Sources
@@ -27,7 +30,7 @@ from mtmeta.core.training import evaluation
 from mtmeta.core.training.model import MultiTaskModel, prototype_head
 from mtmeta.core.wording import did_you_mean, quote
 
-__all__ = ["best_model", "evaluate", "open_run", "restore_backbone"]
+__all__ = ["best_model", "evaluate", "open_run", "restore_backbone", "score_run"]
 
 
 def evaluate(
@@ -48,9 +51,60 @@ def evaluate(
 
     Predictions are written to the run's predictions/ in file order. Raises MtmetaError.
     """
-    session = open_run(run_path, data_root=data_root, device=device, block=block, warn=warn, watcher=watcher)
-    folder, recipe = session.folder, session.recipe
-    files = files or {}
+    request = RunRequest(
+        data_root=data_root,
+        device=device,
+        allow_changed_data=allow_changed_data,
+        block=block,
+        warn=warn,
+        watcher=watcher,
+    )
+    return score_run(run_path, request, split=split, task=task, files=files, verbose=verbose).plain()
+
+
+def score_run(
+    run_path: str | Path,
+    request: RunRequest,
+    *,
+    split: str | None = None,
+    task: str | None = None,
+    files: Mapping[str, str] | None = None,
+    verbose: bool = False,
+) -> Evaluation:
+    """Score a run on a split, or on other files by task; see `evaluate`."""
+    session = open_run(run_path, request)
+    recipe, files = session.recipe, files or {}
+    chosen = _choose(recipe, split, task, files)
+    split = split or recipe.evaluation.report_on
+    if not files:
+        chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in chosen})
+        bring(chosen_only, [split], session.sources, backbone=False)
+    session.backbone = restore_backbone(session)
+    recorded = session.folder.lock()["data"]
+    hashes = {} if request.allow_changed_data else recorded
+    scores: dict[str, evaluation.Score] = {}
+    details, steps, started = {}, 0, time.perf_counter()
+    with fitting_threads(session.backbone.encoder):
+        for group in session.groups:
+            names = [name for name in group if name in chosen]
+            if not names:
+                continue
+            weights, step = session.checkpoints(group).best_and_step()
+            model = best_model(session, session.backbone, group, weights)
+            steps += step
+            for name in names:
+                dataset = _read(session, name, split, files.get(name), hashes)
+                session.note(dataset)
+                scores[name], predictions = session.score(model, dataset)
+                details[name] = evaluation.detail(recipe.tasks[name], predictions)
+    session.show_warnings()
+    table = session.table("file" if files else split, scores)
+    table |= {"steps": steps, "seconds": round(time.perf_counter() - started, 2)}
+    return Evaluation(**(table | {"details": details} if verbose else table))
+
+
+def _choose(recipe: Recipe, split: str | None, task: str | None, files: Mapping[str, str]) -> list[str]:
+    """Return the names of the tasks to score. Raises UsageError if the run lacks one, or if the options contradict."""
     chosen = [task] if task else list(files or recipe.tasks)
     for name in dict.fromkeys([*chosen, *files]):
         if name not in recipe.tasks:
@@ -61,72 +115,42 @@ def evaluate(
     for name in files:
         if name not in chosen:
             raise UsageError("--file", f"names task {quote(name)}, --task {quote(task)}; give the same task")
-    split = split or recipe.evaluation.report_on
-    if not files:
-        chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in chosen})
-        bring(chosen_only, [split], session.sources, backbone=False)
-    session.backbone = restore_backbone(session)
-    hashes = folder.lock()["data"]
-    scores: dict[str, evaluation.Score] = {}
-    details, steps, started = {}, 0, time.perf_counter()
-    with fitting_threads(session.backbone.encoder):
-        for group in session.groups:
-            wanted = [name for name in group if name in chosen]
-            if not wanted:
-                continue
-            checkpoints = session.checkpoints(group)
-            weights, step = checkpoints.best_and_step()
-            model = best_model(session, session.backbone, group, weights)
-            steps += step
-            for name in wanted:
-                path = files.get(name)
-                dataset = session.read_split(name, split, path)
-                if path is None and not allow_changed_data:
-                    check_hashes(hashes, {f"{name}-{split}": (dataset.file, dataset.sha256)})
-                if path is not None:
-                    dataset = replace(dataset, split=f"file-{Path(path).stem}")
-                session.note(dataset)
-                scores[name], predictions = session.score(model, dataset)
-                details[name] = evaluation.detail(recipe.tasks[name], predictions)
-    for note in session.notes:
-        if isinstance(note, Warned):
-            warn(note.text)
-    table = session.table(split if not files else "file", scores)
-    table |= {"steps": steps, "seconds": round(time.perf_counter() - started, 2)}
-    return {**table, "details": details} if verbose else table
+    return chosen
 
 
-def open_run(
-    run_path: str | Path,
-    *,
-    data_root: str | None = None,
-    device: str = "auto",
-    block: Sequence[str] = (),
-    warn: Callable[[str], None] = lambda text: None,
-    watcher: Watcher | None = None,
-) -> Session:
-    """A run's parts as its recipe names them, without data or weights. Raises UsageError if it is no run."""
+def _read(session: Session, name: str, split: str, path: str | None, hashes: Mapping[str, str]) -> Dataset:
+    """Read a split or file of a task. Raises DataError if a split's SHA-256 is not that in `hashes`."""
+    dataset = session.read_split(name, split, path)
+    if path is not None:
+        return replace(dataset, split=f"file-{Path(path).stem}")
+    check_hashes(hashes, {f"{name}-{split}": (dataset.file, dataset.sha256)})
+    return dataset
+
+
+def open_run(run_path: str | Path, request: RunRequest | None = None) -> Session:
+    """Open a run's parts as its own recipe names them, without data or weights. Raises UsageError if it is no run."""
+    request = request or RunRequest()
     folder = RunDir(Path(run_path))
     folder.check_is_run()
-    registry = build_registry(block=block, warn=warn)
+    registry = build_registry(block=request.block, warn=request.warn)
     # the resolved recipe holds the data root of the run itself, so the environment has no say here
-    recipe = load_recipe(folder.recipe, registry, data_root=data_root, environ={})
-    pins: dict[str, str] = {}  # what the run read, wherever a branch is now
-    with contextlib.suppress(CheckpointError):  # whoever needs the lock itself is told
+    recipe = load_recipe(folder.recipe, registry, data_root=request.data_root, environ={})
+    pins: dict[str, str] = {}  # of the commits that the run read, wherever a branch is now
+    with contextlib.suppress(CheckpointError):  # it is raised where the lock itself is needed
         pins = pins_of(folder.lock())
-    sources = Sources(pins, watcher, remedy=remedy(folder.recipe))
-    return Session(recipe, registry, folder, pick_device(device), warn, sources)
+    sources = Sources(pins, request.watcher, remedy=remedy(folder.recipe))
+    return Session(recipe, registry, folder, pick_device(request.device), request.warn, sources)
 
 
 def restore_backbone(session: Session) -> LoadedBackbone:
-    """The run's encoder, still without its weights, and its tokenizer."""
+    """Restore the run's encoder, still without its weights, and its tokenizer."""
     return session.recipe.backbone.restore(session.folder.backbone)
 
 
 def best_model(
     session: Session, backbone: LoadedBackbone, group: Sequence[str], weights: dict[str, Tensor]
 ) -> MultiTaskModel:
-    """Encoder and heads of a group of tasks with the given weights. Raises CheckpointError if they do not fit."""
+    """Build encoder and heads of a group of tasks with the given weights. Raises CheckpointError if they do not fit."""
     tasks = {name: session.recipe.tasks[name] for name in group}
     model = MultiTaskModel(backbone.encoder, tasks, session.recipe.seed, session.numbers(group))
     with contextlib.suppress(CheckpointError):  # without a lock the weights say whether they fit

@@ -33,7 +33,7 @@ def open_reporters(
     newest: Callable[[], str],
     warn: Callable[[str], None],
 ) -> Callable[[Event], None]:
-    """Open every reporter until `stack` closes; returns what hands an event to each.
+    """Open every reporter until `stack` closes; returns the function that hands an event to each.
 
     One that cannot be opened ends the run, which has not begun. One that fails later is left out from there on.
     `newest` names the newest checkpoint, for messages about the disk.
@@ -47,16 +47,13 @@ def open_reporters(
             with disk_errors(folder, message, newest):
                 yield
         except Exception as error:
-            # a closed pipe is one for the console: whoever read what it says has seen enough
+            # a closed pipe is one for the console: its reader has seen enough
             if reporter.essential or (isinstance(error, BrokenPipeError) and not accused(reporter)):
                 raise
             handlers.pop(number, None)
-            text = (
-                str(error)
-                if isinstance(error, MtmetaError)
-                else f"reporter '{reporter.name}' raised {exception_line(error)}"
-            )
-            with suppress(OSError):  # stderr may be what is gone
+            reason = f"reporter '{reporter.name}' raised {exception_line(error)}"
+            text = str(error) if isinstance(error, MtmetaError) else reason
+            with suppress(OSError):  # stderr may be gone itself
                 warn(f"{text}; the run goes on without this reporter")
 
     for number, reporter in enumerate(reporters):
@@ -69,7 +66,7 @@ def open_reporters(
             *raised: object, number: int = number, reporter: Reporter = reporter, context: object = context
         ) -> None:
             with excused(number, reporter):
-                context.__exit__(*raised)  # type: ignore[attr-defined]  # what it returns may not hide the exception
+                context.__exit__(*raised)  # type: ignore[attr-defined]  # its result may not hide the exception
 
         stack.push(close)
 
@@ -83,7 +80,7 @@ def open_reporters(
 
 @dataclass
 class Recorded:
-    """What of the beginning of a run, and which checkpoints, events.jsonl still tells of."""
+    """The events that events.jsonl still holds: the beginning of the run, and checkpoints."""
 
     started: bool = False
     checkpoints: set[tuple[str, int]] = field(default_factory=set)
@@ -96,9 +93,9 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
     As a rule that is a cut. Only where an earlier group has to go back behind its end, because its last checkpoints
     are damaged, later groups' events stay in front of those it will make again.
     """
-    found = Recorded()
+    recorded = Recorded()
     if not path.exists():
-        return found
+        return recorded
     end, scattered = 0, []
     with disk_errors(path):
         with open(path, "rb") as file:
@@ -108,9 +105,9 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
                 if event is None or not _stands(event, steps):
                     cut = True
                     continue
-                found.started |= event["type"] == "run_started"
+                recorded.started |= event["type"] == "run_started"
                 if event["type"] == "checkpoint":
-                    found.checkpoints.add((event["group"], event["step"]))
+                    recorded.checkpoints.add((event["group"], event["step"]))
                 if cut:
                     scattered.append(line)
                 else:
@@ -121,11 +118,11 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
         else:
             with open(path, "r+b") as file:
                 file.truncate(end)
-    return found
+    return recorded
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """An event, or None for a line that a kill has torn."""
+    """Parse an event; None for a line that a kill has torn."""
     try:
         event = json.loads(line)
         known = isinstance(event, dict) and isinstance(event["type"], str) and isinstance(event.get("group", ""), str)
@@ -136,6 +133,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _stands(event: Mapping[str, Any], steps: Mapping[str, int]) -> bool:
-    """Whether an event lies before what the run goes on from; one of no group belongs to its beginning or its end."""
+    """Return whether an event lies before the steps that groups go on from.
+
+    One of no group belongs to the beginning or the end of the run.
+    """
     group = event.get("group", "")
     return bool(event.get("step", 0) <= steps.get(group, 0)) if group else event["type"] != "run_finished"

@@ -1,9 +1,9 @@
-"""What a recipe needs from elsewhere, by the places that name it; `mtmeta fetch` brings it, as `mtmeta run` would."""
+"""Remote files that recipes name, by the places that name them; `mtmeta fetch` fetches them as `mtmeta run` would."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +29,60 @@ BACKBONE = "backbone"
 
 
 def local_backbone(recipe: Recipe, sources: Sources) -> Backbone:
-    """The recipe's backbone with what it reads in local files. Raises MtmetaError."""
+    """Return the recipe's backbone with all its files local. Raises MtmetaError."""
     backbone = recipe.backbone
-    made: object = backbone.fetch(sources)
-    if not isinstance(made, Backbone):
-        message = f"backbone '{backbone.name}' fetched {type(made).__name__}, expected a Backbone"
+    local: object = backbone.fetch(sources)
+    if not isinstance(local, Backbone):
+        message = f"backbone '{backbone.name}' fetched {type(local).__name__}, expected a Backbone"
         raise fault(backbone, message)
-    return made
+    return local
 
 
 def wanted(recipe: Recipe, splits: Sequence[str] = SPLITS, *, backbone: bool = True) -> dict[str, list[Want]]:
-    """What each place of a recipe names elsewhere: `backbone`, `tasks.sst.train` and so on."""
-    found: dict[str, list[Want]] = {}
+    """Return the wants of each place of a recipe: `backbone`, `tasks.sst.train` and so on."""
+    wants: dict[str, list[Want]] = {}
     if backbone:
         plan = Sources(planning=True)
         local_backbone(recipe, plan)
         if plan.wants:
-            found[BACKBONE] = list(plan.wants.values())
+            wants[BACKBONE] = list(plan.wants.values())
     for name, task in recipe.tasks.items():
         for split in splits:
             given = getattr(task, split)
             if isinstance(given, str) and is_remote(given):
-                found[f"tasks.{name}.{split}"] = [want_file(given)]
-    return found
+                wants[f"tasks.{name}.{split}"] = [want_file(given)]
+    return wants
 
 
 def bring(recipe: Recipe, splits: Sequence[str], sources: Sources, *, backbone: bool = True) -> None:
-    """Bring what a recipe names elsewhere, so that every part finds it. Raises all that stands in the way."""
-    found = wanted(recipe, splits, backbone=backbone)
-    sources.fetch(by_name(want for wants in found.values() for want in wants).values())
+    """Fetch the remote files of a recipe, so that every part finds them. Raises all that stands in the way."""
+    places = wanted(recipe, splits, backbone=backbone)
+    sources.fetch(by_name(want for wants in places.values() for want in wants).values())
+
+
+@dataclass
+class _Needs:
+    """The files that recipes name."""
+
+    wants: list[Want] = field(default_factory=list)
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """`RECIPE: PLACE` of each want, by its name."""
+    local: list[dict[str, Any]] = field(default_factory=list)
+    pins: dict[str, str] = field(default_factory=dict)
+    """Commits that runs began with, by name."""
+
+    def add(self, path: str | Path, recipe: Recipe) -> None:
+        """Add the needs of a recipe. Raises MtmetaError."""
+        for place, wants in wanted(recipe).items():
+            for want in wants:
+                self.wants.append(want)
+                self.places.setdefault(want.name, []).append(f"{path}: {place}")
+        for name, commit in _pins(Path(path)).items():
+            if self.pins.setdefault(name, commit) != commit:
+                raise UsageError(
+                    str(path), f"began with another commit of {safe(name)} than a run before it; fetch it alone"
+                )
+        self.local += _local(recipe, str(path))
 
 
 def fetch(
@@ -70,47 +95,34 @@ def fetch(
     watcher: Watcher | None = None,
     remedy: str = "",
 ) -> tuple[dict[str, Any], list[MtmetaError]]:
-    """Bring what recipes name elsewhere, all splits of it; returns what `--json` shows, and what went wrong.
+    """Fetch the remote files of recipes, of all splits; returns the document of `--json`, and the errors.
 
     With `dry_run`, or offline, nothing is fetched; what is missing is listed, with its size where the hub says it.
     Raises MtmetaError for recipes that are wrong.
     """
-    asked: list[Want] = []
-    used: dict[str, list[str]] = {}
-    local: list[dict[str, Any]] = []
-    pins: dict[str, str] = {}
+    needs = _Needs()
     problems: list[MtmetaError] = []
     for path in paths:
         try:
-            recipe = load_recipe(path, registry, overrides=overrides, data_root=data_root)
-            for place, needed in wanted(recipe).items():
-                for want in needed:
-                    asked.append(want)
-                    used.setdefault(want.name, []).append(f"{path}: {place}")
-            for name, commit in _pins(Path(path)).items():
-                if pins.setdefault(name, commit) != commit:
-                    raise UsageError(
-                        str(path), f"began with another commit of {safe(name)} than a run before it; fetch it alone"
-                    )
-            local += _local(recipe, str(path))
+            needs.add(path, load_recipe(path, registry, overrides=overrides, data_root=data_root))
         except MtmetaError as error:
             problems.append(error)
     raise_all(problems)
-    wants = by_name(asked)
-    sources = Sources(pins, watcher, remedy=remedy)
+    wants = by_name(needs.wants)
+    sources = Sources(needs.pins, watcher, remedy=remedy)
     if not dry_run:
         try:
             sources.fetch(wants.values())
         except MtmetaError as error:
             problems.append(error)
-    shown = []
+    described = []
     for name, want in wants.items():
         try:
-            found = sources.artifacts.get(name) or sources.fetcher.cached(want)
-            shown.append(_describe(found, used[name], sources, ask=dry_run))
+            source = sources.artifacts.get(name) or sources.fetcher.cached(want)
+            described.append(_describe(source, needs.places[name], sources, ask=dry_run))
         except MtmetaError as error:
             problems.append(error)
-    files = [one for source in shown for one in source["files"]]
+    files = [one for source in described for one in source["files"]]
     problems = list({str(problem): problem for problem in problems}.values())
     return {
         "recipes": [str(path) for path in paths],
@@ -118,40 +130,39 @@ def fetch(
         "dry_run": dry_run,
         "fetched_bytes": sum(one["size"] or 0 for one in files if one["status"] == "fetched"),
         "missing": sum(one["status"] in ("missing", "damaged") for one in files),
-        "sources": shown,
-        "local": local,
+        "sources": described,
+        "local": needs.local,
     }, problems
 
 
 def _pins(path: Path) -> dict[str, str]:
-    """Of a run's own recipe.yaml, the commits that the run began with."""
+    """Return the commits that a run began with, where `path` is its own recipe.yaml."""
     run = RunDir(path.parent)
     return pins_of(run.lock()) if path.name == run.recipe.name and run.lock_file.exists() else {}
 
 
 def _local(recipe: Recipe, path: str) -> list[dict[str, Any]]:
-    """The data files that a recipe names by path, which nobody can fetch."""
-    found = []
+    """Describe the data files that a recipe names by path, which nobody can fetch."""
+    files = []
     for name, task in recipe.tasks.items():
         for split in SPLITS:
             given = getattr(task, split)
             if isinstance(given, str) and given != SAMPLE and not is_remote(given):
                 file = Path(recipe.data_root) / given
                 place = f"{path}: tasks.{name}.{split}"
-                found.append({"used_by": [place], "path": str(file), "exists": file.is_file()})
-    return found
+                files.append({"used_by": [place], "path": str(file), "exists": file.is_file()})
+    return files
 
 
-def _describe(found: Artifact, used: list[str], sources: Sources, *, ask: bool) -> dict[str, Any]:
-    """A want and its files as plain data; where `ask`, with the size that the hub says of what is missing."""
-    source, files, commit = found.want.source, list(found.files.values()), found.commit
+def _describe(source: Artifact, places: list[str], sources: Sources, *, ask: bool) -> dict[str, Any]:
+    """Describe a want and its files as plain data; where `ask`, with the sizes that the hub gives of missing ones."""
+    address, files, commit = source.want.source, list(source.files.values()), source.commit
     if ask and not is_offline() and any(one.path is None and one.status != "absent" for one in files):
-        commit, files = sources.fetcher.sizes(found)
-    pinned = source.at(commit) if isinstance(source, HubFile) and commit else str(source)
+        commit, files = sources.fetcher.sizes(source)
     return {
-        "name": found.want.name,
-        "pinned": pinned,
-        "used_by": used,
+        "name": source.want.name,
+        "pinned": address.at(commit) if isinstance(address, HubFile) and commit else str(address),
+        "used_by": places,
         "commit": commit or None,
         "files": [
             {**asdict(one), "path": str(one.path) if one.path is not None else None}

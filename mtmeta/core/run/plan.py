@@ -1,4 +1,4 @@
-"""`mtmeta run --dry-run`: what a run would do, and how long it would take by a short probe of the real thing.
+"""`mtmeta run --dry-run`: the plan of a run, and how long it would take by a short probe of the real thing.
 
 Nothing is written but the caches: the probe trains in memory, on the recipe's own model and data.
 """
@@ -7,23 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mtmeta.core.api.events import Warned
-from mtmeta.core.environment import check_launcher
 from mtmeta.core.errors import DivergedError, PluginError
-from mtmeta.core.machine import fitting_threads, peak_memory, pick_device
-from mtmeta.core.recipe.reader import load_recipe
-from mtmeta.core.registry.registry import build_registry
-from mtmeta.core.run.directory import RunDir
+from mtmeta.core.machine import fitting_threads, peak_memory
 from mtmeta.core.run.estimate import (
     Measured,
     Seconds,
@@ -33,63 +27,41 @@ from mtmeta.core.run.estimate import (
     probe,
     together,
 )
-from mtmeta.core.run.run import _Training
-from mtmeta.core.signals import StopRequest
-from mtmeta.core.storage.artifacts import pins_of, remedy
-from mtmeta.core.storage.download import Watcher
+from mtmeta.core.run.request import RunRequest
+from mtmeta.core.run.run import Training, steps_of
+from mtmeta.core.run.session import open_recipe
 from mtmeta.core.storage.lock import lock_owner
-from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training.budget import rehearse
 from mtmeta.core.training.trainer import Trainer
 
-__all__ = ["plan"]
+__all__ = ["Plan", "plan"]
 
 MOST_REHEARSED = 50_000  # steps gone through one by one; of longer runs the rest is taken to be like them
 SECONDS = 60.0  # of probing, for all groups together; slow steps are probed less often
 
 
-def plan(
-    recipe_path: str | Path,
-    *,
-    overrides: Sequence[str] = (),
-    out: str | Path | None = None,
-    data_root: str | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    allow_changed_data: bool = False,
-    allow_inexact: bool = False,
-    probe_steps: int = 20,
-    block: Sequence[str] = (),
-    warn: Callable[[str], None] = lambda text: None,
-    watcher: Watcher | None = None,
-) -> dict[str, Any]:
-    """What `run` would do with the same arguments, as plain data; seconds only if `probe_steps` are more than 0.
+def plan(request: RunRequest, probe_steps: int = 20) -> dict[str, Any]:
+    """Return what `train` would do with the request, as plain data; seconds only if `probe_steps` are more than 0.
 
-    Raises what `run` would raise before its first step; leaves no trace but in the caches.
+    Raises what `train` would raise before its first step; leaves no trace but in the caches.
     """
-    check_launcher()
-    registry = build_registry(block=block, warn=warn)
-    recipe = load_recipe(recipe_path, registry, overrides=overrides, data_root=data_root)
-    folder = RunDir(Path(out) if out is not None else Path("runs") / recipe.name)
-    continued = folder.check_usable(recipe, fresh=fresh)
-    pins = pins_of(folder.lock()) if continued else {}
-    sources = Sources(pins, watcher, remedy=remedy(recipe_path))
-    planned = _Plan(recipe, registry, folder, pick_device(device), warn, sources)
+    opened = open_recipe(request)
+    folder, training = opened.folder, Training(opened.session())
     started = time.perf_counter()
-    planned.load()
-    for note in planned.notes:
-        if isinstance(note, Warned):
-            warn(note.text)
-    with fitting_threads(planned.backbone.encoder):
-        if continued and not folder.finished() and not allow_inexact:  # with it, the check would write to the lock
-            lock = planned.lock()
-            folder.check_same(lock, planned.files, allow_changed_data=allow_changed_data, allow_inexact=False)
-        return planned.describe(continued, time.perf_counter() - started, probe_steps)
+    training.load()
+    training.session.show_warnings()
+    with fitting_threads(training.session.backbone.encoder):
+        # where the run may be inexact, the check would write to the lock
+        if opened.continued and not folder.finished() and not request.allow_inexact:
+            changed = request.allow_changed_data
+            folder.check_same(training.lock(), training.files, allow_changed_data=changed, allow_inexact=False)
+        loading = time.perf_counter() - started
+        return Plan(training).describe(continued=opened.continued, load_seconds=loading, probe_steps=probe_steps)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """One learner's share of the plan, without the learner: the next one needs its memory."""
+    """The share of one learner in the plan, without the learner: the next one needs its memory."""
 
     tasks: list[str]
     steps: int
@@ -111,7 +83,7 @@ class _Group:
     """Parameters of heads and algorithm."""
 
     def examples(self, start: int = 0) -> dict[str, float] | None:
-        """Example-forwards of each task in the steps from `start`; what was not gone through is like what was."""
+        """Return the example-forwards by task in the steps from `start`; unrehearsed ones are like the rehearsed."""
         left = self.steps - start
         if self.reads is None:
             return self.measured.examples(self.tasks, left)
@@ -120,65 +92,68 @@ class _Group:
         return {task: float(total * scale) for task, total in zip(self.tasks, seen.sum(axis=0), strict=True)}
 
 
-class _Plan(_Training):
-    """A run that is described in place of being trained."""
+class Plan:
+    """A training that is described in place of being run."""
 
-    def describe(self, continued: bool, load_seconds: float, probe_steps: int) -> dict[str, Any]:
-        """The whole plan; see `plan`."""
-        recipe, notes = self.recipe, list[str]()
-        self.stop = StopRequest()
+    def __init__(self, training: Training) -> None:
+        self.training = training
+        self.session = training.session
+        self.notes: list[str] = []
+
+    def describe(self, *, continued: bool, load_seconds: float, probe_steps: int) -> dict[str, Any]:
+        """Return the whole plan; see `plan`."""
+        session, recipe = self.session, self.session.recipe
         state, done = self._state(continued)
         if state == "finished":
             probe_steps = 0
-        encoder = sum(p.numel() for p in self.backbone.encoder.parameters())
-        groups = [self._group(names, done.get("+".join(names), 0), probe_steps, notes) for names in self.groups]
-        told = [self._describe_group(group) for group in groups]
-        sizes = [group["disk_bytes"] for group in told]
+        encoder = sum(p.numel() for p in session.backbone.encoder.parameters())
+        groups = [self._group(names, done.get("+".join(names), 0), probe_steps) for names in session.groups]
+        described = [self._describe_group(group) for group in groups]
+        sizes = [group["disk_bytes"] for group in described]
         return {
             "recipe": recipe.name,
-            "run": str(self.folder.path),
+            "run": str(session.folder.path),
             "state": state,
             "algorithm": recipe.algorithm.name,
             "backbone": recipe.backbone.name,
-            "weights": self.backbone.identity,
+            "weights": session.backbone.identity,
             "encoder_parameters": encoder,
             "own_parameters": sum(group.own_parameters for group in groups),
-            "max_length": self.backbone.max_length,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
-            "precision": self.precision,
+            "max_length": session.backbone.max_length,
+            "device": session.device_name(),
+            "precision": session.precision,
             "threads": torch.get_num_threads(),
             "data_root": recipe.data_root,
             "train_fraction": recipe.data.train_fraction,
             "tasks": {name: self._task(name, groups) for name in recipe.tasks},
-            "groups": told,
+            "groups": described,
             "disk_bytes": None if None in sizes else sum(sizes),
             "peak_memory_bytes": peak_memory(),
-            "seconds": self._seconds(groups, load_seconds),
-            "notes": notes,
+            "seconds": _seconds(groups, load_seconds),
+            "notes": self.notes,
         }
 
     def _state(self, continued: bool) -> tuple[str, dict[str, int]]:
-        """Whether the run directory is new, and what of the run is done."""
-        if who := lock_owner(self.folder.path):
-            return f"in use by {who}", {}
+        """Return whether the run directory is new, and the steps done of each group."""
+        if process := lock_owner(self.session.folder.path):
+            return f"in use by {process}", {}
         if not continued:
             return "new", {}
-        if self.folder.finished():
+        if self.session.folder.finished():
             return "finished", {}
-        paths = {name: path for name, path in self._find().items() if path is not None}
-        return "goes on", {name: int(path.name.removeprefix("step-")) for name, path in paths.items()}
+        return "goes on", steps_of(self.training.newest())
 
-    def _group(self, names: list[str], done: int, probe_steps: int, notes: list[str]) -> _Group:
-        trainer = self._trainer(names, lambda event: None)
+    def _group(self, names: list[str], done: int, probe_steps: int) -> _Group:
+        trainer = self.training.trainer(names, lambda event: None)
         done, reads = min(done, trainer.steps), self._reads(trainer)
         measured, optimizer = Measured(), None
         evaluating = scoring = None
         if probe_steps and done < trainer.steps:
             shape = reads if reads is not None else np.ones((trainer.steps, len(names)), dtype=np.int64)
             try:
-                measured = probe(trainer, shape, done, probe_steps, SECONDS / len(self.groups))
+                measured = probe(trainer, shape, done, probe_steps, SECONDS / len(self.session.groups))
             except DivergedError as error:
-                notes.append(f"the probe diverged: {error.message}")
+                self.notes.append(f"the probe diverged: {error.message}")
             else:
                 evaluating, scoring = self._evaluating(trainer, names)
                 if all(any(read.get(name) for read in measured.reads) for name in names):
@@ -199,45 +174,44 @@ class _Plan(_Training):
         )
 
     def _reads(self, trainer: Trainer) -> NDArray[np.int64] | None:
-        recipe, names = self.recipe, list(trainer.learner.tasks)
-        datasets = {name: self.datasets[name, "train"] for name in names}
-        parts = (recipe.algorithm, recipe.sampler, self.backbone.encoder, trainer.learner.tasks, datasets, recipe.seed)
-        rows = []
+        recipe, names = self.session.recipe, list(trainer.learner.tasks)
+        datasets = {name: self.training.datasets[name, "train"] for name in names}
+        encoder, numbers = self.session.backbone.encoder, self.session.numbers(names)
+        parts = (recipe.algorithm, recipe.sampler, encoder, trainer.learner.tasks, datasets, recipe.seed)
         try:
-            for read in islice(rehearse(trainer.steps, *parts, self.numbers(names)), MOST_REHEARSED):
-                rows.append([read[name] for name in names])
+            steps = islice(rehearse(trainer.steps, *parts, numbers), MOST_REHEARSED)
+            return np.array([[read[name] for name in names] for read in steps], dtype=np.int64)
         except PluginError:
             return None  # it goes by what a model says
-        return np.array(rows, dtype=np.int64)
 
     def _evaluating(self, trainer: Trainer, names: Sequence[str]) -> tuple[Seconds, Seconds]:
-        """Seconds of one evaluation, and of the final scores."""
-        options, every, last = self.recipe.evaluation, [], []
+        """Return the seconds of one evaluation, and of the final scores."""
+        recipe, datasets = self.session.recipe, self.training.datasets
+        options, selecting, scoring = recipe.evaluation, [], []
         for name in names:
-            found = {
+            seconds = {
                 split: evaluation_seconds(
                     trainer.learner.model,
-                    self.datasets[name, split],
+                    datasets[name, split],
                     batch_tokens=options.batch_tokens,
-                    precision=self.precision,
-                    seed=self.recipe.seed,
+                    precision=self.session.precision,
+                    seed=recipe.seed,
                 )
                 for split in dict.fromkeys((options.select_on, options.report_on))
             }
-            metric = self.metrics[self.recipe.tasks[name].metrics[0]]
-            interval = interval_seconds(metric, self.datasets[name, options.report_on])
-            every.append(found[options.select_on])
-            last += [found[options.report_on], Seconds(interval, 0.0)]
-        return together(every), together(last)
-
-    # -- what is told
+            metric = self.session.metrics[recipe.tasks[name].metrics[0]]
+            interval = interval_seconds(metric, datasets[name, options.report_on])
+            selecting.append(seconds[options.select_on])
+            scoring += [seconds[options.report_on], Seconds(interval, 0.0)]
+        return together(selecting), together(scoring)
 
     def _task(self, name: str, groups: Sequence[_Group]) -> dict[str, Any]:
-        task, evaluated = self.recipe.tasks[name], self.recipe.evaluation
-        train = self.datasets[name, "train"]
+        task, options = self.session.recipe.tasks[name], self.session.recipe.evaluation
+        datasets = self.training.datasets
+        train = datasets[name, "train"]
         group = next(group for group in groups if name in group.tasks)
         examples = (group.examples() or {}).get(name)
-        splits = {split: self.datasets[name, split] for split in ("train", evaluated.select_on, evaluated.report_on)}
+        splits = {split: datasets[name, split] for split in ("train", options.select_on, options.report_on)}
         return {
             "task": task.name,
             **{
@@ -258,7 +232,7 @@ class _Plan(_Training):
         }
 
     def _describe_group(self, group: _Group) -> dict[str, Any]:
-        every, keep = self.recipe.checkpoint.every, self.recipe.checkpoint.keep
+        every, keep = self.session.recipe.checkpoint.every, self.session.recipe.checkpoint.keep
         saved = len({*range(every, group.steps + 1, every), group.steps}) if every else 1
         evaluations = math.ceil(group.steps / group.evaluate_every)
         # `best` of all, and of each task where there are several
@@ -280,27 +254,28 @@ class _Plan(_Training):
             "disk_bytes": None if whole is None else min(keep, saved) * whole + bests * group.weights,
         }
 
-    def _seconds(self, groups: Sequence[_Group], loading: float) -> dict[str, Any] | None:
-        """Seconds of what is left to do, by part; None where nothing could be measured."""
-        training, evaluating, scoring = [], [], []
-        evaluations = 0
-        for group in groups:
-            left = group.examples(group.done)
-            if group.scoring is None or group.evaluating is None or left is None:
-                if group.done < group.steps:
-                    return None
-                continue
-            training.append(predicted(group.measured, group.tasks, left, group.steps - group.done))
-            count = math.ceil(group.steps / group.evaluate_every) - group.done // group.evaluate_every
-            evaluating.append(group.evaluating.times(count))
-            scoring.append(group.scoring)
-            evaluations += count
-        parts = {"training": together(training), "evaluating": together(evaluating), "scoring": together(scoring)}
-        total = together(list(parts.values()))
-        return {
-            "loading": round(loading, 2),
-            **{name: part.json() for name, part in parts.items()},
-            "total": total.json(),
-            "evaluations": evaluations,
-            "probed_steps": sum(len(group.measured.seconds) for group in groups),
-        }
+
+def _seconds(groups: Sequence[_Group], loading: float) -> dict[str, Any] | None:
+    """Return the seconds that are left, by part; None where nothing could be measured."""
+    training, evaluating, scoring = [], [], []
+    evaluations = 0
+    for group in groups:
+        left = group.examples(group.done)
+        if group.scoring is None or group.evaluating is None or left is None:
+            if group.done < group.steps:
+                return None
+            continue
+        training.append(predicted(group.measured, group.tasks, left, group.steps - group.done))
+        count = math.ceil(group.steps / group.evaluate_every) - group.done // group.evaluate_every
+        evaluating.append(group.evaluating.times(count))
+        scoring.append(group.scoring)
+        evaluations += count
+    parts = {"training": together(training), "evaluating": together(evaluating), "scoring": together(scoring)}
+    total = together(list(parts.values()))
+    return {
+        "loading": round(loading, 2),
+        **{name: part.json() for name, part in parts.items()},
+        "total": total.json(),
+        "evaluations": evaluations,
+        "probed_steps": sum(len(group.measured.seconds) for group in groups),
+    }

@@ -99,7 +99,7 @@ def _file(source: str, dialect: Dialect, *, table: bool) -> DataFile:
 
 
 class _Reader:
-    """The texts of a file, and what of it cannot be used."""
+    """The texts of a file, and its rows that cannot be used."""
 
     def __init__(self, task: Task, file: DataFile, columns: Sequence[str], *, skip_bad: bool) -> None:
         self.file = file
@@ -109,7 +109,7 @@ class _Reader:
         self._strict = not skip_bad
 
     def items(self) -> Iterator[Item]:
-        """The good ones, in order; with `strict` DataError at the first bad one."""
+        """Yield the texts that can be used, in order; raises DataError at the first bad row if strict."""
         for number, name, texts in self._rows() if self._table else self._lines():
             self._check()
             if texts is None:
@@ -141,12 +141,12 @@ class _Reader:
 
 
 def _blocks(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """Blocks of items; those before an error come first."""
+    """Yield blocks of items; those before an error come first."""
     while True:
         block: list[Item] = []
         try:
             for item in islice(items, BLOCK):
-                block.append(item)  # one by one: what came before an error is kept
+                block.append(item)  # one by one: those before an error are kept
         except DataError:
             if block:
                 yield block
@@ -157,7 +157,7 @@ def _blocks(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 
 def _as_they_come(items: Iterator[Item]) -> Iterator[list[Item]]:
-    """Blocks of what has come in so far, at least one item and at most BLOCK.
+    """Yield blocks of the items that have come in so far, at least one and at most BLOCK.
 
     Whoever writes to a pipe slowly, or waits for an answer before going on, is not kept waiting.
     """
@@ -206,18 +206,18 @@ class _Table:
         names = [f"probability_{name}" for name in self._classes]
         self._writer.writerow(["id", "label", "score", *names] if names else ["id", "score"])
 
-    def __call__(self, name: str, made: Prediction) -> None:
-        score = "" if made.score is None else f"{made.score:.6g}"
+    def __call__(self, name: str, prediction: Prediction) -> None:
+        score = "" if prediction.score is None else f"{prediction.score:.6g}"
         if not self._classes:
             self._writer.writerow([name, score])
             return
-        chances = made.probabilities or {}
+        chances = prediction.probabilities or {}
         shown = [f"{chances[c]:.6g}" if c in chances else "" for c in self._classes]
-        self._writer.writerow([name, made.label, score, *shown])
+        self._writer.writerow([name, prediction.label, score, *shown])
 
 
 class _Lines:
-    """JSONL: an object a line, with what there is of id, label, score, probabilities."""
+    """JSONL: an object a line, with those of id, label, score, probabilities that there are."""
 
     def __init__(self, out: IO[str]) -> None:
         self._out = out
@@ -225,13 +225,13 @@ class _Lines:
     def begin(self) -> None:
         pass
 
-    def __call__(self, name: str, made: Prediction) -> None:
-        self._out.write(json.dumps({"id": name, **made.json()}, ensure_ascii=False) + "\n")
+    def __call__(self, name: str, prediction: Prediction) -> None:
+        self._out.write(json.dumps({"id": name, **prediction.json()}, ensure_ascii=False) + "\n")
 
 
 @contextmanager
 def _writer(target: str) -> Iterator[IO[str]]:
-    """Standard output, or a file that is there once it is whole."""
+    """Open standard output, or a file that is there once it is whole."""
     if target == "-":
         if sys.stdout is None:
             raise MachineError("stdout", "is closed; name a file with --output")

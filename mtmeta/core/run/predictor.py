@@ -19,6 +19,7 @@ from mtmeta.core.errors import DivergedError, UsageError
 from mtmeta.core.machine import fitting_threads, memory_errors
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
+from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.training.evaluation import check_classes, checked, forward
@@ -33,7 +34,7 @@ Text = str | tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a task's head says of one text or pair of texts."""
+    """The prediction of a task's head for one text or pair of texts."""
 
     label: str | None
     """The class, as data files write it; None for a number."""
@@ -43,7 +44,7 @@ class Prediction:
     """Of every class; None for a number."""
 
     def json(self) -> dict[str, Any]:
-        """What there is of it."""
+        """Return the fields that are not None."""
         fields = {"label": self.label, "score": self.score, "probabilities": self.probabilities}
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -57,11 +58,11 @@ class Predictor:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks."""
+        """Return the names of the tasks."""
         return list(self._session.recipe.tasks)
 
     def task(self, name: str) -> Task:
-        """A task of the run. Raises UsageError if there is none of that name."""
+        """Return a task of the run. Raises UsageError if there is none of that name."""
         tasks = self._session.recipe.tasks
         if name not in tasks:
             message = f"this run has no task {quote(name)}{did_you_mean(name, tasks)} (tasks: {', '.join(tasks)})"
@@ -69,19 +70,19 @@ class Predictor:
         return tasks[name]
 
     def dialect(self, name: str) -> Dialect:
-        """How the files of a task are read."""
+        """Return the dialect of a task's files."""
         return self.task(name).dialect or self._session.recipe.data
 
     def predict(self, task: str, texts: Iterable[Text]) -> list[Prediction]:
-        """A prediction for each text, or for each (text, text) where the task takes pairs, in their order.
+        """Predict each text, or for each (text, text) where the task takes pairs, in their order.
 
         A prediction depends on its own text alone (to 1e-5 in fp32). Raises UsageError for an unknown task and for
-        what is no text, and MtmetaError for weights that do not verify.
+        anything but texts, and MtmetaError for weights that do not verify.
         """
         return list(self.stream(task, texts))
 
     def stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
-        """The same one after the other; of an endless `texts`, no more than a block is held at a time."""
+        """Yield the predictions one after the other; of an endless `texts`, no more than a block is held at a time."""
         self.task(task)
         remaining = iter(texts)
         for start in itertools.count(0, BLOCK):
@@ -91,7 +92,7 @@ class Predictor:
             yield from self.block(task, block, start)
 
     def block(self, name: str, texts: Sequence[Text], start: int = 0) -> list[Prediction]:
-        """Predictions for one block of texts; `start` is the number of its first text, for messages."""
+        """Predict one block of texts; `start` is the number of its first text, for messages."""
         task = self.task(name)
         firsts, seconds = _columns(task, name, texts, start)
         model, backbone = self._model(name)
@@ -109,15 +110,14 @@ class Predictor:
             closing(forward(model, dataset, batch_tokens=tokens, precision=session.precision)) as batches,
         ):
             for indices, _, outputs in batches:
-                made = checked(task, name, "predictions", objective.decode(outputs), [len(indices)])
-                found = objective.probabilities(outputs) if chances is not None else None
-                if found is not None:
-                    found = checked(task, name, "probabilities", found, [len(indices), len(classes)])
-                values[indices] = made.double().cpu().numpy()
-                if chances is None or found is None:
+                decoded = checked(task, name, "predictions", objective.decode(outputs), [len(indices)])
+                values[indices] = decoded.double().cpu().numpy()
+                raw = objective.probabilities(outputs) if chances is not None else None
+                if chances is None or raw is None:
                     chances = None
                 else:
-                    chances[indices] = found.double().cpu().numpy()
+                    probabilities = checked(task, name, "probabilities", raw, [len(indices), len(classes)])
+                    chances[indices] = probabilities.double().cpu().numpy()
         if not np.isfinite(values).all() or (chances is not None and not np.isfinite(chances).all()):
             raise DivergedError(accused(task), f"predictions for task '{name}' are not finite; train it again")
         check_classes(task, name, values)
@@ -144,7 +144,7 @@ class Predictor:
 
 
 def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[list[str], list[str]]:
-    """First and second texts. Raises UsageError for what the task cannot take."""
+    """Return first and second texts. Raises UsageError for inputs that the task cannot take."""
     pair = task.inputs != "single"
     expected = "a pair of texts" if pair else "a text"
     firsts, seconds = [], []
@@ -173,8 +173,8 @@ def load(
     block: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
-    """The best weights of the run in folder `run`, to predict with.
+    """Load the best weights of the run in folder `run`, to predict with.
 
     `device` is auto, cpu, cuda or cuda:N; `block` names plugins to leave out. Raises UsageError if it is no run.
     """
-    return Predictor(open_run(run, device=device, block=block, warn=warn))
+    return Predictor(open_run(run, RunRequest(device=device, block=block, warn=warn)))

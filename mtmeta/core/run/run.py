@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.events import Event, RunFinished, RunResumed, RunStarted, Warned
@@ -17,28 +16,28 @@ from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, check_episode
 from mtmeta.core.data.subsets import overlap, subset
-from mtmeta.core.environment import check_launcher
-from mtmeta.core.machine import fitting_threads, peak_memory, pick_device
-from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.machine import fitting_threads
 from mtmeta.core.registry.guard import fault
-from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir, make_lock
 from mtmeta.core.run.event_stream import Recorded, open_reporters, require_reporters, rewind_events
 from mtmeta.core.run.fetch import bring, local_backbone
-from mtmeta.core.run.session import Session, dump_json
+from mtmeta.core.run.request import RunRequest
+from mtmeta.core.run.session import Session, open_recipe
+from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.signals import StopRequest
-from mtmeta.core.storage.artifacts import pins_of, remedy
-from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.lock import lock_folder
-from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training.budget import share_of, steps_on_budget
+from mtmeta.core.training.checkpoint import Checkpoints
+from mtmeta.core.training.evaluation import Score
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.trainer import Trainer
 
-__all__ = ["run"]
+__all__ = ["Training", "run", "steps_of", "train"]
+
+Emit = Callable[[Event], None]
 
 
 def run(
@@ -63,227 +62,292 @@ def run(
     What the recipe names elsewhere and is not in the cache is fetched, of which `watcher` hears.
     `stop` is how the command line has signals end the run between two steps.
     """
-    check_launcher()
-    registry = build_registry(block=block, warn=warn)
-    recipe = load_recipe(recipe_path, registry, overrides=overrides, data_root=data_root)
-    folder = RunDir(Path(out) if out is not None else Path("runs") / recipe.name)
-    continued = folder.check_usable(recipe, fresh=fresh)
-    if continued and (summary := folder.finished()):
-        warn(f"{folder.path} is finished; --fresh trains it again")
-        return {**summary, "run": str(folder.path)}  # it may have been moved since
+    request = RunRequest(
+        recipe=recipe_path,
+        overrides=overrides,
+        out=out,
+        data_root=data_root,
+        device=device,
+        fresh=fresh,
+        allow_changed_data=allow_changed_data,
+        allow_inexact=allow_inexact,
+        block=block,
+        warn=warn,
+        watcher=watcher,
+        stop=stop,
+    )
+    return train(request).plain()
+
+
+def train(request: RunRequest) -> RunSummary:
+    """Carry out a request; see `run`."""
+    opened = open_recipe(request)
+    recipe, folder = opened.recipe, opened.folder
+    if opened.continued and (summary := _finished(folder, request)):
+        return summary
     require_reporters(recipe.reporters)
-    # a run that goes on reads the commit it began with, wherever the branch is now
-    pins = pins_of(folder.lock()) if continued else {}
-    sources = Sources(pins, watcher, remedy=remedy(recipe_path))
-    training = _Training(recipe, registry, folder, pick_device(device), warn, sources)
-    training.stop = stop or StopRequest()
+    training = Training(opened.session(), request.stop)
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
         if held := folder.path.exists():
-            stack.enter_context(lock_folder(folder.path, warn))
+            stack.enter_context(lock_folder(folder.path, request.warn))
         training.load()
-        stack.enter_context(fitting_threads(training.backbone.encoder))
+        backbone = training.session.backbone
+        stack.enter_context(fitting_threads(backbone.encoder))
         lock = training.lock()
         if not held:
-            stack.enter_context(lock_folder(folder.path, warn))
-        continued = folder.check_usable(recipe, fresh=fresh)  # again: until now another process may have held it
-        if continued and (summary := folder.finished()):
-            warn(f"{folder.path} is finished; --fresh trains it again")
-            return {**summary, "run": str(folder.path)}
+            stack.enter_context(lock_folder(folder.path, request.warn))
+        continued = folder.check_usable(recipe, fresh=request.fresh)  # again: another process may have held it till now
+        if continued and (summary := _finished(folder, request)):
+            return summary
         if continued:
-            folder.check_same(lock, training.files, allow_changed_data=allow_changed_data, allow_inexact=allow_inexact)
+            allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": request.allow_inexact}
+            folder.check_same(lock, training.files, **allowed)
             folder.clear()
         else:
-            folder.begin(recipe, lock, training.backbone.files)
+            folder.begin(recipe, lock, backbone.files)
         return training.run(continued)
 
 
-class _Training(Session):
-    """A run from its data to its summary."""
+def _finished(folder: RunDir, request: RunRequest) -> RunSummary | None:
+    summary = folder.finished()
+    if summary is None:
+        return None
+    request.warn(f"{folder.path} is finished; --fresh trains it again")
+    return summary.moved(folder.path)  # since it ended, perhaps
 
-    stop: StopRequest
+
+@dataclass(frozen=True)
+class _GroupResult:
+    """The share of a group in the summary, kept so that its model and optimizers can go."""
+
+    scores: dict[str, Score]
+    sampling: dict[str, dict[str, float]]
+    steps: int
+    seconds: float
+    examples: int
+    skipped: int
+
+
+class Training:
+    """A session that is trained, from its data to its summary."""
+
+    def __init__(self, session: Session, stop: StopRequest | None = None) -> None:
+        self.session = session
+        self.stop = stop or StopRequest()
+        self.datasets: dict[tuple[str, str], Dataset] = {}
+        """Datasets by task and split."""
+        self.files: dict[str, tuple[str, str]] = {}
+        """Path and SHA-256 of the files read, by TASK-SPLIT."""
+        self.budgeted: dict[str, int] = {}
+        """Steps that the recipe's budget pays for, by group; empty without one."""
 
     def load(self) -> None:
         """Load weights and data; nothing is written yet but the cache."""
-        recipe, evaluated = self.recipe, self.recipe.evaluation
-        reported = list(dict.fromkeys((evaluated.select_on, evaluated.report_on)))
-        bring(recipe, ("train", *reported), self.sources)
-        local = local_backbone(recipe, self.sources)
+        session, recipe = self.session, self.session.recipe
+        reported = list(dict.fromkeys((recipe.evaluation.select_on, recipe.evaluation.report_on)))
+        bring(recipe, ("train", *reported), session.sources)
+        local = local_backbone(recipe, session.sources)
         backbone: object = local.load(recipe.seed)
         if not isinstance(backbone, LoadedBackbone):
             message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise fault(recipe.backbone, message)
-        self.backbone = backbone
-        found: dict[tuple[str, str], Dataset] = {}
+        session.backbone = backbone
+        self._read_data(reported)
+        train = {name: self.datasets[name, "train"] for name in recipe.tasks}
+        self.budgeted = steps_on_budget(recipe, session.groups, backbone.encoder, train, session.numbers)
+        self.files = {f"{name}-{split}": (data.file, data.sha256) for (name, split), data in self.datasets.items()}
+
+    def _read_data(self, reported: Sequence[str]) -> None:
+        """Read train and the splits reported on, and note their rows and overlaps for the user."""
+        session, recipe, datasets = self.session, self.session.recipe, self.datasets
         for name in recipe.tasks:
             for split in ("train", *reported):
-                found[name, split] = self.read_split(name, split)
+                datasets[name, split] = session.read_split(name, split)
             for split in reported:
-                if common := overlap(found[name, "train"], found[name, split]):
-                    total = len(found[name, split])
-                    self.notes.append(Warned(f"{name}: {common} of {total} {split} examples also in train"))
-        for (name, split), data in found.items():
+                if common := overlap(datasets[name, "train"], datasets[name, split]):
+                    total = len(datasets[name, split])
+                    session.notes.append(Warned(text=f"{name}: {common} of {total} {split} examples also in train"))
+        for (name, split), dataset in datasets.items():
             if split == "train":
-                data = found[name, split] = subset(data, recipe.data.train_fraction, recipe.seed, name)
+                dataset = datasets[name, split] = subset(dataset, recipe.data.train_fraction, recipe.seed, name)
                 needed = recipe.algorithm.episode_batches(recipe.tasks[name])
-                check_episode(name, needed, recipe.tasks[name].batch_size, len(data))
-            self.note(data)
-        self.datasets = found
-        train = {name: found[name, "train"] for name in recipe.tasks}
-        self.budgeted = steps_on_budget(recipe, self.groups, backbone.encoder, train, self.numbers)
-        self.files = {f"{name}-{split}": (data.file, data.sha256) for (name, split), data in found.items()}
+                check_episode(name, needed, recipe.tasks[name].batch_size, len(dataset))
+            session.note(dataset)
 
     def lock(self) -> dict[str, Any]:
-        """What pins this run down, to be written or compared."""
+        """Return the lock that pins this run down, to be written or compared."""
+        session = self.session
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
-        made = make_lock(self.recipe, self.registry, hashes, self.backbone, self.device, self.precision)
-        rows = {name: len(data) for (name, split), data in self.datasets.items() if split == "dev"}
-        made |= carvings(self.recipe.tasks, rows)
-        return made | ({"sources": found} if (found := self.sources.lock()) else {})
+        lock = make_lock(session.recipe, session.registry, hashes, session.backbone, session.device, session.precision)
+        lock |= carvings(
+            session.recipe.tasks, {name: len(data) for (name, split), data in self.datasets.items() if split == "dev"}
+        )
+        sources = session.sources.lock()
+        return lock | {"sources": sources} if sources else lock
 
-    def run(self, continued: bool) -> dict[str, Any]:
+    def run(self, continued: bool) -> RunSummary:
         """Train every group, then score the best weights."""
-        started = time.perf_counter()
-        finished: list[dict[str, Any]] = []
+        session, started = self.session, time.perf_counter()
+        results: list[_GroupResult] = []
         with ExitStack() as stack:
-            found = self._find() if continued else {}
-            steps = {name: int(path.name.removeprefix("step-")) for name, path in found.items() if path}
-            recorded = rewind_events(self.folder.path / "events.jsonl", steps) if continued else Recorded()
-            emit = self._open_reporters(stack)
-            for group in self.groups:
-                trainer = self._trainer(group, emit)
-                path = found.get(trainer.group)
+            newest = self.newest() if continued else {}
+            steps = steps_of(newest)
+            events_file = session.folder.path / "events.jsonl"
+            recorded = rewind_events(events_file, steps) if continued else Recorded()
+            emit = self.open_reporters(stack)
+            for group in session.groups:
+                trainer = self.trainer(group, emit)
+                path = newest.get(trainer.group)
                 if path is not None:
                     trainer.restore(*trainer.checkpoints.load(path, verified=True))
-                # without a checkpoint the run starts over, and what it had found until then is no longer its own
+                # without a checkpoint the run starts over, and the best weights until then are no longer its own
                 trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
-                if not finished:
+                if not results:
                     self._announce(trainer, steps, recorded, emit)
-                told = (trainer.group, trainer.step) in recorded.checkpoints
-                if path is not None and trainer.is_scheduled(trainer.step) and not told:
+                is_recorded = (trainer.group, trainer.step) in recorded.checkpoints
+                if path is not None and trainer.is_scheduled(trainer.step) and not is_recorded:
                     trainer.announce_checkpoint(path)  # a kill came between the two
                 trainer.run()
-                finished.append(self._finish(trainer))
-            summary = self._summarise(finished, time.perf_counter() - started)
-            emit(RunFinished(summary))
-            write_file(self.folder.summary, dump_json(summary))  # with this the run is over
+                results.append(self.finish(trainer))
+            summary = self.summarise(results, time.perf_counter() - started)
+            emit(RunFinished(summary=summary.plain()))
+            summary.write(session.folder.summary)  # with this the run is over
         return summary
 
-    def _find(self) -> dict[str, Path | None]:
-        """The checkpoint each group goes on from. Warns of damaged ones."""
-        found = {}
-        for group in self.groups:
-            path, damaged = self.checkpoints(group).newest()
+    def newest(self) -> dict[str, Path | None]:
+        """Return the checkpoint that each group goes on from. Warns of damaged ones."""
+        newest = {}
+        for group in self.session.groups:
+            path, damaged = self.session.checkpoints(group).newest()
             for line in damaged:
-                self.warn(f"{line}; {'using ' + path.name if path else 'starting over'}")
-            found["+".join(group)] = path
-        return found
+                self.session.warn(f"{line}; {'using ' + path.name if path else 'starting over'}")
+            newest["+".join(group)] = path
+        return newest
 
-    def _open_reporters(self, stack: ExitStack) -> Callable[[Event], None]:
-        """What hands an event to every reporter."""
-        return open_reporters(stack, self.recipe.reporters, self.folder.path, newest=self.newest, warn=self.warn)
+    def open_reporters(self, stack: ExitStack) -> Emit:
+        """Open the recipe's reporters until `stack` closes; returns the function that hands an event to each."""
+        session = self.session
+        reporters, folder = session.recipe.reporters, session.folder.path
+        return open_reporters(stack, reporters, folder, newest=session.newest, warn=session.warn)
 
-    def _announce(
-        self, trainer: Trainer, steps: dict[str, int], recorded: Recorded, emit: Callable[[Event], None]
-    ) -> None:
-        recipe = self.recipe
-        parameters = sum(p.numel() for p in trainer.learner.parameters.values())
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        names = list(recipe.tasks)
-        if steps:
-            last = list(steps)[-1]
-            message = (recipe.name, recipe.algorithm.name, names, device, parameters, last, steps[last], time.time())
-            emit(RunResumed(*message, self.groups, steps))  # first, so that no reporter takes this for the beginning
+    def _announce(self, trainer: Trainer, steps: Mapping[str, int], recorded: Recorded, emit: Emit) -> None:
+        session = self.session
+        facts: dict[str, Any] = {
+            "name": session.recipe.name,
+            "algorithm": session.recipe.algorithm.name,
+            "tasks": list(session.recipe.tasks),
+            "groups": session.groups,
+            "device": session.device_name(),
+            "parameters": sum(parameter.numel() for parameter in trainer.learner.parameters.values()),
+            "time": time.time(),
+        }
+        if steps:  # first, so that no reporter takes this for the beginning
+            group, step = list(steps.items())[-1]
+            emit(RunResumed(**facts, group=group, step=step, steps=dict(steps)))
         if not recorded.started:
-            emit(RunStarted(recipe.name, recipe.algorithm.name, names, self.groups, device, parameters, time.time()))
-            for note in self.notes:
+            emit(RunStarted(**facts))
+            for note in session.notes:
                 emit(note)
 
-    def _trainer(self, group: list[str], emit: Callable[[Event], None]) -> Trainer:
-        recipe = self.recipe
-        name, last = "+".join(group), group == self.groups[-1]
+    def trainer(self, group: list[str], emit: Emit) -> Trainer:
+        """Build the trainer of a group of tasks, at step 0."""
+        session, recipe = self.session, self.session.recipe
+        name, last = "+".join(group), group == session.groups[-1]
         tasks = {task: recipe.tasks[task] for task in group}
         # every group starts from the same pretrained encoder; the last one may have the original
-        encoder = self.backbone.encoder if last else copy.deepcopy(self.backbone.encoder)
-        model = MultiTaskModel(encoder, tasks, recipe.seed, self.numbers(group)).to(self.device)
-        train = {task: self.datasets[task, "train"] for task in group}
-        chunks = recipe.training.grad_accumulation
-        pin = self.device.type == "cuda"
-        feed = Feed(tasks, train, recipe.sampler, seed=recipe.seed, grad_accumulation=chunks, pin=pin)
+        encoder = session.backbone.encoder if last else copy.deepcopy(session.backbone.encoder)
+        model = MultiTaskModel(encoder, tasks, recipe.seed, session.numbers(group)).to(session.device)
+        feed = self._feed(group)
         every, epochs = recipe.evaluation.every, recipe.training.epochs
         per_epoch = 0
         if (epochs and name not in self.budgeted) or every == "epoch":
             per_epoch = self._steps_per_epoch(feed)
         feed.steps = steps = self.budgeted.get(name) or recipe.training.steps or (epochs or 0) * per_epoch
-        checkpoints = self.checkpoints(group)
+        checkpoints = session.checkpoints(group)
         learner = Learner(
             model,
             seed=recipe.seed,
             steps=steps,
             group=name,
-            precision=self.precision,
+            precision=session.precision,
             # on a GPU each check is a synchronisation, so it waits for the end of the step unless a skip needs it
-            check_each_loss=self.device.type == "cpu" or recipe.training.on_nonfinite == "skip",
+            check_each_loss=session.device.type == "cpu" or recipe.training.on_nonfinite == "skip",
         )
         return Trainer(
             recipe=recipe,
             group=name,
-            several=len(self.groups) > 1,
+            several=len(session.groups) > 1,
             learner=learner,
             feed=feed,
             steps=steps,
             evaluate_every=every if isinstance(every, int) else per_epoch if every == "epoch" else steps,
-            selection=Selection(
-                options=recipe.evaluation,
-                group=name,
-                datasets={task: self.datasets[task, recipe.evaluation.select_on] for task in group},
-                metrics=self.metrics,
-                checkpoints=checkpoints,
-                seed=recipe.seed,
-                precision=self.precision,
-            ),
+            selection=self._selection(group, checkpoints),
             checkpoints=checkpoints,
             emit=emit,
-            precision=self.precision,
+            precision=session.precision,
             stop=self.stop,
             budget=share_of(recipe, group) if name in self.budgeted else None,
         )
 
+    def _feed(self, group: Sequence[str]) -> Feed:
+        recipe = self.session.recipe
+        return Feed(
+            {task: recipe.tasks[task] for task in group},
+            {task: self.datasets[task, "train"] for task in group},
+            recipe.sampler,
+            seed=recipe.seed,
+            grad_accumulation=recipe.training.grad_accumulation,
+            pin=self.session.device.type == "cuda",
+        )
+
+    def _selection(self, group: Sequence[str], checkpoints: Checkpoints) -> Selection:
+        session, options = self.session, self.session.recipe.evaluation
+        return Selection(
+            options=options,
+            group="+".join(group),
+            datasets={task: self.datasets[task, options.select_on] for task in group},
+            metrics=session.metrics,
+            checkpoints=checkpoints,
+            seed=session.recipe.seed,
+            precision=session.precision,
+        )
+
     def _steps_per_epoch(self, feed: Feed) -> int:
-        algorithm = self.recipe.algorithm
+        algorithm = self.session.recipe.algorithm
         steps: object = algorithm.steps_per_epoch(feed.batches_per_epoch)
         if not isinstance(steps, int) or steps < 1:
             message = f"algorithm '{algorithm.name}' counts {steps} steps in an epoch, expected a whole number from 1"
             raise fault(algorithm, message)
         return steps
 
-    def _finish(self, trainer: Trainer) -> dict[str, Any]:
-        """Score a group's best weights and keep what the summary needs, so that its model and optimizers can go."""
-        model, split = trainer.learner.model, self.recipe.evaluation.report_on
+    def finish(self, trainer: Trainer) -> _GroupResult:
+        """Score a group's best weights."""
+        model, split = trainer.learner.model, self.session.recipe.evaluation.report_on
         model.load_state_dict(trainer.checkpoints.best())
-        return {
-            "scores": {task: self.score(model, self.datasets[task, split])[0] for task in trainer.learner.tasks},
-            "usage": trainer.feed.usage(),
-            "steps": trainer.steps,
-            "seconds": trainer.seconds,
-            "examples": trainer.learner.examples,
-            "skipped": trainer.skipped,
-        }
+        return _GroupResult(
+            scores={task: self.session.score(model, self.datasets[task, split])[0] for task in trainer.learner.tasks},
+            sampling=trainer.feed.usage(),
+            steps=trainer.steps,
+            seconds=trainer.seconds,
+            examples=trainer.learner.examples,
+            skipped=trainer.skipped,
+        )
 
-    def _summarise(self, groups: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
-        recipe = self.recipe
-        scores = {task: made for group in groups for task, made in group["scores"].items()}
-        return {
-            **self.table(recipe.evaluation.report_on, {task: scores[task] for task in recipe.tasks}),
-            "name": recipe.name,
-            "algorithm": recipe.algorithm.name,
-            "seed": recipe.seed,
-            "selected_on": recipe.evaluation.select_on,
-            "steps": sum(group["steps"] for group in groups),
-            "seconds": round(sum(group["seconds"] for group in groups), 2),
-            "total_seconds": round(seconds, 2),
-            "examples": sum(group["examples"] for group in groups),
-            "skipped_steps": sum(group["skipped"] for group in groups),
-            "sampling": {task: used for group in groups for task, used in group["usage"].items()},
-            "peak_memory_bytes": peak_memory(),
-        }
+    def summarise(self, results: Sequence[_GroupResult], seconds: float) -> RunSummary:
+        """Sum up the groups; `seconds` is the time that training and scoring took together."""
+        scores = {task: score for result in results for task, score in result.scores.items()}
+        return self.session.summary(
+            {task: scores[task] for task in self.session.recipe.tasks},
+            steps=sum(result.steps for result in results),
+            seconds=round(sum(result.seconds for result in results), 2),
+            total_seconds=round(seconds, 2),
+            examples=sum(result.examples for result in results),
+            skipped_steps=sum(result.skipped for result in results),
+            sampling={task: usage for result in results for task, usage in result.sampling.items()},
+        )
+
+
+def steps_of(newest: Mapping[str, Path | None]) -> dict[str, int]:
+    """Return the steps of checkpoints, by group; one without a checkpoint is left out."""
+    return {group: int(path.name.removeprefix("step-")) for group, path in newest.items() if path}

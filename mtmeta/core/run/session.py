@@ -1,12 +1,13 @@
-"""What training and scoring share: the parts of one run, its datasets, and how a split is scored and written."""
+"""A session: the parts that training and scoring share, from a request to datasets and scores."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,16 @@ from mtmeta.core.api.contracts import Metric
 from mtmeta.core.api.events import DataLoaded, Event, Warned
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import load_split
-from mtmeta.core.environment import cache_folder
-from mtmeta.core.machine import make_deterministic, memory_errors, pick_precision
+from mtmeta.core.environment import cache_folder, check_launcher
+from mtmeta.core.machine import make_deterministic, memory_errors, peak_memory, pick_device, pick_precision
+from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault
-from mtmeta.core.registry.registry import Registry
+from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.run.directory import RunDir
+from mtmeta.core.run.request import RunRequest
+from mtmeta.core.run.summary import RunSummary
+from mtmeta.core.storage.artifacts import pins_of, remedy
 from mtmeta.core.storage.cache import Cache
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.sources import Sources
@@ -30,7 +35,7 @@ from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["Session", "dump_json"]
+__all__ = ["OpenRecipe", "Session", "data_loaded", "open_recipe"]
 
 BAD_LINES_SHOWN = 5
 
@@ -73,7 +78,7 @@ class Session:
         return groups
 
     def numbers(self, group: Sequence[str]) -> dict[str, float]:
-        """What the algorithm trains beside a group's model. Raises PluginError if they are no numbers by name."""
+        """Return the numbers that the algorithm trains beside a group's model. Raises PluginError for bad names."""
         algorithm = self.recipe.algorithm
         numbers = algorithm.parameters(list(group))
         for name, value in numbers.items():
@@ -83,30 +88,36 @@ class Session:
         return numbers
 
     def checkpoints(self, group: list[str]) -> Checkpoints:
-        """Where a group's checkpoints are."""
+        """Return the checkpoints of a group."""
         return self.folder.checkpoints("+".join(group), len(self.groups), self.recipe.checkpoint.keep)
 
     def newest(self) -> str:
-        """Name of the newest checkpoint that verifies, of the last group that has one; empty if there is none."""
-        found = [path.name for group in self.groups if (path := self.checkpoints(group).newest()[0])]
-        return found[-1] if found else ""
+        """Return the name of the newest checkpoint that verifies, of the last group that has one, or an empty text."""
+        names = [path.name for group in self.groups if (path := self.checkpoints(group).newest()[0])]
+        return names[-1] if names else ""
 
     def read_split(self, name: str, split: str, path: str | None = None) -> Dataset:
-        """A task's split, or another file (`path`) in its place. Raises DataError."""
+        """Read a task's split, or another file (`path`) in its place. Raises DataError."""
         recipe = self.recipe
         task, root = recipe.tasks[name], recipe.data_root
         options: Any = {"path": path, "cache": self.cache, "sources": self.sources}
         return load_split(name, task, split, recipe.data, root, self.backbone, **options)
 
-    def note(self, data: Dataset) -> None:
-        """Note what was read and what was skipped."""
-        done = (data.task, data.split, data.file, len(data), data.skipped, data.tokens, data.truncated)
-        self.notes.append(DataLoaded(*done))
-        if data.skipped:
-            more = ", ..." if data.skipped > BAD_LINES_SHOWN else ""
-            lines = ", ".join(str(row.line) for row in data.bad[:BAD_LINES_SHOWN]) + more
-            text = f"{data.file}: skipped {data.skipped} bad rows (lines {lines}: {data.bad[0].reason})"
-            self.notes.append(Warned(text))
+    def note(self, dataset: Dataset) -> None:
+        """Note the rows that were read and skipped."""
+        self.notes.append(data_loaded(dataset))
+        if dataset.skipped:
+            more = ", ..." if dataset.skipped > BAD_LINES_SHOWN else ""
+            lines = ", ".join(str(row.line) for row in dataset.bad[:BAD_LINES_SHOWN]) + more
+            reason = dataset.bad[0].reason
+            text = f"{dataset.file}: skipped {dataset.skipped} bad rows (lines {lines}: {reason})"
+            self.notes.append(Warned(text=text))
+
+    def show_warnings(self) -> None:
+        """Show the warnings about the data, where no reporter does."""
+        for note in self.notes:
+            if isinstance(note, Warned):
+                self.warn(note.text)
 
     def score(self, model: MultiTaskModel, dataset: Dataset) -> tuple[evaluation.Score, evaluation.Predictions]:
         """Score a dataset with intervals, and write its predictions in file order."""
@@ -128,15 +139,70 @@ class Session:
         return scored, predictions
 
     def table(self, split: str, scores: Mapping[str, evaluation.Score]) -> dict[str, Any]:
-        """The part of a summary that `run` and `eval` share."""
+        """Return the fields that the results of `run` and `eval` share."""
         return {
             "run": str(self.folder.path),
             "split": split,
-            "tasks": {name: made.json() for name, made in scores.items()},
-            "mean": math.fsum(made.value for made in scores.values()) / len(scores),
+            "tasks": {name: score.json() for name, score in scores.items()},
+            "mean": math.fsum(score.value for score in scores.values()) / len(scores),
         }
 
+    def summary(self, scores: Mapping[str, evaluation.Score], **measured: Any) -> RunSummary:
+        """Sum up a finished run: scores of its best weights on the split it reports on, and what was measured."""
+        recipe = self.recipe
+        return RunSummary(
+            **self.table(recipe.evaluation.report_on, scores),
+            name=recipe.name,
+            algorithm=recipe.algorithm.name,
+            seed=recipe.seed,
+            selected_on=recipe.evaluation.select_on,
+            peak_memory_bytes=peak_memory(),
+            **measured,
+        )
 
-def dump_json(value: Any) -> str:
-    """JSON with a line end, non-finite numbers refused."""
-    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+    def device_name(self) -> str:
+        """Return the GPU's name, or `cpu`."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+
+def data_loaded(dataset: Dataset) -> DataLoaded:
+    """Return the event that tells of a dataset."""
+    return DataLoaded(
+        task=dataset.task,
+        split=dataset.split,
+        file=dataset.file,
+        examples=len(dataset),
+        skipped=dataset.skipped,
+        tokens=dataset.tokens,
+        truncated=dataset.truncated,
+    )
+
+
+@dataclass(frozen=True)
+class OpenRecipe:
+    """A recipe that was read for a request, and the run directory it goes to; nothing is loaded or written yet."""
+
+    request: RunRequest
+    recipe: Recipe
+    registry: Registry
+    folder: RunDir
+    continued: bool
+    """Whether a run of this very recipe is in the directory already."""
+
+    def session(self) -> Session:
+        """Start a session on the device asked for. Raises MachineError if there is none."""
+        # a run that goes on reads the commit it began with, wherever the branch is now
+        pins = pins_of(self.folder.lock()) if self.continued else {}
+        sources = Sources(pins, self.request.watcher, remedy=remedy(self.request.recipe))
+        device = pick_device(self.request.device)
+        return Session(self.recipe, self.registry, self.folder, device, self.request.warn, sources)
+
+
+def open_recipe(request: RunRequest) -> OpenRecipe:
+    """Read a request's recipe. Raises RecipeError, MachineError, and CheckpointError for its run directory."""
+    check_launcher()
+    registry = build_registry(block=request.block, warn=request.warn)
+    recipe = load_recipe(request.recipe, registry, overrides=request.overrides, data_root=request.data_root)
+    folder = RunDir(Path(request.out) if request.out is not None else Path("runs") / recipe.name)
+    continued = folder.check_usable(recipe, fresh=request.fresh)
+    return OpenRecipe(request, recipe, registry, folder, continued)

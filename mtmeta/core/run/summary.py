@@ -1,12 +1,18 @@
-"""What summary.json of a finished run holds, checked when it is read back."""
+"""Results as typed objects: the table that `mtmeta eval` shows, and summary.json, written and checked when read."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["check_summary"]
+from mtmeta.core.errors import CheckpointError
+from mtmeta.core.storage.disk import read_json, write_file
+from mtmeta.core.wording import safe
+
+__all__ = ["Evaluation", "RunSummary"]
 
 Count = Annotated[int, Field(ge=0, le=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -36,30 +42,65 @@ class _Usage(_Strict):
     epochs: Finite
 
 
-class _Summary(_Strict):
+class _Table(_Strict):
+    """Scores of a run on one split."""
+
     run: str
     split: str
     tasks: Annotated[dict[str, _Score], Field(min_length=1)]
     mean: Finite
+
+    def plain(self) -> dict[str, Any]:
+        """Return the table as plain data, keys in the order of the fields, as `--json` prints it."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Evaluation(_Table):
+    """Result of `mtmeta eval`."""
+
+    steps: Count
+    """Of the weights that were scored, summed over groups."""
+    seconds: Seconds
+    details: dict[str, Any] = {}
+    """Confusion or error detail by task."""
+
+
+class RunSummary(_Table):
+    """Result of a finished run: the contents of its summary.json."""
+
     name: str
     algorithm: str
     seed: Count
     selected_on: str
     steps: Count
     seconds: Seconds
+    """Of training."""
     total_seconds: Seconds
     examples: Count
+    """Example-forwards in training."""
     skipped_steps: Count
     sampling: dict[str, _Usage]
     peak_memory_bytes: Count
+    adapted: dict[str, Any] = {}
+    """Of a kept adaptation: the run it came from, and how many shots it saw."""
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a summary.json. Raises CheckpointError if it is damaged."""
+        remedy = "remove it and the same command writes it again"
+        try:
+            return cls.model_validate(read_json(path))
+        except CheckpointError as error:
+            raise CheckpointError(error.place, f"{error.message}; {remedy}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}"
+            raise CheckpointError(str(path), f"damaged ({safe(reason, 200)}); {remedy}") from error
 
-def check_summary(found: Any) -> dict[str, Any]:
-    """The summary as it was read. Raises ValueError, of one line, if it is none."""
-    try:
-        _Summary.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}") from error
-    made: dict[str, Any] = found
-    return made
+    def write(self, path: Path) -> None:
+        """Write summary.json atomically: with it a run is over."""
+        write_file(path, json.dumps(self.plain(), indent=2, allow_nan=False) + "\n")
+
+    def moved(self, folder: Path) -> Self:
+        """Return the summary with the directory that the run lies in now."""
+        return self.model_copy(update={"run": str(folder)})

@@ -1,7 +1,7 @@
 """`mtmeta adapt`: few-shot adaptation of a trained run to tasks it has not seen, beside the plain pretrained encoder.
 
 For every task, number of shots k and draw: k examples of each class -> fine-tuning from each start, with the recipe's
-optimizer, schedule and steps -> the dev metric. What meta-learning bought is the difference between the starts, on the
+optimizer, schedule and steps -> the dev metric. The gain of meta-learning is the difference between the starts, on the
 same examples and with the same head.
 """
 
@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mtmeta.core.api.events import Warned
 from mtmeta.core.api.schedules import Plateau
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.subsets import draw_shots
@@ -30,9 +29,9 @@ from mtmeta.core.rng import derive
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.run.fetch import bring, local_backbone
+from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.storage.artifacts import remedy
-from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.adapted_runs import Keeper
 from mtmeta.core.studies.fine_tune import Tuned, fine_tune, prototypes
@@ -49,8 +48,19 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Shots:
+    """The adaptations of one start to one task."""
+
+    sizes: Sequence[int] = (4, 16, 64)
+    """Numbers of examples of each class."""
+    draws: int = 5
+    """Seeded draws of examples for each size."""
+    head: HeadPolicy = "reset"
+
+
+@dataclass(frozen=True)
 class Adapted:
-    """What one adaptation came to."""
+    """The result of one adaptation."""
 
     start: str
     task: str
@@ -62,81 +72,78 @@ class Adapted:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Start:
+    """Weights of an encoder that adaptation starts from, and the step they are of."""
+
+    weights: dict[str, Tensor]
+    step: int = 0
+
+
 def adapt(
     run_paths: Sequence[str | Path],
-    recipe_path: str | Path,
+    request: RunRequest,
+    plan: Shots | None = None,
     *,
-    shots: Sequence[int] = (4, 16, 64),
-    draws: int = 5,
     tasks: Sequence[str] = (),
-    head: HeadPolicy = "reset",
     keep: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    data_root: str | None = None,
-    device: str = "auto",
-    block: Sequence[str] = (),
-    warn: Say = lambda text: None,
     say: Say = lambda text: None,
-    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Adapt each run, and the pretrained encoder it began from, to the tasks of a recipe; the figures of `--json`.
 
-    The recipe gives the tasks with their files, optimizer, schedule, `training.steps`, clipping and seed; its backbone
-    and algorithm have no say. The weights after the last step are scored on `evaluation.report_on`: few shots leave no
-    examples to select with. `tasks` are those of the recipe to adapt to, all by default. In the folder `keep`, of every
-    run and task, the model of the first draw of the largest number of shots becomes a run `RUN-TASK-K`: which one is
-    kept does not depend on any score. Raises MtmetaError.
+    The request's recipe gives the tasks with their files, optimizer, schedule, `training.steps`, clipping and seed; its
+    backbone and algorithm have no say. The weights after the last step are scored on `evaluation.report_on`: few shots
+    leave no examples to select with. `tasks` are those of the recipe to adapt to, all by default. In the folder `keep`,
+    of every run and task, the model of the first draw of the largest number of shots becomes a run `RUN-TASK-K`: which
+    one is kept does not depend on any score. Raises MtmetaError.
     """
-    runs = {
-        Path(os.path.abspath(path)).name: open_run(path, device=device, block=block, warn=warn, watcher=watcher)
-        for path in run_paths
-    }
-    if len(runs) < len(run_paths) or PLAIN in runs:
-        raise UsageError("RUN", f"run directories need names of their own, and none may be called {PLAIN}")
+    plan = plan or Shots()
+    runs = _open_runs(run_paths, request)
     first = next(iter(runs.values()))
-    recipe = load_recipe(recipe_path, first.registry, overrides=overrides, data_root=data_root)
-    _check(recipe, tasks, shots, draws)
-    sources = Sources(watcher=watcher, remedy=remedy(recipe_path))
-    named = replace(recipe, tasks={name: recipe.tasks[name] for name in tasks or recipe.tasks})
-    split = recipe.evaluation.report_on
-    bring(named, ("train", split), sources, backbone=False)
-    session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, warn, sources)
-    steps: dict[str, int] = {}
-    starts = dict(_starts(runs, steps))
-    session.backbone = backbone = restore_backbone(first)
-    found: list[Adapted] = []
-    with fitting_threads(backbone.encoder):
-        data = {name: (session.read_split(name, "train"), session.read_split(name, split)) for name in named.tasks}
-        keeper = Keeper(keep, session, {name: (run, steps[name]) for name, run in runs.items()}, head, max(shots), say)
+    recipe = load_recipe(request.recipe, first.registry, overrides=request.overrides, data_root=request.data_root)
+    _check(recipe, tasks, plan)
+    names, split = list(tasks or recipe.tasks), recipe.evaluation.report_on
+    sources = Sources(watcher=request.watcher, remedy=remedy(request.recipe))
+    chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in names})
+    bring(chosen_only, ("train", split), sources, backbone=False)
+    session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, request.warn, sources)
+    starts = dict(_starts(runs))
+    session.backbone = restore_backbone(first)
+    with fitting_threads(session.backbone.encoder):
+        data = {name: (session.read_split(name, "train"), session.read_split(name, split)) for name in names}
+        parents = {name: (run, starts[name].step) for name, run in runs.items()}
+        keeper = Keeper(keep, session, parents, plan.head, max(plan.sizes), say)
         for train, test in data.values():
             keeper.plan(train, test)
-        for name, (train, test) in data.items():
-            for k in shots:
-                for draw in range(draws):
-                    few = draw_shots(train, k, recipe.seed, name, draw)
-                    for start, weights in starts.items():
-                        backbone.encoder.load_state_dict(weights)
-                        made, model, tuned = _adapt_once(session, backbone.encoder, few, test, head, k, draw)
-                        found.append(replace(made, start=start))
-                        if draw == 0 and k == max(shots) and start != PLAIN:
-                            keeper.keep(start, model, few, test, tuned)
-                say(_line(found, name, k))
-    for note in session.notes:
-        if isinstance(note, Warned):
-            warn(note.text)
+        adapted: list[Adapted] = []
+        for train, test in data.values():
+            for k in plan.sizes:
+                cell = _adapt_cell(session, starts, train, test, k, plan, keeper)
+                adapted += cell
+                say(_line(cell))
+    session.show_warnings()
     return {
         "recipe": recipe.name,
-        "head": head,
+        "head": plan.head,
         "split": split,
         "steps": recipe.training.steps,
         "starts": list(starts),
-        "cells": _cells(found, list(starts), session),
-        "adapted": [asdict(made) for made in found],
+        "cells": _cells(adapted, list(starts), session),
+        "adapted": [asdict(one) for one in adapted],
         "kept": keeper.kept,
     }
 
 
-def _check(recipe: Recipe, tasks: Sequence[str], shots: Sequence[int], draws: int) -> None:
+def _open_runs(paths: Sequence[str | Path], request: RunRequest) -> dict[str, Session]:
+    """Open runs by the names of their directories. Raises UsageError where two have the same."""
+    own_data = replace(request, data_root=None)  # the one given is for the recipe of new tasks
+    runs = {Path(os.path.abspath(path)).name: open_run(path, own_data) for path in paths}
+    if len(runs) < len(paths) or PLAIN in runs:
+        raise UsageError("RUN", f"run directories need names of their own, and none may be called {PLAIN}")
+    return runs
+
+
+def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
     for name in tasks:
         if name not in recipe.tasks:
             raise UsageError("--task", f"the recipe has no task {quote(name)} (tasks: {', '.join(recipe.tasks)})")
@@ -147,17 +154,14 @@ def _check(recipe: Recipe, tasks: Sequence[str], shots: Sequence[int], draws: in
         raise RecipeError("training.steps", message)
     if isinstance(recipe.schedule, Plateau):
         raise RecipeError("schedule", "plateau answers to a metric, and adapting has none on its way; use linear")
-    if not shots or min(shots) < 1 or len(set(shots)) < len(shots):
+    if not plan.sizes or min(plan.sizes) < 1 or len(set(plan.sizes)) < len(plan.sizes):
         raise UsageError("--shots", "takes different whole numbers from 1, such as 4,16,64")
-    if draws < 1:
+    if plan.draws < 1:
         raise UsageError("--seeds", "must be at least 1")
 
 
-def _starts(runs: Mapping[str, Session], steps: dict[str, int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The encoder's weights that adaptation starts from, by name: the pretrained ones, then those of each run.
-
-    `steps` takes the step that a run's weights are of.
-    """
+def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, Start]]:
+    """Yield the encoder's weights that adaptation starts from, by name: the pretrained ones, then those of each run."""
     shapes: dict[str, torch.Size] | None = None
     for name, run in runs.items():
         if len(run.groups) > 1:
@@ -167,12 +171,28 @@ def _starts(runs: Mapping[str, Session], steps: dict[str, int]) -> Iterator[tupl
             local = local_backbone(run.recipe, run.sources)
             plain = local.load(run.recipe.seed).encoder.state_dict()
             shapes = {key: value.shape for key, value in plain.items()}
-            yield PLAIN, {key: value.clone() for key, value in plain.items()}
-        weights, steps[name] = run.checkpoints(run.groups[0]).best_and_step()
-        found = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
-        if {key: value.shape for key, value in found.items()} != shapes:
+            yield PLAIN, Start({key: value.clone() for key, value in plain.items()})
+        weights, step = run.checkpoints(run.groups[0]).best_and_step()
+        encoder = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
+        if {key: value.shape for key, value in encoder.items()} != shapes:
             raise UsageError(str(run.folder.path), "has another encoder than the first run; adapt them one by one")
-        yield name, found
+        yield name, Start(encoder, step)
+
+
+def _adapt_cell(
+    session: Session, starts: Mapping[str, Start], train: Dataset, test: Dataset, k: int, plan: Shots, keeper: Keeper
+) -> list[Adapted]:
+    """Adapt from every start to every draw of `k` shots of one task."""
+    cell = []
+    for draw in range(plan.draws):
+        few = draw_shots(train, k, session.recipe.seed, train.task, draw)
+        for start, origin in starts.items():
+            session.backbone.encoder.load_state_dict(origin.weights)
+            adapted, model, tuned = _adapt_once(session, session.backbone.encoder, few, test, plan.head, k, draw)
+            cell.append(replace(adapted, start=start))
+            if draw == 0 and k == max(plan.sizes) and start != PLAIN:
+                keeper.keep(start, model, few, test, tuned)
+    return cell
 
 
 def _adapt_once(
@@ -194,40 +214,49 @@ def _adapt_once(
     scored, warnings = evaluation.score(predictions, metrics, seed=recipe.seed, intervals=False)
     for text in warnings:
         session.warn(text)
-    seconds = round(time.perf_counter() - started, 3)
-    return Adapted("", name, k, draw, len(few), scored.metric, scored.value, seconds), model, tuned
+    adapted = Adapted(
+        start="",
+        task=name,
+        shots=k,
+        draw=draw,
+        examples=len(few),
+        metric=scored.metric,
+        value=scored.value,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    return adapted, model, tuned
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
 
 
-def _cells(found: Sequence[Adapted], starts: Sequence[str], session: Session) -> list[dict[str, Any]]:
-    """For each task and k: mean and interval of every start over the draws, and the differences to the pretrained one.
+def _cells(adapted: Sequence[Adapted], starts: Sequence[str], session: Session) -> list[dict[str, Any]]:
+    """Return for each task and k: mean and interval of every start over the draws, and its gain on the pretrained one.
 
-    Differences are paired: both starts saw the same examples.
+    Gains are paired: both starts saw the same examples.
     """
     cells = []
-    for task, k in dict.fromkeys((made.task, made.shots) for made in found):
-        here = [made for made in found if (made.task, made.shots) == (task, k)]
-        values = {start: [made.value for made in here if made.start == start] for start in starts}
-        made_of: dict[str, Any] = {}
+    for task, k in dict.fromkeys((one.task, one.shots) for one in adapted):
+        here = [one for one in adapted if (one.task, one.shots) == (task, k)]
+        values = {start: [one.value for one in here if one.start == start] for start in starts}
+        columns: dict[str, Any] = {}
         for start in starts:
             mean, low, high = over_seeds(values[start])
-            made_of[start] = {"mean": mean, "low": low, "high": high, "values": values[start]}
+            columns[start] = {"mean": mean, "low": low, "high": high, "values": values[start]}
             if start != PLAIN:
                 gained = [a - b for a, b in zip(values[start], values[PLAIN], strict=True)]
                 mean, low, high = over_seeds(gained)
-                made_of[start]["gain"] = {"mean": mean, "low": low, "high": high}
+                columns[start]["gain"] = {"mean": mean, "low": low, "high": high}
         sign = 1 if session.metrics[here[0].metric].greater_is_better else -1
-        best = max(starts, key=lambda start: sign * made_of[start]["mean"])
-        cells.append({"task": task, "shots": k, "metric": here[0].metric, "starts": made_of, "best": best})
+        best = max(starts, key=lambda start: sign * columns[start]["mean"])
+        cells.append({"task": task, "shots": k, "metric": here[0].metric, "starts": columns, "best": best})
     return cells
 
 
-def _line(found: Sequence[Adapted], task: str, k: int) -> str:
-    means: dict[str, list[float]] = {}
-    for made in found:
-        if (made.task, made.shots) == (task, k):
-            means.setdefault(made.start, []).append(made.value)
-    shown = ", ".join(f"{start} {math.fsum(values) / len(values):.3f}" for start, values in means.items())
-    return f"{task}, {k} shots: {shown}"
+def _line(cell: Sequence[Adapted]) -> str:
+    """Return a line of progress for one task and number of shots."""
+    values: dict[str, list[float]] = {}
+    for one in cell:
+        values.setdefault(one.start, []).append(one.value)
+    means = ", ".join(f"{start} {math.fsum(each) / len(each):.3f}" for start, each in values.items())
+    return f"{cell[0].task}, {cell[0].shots} shots: {means}"

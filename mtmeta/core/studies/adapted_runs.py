@@ -13,18 +13,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mtmeta.core.api.events import DataLoaded, Evaluated, Event, RunFinished, RunStarted
+from mtmeta.core.api.events import Evaluated, Event, RunFinished, RunStarted
 from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.subsets import draw_shots
 from mtmeta.core.errors import MtmetaError, UsageError
-from mtmeta.core.machine import peak_memory
 from mtmeta.core.recipe.reader import NAME
 from mtmeta.core.recipe.sections import BudgetOptions, Recipe
 from mtmeta.core.run.directory import RunDir, make_lock
-from mtmeta.core.run.session import Session, dump_json
+from mtmeta.core.run.session import Session, data_loaded
 from mtmeta.core.storage.disk import fingerprint, write_file
 from mtmeta.core.storage.staging import Destination, identity
 from mtmeta.core.studies.fine_tune import Tuned
@@ -38,7 +35,7 @@ FIX = "choose another folder with --keep"
 
 @dataclass(frozen=True)
 class _Kept:
-    """A run that is to be kept: where, and what it will be."""
+    """A run that is to be kept, and its place."""
 
     place: _RunDestination
     recipe: Recipe
@@ -49,7 +46,7 @@ class _Kept:
 class Keeper:
     """Keeps adapted models in `folder`, or none where that is None.
 
-    `session` is of the recipe of new tasks; `runs` are what is adapted, and the step its weights are of.
+    `session` is of the recipe of new tasks; `runs` are the adapted ones, each with the step of its weights.
     """
 
     def __init__(
@@ -69,7 +66,7 @@ class Keeper:
         self._parents = {name: _parent(name, *run) for name, run in runs.items()} if self.folder is not None else {}
 
     def plan(self, train: Dataset, test: Dataset) -> None:
-        """Settle what will be kept of a task. Raises UsageError if something else is in its place."""
+        """Plan the runs to keep of a task. Raises UsageError if something else is in its place."""
         for start, parent in self._parents.items():
             assert self.folder is not None
             run, task = self.runs[start][0], train.task
@@ -81,7 +78,8 @@ class Keeper:
             lock = make_lock(recipe, here.registry, files, here.backbone, here.device, here.precision)
             rows = {task: len(test)} if test.split == "dev" else {}
             lock |= {"backbone": run.folder.lock().get("backbone"), **carvings(recipe.tasks, rows)}
-            lock |= {"sources": found} if (found := self.session.sources.lock()) else {}
+            if sources := self.session.sources.lock():
+                lock["sources"] = sources
             lock["adapted"] = {
                 **parent,
                 "head": self.head,
@@ -120,46 +118,53 @@ class Keeper:
         folder.begin(recipe, kept.lock, _files(run.folder.backbone))
         session.checkpoints([name]).save_best(steps, model.state_dict(), ["best"])
         scored, _ = session.score(model, test)
-        summary = {
-            **session.table(test.split, {name: scored}),
-            "run": str(kept.place.path),
-            "name": recipe.name,
-            "algorithm": recipe.algorithm.name,
-            "seed": recipe.seed,
-            "selected_on": recipe.evaluation.select_on,
-            "steps": steps,
-            "seconds": round(tuned.seconds, 2),
-            "total_seconds": round(tuned.seconds, 2),
-            "examples": tuned.examples,
-            "skipped_steps": 0,
-            "sampling": tuned.usage,
-            "peak_memory_bytes": peak_memory(),
-            "adapted": {key: value for key, value in kept.lock["adapted"].items() if key != "ids"},
-        }
-        device = torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu"
-        size = sum(parameter.numel() for parameter in model.parameters())
-        message = (recipe.name, recipe.algorithm.name, [name], [[name]], device, size, time.time())
-        value = scored.value if session.metrics[scored.metric].greater_is_better else -scored.value
-        found = (name, steps, test.split, {name: scored.json()}, value, True, tuned.usage)
-        loaded = [
-            DataLoaded(d.task, d.split, d.file, len(d), d.skipped, d.tokens, d.truncated) for d in (kept.train, test)
-        ]
-        events: list[Event] = [RunStarted(*message), *loaded, *tuned.steps, Evaluated(*found), RunFinished(summary)]
+        summary = session.summary(
+            {name: scored},
+            steps=steps,
+            seconds=round(tuned.seconds, 2),
+            total_seconds=round(tuned.seconds, 2),
+            examples=tuned.examples,
+            skipped_steps=0,
+            sampling=tuned.usage,
+            adapted={key: value for key, value in kept.lock["adapted"].items() if key != "ids"},
+        ).moved(kept.place.path)
+        started = RunStarted(
+            name=recipe.name,
+            algorithm=recipe.algorithm.name,
+            tasks=[name],
+            groups=[[name]],
+            device=run.device_name(),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            time=time.time(),
+        )
+        evaluated = Evaluated(
+            group=name,
+            step=steps,
+            split=test.split,
+            tasks={name: scored.json()},
+            selected=scored.value if session.metrics[scored.metric].greater_is_better else -scored.value,
+            best=True,
+            sampling=tuned.usage,
+        )
+        loaded = [data_loaded(kept.train), data_loaded(test)]
+        finished = RunFinished(summary=summary.plain())
+        events: list[Event] = [started, *loaded, *tuned.steps, evaluated, finished]
         write_file(folder.path / "events.jsonl", "".join(event.json() + "\n" for event in events))
-        write_file(folder.summary, dump_json(summary))
+        summary.write(folder.summary)
 
 
 def origin(lock: Mapping[str, Any]) -> list[str]:
-    """What a lock says of the run that a kept one was adapted from; nothing if it is no kept run."""
-    found = lock.get("adapted")
-    if not isinstance(found, dict):
+    """Return a line about the run that a kept one was adapted from, by its lock; nothing if it is no kept run."""
+    adapted = lock.get("adapted")
+    if not isinstance(adapted, dict):
         return []
-    few = f"{found.get('shots')} examples of each class ({found.get('examples')} in all, of the training file below)"
-    return [f"adapted from the run {found.get('run')}, weights sha256 {found.get('weights')}, with {few}"]
+    shots, examples = adapted.get("shots"), adapted.get("examples")
+    few = f"{shots} examples of each class ({examples} in all, of the training file below)"
+    return [f"adapted from the run {adapted.get('run')}, weights sha256 {adapted.get('weights')}, with {few}"]
 
 
 def _parent(name: str, run: Session, step: int) -> dict[str, Any]:
-    """What the lock of a kept run says of the run it was adapted from."""
+    """Return the facts of a run that the lock of a kept run holds."""
     folder = run.checkpoints(run.groups[0]).folder
     best = folder / f"best-{step:08d}"  # not the link, which a run that is under way may move
     weights = (best if best.is_dir() else folder / "best") / "model.safetensors"
@@ -172,9 +177,9 @@ def _parent(name: str, run: Session, step: int) -> dict[str, Any]:
 
 
 def _recipe(session: Session, parent: Recipe, task: str, title: str) -> Recipe:
-    """What a run of the one task would have to be, to be trained, loaded and scored as the adaptation was.
+    """Return the recipe of a run of the one task, to be trained, loaded and scored as the adaptation was.
 
-    Its encoder is that of the parent, it is evaluated once, at the end, and what had no say is left at its default.
+    Its encoder is that of the parent, it is evaluated once, at the end, and other options are left at their defaults.
     """
     recipe, get = session.recipe, session.registry.get
     rates = recipe.optimizer.head_lr
@@ -196,12 +201,12 @@ def _recipe(session: Session, parent: Recipe, task: str, title: str) -> Recipe:
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """The files of the parent's backbone/."""
+    """Return the files of the parent's backbone/."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _identity(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two kept runs the same one."""
+    """Return the part of a lock that makes two kept runs the same one."""
     return {**identity(lock), "adapted": lock.get("adapted")}
 
 
@@ -217,7 +222,7 @@ class _RunDestination(Destination):
             raise UsageError(f"{self.path}/", f"holds something else than this adaptation; {FIX}")
 
     def is_there(self) -> bool:
-        """Whether this very run was kept before."""
+        """Return whether this very run was kept before."""
         folder = RunDir(self.path)
         try:
             return folder.finished() is not None and _identity(folder.lock()) == self.run

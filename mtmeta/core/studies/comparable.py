@@ -1,6 +1,6 @@
-"""Whether recipes and runs can stand in one table, and what about them differs that a reader of it should know.
+"""Checks that recipes and runs can stand in one table, and notes on how they differ for its readers.
 
-What changes what is measured (labels, columns, metric, split, data) is refused; what changes the training is noted.
+Differences in the measurement (labels, columns, metric, split, data) are refused, those in training are noted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRAINING = ("batch_size", "inner_steps", "loss_weight", "train", "dev", "test")
 MODEL = ("pair_mode", "activation")  # options of a task that say how it is modelled
 VERSIONS = ("mtmeta", "torch", "device", "precision")
 Fact = tuple[str, str, str]
-"""Row, run, and what it has."""
+"""Row, run, and the value it has."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Planned:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its directory holds a run, finished or not; a lock without a recipe is a beginning that was cut."""
+        """Return whether its directory holds a run, finished or not; a lock without a recipe is a cut beginning."""
         return self.folder.recipe.exists() and self.folder.lock_file.exists()
 
 
@@ -55,7 +55,7 @@ def _splits(recipe: Recipe) -> tuple[str, str]:
 
 
 def check_alike(recipes: Sequence[Recipe]) -> None:
-    """Raise RecipeError unless all measure the same: tasks, what is read and predicted in each, metrics, splits."""
+    """Raise RecipeError unless all measure the same: tasks, their inputs and labels, metrics, splits."""
     one = recipes[0]
     for other in recipes[1:]:
         who = quote(other.name)
@@ -80,20 +80,20 @@ def check_alike(recipes: Sequence[Recipe]) -> None:
             here, there = _measured(one, name), _measured(other, name)
             for key in dict.fromkeys([*here, *there]):
                 if here.get(key) != there.get(key):
-                    found = f"has {_shown(here.get(key))} for tasks.{name}.{key}, {who} has {_shown(there.get(key))}"
-                    raise RecipeError(one.name, f"{found}; compare recipes that measure the same")
+                    message = f"has {_shown(here.get(key))} for tasks.{name}.{key}, {who} has {_shown(there.get(key))}"
+                    raise RecipeError(one.name, f"{message}; compare recipes that measure the same")
 
 
 def _measured(recipe: Recipe, name: str) -> dict[str, Any]:
-    """What of a task's options decides which examples are scored, and against what."""
+    """Return those of a task's options that decide which examples and labels are scored."""
     task = recipe.tasks[name]
     options = describe(recipe)["tasks"][name]
-    made = {key: value for key, value in options.items() if key not in (*TRAINING, *MODEL, "metrics", "dialect")}
-    if "labels" in made:
-        made["labels"] = list(task.objective.classes)  # `2` and `[0, 1]` are the same
+    measured = {key: value for key, value in options.items() if key not in (*TRAINING, *MODEL, "metrics", "dialect")}
+    if "labels" in measured:
+        measured["labels"] = list(task.objective.classes)  # `2` and `[0, 1]` are the same
     # not on_bad_rows: of one file, `error` lets a run come to its end only where there is nothing to skip
     dialect = task.dialect or recipe.data
-    return made | {f"dialect.{field.name}": getattr(dialect, field.name) for field in fields(Dialect)}
+    return measured | {f"dialect.{field.name}": getattr(dialect, field.name) for field in fields(Dialect)}
 
 
 def check_data(runs: Sequence[Planned]) -> None:
@@ -115,12 +115,12 @@ def check_data(runs: Sequence[Planned]) -> None:
 
 
 def notes_on_recipes(recipes: Sequence[Recipe]) -> list[str]:
-    """A line for each option that differs and is not the regime's own: backbone, share of the data, selection."""
+    """Return a line for each differing option that is not the regime's own: backbone, share of the data, selection."""
     facts: dict[str, list[Fact]] = {}
     for recipe in recipes:
         for key, value in _background(describe(recipe)):
             facts.setdefault(key, []).append((recipe.name, recipe.name, _shown(value)))
-    return [line for key, found in facts.items() for line in _differing(key, found, len(recipes))]
+    return [line for key, listed in facts.items() for line in _differing(key, listed, len(recipes))]
 
 
 def _background(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -133,14 +133,14 @@ def _background(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def notes_on_runs(plan: Mapping[str, Sequence[Planned]]) -> list[str]:
-    """A line for each version, device and set of weights that differs among runs, as their locks have it."""
+    """Return a line for each version, device and set of weights that differs among runs, as their locks have it."""
     facts: dict[str, list[Fact]] = {}
     for name, row in plan.items():
         for run in row:
             for key, value in _versions(run):
                 facts.setdefault(key, []).append((name, run.label, value))
-    lines = [line for key, found in facts.items() for line in _differing(key.partition("|")[0], found, len(found))]
-    return list(dict.fromkeys(lines))  # the same weights are told of once, not for every seed
+    lines = [line for key, listed in facts.items() for line in _differing(key.partition("|")[0], listed, len(listed))]
+    return list(dict.fromkeys(lines))  # a line for the same weights, not for every seed
 
 
 def _versions(run: Planned) -> Iterator[tuple[str, str]]:
@@ -155,13 +155,13 @@ def _versions(run: Planned) -> Iterator[tuple[str, str]]:
     yield f"backbone weights|{run.recipe.seed}{options}", safe(str(lock.get("backbone", "unknown")), 16)
 
 
-def _differing(key: str, found: Sequence[Fact], whole: int) -> Iterable[str]:
-    """One line where they differ; what a row has in all its runs is told by the row's name."""
-    if len({value for *_, value in found}) < 2 and len(found) == whole:
+def _differing(key: str, facts: Sequence[Fact], whole: int) -> Iterable[str]:
+    """Yield one line where they differ; a value that all runs of a row share stands under the row's name."""
+    if len({value for *_, value in facts}) < 2 and len(facts) == whole:
         return
     by_value: dict[str, list[str]] = {}
-    for row, run, value in found:
-        alike = {other for name, _, other in found if name == row} == {value}
+    for row, run, value in facts:
+        alike = {other for name, _, other in facts if name == row} == {value}
         who = safe(row if alike else run)
         if who not in by_value.setdefault(value, []):
             by_value[value].append(who)

@@ -1,12 +1,13 @@
 """`mtmeta compare`: the same tasks under several regimes and seeds, in one table that can be trusted.
 
-recipes x seeds -> runs, each trained, continued or reused -> the comparison of what they left.
+recipes x seeds -> runs, each trained, continued or reused -> the comparison of their summaries and predictions.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.fetch import wanted
+from mtmeta.core.run.request import RunRequest
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.addresses import is_remote
 from mtmeta.core.storage.artifacts import Want, by_name, remedy
@@ -38,7 +40,7 @@ from mtmeta.core.studies.pool import Job, run_all, without_options
 from mtmeta.core.tables.data_file import DataFile
 from mtmeta.core.wording import quote
 
-__all__ = ["compare"]
+__all__ = ["compare", "compare_recipes", "job_of", "plan_runs"]
 
 Say = Callable[[str], None]
 
@@ -67,22 +69,40 @@ def compare(
     before the first run begins. Raises MtmetaError, RecipeError where the recipes do not measure the same, DataError
     where they read other data, Incomplete, with the comparison of the others, where runs of some recipes failed.
     """
-    registry = build_registry(block=block, warn=warn)
-    plan = _plan(recipes, registry, seeds, overrides, Path(out), data_root)
-    chosen = baseline_of(plan, baseline)
-    _check_device(device)
+    request = RunRequest(
+        overrides=overrides,
+        out=out,
+        data_root=data_root,
+        device=device,
+        block=block,
+        warn=warn,
+        watcher=watcher,
+        stop=stop,
+    )
+    return compare_recipes(recipes, request, seeds=seeds, baseline=baseline, at_once=jobs, say=say)
+
+
+def compare_recipes(
+    recipes: Sequence[str | Path],
+    request: RunRequest,
+    *,
+    seeds: int = 3,
+    baseline: str | None = None,
+    at_once: int = 1,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Carry out a comparison; see `compare`. The request holds all but the recipes."""
+    registry = build_registry(block=request.block, warn=request.warn)
+    plan = plan_runs(recipes, registry, seeds, request)
+    baseline = baseline_of(plan, baseline)
+    _check_device(request.device)
     _check_files(plan)
-    arguments = [f"--set={text}" for text in overrides] + [f"--no-plugin={name}" for name in block]
-    arguments += [f"--device={device}"] + ([f"--data-root={data_root}"] if data_root else [])
     runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # of the first seed first
     waiting = {run.folder.path: run for run in runs if not _is_finished(run)}
-    todo = [
-        Job(run.label, path, [_file(run.path), *arguments, *_settings(run.recipe)], _threads(run))
-        for path, run in waiting.items()
-    ]
-    say(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already, in {out}")
+    jobs = [job_of(run, request) for run in waiting.values()]
+    say(f"{len(runs)} runs, {len(runs) - len(jobs)} of them finished already, in {request.out}")
     check_data(runs)
-    _fetch(list(waiting.values()), Sources(watcher=watcher, remedy=remedy(*recipes)))
+    _fetch(list(waiting.values()), Sources(watcher=request.watcher, remedy=remedy(*recipes)))
     failed: dict[Path, MtmetaError] = {}
 
     def ended(job: Job) -> None:
@@ -92,36 +112,26 @@ def compare(
     def note(job: Job, error: MtmetaError) -> None:
         failed[job.folder] = error
 
-    run_all(todo, at_once=jobs, say=say, ended=ended, failed=note, stop=stop)
+    run_all(jobs, at_once=at_once, say=say, ended=ended, failed=note, stop=request.stop)
     if failed:
-        _raise_incomplete(plan, chosen, registry, failed)
-    return comparison(plan, chosen, registry)
+        _raise_incomplete(plan, baseline, registry, failed)
+    return comparison(plan, baseline, registry)
 
 
-def _plan(
-    paths: Sequence[str | Path],
-    registry: Registry,
-    seeds: int,
-    overrides: Sequence[str],
-    out: Path,
-    data_root: str | None,
+def plan_runs(
+    paths: Sequence[str | Path], registry: Registry, seeds: int, request: RunRequest
 ) -> dict[str, list[Planned]]:
-    """The runs of each recipe, by its name. All that is wrong with the recipes is raised together."""
+    """Plan the runs of each recipe, by its name. All that is wrong with the recipes is raised together."""
     plan: dict[str, list[Planned]] = {}
-    problems: dict[str, MtmetaError] = {}  # what is wrong with a `--set` is so for every recipe
+    problems: dict[str, MtmetaError] = {}  # a wrong `--set` is wrong for every recipe
     for path in paths:
         try:
-            first = load_recipe(path, registry, overrides=overrides, data_root=data_root)
-            made = [first]
-            for seed in range(first.seed + 1, first.seed + seeds):
-                these = [*overrides, f"seed={seed}", *_same_carving(first)]
-                made.append(load_recipe(path, registry, overrides=these, data_root=data_root))
-            if first.name in plan:
-                message = f"has the name {quote(first.name)} of another recipe; give each a 'name:' of its own"
+            seeded = list(_seeded(replace(request, recipe=path), registry, seeds))
+            name = seeded[0].name
+            if name in plan:
+                message = f"has the name {quote(name)} of another recipe; give each a 'name:' of its own"
                 raise RecipeError(str(path), message)
-            plan[first.name] = [
-                Planned(path, one, RunDir(out / f"{one.name}-{one.seed}-{digest(one)[:8]}")) for one in made
-            ]
+            plan[name] = [Planned(path, recipe, _folder(recipe, request)) for recipe in seeded]
         except MtmetaError as error:
             for one in error.problems if isinstance(error, Problems) else [error]:
                 problems.setdefault(str(one), one)
@@ -130,19 +140,33 @@ def _plan(
     return plan
 
 
+def _seeded(request: RunRequest, registry: Registry, seeds: int) -> Iterator[Recipe]:
+    """Yield a recipe with each of its seeds."""
+    first = load_recipe(request.recipe, registry, overrides=request.overrides, data_root=request.data_root)
+    yield first
+    for seed in range(first.seed + 1, first.seed + seeds):
+        overrides = [*request.overrides, f"seed={seed}", *_same_carving(first)]
+        yield load_recipe(request.recipe, registry, overrides=overrides, data_root=request.data_root)
+
+
+def _folder(recipe: Recipe, request: RunRequest) -> RunDir:
+    return RunDir(Path(request.out or ".") / f"{recipe.name}-{recipe.seed}-{digest(recipe)[:8]}")
+
+
 def _same_carving(recipe: Recipe) -> list[str]:
-    """Overrides that give a recipe with another seed the dev splits of this one: seeds are compared on one dev set."""
+    """Return the overrides that carve the same dev splits with another seed: seeds are compared on one dev set."""
     carved = [(name, task.dev) for name, task in recipe.tasks.items() if isinstance(task.dev, Carve)]
     return [f"tasks.{name}.dev.seed={carve.seed}" for name, carve in carved]
 
 
-def _settings(recipe: Recipe) -> list[str]:
-    return [f"--set={text}" for text in (f"seed={recipe.seed}", *_same_carving(recipe))]
-
-
-def _file(path: str | Path) -> str:
-    """A recipe as an argument, which no option begins like."""
-    return f"./{path}" if str(path).startswith("-") else str(path)
+def job_of(run: Planned, request: RunRequest) -> Job:
+    """Build the command that makes a run."""
+    settings = [*request.overrides, f"seed={run.recipe.seed}", *_same_carving(run.recipe)]
+    # no option begins like the recipe
+    recipe = f"./{run.path}" if str(run.path).startswith("-") else str(run.path)
+    arguments = [recipe, *(f"--set={text}" for text in settings), *(f"--no-plugin={name}" for name in request.block)]
+    arguments += [f"--device={request.device}"] + ([f"--data-root={request.data_root}"] if request.data_root else [])
+    return Job(run.label, run.folder.path, arguments, _threads(run))
 
 
 # ------------------------------------------------------------------------------------------ before the first run begins
@@ -166,13 +190,13 @@ def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
             try:
                 if path is not None and path not in hashes:
                     hashes[path] = _look(path, task, row[0].recipe)
-                found = SAMPLE if path is None else hashes[path]
-                who, other = seen.setdefault(key, (name, found))
-                if other != found:
-                    message = f"{key} has sha256 {other[:6]}.. in {quote(who)}, {found[:6]}.. in {quote(name)}"
+                sha256 = SAMPLE if path is None else hashes[path]
+                who, other = seen.setdefault(key, (name, sha256))
+                if other != sha256:
+                    message = f"{key} has sha256 {other[:6]}.. in {quote(who)}, {sha256[:6]}.. in {quote(name)}"
                     raise DataError(str(path or SAMPLE), f"{message}; compare recipes on the same data")
                 for run in row:
-                    if path is not None and run.has_begun and _lock(run)["data"].get(key) != found:
+                    if path is not None and run.has_begun and _lock(run)["data"].get(key) != sha256:
                         message = f"is not the file that {run.folder.path} was trained with; choose another --out"
                         raise DataError(str(path), message)
             except MtmetaError as error:
@@ -181,20 +205,20 @@ def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
 
 
 def _files(recipe: Recipe) -> Iterator[tuple[str, Path | None, Task]]:
-    """TASK-SPLIT, file (None for the sample) and task of everything that runs of a recipe read from a path.
+    """Yield TASK-SPLIT, file (None for the sample) and task of everything that runs of a recipe read from a path.
 
-    What is named elsewhere is the same for ever by its commit or hash; the locks of the runs tell which that is.
+    Files on a hub or at an address never change: their commits and hashes are in the locks of the runs.
     """
     for name, task in recipe.tasks.items():
         for split in dict.fromkeys(("train", recipe.evaluation.select_on, recipe.evaluation.report_on)):
             given = getattr(task, split)
             if isinstance(given, Carve) or is_remote(given):
-                continue  # what is taken out of the training file is as that is; what lies elsewhere has its own checks
+                continue  # a carved split is as its training file is; remote files have checks of their own
             yield f"{name}-{split}", None if given == SAMPLE else Path(recipe.data_root) / given, task
 
 
 def _look(path: Path, task: Task, recipe: Recipe) -> str:
-    """SHA-256 of a file in which the task finds its columns."""
+    """Return the SHA-256 of a file in which the task finds its columns."""
     file = DataFile(path, task.dialect or recipe.data)
     sha256 = file.sha256()
     next(iter(task.read(file)), None)
@@ -206,7 +230,7 @@ def _look(path: Path, task: Task, recipe: Recipe) -> str:
 
 @contextlib.contextmanager
 def _in_our_words(run: Planned) -> Iterator[None]:
-    """Errors about a run directory, without the options that `mtmeta run` has and we have not."""
+    """Raise errors about a run directory without the options that `mtmeta run` has and we have not."""
     try:
         yield
     except CheckpointError as error:
@@ -214,7 +238,7 @@ def _in_our_words(run: Planned) -> Iterator[None]:
 
 
 def _is_finished(run: Planned) -> bool:
-    """Whether a run of this very recipe has ended in its directory."""
+    """Return whether a run of this very recipe has ended in its directory."""
     with _in_our_words(run):
         return run.folder.check_usable(run.recipe, fresh=False) and run.folder.finished() is not None
 
@@ -225,7 +249,7 @@ def _lock(run: Planned) -> dict[str, Any]:
 
 
 def _threads(run: Planned) -> int | None:
-    """The threads that a run began with: with others it is not allowed to go on."""
+    """Return the threads that a run began with: with others it is not allowed to go on."""
     threads = _lock(run).get("threads") if run.has_begun else None
     return threads if type(threads) is int and threads > 0 else None
 
@@ -242,28 +266,28 @@ def _check_recipe(run: Planned) -> None:
 def _raise_incomplete(
     plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry, failed: Mapping[Path, MtmetaError]
 ) -> None:
-    """Raise what went wrong, with the comparison of the recipes of which every run has ended well."""
+    """Raise the errors of the runs that failed, with the comparison of the recipes whose runs all ended well."""
     problems = list(failed.values())
     left: dict[str, str] = {}
     for name, row in plan.items():
-        why = [str(failed[run.folder.path]) for run in row if run.folder.path in failed]
-        if why:
-            left[name] = why[0] + (f" (and {len(why) - 1} more of its runs)" if len(why) > 1 else "")
+        reasons = [str(failed[run.folder.path]) for run in row if run.folder.path in failed]
+        if reasons:
+            left[name] = reasons[0] + (f" (and {len(reasons) - 1} more of its runs)" if len(reasons) > 1 else "")
     complete = {name: row for name, row in plan.items() if name not in left}
     if not complete:
         raise_all(problems)
     try:
-        made = comparison(complete, baseline if baseline in complete else None, registry)
+        table = comparison(complete, baseline if baseline in complete else None, registry)
     except MtmetaError as error:
         raise Problems([*problems, error]) from error
-    raise Incomplete(problems, made | {"left_out": left})
+    raise Incomplete(problems, table | {"left_out": left})
 
 
 def _fetch(runs: Sequence[Planned], sources: Sources) -> None:
-    """Bring what the runs name elsewhere before the first of them begins, so that no two of them wait for it."""
+    """Fetch the remote files of the runs before the first of them begins, so that no two of them wait for it."""
     wants: list[Want] = []
     for run in runs:
         evaluated = run.recipe.evaluation
         splits = dict.fromkeys(("train", evaluated.select_on, evaluated.report_on))
-        wants += [want for found in wanted(run.recipe, list(splits)).values() for want in found]
+        wants += [want for needed in wanted(run.recipe, list(splits)).values() for want in needed]
     sources.fetch(by_name(wants).values())

@@ -1,4 +1,4 @@
-"""What finished runs say of their regimes: means over seeds with intervals, and differences by the paired bootstrap.
+"""The comparison of finished runs: means over seeds with intervals, and differences by the paired bootstrap.
 
 summaries and predictions of runs -> means over the seeds with intervals -> differences to a baseline.
 """
@@ -19,6 +19,7 @@ from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.errors import CheckpointError, UsageError
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.rng import derive
+from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.studies.comparable import Planned, notes_on_recipes, notes_on_runs
 from mtmeta.core.training.statistics import Array, difference, difference_draws, on_resamples, over_seeds
 from mtmeta.core.wording import did_you_mean, quote
@@ -29,7 +30,7 @@ MEAN = "mean"
 
 
 def baseline_of(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str | None:
-    """Name of the row that differences are to."""
+    """Return the name of the row that differences are to. Raises UsageError if there is none of the name given."""
     if given is not None:
         if given not in plan:
             message = f"{quote(given)} is none of these recipes{did_you_mean(given, plan)} ({', '.join(plan)})"
@@ -40,40 +41,20 @@ def baseline_of(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str
 
 
 def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry) -> dict[str, Any]:
-    """Rows of means, intervals and differences, from the summaries and predictions of finished runs."""
+    """Build rows of means, intervals and differences, from the summaries and predictions of finished runs."""
     first = next(iter(plan.values()))[0].recipe
-    metrics = {task: registry.get("metric", made.metrics[0], "tasks") for task, made in first.tasks.items()}
+    metrics = {name: registry.get("metric", task.metrics[0], "tasks") for name, task in first.tasks.items()}
     summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
     several = sum(map(len, plan.values())) > 1  # a run alone is compared with nothing
-    found = {task: _predictions(plan, task) for task in metrics if several}
-    for task, (labels, predictions) in found.items():
-        for planned, told, each in zip(plan.values(), summaries.values(), predictions, strict=True):
-            for run, summary, one in zip(planned, told, each, strict=True):
-                _check_value(run, summary, task, metrics[task], labels, one)
+    predictions = {task: _predictions(plan, task) for task in metrics if several}
+    for task, (labels, by_row) in predictions.items():
+        for runs, run_summaries, run_predictions in zip(plan.values(), summaries.values(), by_row, strict=True):
+            for run, summary, values in zip(runs, run_summaries, run_predictions, strict=True):
+                _check_value(run, summary, task, metrics[task], labels, values)
     signs = {task: 1.0 if metric.greater_is_better else -1.0 for task, metric in metrics.items()}
     # of metrics that point in different directions the mean says nothing of better or worse
     signs[MEAN] = next(iter(signs.values())) if len(set(signs.values())) == 1 else 0.0
-    rows: list[dict[str, Any]] = []
-    for name, made in summaries.items():
-        cells = {}
-        for column in signs:
-            values = [_value(summary, column) for summary in made]
-            mean, low, high = over_seeds(values)
-            if low is None and column != MEAN:  # of one run its own interval, over its examples
-                low, high = made[0]["tasks"][column]["low"], made[0]["tasks"][column]["high"]
-            cells[column] = {"values": values, "mean": mean, "low": low, "high": high, "best": False}
-        rows.append(
-            {
-                "name": name,
-                "algorithm": plan[name][0].recipe.algorithm.name,
-                "seeds": [run.recipe.seed for run in plan[name]],
-                "runs": [str(run.folder.path) for run in plan[name]],
-                "columns": cells,
-                "examples": _mean(made, "examples"),
-                "seconds": _mean(made, "seconds"),
-                "peak_memory_bytes": max(summary["peak_memory_bytes"] for summary in made),
-            }
-        )
+    rows = [_row(runs, summaries[name], list(signs)) for name, runs in plan.items()]
     for column, sign in signs.items():
         top = max(sign * row["columns"][column]["mean"] for row in rows)
         for row in rows:
@@ -81,7 +62,7 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
                 len(rows) > 1 and sign != 0 and sign * row["columns"][column]["mean"] == top
             )
     if baseline is not None and len(rows) > 1:
-        _add_differences(rows, found, baseline, metrics, signs)
+        _add_differences(rows, predictions, baseline, metrics, signs)
     return {
         "split": first.evaluation.report_on,
         "baseline": baseline,
@@ -92,6 +73,27 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
     }
 
 
+def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequence[str]) -> dict[str, Any]:
+    """Build the row of one recipe, without differences; which column is best is settled among all rows."""
+    cells = {}
+    for column in columns:
+        values = [_value(summary, column) for summary in summaries]
+        mean, low, high = over_seeds(values)
+        if low is None and column != MEAN:  # of one run its own interval, over its examples
+            low, high = summaries[0].tasks[column].low, summaries[0].tasks[column].high
+        cells[column] = {"values": values, "mean": mean, "low": low, "high": high, "best": False}
+    return {
+        "name": runs[0].recipe.name,
+        "algorithm": runs[0].recipe.algorithm.name,
+        "seeds": [run.recipe.seed for run in runs],
+        "runs": [str(run.folder.path) for run in runs],
+        "columns": cells,
+        "examples": _mean([summary.examples for summary in summaries]),
+        "seconds": _mean([summary.seconds for summary in summaries]),
+        "peak_memory_bytes": max(summary.peak_memory_bytes for summary in summaries),
+    }
+
+
 def _add_differences(
     rows: Sequence[dict[str, Any]],
     predictions: Mapping[str, tuple[Array, list[Array]]],
@@ -99,7 +101,7 @@ def _add_differences(
     metrics: Mapping[str, Metric],
     signs: Mapping[str, float],
 ) -> None:
-    """To every row but the baseline: its differences, and whether they are a transfer that is surely negative."""
+    """Add to every row but the baseline its differences, and whether they are a transfer that is surely negative."""
     base = [row["name"] for row in rows].index(baseline)
     draws: dict[str, list[Array]] = {}  # column -> of each row the values of its seeds [K, D]
     for task, metric in metrics.items():
@@ -115,26 +117,26 @@ def _add_differences(
                 continue
             observed = cell["mean"] - rows[base]["columns"][column]["mean"]
             pair = draws[column][number], draws[column][base]
-            found = difference(observed, difference_draws(*pair, same_seeds=row["seeds"] == rows[base]["seeds"]))
-            worst = found.high if signs[column] > 0 else found.low
+            delta = difference(observed, difference_draws(*pair, same_seeds=row["seeds"] == rows[base]["seeds"]))
+            worst = delta.high if signs[column] > 0 else delta.low
             # one seed says nothing of how far another would be off
             worse = None if single or worst is None else signs[column] * worst < 0
-            cell["delta"] = asdict(found) | {"negative_transfer": worse}
+            cell["delta"] = asdict(delta) | {"negative_transfer": worse}
 
 
-def _summary(run: Planned) -> dict[str, Any]:
-    """The summary of a run. Raises CheckpointError if it has none, or one of another run."""
+def _summary(run: Planned) -> RunSummary:
+    """Return the summary of a run. Raises CheckpointError if it has none, or one of another run."""
     summary = run.folder.finished()
     if summary is None:
         raise CheckpointError(str(run.folder.path), "is not finished; run the same command again")
     recipe = run.recipe
-    wanted: dict[str, Any] = {"split": recipe.evaluation.report_on, "seed": recipe.seed}
-    wanted |= {"algorithm": recipe.algorithm.name, "selected_on": recipe.evaluation.select_on}
-    wrong = [key for key, value in wanted.items() if summary[key] != value]
-    scores = summary["tasks"]
-    if {task: score["metric"] for task, score in scores.items()} != {n: t.metrics[0] for n, t in recipe.tasks.items()}:
+    expected: dict[str, Any] = {"split": recipe.evaluation.report_on, "seed": recipe.seed}
+    expected |= {"algorithm": recipe.algorithm.name, "selected_on": recipe.evaluation.select_on}
+    wrong = [key for key, value in expected.items() if getattr(summary, key) != value]
+    scores = summary.tasks
+    if {task: score.metric for task, score in scores.items()} != {n: t.metrics[0] for n, t in recipe.tasks.items()}:
         wrong.append("tasks")
-    elif not math.isclose(summary[MEAN], math.fsum(s["value"] for s in scores.values()) / len(scores), abs_tol=1e-9):
+    elif not math.isclose(summary.mean, _mean([score.value for score in scores.values()]), abs_tol=1e-9):
         wrong.append(MEAN)
     if wrong:
         message = f"is not that of the run's recipe ({', '.join(wrong)})"
@@ -143,49 +145,49 @@ def _summary(run: Planned) -> dict[str, Any]:
 
 
 def _check_value(
-    run: Planned, summary: Mapping[str, Any], task: str, metric: Metric, labels: Array, predictions: Array
+    run: Planned, summary: RunSummary, task: str, metric: Metric, labels: Array, predictions: Array
 ) -> None:
     """Raise CheckpointError if the metric of a summary is not that of the predictions beside it."""
-    told = summary["tasks"][task]["value"]
+    recorded = summary.tasks[task].value
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is constant
+        warnings.simplefilter("ignore")  # of constant predictions
         value = metric(labels, predictions)
     # numbers are written with six digits, classes in full
-    slack = 1e-9 if run.recipe.tasks[task].objective.classes else 1e-3 * max(1.0, abs(told))
-    if not abs(told - value) <= slack:
-        message = f"says {told:.6g} for {task} {metric.name}, the predictions beside it come to {value:.6g}"
+    slack = 1e-9 if run.recipe.tasks[task].objective.classes else 1e-3 * max(1.0, abs(recorded))
+    if not abs(recorded - value) <= slack:
+        message = f"says {recorded:.6g} for {task} {metric.name}, the predictions beside it come to {value:.6g}"
         raise CheckpointError(str(run.folder.summary), f"{message}; remove it and the same command writes both again")
 
 
-def _value(summary: Mapping[str, Any], column: str) -> float:
-    return float(summary[MEAN] if column == MEAN else summary["tasks"][column]["value"])
+def _value(summary: RunSummary, column: str) -> float:
+    return summary.mean if column == MEAN else summary.tasks[column].value
 
 
-def _mean(summaries: Sequence[Mapping[str, Any]], key: str) -> float:
-    return math.fsum(summary[key] for summary in summaries) / len(summaries)
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
 
 
 def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Array, list[Array]]:
-    """Labels [N] of a task, and of each row the predictions [K, N] of its seeds."""
+    """Return the labels [N] of a task, and of each row the predictions [K, N] of its seeds."""
     labels: Array | None = None
     rows: list[list[Array]] = []
     for row in plan.values():
         rows.append([])
         for run in row:
             path = run.folder.path / "predictions" / f"{task}-{run.recipe.evaluation.report_on}.csv"
-            found, made = read_predictions(path, run.recipe.tasks[task])
+            own_labels, predictions = read_predictions(path, run.recipe.tasks[task])
             if labels is None:
-                labels = found
-            elif len(found) != len(labels) or not np.array_equal(found, labels):
+                labels = own_labels
+            elif len(own_labels) != len(labels) or not np.array_equal(own_labels, labels):
                 message = f"holds other examples than the other runs; remove {run.folder.path} to train it again"
                 raise CheckpointError(str(path), message)
-            rows[-1].append(made)
+            rows[-1].append(predictions)
     assert labels is not None
     return labels, [np.array(row) for row in rows]
 
 
 def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
-    """Labels and predictions [N] as numbers, classes by their index."""
+    """Read labels and predictions [N] as numbers, classes by their index."""
     index = {name: float(number) for number, name in enumerate(task.objective.classes)}
 
     def number(text: str) -> float:

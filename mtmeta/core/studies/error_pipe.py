@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 
-from mtmeta.core.errors import (
-    CheckpointError,
-    DataError,
-    DivergedError,
-    MachineError,
-    MtmetaError,
-    PluginError,
-    Problems,
-    RecipeError,
-    RunInUse,
-    Stopped,
-    UsageError,
-    WeightsError,
-)
+from mtmeta.core import errors
+from mtmeta.core.errors import MachineError, MtmetaError, Problems, Stopped
 from mtmeta.core.wording import safe
 
 __all__ = ["PIPE", "receive_errors", "send_error"]
@@ -28,11 +17,7 @@ PIPE = "MTMETA_ERROR_PIPE"
 MAX_LENGTH = 1000  # characters, as on stderr
 
 KINDS: dict[str, type[MtmetaError]] = {
-    kind.__name__: kind
-    for kind in (
-        *(MtmetaError, UsageError, RecipeError, DataError, CheckpointError, RunInUse, WeightsError),
-        *(PluginError, MachineError, DivergedError),
-    )
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, MtmetaError)
 }
 KINDS["Stopped"] = MachineError  # to whoever did not ask for it
 
@@ -62,11 +47,9 @@ def _event(error: MtmetaError | Stopped) -> dict[str, object]:
 
 def receive_errors(lines: Iterable[str]) -> list[MtmetaError]:
     """Return the errors that a child sent; a line that a kill has torn is left out."""
-    errors = []
+    received = []
     for line in lines:
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             event = json.loads(line)
-            errors.append(KINDS[event["kind"]](event["place"], event["message"], help=event["help"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return errors
+            received.append(KINDS[event["kind"]](event["place"], event["message"], help=event["help"]))
+    return received

@@ -1,4 +1,8 @@
-"""Fine-tuning on a few examples of one task: the head it begins with, and the steps."""
+"""Fine-tuning on a few examples of one task: the head it begins with, and the steps.
+
+It has a loop of its own because `Trainer` evaluates, selects and writes checkpoints, and clips with another rounding,
+which would change the bits of adapted weights.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a fine-tuning did: its steps as events, and what it read of the task."""
+    """The steps of a fine-tuning as events, and how much it read of the task."""
 
     steps: list[StepDone] = field(default_factory=list)
     usage: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -58,7 +62,7 @@ def fine_tune(
     learner = Learner(model, seed=seed, steps=steps, group=name, precision=precision)
     optimizer = recipe.optimizer.build(learner.parameters.items())
     limit = recipe.training.clip or math.inf  # an infinite one changes no gradient
-    done = []
+    events = []
     model.train()
     for step in range(steps):
         learner.begin_step(step)
@@ -70,17 +74,27 @@ def fine_tune(
             message = f"gradient norm became {norm} at step {step + 1}, task '{name}'; lower the learning rate"
             raise DivergedError("", message)
         optimizer.step()
-        spent = round(time.perf_counter() - started, 3)
-        lr = float(recipe.optimizer.lr * factor)
-        done.append(StepDone(name, step + 1, steps, {name: [loss]}, lr, norm, learner.examples, spent))
+        events.append(
+            StepDone(
+                group=name,
+                step=step + 1,
+                steps=steps,
+                losses={name: [loss]},
+                lr=float(recipe.optimizer.lr * factor),
+                norm=norm,
+                examples=learner.examples,
+                seconds=round(time.perf_counter() - started, 3),
+            )
+        )
     learner.clear_gradient()
-    return Tuned(done, feed.usage(), learner.examples, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return Tuned(steps=events, usage=feed.usage(), examples=learner.examples, seconds=seconds)
 
 
 def prototypes(
     model: MultiTaskModel, task: Task, few: Dataset, *, batch_tokens: int, precision: Precision = "fp32"
 ) -> nn.Module:
-    """A head that begins as a nearest-prototype classifier of the few examples. Raises UsageError without classes."""
+    """Build a head that begins as a nearest-prototype classifier. Raises UsageError for a task without classes."""
     classes, outputs = len(task.objective.classes), task.objective.outputs
     if classes < 2 or outputs not in (classes, classes - 1):
         raise UsageError("--head", f"prototype needs classes, task {quote(few.task)} has none; use reset")
@@ -92,10 +106,10 @@ def prototypes(
             torch.inference_mode(),
             closing(evaluation.forward(model, few, batch_tokens=batch_tokens, precision=precision)) as batches,
         ):
-            for indices, _, made in batches:
+            for indices, _, pooled in batches:
                 if not vectors.shape[1]:
-                    vectors = np.zeros((len(few), made.shape[1]), dtype=np.float32)
-                vectors[indices] = made.float().cpu().numpy()
+                    vectors = np.zeros((len(few), pooled.shape[1]), dtype=np.float32)
+                vectors[indices] = pooled.float().cpu().numpy()
     finally:
         model.replace_head(few.task, head)
     labels = few.labels.astype(np.int64)

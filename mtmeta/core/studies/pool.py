@@ -110,7 +110,7 @@ class _Pool:
         self._held = _Held(say)
 
     def start(self) -> None:
-        """Start what may run now, in the order of the jobs."""
+        """Start the jobs that may run now, in their order."""
         for job in list(self.waiting):
             if len(self.running) < self._at_once and self._held.is_free(job):
                 self.waiting.remove(job)
@@ -184,7 +184,7 @@ class _Running:
                 start_new_session=True,  # a Ctrl-C comes to us alone, and we pass it on once
             )
         finally:
-            os.close(pipe)  # or the end of what the child writes would never come
+            os.close(pipe)  # or the end of the errors would never come
         self._readers = [
             threading.Thread(target=self._pass_on, args=(say,), daemon=True),
             threading.Thread(target=self._receive, args=(errors,), daemon=True),
@@ -233,7 +233,7 @@ class _Running:
             reader.join()
 
     def check(self) -> None:
-        """Raise what it ended with, unless it ended well."""
+        """Raise the errors it ended with, unless it ended well."""
         code = self._process.returncode
         if code == 0:
             return
@@ -253,7 +253,7 @@ class _Running:
 
 @contextlib.contextmanager
 def _nothing_left(running: Sequence[_Running]) -> Iterator[None]:
-    """No process outlives us; after a second Ctrl-C none may take its time either."""
+    """End every process that is left; after a second Ctrl-C none may take its time either."""
     patience = PATIENCE
     try:
         yield
@@ -270,5 +270,5 @@ def _nothing_left(running: Sequence[_Running]) -> Iterator[None]:
 
 
 def _cores() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,8 +29,9 @@ from mtmeta.core.recipe.resolved import describe, digest, dump
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.recipe.strict_yaml import read_file
 from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.run.request import RunRequest
 from mtmeta.core.storage.cache import Cache
-from mtmeta.core.studies.compare import _plan, _settings
+from mtmeta.core.studies.compare import job_of, plan_runs
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import ClassificationTask, PairClassificationTask, RegressionTask
 from tests.core.data.test_loading import letters
@@ -353,18 +354,20 @@ def test_a_run_that_was_cut_goes_on_to_the_same_weights(tmp_path: Path, capsys: 
 def test_seeds_are_compared_on_one_dev_set(tmp_path: Path) -> None:
     """What `compare` plans, and what it tells the processes that train."""
     registry, path = build_registry(), recipe(tmp_path)
-    plan = _plan([path], registry, 3, [], tmp_path / "out", None)
+    request = RunRequest(out=tmp_path / "out")
+    plan = plan_runs([path], registry, 3, request)
     assert [run.recipe.seed for run in plan["carve"]] == [7, 8, 9]
     for run in plan["carve"]:
         assert run.recipe.tasks["t"].dev == Carve(fraction=0.2, seed=7)
-        overrides = [text.removeprefix("--set=") for text in _settings(run.recipe)]
+        arguments = job_of(run, request).arguments
+        overrides = [text.removeprefix("--set=") for text in arguments if text.startswith("--set=")]
         assert load_recipe(path, registry, overrides=overrides) == run.recipe
     for name, dev in (("seeded", "{fraction: 0.2, seed: 9}"), ("filed", "t.csv")):
         other = recipe(tmp_path, dev, f"{name}.yaml", name=name)
         with pytest.raises(mtmeta.RecipeError, match=f"carve: takes another dev split out of task 't' than '{name}'"):
-            _plan([path, other], registry, 1, [], tmp_path / "out", None)
+            plan_runs([path, other], registry, 1, request)
     same = recipe(tmp_path, "{fraction: 0.2, seed: 7}", "same.yaml", name="same", seed="3")
-    assert len(_plan([path, same], registry, 1, [], tmp_path / "out", None)) == 2
+    assert len(plan_runs([path, same], registry, 1, request)) == 2
 
 
 def test_pairs_in_either_order_are_one_example(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from mtmeta.core.export.heads import describe_tasks
 from mtmeta.core.export.model_card import TEMPLATE
 from mtmeta.core.export.onnx_graphs import task_graphs
 from mtmeta.core.run.evaluate import open_run
+from mtmeta.core.run.request import RunRequest
 from mtmeta.plugins.tasks.sst import Sst
 from tests.support.quick import quick
 
@@ -133,7 +134,7 @@ def test_transformers_loads_the_encoder_whole(run: Path, for_transformers: Path)
 
     from mtmeta.core.data.loading import from_texts
 
-    session = open_run(run, device="cpu")
+    session = open_run(run, RunRequest(device="cpu"))
     part = load_part(session, session.groups[0], ["kind"], heads=False)
     model = part.model
     dataset = from_texts("kind", model.tasks["kind"], TEXTS, [], part.backbone)

@@ -17,10 +17,14 @@ from mtmeta.core.errors import DataError, PluginError
 from mtmeta.core.reports.terminal.plan import duration
 from mtmeta.core.run import plan as planning
 from mtmeta.core.run.estimate import Measured, Seconds, picked, predicted, together
-from mtmeta.core.run.plan import plan
+from mtmeta.core.run.request import RunRequest
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import call, contents
 from tests.support.quick import ALGORITHMS, outcome, quick
+
+
+def plan(recipe: Path, *, probe_steps: int = 20, **options: Any) -> dict[str, Any]:
+    return planning.plan(RunRequest(recipe, **options), probe_steps)
 
 
 def events(run: Path, kind: str) -> list[dict[str, Any]]:

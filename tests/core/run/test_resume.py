@@ -19,7 +19,7 @@ from mtmeta.core.errors import CheckpointError
 from mtmeta.core.recipe.resolved import dump
 from mtmeta.core.run import directory as rundir
 from mtmeta.core.run import run as running
-from mtmeta.core.run import session
+from mtmeta.core.run import session, summary
 from mtmeta.core.run.event_stream import rewind_events
 from mtmeta.core.training import evaluation as evaluate
 from mtmeta.core.training.trainer import Trainer
@@ -140,10 +140,10 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: 
 
 PLACES: list[tuple[str, Any, str, int]] = [
     ("individual", Trainer, "_one_step", 5),  # between groups
-    ("individual", running._Training, "_finish", 1),  # between the last checkpoint of a group and its score
+    ("individual", running.Training, "finish", 1),  # between the last checkpoint of a group and its score
     ("individual", session, "write_file", 2),  # in the middle of the final scoring
-    ("joint", running._Training, "_summarise", 1),
-    ("joint", running, "write_file", 1),  # between the last event and summary.json
+    ("joint", running.Training, "summarise", 1),
+    ("joint", summary, "write_file", 1),  # between the last event and summary.json
     ("joint", Trainer, "_save", 2),  # between the best weights and the checkpoint
     ("reptile", Trainer, "announce_checkpoint", 1),
 ]

@@ -83,17 +83,17 @@ def test_it_is_held_until_the_run_ends(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_run_that_was_finished_meanwhile_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes begin at once; the slower one finds the work done when it comes to hold the directory."""
-    recipe, load = quick(tmp_path, "joint"), running._Training.load
+    recipe, load = quick(tmp_path, "joint"), running.Training.load
     inside = False
 
-    def slow(self: running._Training) -> None:
+    def slow(self: running.Training) -> None:
         nonlocal inside
         load(self)
         if not inside:
             inside = True
             mtmeta.run(recipe, out=tmp_path / "out")
 
-    monkeypatch.setattr(running._Training, "load", slow)
+    monkeypatch.setattr(running.Training, "load", slow)
     said: list[str] = []
     summary = mtmeta.run(recipe, out=tmp_path / "out", warn=said.append)
     assert said == [f"{tmp_path / 'out'} is finished; --fresh trains it again"]

@@ -20,8 +20,11 @@ from mtmeta.core.data.subsets import draw_shots, strata
 from mtmeta.core.errors import RecipeError, UsageError
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.run.evaluate import open_run, restore_backbone
+from mtmeta.core.run.request import RunRequest
+from mtmeta.core.run.session import Session
 from mtmeta.core.studies import adapt as module
-from mtmeta.core.studies.adapt import adapt
+from mtmeta.core.studies.adapt import Shots, adapt
 from mtmeta.core.studies.fine_tune import Tuned, fine_tune
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.statistics import over_seeds
@@ -146,8 +149,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def few(runs: Path, *names: str, **options: Any) -> dict[str, Any]:
-    given = {"shots": (2, 4), "draws": 3, "tasks": ["mood"], **options}
-    return adapt([runs / name for name in names or ("reptile",)], runs / "new.yaml", **given)
+    plan = Shots(options.pop("shots", (2, 4)), options.pop("draws", 3), options.pop("head", "reset"))
+    request = RunRequest(runs / "new.yaml", overrides=options.pop("overrides", ()))
+    given = {"tasks": ["mood"], **options}
+    return adapt([runs / name for name in names or ("reptile",)], request, plan, **given)
 
 
 def test_figures_are_means_intervals_and_paired_gains(runs: Path) -> None:
@@ -201,7 +206,7 @@ def test_it_starts_from_the_best_weights_and_from_the_pretrained_ones(
 
     monkeypatch.setattr(module, "fine_tune", look)
     few(runs, shots=(2,), draws=1)
-    run = mtmeta.core.run.evaluate.open_run(runs / "reptile")
+    run = open_run(runs / "reptile")
     plain = run.recipe.backbone.load(run.recipe.seed).encoder.state_dict()
     best = run.checkpoints(run.groups[0]).best()
     assert all(value.equal(plain[name]) for name, value in seen[0].items())
@@ -212,10 +217,10 @@ def test_prototypes_classify_by_the_nearest_mean(runs: Path) -> None:
     """With a learning rate of almost nothing the figures are those of a nearest-mean classifier, by hand."""
     options = ["optimizer.lr=1e-30", "training.steps=1"]
     found = few(runs, shots=(4,), draws=1, tasks=["mood", "same"], head="prototype", overrides=options)
-    run = mtmeta.core.run.evaluate.open_run(runs / "reptile")
+    run = open_run(runs / "reptile")
     recipe = load_recipe(runs / "new.yaml", build_registry())
-    session = mtmeta.core.run.session.Session(recipe, run.registry, run.folder, run.device, print)
-    session.backbone = mtmeta.core.run.evaluate.restore_backbone(run)
+    session = Session(recipe, run.registry, run.folder, run.device, print)
+    session.backbone = restore_backbone(run)
     weights = run.checkpoints(run.groups[0]).best()
     session.backbone.encoder.load_state_dict(
         {name.removeprefix("encoder."): v for name, v in weights.items() if name.startswith("encoder.")}

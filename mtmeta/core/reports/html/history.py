@@ -77,7 +77,8 @@ def read_history(path: str | Path, registry: Registry, warn: Callable[[str], Non
     folder.check_is_run()
     recipe = load_recipe(folder.recipe, registry, environ={})
     events = _read_events(folder.path / "events.jsonl", warn)
-    return History(folder, recipe, folder.lock(), events, folder.finished())
+    summary = folder.finished()
+    return History(folder, recipe, folder.lock(), events, summary.plain() if summary is not None else None)
 
 
 def _read_events(path: Path, warn: Callable[[str], None]) -> list[Event]:

@@ -58,9 +58,9 @@ def _describe(run: RunDir) -> dict[str, Any]:
     except MtmetaError as error:
         return entry | {"status": f"damaged: {error.message}"}
     if summary is not None:
-        metrics = {name: score["value"] for name, score in summary["tasks"].items()}
-        steps = {"step": summary["steps"], "steps": summary["steps"], "split": summary["split"]}
-        return entry | {"status": "finished", **steps, "metrics": metrics, "mean": summary["mean"]}
+        metrics = {name: score.value for name, score in summary.tasks.items()}
+        steps = {"step": summary.steps, "steps": summary.steps, "split": summary.split}
+        return entry | {"status": "finished", **steps, "metrics": metrics, "mean": summary.mean}
     return entry | _progress(run.path / "events.jsonl")
 
 
