@@ -26,8 +26,9 @@ from mtmeta.core.recipe.part_help import FIXED_PARTS, describe_part
 from mtmeta.core.recipe.reader import KEYS, REQUIRED
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.discovery import load_plugins
+from mtmeta.core.registry.guard import KINDS
 from mtmeta.core.registry.option_fields import expectation, field_docs, field_hints
-from mtmeta.core.registry.registry import KINDS, Registry
+from mtmeta.core.registry.registry import Registry
 from mtmeta.core.tables.data_file import Dialect
 
 __all__ = ["pages"]

@@ -29,8 +29,6 @@ from mtmeta.cli.errors import unforeseen, usage_error
 from mtmeta.core.errors import MtmetaError, Problems, Stopped
 from mtmeta.core.studies.error_pipe import PIPE, send_error
 
-__all__ = ["app", "main"]
-
 app = typer.Typer(
     name="mtmeta",
     add_completion=False,

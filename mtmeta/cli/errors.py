@@ -8,8 +8,6 @@ from mtmeta.core.errors import MachineError, MtmetaError, PluginError, UsageErro
 from mtmeta.core.registry.discovery import culprit
 from mtmeta.core.wording import choose, did_you_mean, exception_line, quote, safe
 
-__all__ = ["unforeseen", "usage_error"]
-
 
 def usage_error(error: Any, message: str) -> UsageError:
     """Turn a parser error, whose own text is `message`, into a UsageError: `place: what is wrong; one fix`."""

@@ -14,8 +14,6 @@ from mtmeta.core.wording import safe
 if TYPE_CHECKING:
     from mtmeta.core.run.request import RunRequest
 
-__all__ = ["ChangedData", "DataRoot", "Device", "Json", "NoPlugin", "Set", "run_request", "say", "warn"]
-
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe option, as training.steps=20; repeatable."),

@@ -11,8 +11,6 @@ from pathlib import Path
 from mtmeta.core.errors import MachineError
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["cache_folder", "check_launcher", "check_torch"]
-
 LEAST_TORCH = (2, 10)
 
 

@@ -26,24 +26,6 @@ from typing import Any, ClassVar
 
 from mtmeta.core.wording import safe
 
-__all__ = [
-    "CheckpointError",
-    "DataError",
-    "DivergedError",
-    "Incomplete",
-    "MachineError",
-    "MtmetaError",
-    "PluginError",
-    "Problems",
-    "RecipeError",
-    "RunInUse",
-    "Stopped",
-    "UsageError",
-    "WeightsError",
-    "out_of_memory",
-    "raise_all",
-]
-
 MAX_SHOWN = 10  # problems listed at once
 
 

@@ -18,20 +18,6 @@ from torch import nn
 from mtmeta.core.errors import MachineError, PluginError, UsageError, out_of_memory
 from mtmeta.core.wording import quote, safe
 
-__all__ = [
-    "Heap",
-    "Precision",
-    "fitting_threads",
-    "make_deterministic",
-    "memory_errors",
-    "order_errors",
-    "peak_memory",
-    "pick_device",
-    "pick_precision",
-    "processor",
-    "trim_memory",
-]
-
 SMALL = 1_000_000  # parameters
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 

@@ -9,8 +9,6 @@ import hashlib
 
 import numpy as np
 
-__all__ = ["derive", "permutation", "uniform"]
-
 
 def derive(seed: int, *purpose: str | int) -> int:
     """Return a 63-bit seed for `purpose`, such as ("order", "sst", epoch)."""

@@ -17,8 +17,6 @@ from types import FrameType
 
 from mtmeta.core.errors import Stopped
 
-__all__ = ["PARENT", "StopRequest", "stop_on_signals"]
-
 PARENT = "MTMETA_PARENT"
 """Variable with the process that a run belongs to, and is not to outlive."""
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h

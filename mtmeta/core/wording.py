@@ -6,19 +6,6 @@ import difflib
 from collections.abc import Iterable
 from typing import Literal
 
-__all__ = [
-    "MAX_NAMES",
-    "MAX_TOKEN",
-    "byte_text",
-    "choose",
-    "did_you_mean",
-    "exception_line",
-    "nearest",
-    "plural",
-    "quote",
-    "safe",
-]
-
 MAX_TOKEN = 80  # characters of user text quoted in a message
 MAX_NAMES = 20  # names listed where none is near
 

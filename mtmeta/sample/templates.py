@@ -35,21 +35,11 @@ DOUBLE_REVIEWS: dict[str, tuple[str, ...]] = {
         "The {t} seemed {o}; the {u} was {p}.",
         "While the {t} was {o}, the {u} was {p}.",
     ),
-    "dev": (
-        "The {t} here was {o} and the {u} seemed {p}.",
-        "I thought the {t} was {o}, but the {u} {p}.",
-    ),
-    "test": (
-        "We found the {t} {o}, while the {u} was {p}.",
-        "To me the {t} was {o}; the {u} seemed {p}.",
-    ),
+    "dev": ("The {t} here was {o} and the {u} seemed {p}.", "I thought the {t} was {o}, but the {u} {p}."),
+    "test": ("We found the {t} {o}, while the {u} was {p}.", "To me the {t} was {o}; the {u} seemed {p}."),
 }
 SUPERLATIVE_REVIEWS: dict[str, tuple[str, ...]] = {
-    "train": (
-        "It was the {e} {t} of the year.",
-        "This is the {e} {t} that I know.",
-        "They have the {e} {t} in town.",
-    ),
+    "train": ("It was the {e} {t} of the year.", "This is the {e} {t} that I know.", "They have the {e} {t} in town."),
     "dev": ("I say it is the {e} {t} in town.", "We found the {e} {t} of the year here."),
     "test": ("To me it was the {e} {t} that they have.", "It seemed the {e} {t} in the year."),
 }
@@ -109,16 +99,8 @@ CAPTIONS: dict[str, tuple[str, ...]] = {
         "The {w} is about to {v} a {x}.",
         "Here a {w} tries to {v} the {x}.",
     ),
-    "dev": (
-        "The {w} here is {g} a {x}.",
-        "Outside, a {w} starts to {v} the {x}.",
-        "A {w} wants to {v} the {x} here.",
-    ),
-    "test": (
-        "Here the {w} is {g} the {x}.",
-        "A {w} outside is about to {v} the {x}.",
-        "The {w} tries {g} a {x}.",
-    ),
+    "dev": ("The {w} here is {g} a {x}.", "Outside, a {w} starts to {v} the {x}.", "A {w} wants to {v} the {x} here."),
+    "test": ("Here the {w} is {g} the {x}.", "A {w} outside is about to {v} the {x}.", "The {w} tries {g} a {x}."),
 }
 # Remarks and verdicts: {t} the subject, {o} the opinion of it.
 REMARKS: dict[str, tuple[str, ...]] = {

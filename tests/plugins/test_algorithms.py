@@ -414,10 +414,7 @@ def test_tasks_per_step_needs_as_many_tasks_or_replacement() -> None:
     learner, _ = tiny("sst", "sts")
     assert list(Reptile(tasks_per_step=2).check(learner.tasks)) == []
     ((option, what),) = Fomaml(tasks_per_step=3).check(learner.tasks)
-    assert (option, what) == (
-        "tasks_per_step",
-        "is 3 but only 2 tasks exist; set with_replacement: true or lower it",
-    )
+    assert (option, what) == ("tasks_per_step", "is 3 but only 2 tasks exist; set with_replacement: true or lower it")
     assert list(dataclasses.replace(Reptile(tasks_per_step=3), with_replacement=True).check(learner.tasks)) == []
 
 

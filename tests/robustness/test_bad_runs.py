@@ -223,10 +223,7 @@ def test_no_such_device(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "env",
-    [
-        {"LC_ALL": "C", "TERM": "dumb", "NO_COLOR": "1"},
-        {"PYTHONIOENCODING": "ascii", "TERM": "xterm-256color"},
-    ],
+    [{"LC_ALL": "C", "TERM": "dumb", "NO_COLOR": "1"}, {"PYTHONIOENCODING": "ascii", "TERM": "xterm-256color"}],
     ids=["C locale", "ascii"],
 )
 def test_plain_surroundings(env: dict[str, str], finished: Path) -> None:

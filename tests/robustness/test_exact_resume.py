@@ -123,8 +123,7 @@ ROWS = max(*map(len, (ALGORITHMS, SAMPLERS, OPTIMIZERS, SCHEDULES)))
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "sampler", "optimizer", "schedule"),
-    covering(ALGORITHMS, SAMPLERS, OPTIMIZERS, SCHEDULES, rows=ROWS),
+    ("algorithm", "sampler", "optimizer", "schedule"), covering(ALGORITHMS, SAMPLERS, OPTIMIZERS, SCHEDULES, rows=ROWS)
 )
 def test_parts(algorithm: str, sampler: str, optimizer: str, schedule: str, tmp_path: Path, material: Material) -> None:
     _check(tmp_path / "run", material, algorithm, sampler, optimizer, schedule)

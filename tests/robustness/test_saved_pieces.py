@@ -214,11 +214,7 @@ def test_optimizer_state_that_is_forgotten_shows(optimizer: str, tmp_path: Path,
         steps=STEPS,
         evaluate_every=STEPS,
         checkpoint_every=STOP,
-        algorithm={
-            "name": "reptile",
-            "inner_optimizer": {"name": optimizer, "lr": 1e-2, **inner},
-            "tasks_per_step": 2,
-        },
+        algorithm={"name": "reptile", "inner_optimizer": {"name": optimizer, "lr": 1e-2, **inner}, "tasks_per_step": 2},
         schedule="constant",
         optimizer={"name": optimizer, "lr": 0.1, **inner},
     )

@@ -16,7 +16,8 @@ from mtmeta.core.api.contracts import Metric
 from mtmeta.core.recipe.part_help import FIXED_PARTS
 from mtmeta.core.recipe.reader import KEYS
 from mtmeta.core.registry.discovery import load_plugins
-from mtmeta.core.registry.registry import KINDS, Registry
+from mtmeta.core.registry.guard import KINDS
+from mtmeta.core.registry.registry import Registry
 from tools.mathml import BadMath, mathml
 from tools.reference import ENVIRONMENT, pages
 from tools.site import ROOT, BadSite, build, check, relinked, stage

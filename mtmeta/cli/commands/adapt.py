@@ -12,8 +12,6 @@ from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, run_reques
 from mtmeta.core.errors import UsageError
 from mtmeta.core.wording import quote
 
-__all__ = ["adapt"]
-
 
 def adapt(
     arguments: Annotated[

@@ -11,8 +11,6 @@ import typer
 from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, run_request, say
 from mtmeta.core.errors import Incomplete, UsageError
 
-__all__ = ["compare"]
-
 
 def compare(
     recipes: Annotated[

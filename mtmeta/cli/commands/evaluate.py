@@ -12,8 +12,6 @@ from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, ru
 from mtmeta.core.errors import UsageError
 from mtmeta.core.wording import quote
 
-__all__ = ["eval_"]
-
 
 def eval_(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)],

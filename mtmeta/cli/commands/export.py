@@ -10,8 +10,6 @@ import typer
 
 from mtmeta.cli.options import Json, NoPlugin, say, warn
 
-__all__ = ["export"]
-
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],

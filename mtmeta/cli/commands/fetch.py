@@ -11,8 +11,6 @@ import typer
 from mtmeta.cli.options import DataRoot, Json, NoPlugin, Set, warn
 from mtmeta.core.errors import raise_all
 
-__all__ = ["fetch"]
-
 
 def fetch(
     recipes: Annotated[

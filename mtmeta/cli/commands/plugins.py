@@ -10,8 +10,6 @@ import typer
 from mtmeta.cli.options import Json, NoPlugin, warn
 from mtmeta.core.errors import MtmetaError, PluginError, raise_all
 
-__all__ = ["plugins", "show"]
-
 
 def plugins(
     check: Annotated[bool, typer.Option("--check", help="Exit with 5 if a plugin is broken or in conflict.")] = False,

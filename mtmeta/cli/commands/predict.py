@@ -10,8 +10,6 @@ import typer
 from mtmeta.cli.options import Device, NoPlugin, run_request, warn
 from mtmeta.core.errors import UsageError
 
-__all__ = ["predict"]
-
 
 def predict(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)],

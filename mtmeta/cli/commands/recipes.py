@@ -9,8 +9,6 @@ import typer
 
 from mtmeta.cli.options import NoPlugin, warn
 
-__all__ = ["recipes", "schema"]
-
 recipes = typer.Typer(invoke_without_command=True, no_args_is_help=False, rich_markup_mode=None)
 
 

@@ -9,8 +9,6 @@ import typer
 
 from mtmeta.cli.options import NoPlugin, warn
 
-__all__ = ["report"]
-
 
 def report(
     runs: Annotated[

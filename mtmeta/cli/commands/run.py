@@ -11,8 +11,6 @@ import typer
 from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, run_request
 from mtmeta.core.errors import UsageError
 
-__all__ = ["run"]
-
 
 def run(
     recipe: Annotated[

@@ -10,12 +10,9 @@ import typer
 
 from mtmeta.cli.options import Json
 
-__all__ = ["runs"]
-
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"),
-    json_: Json = False,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"), json_: Json = False
 ) -> None:
     """List the runs under a folder: how far each is, metrics, age.
 

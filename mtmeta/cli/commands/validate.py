@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from mtmeta.core.authoring.check import RecipeCheck
     from mtmeta.core.storage.download import Watcher
 
-__all__ = ["validate"]
-
 
 def validate(
     recipes: Annotated[
@@ -28,8 +26,7 @@ def validate(
     set_: Set = None,
     data_root: DataRoot = None,
     data: Annotated[
-        bool,
-        typer.Option("--data", help="Read the data files too: labels, lengths, bad rows, duplicates, overlap."),
+        bool, typer.Option("--data", help="Read the data files too: labels, lengths, bad rows, duplicates, overlap.")
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="With --data: duplicates and overlap with train are errors.")

@@ -14,8 +14,6 @@ from typing import Any
 from mtmeta.cli.completion.values import MAX_PROPOSALS, Line, Proposals, values_of
 from mtmeta.core.wording import safe
 
-__all__ = ["VARIABLE", "answer", "propose"]
-
 VARIABLE = "_MTMETA_COMPLETE"
 OPEN = ("/", "=", ".")  # after these a word goes on, so no space follows
 WORD_BREAKS = "=:"  # bash splits words at these

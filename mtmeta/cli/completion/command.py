@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["completion"]
-
 
 def completion(
     shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.", show_default=False)],

@@ -8,8 +8,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-__all__ = ["keys", "load_schema"]
-
 
 def load_schema() -> dict[str, Any]:
     """Read the schema that comes with the package, or make one where other plugins are installed."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["SCRIPTS"]
-
 BASH = r"""
 _mtmeta_complete() {
     local IFS=$'\n' word

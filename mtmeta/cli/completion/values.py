@@ -9,8 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MAX_PROPOSALS", "Line", "Proposals", "values_of"]
-
 MAX_PROPOSALS = 2000  # entries of one folder, and folders searched for runs
 Proposals = Iterable[tuple[str, str]]  # a word and its help
 
@@ -131,14 +129,15 @@ def _keys(line: Line, word: str) -> Proposals:
 
 def _kinds(line: Line, word: str) -> Iterator[tuple[str, str]]:
     from mtmeta.core.recipe.part_help import FIXED_PARTS
-    from mtmeta.core.registry.registry import KINDS
+    from mtmeta.core.registry.guard import KINDS
 
     yield from ((kind, "") for kind in (*KINDS, *FIXED_PARTS))
 
 
 def _parts(line: Line, word: str) -> Iterator[tuple[str, str]]:
     from mtmeta.core.recipe.part_help import FIXED_PARTS
-    from mtmeta.core.registry.registry import KINDS, build_registry
+    from mtmeta.core.registry.guard import KINDS
+    from mtmeta.core.registry.registry import build_registry
 
     kind = line.arguments[0]
     if kind in FIXED_PARTS:

@@ -17,8 +17,6 @@ from mtmeta.core.registry.registry import Registry
 if TYPE_CHECKING:
     from mtmeta.core.storage.download import Watcher
 
-__all__ = ["RecipeCheck", "check_recipe"]
-
 
 @dataclass
 class RecipeCheck:

@@ -10,8 +10,6 @@ from mtmeta.core.authoring.table_profile import Column, TableProfile
 from mtmeta.core.errors import DataError, UsageError
 from mtmeta.core.wording import did_you_mean, quote, safe
 
-__all__ = ["MAX_CLASSES", "SCORES", "ColumnRoles", "find_roles"]
-
 MAX_CLASSES = 1000
 LABELS = (
     *("label", "labels", "class", "target", "gold_label", "category", "intent", "sentiment", "is_duplicate"),

@@ -22,8 +22,6 @@ from mtmeta.core.recipe.validation import convert
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.wording import did_you_mean, quote, safe
 
-__all__ = ["Draft", "draft_recipe", "parse_columns", "parse_tasks"]
-
 
 @dataclass(frozen=True)
 class Draft:

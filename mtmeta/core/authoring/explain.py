@@ -12,8 +12,6 @@ from mtmeta.core.authoring.recipe_text import scalar
 from mtmeta.core.authoring.task_guess import Choice
 from mtmeta.core.wording import safe
 
-__all__ = ["explanation_document", "explanation_lines"]
-
 
 def explanation_lines(path: Path, draft: Draft) -> Iterator[str]:
     """Yield a line for each guess, with its reason."""

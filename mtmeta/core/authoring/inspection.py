@@ -27,8 +27,6 @@ from mtmeta.core.run.fetch import SPLITS, bring, local_backbone
 from mtmeta.core.storage.cache import Cache
 from mtmeta.core.storage.sources import Sources
 
-__all__ = ["doubts", "inspect"]
-
 PERCENTILES = (50, 90, 95, 99)
 Facts = dict[str, Any]
 

@@ -12,8 +12,6 @@ from typing import Any
 from mtmeta.core.authoring.task_guess import Choice, TaskGuess
 from mtmeta.core.wording import safe
 
-__all__ = ["recipe_text", "scalar"]
-
 # anything that YAML of some version takes for other than text, or that a flow collection needs quoted, is quoted
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 CONSTANTS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")

@@ -14,8 +14,6 @@ from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.storage.disk import disk_errors, write_synced
 from mtmeta.core.wording import choose, quote
 
-__all__ = ["KINDS_OF", "LONGEST", "class_name", "make_package"]
-
 TEMPLATES = Path(__file__).parents[2] / "templates"
 NAME = re.compile("[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 LONGEST = 40  # characters; the name stands in file names, a class name and recipes

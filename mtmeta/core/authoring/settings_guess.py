@@ -9,8 +9,6 @@ import numpy as np
 
 from mtmeta.core.authoring.task_guess import Choice, TaskGuess
 
-__all__ = ["LENGTHS", "default_algorithm", "guess_settings", "inner_steps"]
-
 LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 BUDGET = 1_000_000  # tokens through the encoder: some minutes on two cores for the encoder inside the package
 EPOCHS, LEAST_STEPS, MOST_STEPS = 3, 40, 1000

@@ -14,8 +14,6 @@ from mtmeta.core.tables.bad_rows import BadRow
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.wording import quote
 
-__all__ = ["MAX_SAMPLE", "MISSING", "Column", "TableProfile", "check_header", "profile_table"]
-
 BLOCK = 8192  # rows taken in together
 MAX_VALUES = 2000  # different values of a column that are counted; more are hardly classes
 MAX_SAMPLE = 4000  # rows kept, evenly spread, to measure texts by

@@ -19,8 +19,6 @@ from mtmeta.core.errors import DataError
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["Choice", "TaskFiles", "TaskGuess", "guess_task"]
-
 TaskFiles = tuple[str, str | None]  # training file, and dev file if there is one
 
 RANGES = ((0, 1), (-1, 1), (1, 5), (0, 5), (1, 7), (0, 10), (1, 10), (0, 100), (1, 100))

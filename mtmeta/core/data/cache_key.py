@@ -13,8 +13,6 @@ from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.tables.data_file import DataFile
 
-__all__ = ["cache_key"]
-
 FORMAT = 3  # of the arrays; raise it when core makes others of the same file
 # of core; the version says enough but to its developers
 READERS = (

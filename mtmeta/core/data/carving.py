@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from mtmeta.core.api.option_types import Carve
 from mtmeta.core.rng import derive
 
-__all__ = ["carved", "carved_digest", "carvings", "example_hashes"]
-
 Hashes = NDArray[np.uint64]
 
 

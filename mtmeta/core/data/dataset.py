@@ -15,8 +15,6 @@ from mtmeta.core.data.tokens import BLOCK, Ids, append_names, ramp
 from mtmeta.core.storage.cache import Cache, Entry, Writer
 from mtmeta.core.tables.bad_rows import BadRow
 
-__all__ = ["QUANTILES", "UNCACHED", "Dataset", "Texts", "TokenStore", "bad_rows_of", "dataset_of", "select"]
-
 Texts = LoadedBackbone | LoadedTokenizer
 QUANTILES = 5  # strata of regression labels
 UNCACHED = Cache(None)

@@ -21,8 +21,6 @@ from mtmeta.core.storage.cache import Writer
 from mtmeta.core.tables.bad_rows import BadRow, BadRowError, BadRowKind, BadRows
 from mtmeta.core.tables.data_file import DataFile
 
-__all__ = ["bad_rows", "write_examples"]
-
 BAD_ROWS_SHOWN = 5
 MAX_PARSED = 10_000  # different labels remembered with what they mean
 _Refusal = tuple[str, BadRowKind]  # the reason, and its kind

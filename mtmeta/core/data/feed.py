@@ -24,8 +24,6 @@ from mtmeta.core.registry.guard import fault
 from mtmeta.core.rng import permutation, uniform
 from mtmeta.core.wording import safe
 
-__all__ = ["Feed", "Stream", "check_episode"]
-
 
 def check_episode(name: str, batches: int, batch_size: int, examples: int) -> None:
     """Raise DataError if a task has too few examples for the disjoint batches of one episode."""

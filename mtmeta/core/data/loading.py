@@ -31,8 +31,6 @@ from mtmeta.core.storage.sources import Sources
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.core.wording import quote
 
-__all__ = ["from_examples", "from_texts", "load_split"]
-
 
 def load_split(
     name: str,

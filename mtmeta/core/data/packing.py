@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from mtmeta.core.api.batch import Batch, Chunk, Packed
 from mtmeta.core.data.dataset import Dataset, TokenStore
 
-__all__ = ["by_tokens", "pack", "pack_chunk", "pack_sequences"]
-
 
 def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> Packed:
     """Pack the sequences `indices` of each store; all of the first store come before those of the second."""

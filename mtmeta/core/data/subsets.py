@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from mtmeta.core.data.dataset import QUANTILES, Dataset, select
 from mtmeta.core.rng import permutation
 
-__all__ = ["draw_shots", "overlap", "shared", "strata", "subset"]
-
 SCANNED = 2**20  # hashes looked at once
 
 

@@ -18,8 +18,6 @@ from mtmeta.core.api.backbone import Tokenizer
 from mtmeta.core.api.option_types import Inputs
 from mtmeta.core.storage.cache import Writer
 
-__all__ = ["BLOCK", "Ids", "append_names", "append_tokens", "hashes", "ramp"]
-
 NO_WORD = re.compile(r"\W+")
 BLOCK = 8192  # examples handled at once: bounds memory, and keeps the tokenizer's threads busy
 Ints = NDArray[np.int64]

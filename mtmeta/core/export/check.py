@@ -23,20 +23,6 @@ from mtmeta.core.export.heads import Answer, Vector
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, mean_pool
 
-__all__ = [
-    "BATCHES",
-    "Inputs",
-    "Outputs",
-    "Single",
-    "check",
-    "difference",
-    "encoder_difference",
-    "expected",
-    "pad",
-    "padded_answers",
-    "probes",
-]
-
 Inputs = list[NDArray[np.int64]]
 """Ids, mask and segments [N, T] of one text after the other."""
 Outputs = Sequence[Sequence[NDArray[Any]]]

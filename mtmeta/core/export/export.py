@@ -29,8 +29,6 @@ from mtmeta.core.storage.staging import Destination, StagingFolder, identity
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-__all__ = ["FORMATS", "LIMITS", "Part", "export", "load_part"]
-
 LIMITS = {"transformers": 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5}
 """Formats, and how far outputs may be from those of `mtmeta predict`."""
 FORMATS = tuple(LIMITS)

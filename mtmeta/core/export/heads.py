@@ -18,8 +18,6 @@ from mtmeta.core.errors import MtmetaError, PluginError, raise_all
 from mtmeta.core.registry.guard import fault, unguarded
 from mtmeta.core.wording import quote
 
-__all__ = ["Answer", "Vector", "describe_tasks", "head_tensors", "masked_mean"]
-
 
 def describe_tasks(tasks: Mapping[str, Task], heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
     """Describe each task as heads.json does. Raises PluginError where only a plugin's code knows head or objective."""

@@ -19,8 +19,6 @@ from mtmeta.core.recipe.resolved import describe, dump
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.studies.adapted_runs import origin
 
-__all__ = ["TEMPLATE", "Facts", "card"]
-
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PIPELINES = {"sentence-transformers": "sentence-similarity", "transformers": "feature-extraction"}
 SINGLE = ("A joy from start to end.", "Two hours I will not get back.")

@@ -26,8 +26,6 @@ from mtmeta.core.wording import safe
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["check_packages", "run_graph", "task_graphs"]
-
 LIMIT = 2_000_000_000  # bytes that one file of this format holds
 TRACED = (2, 6)  # N and T of the inputs to trace with; 0 and 1 would be taken for constants
 

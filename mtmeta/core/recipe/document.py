@@ -10,8 +10,6 @@ from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["RecipeDocument"]
-
 
 class RecipeDocument:
     """The data of a recipe file, to which the `a.b=c` strings of `--set` have been applied, and the problems so far."""

@@ -20,11 +20,10 @@ from mtmeta.core.recipe.sections import (
     EvaluationOptions,
     TrainingOptions,
 )
+from mtmeta.core.registry.guard import KINDS
 from mtmeta.core.registry.option_fields import clean, expectation, field_docs, field_hints
-from mtmeta.core.registry.registry import KINDS, Registry
+from mtmeta.core.registry.registry import Registry
 from mtmeta.core.wording import did_you_mean, quote, safe
-
-__all__ = ["FIXED_PARTS", "describe_part", "describe_plugins", "part_lines", "plugin_lines"]
 
 # parts of recipes that no plugin supplies
 FIXED_PARTS: dict[str, dict[str, type[Any]]] = {

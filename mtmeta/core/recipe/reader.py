@@ -37,8 +37,6 @@ from mtmeta.core.registry.registry import Registry
 from mtmeta.core.storage.addresses import is_remote, parse_file
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-__all__ = ["KEYS", "NAME", "REQUIRED", "TASK_NAME", "check_recipe_text", "load_recipe"]
-
 TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` in evaluation.select means all tasks
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SHARE = re.compile(r"\s*[0-9.]+\s*%?\s*")  # such as 10%, written for a share of the training file

@@ -13,8 +13,6 @@ import yaml
 from mtmeta.core.api.contracts import Component
 from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
 
-__all__ = ["describe", "differences", "digest", "dump"]
-
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain data, every default written out; reading it back gives the same recipe."""

@@ -27,8 +27,6 @@ from mtmeta.core.recipe.shipped import MADE_BY
 from mtmeta.core.registry.option_fields import adapter, clean, field_docs, field_hints
 from mtmeta.core.registry.registry import Registry
 
-__all__ = ["SHIPPED", "recipe_schema", "schema_text"]
-
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 SHIPPED = Path(__file__).parents[2] / "recipe.schema.json"
 """The schema of mtmeta's own parts, which comes with the package."""
@@ -158,10 +156,7 @@ def _choice_of_part(
     parts = {name: definitions[key] for name, key in names.items()}
     about = "; ".join(f"{name}: {_headline(schema)}" for name, schema in parts.items())
     branches = [
-        {
-            "if": {"required": [tag], "properties": {tag: {"const": name}}},
-            "then": {"$ref": f"#/$defs/{key}"},
-        }
+        {"if": {"required": [tag], "properties": {tag: {"const": name}}}, "then": {"$ref": f"#/$defs/{key}"}}
         for name, key in names.items()
     ]
     whole: Schema = {

@@ -13,16 +13,6 @@ from mtmeta.core.api.option_types import Fraction, PositiveFloat, PositiveInt
 from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.tables.data_file import Dialect
 
-__all__ = [
-    "RECIPE_FORMAT",
-    "BudgetOptions",
-    "CheckpointOptions",
-    "DataOptions",
-    "EvaluationOptions",
-    "Recipe",
-    "TrainingOptions",
-]
-
 RECIPE_FORMAT = 1
 Split = Literal["dev", "test"]
 

@@ -9,8 +9,6 @@ from mtmeta.core.errors import MachineError, UsageError
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.wording import choose, quote
 
-__all__ = ["MADE_BY", "SCHEMA_LINE", "copy_recipe", "find_recipe", "headline", "shipped_recipes", "write_recipe"]
-
 PACKAGE = Path(__file__).parents[2]
 SCHEMA_LINE = "# yaml-language-server: $schema="
 """Start of a recipe's first line where that tells editors the path of its schema, from the recipe's own folder."""

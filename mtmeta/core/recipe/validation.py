@@ -20,8 +20,6 @@ from mtmeta.core.registry.option_fields import (
 )
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-__all__ = ["Fault", "convert", "describe_value"]
-
 Fault = tuple[KeyPath, str, bool]  # path in the recipe, message, "points at the key"
 
 

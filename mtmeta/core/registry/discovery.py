@@ -23,8 +23,6 @@ from mtmeta.core.api import hookspecs
 from mtmeta.core.errors import PluginError
 from mtmeta.core.wording import did_you_mean, quote, safe
 
-__all__ = ["Plugin", "Plugins", "culprit", "load_plugins"]
-
 DEFAULT_PLUGINS = (
     "mtmeta.plugins.tasks",
     "mtmeta.plugins.algorithms",

@@ -21,8 +21,6 @@ from mtmeta.core.errors import MtmetaError, PluginError, out_of_memory
 from mtmeta.core.registry.discovery import Plugin
 from mtmeta.core.wording import exception_line, quote
 
-__all__ = ["KINDS", "accused", "blame", "fault", "guard", "guard_metric", "plugin_of", "supplier", "unguarded"]
-
 KINDS: dict[str, type[Any]] = {
     "task": Task,
     "algorithm": Algorithm,

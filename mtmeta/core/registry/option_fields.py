@@ -17,18 +17,6 @@ from pydantic.fields import FieldInfo
 
 from mtmeta.core.wording import safe
 
-__all__ = [
-    "adapter",
-    "base_type",
-    "clean",
-    "expectation",
-    "field_docs",
-    "field_hints",
-    "is_choice",
-    "literal_values",
-    "union_members",
-]
-
 
 def field_docs(part: type[Any]) -> dict[str, str]:
     """Return the string under each field of a dataclass and its bases."""

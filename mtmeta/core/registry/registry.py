@@ -16,8 +16,6 @@ from mtmeta.core.registry.guard import KINDS, guard, guard_metric
 from mtmeta.core.registry.option_fields import adapter, field_hints
 from mtmeta.core.wording import exception_line, nearest, quote, safe
 
-__all__ = ["KINDS", "Registry", "Supplied", "build_registry"]
-
 PART_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HOOK_OF = {"task": "tasks", "algorithm": "algorithms", "backbone": "backbones", "sampler": "samplers"} | {
     "metric": "metrics",

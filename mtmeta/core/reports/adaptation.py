@@ -7,8 +7,6 @@ from typing import Any
 
 from mtmeta.core.reports.table import Cell
 
-__all__ = ["cells_of", "notes_of", "title_of"]
-
 
 def title_of(adaptation: Mapping[str, Any]) -> str:
     """Return split, steps and head in a line."""

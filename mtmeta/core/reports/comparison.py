@@ -10,8 +10,6 @@ from typing import Any
 from mtmeta.core.reports.table import Cell, Table
 from mtmeta.core.wording import safe
 
-__all__ = ["COSTS", "as_csv", "as_markdown", "notes_of", "table_of", "title_of"]
-
 COSTS = ("examples", "time", "memory")
 
 

@@ -35,8 +35,6 @@ if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a ru
 
     from mtmeta.core.training.checkpoint import Checkpoints
 
-__all__ = ["RunDir", "check_hashes", "make_lock"]
-
 CONTENTS = (  # beside recipe and lock
     *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "tensorboard"),
 )

@@ -22,8 +22,6 @@ from mtmeta.core.training import evaluation
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.trainer import Trainer
 
-__all__ = ["Measured", "Seconds", "evaluation_seconds", "interval_seconds", "predicted", "probe", "together"]
-
 ENOUGH = 4  # steps beside which the first one, slower than the rest, can be left out
 REPEATS = 3
 LEAST_EXAMPLES = 64

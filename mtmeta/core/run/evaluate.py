@@ -30,8 +30,6 @@ from mtmeta.core.training import evaluation
 from mtmeta.core.training.model import MultiTaskModel, prototype_head
 from mtmeta.core.wording import did_you_mean, quote
 
-__all__ = ["best_model", "evaluate", "open_run", "restore_backbone", "score_run"]
-
 
 def evaluate(
     run_path: str | Path,

@@ -16,8 +16,6 @@ from mtmeta.core.registry.guard import accused
 from mtmeta.core.storage.disk import disk_errors, write_file
 from mtmeta.core.wording import exception_line
 
-__all__ = ["Recorded", "open_reporters", "require_reporters", "rewind_events"]
-
 
 def require_reporters(reporters: Sequence[Reporter]) -> None:
     """Raise MachineError where a reporter lacks a package, as long as that costs nothing."""

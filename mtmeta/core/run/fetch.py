@@ -22,8 +22,6 @@ from mtmeta.core.storage.hub import is_offline
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.wording import safe
 
-__all__ = ["SPLITS", "bring", "fetch", "local_backbone", "wanted"]
-
 SPLITS = ("train", "dev", "test")
 BACKBONE = "backbone"
 

@@ -18,23 +18,13 @@ from numpy.typing import NDArray
 
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.machine import fitting_threads, peak_memory
-from mtmeta.core.run.estimate import (
-    Measured,
-    Seconds,
-    evaluation_seconds,
-    interval_seconds,
-    predicted,
-    probe,
-    together,
-)
+from mtmeta.core.run.estimate import Measured, Seconds, evaluation_seconds, interval_seconds, predicted, probe, together
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.run import Training, steps_of
 from mtmeta.core.run.session import open_recipe
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.training.budget import rehearse
 from mtmeta.core.training.trainer import Trainer
-
-__all__ = ["Plan", "plan"]
 
 MOST_REHEARSED = 50_000  # steps gone through one by one; of longer runs the rest is taken to be like them
 SECONDS = 60.0  # of probing, for all groups together; slow steps are probed less often
@@ -215,12 +205,7 @@ class Plan:
         return {
             "task": task.name,
             **{
-                split: {
-                    "name": getattr(task, split),
-                    "file": data.file,
-                    "rows": len(data),
-                    "bad_rows": data.skipped,
-                }
+                split: {"name": getattr(task, split), "file": data.file, "rows": len(data), "bad_rows": data.skipped}
                 for split, data in splits.items()
             },
             "tokens_per_example": round(train.tokens / len(train), 1),

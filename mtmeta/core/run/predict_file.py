@@ -23,8 +23,6 @@ from mtmeta.core.storage.atomic import atomic_file
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.core.wording import quote
 
-__all__ = ["Item", "predict_file"]
-
 TRIM_EVERY = 16 * BLOCK  # texts, some seconds of work; trimming takes milliseconds
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv", ".parquet", *JSON_LINES)

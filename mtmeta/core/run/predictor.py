@@ -26,8 +26,6 @@ from mtmeta.core.training.evaluation import check_classes, checked, forward
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import did_you_mean, quote
 
-__all__ = ["BLOCK", "Prediction", "Predictor", "Text", "load"]
-
 BLOCK = 1024  # texts predicted at once: enough to sort them into batches of like length, few enough to come soon
 Text = str | tuple[str, str]
 
@@ -167,11 +165,7 @@ def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[
 
 
 def load(
-    run: str | Path,
-    *,
-    device: str = "auto",
-    block: Sequence[str] = (),
-    warn: Callable[[str], None] = lambda text: None,
+    run: str | Path, *, device: str = "auto", block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None
 ) -> Predictor:
     """Load the best weights of the run in folder `run`, to predict with.
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.download import Watcher
 
-__all__ = ["RunRequest"]
-
 
 @dataclass(frozen=True)
 class RunRequest:

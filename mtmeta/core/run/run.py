@@ -35,8 +35,6 @@ from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.trainer import Trainer
 
-__all__ = ["Training", "run", "steps_of", "train"]
-
 Emit = Callable[[Event], None]
 
 

@@ -35,8 +35,6 @@ from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["OpenRecipe", "Session", "data_loaded", "open_recipe"]
-
 BAD_LINES_SHOWN = 5
 
 

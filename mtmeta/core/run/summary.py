@@ -12,8 +12,6 @@ from mtmeta.core.errors import CheckpointError
 from mtmeta.core.storage.disk import read_json, write_file
 from mtmeta.core.wording import safe
 
-__all__ = ["Evaluation", "RunSummary"]
-
 Count = Annotated[int, Field(ge=0, le=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

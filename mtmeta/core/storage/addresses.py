@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["HubFile", "RemoteFile", "WebFile", "is_pinned", "is_remote", "parse_file", "parse_model"]
-
 MAIN = "main"
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")

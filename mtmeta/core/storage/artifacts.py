@@ -17,24 +17,6 @@ from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.storage.hub import ABSENT, Repository, is_damaged, shown_revision
 from mtmeta.core.wording import safe
 
-__all__ = [
-    "Artifact",
-    "Status",
-    "Stored",
-    "Want",
-    "by_name",
-    "cached",
-    "cached_web_file",
-    "check_pin",
-    "missing_text",
-    "pins_of",
-    "remedy",
-    "server_of",
-    "stored",
-    "want_file",
-    "web_path",
-]
-
 FOLDER = "files"  # in our cache, beside tokens and kernels; those go when unused, these stay
 Status = Literal["cached", "fetched", "missing", "damaged", "absent", "unknown"]
 """`absent`: the repository has no such file; `unknown`: perhaps it has, which only the hub can say."""

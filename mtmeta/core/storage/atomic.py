@@ -14,17 +14,6 @@ from typing import IO, Any
 
 from mtmeta.core.errors import MachineError
 
-__all__ = [
-    "atomic_file",
-    "clear_leftovers",
-    "make_folder",
-    "move_file",
-    "remove",
-    "replace_link",
-    "staged_folder",
-    "sync",
-]
-
 
 @contextlib.contextmanager
 def atomic_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:

@@ -28,8 +28,6 @@ from numpy.typing import NDArray
 
 from mtmeta.core.storage.atomic import staged_folder
 
-__all__ = ["Cache", "Entry", "Writer", "in_memory"]
-
 MANIFEST = "MANIFEST.json"
 ENTRY, SCRATCH = "tokens-", ".mtmeta-"  # how the names of our folders begin; a root may hold other things too
 MAPPED_BYTES = 2**20  # a smaller array is read: every mapping holds a file open

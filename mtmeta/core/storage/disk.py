@@ -17,17 +17,6 @@ from mtmeta.core.wording import byte_text, safe
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "Fingerprint",
-    "check_space",
-    "disk_errors",
-    "fingerprint",
-    "read_json",
-    "write_file",
-    "write_synced",
-    "write_tensors",
-]
-
 Fingerprint = dict[str, Any]
 """`{"size": bytes, "sha256": hex}` of a file."""
 SPARE = 2**16  # bytes for the names in safetensors headers, JSON and directories

@@ -22,8 +22,6 @@ from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.storage.lock import file_lock
 from mtmeta.core.wording import byte_text, safe
 
-__all__ = ["Download", "Unreachable", "Watcher", "WrongHash", "download", "git_sha1", "reason", "transient"]
-
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before trying again; from the beginning after every byte that came
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 

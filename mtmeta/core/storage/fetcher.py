@@ -13,8 +13,6 @@ from mtmeta.core.storage.download import Download, Unreachable, Watcher, WrongHa
 from mtmeta.core.storage.hub import ABSENT, Absent, Repository, explain, size_of
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["Fetcher"]
-
 
 class Fetcher:
     """Asks the hub and other servers. `pins` are commits by name, which win over a branch."""

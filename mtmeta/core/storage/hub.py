@@ -22,19 +22,8 @@ from typing import Literal
 
 from mtmeta.core.errors import MachineError, MtmetaError
 from mtmeta.core.storage.addresses import is_pinned
-from mtmeta.core.storage.download import (
-    WAITS,
-    Download,
-    Unreachable,
-    Watcher,
-    download,
-    git_sha1,
-    reason,
-    transient,
-)
+from mtmeta.core.storage.download import WAITS, Download, Unreachable, Watcher, download, git_sha1, reason, transient
 from mtmeta.core.wording import quote, safe
-
-__all__ = ["ABSENT", "Absent", "Repository", "explain", "is_damaged", "is_offline", "shown_revision", "size_of"]
 
 Kind = Literal["model", "dataset"]
 BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")

@@ -22,8 +22,6 @@ try:
 except ImportError:  # a system without file locks of this kind
     fcntl = None
 
-__all__ = ["LOCK_NAME", "file_lock", "lock_folder", "lock_owner"]
-
 LOCK_NAME = ".lock"
 """A file in the run directory that says which process uses it; left behind only by a kill."""
 

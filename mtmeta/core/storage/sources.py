@@ -19,8 +19,6 @@ from mtmeta.core.storage.fetcher import Fetcher
 from mtmeta.core.storage.hub import is_offline
 from mtmeta.core.wording import safe
 
-__all__ = ["Sources"]
-
 MAX_LISTED = 20
 
 

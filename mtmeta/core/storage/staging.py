@@ -16,8 +16,6 @@ from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.storage.disk import Fingerprint, disk_errors, fingerprint, read_json, write_synced
 from mtmeta.core.wording import quote
 
-__all__ = ["MANIFEST", "Destination", "identity"]
-
 MANIFEST = "export.json"
 CACHE = "__pycache__"  # running modeling.py leaves one
 FIX = "choose another directory with --out"

@@ -40,8 +40,6 @@ from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.statistics import over_seeds
 from mtmeta.core.wording import quote
 
-__all__ = ["PLAIN", "HeadPolicy", "adapt"]
-
 HeadPolicy = Literal["reset", "prototype"]
 PLAIN = "pretrained"
 Say = Callable[[str], None]

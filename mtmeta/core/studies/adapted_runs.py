@@ -27,8 +27,6 @@ from mtmeta.core.storage.staging import Destination, identity
 from mtmeta.core.studies.fine_tune import Tuned
 from mtmeta.core.training.model import MultiTaskModel
 
-__all__ = ["Keeper", "origin"]
-
 DRAW = 0
 FIX = "choose another folder with --keep"
 

@@ -19,8 +19,6 @@ from mtmeta.core.run.directory import RunDir
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["Planned", "check_alike", "check_data", "notes_on_recipes", "notes_on_runs"]
-
 # options of a task that say how it is trained; which files it has, their hashes say
 TRAINING = ("batch_size", "inner_steps", "loss_weight", "train", "dev", "test")
 MODEL = ("pair_mode", "activation")  # options of a task that say how it is modelled

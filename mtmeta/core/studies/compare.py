@@ -13,15 +13,7 @@ from typing import Any
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.option_types import SAMPLE, Carve
-from mtmeta.core.errors import (
-    CheckpointError,
-    DataError,
-    Incomplete,
-    MtmetaError,
-    Problems,
-    RecipeError,
-    raise_all,
-)
+from mtmeta.core.errors import CheckpointError, DataError, Incomplete, MtmetaError, Problems, RecipeError, raise_all
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.recipe.sections import Recipe
@@ -39,8 +31,6 @@ from mtmeta.core.studies.comparison import baseline_of, comparison
 from mtmeta.core.studies.pool import Job, run_all, without_options
 from mtmeta.core.tables.data_file import DataFile
 from mtmeta.core.wording import quote
-
-__all__ = ["compare", "compare_recipes", "job_of", "plan_runs"]
 
 Say = Callable[[str], None]
 

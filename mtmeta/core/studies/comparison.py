@@ -24,8 +24,6 @@ from mtmeta.core.studies.comparable import Planned, notes_on_recipes, notes_on_r
 from mtmeta.core.training.statistics import Array, difference, difference_draws, on_resamples, over_seeds
 from mtmeta.core.wording import did_you_mean, quote
 
-__all__ = ["baseline_of", "comparison", "read_predictions"]
-
 MEAN = "mean"
 
 

@@ -10,8 +10,6 @@ from mtmeta.core import errors
 from mtmeta.core.errors import MachineError, MtmetaError, Problems, Stopped
 from mtmeta.core.wording import safe
 
-__all__ = ["PIPE", "receive_errors", "send_error"]
-
 PIPE = "MTMETA_ERROR_PIPE"
 """Variable with the file descriptor of the pipe, for a child that is to write its errors there and not to stderr."""
 MAX_LENGTH = 1000  # characters, as on stderr

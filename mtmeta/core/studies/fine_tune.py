@@ -30,8 +30,6 @@ from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import quote
 
-__all__ = ["Tuned", "fine_tune", "prototypes"]
-
 Precision = Literal["fp32", "bf16"]
 
 

@@ -25,8 +25,6 @@ from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.studies.error_pipe import PIPE, receive_errors
 from mtmeta.core.wording import safe
 
-__all__ = ["Job", "run_all", "without_options"]
-
 OF_RUN = re.compile(r"--(fresh|allow-[a-z]+)\b")
 STOPPED = (75, Stopped.interrupted)
 POLL = 0.05  # seconds

@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BadRow", "BadRowError", "BadRowKind", "BadRows"]
-
 MAX_KEPT = 100  # rows of a file
 BadRowKind = Literal[
     "wrong number of fields",

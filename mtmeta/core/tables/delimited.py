@@ -14,8 +14,6 @@ from mtmeta.core.tables.fields import split_fields
 from mtmeta.core.tables.text_file import decode
 from mtmeta.core.wording import plural, quote
 
-__all__ = ["DelimitedReader"]
-
 MAX_JOINED, MAX_SCANNED = 1000, 100_000  # lines of one quoted field if multiline; lines read to see how far it runs
 CLOSES = re.compile(r'(?:[^"]++|"")*+"')  # a line inside a quoted field that closes the field
 

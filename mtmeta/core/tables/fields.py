@@ -11,8 +11,6 @@ from typing import NoReturn
 from mtmeta.core.tables.bad_rows import BadRowError
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["parse_object", "split_fields"]
-
 MAX_DEPTH = 32  # levels of JSON nesting
 QUOTED = re.compile(r'"((?:[^"]++|"")*+)("?)')  # from an opening quote on; group 2 is the closing one, if any
 NOT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++')  # of JSON: strings whole, and what stands between

@@ -14,8 +14,6 @@ from typing import Any
 from mtmeta.core.errors import DataError, MachineError
 from mtmeta.core.wording import quote, safe
 
-__all__ = ["MAGIC", "columns", "rows"]
-
 MAGIC = b"PAR1"
 BATCH = 8192  # rows decoded at once
 

@@ -15,8 +15,6 @@ from mtmeta.core.tables import parquet
 from mtmeta.core.tables.bad_rows import BadRowError
 from mtmeta.core.wording import did_you_mean, quote
 
-__all__ = ["decode", "open_file", "read_lines"]
-
 MAX_LINE = 64 * 2**20  # bytes of one line; more is hardly text, and reading it whole could fill the memory
 MAX_COMPARED = 1000  # file names compared with a mistyped one
 FORMATS = "CSV, TSV, JSONL or Parquet"

@@ -26,8 +26,6 @@ from mtmeta.core.registry.guard import fault, plugin_of
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
 
-__all__ = ["rehearse", "share_of", "steps_on_budget", "steps_within"]
-
 MOST_STEPS = 10_000_000
 PROBE = 64  # steps whose mean cost tells whether a budget has an end at all
 

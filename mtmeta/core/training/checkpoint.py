@@ -31,8 +31,6 @@ from mtmeta.core.storage.atomic import clear_leftovers, remove, replace_link, st
 from mtmeta.core.training.state import BEST, LINK
 from mtmeta.core.wording import safe
 
-__all__ = ["Checkpoints"]
-
 MANIFEST = "MANIFEST.json"
 BEST_FILES = ("model.safetensors",)
 STEP_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")

@@ -16,8 +16,6 @@ from mtmeta.core.data.packing import pack
 from mtmeta.core.rng import permutation
 from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_loss
 
-__all__ = ["gradient_cosines"]
-
 Norms = dict[str, float]
 Cosines = dict[str, dict[str, float | None]]
 

@@ -27,19 +27,6 @@ from mtmeta.core.rng import derive
 from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_loss
 from mtmeta.core.training.statistics import on_resamples
 
-__all__ = [
-    "Predictions",
-    "Score",
-    "aggregate",
-    "check_classes",
-    "checked",
-    "detail",
-    "forward",
-    "interval",
-    "predict",
-    "score",
-]
-
 BOOTSTRAP_DRAWS = 1000
 Array = NDArray[np.float64]
 

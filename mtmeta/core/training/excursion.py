@@ -18,8 +18,6 @@ from mtmeta.core.training.gradients import Grads, norm_of
 if TYPE_CHECKING:
     from mtmeta.core.training.gradients import Gradients
 
-__all__ = ["Excursion"]
-
 
 class Excursion:
     """An inner loop under way: the model's parameters are theta', on their way from theta."""

@@ -18,8 +18,6 @@ from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.training.model import MultiTaskModel, task_loss
 
-__all__ = ["Gradients", "Grads", "norm_of"]
-
 Grads = list[Tensor | None]
 
 

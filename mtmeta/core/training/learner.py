@@ -21,8 +21,6 @@ from mtmeta.core.training.gradients import Gradients
 from mtmeta.core.training.model import MultiTaskModel, build_head
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
 
-__all__ = ["Learner"]
-
 
 class Learner(Gradients):
     """The model being trained, with the operations algorithms need.

@@ -19,8 +19,6 @@ from mtmeta.core.registry.guard import blame, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.wording import quote
 
-__all__ = ["MultiTaskModel", "build_head", "mean_pool", "prototype_head", "task_loss"]
-
 
 def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
     """Return the mean of each sequence's hidden states [S, D] -> [N, D], in the order the sequences were given."""

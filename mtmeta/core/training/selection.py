@@ -18,8 +18,6 @@ from mtmeta.core.training import evaluation
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.model import MultiTaskModel
 
-__all__ = ["Selection"]
-
 
 @dataclass
 class Selection:

@@ -14,19 +14,6 @@ from torch.optim import Optimizer
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.wording import safe
 
-__all__ = [
-    "BEST",
-    "LINK",
-    "Saved",
-    "check_fit",
-    "flatten",
-    "optimizer_state",
-    "read_state",
-    "restore_optimizer",
-    "spare_slot",
-    "unflatten",
-]
-
 
 def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Return an optimizer's state keyed by parameter NAME, so that a new task cannot shift moments onto wrong weights.

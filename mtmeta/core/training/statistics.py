@@ -18,8 +18,6 @@ from mtmeta.core.errors import PluginError
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.rng import derive
 
-__all__ = ["DRAWS", "Difference", "difference", "difference_draws", "on_resamples", "over_seeds"]
-
 DRAWS = 1000
 AT_ONCE = 2**21  # numbers in one block of resamples
 Array = NDArray[np.float64]

@@ -16,14 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtmeta.core.api.events import (
-    CheckpointSaved,
-    Event,
-    GradientsMeasured,
-    StepDone,
-    StepSkipped,
-    Warned,
-)
+from mtmeta.core.api.events import CheckpointSaved, Event, GradientsMeasured, StepDone, StepSkipped, Warned
 from mtmeta.core.api.optimizers import set_lr
 from mtmeta.core.api.schedules import Plateau, PlateauState
 from mtmeta.core.data.feed import Feed
@@ -39,8 +32,6 @@ from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.state import check_fit, flatten, optimizer_state, read_state, restore_optimizer, unflatten
 from mtmeta.core.wording import safe
-
-__all__ = ["Trainer"]
 
 
 @dataclass

@@ -164,12 +164,7 @@ def test_columns_as_told(tmp_path: Path, capsys: Capture) -> None:
     text = lines(lambda i: f"first one {i},second one {i},{'ab'[i % 2]},{'xyz'[i % 3]}", "one,two,kind,shade")
     (tmp_path / "t.csv").write_text(text)
     task = drafted_task(tmp_path, capsys, "--task", "t=t.csv", "--columns", "t=two,shade")
-    assert (task["task"], task["text"], task["label"], task["labels"]) == (
-        "classification",
-        "two",
-        "shade",
-        [*"xyz"],
-    )
+    assert (task["task"], task["text"], task["label"], task["labels"]) == ("classification", "two", "shade", [*"xyz"])
     (tmp_path / "my.yaml").unlink()
     task = drafted_task(tmp_path, capsys, "--task", "t=t.csv", "--columns", "t=two,one,kind")
     assert (task["task"], task["text"], task["pair"]) == ("pair_classification", "two", "one")

@@ -342,10 +342,7 @@ def test_a_byte_order_mark_moves_no_place() -> None:
         ("a: -" + "0" * 5000 + "1\n", f"r.yaml:1:4: number '-{'0' * 76}...' is too large; write a smaller one"),
         # other syntax
         ("a: b: c\n", "r.yaml:1:5: mapping values are not allowed here; check indentation and quotes"),
-        (
-            "a: 1\n b: 2\n",
-            "r.yaml:2:3: mapping values are not allowed here; check indentation and quotes",
-        ),
+        ("a: 1\n b: 2\n", "r.yaml:2:3: mapping values are not allowed here; check indentation and quotes"),
         (
             "a: [1, 2\nb: 3\n",
             "r.yaml:2:2: expected ',' or ']', but got ':' while parsing a flow sequence that starts at line 1; "
@@ -424,14 +421,8 @@ def test_user_text_is_escaped_and_cut() -> None:
         ("%a", NO_DIRECTIVES),
         ("1\n---\n2", "second '---' document; a recipe is one document"),
         ("\t1", "tab used for indentation; use spaces"),
-        (
-            "[1, 2",
-            "expected ',' or ']', but got '<stream end>' while parsing a flow sequence; check quotes",
-        ),
-        (
-            "@home",
-            "found character '@' that cannot start any token while scanning for the next token; check quotes",
-        ),
+        ("[1, 2", "expected ',' or ']', but got '<stream end>' while parsing a flow sequence; check quotes"),
+        ("@home", "found character '@' that cannot start any token while scanning for the next token; check quotes"),
         # values that YAML would read otherwise than the user typed them
         ("#3", f"'#3' {BRACKETS}"),
         ("a #b", f"'a #b' {BRACKETS}"),

@@ -24,8 +24,8 @@ import mtmeta
 from mtmeta.core.api import hookspecs
 from mtmeta.core.registry import discovery as loading
 from mtmeta.core.registry.discovery import DEFAULT_PLUGINS, Plugin, Plugins, load_plugins
-from mtmeta.core.registry.guard import blame
-from mtmeta.core.registry.registry import KINDS, Registry, build_registry
+from mtmeta.core.registry.guard import KINDS, blame
+from mtmeta.core.registry.registry import Registry, build_registry
 from tests.support.paths import ROOT
 
 Install = Callable[..., None]

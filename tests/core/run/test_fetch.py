@@ -371,11 +371,7 @@ def test_a_run_fetches_remembers_and_goes_on_with_what_it_began_with(
             "commit": COMMIT,
             "files": {"data/train.tsv": sha256(TRAIN)},
         },
-        {
-            "name": f"{whole.url}/files/dev.tsv#sha256={sha256(DEV)}",
-            "for": "data",
-            "files": {"dev.tsv": sha256(DEV)},
-        },
+        {"name": f"{whole.url}/files/dev.tsv#sha256={sha256(DEV)}", "for": "data", "files": {"dev.tsv": sha256(DEV)}},
         {
             "name": "owner/model",
             "for": "backbone",

@@ -184,9 +184,7 @@ def test_run_and_eval_print_one_json_document_with_the_same_figures(
     scored = json.loads(capfd.readouterr().out)
     assert set(scored) == {"run", "split", "tasks", "mean", "steps", "seconds"}
     assert (scored["tasks"], scored["mean"], scored["split"]) == (ran["tasks"], ran["mean"], "dev")
-    assert set(scored["tasks"]["sst"]) == {
-        *("metric", "value", "low", "high", "examples", "loss", "skipped", "others"),
-    }
+    assert set(scored["tasks"]["sst"]) == {*("metric", "value", "low", "high", "examples", "loss", "skipped", "others")}
     assert ran["mean"] == math.fsum(made["value"] for made in ran["tasks"].values()) / 3
     assert (out / "predictions" / "sst-dev.csv").read_text() == before
 

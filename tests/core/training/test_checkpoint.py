@@ -147,7 +147,7 @@ def test_best_weights_stay_while_a_checkpoint_or_a_link_names_them(tmp_path: Pat
         if step != 3:
             save(made, step, links)
     assert names(tmp_path / "c") == [
-        *("best", "best-00000001", "best-00000002", "best-00000003", "best-a", "step-00000002"),
+        *("best", "best-00000001", "best-00000002", "best-00000003", "best-a", "step-00000002")
     ]
     save(made, 3, links)
     assert names(tmp_path / "c") == ["best", "best-00000001", "best-00000003", "best-a", "step-00000003"]

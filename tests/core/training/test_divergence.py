@@ -216,11 +216,7 @@ MEMORY = [
 
 @pytest.mark.parametrize(("exhaust", "whose"), MEMORY)
 def test_memory_that_runs_out_in_a_step(
-    exhaust: Callable[[], None],
-    whose: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
+    exhaust: Callable[[], None], whose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Row 64."""
     quick(tmp_path, training={"steps": 4, "grad_accumulation": 2})

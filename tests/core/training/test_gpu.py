@@ -28,10 +28,7 @@ from tests.plugins.backbones.encoder.test_fused import GROUPS, packed_of
 from tests.support.paths import ROOT
 from tests.support.tiny import tiny
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 LENGTHS = [t for n, t in GROUPS for _ in range(n)]
 
 

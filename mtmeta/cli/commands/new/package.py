@@ -10,8 +10,6 @@ import typer
 
 from mtmeta.cli.options import NoPlugin, say, warn
 
-__all__ = ["algorithm", "task"]
-
 PackageOut = Annotated[Path | None, typer.Option(metavar="DIR", help="Its folder; default mtmeta-NAME here.")]
 
 

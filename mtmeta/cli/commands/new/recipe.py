@@ -11,14 +11,11 @@ import typer
 
 from mtmeta.cli.options import DataRoot, Json, NoPlugin, say, warn
 
-__all__ = ["recipe"]
-
 
 def recipe(
     path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.", show_default=False)],
     task: Annotated[
-        list[str],
-        typer.Option("--task", metavar="NAME=TRAIN[,DEV]", help="A task and its data files; repeatable."),
+        list[str], typer.Option("--task", metavar="NAME=TRAIN[,DEV]", help="A task and its data files; repeatable.")
     ],
     columns: Annotated[
         list[str] | None,

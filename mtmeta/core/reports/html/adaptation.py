@@ -14,8 +14,6 @@ from mtmeta.core.reports.html.page import Figure, render
 from mtmeta.core.reports.table import Cell, Table
 from mtmeta.core.storage.disk import write_file
 
-__all__ = ["check_page", "write_page"]
-
 PLAIN_SERIES = 7  # grey
 
 

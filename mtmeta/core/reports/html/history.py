@@ -13,8 +13,6 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.directory import RunDir
 
-__all__ = ["History", "read_history"]
-
 Event = dict[str, Any]
 # keys that events of an earlier version lack
 DEFAULTS: dict[str, Event] = {"step": {"drifts": {}}, "evaluated": {"sampling": {}}}

@@ -10,8 +10,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-__all__ = ["Figure", "HeatTable", "environment", "render"]
-
 
 @dataclass(frozen=True)
 class Figure:

@@ -17,8 +17,6 @@ import numpy as np
 
 from mtmeta.core.errors import MachineError
 
-__all__ = ["Curve", "Line", "bars", "cloud", "curves", "histograms", "lines", "require"]
-
 FOREGROUND, GRID = "#010101", "#020202"
 SERIES = [f"#0300{number:02x}" for number in range(8)]  # --s0 to --s7
 VARIABLES = {FOREGROUND: "var(--fg)", GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES)}

@@ -26,8 +26,6 @@ from mtmeta.core.studies.comparable import Planned, check_alike, check_data
 from mtmeta.core.studies.comparison import baseline_of, comparison
 from mtmeta.core.wording import plural
 
-__all__ = ["report"]
-
 Warn = Callable[[str], None]
 
 

@@ -14,8 +14,6 @@ from mtmeta.core.reports.html.history import History
 from mtmeta.core.reports.html.page import Figure, HeatTable
 from mtmeta.core.studies.comparison import read_predictions
 
-__all__ = ["run_section", "running_mean"]
-
 SMOOTH = 0.1  # of a curve's points that its running mean takes together
 DRAWS = {"planned": "planned_draws", "made": "draws"}
 Series = dict[str, tuple[list[int], list[float]]]

@@ -11,8 +11,6 @@ from mtmeta.core.reports.adaptation import cells_of, notes_of, title_of
 from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables, text_of
 from mtmeta.core.wording import safe
 
-__all__ = ["show_adaptation"]
-
 
 def show_adaptation(adaptation: Mapping[str, Any]) -> None:
     """Print a row for each task and number of shots: every start's mean, and what it gained over the pretrained one."""

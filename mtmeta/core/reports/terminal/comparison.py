@@ -11,8 +11,6 @@ from mtmeta.core.reports.comparison import COSTS, notes_of, table_of, title_of
 from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables, text_of
 from mtmeta.core.wording import safe
 
-__all__ = ["show_comparison"]
-
 
 def show_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the table; in each cell mean and interval, below them the difference to the baseline."""

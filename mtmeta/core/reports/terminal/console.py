@@ -12,8 +12,6 @@ from rich.text import Text
 
 from mtmeta.core.reports.table import Cell
 
-__all__ = ["Folding", "box_of", "console_for_tables", "standard_output", "text_of"]
-
 WIDE = 250  # columns of a table that no terminal wraps
 
 

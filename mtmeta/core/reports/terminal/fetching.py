@@ -17,8 +17,6 @@ from mtmeta.core.wording import byte_text, safe
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["FetchView", "show_fetched"]
-
 EVERY = 5.0  # seconds between two plain lines
 LARGE = 10_000_000  # bytes that are worth a line before they come
 NAME, WIDE = 24, 80  # columns of a file's name in the bar, and of a terminal that has room for all of it

@@ -7,8 +7,6 @@ from typing import Any
 
 from mtmeta.core.wording import safe
 
-__all__ = ["lines"]
-
 MAX_CLASSES = 12
 
 

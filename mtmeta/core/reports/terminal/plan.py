@@ -10,8 +10,6 @@ from rich.text import Text
 from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
 from mtmeta.core.wording import byte_text, plural, safe
 
-__all__ = ["duration", "show_plan"]
-
 
 def show_plan(plan: Mapping[str, Any]) -> None:
     """Print the steps of the run, a table of its tasks, and how long it would take."""

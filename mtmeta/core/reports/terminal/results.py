@@ -11,8 +11,6 @@ from rich.text import Text
 from mtmeta.core.reports.terminal.console import Folding, box_of, standard_output
 from mtmeta.core.wording import safe
 
-__all__ = ["show_results"]
-
 
 def show_results(summary: Mapping[str, Any]) -> None:
     """Print task, metric, value with 95% interval, examples, split and loss, and what the run cost."""

@@ -17,8 +17,6 @@ from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.wording import plural, safe
 
-__all__ = ["age", "list_runs", "show_runs"]
-
 TAIL = 2**22  # bytes at the end of events.jsonl that are looked at
 ROOMY = 110  # columns of a terminal from which the metrics of a run fit in one line
 UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))

@@ -12,12 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.untrusted import json_file
-from mtmeta.plugins.backbones.tokenizers.fast import (
-    MAX_VOCABULARY_BYTES,
-    FastTokenizer,
-    native_errors,
-    read_vocabulary,
-)
+from mtmeta.plugins.backbones.tokenizers.fast import MAX_VOCABULARY_BYTES, FastTokenizer, native_errors, read_vocabulary
 
 __all__ = ["ByteLevel", "byte_level_json"]
 
