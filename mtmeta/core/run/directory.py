@@ -40,6 +40,9 @@ CONTENTS = (  # beside recipe and lock
 )
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
+# earlier versions of mtmeta that give the same bits as this one, so that their runs go on; from the next change of any
+# number in training on, this is empty again
+SAME_BITS = ("0.1.0",)
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,10 @@ def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
     versions = {f"plugin {name}": str(number) for name, number in plugins.items()} if isinstance(plugins, dict) else {}
     packages = lock.get("packages")
     versions |= {str(name): str(number) for name, number in packages.items()} if isinstance(packages, dict) else {}
-    return {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
+    exact = {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
+    if exact["mtmeta"] in SAME_BITS:
+        exact["mtmeta"] = version("mtmeta")
+    return exact
 
 
 def _check_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -336,6 +336,16 @@ def test_another_machine_is_refused_by_name(key: str, value: Any, cut: tuple[Pat
     assert mtmeta.run(recipe, out=out)["steps"] == 4  # the run is this machine's now, and its lock says so
 
 
+def test_a_version_with_the_same_bits_goes_on(cut: tuple[Path, Path]) -> None:
+    """The lock keeps the version that the run began with, and says nothing of another one."""
+    recipe, out = cut
+    folder = rundir.RunDir(out)
+    lock = {**folder.lock(), "mtmeta": rundir.SAME_BITS[-1]}
+    folder.lock_file.write_text(dump(lock))
+    assert mtmeta.run(recipe, out=out)["steps"] == 4
+    assert folder.lock() == lock
+
+
 def test_every_difference_stands_in_one_line(cut: tuple[Path, Path]) -> None:
     recipe, out = cut
     folder = rundir.RunDir(out)
