@@ -152,7 +152,7 @@ def _packed(dataset: Any) -> Any:
     return pack_sequences(dataset.stores, np.arange(len(dataset)))
 
 
-def test_modeling_predicts_as_mtmeta_does(run: Path, for_transformers: Path, texts: dict[str, Any]) -> None:
+def test_modeling_predicts_what_mtmeta_predicts(run: Path, for_transformers: Path, texts: dict[str, Any]) -> None:
     """Of every kind of head and objective, with texts and pairs that are cut, labels and names included."""
     differences = benchmark.differences(run, "transformers", for_transformers, texts)
     assert list(differences) == ["kind", "grade", *TASKS]
@@ -249,7 +249,7 @@ def for_onnx(run: Path) -> Path:
     return Path(export(run, "onnx", tasks=ONNX_TASKS, out=run.parent / "onnx")["folder"])
 
 
-def test_onnx_graphs_predict_as_mtmeta_does(run: Path, for_onnx: Path, texts: dict[str, Any]) -> None:
+def test_onnx_graphs_predict_what_mtmeta_predicts(run: Path, for_onnx: Path, texts: dict[str, Any]) -> None:
     """In batches of 32 and 8 and of other lengths than those traced, one or two sequences, with pairs that are cut."""
     differences = benchmark.differences(run, "onnx", for_onnx, {name: texts[name] for name in ONNX_TASKS})
     assert max(value for of_task in differences.values() for value in of_task.values()) < 1e-5

@@ -257,7 +257,15 @@ def pieces(call: str, **values: Any) -> str:
     return environment().from_string(imports + call).render(values)
 
 
-@pytest.mark.parametrize("markup", ["<h2>{{ text }}</h2>", "<p>{{ text }}</p>", '<pre tabindex="0">{{ text }}</pre>'])
+PIECES = {
+    "heading": "<h2>{{ text }}</h2>",
+    "paragraph": "<p>{{ text }}</p>",
+    "preformatted": '<pre tabindex="0">{{ text }}</pre>',
+    "details": "<details><summary>{{ text }}</summary></details>",
+}
+
+
+@pytest.mark.parametrize("markup", PIECES.values(), ids=PIECES)
 def test_pieces_escape(markup: str) -> None:
     assert Reader(pieces(markup, text="<b> & </b>")).text.strip() == "<b> & </b>"
     assert "<b>" not in pieces(markup, text="<b> & </b>")

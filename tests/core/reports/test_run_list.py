@@ -51,7 +51,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_newest_first_with_their_metrics(folder: Path, finished: Path) -> None:
+def test_newest_first_with_what_they_came_to(folder: Path, finished: Path) -> None:
     listed_runs = list_runs(folder)
     assert [Path(run["run"]).name for run in listed_runs] == ["new", "stopped", "old"]
     assert [run["changed"] for run in listed_runs] == [3000.0, 2000.0, 1000.0]
