@@ -122,9 +122,8 @@ def predicted(measured: Measured, tasks: Sequence[str], examples: Mapping[str, f
         return Seconds(total, None)
     relative = (taken - rows @ rates) / np.maximum(rows @ rates, 1e-12)
     spread = math.sqrt(float((relative**2).sum()) / free)
-    return Seconds(
-        total, float(stdtrit(free, CONFIDENCE)) * total * spread * math.sqrt(1 / len(taken) + 1 / max(1, steps))
-    )
+    wide = float(stdtrit(free, CONFIDENCE))
+    return Seconds(total, wide * total * spread * math.sqrt(1 / len(taken) + 1 / max(1, steps)))
 
 
 def evaluation_seconds(

@@ -82,8 +82,7 @@ def score_run(
     details, steps, started = {}, 0, time.perf_counter()
     with fitting_threads(session.backbone.encoder):
         for group in session.groups:
-            names = [name for name in group if name in chosen]
-            if not names:
+            if not (names := [name for name in group if name in chosen]):
                 continue
             weights, step = session.checkpoints(group).best_and_step()
             model = best_model(session, session.backbone, group, weights)

@@ -35,9 +35,8 @@ def open_reporters(
 
     @contextmanager
     def excused(number: int, reporter: Reporter) -> Iterator[None]:
-        message = f"reporter '{reporter.name}' cannot write"
         try:
-            with disk_errors(folder, message, newest):
+            with disk_errors(folder, f"reporter '{reporter.name}' cannot write", newest):
                 yield
         except Exception as error:
             # a closed pipe is one for the console: its reader has seen enough
@@ -121,9 +120,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _stands(event: Mapping[str, Any], steps: Mapping[str, int]) -> bool:
-    """Return whether an event lies before the steps that groups go on from.
-
-    One of no group belongs to the beginning or the end of the run.
-    """
+    """Return whether an event lies before the steps that groups go on from; one of no group is of the run's ends."""
     group = event.get("group", "")
     return bool(event.get("step", 0) <= steps.get(group, 0)) if group else event["type"] != "run_finished"

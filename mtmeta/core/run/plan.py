@@ -22,7 +22,7 @@ from mtmeta.core.run.estimate import Measured, Seconds, evaluation_seconds, inte
 from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.run import Training, steps_of
-from mtmeta.core.run.session import open_recipe
+from mtmeta.core.run.session import OpenRecipe
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.training.budget import rehearse
 from mtmeta.core.training.trainer import Trainer
@@ -36,7 +36,7 @@ def plan(request: RunRequest, probe_steps: int = 20) -> dict[str, Any]:
 
     Raises what `train` would raise before its first step; leaves no trace but in the caches.
     """
-    opened = open_recipe(request)
+    opened = OpenRecipe(request)
     folder, training = opened.folder, Training(opened.session())
     started = time.perf_counter()
     training.load()
@@ -95,7 +95,6 @@ class Plan:
         session, recipe = self.session, self.session.recipe
         state, done = self._state(continued)
         steps = 0 if state == "finished" else probe_steps
-        encoder = sum(p.numel() for p in session.backbone.encoder.parameters())
         groups = [self._group(names, done.get("+".join(names), 0), steps) for names in session.groups]
         described = [self._describe_group(group) for group in groups]
         sizes = [group["disk_bytes"] for group in described]
@@ -106,7 +105,7 @@ class Plan:
             "algorithm": recipe.algorithm.name,
             "backbone": recipe.backbone.name,
             "weights": session.backbone.identity,
-            "encoder_parameters": encoder,
+            "encoder_parameters": sum(p.numel() for p in session.backbone.encoder.parameters()),
             "own_parameters": sum(group.own_parameters for group in groups),
             "max_length": session.backbone.max_length,
             "device": session.device_name(),

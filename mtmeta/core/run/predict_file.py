@@ -57,8 +57,9 @@ def predict_file(
     form = form or ("jsonl" if target.lower().endswith(JSON_LINES) else "csv")
     if form not in ("csv", "jsonl"):
         raise UsageError("--format", f"must be csv or jsonl, found {quote(form)}")
-    if "-" not in (source, target) and _same(source, target):
-        raise UsageError("--output", "is the file that is read; give another")
+    with suppress(OSError):  # of files that are not there
+        if "-" not in (source, target) and os.path.samefile(source, target):
+            raise UsageError("--output", "is the file that is read; give another")
     if columns and len(columns) != len(task.columns):
         wanted = "two columns, one for each text" if len(task.columns) == 2 else "one column"
         raise UsageError("--column", f"task takes {wanted}, found {len(columns)}")
@@ -81,9 +82,6 @@ def predict_file(
     return done
 
 
-# ----------------------------------------------------------------------------------------------------------- reading
-
-
 def _file(source: str, dialect: Dialect, *, table: bool) -> DataFile:
     if source != "-":
         return DataFile(source, dialect)
@@ -104,7 +102,7 @@ def _items(task: Task, file: DataFile, columns: Sequence[str], *, strict: bool) 
             raise bad_rows(str(file.path), bad, bad.total, "give --skip-bad-rows")
 
     is_table = bool(columns) or file.path.suffix.lower() in TABLES
-    for number, name, texts in _rows(file, tuple(columns) or task.columns) if is_table else _lines(file, pair):
+    for number, name, texts in _rows(file, columns or task.columns) if is_table else _lines(file, pair):
         check()
         if not texts:
             bad.add(number, "one field, expected 2 with a tab between", "wrong number of fields")
@@ -176,9 +174,6 @@ def _as_they_come(items: Iterator[Item]) -> Iterator[list[Item]]:
             return
 
 
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
 def _table(out: IO[str], classes: Sequence[str]) -> Write:
     """CSV: id, label, score, and a column of probabilities for each class; id and score for a task with numbers."""
     writer = csv.writer(out, lineterminator="\n")
@@ -187,12 +182,9 @@ def _table(out: IO[str], classes: Sequence[str]) -> Write:
 
     def write(name: str, prediction: Prediction) -> None:
         score = "" if prediction.score is None else f"{prediction.score:.6g}"
-        if not classes:
-            writer.writerow([name, score])
-            return
         chances = prediction.probabilities or {}
         shown = [f"{chances[c]:.6g}" if c in chances else "" for c in classes]
-        writer.writerow([name, prediction.label, score, *shown])
+        writer.writerow([name, prediction.label, score, *shown] if classes else [name, score])
 
     return write
 
@@ -222,9 +214,3 @@ def _writer(target: str) -> Iterator[IO[str]]:
             yield out
     except OSError as error:
         raise MachineError(str(path), f"cannot be written ({error.strerror})") from error
-
-
-def _same(one: str, other: str) -> bool:
-    with suppress(OSError):
-        return os.path.samefile(one, other)
-    return False

@@ -20,7 +20,7 @@ from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.event_stream import Recorded, open_reporters, rewind_events
 from mtmeta.core.run.fetch import bring, local_backbone, splits_read
 from mtmeta.core.run.request import RunRequest
-from mtmeta.core.run.session import Session, open_recipe
+from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.download import Watcher
@@ -77,7 +77,7 @@ def run(
 
 def train(request: RunRequest) -> RunSummary:
     """Carry out a request; see `run`."""
-    opened = open_recipe(request)
+    opened = OpenRecipe(request)
     recipe, folder = opened.recipe, opened.folder
     if opened.continued and (summary := _finished(folder, request)):
         return summary
@@ -134,8 +134,7 @@ class Training:
         """Load weights and data; nothing is written yet but the cache."""
         session, recipe = self.session, self.session.recipe
         bring(recipe, splits_read(recipe), session.sources)
-        local = local_backbone(recipe, session.sources)
-        backbone: object = local.load(recipe.seed)
+        backbone: object = local_backbone(recipe, session.sources).load(recipe.seed)
         if not isinstance(backbone, LoadedBackbone):
             message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise fault(recipe.backbone, message)
@@ -174,8 +173,7 @@ class Training:
         with ExitStack() as stack:
             newest = self.newest() if continued else {}
             steps = steps_of(newest)
-            events_file = session.folder.path / "events.jsonl"
-            recorded = rewind_events(events_file, steps) if continued else Recorded()
+            recorded = rewind_events(session.folder.path / "events.jsonl", steps) if continued else Recorded()
             emit = self.open_reporters(stack)
             for group in session.groups:
                 trainer = self.trainer(group, emit)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class Session:
         return numbers
 
     def lock(self, recipe: Recipe, files: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Any]:
-        """Build the lock of a run; `files` maps TASK-SPLIT to a SHA-256, `rows` a task to the number of its dev examples."""
+        """Build the lock of a run: `files` are hashes by TASK-SPLIT, `rows` the dev examples of tasks."""
         lock = make_lock(recipe, self.registry, files, self.backbone, self.device, self.precision)
         lock |= carvings(recipe.tasks, rows)
         sources = self.sources.lock()
@@ -147,7 +148,7 @@ class Session:
             "run": str(self.folder.path),
             "split": split,
             "tasks": {name: score.json() for name, score in scores.items()},
-            "mean": math.fsum(score.value for score in scores.values()) / len(scores),
+            "mean": fmean(score.value for score in scores.values()),
         }
 
     def summary(self, scores: Mapping[str, evaluation.Score], **measured: Any) -> RunSummary:
@@ -193,16 +194,21 @@ def data_loaded(dataset: Dataset) -> DataLoaded:
     )
 
 
-@dataclass(frozen=True)
 class OpenRecipe:
-    """A recipe that was read for a request, and the run directory it goes to; nothing is loaded or written yet."""
+    """A recipe that was read for a request, and the run directory it goes to; nothing is loaded or written yet.
 
-    request: RunRequest
-    recipe: Recipe
-    registry: Registry
-    folder: RunDir
-    continued: bool
-    """Whether a run of this very recipe is in the directory already."""
+    Raises RecipeError, MachineError, and CheckpointError for its run directory.
+    """
+
+    def __init__(self, request: RunRequest) -> None:
+        check_launcher()
+        self.request = request
+        self.registry = build_registry(block=request.block, warn=request.warn)
+        options: Any = {"overrides": request.overrides, "data_root": request.data_root}
+        self.recipe = load_recipe(request.recipe, self.registry, **options)
+        self.folder = RunDir(Path(request.out) if request.out is not None else Path("runs") / self.recipe.name)
+        self.continued = self.folder.check_usable(self.recipe, fresh=request.fresh)
+        """Whether a run of this very recipe is in the directory already."""
 
     def session(self) -> Session:
         """Start a session on the device asked for. Raises MachineError if there is none."""
@@ -211,13 +217,3 @@ class OpenRecipe:
         sources = Sources(pins, self.request.watcher, remedy=remedy(self.request.recipe))
         device = pick_device(self.request.device)
         return Session(self.recipe, self.registry, self.folder, device, self.request.warn, sources)
-
-
-def open_recipe(request: RunRequest) -> OpenRecipe:
-    """Read a request's recipe. Raises RecipeError, MachineError, and CheckpointError for its run directory."""
-    check_launcher()
-    registry = build_registry(block=request.block, warn=request.warn)
-    recipe = load_recipe(request.recipe, registry, overrides=request.overrides, data_root=request.data_root)
-    folder = RunDir(Path(request.out) if request.out is not None else Path("runs") / recipe.name)
-    continued = folder.check_usable(recipe, fresh=request.fresh)
-    return OpenRecipe(request, recipe, registry, folder, continued)

@@ -7,13 +7,13 @@ same examples and with the same head.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -218,9 +218,6 @@ def _adapt_once(
     return adapted, model, tuned
 
 
-# ------------------------------------------------------------------------------------------------------------- figures
-
-
 def _cells(adapted: Sequence[Adapted], starts: Sequence[str], session: Session) -> list[dict[str, Any]]:
     """Return for each task and k: mean and interval of every start over the draws, and its gain on the pretrained one.
 
@@ -247,8 +244,6 @@ def _interval(values: Sequence[float]) -> dict[str, float | None]:
 
 def _line(cell: Sequence[Adapted]) -> str:
     """Return a line of progress for one task and number of shots."""
-    values: dict[str, list[float]] = {}
-    for one in cell:
-        values.setdefault(one.start, []).append(one.value)
-    means = ", ".join(f"{start} {math.fsum(each) / len(each):.3f}" for start, each in values.items())
-    return f"{cell[0].task}, {cell[0].shots} shots: {means}"
+    starts = dict.fromkeys(one.start for one in cell)
+    means = (f"{start} {fmean(one.value for one in cell if one.start == start):.3f}" for start in starts)
+    return f"{cell[0].task}, {cell[0].shots} shots: {', '.join(means)}"

@@ -79,15 +79,14 @@ class Keeper:
                 "ids": list(few.ids),
             }
             place = _RunDestination(Path(self.folder) / title, _identity(lock), "run", fresh=False)
-            if place.path in [kept.place.path for kept in self._plan.values()]:
+            if any(place.path == kept.place.path for kept in self._plan.values()):
                 raise UsageError("--keep", f"two runs and tasks would both be kept as {title}; adapt them one by one")
             place.check()
             self._plan[start, task] = _Kept(place, recipe, lock, train)
 
     def keep(self, start: str, model: MultiTaskModel, few: Dataset, test: Dataset, tuned: Tuned) -> None:
         """Write the run of an adapted model. One that is there already is left as it is."""
-        kept = self._plan.get((start, few.task))
-        if kept is None:
+        if (kept := self._plan.get((start, few.task))) is None:
             return
         path = str(kept.place.path)
         if kept.place.is_there():

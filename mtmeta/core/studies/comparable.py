@@ -46,9 +46,6 @@ class Planned:
         return self.folder.recipe.exists() and self.folder.lock_file.exists()
 
 
-# -------------------------------------------------------------------------------------------------------- refused
-
-
 def check_alike(recipes: Sequence[Recipe]) -> None:
     """Raise RecipeError unless all measure the same: tasks, their inputs and labels, metrics, splits."""
     one = recipes[0]
@@ -59,8 +56,8 @@ def check_alike(recipes: Sequence[Recipe]) -> None:
 
 def _contradictions(one: Recipe, other: Recipe, who: str) -> Iterator[str]:
     if sorted(one.tasks) != sorted(other.tasks):
-        message = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
-        yield f"has the tasks {message}; compare recipes of the same tasks"
+        names = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
+        yield f"has the tasks {names}; compare recipes of the same tasks"
     for key, verb in (("report_on", "reports on"), ("select_on", "selects on")):
         splits = getattr(one.evaluation, key), getattr(other.evaluation, key)
         if splits[0] != splits[1]:
@@ -73,8 +70,7 @@ def _contradictions(one: Recipe, other: Recipe, who: str) -> Iterator[str]:
             yield f"{message} 'dev: {{fraction: ..., seed: ...}}'"
         primary = task.metrics[0], other.tasks[name].metrics[0]
         if primary[0] != primary[1]:
-            message = f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}"
-            yield f"{message}; compare by the same metric"
+            yield f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}; compare by the same metric"
         here, there = _measured(one, name), _measured(other, name)
         for key in dict.fromkeys([*here, *there]):
             if here.get(key) != there.get(key):
@@ -104,9 +100,6 @@ def check_data(runs: Sequence[Planned]) -> None:
                 hashes = f"{str(other)[:4]}.. in {quote(who)}, {str(sha256)[:4]}.. in {quote(run.label)}"
                 message = f"{key} has sha256 {hashes}; compare runs on the same data"
                 raise DataError(str(run.folder.path), message)
-
-
-# ---------------------------------------------------------------------------------------------------------- noted
 
 
 def notes_on_recipes(recipes: Sequence[Recipe]) -> list[str]:
@@ -153,12 +146,10 @@ def _differing(key: str, facts: Sequence[Fact], whole: int) -> Iterable[str]:
     """Yield one line where they differ; a value that all runs of a row share stands under the row's name."""
     if len({value for *_, value in facts}) < 2 and len(facts) == whole:
         return
-    by_value: dict[str, list[str]] = {}
+    by_value: dict[str, dict[str, None]] = {}  # the inner one as an ordered set
     for row, run, value in facts:
         alike = {other for name, _, other in facts if name == row} == {value}
-        who = safe(row if alike else run)
-        if who not in by_value.setdefault(value, []):
-            by_value[value].append(who)
+        by_value.setdefault(value, {})[safe(row if alike else run)] = None
     yield f"Rows differ in {key}: " + "; ".join(f"{value} ({', '.join(who)})" for value, who in by_value.items()) + "."
 
 

@@ -85,7 +85,10 @@ def compare_recipes(
     registry = build_registry(block=request.block, warn=request.warn)
     plan = plan_runs(recipes, registry, seeds, request)
     baseline = baseline_of(plan, baseline)
-    _check_device(request.device)
+    if request.device not in ("auto", "cpu"):  # which are there always; to look for others takes PyTorch
+        from mtmeta.core.machine import pick_device
+
+        pick_device(request.device)
     _check_files(plan)
     runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # of the first seed first
     waiting = {run.folder.path: run for run in runs if not _is_finished(run)}
@@ -118,9 +121,7 @@ def plan_runs(
     problems: dict[str, MtmetaError] = {}  # a wrong `--set` is wrong for every recipe
     for path in paths:
         try:
-            row = [
-                Planned(path, recipe, _folder(recipe, request)) for recipe in _seeded(path, request, registry, seeds)
-            ]
+            row = _seeded(path, registry, seeds, request)
             if (name := row[0].recipe.name) in plan:
                 message = f"has the name {quote(name)} of another recipe; give each a 'name:' of its own"
                 raise RecipeError(str(path), message)
@@ -133,17 +134,15 @@ def plan_runs(
     return plan
 
 
-def _seeded(path: str | Path, request: RunRequest, registry: Registry, seeds: int) -> Iterator[Recipe]:
-    """Yield a recipe with each of its seeds."""
+def _seeded(path: str | Path, registry: Registry, seeds: int, request: RunRequest) -> list[Planned]:
+    """Plan the runs of a recipe with each of its seeds."""
     first = load_recipe(path, registry, overrides=request.overrides, data_root=request.data_root)
-    yield first
+    recipes = [first]
     for seed in range(first.seed + 1, first.seed + seeds):
         overrides = [*request.overrides, f"seed={seed}", *_same_carving(first)]
-        yield load_recipe(path, registry, overrides=overrides, data_root=request.data_root)
-
-
-def _folder(recipe: Recipe, request: RunRequest) -> RunDir:
-    return RunDir(Path(request.out or ".") / f"{recipe.name}-{recipe.seed}-{digest(recipe)[:8]}")
+        recipes.append(load_recipe(path, registry, overrides=overrides, data_root=request.data_root))
+    folder = Path(request.out or ".")
+    return [Planned(path, one, RunDir(folder / f"{one.name}-{one.seed}-{digest(one)[:8]}")) for one in recipes]
 
 
 def _same_carving(recipe: Recipe) -> list[str]:
@@ -158,17 +157,8 @@ def job_of(run: Planned, request: RunRequest) -> Job:
     recipe = f"./{run.path}" if str(run.path).startswith("-") else str(run.path)  # or it would be an option
     arguments = [recipe, *(f"--set={text}" for text in settings), *(f"--no-plugin={name}" for name in request.block)]
     arguments += [f"--device={request.device}"] + ([f"--data-root={request.data_root}"] if request.data_root else [])
-    return Job(run.label, run.folder.path, arguments, _threads(run))
-
-
-# ------------------------------------------------------------------------------------------ before the first run begins
-
-
-def _check_device(device: str) -> None:
-    if device not in ("auto", "cpu"):  # which are there always; to look for others takes PyTorch
-        from mtmeta.core.machine import pick_device
-
-        pick_device(device)
+    threads = _lock(run).get("threads") if run.has_begun else None  # with others it is not allowed to go on
+    return Job(run.label, run.folder.path, arguments, threads if type(threads) is int and threads > 0 else None)
 
 
 def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
@@ -217,9 +207,6 @@ def _look(path: Path, task: Task, recipe: Recipe) -> str:
     return sha256
 
 
-# ---------------------------------------------------------------------------------------------------------- the runs
-
-
 @contextlib.contextmanager
 def _in_our_words(run: Planned) -> Iterator[None]:
     """Raise errors about a run directory without the options that `mtmeta run` has and we have not."""
@@ -238,12 +225,6 @@ def _is_finished(run: Planned) -> bool:
 def _lock(run: Planned) -> dict[str, Any]:
     with _in_our_words(run):
         return run.folder.lock()
-
-
-def _threads(run: Planned) -> int | None:
-    """Return the threads that a run began with: with others it is not allowed to go on."""
-    threads = _lock(run).get("threads") if run.has_begun else None
-    return threads if type(threads) is int and threads > 0 else None
 
 
 def _check_recipe(run: Planned) -> None:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
     """Build the row of one recipe, without differences; which column is best is settled among all rows."""
     cells = {}
     for column in columns:
-        values = [_value(summary, column) for summary in summaries]
+        values = [summary.mean if column == MEAN else summary.tasks[column].value for summary in summaries]
         mean, low, high = over_seeds(values)
         if low is None and column != MEAN:  # of one run its own interval, over its examples
             low, high = summaries[0].tasks[column].low, summaries[0].tasks[column].high
@@ -81,8 +82,8 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
         "seeds": [run.recipe.seed for run in runs],
         "runs": [str(run.folder.path) for run in runs],
         "columns": cells,
-        "examples": _mean([summary.examples for summary in summaries]),
-        "seconds": _mean([summary.seconds for summary in summaries]),
+        "examples": fmean([summary.examples for summary in summaries]),
+        "seconds": fmean([summary.seconds for summary in summaries]),
         "peak_memory_bytes": max(summary.peak_memory_bytes for summary in summaries),
     }
 
@@ -130,7 +131,7 @@ def _summary(run: Planned) -> RunSummary:
     wrong = [key for key, value in expected.items() if getattr(summary, key) != value]
     if {task: score.metric for task, score in scores.items()} != {n: t.metrics[0] for n, t in recipe.tasks.items()}:
         wrong.append("tasks")
-    elif not math.isclose(summary.mean, _mean([score.value for score in scores.values()]), abs_tol=1e-9):
+    elif not math.isclose(summary.mean, fmean([score.value for score in scores.values()]), abs_tol=1e-9):
         wrong.append(MEAN)
     if wrong:
         message = f"is not that of the run's recipe ({', '.join(wrong)})"
@@ -151,14 +152,6 @@ def _check_value(
     if not abs(recorded - value) <= slack:
         message = f"says {recorded:.6g} for {task} {metric.name}, the predictions beside it come to {value:.6g}"
         raise CheckpointError(str(run.folder.summary), f"{message}; remove it and the same command writes both again")
-
-
-def _value(summary: RunSummary, column: str) -> float:
-    return summary.mean if column == MEAN else summary.tasks[column].value
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Array, list[Array]]:
