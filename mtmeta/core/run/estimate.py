@@ -25,7 +25,7 @@ from mtmeta.core.training.trainer import Trainer
 ENOUGH = 4  # steps beside which the first one, slower than the rest, can be left out
 REPEATS = 3
 LEAST_EXAMPLES = 64
-CONFIDENCE = 0.975  # of either side: 95% between them
+CONFIDENCE = 0.975  # of either side: 95% between them, by Student's t, for few measurements make it wide
 
 
 @dataclass
@@ -74,14 +74,8 @@ def picked(reads: NDArray[np.int64], start: int, steps: int) -> list[int]:
     """
     start = min(start, len(reads) - 1)
     spread = np.unique(np.linspace(start, len(reads) - 1, num=min(steps, len(reads) - start)).astype(int)).tolist()
-    first: list[int] = []
-    seen = np.zeros(reads.shape[1], dtype=bool)
-    for step in range(start, len(reads)):
-        if ((reads[step] > 0) & ~seen).any():
-            first.append(step)
-            seen |= reads[step] > 0
-        if seen.all():
-            break
+    read = reads[start:] > 0
+    first = sorted({start + int(step) for step in read.argmax(axis=0)[read.any(axis=0)]})  # the first of each task
     return [*first, *(step for step in spread if step not in first)][: max(steps, 1)]
 
 
@@ -97,8 +91,7 @@ def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, se
     with memory_errors("the probe", "lower batch_size or max_length"):
         for task in feed.tasks:
             learner.gradient(feed.batch(task))
-    measured = Measured()
-    began = time.perf_counter()
+    measured, began = Measured(), time.perf_counter()
     for step in picked(reads, start, steps):
         before = dict(learner.read)
         trainer.step = step
@@ -129,12 +122,8 @@ def predicted(measured: Measured, tasks: Sequence[str], examples: Mapping[str, f
         return Seconds(total, None)
     relative = (taken - rows @ rates) / np.maximum(rows @ rates, 1e-12)
     spread = math.sqrt(float((relative**2).sum()) / free)
-    return Seconds(total, _wide(free) * total * spread * math.sqrt(1 / len(taken) + 1 / max(1, steps)))
-
-
-def _wide(free: int) -> float:
-    """Return the standard errors to either side, which few measurements make many (Student's t)."""
-    return float(stdtrit(free, CONFIDENCE))
+    wide = float(stdtrit(free, CONFIDENCE))
+    return Seconds(total, wide * total * spread * math.sqrt(1 / len(taken) + 1 / max(1, steps)))
 
 
 def evaluation_seconds(
@@ -151,7 +140,8 @@ def evaluation_seconds(
         evaluation.predict(model, part, batch_tokens=batch_tokens, precision=precision)
         taken.append((time.perf_counter() - at) * data.tokens / max(1, part.tokens))
     timed = taken[1:]  # the first one finds no buffers yet
-    return Seconds(float(np.mean(timed)), _wide(len(timed) - 1) * float(np.std(timed, ddof=1)) / math.sqrt(len(timed)))
+    wide = float(stdtrit(len(timed) - 1, CONFIDENCE))
+    return Seconds(float(np.mean(timed)), wide * float(np.std(timed, ddof=1)) / math.sqrt(len(timed)))
 
 
 def interval_seconds(metric: Metric, data: Dataset) -> float:

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone
-from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.errors import CheckpointError, UsageError
 from mtmeta.core.machine import fitting_threads, pick_device
 from mtmeta.core.recipe.reader import load_recipe
@@ -79,19 +78,21 @@ def score_run(
         bring(chosen_only, [split], session.sources, backbone=False)
     session.backbone = restore_backbone(session)
     recorded = session.folder.lock()["data"]
-    hashes = {} if request.allow_changed_data else recorded
     scores: dict[str, evaluation.Score] = {}
     details, steps, started = {}, 0, time.perf_counter()
     with fitting_threads(session.backbone.encoder):
         for group in session.groups:
-            names = [name for name in group if name in chosen]
-            if not names:
+            if not (names := [name for name in group if name in chosen]):
                 continue
             weights, step = session.checkpoints(group).best_and_step()
             model = best_model(session, session.backbone, group, weights)
             steps += step
             for name in names:
-                dataset = _read(session, name, split, files.get(name), hashes)
+                dataset = session.read_split(name, split, files.get(name))
+                if name in files:
+                    dataset = replace(dataset, split=f"file-{Path(files[name]).stem}")
+                elif not request.allow_changed_data:
+                    check_hashes(recorded, {f"{name}-{split}": (dataset.file, dataset.sha256)})
                 session.note(dataset)
                 scores[name], predictions = session.score(model, dataset)
                 details[name] = evaluation.detail(recipe.tasks[name], predictions)
@@ -114,15 +115,6 @@ def _choose(recipe: Recipe, split: str | None, task: str | None, files: Mapping[
         if name not in chosen:
             raise UsageError("--file", f"names task {quote(name)}, --task {quote(task)}; give the same task")
     return chosen
-
-
-def _read(session: Session, name: str, split: str, path: str | None, hashes: Mapping[str, str]) -> Dataset:
-    """Read a split or file of a task. Raises DataError if a split's SHA-256 is not that in `hashes`."""
-    dataset = session.read_split(name, split, path)
-    if path is not None:
-        return replace(dataset, split=f"file-{Path(path).stem}")
-    check_hashes(hashes, {f"{name}-{split}": (dataset.file, dataset.sha256)})
-    return dataset
 
 
 def open_run(run_path: str | Path, request: RunRequest | None = None) -> Session:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,6 @@ from mtmeta.core.errors import MtmetaError
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.storage.disk import disk_errors, write_file
 from mtmeta.core.wording import exception_line
-
-
-def require_reporters(reporters: Sequence[Reporter]) -> None:
-    """Raise MachineError where a reporter lacks a package, as long as that costs nothing."""
-    for reporter in reporters:
-        reporter.require()
 
 
 def open_reporters(
@@ -40,9 +35,8 @@ def open_reporters(
 
     @contextmanager
     def excused(number: int, reporter: Reporter) -> Iterator[None]:
-        message = f"reporter '{reporter.name}' cannot write"
         try:
-            with disk_errors(folder, message, newest):
+            with disk_errors(folder, f"reporter '{reporter.name}' cannot write", newest):
                 yield
         except Exception as error:
             # a closed pipe is one for the console: its reader has seen enough
@@ -54,19 +48,16 @@ def open_reporters(
             with suppress(OSError):  # stderr may be gone itself
                 warn(f"{text}; the run goes on without this reporter")
 
+    def close(number: int, reporter: Reporter, context: AbstractContextManager[Any], *raised: Any) -> None:
+        with excused(number, reporter):
+            context.__exit__(*raised)  # its result may not hide the exception
+
     for number, reporter in enumerate(reporters):
         with disk_errors(folder, newest=newest):
             context = reporter.open(folder)
             handle = context.__enter__()
         handlers[number] = (reporter, handle)
-
-        def close(
-            *raised: object, number: int = number, reporter: Reporter = reporter, context: object = context
-        ) -> None:
-            with excused(number, reporter):
-                context.__exit__(*raised)  # type: ignore[attr-defined]  # its result may not hide the exception
-
-        stack.push(close)
+        stack.push(partial(close, number, reporter, context))
 
     def emit(event: Event) -> None:
         for number, (reporter, handle) in list(handlers.items()):
@@ -94,10 +85,9 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
     recorded = Recorded()
     if not path.exists():
         return recorded
-    end, scattered = 0, []
+    end, scattered, cut = 0, [], False
     with disk_errors(path):
         with open(path, "rb") as file:
-            cut = False
             for line in file if any(steps.values()) else ():
                 event = _parse(line)
                 if event is None or not _stands(event, steps):
@@ -110,11 +100,10 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
                     scattered.append(line)
                 else:
                     end += len(line)
-        if scattered:
-            with open(path, "rb") as file:
+        with open(path, "r+b") as file:
+            if scattered:
                 write_file(path, file.read(end) + b"".join(scattered))
-        else:
-            with open(path, "r+b") as file:
+            else:
                 file.truncate(end)
     return recorded
 
@@ -131,9 +120,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _stands(event: Mapping[str, Any], steps: Mapping[str, int]) -> bool:
-    """Return whether an event lies before the steps that groups go on from.
-
-    One of no group belongs to the beginning or the end of the run.
-    """
+    """Return whether an event lies before the steps that groups go on from; one of no group is of the run's ends."""
     group = event.get("group", "")
     return bool(event.get("step", 0) <= steps.get(group, 0)) if group else event["type"] != "run_finished"

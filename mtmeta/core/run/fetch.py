@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from mtmeta.core.storage.sources import Sources
 from mtmeta.core.wording import safe
 
 SPLITS = ("train", "dev", "test")
-BACKBONE = "backbone"
 
 
 def local_backbone(recipe: Recipe, sources: Sources) -> Backbone:
@@ -31,19 +31,22 @@ def local_backbone(recipe: Recipe, sources: Sources) -> Backbone:
     backbone = recipe.backbone
     local: object = backbone.fetch(sources)
     if not isinstance(local, Backbone):
-        message = f"backbone '{backbone.name}' fetched {type(local).__name__}, expected a Backbone"
-        raise fault(backbone, message)
+        raise fault(backbone, f"backbone '{backbone.name}' fetched {type(local).__name__}, expected a Backbone")
     return local
+
+
+def splits_read(recipe: Recipe) -> list[str]:
+    """Return the splits that a run of a recipe reads: train first, then those it selects and reports on."""
+    return list(dict.fromkeys(("train", recipe.evaluation.select_on, recipe.evaluation.report_on)))
 
 
 def wanted(recipe: Recipe, splits: Sequence[str] = SPLITS, *, backbone: bool = True) -> dict[str, list[Want]]:
     """Return the wants of each place of a recipe: `backbone`, `tasks.sst.train` and so on."""
     wants: dict[str, list[Want]] = {}
     if backbone:
-        plan = Sources(planning=True)
-        local_backbone(recipe, plan)
+        local_backbone(recipe, plan := Sources(planning=True))
         if plan.wants:
-            wants[BACKBONE] = list(plan.wants.values())
+            wants["backbone"] = list(plan.wants.values())
     for name, task in recipe.tasks.items():
         for split in splits:
             given = getattr(task, split)
@@ -54,8 +57,7 @@ def wanted(recipe: Recipe, splits: Sequence[str] = SPLITS, *, backbone: bool = T
 
 def bring(recipe: Recipe, splits: Sequence[str], sources: Sources, *, backbone: bool = True) -> None:
     """Fetch the remote files of a recipe, so that every part finds them. Raises all that stands in the way."""
-    places = wanted(recipe, splits, backbone=backbone)
-    sources.fetch(by_name(want for wants in places.values() for want in wants).values())
+    sources.fetch(by_name(chain(*wanted(recipe, splits, backbone=backbone).values())).values())
 
 
 @dataclass
@@ -75,11 +77,12 @@ class _Needs:
             for want in wants:
                 self.wants.append(want)
                 self.places.setdefault(want.name, []).append(f"{path}: {place}")
-        for name, commit in _pins(Path(path)).items():
+        run = RunDir(Path(path).parent)  # whose commits count where this is its own recipe
+        pinned = Path(path).name == run.recipe.name and run.lock_file.exists()
+        for name, commit in (pins_of(run.lock()) if pinned else {}).items():
             if self.pins.setdefault(name, commit) != commit:
-                raise UsageError(
-                    str(path), f"began with another commit of {safe(name)} than a run before it; fetch it alone"
-                )
+                message = f"began with another commit of {safe(name)} than a run before it; fetch it alone"
+                raise UsageError(str(path), message)
         self.local += _local(recipe, str(path))
 
 
@@ -133,12 +136,6 @@ def fetch(
     }, problems
 
 
-def _pins(path: Path) -> dict[str, str]:
-    """Return the commits that a run began with, where `path` is its own recipe.yaml."""
-    run = RunDir(path.parent)
-    return pins_of(run.lock()) if path.name == run.recipe.name and run.lock_file.exists() else {}
-
-
 def _local(recipe: Recipe, path: str) -> list[dict[str, Any]]:
     """Describe the data files that a recipe names by path, which nobody can fetch."""
     files = []
@@ -146,9 +143,8 @@ def _local(recipe: Recipe, path: str) -> list[dict[str, Any]]:
         for split in SPLITS:
             given = getattr(task, split)
             if isinstance(given, str) and given != SAMPLE and not is_remote(given):
-                file = Path(recipe.data_root) / given
-                place = f"{path}: tasks.{name}.{split}"
-                files.append({"used_by": [place], "path": str(file), "exists": file.is_file()})
+                file, places = Path(recipe.data_root) / given, [f"{path}: tasks.{name}.{split}"]
+                files.append({"used_by": places, "path": str(file), "exists": file.is_file()})
     return files
 
 
@@ -162,9 +158,5 @@ def _describe(source: Artifact, places: list[str], sources: Sources, *, ask: boo
         "pinned": address.at(commit) if isinstance(address, HubFile) and commit else str(address),
         "used_by": places,
         "commit": commit or None,
-        "files": [
-            {**asdict(one), "path": str(one.path) if one.path is not None else None}
-            for one in files
-            if one.status != "absent"
-        ],
+        "files": [{**asdict(one), "path": one.path and str(one.path)} for one in files if one.status != "absent"],
     }

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.machine import fitting_threads, peak_memory
 from mtmeta.core.run.estimate import Measured, Seconds, evaluation_seconds, interval_seconds, predicted, probe, together
+from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.run import Training, steps_of
-from mtmeta.core.run.session import open_recipe
+from mtmeta.core.run.session import OpenRecipe
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.training.budget import rehearse
 from mtmeta.core.training.trainer import Trainer
@@ -35,7 +36,7 @@ def plan(request: RunRequest, probe_steps: int = 20) -> dict[str, Any]:
 
     Raises what `train` would raise before its first step; leaves no trace but in the caches.
     """
-    opened = open_recipe(request)
+    opened = OpenRecipe(request)
     folder, training = opened.folder, Training(opened.session())
     started = time.perf_counter()
     training.load()
@@ -43,8 +44,8 @@ def plan(request: RunRequest, probe_steps: int = 20) -> dict[str, Any]:
     with fitting_threads(training.session.backbone.encoder):
         # where the run may be inexact, the check would write to the lock
         if opened.continued and not folder.finished() and not request.allow_inexact:
-            changed = request.allow_changed_data
-            folder.check_same(training.lock(), training.files, allow_changed_data=changed, allow_inexact=False)
+            allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": False}
+            folder.check_same(training.lock(), training.files, **allowed)
         loading = time.perf_counter() - started
         return Plan(training).describe(continued=opened.continued, load_seconds=loading, probe_steps=probe_steps)
 
@@ -86,18 +87,15 @@ class Plan:
     """A training that is described in place of being run."""
 
     def __init__(self, training: Training) -> None:
-        self.training = training
-        self.session = training.session
+        self.training, self.session = training, training.session
         self.notes: list[str] = []
 
     def describe(self, *, continued: bool, load_seconds: float, probe_steps: int) -> dict[str, Any]:
         """Return the whole plan; see `plan`."""
         session, recipe = self.session, self.session.recipe
         state, done = self._state(continued)
-        if state == "finished":
-            probe_steps = 0
-        encoder = sum(p.numel() for p in session.backbone.encoder.parameters())
-        groups = [self._group(names, done.get("+".join(names), 0), probe_steps) for names in session.groups]
+        steps = 0 if state == "finished" else probe_steps
+        groups = [self._group(names, done.get("+".join(names), 0), steps) for names in session.groups]
         described = [self._describe_group(group) for group in groups]
         sizes = [group["disk_bytes"] for group in described]
         return {
@@ -107,7 +105,7 @@ class Plan:
             "algorithm": recipe.algorithm.name,
             "backbone": recipe.backbone.name,
             "weights": session.backbone.identity,
-            "encoder_parameters": encoder,
+            "encoder_parameters": sum(p.numel() for p in session.backbone.encoder.parameters()),
             "own_parameters": sum(group.own_parameters for group in groups),
             "max_length": session.backbone.max_length,
             "device": session.device_name(),
@@ -148,7 +146,7 @@ class Plan:
                 evaluating, scoring = self._evaluating(trainer, names)
                 if all(any(read.get(name) for read in measured.reads) for name in names):
                     optimizer = sum(tensor.nbytes for tensor in trainer.optimizer_tensors().values())
-        own = (p for name, p in trainer.learner.parameters.items() if name.startswith(("heads.", "algorithm.")))
+        parameters = trainer.learner.parameters.items()
         return _Group(
             tasks=names,
             steps=trainer.steps,
@@ -160,16 +158,16 @@ class Plan:
             scoring=scoring,
             weights=sum(tensor.nbytes for tensor in trainer.weights().values()),
             optimizer=optimizer,
-            own_parameters=sum(parameter.numel() for parameter in own),
+            own_parameters=sum(p.numel() for name, p in parameters if name.startswith(("heads.", "algorithm."))),
         )
 
     def _reads(self, trainer: Trainer) -> NDArray[np.int64] | None:
         recipe, names = self.session.recipe, list(trainer.learner.tasks)
-        datasets = {name: self.training.datasets[name, "train"] for name in names}
-        encoder, numbers = self.session.backbone.encoder, self.session.numbers(names)
-        parts = (recipe.algorithm, recipe.sampler, encoder, trainer.learner.tasks, datasets, recipe.seed)
+        train = {name: self.training.datasets[name, "train"] for name in names}
+        tasks, encoder = trainer.learner.tasks, self.session.backbone.encoder
+        parts = (recipe.algorithm, recipe.sampler, encoder, tasks, train, recipe.seed, self.session.numbers(names))
         try:
-            steps = islice(rehearse(trainer.steps, *parts, numbers), MOST_REHEARSED)
+            steps = islice(rehearse(trainer.steps, *parts), MOST_REHEARSED)
             return np.array([[read[name] for name in names] for read in steps], dtype=np.int64)
         except PluginError:
             return None  # it goes by what a model says
@@ -178,16 +176,11 @@ class Plan:
         """Return the seconds of one evaluation, and of the final scores."""
         recipe, datasets = self.session.recipe, self.training.datasets
         options, selecting, scoring = recipe.evaluation, [], []
+        settings: Any = {"batch_tokens": options.batch_tokens, "precision": self.session.precision, "seed": recipe.seed}
         for name in names:
             seconds = {
-                split: evaluation_seconds(
-                    trainer.learner.model,
-                    datasets[name, split],
-                    batch_tokens=options.batch_tokens,
-                    precision=self.session.precision,
-                    seed=recipe.seed,
-                )
-                for split in dict.fromkeys((options.select_on, options.report_on))
+                split: evaluation_seconds(trainer.learner.model, datasets[name, split], **settings)
+                for split in splits_read(recipe)[1:]
             }
             metric = self.session.metrics[recipe.tasks[name].metrics[0]]
             interval = interval_seconds(metric, datasets[name, options.report_on])
@@ -196,18 +189,17 @@ class Plan:
         return together(selecting), together(scoring)
 
     def _task(self, name: str, groups: Sequence[_Group]) -> dict[str, Any]:
-        task, options = self.session.recipe.tasks[name], self.session.recipe.evaluation
-        datasets = self.training.datasets
-        train = datasets[name, "train"]
-        group = next(group for group in groups if name in group.tasks)
-        examples = (group.examples() or {}).get(name)
-        splits = {split: datasets[name, split] for split in ("train", options.select_on, options.report_on)}
+        task = self.session.recipe.tasks[name]
+        examples = next((group.examples() or {}).get(name) for group in groups if name in group.tasks)
+        datasets = {split: self.training.datasets[name, split] for split in splits_read(self.session.recipe)}
+        train = datasets["train"]
+        splits = {
+            split: {"name": getattr(task, split), "file": data.file, "rows": len(data), "bad_rows": data.skipped}
+            for split, data in datasets.items()
+        }
         return {
             "task": task.name,
-            **{
-                split: {"name": getattr(task, split), "file": data.file, "rows": len(data), "bad_rows": data.skipped}
-                for split, data in splits.items()
-            },
+            **splits,
             "tokens_per_example": round(train.tokens / len(train), 1),
             "batch_size": task.batch_size,
             "inner_steps": task.inner_steps,
@@ -242,8 +234,7 @@ class Plan:
 
 def _seconds(groups: Sequence[_Group], loading: float) -> dict[str, Any] | None:
     """Return the seconds that are left, by part; None where nothing could be measured."""
-    training, evaluating, scoring = [], [], []
-    evaluations = 0
+    training, evaluating, scoring, evaluations = [], [], [], 0
     for group in groups:
         left = group.examples(group.done)
         if group.scoring is None or group.evaluating is None or left is None:

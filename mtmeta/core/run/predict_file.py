@@ -26,6 +26,7 @@ from mtmeta.core.wording import quote
 TRIM_EVERY = 16 * BLOCK  # texts, some seconds of work; trimming takes milliseconds
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv", ".parquet", *JSON_LINES)
+Write = Callable[[str, Prediction], None]
 
 
 class Item(NamedTuple):
@@ -56,19 +57,19 @@ def predict_file(
     form = form or ("jsonl" if target.lower().endswith(JSON_LINES) else "csv")
     if form not in ("csv", "jsonl"):
         raise UsageError("--format", f"must be csv or jsonl, found {quote(form)}")
-    if "-" not in (source, target) and _same(source, target):
-        raise UsageError("--output", "is the file that is read; give another")
-    wanted = "two columns, one for each text" if len(task.columns) == 2 else "one column"
+    with suppress(OSError):  # of files that are not there
+        if "-" not in (source, target) and os.path.samefile(source, target):
+            raise UsageError("--output", "is the file that is read; give another")
     if columns and len(columns) != len(task.columns):
+        wanted = "two columns, one for each text" if len(task.columns) == 2 else "one column"
         raise UsageError("--column", f"task takes {wanted}, found {len(columns)}")
-    piped = source == "-"
-    reader = _Reader(task, _file(source, predictor.dialect(name), table=bool(columns)), columns, skip_bad=skip_bad)
-    blocks = _as_they_come(reader.items()) if piped else _blocks(reader.items())
+    file = _file(source, predictor.dialect(name), table=bool(columns))
+    items = _items(task, file, columns, strict=not skip_bad)
+    blocks = _as_they_come(items) if source == "-" else _blocks(items)
     done = 0
     with _writer(target) as out:
-        write = _Table(out, task.objective.classes) if form == "csv" else _Lines(out)
         first = next(blocks, [])  # an input that cannot be read at all leaves nothing behind, not even a header
-        write.begin()
+        write = _table(out, task.objective.classes) if form == "csv" else _json_lines(out)
         for block in chain([first], blocks) if first else ():
             for item, prediction in zip(block, predictor.block(name, [i.text for i in block], done), strict=True):
                 write(item.id, prediction)
@@ -76,13 +77,9 @@ def predict_file(
             if done // TRIM_EVERY < (done + len(block)) // TRIM_EVERY:
                 trim_memory()
             done += len(block)
-    if skipped := reader.file.bad.total:
-        row = reader.file.bad[0]
-        warn(f"{reader.file.path}: skipped {skipped} bad rows (the first is line {row.line}: {row.reason})")
+    if skipped := file.bad.total:
+        warn(f"{file.path}: skipped {skipped} bad rows (the first is line {file.bad[0].line}: {file.bad[0].reason})")
     return done
-
-
-# ----------------------------------------------------------------------------------------------------------- reading
 
 
 def _file(source: str, dialect: Dialect, *, table: bool) -> DataFile:
@@ -96,46 +93,36 @@ def _file(source: str, dialect: Dialect, *, table: bool) -> DataFile:
     return DataFile("stdin.jsonl" if json_lines else "stdin", dialect, stream=stream)
 
 
-class _Reader:
-    """The texts of a file, and its rows that cannot be used."""
+def _items(task: Task, file: DataFile, columns: Sequence[str], *, strict: bool) -> Iterator[Item]:
+    """Yield the texts that can be used, in order; raises DataError at the first bad row if `strict`."""
+    pair, bad = task.inputs != "single", file.bad
 
-    def __init__(self, task: Task, file: DataFile, columns: Sequence[str], *, skip_bad: bool) -> None:
-        self.file = file
-        self._pair = task.inputs != "single"
-        self._table = bool(columns) or file.path.suffix.lower() in TABLES
-        self._columns = tuple(columns) or task.columns
-        self._strict = not skip_bad
+    def check() -> None:
+        if strict and bad:
+            raise bad_rows(str(file.path), bad, bad.total, "give --skip-bad-rows")
 
-    def items(self) -> Iterator[Item]:
-        """Yield the texts that can be used, in order; raises DataError at the first bad row if strict."""
-        for number, name, texts in self._rows() if self._table else self._lines():
-            self._check()
-            if texts is None:
-                self.file.bad.add(number, "one field, expected 2 with a tab between", "wrong number of fields")
-            elif not all(text.strip() for text in texts):
-                self.file.bad.add(number, "text is empty", "text is empty")
-                texts = None
-            self._check()
-            if texts is None:
-                continue
-            yield Item(name, (texts[0], texts[1]) if self._pair else texts[0])
-        self._check()
+    is_table = bool(columns) or file.path.suffix.lower() in TABLES
+    for number, name, texts in _rows(file, columns or task.columns) if is_table else _lines(file, pair):
+        check()
+        if not texts:
+            bad.add(number, "one field, expected 2 with a tab between", "wrong number of fields")
+        elif not all(text.strip() for text in texts):
+            bad.add(number, "text is empty", "text is empty")
+        else:
+            yield Item(name, (texts[0], texts[1]) if pair else texts[0])
+        check()
+    check()
 
-    def _check(self) -> None:
-        if self._strict and (bad := self.file.bad):
-            raise bad_rows(str(self.file.path), bad, bad.total, "give --skip-bad-rows")
 
-    def _rows(self) -> Iterator[tuple[int, str, tuple[str, ...] | None]]:
-        for row in self.file.rows(*self._columns):
-            yield row.line, row.id, tuple(row[name] for name in self._columns)
+def _rows(file: DataFile, columns: Sequence[str]) -> Iterator[tuple[int, str, Sequence[str]]]:
+    for row in file.rows(*columns):
+        yield row.line, row.id, [row[name] for name in columns]
 
-    def _lines(self) -> Iterator[tuple[int, str, tuple[str, ...] | None]]:
-        for number, line in self.file.texts():
-            if not self._pair:
-                yield number, str(number), (line,)
-                continue
-            parts = tuple(line.split("\t"))
-            yield number, str(number), parts if len(parts) == 2 else None
+
+def _lines(file: DataFile, pair: bool) -> Iterator[tuple[int, str, Sequence[str]]]:
+    for number, line in file.texts():
+        parts = line.split("\t") if pair else [line]
+        yield number, str(number), parts if len(parts) == 1 + pair else ()
 
 
 def _blocks(items: Iterator[Item]) -> Iterator[list[Item]]:
@@ -173,58 +160,42 @@ def _as_they_come(items: Iterator[Item]) -> Iterator[list[Item]]:
     while True:
         block: list[Item] = []
         end: Item | BaseException | None = waiting.get()
-        while isinstance(end, Item):
-            block.append(end)
-            if len(block) == BLOCK:
-                break
-            try:
+        with suppress(queue.Empty):
+            while isinstance(end, Item):
+                block.append(end)
+                if len(block) == BLOCK:
+                    break
                 end = waiting.get_nowait()
-            except queue.Empty:
-                break
         if block:
             yield block
-        if isinstance(end, Item):
-            continue
-        if end is not None:
+        if isinstance(end, BaseException):
             raise end
-        return
-
-
-# ----------------------------------------------------------------------------------------------------------- writing
-
-
-class _Table:
-    """CSV: id, label, score, and a column of probabilities for each class; id and score for a task with numbers."""
-
-    def __init__(self, out: IO[str], classes: Sequence[str]) -> None:
-        self._classes = classes
-        self._writer = csv.writer(out, lineterminator="\n")
-
-    def begin(self) -> None:
-        names = [f"probability_{name}" for name in self._classes]
-        self._writer.writerow(["id", "label", "score", *names] if names else ["id", "score"])
-
-    def __call__(self, name: str, prediction: Prediction) -> None:
-        score = "" if prediction.score is None else f"{prediction.score:.6g}"
-        if not self._classes:
-            self._writer.writerow([name, score])
+        if end is None:
             return
+
+
+def _table(out: IO[str], classes: Sequence[str]) -> Write:
+    """CSV: id, label, score, and a column of probabilities for each class; id and score for a task with numbers."""
+    writer = csv.writer(out, lineterminator="\n")
+    names = [f"probability_{name}" for name in classes]
+    writer.writerow(["id", "label", "score", *names] if names else ["id", "score"])
+
+    def write(name: str, prediction: Prediction) -> None:
+        score = "" if prediction.score is None else f"{prediction.score:.6g}"
         chances = prediction.probabilities or {}
-        shown = [f"{chances[c]:.6g}" if c in chances else "" for c in self._classes]
-        self._writer.writerow([name, prediction.label, score, *shown])
+        shown = [f"{chances[c]:.6g}" if c in chances else "" for c in classes]
+        writer.writerow([name, prediction.label, score, *shown] if classes else [name, score])
+
+    return write
 
 
-class _Lines:
+def _json_lines(out: IO[str]) -> Write:
     """JSONL: an object a line, with those of id, label, score, probabilities that there are."""
 
-    def __init__(self, out: IO[str]) -> None:
-        self._out = out
+    def write(name: str, prediction: Prediction) -> None:
+        out.write(json.dumps({"id": name, **prediction.json()}, ensure_ascii=False) + "\n")
 
-    def begin(self) -> None:
-        pass
-
-    def __call__(self, name: str, prediction: Prediction) -> None:
-        self._out.write(json.dumps({"id": name, **prediction.json()}, ensure_ascii=False) + "\n")
+    return write
 
 
 @contextmanager
@@ -243,9 +214,3 @@ def _writer(target: str) -> Iterator[IO[str]]:
             yield out
     except OSError as error:
         raise MachineError(str(path), f"cannot be written ({error.strerror})") from error
-
-
-def _same(one: str, other: str) -> bool:
-    with suppress(OSError):
-        return os.path.samefile(one, other)
-    return False

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.errors import DivergedError, UsageError
@@ -52,7 +53,7 @@ class Predictor:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._models: dict[tuple[str, ...], tuple[MultiTaskModel, Any]] = {}
+        self._models: dict[str, tuple[MultiTaskModel, LoadedBackbone]] = {}
 
     @property
     def tasks(self) -> list[str]:
@@ -82,22 +83,19 @@ class Predictor:
     def stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
         """Yield the predictions one after the other; of an endless `texts`, no more than a block is held at a time."""
         self.task(task)
-        remaining = iter(texts)
-        for start in itertools.count(0, BLOCK):
-            block = list(itertools.islice(remaining, BLOCK))
-            if not block:
-                return
+        remaining, start = iter(texts), 0
+        while block := list(itertools.islice(remaining, BLOCK)):
             yield from self.block(task, block, start)
+            start += len(block)
 
     def block(self, name: str, texts: Sequence[Text], start: int = 0) -> list[Prediction]:
         """Predict one block of texts; `start` is the number of its first text, for messages."""
         task = self.task(name)
         firsts, seconds = _columns(task, name, texts, start)
         model, backbone = self._model(name)
-        session, objective = self._session, task.objective
         dataset = from_texts(name, task, firsts, seconds, backbone)
-        tokens = session.recipe.evaluation.batch_tokens
-        classes = objective.classes
+        tokens = self._session.recipe.evaluation.batch_tokens
+        objective, classes = task.objective, task.objective.classes
         values = np.empty(len(texts))
         chances: NDArray[np.float64] | None = np.empty((len(texts), len(classes))) if classes else None
         doing = f"predicting task '{name}' (batch_tokens {tokens})"
@@ -105,17 +103,16 @@ class Predictor:
             torch.inference_mode(),
             fitting_threads(backbone.encoder),
             memory_errors(doing, "lower evaluation.batch_tokens in the run's recipe.yaml"),
-            closing(forward(model, dataset, batch_tokens=tokens, precision=session.precision)) as batches,
+            closing(forward(model, dataset, batch_tokens=tokens, precision=self._session.precision)) as batches,
         ):
             for indices, _, outputs in batches:
                 decoded = checked(task, name, "predictions", objective.decode(outputs), [len(indices)])
                 values[indices] = decoded.double().cpu().numpy()
-                raw = objective.probabilities(outputs) if chances is not None else None
-                if chances is None or raw is None:
+                if chances is None or (raw := objective.probabilities(outputs)) is None:
                     chances = None
-                else:
-                    probabilities = checked(task, name, "probabilities", raw, [len(indices), len(classes)])
-                    chances[indices] = probabilities.double().cpu().numpy()
+                    continue
+                probabilities = checked(task, name, "probabilities", raw, [len(indices), len(classes)])
+                chances[indices] = probabilities.double().cpu().numpy()
         if not np.isfinite(values).all() or (chances is not None and not np.isfinite(chances).all()):
             raise DivergedError(accused(task), f"predictions for task '{name}' are not finite; train it again")
         check_classes(task, name, values)
@@ -124,27 +121,22 @@ class Predictor:
         labels = values.astype(np.int64).tolist()
         if chances is None:
             return [Prediction(classes[at], None, None) for at in labels]
-        rows = chances.tolist()
-        return [
-            Prediction(classes[at], row[at], dict(zip(classes, row, strict=True)))
-            for at, row in zip(labels, rows, strict=True)
-        ]
+        rows = zip(labels, chances.tolist(), strict=True)
+        return [Prediction(classes[at], row[at], dict(zip(classes, row, strict=True))) for at, row in rows]
 
-    def _model(self, name: str) -> tuple[MultiTaskModel, Any]:
+    def _model(self, name: str) -> tuple[MultiTaskModel, LoadedBackbone]:
         session = self._session
-        group = next(group for group in session.groups if name in group)
-        key = tuple(group)
-        if key not in self._models:
+        if name not in self._models:
+            group = next(group for group in session.groups if name in group)
             weights, _ = session.checkpoints(group).best_and_step()
             backbone = restore_backbone(session)  # an encoder of its own: groups differ in their weights
-            self._models[key] = best_model(session, backbone, group, weights), backbone
-        return self._models[key]
+            self._models |= dict.fromkeys(group, (best_model(session, backbone, group, weights), backbone))
+        return self._models[name]
 
 
 def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[list[str], list[str]]:
     """Return first and second texts. Raises UsageError for inputs that the task cannot take."""
     pair = task.inputs != "single"
-    expected = "a pair of texts" if pair else "a text"
     firsts, seconds = [], []
     for number, given in enumerate(texts, start):
         parts: object = (given,) if isinstance(given, str) else given
@@ -154,8 +146,8 @@ def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[
             or isinstance(given, str) == pair
             or not all(isinstance(part, str) for part in parts)
         ):
-            message = f"is {quote(repr(given)[:80])}, task '{name}' takes {expected}"
-            raise UsageError(f"texts[{number}]", message)
+            expected = "a pair of texts" if pair else "a text"
+            raise UsageError(f"texts[{number}]", f"is {quote(repr(given)[:80])}, task '{name}' takes {expected}")
         if not all(part.strip() for part in parts):
             raise UsageError(f"texts[{number}]", "text is empty")
         firsts.append(parts[0])

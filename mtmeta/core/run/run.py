@@ -6,23 +6,21 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.events import Event, RunFinished, RunResumed, RunStarted, Warned
-from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, check_episode
 from mtmeta.core.data.subsets import overlap, subset
 from mtmeta.core.machine import fitting_threads
 from mtmeta.core.registry.guard import fault
-from mtmeta.core.run.directory import RunDir, make_lock
-from mtmeta.core.run.event_stream import Recorded, open_reporters, require_reporters, rewind_events
-from mtmeta.core.run.fetch import bring, local_backbone
+from mtmeta.core.run.directory import RunDir
+from mtmeta.core.run.event_stream import Recorded, open_reporters, rewind_events
+from mtmeta.core.run.fetch import bring, local_backbone, splits_read
 from mtmeta.core.run.request import RunRequest
-from mtmeta.core.run.session import Session, open_recipe
+from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.download import Watcher
@@ -79,11 +77,12 @@ def run(
 
 def train(request: RunRequest) -> RunSummary:
     """Carry out a request; see `run`."""
-    opened = open_recipe(request)
+    opened = OpenRecipe(request)
     recipe, folder = opened.recipe, opened.folder
     if opened.continued and (summary := _finished(folder, request)):
         return summary
-    require_reporters(recipe.reporters)
+    for reporter in recipe.reporters:
+        reporter.require()  # before anything that takes time
     training = Training(opened.session(), request.stop)
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
@@ -108,23 +107,10 @@ def train(request: RunRequest) -> RunSummary:
 
 
 def _finished(folder: RunDir, request: RunRequest) -> RunSummary | None:
-    summary = folder.finished()
-    if summary is None:
-        return None
-    request.warn(f"{folder.path} is finished; --fresh trains it again")
-    return summary.moved(folder.path)  # since it ended, perhaps
-
-
-@dataclass(frozen=True)
-class _GroupResult:
-    """The share of a group in the summary, kept so that its model and optimizers can go."""
-
-    scores: dict[str, Score]
-    sampling: dict[str, dict[str, float]]
-    steps: int
-    seconds: float
-    examples: int
-    skipped: int
+    if summary := folder.finished():
+        request.warn(f"{folder.path} is finished; --fresh trains it again")
+        return summary.moved(folder.path)  # since it ended, perhaps
+    return None
 
 
 class Training:
@@ -139,33 +125,35 @@ class Training:
         """Path and SHA-256 of the files read, by TASK-SPLIT."""
         self.budgeted: dict[str, int] = {}
         """Steps that the recipe's budget pays for, by group; empty without one."""
+        self.scores: dict[str, Score] = {}
+        self.sampling: dict[str, dict[str, float]] = {}
+        self.totals: dict[str, float] = {}
+        """Steps, seconds and so on of the groups that are finished."""
 
     def load(self) -> None:
         """Load weights and data; nothing is written yet but the cache."""
         session, recipe = self.session, self.session.recipe
-        reported = list(dict.fromkeys((recipe.evaluation.select_on, recipe.evaluation.report_on)))
-        bring(recipe, ("train", *reported), session.sources)
-        local = local_backbone(recipe, session.sources)
-        backbone: object = local.load(recipe.seed)
+        bring(recipe, splits_read(recipe), session.sources)
+        backbone: object = local_backbone(recipe, session.sources).load(recipe.seed)
         if not isinstance(backbone, LoadedBackbone):
             message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise fault(recipe.backbone, message)
         session.backbone = backbone
-        self._read_data(reported)
+        self._read_data()
         train = {name: self.datasets[name, "train"] for name in recipe.tasks}
         self.budgeted = steps_on_budget(recipe, session.groups, backbone.encoder, train, session.numbers)
         self.files = {f"{name}-{split}": (data.file, data.sha256) for (name, split), data in self.datasets.items()}
 
-    def _read_data(self, reported: Sequence[str]) -> None:
+    def _read_data(self) -> None:
         """Read train and the splits reported on, and note their rows and overlaps for the user."""
         session, recipe, datasets = self.session, self.session.recipe, self.datasets
         for name in recipe.tasks:
-            for split in ("train", *reported):
-                datasets[name, split] = session.read_split(name, split)
-            for split in reported:
-                if common := overlap(datasets[name, "train"], datasets[name, split]):
-                    total = len(datasets[name, split])
-                    session.notes.append(Warned(text=f"{name}: {common} of {total} {split} examples also in train"))
+            train = datasets[name, "train"] = session.read_split(name, "train")
+            for split in splits_read(recipe)[1:]:
+                scored = datasets[name, split] = session.read_split(name, split)
+                if common := overlap(train, scored):
+                    text = f"{name}: {common} of {len(scored)} {split} examples also in train"
+                    session.notes.append(Warned(text=text))
         for (name, split), dataset in datasets.items():
             if split == "train":
                 dataset = datasets[name, split] = subset(dataset, recipe.data.train_fraction, recipe.seed, name)
@@ -175,24 +163,17 @@ class Training:
 
     def lock(self) -> dict[str, Any]:
         """Return the lock that pins this run down, to be written or compared."""
-        session = self.session
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
-        lock = make_lock(session.recipe, session.registry, hashes, session.backbone, session.device, session.precision)
-        lock |= carvings(
-            session.recipe.tasks, {name: len(data) for (name, split), data in self.datasets.items() if split == "dev"}
-        )
-        sources = session.sources.lock()
-        return lock | {"sources": sources} if sources else lock
+        rows = {name: len(data) for (name, split), data in self.datasets.items() if split == "dev"}
+        return self.session.lock(self.session.recipe, hashes, rows)
 
     def run(self, continued: bool) -> RunSummary:
         """Train every group, then score the best weights."""
         session, started = self.session, time.perf_counter()
-        results: list[_GroupResult] = []
         with ExitStack() as stack:
             newest = self.newest() if continued else {}
             steps = steps_of(newest)
-            events_file = session.folder.path / "events.jsonl"
-            recorded = rewind_events(events_file, steps) if continued else Recorded()
+            recorded = rewind_events(session.folder.path / "events.jsonl", steps) if continued else Recorded()
             emit = self.open_reporters(stack)
             for group in session.groups:
                 trainer = self.trainer(group, emit)
@@ -201,14 +182,14 @@ class Training:
                     trainer.restore(*trainer.checkpoints.load(path, verified=True))
                 # without a checkpoint the run starts over, and the best weights until then are no longer its own
                 trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
-                if not results:
+                if group is session.groups[0]:
                     self._announce(trainer, steps, recorded, emit)
                 is_recorded = (trainer.group, trainer.step) in recorded.checkpoints
                 if path is not None and trainer.is_scheduled(trainer.step) and not is_recorded:
                     trainer.announce_checkpoint(path)  # a kill came between the two
                 trainer.run()
-                results.append(self.finish(trainer))
-            summary = self.summarise(results, time.perf_counter() - started)
+                self.finish(trainer)
+            summary = self.summarise(time.perf_counter() - started)
             emit(RunFinished(summary=summary.plain()))
             summary.write(session.folder.summary)  # with this the run is over
         return summary
@@ -225,27 +206,17 @@ class Training:
 
     def open_reporters(self, stack: ExitStack) -> Emit:
         """Open the recipe's reporters until `stack` closes; returns the function that hands an event to each."""
-        session = self.session
-        reporters, folder = session.recipe.reporters, session.folder.path
-        return open_reporters(stack, reporters, folder, newest=session.newest, warn=session.warn)
+        session, folder = self.session, self.session.folder.path
+        return open_reporters(stack, session.recipe.reporters, folder, newest=session.newest, warn=session.warn)
 
     def _announce(self, trainer: Trainer, steps: Mapping[str, int], recorded: Recorded, emit: Emit) -> None:
-        session = self.session
-        facts: dict[str, Any] = {
-            "name": session.recipe.name,
-            "algorithm": session.recipe.algorithm.name,
-            "tasks": list(session.recipe.tasks),
-            "groups": session.groups,
-            "device": session.device_name(),
-            "parameters": sum(parameter.numel() for parameter in trainer.learner.parameters.values()),
-            "time": time.time(),
-        }
+        facts = self.session.start_facts(trainer.learner.parameters.values())
         if steps:  # first, so that no reporter takes this for the beginning
             group, step = list(steps.items())[-1]
             emit(RunResumed(**facts, group=group, step=step, steps=dict(steps)))
         if not recorded.started:
             emit(RunStarted(**facts))
-            for note in session.notes:
+            for note in self.session.notes:
                 emit(note)
 
     def trainer(self, group: list[str], emit: Emit) -> Trainer:
@@ -258,9 +229,8 @@ class Training:
         model = MultiTaskModel(encoder, tasks, recipe.seed, session.numbers(group)).to(session.device)
         feed = self._feed(group)
         every, epochs = recipe.evaluation.every, recipe.training.epochs
-        per_epoch = 0
-        if (epochs and name not in self.budgeted) or every == "epoch":
-            per_epoch = self._steps_per_epoch(feed)
+        needs_epochs = (epochs and name not in self.budgeted) or every == "epoch"
+        per_epoch = self._steps_per_epoch(feed) if needs_epochs else 0
         feed.steps = steps = self.budgeted.get(name) or recipe.training.steps or (epochs or 0) * per_epoch
         checkpoints = session.checkpoints(group)
         learner = Learner(
@@ -319,31 +289,22 @@ class Training:
             raise fault(algorithm, message)
         return steps
 
-    def finish(self, trainer: Trainer) -> _GroupResult:
-        """Score a group's best weights."""
+    def finish(self, trainer: Trainer) -> None:
+        """Score a group's best weights, and add its share of the summary: its model and optimizers can go."""
         model, split = trainer.learner.model, self.session.recipe.evaluation.report_on
         model.load_state_dict(trainer.checkpoints.best())
-        return _GroupResult(
-            scores={task: self.session.score(model, self.datasets[task, split])[0] for task in trainer.learner.tasks},
-            sampling=trainer.feed.usage(),
-            steps=trainer.steps,
-            seconds=trainer.seconds,
-            examples=trainer.learner.examples,
-            skipped=trainer.skipped,
-        )
+        for task in trainer.learner.tasks:
+            self.scores[task], _ = self.session.score(model, self.datasets[task, split])
+        self.sampling |= trainer.feed.usage()
+        counts = {"steps": trainer.steps, "examples": trainer.learner.examples, "skipped_steps": trainer.skipped}
+        for key, value in {**counts, "seconds": trainer.seconds}.items():
+            self.totals[key] = self.totals.get(key, 0) + value
 
-    def summarise(self, results: Sequence[_GroupResult], seconds: float) -> RunSummary:
+    def summarise(self, seconds: float) -> RunSummary:
         """Sum up the groups; `seconds` is the time that training and scoring took together."""
-        scores = {task: score for result in results for task, score in result.scores.items()}
-        return self.session.summary(
-            {task: scores[task] for task in self.session.recipe.tasks},
-            steps=sum(result.steps for result in results),
-            seconds=round(sum(result.seconds for result in results), 2),
-            total_seconds=round(seconds, 2),
-            examples=sum(result.examples for result in results),
-            skipped_steps=sum(result.skipped for result in results),
-            sampling={task: usage for result in results for task, usage in result.sampling.items()},
-        )
+        scores = {task: self.scores[task] for task in self.session.recipe.tasks}
+        totals = self.totals | {"seconds": round(self.totals["seconds"], 2), "total_seconds": round(seconds, 2)}
+        return self.session.summary(scores, **totals, sampling=self.sampling)
 
 
 def steps_of(newest: Mapping[str, Path | None]) -> dict[str, int]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Metric
 from mtmeta.core.api.events import DataLoaded, Event, Warned
+from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import load_split
 from mtmeta.core.environment import cache_folder, check_launcher
@@ -23,7 +27,7 @@ from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.registry.registry import Registry, build_registry
-from mtmeta.core.run.directory import RunDir
+from mtmeta.core.run.directory import RunDir, make_lock
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.artifacts import pins_of, remedy
@@ -38,34 +42,27 @@ from mtmeta.core.wording import quote, safe
 BAD_LINES_SHOWN = 5
 
 
+@dataclass(eq=False)
 class Session:
     """A recipe's parts on a device, in a run directory."""
 
-    backbone: LoadedBackbone
+    recipe: Recipe
+    registry: Registry
+    folder: RunDir
+    device: torch.device
+    warn: Callable[[str], None]
+    sources: Sources = field(default_factory=Sources)
+    backbone: LoadedBackbone = field(init=False, repr=False)
+    notes: list[Event] = field(default_factory=list, init=False)
+    """Events about the data, for the reporters or the terminal."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        registry: Registry,
-        folder: RunDir,
-        device: torch.device,
-        warn: Callable[[str], None],
-        sources: Sources | None = None,
-    ) -> None:
-        self.recipe = recipe
-        self.sources = sources or Sources()
-        self.registry = registry
-        self.folder = folder
-        self.device = device
-        make_deterministic(device)
-        self.warn = warn
-        self.precision = pick_precision(recipe.training.precision, device)
+    def __post_init__(self) -> None:
+        make_deterministic(self.device)
+        self.precision = pick_precision(self.recipe.training.precision, self.device)
         self.groups = self._groups()
-        names = dict.fromkeys(name for task in recipe.tasks.values() for name in task.metrics)
-        self.metrics: dict[str, Metric] = {name: registry.get("metric", name, "tasks") for name in names}
-        self.cache = Cache(cache_folder(), warn)
-        self.notes: list[Event] = []
-        """Events about the data, for the reporters or the terminal."""
+        names = dict.fromkeys(name for task in self.recipe.tasks.values() for name in task.metrics)
+        self.metrics: dict[str, Metric] = {name: self.registry.get("metric", name, "tasks") for name in names}
+        self.cache = Cache(cache_folder(), self.warn)
 
     def _groups(self) -> list[list[str]]:
         algorithm, tasks = self.recipe.algorithm, list(self.recipe.tasks)
@@ -85,6 +82,13 @@ class Session:
                 raise fault(algorithm, f"algorithm '{algorithm.name}' {message}")
         return numbers
 
+    def lock(self, recipe: Recipe, files: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Any]:
+        """Build the lock of a run: `files` are hashes by TASK-SPLIT, `rows` the dev examples of tasks."""
+        lock = make_lock(recipe, self.registry, files, self.backbone, self.device, self.precision)
+        lock |= carvings(recipe.tasks, rows)
+        sources = self.sources.lock()
+        return lock | {"sources": sources} if sources else lock
+
     def checkpoints(self, group: list[str]) -> Checkpoints:
         """Return the checkpoints of a group."""
         return self.folder.checkpoints("+".join(group), len(self.groups), self.recipe.checkpoint.keep)
@@ -97,9 +101,8 @@ class Session:
     def read_split(self, name: str, split: str, path: str | None = None) -> Dataset:
         """Read a task's split, or another file (`path`) in its place. Raises DataError."""
         recipe = self.recipe
-        task, root = recipe.tasks[name], recipe.data_root
         options: Any = {"path": path, "cache": self.cache, "sources": self.sources}
-        return load_split(name, task, split, recipe.data, root, self.backbone, **options)
+        return load_split(name, recipe.tasks[name], split, recipe.data, recipe.data_root, self.backbone, **options)
 
     def note(self, dataset: Dataset) -> None:
         """Note the rows that were read and skipped."""
@@ -107,9 +110,8 @@ class Session:
         if dataset.skipped:
             more = ", ..." if dataset.skipped > BAD_LINES_SHOWN else ""
             lines = ", ".join(str(row.line) for row in dataset.bad[:BAD_LINES_SHOWN]) + more
-            reason = dataset.bad[0].reason
-            text = f"{dataset.file}: skipped {dataset.skipped} bad rows (lines {lines}: {reason})"
-            self.notes.append(Warned(text=text))
+            text = f"skipped {dataset.skipped} bad rows (lines {lines}: {dataset.bad[0].reason})"
+            self.notes.append(Warned(text=f"{dataset.file}: {text}"))
 
     def show_warnings(self) -> None:
         """Show the warnings about the data, where no reporter does."""
@@ -123,18 +125,22 @@ class Session:
         tokens = self.recipe.evaluation.batch_tokens
         with memory_errors(f"scoring task '{dataset.task}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
             predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
-        metrics = [self.metrics[name] for name in task.metrics]
-        scored, warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed)
-        for line in warnings:
-            self.warn(line)
+        scored = self.measure(predictions)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["id", "label", "prediction"])
-        show = task.objective.show
-        for row in zip(dataset.ids, dataset.labels.tolist(), predictions.values.tolist(), strict=True):
-            writer.writerow([row[0], show(row[1]), show(row[2])])
+        columns = [map(task.objective.show, values.tolist()) for values in (dataset.labels, predictions.values)]
+        writer.writerows(zip(dataset.ids, *columns, strict=True))
         write_file(self.folder.path / "predictions" / f"{dataset.task}-{dataset.split}.csv", text.getvalue())
         return scored, predictions
+
+    def measure(self, predictions: evaluation.Predictions, *, intervals: bool = True) -> evaluation.Score:
+        """Compute a task's metrics of its predictions; what they warn of is shown."""
+        metrics = [self.metrics[name] for name in self.recipe.tasks[predictions.dataset.task].metrics]
+        scored, warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed, intervals=intervals)
+        for line in warnings:
+            self.warn(line)
+        return scored
 
     def table(self, split: str, scores: Mapping[str, evaluation.Score]) -> dict[str, Any]:
         """Return the fields that the results of `run` and `eval` share."""
@@ -142,7 +148,7 @@ class Session:
             "run": str(self.folder.path),
             "split": split,
             "tasks": {name: score.json() for name, score in scores.items()},
-            "mean": math.fsum(score.value for score in scores.values()) / len(scores),
+            "mean": fmean(score.value for score in scores.values()),
         }
 
     def summary(self, scores: Mapping[str, evaluation.Score], **measured: Any) -> RunSummary:
@@ -157,6 +163,18 @@ class Session:
             peak_memory_bytes=peak_memory(),
             **measured,
         )
+
+    def start_facts(self, parameters: Iterable[Tensor]) -> dict[str, Any]:
+        """Return the fields of the event that a run begins, or goes on, training these parameters."""
+        return {
+            "name": self.recipe.name,
+            "algorithm": self.recipe.algorithm.name,
+            "tasks": list(self.recipe.tasks),
+            "groups": self.groups,
+            "device": self.device_name(),
+            "parameters": sum(parameter.numel() for parameter in parameters),
+            "time": time.time(),
+        }
 
     def device_name(self) -> str:
         """Return the GPU's name, or `cpu`."""
@@ -176,16 +194,21 @@ def data_loaded(dataset: Dataset) -> DataLoaded:
     )
 
 
-@dataclass(frozen=True)
 class OpenRecipe:
-    """A recipe that was read for a request, and the run directory it goes to; nothing is loaded or written yet."""
+    """A recipe that was read for a request, and the run directory it goes to; nothing is loaded or written yet.
 
-    request: RunRequest
-    recipe: Recipe
-    registry: Registry
-    folder: RunDir
-    continued: bool
-    """Whether a run of this very recipe is in the directory already."""
+    Raises RecipeError, MachineError, and CheckpointError for its run directory.
+    """
+
+    def __init__(self, request: RunRequest) -> None:
+        check_launcher()
+        self.request = request
+        self.registry = build_registry(block=request.block, warn=request.warn)
+        options: Any = {"overrides": request.overrides, "data_root": request.data_root}
+        self.recipe = load_recipe(request.recipe, self.registry, **options)
+        self.folder = RunDir(Path(request.out) if request.out is not None else Path("runs") / self.recipe.name)
+        self.continued = self.folder.check_usable(self.recipe, fresh=request.fresh)
+        """Whether a run of this very recipe is in the directory already."""
 
     def session(self) -> Session:
         """Start a session on the device asked for. Raises MachineError if there is none."""
@@ -194,13 +217,3 @@ class OpenRecipe:
         sources = Sources(pins, self.request.watcher, remedy=remedy(self.request.recipe))
         device = pick_device(self.request.device)
         return Session(self.recipe, self.registry, self.folder, device, self.request.warn, sources)
-
-
-def open_recipe(request: RunRequest) -> OpenRecipe:
-    """Read a request's recipe. Raises RecipeError, MachineError, and CheckpointError for its run directory."""
-    check_launcher()
-    registry = build_registry(block=request.block, warn=request.warn)
-    recipe = load_recipe(request.recipe, registry, overrides=request.overrides, data_root=request.data_root)
-    folder = RunDir(Path(request.out) if request.out is not None else Path("runs") / recipe.name)
-    continued = folder.check_usable(recipe, fresh=request.fresh)
-    return OpenRecipe(request, recipe, registry, folder, continued)

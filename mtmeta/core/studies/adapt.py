@@ -7,16 +7,17 @@ same examples and with the same head.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtmeta.core.api.schedules import Plateau
 from mtmeta.core.data.dataset import Dataset
@@ -114,11 +115,10 @@ def adapt(
         for train, test in data.values():
             keeper.plan(train, test)
         adapted: list[Adapted] = []
-        for train, test in data.values():
-            for k in plan.sizes:
-                cell = _adapt_cell(session, starts, train, test, k, plan, keeper)
-                adapted += cell
-                say(_line(cell))
+        for (train, test), k in product(data.values(), plan.sizes):
+            cell = _adapt_cell(session, starts, train, test, k, plan, keeper)
+            adapted += cell
+            say(_line(cell))
     session.show_warnings()
     return {
         "recipe": recipe.name,
@@ -146,10 +146,8 @@ def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
         if name not in recipe.tasks:
             raise UsageError("--task", f"the recipe has no task {quote(name)} (tasks: {', '.join(recipe.tasks)})")
     if recipe.training.steps is None:
-        message = (
-            f"recipe {quote(recipe.name)} gives none, and adapting takes a number of steps; --set training.steps=50"
-        )
-        raise RecipeError("training.steps", message)
+        message = f"recipe {quote(recipe.name)} gives none, and adapting takes a number of steps"
+        raise RecipeError("training.steps", f"{message}; --set training.steps=50")
     if isinstance(recipe.schedule, Plateau):
         raise RecipeError("schedule", "plateau answers to a metric, and adapting has none on its way; use linear")
     if not plan.sizes or min(plan.sizes) < 1 or len(set(plan.sizes)) < len(plan.sizes):
@@ -166,8 +164,7 @@ def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, Start]]:
             message = f"has a model of its own for each of {', '.join(run.recipe.tasks)}; adapt a run that shares one"
             raise UsageError(str(run.folder.path), message)
         if shapes is None:
-            local = local_backbone(run.recipe, run.sources)
-            plain = local.load(run.recipe.seed).encoder.state_dict()
+            plain = local_backbone(run.recipe, run.sources).load(run.recipe.seed).encoder.state_dict()
             shapes = {key: value.shape for key, value in plain.items()}
             yield PLAIN, Start({key: value.clone() for key, value in plain.items()})
         weights, step = run.checkpoints(run.groups[0]).best_and_step()
@@ -186,34 +183,30 @@ def _adapt_cell(
         few = draw_shots(train, k, session.recipe.seed, train.task, draw)
         for start, origin in starts.items():
             session.backbone.encoder.load_state_dict(origin.weights)
-            adapted, model, tuned = _adapt_once(session, session.backbone.encoder, few, test, plan.head, k, draw)
-            cell.append(replace(adapted, start=start))
+            adapted, model, tuned = _adapt_once(session, start, few, test, plan.head, k, draw)
+            cell.append(adapted)
             if draw == 0 and k == max(plan.sizes) and start != PLAIN:
                 keeper.keep(start, model, few, test, tuned)
     return cell
 
 
 def _adapt_once(
-    session: Session, encoder: nn.Module, few: Dataset, test: Dataset, head: HeadPolicy, k: int, draw: int
+    session: Session, start: str, few: Dataset, test: Dataset, head: HeadPolicy, k: int, draw: int
 ) -> tuple[Adapted, MultiTaskModel, Tuned]:
-    """Adapt the encoder as it stands to the few examples, with a head of its own, and score it."""
+    """Adapt the session's encoder as it stands to the few examples, with a head of its own, and score it."""
     started = time.perf_counter()
     recipe, name = session.recipe, few.task
-    task = recipe.tasks[name]
-    model = MultiTaskModel(encoder, {name: task}, derive(recipe.seed, "adapt", name, k, draw))
-    model.to(session.device)
+    task, seed = recipe.tasks[name], derive(recipe.seed, "adapt", name, k, draw)
+    model = MultiTaskModel(session.backbone.encoder, {name: task}, seed).to(session.device)
     options: Any = {"batch_tokens": recipe.evaluation.batch_tokens, "precision": session.precision}
     if head == "prototype":
         model.replace_head(name, prototypes(model, task, few, **options).to(session.device))
     with memory_errors(f"adapting to task '{name}'", "lower batch_size"):
         tuned = fine_tune(model, few, recipe, precision=session.precision, draw=draw)
     predictions = evaluation.predict(model, test, **options)
-    metrics = [session.metrics[metric] for metric in task.metrics]
-    scored, warnings = evaluation.score(predictions, metrics, seed=recipe.seed, intervals=False)
-    for text in warnings:
-        session.warn(text)
+    scored = session.measure(predictions, intervals=False)
     adapted = Adapted(
-        start="",
+        start=start,
         task=name,
         shots=k,
         draw=draw,
@@ -223,9 +216,6 @@ def _adapt_once(
         seconds=round(time.perf_counter() - started, 3),
     )
     return adapted, model, tuned
-
-
-# ------------------------------------------------------------------------------------------------------------- figures
 
 
 def _cells(adapted: Sequence[Adapted], starts: Sequence[str], session: Session) -> list[dict[str, Any]]:
@@ -238,23 +228,22 @@ def _cells(adapted: Sequence[Adapted], starts: Sequence[str], session: Session) 
         here = [one for one in adapted if (one.task, one.shots) == (task, k)]
         values = {start: [one.value for one in here if one.start == start] for start in starts}
         columns: dict[str, Any] = {}
-        for start in starts:
-            mean, low, high = over_seeds(values[start])
-            columns[start] = {"mean": mean, "low": low, "high": high, "values": values[start]}
+        for start, of_start in values.items():
+            columns[start] = {**_interval(of_start), "values": of_start}
             if start != PLAIN:
-                gained = [a - b for a, b in zip(values[start], values[PLAIN], strict=True)]
-                mean, low, high = over_seeds(gained)
-                columns[start]["gain"] = {"mean": mean, "low": low, "high": high}
+                columns[start]["gain"] = _interval([a - b for a, b in zip(of_start, values[PLAIN], strict=True)])
         sign = 1 if session.metrics[here[0].metric].greater_is_better else -1
         best = max(starts, key=lambda start: sign * columns[start]["mean"])
         cells.append({"task": task, "shots": k, "metric": here[0].metric, "starts": columns, "best": best})
     return cells
 
 
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    return dict(zip(("mean", "low", "high"), over_seeds(values), strict=True))
+
+
 def _line(cell: Sequence[Adapted]) -> str:
     """Return a line of progress for one task and number of shots."""
-    values: dict[str, list[float]] = {}
-    for one in cell:
-        values.setdefault(one.start, []).append(one.value)
-    means = ", ".join(f"{start} {math.fsum(each) / len(each):.3f}" for start, each in values.items())
-    return f"{cell[0].task}, {cell[0].shots} shots: {means}"
+    starts = dict.fromkeys(one.start for one in cell)
+    means = (f"{start} {fmean(one.value for one in cell if one.start == start):.3f}" for start in starts)
+    return f"{cell[0].task}, {cell[0].shots} shots: {', '.join(means)}"

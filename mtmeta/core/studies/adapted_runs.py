@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mtmeta.core.api.events import Evaluated, Event, RunFinished, RunStarted
-from mtmeta.core.data.carving import carvings
+from mtmeta.core.api.events import Evaluated, RunFinished, RunStarted
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.subsets import draw_shots
 from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.recipe.reader import NAME
 from mtmeta.core.recipe.sections import BudgetOptions, Recipe
-from mtmeta.core.run.directory import RunDir, make_lock
+from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.session import Session, data_loaded
 from mtmeta.core.storage.disk import fingerprint, write_file
 from mtmeta.core.storage.staging import Destination, identity
@@ -41,27 +39,24 @@ class _Kept:
     train: Dataset
 
 
+@dataclass(eq=False)
 class Keeper:
-    """Keeps adapted models in `folder`, or none where that is None.
+    """Keeps adapted models in `folder`, or none where that is None."""
 
-    `session` is of the recipe of new tasks; `runs` are the adapted ones, each with the step of its weights.
-    """
+    folder: str | Path | None
+    session: Session
+    """Of the recipe of new tasks."""
+    runs: Mapping[str, tuple[Session, int]]
+    """The adapted ones, each with the step of its weights."""
+    head: str
+    shots: int
+    say: Callable[[str], None]
+    kept: list[str] = field(default_factory=list, init=False)
+    """Paths of the runs kept so far."""
 
-    def __init__(
-        self,
-        folder: str | Path | None,
-        session: Session,
-        runs: Mapping[str, tuple[Session, int]],
-        head: str,
-        shots: int,
-        say: Callable[[str], None],
-    ) -> None:
-        self.folder = Path(folder) if folder is not None else None
-        self.session, self.runs, self.head, self.shots, self.say = session, runs, head, shots, say
-        self.kept: list[str] = []
-        """Paths of the runs kept so far."""
+    def __post_init__(self) -> None:
         self._plan: dict[tuple[str, str], _Kept] = {}
-        self._parents = {name: _parent(name, *run) for name, run in runs.items()} if self.folder is not None else {}
+        self._parents = {name: _parent(name, *run) for name, run in self.runs.items() if self.folder is not None}
 
     def plan(self, train: Dataset, test: Dataset) -> None:
         """Plan the runs to keep of a task. Raises UsageError if something else is in its place."""
@@ -72,12 +67,8 @@ class Keeper:
             title = f"{start}-{task}-{self.shots}"
             recipe = _recipe(self.session, run.recipe, task, title)
             files = {f"{task}-train": train.sha256, f"{task}-{test.split}": test.sha256}
-            here = self.session
-            lock = make_lock(recipe, here.registry, files, here.backbone, here.device, here.precision)
-            rows = {task: len(test)} if test.split == "dev" else {}
-            lock |= {"backbone": run.folder.lock().get("backbone"), **carvings(recipe.tasks, rows)}
-            if sources := self.session.sources.lock():
-                lock["sources"] = sources
+            lock = self.session.lock(recipe, files, {task: len(test)} if test.split == "dev" else {})
+            lock["backbone"] = run.folder.lock().get("backbone")
             lock["adapted"] = {
                 **parent,
                 "head": self.head,
@@ -87,16 +78,15 @@ class Keeper:
                 "examples": len(few),
                 "ids": list(few.ids),
             }
-            place = _RunDestination(self.folder / title, _identity(lock), "run", fresh=False)
-            if place.path in [kept.place.path for kept in self._plan.values()]:
+            place = _RunDestination(Path(self.folder) / title, _identity(lock), "run", fresh=False)
+            if any(place.path == kept.place.path for kept in self._plan.values()):
                 raise UsageError("--keep", f"two runs and tasks would both be kept as {title}; adapt them one by one")
             place.check()
             self._plan[start, task] = _Kept(place, recipe, lock, train)
 
     def keep(self, start: str, model: MultiTaskModel, few: Dataset, test: Dataset, tuned: Tuned) -> None:
         """Write the run of an adapted model. One that is there already is left as it is."""
-        kept = self._plan.get((start, few.task))
-        if kept is None:
+        if (kept := self._plan.get((start, few.task))) is None:
             return
         path = str(kept.place.path)
         if kept.place.is_there():
@@ -110,31 +100,25 @@ class Keeper:
     def _write(
         self, folder: RunDir, kept: _Kept, run: Session, model: MultiTaskModel, test: Dataset, tuned: Tuned
     ) -> None:
-        recipe, name, steps = kept.recipe, test.task, len(tuned.steps)
+        recipe, name, steps, seconds = kept.recipe, test.task, len(tuned.steps), round(tuned.seconds, 2)
         session = Session(recipe, run.registry, folder, run.device, run.warn, self.session.sources)
         session.precision = self.session.precision
-        folder.begin(recipe, kept.lock, _files(run.folder.backbone))
+        parent = run.folder.backbone
+        files = {str(path.relative_to(parent)): path.read_bytes() for path in parent.rglob("*") if path.is_file()}
+        folder.begin(recipe, kept.lock, files)
         session.checkpoints([name]).save_best(steps, model.state_dict(), ["best"])
         scored, _ = session.score(model, test)
         summary = session.summary(
             {name: scored},
             steps=steps,
-            seconds=round(tuned.seconds, 2),
-            total_seconds=round(tuned.seconds, 2),
+            seconds=seconds,
+            total_seconds=seconds,
             examples=tuned.examples,
             skipped_steps=0,
             sampling=tuned.usage,
             adapted={key: value for key, value in kept.lock["adapted"].items() if key != "ids"},
         ).moved(kept.place.path)
-        started = RunStarted(
-            name=recipe.name,
-            algorithm=recipe.algorithm.name,
-            tasks=[name],
-            groups=[[name]],
-            device=run.device_name(),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            time=time.time(),
-        )
+        started = RunStarted(**session.start_facts(model.parameters()))
         evaluated = Evaluated(
             group=name,
             step=steps,
@@ -144,9 +128,8 @@ class Keeper:
             best=True,
             sampling=tuned.usage,
         )
-        loaded = [data_loaded(kept.train), data_loaded(test)]
-        finished = RunFinished(summary=summary.plain())
-        events: list[Event] = [started, *loaded, *tuned.steps, evaluated, finished]
+        beginning = [started, data_loaded(kept.train), data_loaded(test)]
+        events = [*beginning, *tuned.steps, evaluated, RunFinished(summary=summary.plain())]
         write_file(folder.path / "events.jsonl", "".join(event.json() + "\n" for event in events))
         summary.write(folder.summary)
 
@@ -166,12 +149,8 @@ def _parent(name: str, run: Session, step: int) -> dict[str, Any]:
     folder = run.checkpoints(run.groups[0]).folder
     best = folder / f"best-{step:08d}"  # not the link, which a run that is under way may move
     weights = (best if best.is_dir() else folder / "best") / "model.safetensors"
-    return {
-        "run": name,
-        "recipe": run.folder.lock()["recipe"],
-        "step": step,
-        "weights": str(fingerprint(weights)["sha256"]),
-    }
+    recipe, sha256 = run.folder.lock()["recipe"], str(fingerprint(weights)["sha256"])
+    return {"run": name, "recipe": recipe, "step": step, "weights": sha256}
 
 
 def _recipe(session: Session, parent: Recipe, task: str, title: str) -> Recipe:
@@ -196,11 +175,6 @@ def _recipe(session: Session, parent: Recipe, task: str, title: str) -> Recipe:
         budget=BudgetOptions(),
         evaluation=replace(recipe.evaluation, every=None, select_on=recipe.evaluation.report_on, select="mean"),
     )
-
-
-def _files(folder: Path) -> dict[str, bytes]:
-    """Return the files of the parent's backbone/."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def _identity(lock: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mtmeta.core.errors import DataError, RecipeError
 from mtmeta.core.recipe.resolved import describe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.directory import RunDir
+from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.wording import quote, safe
 
@@ -45,48 +46,43 @@ class Planned:
         return self.folder.recipe.exists() and self.folder.lock_file.exists()
 
 
-# -------------------------------------------------------------------------------------------------------- refused
-
-
-def _splits(recipe: Recipe) -> tuple[str, str]:
-    return recipe.evaluation.select_on, recipe.evaluation.report_on
-
-
 def check_alike(recipes: Sequence[Recipe]) -> None:
     """Raise RecipeError unless all measure the same: tasks, their inputs and labels, metrics, splits."""
     one = recipes[0]
     for other in recipes[1:]:
-        who = quote(other.name)
-        if sorted(one.tasks) != sorted(other.tasks):
-            message = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
-            raise RecipeError(one.name, f"has the tasks {message}; compare recipes of the same tasks")
-        for key, verb in (("report_on", "reports on"), ("select_on", "selects on")):
-            splits = getattr(one.evaluation, key), getattr(other.evaluation, key)
-            if splits[0] != splits[1]:
-                message = f"{verb} {splits[0]}, {who} on {splits[1]}; --set evaluation.{key}={splits[0]}"
-                raise RecipeError(one.name, message)
-        for name, task in one.tasks.items():
-            taken = task.dev, other.tasks[name].dev
-            used = {*_splits(one), *_splits(other)}
-            if taken[0] != taken[1] and "dev" in used and any(isinstance(dev, Carve) for dev in taken):
-                message = f"takes another dev split out of task {quote(name)} than {who}; give both the same"
-                raise RecipeError(one.name, f"{message} 'dev: {{fraction: ..., seed: ...}}'")
-            primary = task.metrics[0], other.tasks[name].metrics[0]
-            if primary[0] != primary[1]:
-                message = f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}"
-                raise RecipeError(one.name, f"{message}; compare by the same metric")
-            here, there = _measured(one, name), _measured(other, name)
-            for key in dict.fromkeys([*here, *there]):
-                if here.get(key) != there.get(key):
-                    message = f"has {_shown(here.get(key))} for tasks.{name}.{key}, {who} has {_shown(there.get(key))}"
-                    raise RecipeError(one.name, f"{message}; compare recipes that measure the same")
+        for message in _contradictions(one, other, quote(other.name)):
+            raise RecipeError(one.name, message)
+
+
+def _contradictions(one: Recipe, other: Recipe, who: str) -> Iterator[str]:
+    if sorted(one.tasks) != sorted(other.tasks):
+        names = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
+        yield f"has the tasks {names}; compare recipes of the same tasks"
+    for key, verb in (("report_on", "reports on"), ("select_on", "selects on")):
+        splits = getattr(one.evaluation, key), getattr(other.evaluation, key)
+        if splits[0] != splits[1]:
+            yield f"{verb} {splits[0]}, {who} on {splits[1]}; --set evaluation.{key}={splits[0]}"
+    used = {*splits_read(one), *splits_read(other)}
+    for name, task in one.tasks.items():
+        taken = task.dev, other.tasks[name].dev
+        if taken[0] != taken[1] and "dev" in used and any(isinstance(dev, Carve) for dev in taken):
+            message = f"takes another dev split out of task {quote(name)} than {who}; give both the same"
+            yield f"{message} 'dev: {{fraction: ..., seed: ...}}'"
+        primary = task.metrics[0], other.tasks[name].metrics[0]
+        if primary[0] != primary[1]:
+            yield f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}; compare by the same metric"
+        here, there = _measured(one, name), _measured(other, name)
+        for key in dict.fromkeys([*here, *there]):
+            if here.get(key) != there.get(key):
+                message = f"has {_shown(here.get(key))} for tasks.{name}.{key}, {who} has {_shown(there.get(key))}"
+                yield f"{message}; compare recipes that measure the same"
 
 
 def _measured(recipe: Recipe, name: str) -> dict[str, Any]:
     """Return those of a task's options that decide which examples and labels are scored."""
     task = recipe.tasks[name]
-    options = describe(recipe)["tasks"][name]
-    measured = {key: value for key, value in options.items() if key not in (*TRAINING, *MODEL, "metrics", "dialect")}
+    left_out = (*TRAINING, *MODEL, "metrics", "dialect")
+    measured = {key: value for key, value in describe(recipe)["tasks"][name].items() if key not in left_out}
     if "labels" in measured:
         measured["labels"] = list(task.objective.classes)  # `2` and `[0, 1]` are the same
     # not on_bad_rows: of one file, `error` lets a run come to its end only where there is nothing to skip
@@ -97,19 +93,13 @@ def _measured(recipe: Recipe, name: str) -> dict[str, Any]:
 def check_data(runs: Sequence[Planned]) -> None:
     """Raise DataError if two of the runs that have begun read files of other contents."""
     seen: dict[str, tuple[str, Any]] = {}
-    for run in runs:
-        if not run.has_begun:
-            continue
+    for run in (run for run in runs if run.has_begun):
         for key, sha256 in run.folder.lock()["data"].items():
             who, other = seen.setdefault(key, (run.label, sha256))
             if other != sha256:
-                message = (
-                    f"{key} has sha256 {str(other)[:4]}.. in {quote(who)}, {str(sha256)[:4]}.. in {quote(run.label)}"
-                )
-                raise DataError(str(run.folder.path), f"{message}; compare runs on the same data")
-
-
-# ---------------------------------------------------------------------------------------------------------- noted
+                hashes = f"{str(other)[:4]}.. in {quote(who)}, {str(sha256)[:4]}.. in {quote(run.label)}"
+                message = f"{key} has sha256 {hashes}; compare runs on the same data"
+                raise DataError(str(run.folder.path), message)
 
 
 def notes_on_recipes(recipes: Sequence[Recipe]) -> list[str]:
@@ -133,10 +123,9 @@ def _background(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def notes_on_runs(plan: Mapping[str, Sequence[Planned]]) -> list[str]:
     """Return a line for each version, device and set of weights that differs among runs, as their locks have it."""
     facts: dict[str, list[Fact]] = {}
-    for name, row in plan.items():
-        for run in row:
-            for key, value in _versions(run):
-                facts.setdefault(key, []).append((name, run.label, value))
+    for name, run in ((name, run) for name, row in plan.items() for run in row):
+        for key, value in _versions(run):
+            facts.setdefault(key, []).append((name, run.label, value))
     lines = [line for key, listed in facts.items() for line in _differing(key.partition("|")[0], listed, len(listed))]
     return list(dict.fromkeys(lines))  # a line for the same weights, not for every seed
 
@@ -157,12 +146,10 @@ def _differing(key: str, facts: Sequence[Fact], whole: int) -> Iterable[str]:
     """Yield one line where they differ; a value that all runs of a row share stands under the row's name."""
     if len({value for *_, value in facts}) < 2 and len(facts) == whole:
         return
-    by_value: dict[str, list[str]] = {}
+    by_value: dict[str, dict[str, None]] = {}  # the inner one as an ordered set
     for row, run, value in facts:
         alike = {other for name, _, other in facts if name == row} == {value}
-        who = safe(row if alike else run)
-        if who not in by_value.setdefault(value, []):
-            by_value[value].append(who)
+        by_value.setdefault(value, {})[safe(row if alike else run)] = None
     yield f"Rows differ in {key}: " + "; ".join(f"{value} ({', '.join(who)})" for value, who in by_value.items()) + "."
 
 

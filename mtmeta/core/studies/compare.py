@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.run.directory import RunDir
-from mtmeta.core.run.fetch import wanted
+from mtmeta.core.run.fetch import splits_read, wanted
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.addresses import is_remote
-from mtmeta.core.storage.artifacts import Want, by_name, remedy
+from mtmeta.core.storage.artifacts import by_name, remedy
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
@@ -85,26 +85,31 @@ def compare_recipes(
     registry = build_registry(block=request.block, warn=request.warn)
     plan = plan_runs(recipes, registry, seeds, request)
     baseline = baseline_of(plan, baseline)
-    _check_device(request.device)
+    if request.device not in ("auto", "cpu"):  # which are there always; to look for others takes PyTorch
+        from mtmeta.core.machine import pick_device
+
+        pick_device(request.device)
     _check_files(plan)
     runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # of the first seed first
     waiting = {run.folder.path: run for run in runs if not _is_finished(run)}
     jobs = [job_of(run, request) for run in waiting.values()]
     say(f"{len(runs)} runs, {len(runs) - len(jobs)} of them finished already, in {request.out}")
     check_data(runs)
-    _fetch(list(waiting.values()), Sources(watcher=request.watcher, remedy=remedy(*recipes)))
-    failed: dict[Path, MtmetaError] = {}
+    # before the first run begins, so that no two of them wait for it
+    needs = (wanted(run.recipe, splits_read(run.recipe)).values() for run in waiting.values())
+    Sources(watcher=request.watcher, remedy=remedy(*recipes)).fetch(by_name(chain(*chain(*needs))).values())
+    errors: dict[Path, MtmetaError] = {}
 
     def ended(job: Job) -> None:
         _check_recipe(waiting[job.folder])
         check_data(runs)
 
-    def note(job: Job, error: MtmetaError) -> None:
-        failed[job.folder] = error
+    def failed(job: Job, error: MtmetaError) -> None:
+        errors[job.folder] = error
 
-    run_all(jobs, at_once=at_once, say=say, ended=ended, failed=note, stop=request.stop)
-    if failed:
-        _raise_incomplete(plan, baseline, registry, failed)
+    run_all(jobs, at_once=at_once, say=say, ended=ended, failed=failed, stop=request.stop)
+    if errors:
+        _raise_incomplete(plan, baseline, registry, errors)
     return comparison(plan, baseline, registry)
 
 
@@ -116,12 +121,11 @@ def plan_runs(
     problems: dict[str, MtmetaError] = {}  # a wrong `--set` is wrong for every recipe
     for path in paths:
         try:
-            seeded = list(_seeded(replace(request, recipe=path), registry, seeds))
-            name = seeded[0].name
-            if name in plan:
+            row = _seeded(path, registry, seeds, request)
+            if (name := row[0].recipe.name) in plan:
                 message = f"has the name {quote(name)} of another recipe; give each a 'name:' of its own"
                 raise RecipeError(str(path), message)
-            plan[name] = [Planned(path, recipe, _folder(recipe, request)) for recipe in seeded]
+            plan[name] = row
         except MtmetaError as error:
             for one in error.problems if isinstance(error, Problems) else [error]:
                 problems.setdefault(str(one), one)
@@ -130,17 +134,15 @@ def plan_runs(
     return plan
 
 
-def _seeded(request: RunRequest, registry: Registry, seeds: int) -> Iterator[Recipe]:
-    """Yield a recipe with each of its seeds."""
-    first = load_recipe(request.recipe, registry, overrides=request.overrides, data_root=request.data_root)
-    yield first
+def _seeded(path: str | Path, registry: Registry, seeds: int, request: RunRequest) -> list[Planned]:
+    """Plan the runs of a recipe with each of its seeds."""
+    first = load_recipe(path, registry, overrides=request.overrides, data_root=request.data_root)
+    recipes = [first]
     for seed in range(first.seed + 1, first.seed + seeds):
         overrides = [*request.overrides, f"seed={seed}", *_same_carving(first)]
-        yield load_recipe(request.recipe, registry, overrides=overrides, data_root=request.data_root)
-
-
-def _folder(recipe: Recipe, request: RunRequest) -> RunDir:
-    return RunDir(Path(request.out or ".") / f"{recipe.name}-{recipe.seed}-{digest(recipe)[:8]}")
+        recipes.append(load_recipe(path, registry, overrides=overrides, data_root=request.data_root))
+    folder = Path(request.out or ".")
+    return [Planned(path, one, RunDir(folder / f"{one.name}-{one.seed}-{digest(one)[:8]}")) for one in recipes]
 
 
 def _same_carving(recipe: Recipe) -> list[str]:
@@ -152,21 +154,11 @@ def _same_carving(recipe: Recipe) -> list[str]:
 def job_of(run: Planned, request: RunRequest) -> Job:
     """Build the command that makes a run."""
     settings = [*request.overrides, f"seed={run.recipe.seed}", *_same_carving(run.recipe)]
-    # no option begins like the recipe
-    recipe = f"./{run.path}" if str(run.path).startswith("-") else str(run.path)
+    recipe = f"./{run.path}" if str(run.path).startswith("-") else str(run.path)  # or it would be an option
     arguments = [recipe, *(f"--set={text}" for text in settings), *(f"--no-plugin={name}" for name in request.block)]
     arguments += [f"--device={request.device}"] + ([f"--data-root={request.data_root}"] if request.data_root else [])
-    return Job(run.label, run.folder.path, arguments, _threads(run))
-
-
-# ------------------------------------------------------------------------------------------ before the first run begins
-
-
-def _check_device(device: str) -> None:
-    if device not in ("auto", "cpu"):  # which are there always; to look for others takes PyTorch
-        from mtmeta.core.machine import pick_device
-
-        pick_device(device)
+    threads = _lock(run).get("threads") if run.has_begun else None  # with others it is not allowed to go on
+    return Job(run.label, run.folder.path, arguments, threads if type(threads) is int and threads > 0 else None)
 
 
 def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
@@ -200,7 +192,7 @@ def _files(recipe: Recipe) -> Iterator[tuple[str, Path | None, Task]]:
     Files on a hub or at an address never change: their commits and hashes are in the locks of the runs.
     """
     for name, task in recipe.tasks.items():
-        for split in dict.fromkeys(("train", recipe.evaluation.select_on, recipe.evaluation.report_on)):
+        for split in splits_read(recipe):
             given = getattr(task, split)
             if isinstance(given, Carve) or is_remote(given):
                 continue  # a carved split is as its training file is; remote files have checks of their own
@@ -213,9 +205,6 @@ def _look(path: Path, task: Task, recipe: Recipe) -> str:
     sha256 = file.sha256()
     next(iter(task.read(file)), None)
     return sha256
-
-
-# ---------------------------------------------------------------------------------------------------------- the runs
 
 
 @contextlib.contextmanager
@@ -238,12 +227,6 @@ def _lock(run: Planned) -> dict[str, Any]:
         return run.folder.lock()
 
 
-def _threads(run: Planned) -> int | None:
-    """Return the threads that a run began with: with others it is not allowed to go on."""
-    threads = _lock(run).get("threads") if run.has_begun else None
-    return threads if type(threads) is int and threads > 0 else None
-
-
 def _check_recipe(run: Planned) -> None:
     """Raise RecipeError if a run was trained with another recipe than the one that was read in the beginning."""
     try:
@@ -254,13 +237,13 @@ def _check_recipe(run: Planned) -> None:
 
 
 def _raise_incomplete(
-    plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry, failed: Mapping[Path, MtmetaError]
+    plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry, errors: Mapping[Path, MtmetaError]
 ) -> None:
     """Raise the errors of the runs that failed, with the comparison of the recipes whose runs all ended well."""
-    problems = list(failed.values())
+    problems = list(errors.values())
     left: dict[str, str] = {}
     for name, row in plan.items():
-        reasons = [str(failed[run.folder.path]) for run in row if run.folder.path in failed]
+        reasons = [str(errors[run.folder.path]) for run in row if run.folder.path in errors]
         if reasons:
             left[name] = reasons[0] + (f" (and {len(reasons) - 1} more of its runs)" if len(reasons) > 1 else "")
     complete = {name: row for name, row in plan.items() if name not in left}
@@ -271,13 +254,3 @@ def _raise_incomplete(
     except MtmetaError as error:
         raise Problems([*problems, error]) from error
     raise Incomplete(problems, table | {"left_out": left})
-
-
-def _fetch(runs: Sequence[Planned], sources: Sources) -> None:
-    """Fetch the remote files of the runs before the first of them begins, so that no two of them wait for it."""
-    wants: list[Want] = []
-    for run in runs:
-        evaluated = run.recipe.evaluation
-        splits = dict.fromkeys(("train", evaluated.select_on, evaluated.report_on))
-        wants += [want for needed in wanted(run.recipe, list(splits)).values() for want in needed]
-    sources.fetch(by_name(wants).values())

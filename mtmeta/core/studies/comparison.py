@@ -1,16 +1,14 @@
-"""The comparison of finished runs: means over seeds with intervals, and differences by the paired bootstrap.
-
-summaries and predictions of runs -> means over the seeds with intervals -> differences to a baseline.
-"""
+"""Summaries and predictions of runs -> means over the seeds, with intervals -> paired differences to a baseline."""
 
 from __future__ import annotations
 
 import csv
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -29,13 +27,12 @@ MEAN = "mean"
 
 def baseline_of(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str | None:
     """Return the name of the row that differences are to. Raises UsageError if there is none of the name given."""
-    if given is not None:
-        if given not in plan:
-            message = f"{quote(given)} is none of these recipes{did_you_mean(given, plan)} ({', '.join(plan)})"
-            raise UsageError("--baseline", message)
-        return given
-    alone = [name for name, row in plan.items() if row[0].recipe.algorithm.name == "individual"]
-    return alone[0] if alone else None
+    if given is None:
+        return next((name for name, row in plan.items() if row[0].recipe.algorithm.name == "individual"), None)
+    if given not in plan:
+        message = f"{quote(given)} is none of these recipes{did_you_mean(given, plan)} ({', '.join(plan)})"
+        raise UsageError("--baseline", message)
+    return given
 
 
 def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry) -> dict[str, Any]:
@@ -54,11 +51,10 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
     signs[MEAN] = next(iter(signs.values())) if len(set(signs.values())) == 1 else 0.0
     rows = [_row(runs, summaries[name], list(signs)) for name, runs in plan.items()]
     for column, sign in signs.items():
-        top = max(sign * row["columns"][column]["mean"] for row in rows)
-        for row in rows:
-            row["columns"][column]["best"] = (
-                len(rows) > 1 and sign != 0 and sign * row["columns"][column]["mean"] == top
-            )
+        cells = [row["columns"][column] for row in rows]
+        top = max(sign * cell["mean"] for cell in cells)
+        for cell in cells:
+            cell["best"] = len(rows) > 1 and sign != 0 and sign * cell["mean"] == top
     if baseline is not None and len(rows) > 1:
         _add_differences(rows, predictions, baseline, metrics, signs)
     return {
@@ -75,7 +71,7 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
     """Build the row of one recipe, without differences; which column is best is settled among all rows."""
     cells = {}
     for column in columns:
-        values = [_value(summary, column) for summary in summaries]
+        values = [summary.mean if column == MEAN else summary.tasks[column].value for summary in summaries]
         mean, low, high = over_seeds(values)
         if low is None and column != MEAN:  # of one run its own interval, over its examples
             low, high = summaries[0].tasks[column].low, summaries[0].tasks[column].high
@@ -86,8 +82,8 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
         "seeds": [run.recipe.seed for run in runs],
         "runs": [str(run.folder.path) for run in runs],
         "columns": cells,
-        "examples": _mean([summary.examples for summary in summaries]),
-        "seconds": _mean([summary.seconds for summary in summaries]),
+        "examples": fmean([summary.examples for summary in summaries]),
+        "seconds": fmean([summary.seconds for summary in summaries]),
         "peak_memory_bytes": max(summary.peak_memory_bytes for summary in summaries),
     }
 
@@ -101,24 +97,26 @@ def _add_differences(
 ) -> None:
     """Add to every row but the baseline its differences, and whether they are a transfer that is surely negative."""
     base = [row["name"] for row in rows].index(baseline)
-    draws: dict[str, list[Array]] = {}  # column -> of each row the values of its seeds [K, D]
-    for task, metric in metrics.items():
-        seed = derive(0, "paired", task)  # the same resamples in every comparison of these predictions
-        draws[task] = on_resamples(*predictions[task], metric, seed)
+    draws: dict[str, list[Array]] = {  # column -> of each row the values of its seeds [K, D]
+        # the same resamples in every comparison of these predictions
+        task: on_resamples(*predictions[task], metric, derive(0, "paired", task))
+        for task, metric in metrics.items()
+    }
     draws[MEAN] = [np.mean(parts, axis=0) for parts in zip(*(draws[task] for task in metrics), strict=True)]
     for number, row in enumerate(rows):
         if number == base:
             continue
-        single = min(len(row["seeds"]), len(rows[base]["seeds"])) == 1
-        for column, cell in row["columns"].items():
-            if not signs[column]:
+        seeds, base_seeds = row["seeds"], rows[base]["seeds"]
+        for column, sign in signs.items():
+            if not sign:
                 continue
+            cell = row["columns"][column]
             observed = cell["mean"] - rows[base]["columns"][column]["mean"]
             pair = draws[column][number], draws[column][base]
-            delta = difference(observed, difference_draws(*pair, same_seeds=row["seeds"] == rows[base]["seeds"]))
-            worst = delta.high if signs[column] > 0 else delta.low
+            delta = difference(observed, difference_draws(*pair, same_seeds=seeds == base_seeds))
+            worst = delta.high if sign > 0 else delta.low
             # one seed says nothing of how far another would be off
-            worse = None if single or worst is None else signs[column] * worst < 0
+            worse = None if worst is None or min(len(seeds), len(base_seeds)) == 1 else sign * worst < 0
             cell["delta"] = asdict(delta) | {"negative_transfer": worse}
 
 
@@ -127,14 +125,13 @@ def _summary(run: Planned) -> RunSummary:
     summary = run.folder.finished()
     if summary is None:
         raise CheckpointError(str(run.folder.path), "is not finished; run the same command again")
-    recipe = run.recipe
-    expected: dict[str, Any] = {"split": recipe.evaluation.report_on, "seed": recipe.seed}
-    expected |= {"algorithm": recipe.algorithm.name, "selected_on": recipe.evaluation.select_on}
+    recipe, options, scores = run.recipe, run.recipe.evaluation, summary.tasks
+    expected: dict[str, Any] = {"split": options.report_on, "seed": recipe.seed, "algorithm": recipe.algorithm.name}
+    expected["selected_on"] = options.select_on
     wrong = [key for key, value in expected.items() if getattr(summary, key) != value]
-    scores = summary.tasks
     if {task: score.metric for task, score in scores.items()} != {n: t.metrics[0] for n, t in recipe.tasks.items()}:
         wrong.append("tasks")
-    elif not math.isclose(summary.mean, _mean([score.value for score in scores.values()]), abs_tol=1e-9):
+    elif not math.isclose(summary.mean, fmean([score.value for score in scores.values()]), abs_tol=1e-9):
         wrong.append(MEAN)
     if wrong:
         message = f"is not that of the run's recipe ({', '.join(wrong)})"
@@ -157,29 +154,20 @@ def _check_value(
         raise CheckpointError(str(run.folder.summary), f"{message}; remove it and the same command writes both again")
 
 
-def _value(summary: RunSummary, column: str) -> float:
-    return summary.mean if column == MEAN else summary.tasks[column].value
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
 def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Array, list[Array]]:
     """Return the labels [N] of a task, and of each row the predictions [K, N] of its seeds."""
     labels: Array | None = None
-    rows: list[list[Array]] = []
-    for row in plan.values():
-        rows.append([])
+    rows: list[list[Array]] = [[] for _ in plan]
+    for predictions_of_row, row in zip(rows, plan.values(), strict=True):
         for run in row:
             path = run.folder.path / "predictions" / f"{task}-{run.recipe.evaluation.report_on}.csv"
             own_labels, predictions = read_predictions(path, run.recipe.tasks[task])
             if labels is None:
                 labels = own_labels
-            elif len(own_labels) != len(labels) or not np.array_equal(own_labels, labels):
+            elif not np.array_equal(own_labels, labels):
                 message = f"holds other examples than the other runs; remove {run.folder.path} to train it again"
                 raise CheckpointError(str(path), message)
-            rows[-1].append(predictions)
+            predictions_of_row.append(predictions)
     assert labels is not None
     return labels, [np.array(row) for row in rows]
 
@@ -187,10 +175,7 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Arra
 def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
     """Read labels and predictions [N] as numbers, classes by their index."""
     index = {name: float(number) for number, name in enumerate(task.objective.classes)}
-
-    def number(text: str) -> float:
-        return index[text] if index else float(text)
-
+    number: Callable[[str], float] = index.__getitem__ if index else float
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [(number(row["label"]), number(row["prediction"])) for row in csv.DictReader(file)]

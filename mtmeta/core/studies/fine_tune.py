@@ -10,7 +10,7 @@ import math
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -98,18 +98,16 @@ def prototypes(
         raise UsageError("--head", f"prototype needs classes, task {quote(few.task)} has none; use reset")
     head = model.heads[few.task]
     model.replace_head(few.task, nn.Flatten())  # [B, V, D] -> [B, V * D]: the pooled vectors themselves
-    vectors: Any = np.zeros((len(few), 0))
     try:
         with (
             torch.inference_mode(),
             closing(evaluation.forward(model, few, batch_tokens=batch_tokens, precision=precision)) as batches,
         ):
-            for indices, _, pooled in batches:
-                if not vectors.shape[1]:
-                    vectors = np.zeros((len(few), pooled.shape[1]), dtype=np.float32)
-                vectors[indices] = pooled.float().cpu().numpy()
+            parts = [(indices, pooled.float().cpu().numpy()) for indices, _, pooled in batches]
     finally:
         model.replace_head(few.task, head)
+    indices, vectors = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    vectors = vectors[np.argsort(indices)]  # in the order of the labels
     labels = few.labels.astype(np.int64)
     # a class that no example is of has its prototype at the origin
     means = [vectors[labels == c].mean(axis=0) if (labels == c).any() else 0 * vectors[0] for c in range(classes)]

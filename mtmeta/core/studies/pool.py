@@ -47,8 +47,7 @@ class Job:
 
 def without_options(text: str, folder: Path) -> str:
     """Return a line of `mtmeta run` without advice that only that command can follow."""
-    option = OF_RUN.search(text)
-    if option is None:
+    if (option := OF_RUN.search(text)) is None:
         return text
     head = text[: option.start()]
     cut = max(head.rfind("; "), head.rfind(": "))
@@ -73,22 +72,21 @@ def run_all(
     stop = stop or StopRequest()
     pool = _Pool(jobs, at_once, say)
     problems: list[MtmetaError] = []
+    note = failed or (lambda job, error: problems.append(error))
     done = 0
     stop.where = f"with 0 of {len(jobs)} runs done"
     with stop.deferred(), _nothing_left(pool.running):
         while pool.running or (pool.waiting and not stop.signal):
             if stop.signal:
-                pool.ask_to_stop()
+                for process in pool.running:
+                    process.ask_to_stop()
             else:
                 pool.start()
             for process in pool.ended():
                 try:
                     process.check()
                 except MtmetaError as error:
-                    if failed is None:
-                        problems.append(error)
-                    else:
-                        failed(process.job, error)
+                    note(process.job, error)
                     continue
                 done += 1
                 stop.where = f"with {done} of {len(jobs)} runs done"
@@ -105,19 +103,15 @@ class _Pool:
         self.waiting = list(jobs)
         self.running: list[_Running] = []
         self._at_once, self._say = at_once, say
-        self._held = _Held(say)
+        self._asked: dict[Path, float] = {}
+        """When each run that another process holds was last looked at."""
 
     def start(self) -> None:
         """Start the jobs that may run now, in their order."""
         for job in list(self.waiting):
-            if len(self.running) < self._at_once and self._held.is_free(job):
+            if len(self.running) < self._at_once and self._is_free(job):
                 self.waiting.remove(job)
                 self.running.append(_Running(job, self._at_once, self._say))
-
-    def ask_to_stop(self) -> None:
-        """Pass a signal on to every process."""
-        for process in self.running:
-            process.ask_to_stop()
 
     def ended(self) -> Iterator[_Running]:
         """Take out the processes that are over, less those that were asked to stop; one that was late waits again."""
@@ -125,19 +119,11 @@ class _Pool:
             self.running.remove(process)
             if process.was_late():
                 self.waiting.insert(0, process.job)
-                self._held.ask_later(process.job)
+                self._asked[process.job.folder] = time.monotonic()
             elif not process.was_stopped():
                 yield process
 
-
-class _Held:
-    """The runs that other processes hold."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._asked: dict[Path, float] = {}
-
-    def is_free(self, job: Job) -> bool:
+    def _is_free(self, job: Job) -> bool:
         """Return whether nobody holds a run; asked once a second, and said once."""
         now = time.monotonic()
         if now - self._asked.get(job.folder, -math.inf) < 1.0:
@@ -149,10 +135,6 @@ class _Held:
             self._asked[job.folder] = now
         return not process
 
-    def ask_later(self, job: Job) -> None:
-        """Ask again when a second has passed."""
-        self._asked[job.folder] = time.monotonic()
-
 
 class _Running:
     """The process of one run, whose lines are passed on as they come."""
@@ -161,14 +143,12 @@ class _Running:
         self.job = job
         self._asked = False
         self._errors: list[MtmetaError] = []
-        environ = dict(os.environ)
-        environ[PARENT] = str(os.getpid())
+        errors, pipe = os.pipe()
+        environ = os.environ | {PARENT: str(os.getpid()), PIPE: str(pipe)}
         if job.threads is not None:
             environ["OMP_NUM_THREADS"] = str(job.threads)
         elif at_once > 1:  # or every run would take every core
             environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // at_once)))
-        errors, pipe = os.pipe()
-        environ[PIPE] = str(pipe)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "mtmeta", "run", *job.arguments, "--out", str(job.folder), "--json"],
@@ -237,9 +217,8 @@ class _Running:
             return
         if code < 0:
             message = f"was killed by {signal.Signals(-code).name}; run the same command again to go on"
-            raise MachineError(
-                self.job.label, message + (", with fewer --jobs if memory ran out" if code == -9 else "")
-            )
+            memory = ", with fewer --jobs if memory ran out" if code == -9 else ""
+            raise MachineError(self.job.label, message + memory)
         texts = [without_options(str(error), self.job.folder) for error in self._errors]
         if code in STOPPED:
             raise MachineError(self.job.label, texts[0] if texts else "was stopped; run the same command again")
