@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -19,9 +19,8 @@ from mtmeta.cli.commands.new import new
 from mtmeta.cli.commands.plugins import plugins, show
 from mtmeta.cli.commands.predict import predict
 from mtmeta.cli.commands.recipes import recipes, schema
-from mtmeta.cli.commands.report import report
 from mtmeta.cli.commands.run import run
-from mtmeta.cli.commands.runs import runs
+from mtmeta.cli.commands.runs import report, runs
 from mtmeta.cli.commands.validate import validate
 from mtmeta.cli.completion.answer import VARIABLE, answer
 from mtmeta.cli.completion.command import completion
@@ -65,22 +64,13 @@ def common(
     """
 
 
-app.command()(run)
-app.command()(validate)
-app.command()(plugins)
-app.command()(show)
-app.command(name="eval")(eval_)
-app.command()(predict)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(run, validate, plugins, show, eval_, predict, fetch, compare, report, adapt, export, runs, schema, completion),
+)
+for command in COMMANDS:
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(new, name="new")
 app.add_typer(recipes, name="recipes")
-app.command()(fetch)
-app.command()(compare)
-app.command()(report)
-app.command()(adapt)
-app.command()(export)
-app.command()(runs)
-app.command()(schema)
-app.command()(completion)
 
 
 def _print_lines(lines: Sequence[str]) -> None:

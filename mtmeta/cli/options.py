@@ -23,9 +23,13 @@ DataRoot = Annotated[
 ]
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
+Baseline = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Recipe that differences are to; default: the individual one.")
+]
 NoPlugin = Annotated[
     list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")
 ]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)]
 ChangedData = Annotated[
     bool, typer.Option("--allow-changed-data", help="Go on although a data file changed since the run began.")
 ]

@@ -16,7 +16,7 @@ import typer
 
 from mtmeta.cli import app
 from mtmeta.cli.completion.answer import VARIABLE, propose
-from mtmeta.cli.completion.scripts import SCRIPTS
+from mtmeta.cli.completion.command import FOLDER
 from mtmeta.core.recipe.shipped import shipped_recipes
 from tests.support.commands import RECIPE, call
 
@@ -181,7 +181,9 @@ def test_torch_is_never_loaded() -> None:
 
 def test_the_command_prints_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shell in ("bash", "zsh", "fish"):
-        assert call("completion", shell, cwd=tmp_path, capsys=capsys).out == SCRIPTS[shell]
+        assert (
+            call("completion", shell, cwd=tmp_path, capsys=capsys).out == (FOLDER / f"completion.{shell}").read_text()
+        )
     refused = call("completion", "tcsh", cwd=tmp_path, capsys=capsys)
     assert (refused.code, refused.err) == (2, "error: SHELL: no completion for 'tcsh'; one of bash, zsh, fish\n")
 

@@ -1,1 +1,1 @@
-"""The commands, one a file; `new` is a folder."""
+"""The commands, one a file."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, run_request, say
+from mtmeta.cli.options import Baseline, DataRoot, Device, Json, NoPlugin, Set, run_request, say
 from mtmeta.core.errors import Incomplete, UsageError
 
 
@@ -24,9 +24,7 @@ def compare(
     seeds: Annotated[
         int, typer.Option(min=1, max=1000, metavar="N", help="Runs of each recipe: its seed and those after it.")
     ] = 3,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Recipe that differences are to; default: the individual one.")
-    ] = None,
+    baseline: Baseline = None,
     jobs: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Runs at a time; they share the cores.")] = 1,
     set_: Set = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs/compare"),

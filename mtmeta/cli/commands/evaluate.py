@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, run_request
+from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, Run, run_request
 from mtmeta.core.errors import UsageError
 from mtmeta.core.wording import quote
 
 
 def eval_(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)],
+    run: Run,
     split: Annotated[
         str | None, typer.Option(metavar="SPLIT", help="dev, test or train; default what the recipe reports on.")
     ] = None,

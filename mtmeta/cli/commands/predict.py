@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import Device, NoPlugin, run_request, warn
+from mtmeta.cli.options import Device, NoPlugin, Run, run_request, warn
 from mtmeta.core.errors import UsageError
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)],
+    run: Run,
     task: Annotated[
         str | None, typer.Option(metavar="NAME", help="The task; may be left out where the run has one.")
     ] = None,

@@ -1,4 +1,4 @@
-"""`mtmeta runs`: the runs under a folder."""
+"""`mtmeta runs`, the runs under a folder; `mtmeta report`, a page about runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import Json
+from mtmeta.cli.options import Baseline, Json, NoPlugin, warn
 
 
 def runs(
@@ -27,3 +27,25 @@ def runs(
 
     rows = list_runs(folder)
     print(json.dumps(rows)) if json_ else show_runs(rows, folder)
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run directories, such as runs/NAME.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
+    baseline: Baseline = None,
+    no_plugin: NoPlugin = None,
+) -> None:
+    """Write one self-contained HTML page about runs.
+
+    It shows results, curves, losses, sampling, gradients and predictions, without a script or the network.
+
+    \b
+    Examples:
+      mtmeta report runs/reptile_three_task
+      mtmeta report runs/compare/* --out page.html
+    """
+    from mtmeta.core.reports.html.report import report as write_report
+
+    print(write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn))

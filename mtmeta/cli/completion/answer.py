@@ -1,7 +1,8 @@
 """Completion of a command line: which words may stand where the cursor is.
 
-The shell's function (scripts.py) starts `mtmeta` with the words up to the cursor as arguments and the shell's name in
-the environment; the proposals go to stdout, one `value<TAB>help` a line. Nothing else is ever printed, whatever fails.
+The shell's function (completion.SHELL) starts `mtmeta` with the words up to the cursor as arguments and the shell's
+name in the environment; the proposals go to stdout, one `value<TAB>help` a line. Nothing else is ever printed, whatever
+fails.
 """
 
 from __future__ import annotations

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+SHELLS = ("bash", "zsh", "fish")
+FOLDER = Path(__file__).parent  # of completion.SHELL: the shell's function, which asks `mtmeta` itself (answer.py)
 
 
 def completion(
@@ -20,10 +24,9 @@ def completion(
       eval "$(mtmeta completion zsh)"       as a line of ~/.zshrc
       mtmeta completion fish > ~/.config/fish/completions/mtmeta.fish
     """
-    from mtmeta.cli.completion.scripts import SCRIPTS
     from mtmeta.core.errors import UsageError
     from mtmeta.core.wording import choose, quote
 
-    if shell not in SCRIPTS:
-        raise UsageError("SHELL", f"no completion for {quote(shell)}{choose(shell, SCRIPTS)}")
-    print(SCRIPTS[shell], end="")
+    if shell not in SHELLS:
+        raise UsageError("SHELL", f"no completion for {quote(shell)}{choose(shell, SHELLS)}")
+    print((FOLDER / f"completion.{shell}").read_text(encoding="utf-8"), end="")
