@@ -106,7 +106,6 @@ def recipe(
       mtmeta new recipe my.yaml --task pairs=train.tsv,dev.tsv --columns pairs=left,right,same
     """
     from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_tasks
-    from mtmeta.core.authoring.explain import explanation_document, explanation_lines
     from mtmeta.core.registry.registry import build_registry
 
     draft = draft_recipe(
@@ -120,4 +119,4 @@ def recipe(
         force=force,
         say=say,
     )
-    print(json.dumps(explanation_document(path, draft)) if json_ else "\n".join(explanation_lines(path, draft)))
+    print(json.dumps(draft.document(path)) if json_ else "\n".join(draft.lines(path)))

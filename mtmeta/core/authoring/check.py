@@ -30,11 +30,7 @@ class RecipeCheck:
 
     def document(self) -> dict[str, Any]:
         """Return the outcome as plain data, for `--json`."""
-        texts = [
-            str(error)
-            for problem in self.problems
-            for error in (problem.problems if isinstance(problem, Problems) else [problem])
-        ]
+        texts = [str(error) for error in Problems(self.problems).problems] if self.problems else []
         data = {"data": self.facts} if self.facts else {}
         return {"recipe": self.recipe, "ok": not texts, "problems": texts, **data}
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mtmeta.core.api.backbone import LoadedTokenizer
 from mtmeta.core.authoring.column_roles import ColumnRoles, find_roles
-from mtmeta.core.authoring.recipe_text import recipe_text
-from mtmeta.core.authoring.settings_guess import LENGTHS, default_algorithm, guess_settings, inner_steps
+from mtmeta.core.authoring.recipe_text import recipe_text, scalar
+from mtmeta.core.authoring.settings_guess import LENGTHS, guess_settings, inner_steps
 from mtmeta.core.authoring.table_profile import TableProfile, check_header, profile_table
 from mtmeta.core.authoring.task_guess import Choice, TaskFiles, TaskGuess, guess_task
 from mtmeta.core.errors import DataError, MtmetaError, RecipeError, UsageError, raise_all
@@ -31,13 +33,34 @@ class Draft:
     tasks: tuple[TaskGuess, ...]
     settings: tuple[Choice, ...]
 
+    def lines(self, path: Path) -> Iterator[str]:
+        """Yield a line for each guess, with its reason, and one that says where the recipe is."""
+        for task in self.tasks:
+            yield f"{task.name}:"
+            for choice in task.choices:
+                yield f"  {choice.key}: {safe(scalar(choice.value), 100)}  ({safe(choice.why, 200)})"
+            yield from (f"  {safe(note, 300)}" for note in task.notes)
+        for choice in self.settings:
+            yield f"{choice.key}: {scalar(choice.value)}  ({safe(choice.why, 200)})"
+        shown = safe(shlex.quote(str(path)), 200)
+        yield f"wrote {shown}; look at it, then: mtmeta validate --data {shown}, mtmeta run {shown}"
+
+    def document(self, path: Path) -> dict[str, Any]:
+        """Return the same as plain data, for `--json`."""
+
+        def plain(choices: Sequence[Choice]) -> dict[str, Any]:
+            return {choice.key: {"value": choice.value, "why": choice.why} for choice in choices}
+
+        tasks = {task.name: {"options": plain(task.choices), "notes": list(task.notes)} for task in self.tasks}
+        return {"recipe": str(path), "tasks": tasks, "settings": plain(self.settings)}
+
 
 def parse_tasks(given: Sequence[str]) -> dict[str, TaskFiles]:
     """Parse `NAME=TRAIN[,DEV]` into the files of each task. Raises UsageError."""
     tasks: dict[str, TaskFiles] = {}
     for text in given:
-        name, equals, files = text.partition("=")
-        if not equals or not name or not files:
+        name, _, files = text.partition("=")
+        if not name or not files:
             raise UsageError(f"--task {quote(text)}", "expected NAME=TRAIN or NAME=TRAIN,DEV")
         if not TASK_NAME.fullmatch(name):
             message = f"task name {quote(name)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -"
@@ -88,7 +111,7 @@ def draft_recipe(
     for name in columns:
         if name not in tasks:
             raise UsageError("--columns", f"names no task: {quote(name)}{did_you_mean(name, tasks)}")
-    kind = registry.get("algorithm", algorithm or default_algorithm(len(tasks)), "--algorithm")
+    kind = registry.get("algorithm", algorithm or ("individual" if len(tasks) == 1 else "joint"), "--algorithm")
     tokens = _tokenizer(registry, weights)
     root, files = _data_root(tasks, data_root)
     profiles, problems = _profiles(files, root, columns, say)
@@ -103,7 +126,9 @@ def draft_recipe(
     raise_all(problems)
     inner = inner_steps(kind, guesses)
     settings = guess_settings(guesses, kind, algorithm is None, tokens.max_length, inner)
-    text = recipe_text(path, _run_name(path), root, weights, guesses, settings, inner)
+    # the run is called like the file, without characters that names may not have
+    run_name = re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-")[:100] or "recipe"
+    text = recipe_text(path, run_name, root, weights, guesses, settings, inner)
     check_recipe_text(text, path, registry)
     if reason := write_recipe(path, text, schema_text(registry)):
         say(f"no schema for editors beside it: {reason}")
@@ -174,8 +199,3 @@ def _tokenizer(registry: Registry, weights: str) -> LoadedTokenizer:
             raise UsageError("--backbone", "has no tokenizer that can be loaded alone; copy a recipe and edit it")
         return tokenizer
     raise UsageError("--backbone", refusal.message) from refusal
-
-
-def _run_name(path: Path) -> str:
-    """Return the name of the run: that of the file, without characters that names may not have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-")[:100] or "recipe"

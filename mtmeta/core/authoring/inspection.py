@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.option_types import Carve
-from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.dataset import Dataset, Texts
 from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.data.loading import load_split
 from mtmeta.core.data.subsets import overlap, shared
@@ -31,12 +30,6 @@ PERCENTILES = (50, 90, 95, 99)
 Facts = dict[str, Any]
 
 
-def _load_texts(recipe: Recipe, sources: Sources) -> LoadedBackbone | LoadedTokenizer:
-    """Load the backbone's tokenizer, and the encoder only where a plugin's backbone cannot do without."""
-    backbone = local_backbone(recipe, sources)
-    return backbone.load_tokenizer() or backbone.load(recipe.seed)
-
-
 def inspect(
     recipe: Recipe, *, warn: Callable[[str], None] = lambda text: None, sources: Sources | None = None
 ) -> tuple[Facts, list[MtmetaError]]:
@@ -47,7 +40,9 @@ def inspect(
     """
     sources = sources or Sources()
     bring(recipe, SPLITS, sources)
-    texts, cache = _load_texts(recipe, sources), Cache(cache_folder(), warn)
+    backbone = local_backbone(recipe, sources)
+    texts = backbone.load_tokenizer() or backbone.load(recipe.seed)  # the encoder only where a plugin needs it
+    cache = Cache(cache_folder(), warn)
     facts: Facts = {"max_length": texts.max_length, "tasks": {}}
     problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file
     datasets: dict[tuple[str, str], Dataset] = {}
@@ -72,9 +67,7 @@ def inspect(
     return facts, list(problems.values())
 
 
-def _load(
-    recipe: Recipe, name: str, split: str, texts: LoadedBackbone | LoadedTokenizer, cache: Cache, sources: Sources
-) -> Dataset:
+def _load(recipe: Recipe, name: str, split: str, texts: Texts, cache: Cache, sources: Sources) -> Dataset:
     task, lenient = recipe.tasks[name], replace(recipe.data, on_bad_rows="skip")
     try:
         return load_split(name, task, split, lenient, recipe.data_root, texts, cache=cache, sources=sources)

@@ -16,8 +16,6 @@ from mtmeta.core.wording import safe
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*")
 CONSTANTS = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
 WIDTH, REASON_AT = 110, 48
-LEARNING = {"embedded": "{name: adamw, lr: 2e-4, head_lr: 1e-3}"}
-LEARNING_OTHERS = "{name: adamw, lr: 3e-5, head_lr: 1e-3}"
 
 
 def recipe_text(
@@ -31,7 +29,7 @@ def recipe_text(
 ) -> str:
     """Write the recipe. `inner` holds the inner steps of each task where the algorithm has an inner loop."""
     choices = {choice.key: choice for choice in settings}
-    learning = LEARNING.get(weights, LEARNING_OTHERS)
+    learning = f"{{name: adamw, lr: {'2e-4' if weights == 'embedded' else '3e-5'}, head_lr: 1e-3}}"
     shown = safe(shlex.quote(str(path)), 200)
     lines = [
         "# Written by `mtmeta new recipe`: what it guessed about the data, and why, stands beside each line.",
@@ -50,7 +48,7 @@ def recipe_text(
     for task in tasks:
         lines += [f"  {task.name}:", *(f"    # {safe(note, 300)}" for note in task.notes)]
         for choice in task.choices:
-            lines += _wrapped(choice, "    ")
+            lines += _wrapped(choice)
         if task.name in inner:
             lines.append(_raw(f"    inner_steps: {inner[task.name]}", "of one episode"))
     if skip := choices.get("on_bad_rows"):
@@ -80,18 +78,18 @@ def _training(choices: Mapping[str, Choice], learning: str, inner: bool, tasks: 
     yield _raw(f"evaluation: {{every: {every.value}, select_on: dev, report_on: dev, select: mean}}", every.why)
 
 
-def _wrapped(choice: Choice, indent: str) -> list[str]:
+def _wrapped(choice: Choice) -> list[str]:
     """Return the choice in one line, a list in several where one would be too long."""
-    line = f"{indent}{choice.key}: {scalar(choice.value)}"
+    line = f"    {choice.key}: {scalar(choice.value)}"
     if len(line) <= WIDTH or not isinstance(choice.value, list):
         return [_raw(line, choice.why)]
-    lines, current = [_raw(f"{indent}{choice.key}: [", choice.why)], f"{indent}  "
+    lines, current = [_raw(f"    {choice.key}: [", choice.why)], "      "
     for item in map(scalar, choice.value):
         if len(current) + len(item) > WIDTH and current.strip():
             lines.append(current.rstrip())
-            current = f"{indent}  "
+            current = "      "
         current += f"{item}, "
-    return [*lines, current.rstrip(), f"{indent}]"]
+    return [*lines, current.rstrip(), "    ]"]
 
 
 def _line(key: str, value: Any, why: str) -> str:

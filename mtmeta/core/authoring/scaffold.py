@@ -40,11 +40,6 @@ def _distribution(name: str) -> str:
     return re.sub("[-_.]+", "-", f"mtmeta-{name}").lower()
 
 
-def _module(name: str) -> str:
-    """Return the name of its module."""
-    return f"mtmeta_{name.replace('-', '_')}"
-
-
 def make_package(
     part_kind: str, name: str, registry: Registry, *, kind: str | None = None, out: Path | None = None
 ) -> Path:
@@ -55,11 +50,13 @@ def make_package(
     the disk refuses.
     """
     _check_name(part_kind, name, registry)
-    chosen = _kind(part_kind, kind)
+    kinds = KINDS_OF[part_kind]
+    if kind is not None and kind not in kinds:
+        raise UsageError("--kind", f"no kind {quote(kind)} of {part_kind}{choose(kind, kinds)}")
     folder = out if out is not None else Path(_distribution(name))
     if os.path.lexists(folder):
         raise UsageError(str(folder), "is there already; choose another folder with --out")
-    files = _files(part_kind, chosen, name)
+    files = _files(part_kind, kind or kinds[0], name)
     with disk_errors(folder), staged_folder(folder) as scratch:
         for path, text in files.items():
             (scratch / path).parent.mkdir(parents=True, exist_ok=True)
@@ -67,21 +64,13 @@ def make_package(
     return folder
 
 
-def _kind(part_kind: str, kind: str | None) -> str:
-    known = KINDS_OF[part_kind]
-    if kind is None:
-        return known[0]
-    if kind not in known:
-        raise UsageError("--kind", f"no kind {quote(kind)} of {part_kind}{choose(kind, known)}")
-    return kind
-
-
 def _check_name(part_kind: str, name: str, registry: Registry) -> None:
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         fitting = re.sub("[^a-z0-9]+", "_", re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()).strip("_0123456789")
         hint = f", such as {quote(fitting[:LONGEST])}" if NAME.fullmatch(fitting[:LONGEST]) else ", such as my_task"
         rule = f"use at most {LONGEST} characters a-z, 0-9, _ and -, a letter first{hint}"
-        raise UsageError("NAME", f"{quote(name)} cannot be the name of {_a(part_kind)}; {rule}")
+        article = "an" if part_kind == "algorithm" else "a"
+        raise UsageError("NAME", f"{quote(name)} cannot be the name of {article} {part_kind}; {rule}")
     if re.match("mtmeta[_-]", name):
         raise UsageError("NAME", f"{quote(name)}: the package gets the prefix mtmeta- anyway; leave it out")
     if name in RESERVED:
@@ -92,26 +81,22 @@ def _check_name(part_kind: str, name: str, registry: Registry) -> None:
         raise UsageError("NAME", f"{part_kind} {quote(name)} is supplied by {owner} already; choose another name")
 
 
-def _a(part_kind: str) -> str:
-    return f"an {part_kind}" if part_kind == "algorithm" else f"a {part_kind}"
-
-
 def _files(part_kind: str, kind: str, name: str) -> dict[str, str]:
     """Return the text of each file by its path in the package."""
-    shared, own = TEMPLATES / part_kind, TEMPLATES / part_kind / kind
+    shared, own, module = TEMPLATES / part_kind, TEMPLATES / part_kind / kind, name.replace("-", "_")
     sources = {
         "pyproject.toml": TEMPLATES / "pyproject.toml.txt",
         ".gitignore": TEMPLATES / "gitignore.txt",
         "README.md": shared / "README.md.txt",
         "recipe.yaml": shared / "recipe.yaml.txt",
-        f"{_module(name)}.py": own / "module.py.txt",
-        f"tests/test_{_module(name).removeprefix('mtmeta_')}.py": own / "test.py.txt",
+        f"mtmeta_{module}.py": own / "module.py.txt",
+        f"tests/test_{module}.py": own / "test.py.txt",
     }
     sources |= {f"data/{path.name}": path for path in sorted(own.glob("*.csv"))}
     words = {
         "NAME": name,
         "DIST": _distribution(name),
-        "MODULE": _module(name),
+        "MODULE": f"mtmeta_{module}",
         "CLASS": class_name(name),
         "KIND": part_kind,
         "VERSION": importlib.metadata.version("mtmeta"),

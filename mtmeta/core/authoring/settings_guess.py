@@ -15,16 +15,11 @@ EPOCHS, LEAST_STEPS, MOST_STEPS = 3, 40, 1000
 INNER_STEPS = 8
 
 
-def default_algorithm(tasks: int) -> str:
-    """Return the name of the algorithm for so many tasks."""
-    return "individual" if tasks == 1 else "joint"
-
-
 def inner_steps(algorithm: type[Any], guesses: Sequence[TaskGuess]) -> dict[str, int]:
     """Return the inner steps of each task, as many as its rows allow; nothing where there is no inner loop."""
     if "inner_optimizer" not in getattr(algorithm, "__dataclass_fields__", {}):
         return {}
-    return {g.name: max(1, min(INNER_STEPS, g.rows // g.options["batch_size"] - 1)) for g in guesses}
+    return {g.name: max(1, min(INNER_STEPS, g.rows // g.batch_size - 1)) for g in guesses}
 
 
 def guess_settings(
@@ -65,7 +60,7 @@ def _max_length(guesses: Sequence[TaskGuess], longest: int) -> Choice:
 
 def _steps(guesses: Sequence[TaskGuess], algorithm: type[Any], inner: Mapping[str, int], affordable: float) -> Choice:
     """Choose the outer steps: EPOCHS epochs, within the `affordable` examples."""
-    batch = {guess.name: guess.options["batch_size"] for guess in guesses}
+    batch = {guess.name: guess.batch_size for guess in guesses}
     if inner:
         a_step = sum(inner[name] * size for name, size in batch.items()) / len(batch)
         wanted = EPOCHS * sum(guess.rows for guess in guesses) / a_step

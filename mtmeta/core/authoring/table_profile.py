@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from pathlib import Path
 
 from mtmeta.core.errors import DataError
-from mtmeta.core.tables.bad_rows import BadRow
+from mtmeta.core.tables.bad_rows import BadRows
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.wording import quote
 
@@ -20,6 +21,7 @@ MAX_SAMPLE = 4000  # rows kept, evenly spread, to measure texts by
 MAX_COLUMNS = 1000
 MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # written where a number is not known
 DIALECTS = (Dialect(multiline=True), Dialect(quoting="none"))
+REMEDIES = {"wrong encoding": Dialect(encoding="latin-1"), "stray quote": Dialect(quoting="none")}
 
 
 @dataclass
@@ -40,8 +42,6 @@ class Column:
     """Whether all numbers are whole."""
     low: float = math.inf
     high: float = -math.inf
-    repeats: bool = False
-    """Whether any value of the first block occurs twice."""
 
     @property
     def filled(self) -> int:
@@ -61,8 +61,6 @@ class Column:
     def add(self, block: Sequence[str]) -> None:
         """Count the column's values of a block of rows."""
         texts = [text for text in map(str.strip, block) if text]
-        if not self.rows:
-            self.repeats = len(set(texts)) < len(texts)
         self.rows += len(block)
         self.empty += len(block) - len(texts)
         self.characters += sum(map(len, texts))
@@ -101,10 +99,8 @@ class TableProfile:
     columns: dict[str, Column]
     rows: int
     """Rows that could be read."""
-    bad: tuple[BadRow, ...]
-    """The first rows that could not."""
-    skipped: int
-    """Number of rows that could not be read."""
+    bad: BadRows
+    """Those that could not."""
     sample: list[Row]
     """At most MAX_SAMPLE rows, evenly spread."""
 
@@ -119,38 +115,36 @@ def profile_table(path: Path) -> TableProfile:
             raise DataError(error.place, message) from error
         if "quoted field runs over" not in error.message:
             raise
-        profiles = [profile for dialect in DIALECTS if (profile := _try(path, dialect))]
+        profiles = _readings(path, DIALECTS)
         if not profiles:
             raise
-        return min(profiles, key=lambda profile: profile.skipped)
+        return min(profiles, key=lambda profile: profile.bad.total)
     kinds = {row.kind for row in plain.bad}
-    others: list[Dialect] = []
-    if "wrong encoding" in kinds:
-        others.append(replace(plain.dialect, encoding="latin-1"))
-    if "stray quote" in kinds:
-        others.append(replace(plain.dialect, quoting="none"))
-    profiles = [plain, *(profile for dialect in others if (profile := _try(path, dialect)))]
-    best = min(profiles, key=lambda profile: profile.skipped)
+    others = [dialect for kind, dialect in REMEDIES.items() if kind in kinds]
+    best = min([plain, *_readings(path, others)], key=lambda profile: profile.bad.total)
     if not best.rows:
         first = best.bad[0]
         raise DataError(f"{path}:{first.line}", f"{first.reason}; no row of the file can be read")
     return best
 
 
-def _try(path: Path, dialect: Dialect) -> TableProfile | None:
-    try:
-        return _profile(path, dialect)
-    except DataError:
-        return None
+def _readings(path: Path, dialects: Sequence[Dialect]) -> list[TableProfile]:
+    """Return a profile for each of the dialects that can read the file."""
+    profiles = []
+    for dialect in dialects:
+        with suppress(DataError):
+            profiles.append(_profile(path, dialect))
+    return profiles
 
 
 def _profile(path: Path, dialect: Dialect) -> TableProfile:
     file = DataFile(path, dialect)
     columns: dict[str, Column] = {}
     sample: list[Row] = []
-    rows, stride = 0, 1
-    for block in _blocks(file.rows()):
-        for name in _names(block):
+    rows, stride, rows_left = 0, 1, file.rows()
+    while block := list(islice(rows_left, BLOCK)):
+        # in a table with a header every row has the same columns
+        for name in chain.from_iterable({tuple(row): None for row in block}):
             if name not in columns:
                 columns[name] = Column(name, rows, rows)  # a key that no earlier row had
                 if len(columns) > MAX_COLUMNS:
@@ -163,25 +157,7 @@ def _profile(path: Path, dialect: Dialect) -> TableProfile:
             sample, stride = sample[::2], 2 * stride
     if not rows and not file.bad:
         raise DataError(str(path), "no examples")
-    return TableProfile(
-        path=path,
-        dialect=dialect,
-        columns=columns,
-        rows=rows,
-        bad=tuple(file.bad),
-        skipped=file.bad.total,
-        sample=sample,
-    )
-
-
-def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while block := list(islice(rows, BLOCK)):
-        yield block
-
-
-def _names(block: Sequence[Row]) -> list[str]:
-    """Return the columns of all rows; in a table with a header every row has the same."""
-    return list(dict.fromkeys(chain.from_iterable({tuple(row): None for row in block})))
+    return TableProfile(path=path, dialect=dialect, columns=columns, rows=rows, bad=file.bad, sample=sample)
 
 
 def check_header(table: TableProfile) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,7 @@ class TaskGuess:
     """Tokens of the sequences of a sample of rows, special tokens included."""
     inputs: int
     """Sequences an example."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The task's options as the recipe has them."""
-        return {choice.key: choice.value for choice in self.choices}
+    batch_size: int
 
 
 def guess_task(
@@ -104,6 +100,7 @@ def guess_task(
         bad=bad + (_bad_rows(dev, roles, numbers) if dev else 0),
         lengths=_lengths(train, roles, tokens, cross=not numbers),
         inputs=2 if roles.pair is not None and numbers else 1,
+        batch_size=size,
     )
 
 
@@ -147,8 +144,7 @@ def _notes(
 
 
 def _label_values(table: TableProfile, roles: ColumnRoles) -> Counter[str]:
-    values = table.columns[roles.label.name].values
-    return Counter() if values is None else values
+    return table.columns[roles.label.name].values or Counter()
 
 
 def _is_number(roles: ColumnRoles, values: Counter[str]) -> bool:
@@ -172,9 +168,8 @@ def _classes(values: Counter[str]) -> dict[str, int]:
     numeric = all(re.fullmatch(r"[+-]?\d+(\.0*)?", value) for value in values)
     for value, count in values.items():
         counts[str(int(float(value))) if numeric else value] += count
-    if numeric:
-        return {value: counts[value] for value in sorted(counts, key=int)}
-    return {value: counts[value] for value in sorted(counts, key=lambda v: (v.lower() not in WORDS_OF_NO, v))}
+    names = sorted(counts, key=int if numeric else lambda name: (name.lower() not in WORDS_OF_NO, name))
+    return {name: counts[name] for name in names}
 
 
 def _shares(values: Counter[str]) -> str:
@@ -193,47 +188,32 @@ def _class_choices(train: TableProfile, roles: ColumnRoles, values: Counter[str]
         message = f"{len(classes)} different labels in {sum(classes.values())} rows of column {quote(column.name)}"
         raise DataError(place, f"{message}: no classes; name another with --columns")
     if len(classes) > MAX_CLASSES:
-        raise DataError(
-            place, f"column {quote(column.name)} has {len(classes)} different labels; name another with --columns"
-        )
-    names = list(classes)
-    numbered = names == [str(i) for i in range(len(names))]
-    counts = list(classes.values())
+        message = f"column {quote(column.name)} has {len(classes)} different labels"
+        raise DataError(place, f"{message}; name another with --columns")
+    names, counts = list(classes), list(classes.values())
+    if names == [str(i) for i in range(len(names))]:
+        labels = Choice("labels", len(names), f"numbered from 0 to {len(names) - 1}")
+    else:
+        labels = Choice("labels", names, f"the {len(names)} values of {safe(column.name, 40)}")
     largest, least = max(counts) / sum(counts), min(counts)
     if len(names) == 2 and largest > 0.65:
         metrics, why = ["matthews", "accuracy"], f"unbalanced, {largest:.0%} are one class: accuracy would flatter"
     elif len(names) > 2 and max(counts) > 3 * least:
-        metrics, why = (
-            ["macro_f1", "accuracy"],
-            f"unbalanced, {max(counts):,} to {least:,} rows a class: each counts alike",
-        )
+        metrics = ["macro_f1", "accuracy"]
+        why = f"unbalanced, {max(counts):,} to {least:,} rows a class: each counts alike"
     else:
         metrics, why = ["accuracy", "macro_f1"], f"balanced, the largest class has {largest:.0%}"
-    labels: Any = len(names) if numbered else names
-    return [
-        Choice(
-            "labels",
-            labels,
-            f"numbered from 0 to {len(names) - 1}"
-            if numbered
-            else f"the {len(names)} values of {safe(column.name, 40)}",
-        ),
-        Choice("metrics", metrics, why),
-    ]
+    return [labels, Choice("metrics", metrics, why)]
 
 
 def _number_choices(train: TableProfile, dev: TableProfile | None, roles: ColumnRoles) -> list[Choice]:
     columns = [table.columns[roles.label.name] for table in (train, dev) if table]
     low, high = min(c.low for c in columns), max(c.high for c in columns)
     if low == high:
-        raise DataError(
-            str(train.path), f"all labels in column {quote(roles.label.name)} are {low:g}; there is nothing to learn"
-        )
-    fitting = [(a, b) for a, b in RANGES if a <= low and high <= b]
-    if fitting:
-        bottom, top = min(fitting, key=lambda pair: pair[1] - pair[0])
-    else:
-        bottom, top = math.floor(low), math.ceil(high)
+        message = f"all labels in column {quote(roles.label.name)} are {low:g}; there is nothing to learn"
+        raise DataError(str(train.path), message)
+    fitting = [(a, b) for a, b in RANGES if a <= low and high <= b] or [(math.floor(low), math.ceil(high))]
+    bottom, top = min(fitting, key=lambda pair: pair[1] - pair[0])
     if roles.pair is not None and top <= 0:
         message = f"labels from {low:g} to {high:g}; a similarity is greatest for equal texts, and greater than 0"
         raise DataError(str(train.path), f"{message}; shift the labels")
@@ -257,7 +237,7 @@ def _bad_rows(table: TableProfile, roles: ColumnRoles, numbers: bool) -> int:
     if numbers and label.values is not None:
         missing += sum(count for value, count in label.values.items() if value.lower() in MISSING)
     texts = [roles.text, *([roles.pair] if roles.pair else [])]
-    return table.skipped + missing + sum(table.columns[column.name].empty for column in texts)
+    return table.bad.total + missing + sum(table.columns[column.name].empty for column in texts)
 
 
 def _dev_choice(
@@ -277,12 +257,9 @@ def _dev_choice(
 
 
 def _dialect_choices(table: TableProfile) -> Iterator[Choice]:
-    standard = Dialect()
+    dialect, standard = vars(table.dialect), vars(Dialect())
     options = ("quoting", "multiline", "encoding")
-    changed = {
-        option: value for option in options if (value := getattr(table.dialect, option)) != getattr(standard, option)
-    }
-    if changed:
+    if changed := {option: dialect[option] for option in options if dialect[option] != standard[option]}:
         yield Choice("dialect", changed, "as the file is written")
 
 
@@ -290,11 +267,8 @@ def _lengths(table: TableProfile, roles: ColumnRoles, tokens: LoadedTokenizer, *
     tokenizer = tokens.tokenizer
     ends = len(tokenizer.prefix) + len(tokenizer.suffix)
     columns = [roles.text.name, *([roles.pair.name] if roles.pair else [])]
-    counted = [_count(tokenizer, [row.get(name, "") for row in table.sample]) for name in columns]
+    encoded = [tokenizer.encode([row.get(name, "") for row in table.sample]) for name in columns]
+    counted = [np.array(list(map(len, texts)), dtype=np.int64) for texts in encoded]
     if cross and len(counted) == 2:
         return counted[0] + counted[1] + ends + len(tokenizer.middle)
     return np.concatenate(counted) + ends
-
-
-def _count(tokenizer: Any, texts: Sequence[str]) -> NDArray[np.int64]:
-    return np.array([len(ids) for ids in tokenizer.encode(texts)], dtype=np.int64)

@@ -186,7 +186,7 @@ def test_the_whole_file_is_looked_at(tmp_path: Path) -> None:
     text = lines(lambda i: f"some words {i},{i % 7 if i < count - 1 else 'late'},{i}", "text,label,n", count)
     (tmp_path / "t.csv").write_text(text + "short\n")
     table = profile_table(tmp_path / "t.csv")
-    assert (table.rows, table.skipped) == (count, 1)
+    assert (table.rows, table.bad.total) == (count, 1)
     values = table.columns["label"].values
     assert values is not None
     assert values["late"] == 1
