@@ -55,8 +55,8 @@ def _files(given: list[str]) -> dict[str, str]:
     """Parse the values of --file to paths by task. Raises UsageError."""
     files = {}
     for text in given:
-        name, equals, path = text.partition("=")
-        if not equals or not name or not path:
+        name, _, path = text.partition("=")
+        if not name or not path:
             raise UsageError(f"--file {quote(text)}", "expected TASK=PATH")
         files[name] = path
     return files

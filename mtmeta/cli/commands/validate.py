@@ -15,6 +15,7 @@ from mtmeta.core.wording import safe
 
 if TYPE_CHECKING:
     from mtmeta.core.authoring.check import RecipeCheck
+    from mtmeta.core.storage.download import Watcher
 
 
 def validate(
@@ -49,11 +50,6 @@ def validate(
 
     if strict and not data:
         raise UsageError("--strict", "is for --data; give both")
-    watcher = None
-    if data or weights:
-        from mtmeta.core.reports.terminal.fetching import FetchView  # loads rich
-
-        watcher = FetchView()
     check = partial(
         check_recipe,
         registry=build_registry(block=no_plugin or [], warn=warn),
@@ -63,7 +59,7 @@ def validate(
         strict=strict,
         weights=weights,
         warn=warn,
-        watcher=watcher,
+        watcher=_watcher() if data or weights else None,
     )
     checks = []
     for path in recipes:
@@ -73,6 +69,12 @@ def validate(
     if json_:
         print(json.dumps({"recipes": [outcome.document() for outcome in checks]}))
     raise_all([problem for outcome in checks for problem in outcome.problems])
+
+
+def _watcher() -> Watcher:
+    from mtmeta.core.reports.terminal.fetching import FetchView  # loads rich
+
+    return FetchView()
 
 
 def _show(check: RecipeCheck) -> None:

@@ -30,11 +30,12 @@ class Line:
 
 def values_of(parameter: Any, line: Line, word: str) -> Proposals:
     """Return the values of an option or argument, by its name."""
-    constants = CONSTANT_VALUES.get(parameter.name)
-    if constants is not None:
-        return [(value, "") for value in constants]
-    source = VALUE_SOURCES.get(".".join([*line.names, parameter.name])) or VALUE_SOURCES.get(parameter.name)
-    return source(line, word) if source is not None else ()
+    for name in (".".join([*line.names, parameter.name]), parameter.name):
+        if name in CONSTANT_VALUES:
+            return [(value, "") for value in CONSTANT_VALUES[name]]
+        if name in VALUE_SOURCES:
+            return VALUE_SOURCES[name](line, word)
+    return ()
 
 
 def _files(line: Line, word: str, fits: Callable[[Path], bool] = lambda path: True) -> Iterator[tuple[str, str]]:
@@ -158,6 +159,10 @@ CONSTANT_VALUES: dict[str, tuple[str, ...]] = {
     "split": ("dev", "test", "train"),
     "head": ("reset", "prototype"),
     "shell": ("bash", "zsh", "fish"),
+    "export.form": ("transformers", "onnx", "sentence-transformers"),
+    "new.algorithm.kind": ("gradient", "inner_loop"),
+    "new.task.kind": ("classification", "pair", "regression"),
+    "predict.form": ("csv", "jsonl"),
 }
 VALUE_SOURCES: dict[str, Callable[[Line, str], Proposals]] = {
     "recipe": _recipes,
@@ -165,12 +170,8 @@ VALUE_SOURCES: dict[str, Callable[[Line, str], Proposals]] = {
     "run": _runs,
     "runs": _runs,
     "adapt.arguments": _runs_and_recipes,
-    "export.form": lambda line, word: [(name, "") for name in ("transformers", "onnx", "sentence-transformers")],
-    "new.algorithm.kind": lambda line, word: [("gradient", ""), ("inner_loop", "")],
     "new.recipe.algorithm": lambda line, word: _parts(Line(None, arguments=["algorithm"]), word),
     "new.recipe.path": _files,
-    "new.task.kind": lambda line, word: [("classification", ""), ("pair", ""), ("regression", "")],
-    "predict.form": lambda line, word: [("csv", ""), ("jsonl", "")],
     "recipes.copy.name": _shipped,
     "recipes.copy.to": _files,
     "show.kind": _kinds,

@@ -23,12 +23,12 @@ def inner_steps(algorithm: type[Any], guesses: Sequence[TaskGuess]) -> dict[str,
 
 
 def guess_settings(
-    guesses: Sequence[TaskGuess], algorithm: type[Any], chosen: bool, longest: int, inner: Mapping[str, int]
+    guesses: Sequence[TaskGuess], algorithm: type[Any], by_default: bool, longest: int, inner: Mapping[str, int]
 ) -> list[Choice]:
     """Choose the settings that depend on all tasks.
 
-    `chosen` says whether the algorithm is the default one, `longest` is the most tokens that the encoder reads, `inner`
-    holds the inner steps of each task.
+    `by_default` says whether nobody asked for the algorithm, `longest` is the most tokens that the encoder reads,
+    `inner` holds the inner steps of each task.
     """
     max_length = _max_length(guesses, longest)
     lengths = [np.minimum(guess.lengths, max_length.value).mean() * guess.inputs for guess in guesses]
@@ -38,7 +38,7 @@ def guess_settings(
     every = -(-steps.value // evaluations)
     choices = [
         max_length,
-        Choice("algorithm", algorithm.name, _why_algorithm(chosen, len(guesses))),
+        Choice("algorithm", algorithm.name, _why_algorithm(by_default, len(guesses))),
         steps,
         Choice("every", every, f"evaluated {-(-steps.value // every)} times on the dev splits"),
     ]
@@ -77,8 +77,8 @@ def _steps(guesses: Sequence[TaskGuess], algorithm: type[Any], inner: Mapping[st
     return Choice("steps", steps, why)
 
 
-def _why_algorithm(chosen: bool, tasks: int) -> str:
-    if not chosen:
+def _why_algorithm(by_default: bool, tasks: int) -> str:
+    if not by_default:
         return "as asked for"
     if tasks == 1:
         return "there is one task; with others, joint and reptile share the encoder"
