@@ -1,22 +1,31 @@
-"""The lines of a text file: opened, refused where it is no text that can be cut at line ends, and decoded."""
+"""The lines of a text file: opened, refused where it is no text that can be cut at line ends, decoded,
+and parsed where they are JSON.
+"""
 
 from __future__ import annotations
 
 import codecs
+import json
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
+from itertools import accumulate
 from pathlib import Path
+from typing import NoReturn
 
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables import parquet
 from mtmeta.core.tables.bad_rows import BadRowError
-from mtmeta.core.wording import did_you_mean, quote
+from mtmeta.core.wording import did_you_mean, quote, safe
 
 MAX_LINE = 64 * 2**20  # bytes of one line; more is hardly text, and reading it whole could fill the memory
 MAX_COMPARED = 1000  # file names compared with a mistyped one
+MAX_DEPTH = 32  # levels of JSON nesting
+NOT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++')  # of JSON: strings whole, and what stands between
 FORMATS = "CSV, TSV, JSONL or Parquet"
 ARCHIVES = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip archive", b"BZh9": "a bzip2 file"}
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE starts like UTF-16-LE
@@ -91,3 +100,32 @@ def decode(raw: bytes, encoding: str) -> str:
     if "\0" in text:
         raise BadRowError("NUL byte", "NUL byte; save the file as UTF-8 text")
     return text
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise BadRowError("duplicate key", f"duplicate key {quote(key)}")
+    return result
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise BadRowError("not a JSON object", f"{constant} is not JSON; write a finite number")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int=str, parse_constant=_refuse)
+
+
+def parse_object(text: str) -> dict[str, object]:
+    """Return the object on a JSONL line; numbers keep the text they have in the file. Raises BadRowError."""
+    if max(accumulate(1 if c in "[{" else -1 for c in NOT_BRACKETS.sub("", text)), default=0) > MAX_DEPTH:
+        raise BadRowError("not a JSON object", f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        value = DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        reason = f"not JSON ({safe(error.msg)} at character {error.colno}); write one object a line"
+        raise BadRowError("not a JSON object", reason) from None
+    if not isinstance(value, dict):
+        raise BadRowError("not a JSON object", "not a JSON object; write one object a line")
+    return value
