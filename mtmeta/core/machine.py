@@ -53,8 +53,7 @@ def memory_errors(doing: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        kind = out_of_memory(error)
-        if kind is None:
+        if (kind := out_of_memory(error)) is None:
             raise
         raise MachineError("", f"{kind} in {doing}; {remedy}") from error
 
@@ -68,10 +67,8 @@ def order_errors(who: str, doing: str) -> Iterator[None]:
         operator, refused, _ = str(error).partition(" does not have a deterministic implementation")
         if not refused:
             raise
-        message = (
-            f"{doing} uses {safe(operator)}, which PyTorch cannot do in the same order every time; use another operator"
-        )
-        raise PluginError(who, message) from error
+        rest = "which PyTorch cannot do in the same order every time; use another operator"
+        raise PluginError(who, f"{doing} uses {safe(operator)}, {rest}") from error
 
 
 def peak_memory() -> int:

@@ -27,8 +27,7 @@ def quote(token: object) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name closest to `name`, or None."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

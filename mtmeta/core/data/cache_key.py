@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,11 +69,9 @@ def _sources(kind: type) -> Iterator[str]:
         return
     path = Path(source)
     beside = bool(getattr(module, "__package__", ""))
-    try:
+    with suppress(OSError):
         for each in sorted(path.parent.glob("*.py")) if beside else [path]:
             yield f"{each.name} {hashlib.sha256(each.read_bytes()).hexdigest()}"
-    except OSError:
-        return
 
 
 def _installed(package: str) -> str:

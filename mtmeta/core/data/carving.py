@@ -85,16 +85,13 @@ def _take(sizes: Sequence[int], fraction: float) -> list[int]:
         if taken + size <= target:
             chosen.append(number)
             taken += size
-            if taken == target:
-                break
     return chosen or [min(range(len(sizes)), key=sizes.__getitem__)]
 
 
 def carved_digest(sha256: str, carve: Carve, rows: NDArray[np.int64]) -> str:
     """Return the SHA-256 of a carved split in the lock: of the file's own, the options and the rows chosen."""
-    digest: Any = hashlib.sha256(f"{sha256} {sorted(asdict(carve).items())} ".encode())
-    digest.update(rows.astype("<i8").tobytes())
-    return str(digest.hexdigest())
+    options = f"{sha256} {sorted(asdict(carve).items())} "
+    return hashlib.sha256(options.encode() + rows.astype("<i8").tobytes()).hexdigest()
 
 
 def carvings(tasks: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:

@@ -104,10 +104,9 @@ class DataFile(os.PathLike[str]):
     def texts(self) -> Iterator[tuple[int, str]]:
         """Yield each line with its 1-based number, as text that is no table; bad ones are kept as those of rows are."""
         self.bad.clear()
+        encoding = self.dialect.encoding
         with self._open() as file:
-            yield from self._good(
-                self._lines(file), lambda _, raw: self._text("line", decode(raw, self.dialect.encoding))
-            )
+            yield from self._good(self._lines(file), lambda _, raw: self._text("line", decode(raw, encoding)))
 
     def _open(self) -> AbstractContextManager[BufferedReader]:
         return open_file(self.path) if self._stream is None else nullcontext(self._stream)

@@ -1,6 +1,4 @@
-"""The lines of a text file: opened, refused where it is no text that can be cut at line ends, decoded,
-and parsed where they are JSON.
-"""
+"""The lines of a text file: refused where they cannot be cut at line ends, decoded, and parsed where they are JSON."""
 
 from __future__ import annotations
 
@@ -60,7 +58,12 @@ def read_lines(file: BufferedReader, place: str, encoding: str) -> Iterator[tupl
 
     Raises DataError for an encoding that cannot be read line by line, and for a file that is no text.
     """
-    _check_encoding(encoding, place)
+    try:
+        splits = ASCII_PROBE.encode("ascii").decode(encoding, "replace") == ASCII_PROBE
+    except (LookupError, ValueError):  # ValueError: a NUL or a surrogate in the name
+        raise DataError(place, f"unknown encoding {quote(encoding)}; use a codec name such as utf-8") from None
+    if not splits:
+        raise DataError(place, f"encoding {quote(encoding)} cannot be read line by line; save the file as UTF-8")
     head = file.peek(8)[:8]  # a stream cannot go back
     if kind := next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), ""):
         raise DataError(place, f"{kind}, expected {FORMATS}; unpack it first")
@@ -74,16 +77,6 @@ def read_lines(file: BufferedReader, place: str, encoding: str) -> Iterator[tupl
         yield number, raw.removesuffix(b"\n").removesuffix(b"\r")
         while len(raw) == MAX_LINE + 2 and not raw.endswith(b"\n"):
             raw = file.readline(MAX_LINE + 2)
-
-
-def _check_encoding(encoding: str, place: str) -> None:
-    try:
-        splits = ASCII_PROBE.encode("ascii").decode(encoding, "replace") == ASCII_PROBE
-    except (LookupError, ValueError):  # ValueError: a NUL or a surrogate in the name
-        message = f"unknown encoding {quote(encoding)}; use a codec name such as utf-8"
-        raise DataError(place, message) from None
-    if not splits:
-        raise DataError(place, f"encoding {quote(encoding)} cannot be read line by line; save the file as UTF-8")
 
 
 def decode(raw: bytes, encoding: str) -> str:
