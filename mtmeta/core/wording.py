@@ -32,8 +32,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or an empty string."""
-    match = nearest(name, known)
-    return f"; did you mean {quote(match)}?" if match else ""
+    return f"; did you mean {quote(match)}?" if (match := nearest(name, known)) else ""
 
 
 def choose(name: str, known: Iterable[str]) -> str:

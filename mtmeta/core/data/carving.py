@@ -41,9 +41,8 @@ def carved(texts: Hashes, strata: NDArray[np.int64], carve: Carve) -> NDArray[np
     Every stratum gives its share, to the nearest example where what stays together allows it, at least one example
     and never all; a stratum that cannot be divided gives nothing.
     """
-    start = np.uint64(derive(carve.seed or 0, "dev"))
     members, hashes = _groups(texts, carve.together)
-    keys = _mix(hashes ^ start)  # of every group
+    keys = _mix(hashes ^ np.uint64(derive(carve.seed or 0, "dev")))  # of every group
     sizes, stratum_of = np.bincount(members, minlength=len(keys)), np.full(len(keys), np.iinfo(np.int64).max)
     np.minimum.at(stratum_of, members, strata)  # a group counts where its least stratum is
     chosen = np.zeros(len(keys), dtype=bool)

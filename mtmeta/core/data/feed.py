@@ -192,11 +192,8 @@ class Feed:
 
     def state(self) -> dict[str, dict[str, float]]:
         """Return how far each stream has been read."""
-        return {
-            name: {key: getattr(stream, key) for key in COUNTERS}
-            | {"draws": self.draws[name], "planned": self.planned[name]}
-            for name, stream in self.streams.items()
-        }
+        read = {name: {key: getattr(stream, key) for key in COUNTERS} for name, stream in self.streams.items()}
+        return {name: read[name] | {"draws": self.draws[name], "planned": self.planned[name]} for name in read}
 
     def load_state(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Go on where `state` was taken."""

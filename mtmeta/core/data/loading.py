@@ -51,9 +51,8 @@ def load_split(
     """
     given = path if path is not None else getattr(task, split)
     if given is None:
-        raise DataError(
-            f"task '{name}'", f"has no {split} file; add '{split}:' to the recipe or pass --file {name}=PATH"
-        )
+        fix = f"add '{split}:' to the recipe or pass --file {name}=PATH"
+        raise DataError(f"task '{name}'", f"has no {split} file; {fix}")
     if path is None and isinstance(task.dev, Carve) and split in ("train", "dev"):
         bare = replace(task, dev=None)
         load = partial(load_split, name, bare, "train", options, root, backbone, cache=cache, sources=sources)

@@ -63,8 +63,8 @@ class WebFile:
     @property
     def file(self) -> str:
         """Its name in our cache: the end of the address, of which plain letters stay."""
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", unquote(urlsplit(self.url).path.rpartition("/")[2]))
-        return name.lstrip(".")[-100:]
+        end = unquote(urlsplit(self.url).path.rpartition("/")[2])
+        return re.sub(r"[^A-Za-z0-9._-]", "_", end).lstrip(".")[-100:]
 
     def __str__(self) -> str:
         return f"{self.url}#sha256={self.sha256}"

@@ -111,8 +111,7 @@ def _fill(job: Download, file: BinaryIO, watcher: Watcher) -> str:
     """Bring the file to its end; returns its hash."""
     done, complete = os.fstat(file.fileno()).st_size, False
     if job.size is not None and done > job.size:
-        file.truncate(0)
-        done = 0
+        done = file.truncate(0)
     watcher.begin(job.label, done, job.size)
     try:
         if job.size is None or done < job.size or not done:
@@ -162,8 +161,7 @@ def _once(job: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
         hf_raise_for_status(response)
         sent = response.headers.get("Content-Range", "")
         if start and not (status == 206 and sent.startswith(f"bytes {start}-")):
-            file.truncate(0)  # it sends all of it again
-            start = 0
+            start = file.truncate(0)  # it sends all of it again
         done, total = start, _total(response) or job.size
         _check_room(job, (total or 0) - done)
         chunks = response.iter_bytes()  # as they come: what a chunk of a given size still lacks would be lost in a cut

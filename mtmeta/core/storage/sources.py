@@ -212,8 +212,7 @@ class Sources:
                 continue
             server = artifacts.server_of(want)
             try:
-                skip = offline or server in down
-                artifact = self.fetcher.cached(want) if skip else self.fetcher.bring(want)
+                artifact = self.fetcher.cached(want) if offline or server in down else self.fetcher.bring(want)
             except Unreachable as error:
                 down[server] = f"{server} cannot be reached ({error})"
                 artifact = self.fetcher.cached(want)

@@ -67,8 +67,7 @@ class DelimitedReader:
         """Return the fields of a line by their columns. Raises BadRowError, DataError."""
         fields = self.fields(number, raw)
         if len(fields) != len(self.names):
-            reason = f"{plural(len(fields), 'field')}, expected {len(self.names)}"
-            raise BadRowError("wrong number of fields", reason)
+            raise BadRowError("wrong number of fields", f"{plural(len(fields), 'field')}, expected {len(self.names)}")
         return dict(zip(self.names, fields, strict=True))
 
     def fields(self, number: int, raw: bytes) -> list[str]:

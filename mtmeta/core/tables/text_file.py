@@ -37,8 +37,7 @@ def open_file(path: Path) -> Iterator[BufferedReader]:
     try:
         # before opening, which would wait for the writer of a pipe
         if not stat.S_ISREG(os.stat(path).st_mode):
-            kind = "a directory" if path.is_dir() else "not a file"
-            raise DataError(str(path), f"is {kind}, expected {FORMATS}")
+            raise DataError(str(path), f"is {'a directory' if path.is_dir() else 'not a file'}, expected {FORMATS}")
         file = open(path, "rb")
     except FileNotFoundError:
         siblings = next(os.walk(path.parent), ("", [], []))[2]  # none, where the directory cannot be read
@@ -88,8 +87,7 @@ def decode(raw: bytes, encoding: str) -> str:
     except UnicodeDecodeError as error:
         name = codecs.lookup(encoding).name
         fix = "if the file is Latin-1 set encoding: latin-1" if name == "utf-8" else "set the encoding it has"
-        reason = f"byte 0x{raw[error.start]:02x} is not {name.upper()}; {fix}"
-        raise BadRowError("wrong encoding", reason) from None
+        raise BadRowError("wrong encoding", f"byte 0x{raw[error.start]:02x} is not {name.upper()}; {fix}") from None
     if "\0" in text:
         raise BadRowError("NUL byte", "NUL byte; save the file as UTF-8 text")
     return text
