@@ -33,8 +33,7 @@ def check_launcher(environ: Mapping[str, str] = os.environ) -> None:
     if rank is not None and world is None:
         raise MachineError("RANK", "is set but WORLD_SIZE is not; unset it, a run is one process")
     if world is not None and (not world.isdecimal() or int(world[:9]) != 1):
-        message = f"is {quote(world)}, but a run is one process; start it without torchrun"
-        raise MachineError("WORLD_SIZE", message)
+        raise MachineError("WORLD_SIZE", f"is {quote(world)}, but a run is one process; start it without torchrun")
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -104,9 +104,8 @@ class Problems(MtmetaError):
 
     def __init__(self, problems: Sequence[MtmetaError]) -> None:
         assert problems, "Problems needs at least one problem"
-        self.problems: list[MtmetaError] = []
-        for problem in problems:
-            self.problems += problem.problems if isinstance(problem, Problems) else [problem]
+        nested = (problem.problems if isinstance(problem, Problems) else [problem] for problem in problems)
+        self.problems: list[MtmetaError] = [problem for group in nested for problem in group]
         super().__init__("", f"{len(self.problems)} problems, the first: {self.problems[0]}")
 
     @property
@@ -135,15 +134,9 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, signal: str, where: str) -> None:
         self.signal = signal
         self.where = where
-        super().__init__(f"{self._how} {where}; rerun the same command to continue")
-
-    @property
-    def _how(self) -> str:
-        return "interrupted" if self.signal == "SIGINT" else f"stopped by {self.signal}"
-
-    @property
-    def exit_code(self) -> int:
-        return self.interrupted if self.signal == "SIGINT" else 75
+        self.exit_code = self.interrupted if signal == "SIGINT" else 75
+        how = "interrupted" if signal == "SIGINT" else f"stopped by {signal}"
+        super().__init__(f"{how} {where}; rerun the same command to continue")
 
     def lines(self) -> list[str]:
         """Return the line to print on stderr."""

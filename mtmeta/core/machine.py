@@ -53,8 +53,7 @@ def memory_errors(doing: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        kind = out_of_memory(error)
-        if kind is None:
+        if (kind := out_of_memory(error)) is None:
             raise
         raise MachineError("", f"{kind} in {doing}; {remedy}") from error
 
@@ -68,18 +67,15 @@ def order_errors(who: str, doing: str) -> Iterator[None]:
         operator, refused, _ = str(error).partition(" does not have a deterministic implementation")
         if not refused:
             raise
-        message = (
-            f"{doing} uses {safe(operator)}, which PyTorch cannot do in the same order every time; use another operator"
-        )
-        raise PluginError(who, message) from error
+        rest = "which PyTorch cannot do in the same order every time; use another operator"
+        raise PluginError(who, f"{doing} uses {safe(operator)}, {rest}") from error
 
 
 def peak_memory() -> int:
     """Return the most memory this process has had, in bytes."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         # getrusage would on Linux count what the process had that started this one
-        text = Path("/proc/self/status").read_text()
-        return 1024 * int(text.partition("VmHWM:")[2].split()[0])
+        return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -94,9 +90,8 @@ def processor(device: torch.device) -> str:
 class Heap:
     """Has glibc keep the memory a step frees for the next step; does nothing where the C library is another.
 
-    By itself glibc returns large buffers to the system at once, and every step pays for getting them again, page by
-    page: up to a fifth of its time on a virtual machine. Kept, they leave holes, for batches differ in length; giving
-    the holes back costs some tenths of a second, so it is done only when they have become a quarter.
+    By itself glibc returns large buffers at once, and getting them again takes up to a fifth of a step on a virtual
+    machine. Kept, they leave holes, which cost some tenths of a second to return: that waits until they are a quarter.
     """
 
     def __init__(self) -> None:

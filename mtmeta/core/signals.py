@@ -56,12 +56,8 @@ class StopRequest:
             if not self._deferred:
                 self.check()
         elif name == "SIGINT":
-            signal.signal(number, _give_up)
+            signal.signal(number, lambda number, frame: os._exit(Stopped.interrupted))
             raise KeyboardInterrupt
-
-
-def _give_up(number: int, frame: FrameType | None) -> None:
-    os._exit(Stopped.interrupted)
 
 
 @contextlib.contextmanager

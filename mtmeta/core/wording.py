@@ -27,14 +27,12 @@ def quote(token: object) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Return the known name closest to `name`, or None."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the nearest known name, or an empty string."""
-    match = nearest(name, known)
-    return f"; did you mean {quote(match)}?" if match else ""
+    return f"; did you mean {quote(match)}?" if (match := nearest(name, known)) else ""
 
 
 def choose(name: str, known: Iterable[str]) -> str:

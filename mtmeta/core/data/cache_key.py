@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,12 +15,9 @@ from mtmeta.core.api.contracts import Task
 from mtmeta.core.tables.data_file import DataFile
 
 FORMAT = 3  # of the arrays; raise it when core makes others of the same file
-# of core; the version says enough but to its developers
-READERS = (
-    *("data/examples.py", "data/tokens.py"),
-    *("tables/bad_rows.py", "tables/data_file.py", "tables/delimited.py", "tables/fields.py", "tables/parquet.py"),
-    "tables/text_file.py",
-)
+CORE = Path(__file__).parents[1]
+# the code that decides; the version says enough but to its developers
+READERS = (CORE / "data/examples.py", CORE / "data/tokens.py", *sorted((CORE / "tables").glob("*.py")))
 
 
 def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone | LoadedTokenizer) -> str | None:
@@ -46,9 +44,8 @@ def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone 
     text = "\x1f".join(map(repr, parts))
     if " at 0x" in text:  # an object that does not say what it holds
         return None
-    folder = Path(__file__).parents[1]
     try:
-        sources: list[object] = [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in READERS]
+        sources: list[object] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in READERS]
     except OSError:
         return None
     for part in (task, task.objective, tokenizer):
@@ -69,11 +66,9 @@ def _sources(kind: type) -> Iterator[str]:
         return
     path = Path(source)
     beside = bool(getattr(module, "__package__", ""))
-    try:
+    with suppress(OSError):
         for each in sorted(path.parent.glob("*.py")) if beside else [path]:
             yield f"{each.name} {hashlib.sha256(each.read_bytes()).hexdigest()}"
-    except OSError:
-        return
 
 
 def _installed(package: str) -> str:

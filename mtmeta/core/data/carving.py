@@ -41,9 +41,8 @@ def carved(texts: Hashes, strata: NDArray[np.int64], carve: Carve) -> NDArray[np
     Every stratum gives its share, to the nearest example where what stays together allows it, at least one example
     and never all; a stratum that cannot be divided gives nothing.
     """
-    start = np.uint64(derive(carve.seed or 0, "dev"))
     members, hashes = _groups(texts, carve.together)
-    keys = _mix(hashes ^ start)  # of every group
+    keys = _mix(hashes ^ np.uint64(derive(carve.seed or 0, "dev")))  # of every group
     sizes, stratum_of = np.bincount(members, minlength=len(keys)), np.full(len(keys), np.iinfo(np.int64).max)
     np.minimum.at(stratum_of, members, strata)  # a group counts where its least stratum is
     chosen = np.zeros(len(keys), dtype=bool)
@@ -85,16 +84,13 @@ def _take(sizes: Sequence[int], fraction: float) -> list[int]:
         if taken + size <= target:
             chosen.append(number)
             taken += size
-            if taken == target:
-                break
     return chosen or [min(range(len(sizes)), key=sizes.__getitem__)]
 
 
 def carved_digest(sha256: str, carve: Carve, rows: NDArray[np.int64]) -> str:
     """Return the SHA-256 of a carved split in the lock: of the file's own, the options and the rows chosen."""
-    digest: Any = hashlib.sha256(f"{sha256} {sorted(asdict(carve).items())} ".encode())
-    digest.update(rows.astype("<i8").tobytes())
-    return str(digest.hexdigest())
+    options = f"{sha256} {sorted(asdict(carve).items())} "
+    return hashlib.sha256(options.encode() + rows.astype("<i8").tobytes()).hexdigest()
 
 
 def carvings(tasks: Mapping[str, Any], rows: Mapping[str, int]) -> dict[str, Any]:

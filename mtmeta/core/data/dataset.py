@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.data.carving import example_hashes
 from mtmeta.core.data.tokens import BLOCK, Ids, append_names, ramp
 from mtmeta.core.storage.cache import Cache, Entry, Writer
 from mtmeta.core.tables.bad_rows import BadRow
 
-Texts = LoadedBackbone | LoadedTokenizer
 QUANTILES = 5  # strata of regression labels
 UNCACHED = Cache(None)
 

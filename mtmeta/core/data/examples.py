@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.contracts import Example, Task
-from mtmeta.core.data.tokens import BLOCK, append_names, append_tokens, hashes
+from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, hashes
 from mtmeta.core.errors import DataError
 from mtmeta.core.registry.guard import blame
 from mtmeta.core.storage.cache import Writer
@@ -31,7 +30,7 @@ def write_examples(
     task: Task,
     shown: str,
     examples: Iterable[Example],
-    backbone: LoadedBackbone | LoadedTokenizer,
+    backbone: WithTokenizer,
     file: DataFile | None = None,
     *,
     strict: bool,
@@ -54,19 +53,14 @@ def write_examples(
         append_names(writer, rows.ids)
         writer.append("labels", np.array(rows.labels, dtype=np.float64))
         writer.append("texts", hashes(rows.texts, rows.pairs) if parser.pair else hashes(rows.texts))
-        cut = append_tokens(writer, inputs, backbone.tokenizer, backbone.max_length, rows.texts, rows.pairs)
-        writer.append("cut", cut)
+        append_tokens(writer, inputs, backbone, rows.texts, rows.pairs)
     bad = parser.bad.merged(file.bad) if file else parser.bad
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)
     if not parser.good:
         raise DataError(shown, "no examples" if not skipped else f"no good rows, {skipped} bad ones")
-    return {
-        "skipped": skipped,
-        "bad": [asdict(row) for row in bad],
-        "whole": parser.whole,
-        "kinds": dict(bad.kinds.most_common()),
-    }
+    first_rows = [asdict(row) for row in bad]
+    return {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": dict(bad.kinds.most_common())}
 
 
 @dataclass(slots=True)
@@ -128,9 +122,7 @@ class _Parser:
 def bad_rows(file: str, bad: Sequence[BadRow], count: int, remedy: str = "set data.on_bad_rows: skip") -> DataError:
     """Return the refusal of a file with `count` bad rows, the first of them `bad`; `remedy` leaves them out."""
     first = bad[0]
-    rest = ""
-    if count > 1:
-        lines = ", ".join(str(row.line) for row in bad[:BAD_ROWS_SHOWN])
-        rest = f" ({count} such lines: {lines}{', ...' if count > BAD_ROWS_SHOWN else ''})"
+    lines = [str(row.line) for row in bad[:BAD_ROWS_SHOWN]] + ["..."] * (count > BAD_ROWS_SHOWN)
+    rest = f" ({count} such lines: {', '.join(lines)})" if count > 1 else ""
     fix = "" if ";" in first.reason else f"; mend it or {remedy}"
     return DataError(f"{file}:{first.line}", f"{first.reason}{rest}{fix}")

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,13 @@ from mtmeta.core.registry.guard import fault
 from mtmeta.core.rng import permutation, uniform
 from mtmeta.core.wording import safe
 
+COUNTERS = ("epoch", "offset", "batches", "examples")  # of a stream: how far it has been read
+
 
 def check_episode(name: str, batches: int, batch_size: int, examples: int) -> None:
     """Raise DataError if a task has too few examples for the disjoint batches of one episode."""
-    if batches * batch_size > examples:
-        message = (
-            f"needs {batches * batch_size} examples per episode ({batches} batches of {batch_size}), has {examples}"
-        )
+    if (needed := batches * batch_size) > examples:
+        message = f"needs {needed} examples per episode ({batches} batches of {batch_size}), has {examples}"
         raise DataError(f"task '{name}'", f"{message}; lower batch_size or inner_steps")
 
 
@@ -77,14 +78,14 @@ class Stream:
             self.epoch, self.offset = self.epoch + 1, 0
         chosen = self._permute(self.epoch)[self.offset : self.offset + needed]
         self.offset += needed
-        parts = [chosen[i : i + self.batch_size] for i in range(0, needed, self.batch_size)]
-        seen = {self.dataset.ids[i] for part in parts[:-1] for i in part}
+        *batches, last = chosen.reshape(-1, self.batch_size)
+        seen = {self.dataset.ids[i] for batch in batches for i in batch}
         # ids should be unique in a file; where they are not, a twin of a support example may not be a query
-        query = np.array([i for i in parts[-1] if self.dataset.ids[i] not in seen], dtype=np.int64)
+        query = np.array([i for i in last if self.dataset.ids[i] not in seen], dtype=np.int64)
         if not len(query):
             raise DataError(self.dataset.file, f"task '{self.name}': ids repeat so often that no query example is left")
-        self.count(sum(map(len, parts[:-1])) + len(query), batches=support + 1)
-        return parts[:-1], query
+        self.count(support * self.batch_size + len(query), batches=support + 1)
+        return batches, query
 
     def count(self, examples: int, batches: int = 1) -> None:
         """Count what was read."""
@@ -109,32 +110,26 @@ class Feed:
         self.step = 0
         self.steps = 1
         """Steps of the whole run; the loop sets it."""
-        self.draws = dict.fromkeys(self.tasks, 0)
-        self.planned = dict.fromkeys(self.tasks, 0.0)
+        self.draws, self.planned = dict.fromkeys(self.tasks, 0), dict.fromkeys(self.tasks, 0.0)
         self._tasks = dict(tasks)
-        self._sampler = sampler
-        self._seed = seed
-        self._chunks = grad_accumulation
+        self._sampler, self._seed = sampler, seed
+        self._chunks, self._pin = grad_accumulation, pin
         self.streams = {name: Stream(name, datasets[name], task.batch_size, seed) for name, task in tasks.items()}
         self._sizes = {name: len(datasets[name]) for name in self.tasks}
-        self._pin = pin
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="mtmeta-feed")
         self._ahead: dict[str, tuple[tuple[int, int], Future[Batch]]] = {}
-
-    # -- for algorithms
 
     def draw(self, count: int = 1, *, with_replacement: bool = False) -> list[str]:
         """`count` tasks drawn with the sampler's probabilities, in the recipe's order of tasks.
 
         Without replacement the weights of tasks already drawn in this step are taken out, so a task comes at most once.
-
         The order is fixed so that floating-point sums over the drawn tasks do not depend on the draw's order.
         """
         drawn: list[str] = []
         for slot in range(count):
             weights = self._probabilities(Draw(self.step * count + slot, self.steps * count))
             if not with_replacement:
-                weights = {name: 0.0 if name in drawn else weight for name, weight in weights.items()}
+                weights |= dict.fromkeys(drawn, 0.0)
             left = math.fsum(weights.values())
             if not left:
                 message = f"draws {count} different tasks, but only {slot} have a weight above 0; lower tasks_per_step"
@@ -172,8 +167,6 @@ class Feed:
         """Lambda of the task."""
         return self._tasks[task].loss_weight
 
-    # -- for the loop
-
     @property
     def batches_per_epoch(self) -> dict[str, int]:
         """Batches in one pass over each task's training set."""
@@ -199,17 +192,13 @@ class Feed:
 
     def state(self) -> dict[str, dict[str, float]]:
         """Return how far each stream has been read."""
-        counters = ("epoch", "offset", "batches", "examples")
-        return {
-            name: {key: getattr(stream, key) for key in counters}
-            | {"draws": self.draws[name], "planned": self.planned[name]}
-            for name, stream in self.streams.items()
-        }
+        read = {name: {key: getattr(stream, key) for key in COUNTERS} for name, stream in self.streams.items()}
+        return {name: read[name] | {"draws": self.draws[name], "planned": self.planned[name]} for name in read}
 
     def load_state(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Go on where `state` was taken."""
         for name, stream in self.streams.items():
-            for key in ("epoch", "offset", "batches", "examples"):
+            for key in COUNTERS:
                 setattr(stream, key, int(state[name][key]))
             self.draws[name], self.planned[name] = int(state[name]["draws"]), state[name]["planned"]
 
@@ -221,16 +210,12 @@ class Feed:
         total = math.fsum(weights.values())
         fair = all(math.isfinite(w) and w >= 0 for w in weights.values())
         if set(weights) != set(self.tasks) or not fair or not total > 0:
-            message = f"sampler '{self._sampler.name}' gives unusable weights {safe(str(weights))}"
-            raise fault(self._sampler, message)
+            raise fault(self._sampler, f"sampler '{self._sampler.name}' gives unusable weights {safe(str(weights))}")
         return {name: weights[name] / total for name in self.tasks}
 
     def _pick(self, weights: Mapping[str, float], at: float) -> str:
         """Inverse of the cumulative weights, in the recipe's order of tasks."""
-        names: Sequence[str] = [name for name in self.tasks if weights[name] > 0]
-        target, passed = at * math.fsum(weights.values()), 0.0
-        for name in names:
-            passed += weights[name]
-            if target < passed:
-                return name
-        return names[-1]
+        names = [name for name in self.tasks if weights[name] > 0]
+        target = at * math.fsum(weights.values())
+        sums = accumulate(weights[name] for name in names)
+        return next((name for name, passed in zip(names, sums, strict=True) if target < passed), names[-1])

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from mtmeta.core.api.contracts import Example, Task
 from mtmeta.core.api.option_types import SAMPLE, Carve
 from mtmeta.core.data.cache_key import cache_key
 from mtmeta.core.data.carving import carved, carved_digest
-from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, Texts, bad_rows_of, dataset_of, select
+from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, bad_rows_of, dataset_of, select
 from mtmeta.core.data.examples import bad_rows, write_examples
-from mtmeta.core.data.tokens import BLOCK, append_names, append_tokens
+from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens
 from mtmeta.core.errors import DataError
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.registry.guard import blame
@@ -38,7 +39,7 @@ def load_split(
     split: str,
     options: DataOptions,
     root: str,
-    backbone: Texts,
+    backbone: WithTokenizer,
     *,
     path: str | None = None,
     cache: Cache = UNCACHED,
@@ -50,11 +51,13 @@ def load_split(
     """
     given = path if path is not None else getattr(task, split)
     if given is None:
-        raise DataError(
-            f"task '{name}'", f"has no {split} file; add '{split}:' to the recipe or pass --file {name}=PATH"
-        )
+        fix = f"add '{split}:' to the recipe or pass --file {name}=PATH"
+        raise DataError(f"task '{name}'", f"has no {split} file; {fix}")
     if path is None and isinstance(task.dev, Carve) and split in ("train", "dev"):
-        return _load_carved(name, task, task.dev, split, options, root, backbone, cache, sources)
+        bare = replace(task, dev=None)
+        load = partial(load_split, name, bare, "train", options, root, backbone, cache=cache, sources=sources)
+        whole = _hold(cache, (bare, options, root), split, load)
+        return _carve(replace(whole, task=name), task.dev, split)
     strict = options.on_bad_rows == "error"
     if given == SAMPLE:
         examples = list(task.sample(split))
@@ -77,30 +80,33 @@ def _place(given: str, root: str, sources: Sources | None) -> Path:
     return Path(root) / given
 
 
-def _load_carved(
-    name: str,
-    task: Task,
-    carve: Carve,
-    split: str,
-    options: DataOptions,
-    root: str,
-    backbone: Texts,
-    cache: Cache,
-    sources: Sources | None,
-) -> Dataset:
-    """Load the training file and take from it the dev split, or the rest."""
-    bare = replace(task, dev=None)
-    asked, held = (bare, options, root), cache.held
-    whole = held[1] if held and held[0] == asked else None
-    if whole is None:
-        whole = load_split(name, bare, "train", options, root, backbone, cache=cache, sources=sources)
-    # dev is asked for right after train, and nothing keeps a file that has no key
+def _hold(cache: Cache, asked: tuple[object, ...], split: str, load: Callable[[], Dataset]) -> Dataset:
+    """Return a training file: dev is asked for right after train, and nothing else keeps a file that has no key."""
+    whole: Dataset = cache.held[1] if cache.held and cache.held[0] == asked else load()
     cache.held = (asked, whole) if split == "train" and cache is not UNCACHED else None
-    return _carve(replace(whole, task=name), carve, split)
+    return whole
+
+
+def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
+    """Return the dev split that `carve` takes out of a training set, or what it leaves."""
+    ranked = whole.labels.astype(np.int64)
+    if not whole.whole:
+        ranked[np.lexsort((whole.examples, whole.labels))] = np.arange(len(whole)) * QUANTILES // len(whole)
+    in_dev = carved(whole.texts, ranked, carve)
+    rows = np.flatnonzero(in_dev)
+    if not len(rows):
+        message = f"no dev split of {carve.fraction:g} can be taken out of {len(whole)} examples; name a dev file"
+        raise DataError(whole.file, message)
+    if split == "train":
+        return select(whole, np.flatnonzero(~in_dev))
+    dev = select(whole, rows)
+    sha256 = carved_digest(whole.sha256, carve, rows)
+    # bad rows are told of train, whose file it is
+    return replace(dev, split="dev", sha256=sha256, labels=dev.labels.copy(), skipped=0, bad=(), kinds={})
 
 
 def _load_file(
-    name: str, task: Task, split: str, file: DataFile, backbone: Texts, cache: Cache, *, strict: bool
+    name: str, task: Task, split: str, file: DataFile, backbone: WithTokenizer, cache: Cache, *, strict: bool
 ) -> Dataset:
     digest = file.sha256()
     state = _state(file)
@@ -130,7 +136,7 @@ def _state(file: DataFile) -> tuple[int, ...]:
 
 
 def from_examples(
-    name: str, task: Task, split: str, examples: Iterable[Example], backbone: Texts, *, strict: bool = True
+    name: str, task: Task, split: str, examples: Iterable[Example], backbone: WithTokenizer, *, strict: bool = True
 ) -> Dataset:
     """Return a dataset of examples in memory. Raises DataError for bad ones, or skips them unless `strict`."""
     entry = in_memory(lambda writer: write_examples(writer, task, SAMPLE, examples, backbone, strict=strict))
@@ -144,8 +150,7 @@ def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str]
         append_names(writer, [str(number) for number in range(len(texts))])
         writer.append("labels", np.zeros(len(texts)))
         writer.append("texts", np.zeros((len(texts), 1), dtype=np.uint64))
-        cut = append_tokens(writer, task.inputs, backbone.tokenizer, backbone.max_length, texts, pairs)
-        writer.append("cut", cut)
+        append_tokens(writer, task.inputs, backbone, texts, pairs)
         return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
     return dataset_of(name, "predict", "", in_memory(fill), "")
@@ -159,20 +164,3 @@ def _check_classes(task: Task, split: str, dataset: Dataset) -> None:
     if (dataset.labels[:BLOCK] == same).all() and (dataset.labels == same).all():  # a glance nearly always settles it
         label = classes[int(same)]
         raise DataError(dataset.file, f"all {len(dataset)} labels are {quote(label)}; there is nothing to learn")
-
-
-def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
-    """Return the dev split that `carve` takes out of a training set, or what it leaves."""
-    ranked = whole.labels.astype(np.int64)
-    if not whole.whole:
-        ranked[np.lexsort((whole.examples, whole.labels))] = np.arange(len(whole)) * QUANTILES // len(whole)
-    in_dev = carved(whole.texts, ranked, carve)
-    rows = np.flatnonzero(in_dev)
-    if not len(rows):
-        message = f"no dev split of {carve.fraction:g} can be taken out of {len(whole)} examples; name a dev file"
-        raise DataError(whole.file, message)
-    if split == "train":
-        return select(whole, np.flatnonzero(~in_dev))
-    dev = replace(select(whole, rows), split="dev", sha256=carved_digest(whole.sha256, carve, rows))
-    dev = replace(dev, skipped=0, bad=(), kinds={})  # told of train, whose file it is
-    return replace(dev, labels=dev.labels.copy())

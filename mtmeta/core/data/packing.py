@@ -39,26 +39,21 @@ def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> 
     segments = stores[0].types
     types = None if segments is None else torch.from_numpy(segments[where].astype(np.int64))
     values, counts = np.unique(lengths, return_counts=True)
-    order = np.empty(len(by_length), dtype=np.int64)
-    order[by_length] = np.arange(len(by_length))
     return Packed(
         ids=torch.from_numpy(ids.astype(np.int64)),
         positions=torch.from_numpy(positions),
         types=types,
         lengths=torch.from_numpy(lengths),
         groups=tuple(zip(counts.tolist(), values.tolist(), strict=True)),
-        order=torch.from_numpy(order),
+        order=torch.from_numpy(np.argsort(by_length)),
     )
 
 
 def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1, pin: bool = False) -> Batch:
     """Return the examples `indices` of a dataset as a batch of up to `chunks` chunks; page-locked if `pin`."""
-    parts = [part for part in np.array_split(indices, chunks) if len(part)]
-    return Batch(
-        task=dataset.task,
-        ids=tuple(dataset.ids[i] for i in indices),
-        chunks=tuple(pack_chunk(dataset, part, pin=pin) for part in parts),
-    )
+    parts = (part for part in np.array_split(indices, chunks) if len(part))
+    packed = tuple(pack_chunk(dataset, part, pin=pin) for part in parts)
+    return Batch(task=dataset.task, ids=tuple(dataset.ids[i] for i in indices), chunks=packed)
 
 
 def pack_chunk(dataset: Dataset, indices: NDArray[np.int64], *, pin: bool = False) -> Chunk:

@@ -58,10 +58,7 @@ def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Datase
 
 def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:
     """Return the indices of the examples of each class, or of each fifth of the ranking by label."""
-    labels = data.labels
+    stratum_of = data.labels.astype(np.int64)
     if not data.whole:
-        ranks = np.empty(len(labels), dtype=np.int64)
-        ranks[np.argsort(labels, kind="stable")] = np.arange(len(labels))
-        labels = (ranks * QUANTILES // len(labels)).astype(np.float64)
-    stratum_of = labels.astype(np.int64)
+        stratum_of[np.argsort(data.labels, kind="stable")] = np.arange(len(data)) * QUANTILES // len(data)
     return {label: np.flatnonzero(stratum_of == label) for label in np.unique(stratum_of).tolist()}

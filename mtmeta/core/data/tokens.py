@@ -14,13 +14,14 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmeta.core.api.backbone import Tokenizer
+from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer, Tokenizer
 from mtmeta.core.api.option_types import Inputs
 from mtmeta.core.storage.cache import Writer
 
 NO_WORD = re.compile(r"\W+")
 BLOCK = 8192  # examples handled at once: bounds memory, and keeps the tokenizer's threads busy
 Ints = NDArray[np.int64]
+WithTokenizer = LoadedBackbone | LoadedTokenizer
 
 
 class Ids(Sequence[str]):
@@ -85,26 +86,23 @@ class _Part(NamedTuple):
     lengths: Ints
     kept: Ints
 
-    def taken(self) -> Ints:
-        if self.kept.sum() == len(self.ids):
-            return self.ids
-        return self.ids[ramp(np.cumsum(self.lengths) - self.lengths, self.kept)]
-
 
 def append_tokens(
-    writer: Writer, inputs: Inputs, tokenizer: Tokenizer, max_length: int, texts: Sequence[str], pairs: Sequence[str]
-) -> NDArray[np.uint8]:
+    writer: Writer, inputs: Inputs, backbone: WithTokenizer, texts: Sequence[str], pairs: Sequence[str]
+) -> None:
     """Append the ids of the examples, special tokens in place, cut to `max_length` (pairs: the longer text first).
 
-    Returns how many texts of each example were cut [N]; the two of one sequence count as one.
+    `cut` tells how many texts of each example were cut [N]; the two of one sequence count as one.
     """
+    tokenizer = backbone.tokenizer
     prefix, middle, suffix = map(tuple, (tokenizer.prefix, tokenizer.middle, tokenizer.suffix))
     first, lengths = _flat(tokenizer, texts)
     special = len(prefix) + len(suffix)
+    cut = np.zeros(len(texts), dtype=np.uint8)
     if inputs == "cross":
         second, others = _flat(tokenizer, pairs)
-        room = max(0, max_length - special - len(middle))
-        cut = lengths + others > room
+        room = max(0, backbone.max_length - special - len(middle))
+        cut += lengths + others > room
         kept_b = np.where(cut, np.minimum(others, np.maximum(room // 2, room - lengths)), others)
         kept_a = np.where(cut, room - kept_b, lengths)
         one, two = _Part(first, lengths, kept_a), _Part(second, others, kept_b)
@@ -112,15 +110,14 @@ def append_tokens(
         counts = np.stack([len(prefix) + kept_a + len(middle), kept_b + len(suffix)], axis=1).reshape(-1)
         writer.append("full-0", (lengths + others + special + len(middle)).astype(np.int32))
         writer.append("types-0", np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(lengths)), counts))
-        return cut.astype(np.uint8)
-    room = max(0, max_length - special)
-    times = np.zeros(len(texts), dtype=np.uint8)
-    columns = [(first, lengths)] + ([_flat(tokenizer, pairs)] if inputs == "separate" else [])
-    for number, (ids, lengths) in enumerate(columns):
-        _append(writer, number, tokenizer, prefix, _Part(ids, lengths, np.minimum(lengths, room)), suffix)
-        writer.append(f"full-{number}", (lengths + special).astype(np.int32))
-        times += lengths > room
-    return times
+    else:
+        room = max(0, backbone.max_length - special)
+        columns = [(first, lengths)] + ([_flat(tokenizer, pairs)] if inputs == "separate" else [])
+        for number, (ids, lengths) in enumerate(columns):
+            _append(writer, number, tokenizer, prefix, _Part(ids, lengths, np.minimum(lengths, room)), suffix)
+            writer.append(f"full-{number}", (lengths + special).astype(np.int32))
+            cut += lengths > room
+    writer.append("cut", cut)
 
 
 def _append(writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int, ...] | _Part) -> None:
@@ -131,7 +128,9 @@ def _append(writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int,
     at = np.cumsum(totals) - totals  # where the next part of each sequence goes
     for part, size in zip(parts, sizes, strict=True):
         if isinstance(part, _Part):
-            ids[ramp(at, part.kept)] = part.taken()
+            is_cut = part.kept.sum() < len(part.ids)
+            starts = np.cumsum(part.lengths) - part.lengths
+            ids[ramp(at, part.kept)] = part.ids[ramp(starts, part.kept)] if is_cut else part.ids
         else:
             for offset, number in enumerate(part):
                 ids[at + offset] = number

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -62,8 +63,8 @@ class WebFile:
     @property
     def file(self) -> str:
         """Its name in our cache: the end of the address, of which plain letters stay."""
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", unquote(urlsplit(self.url).path.rpartition("/")[2]))
-        return name.lstrip(".")[-100:]
+        end = unquote(urlsplit(self.url).path.rpartition("/")[2])
+        return re.sub(r"[^A-Za-z0-9._-]", "_", end).lstrip(".")[-100:]
 
     def __str__(self) -> str:
         return f"{self.url}#sha256={self.sha256}"
@@ -101,7 +102,7 @@ def _web(url: str, digest: str) -> WebFile:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError:
-        raise ValueError(f"is no address; write {WEB_FORM}") from None
+        host = ""
     if not host or not url.isprintable() or " " in url:
         raise ValueError(f"is no address; write {WEB_FORM}")
     if parts.username is not None or parts.password is not None:
@@ -119,12 +120,9 @@ def _web(url: str, digest: str) -> WebFile:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
+    with suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host == "localhost"
 
 
 def parse_model(text: str) -> HubFile:

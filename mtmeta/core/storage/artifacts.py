@@ -14,7 +14,7 @@ from mtmeta.core.environment import cache_folder
 from mtmeta.core.errors import DataError, MachineError
 from mtmeta.core.storage.addresses import HubFile, WebFile, is_pinned, parse_file
 from mtmeta.core.storage.disk import fingerprint
-from mtmeta.core.storage.hub import ABSENT, Repository, is_damaged, shown_revision
+from mtmeta.core.storage.hub import ABSENT, Repository, is_damaged
 from mtmeta.core.wording import safe
 
 FOLDER = "files"  # in our cache, beside tokens and kernels; those go when unused, these stay
@@ -66,9 +66,7 @@ class Artifact:
     @property
     def folder(self) -> Path:
         """The folder in which the files of a repository lie."""
-        one = next(one for one in self.files.values() if one.path is not None)
-        assert one.path is not None
-        return one.path.parents[one.file.count("/")]
+        return next(one.path.parents[one.file.count("/")] for one in self.files.values() if one.path)
 
 
 def by_name(wants: Iterable[Want]) -> dict[str, Want]:
@@ -91,19 +89,20 @@ def want_file(name: str) -> Want:
     return Want(name, source, (source.path if isinstance(source, HubFile) else source.file,))
 
 
-def check_pin(artifact: Artifact) -> None:
-    """Raise DataError if a file of the hub is not the one that the recipe gives the hash of."""
+def pin_problem(artifact: Artifact) -> DataError | None:
+    """Return the refusal of a file of the hub that is not the one that the recipe gives the hash of."""
     source = artifact.want.source
     if isinstance(source, HubFile) and source.sha256 and (one := artifact.files[source.path]).sha256 != source.sha256:
         message = f"refused, its sha256 is {one.sha256}, expected {source.sha256}; check the revision and the hash"
-        raise DataError(safe(source.at(artifact.commit).partition("#")[0], 300), message)
+        return DataError(safe(source.at(artifact.commit).partition("#")[0], 300), message)
+    return None
 
 
-def stored(file: str, path: Path) -> Stored:
-    """Return a file in the cache of the hub, its hash taken and compared with what the cache says of it."""
+def stored(file: str, path: Path, expected: str = "") -> Stored:
+    """Return a file in a cache, its SHA-256 compared with the one expected, or with what the hub's cache says of it."""
     actual = fingerprint(path)
-    status: Status = "damaged" if is_damaged(path, actual["sha256"]) else "cached"
-    return Stored(file, status, path, actual["size"], actual["sha256"])
+    damaged = actual["sha256"] != expected if expected else is_damaged(path, actual["sha256"])
+    return Stored(file, "damaged" if damaged else "cached", path, **actual)
 
 
 def cached(want: Want, revision: str) -> Artifact:
@@ -127,17 +126,12 @@ def cached(want: Want, revision: str) -> Artifact:
 def cached_web_file(source: WebFile) -> Stored:
     """Return the file of an address, and whether it is there and has its hash. Raises MachineError."""
     path = web_path(source)
-    if not path.is_file():
-        return Stored(source.file, "missing")
-    actual = fingerprint(path)
-    status: Status = "cached" if actual["sha256"] == source.sha256 else "damaged"
-    return Stored(source.file, status, path, actual["size"], actual["sha256"])
+    return stored(source.file, path, source.sha256) if path.is_file() else Stored(source.file, "missing")
 
 
 def web_path(source: WebFile) -> Path:
     """Return where the file of an address goes. Raises MachineError where there is no cache."""
-    root = cache_folder()
-    if root is None:
+    if (root := cache_folder()) is None:
         message = "leaves no place for files fetched by address; set it to a folder, or unset it"
         raise MachineError("MTMETA_CACHE", message)
     return root / FOLDER / source.sha256 / source.file
@@ -149,8 +143,9 @@ def missing_text(artifact: Artifact) -> str:
     if isinstance(source, WebFile) or source.path:
         damaged = any(file.status == "damaged" for file in artifact.files.values())
         return safe(artifact.want.name, 300) + (" (damaged)" if damaged else "")
-    shown = f"{source.repository}@{shown_revision(artifact.commit or source.revision)}"
-    return safe(f"{shown} ({', '.join(artifact.missing)})", 300)
+    revision = artifact.commit or source.revision
+    shown = revision[:12] if is_pinned(revision) else revision  # of a commit, the part that people compare
+    return safe(f"{source.repository}@{shown} ({', '.join(artifact.missing)})", 300)
 
 
 def server_of(want: Want) -> str:
@@ -167,9 +162,9 @@ def remedy(*recipes: str | os.PathLike[str]) -> str:
 def pins_of(lock: Mapping[str, Any]) -> dict[str, str]:
     """Return commits by name, of what a lock says of its sources; whatever else stands there is left alone."""
     entries = lock.get("sources")
-    pins = {}
+    pins: dict[str, str] = {}
     for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("commit"), str):
-            if is_pinned(entry["commit"]):
-                pins[entry["name"]] = entry["commit"]
+        match entry:
+            case {"name": str(name), "commit": str(commit)} if is_pinned(commit):
+                pins[name] = commit
     return pins

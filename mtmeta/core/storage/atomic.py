@@ -47,10 +47,9 @@ def staged_folder(
 ) -> Iterator[Path]:
     """Make a folder, `scratch` or one beside `path`, to be filled, and rename it to `path` at the end.
 
-    Where a folder is there already, `replace` is asked: on true it is removed, on false it stays and the new one is
-    dropped; without `replace` that is an OSError. On an error nothing is left, nor folders that were made above it.
-    `mode` is that of the folder before the umask. A folder that is checked when it is read, and can be made anew, need
-    not be `durable`: it is not flushed to disk. Files are flushed by who writes them.
+    Where a folder is there already, `replace` is asked: on true it is removed, on false the new one is dropped; without
+    `replace` that is an OSError. On an error nothing is left, nor folders that were made above it. `mode` is before the
+    umask. Files are flushed to disk by who writes them, folders if `durable`: what can be made anew need not be.
     """
     path = path.absolute()
     scratch = scratch.absolute() if scratch else _beside(path)

@@ -34,6 +34,7 @@ MAPPED_BYTES = 2**20  # a smaller array is read: every mapping holds a file open
 KEPT_SECONDS = 30 * 86400  # entries not used for so long are removed when another one is made
 SCRATCH_SECONDS = 86400  # a scratch folder this old belongs to a process that was killed
 Arrays = dict[str, NDArray[Any]]
+Place = Callable[[str], IO[bytes]]  # opens the file of an array
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class _Damaged(Exception):
 class Writer:
     """Arrays that grow block by block; in memory there is never more than a block, unless `place` is memory."""
 
-    def __init__(self, place: Callable[[str], IO[bytes]]) -> None:
+    def __init__(self, place: Place) -> None:
         self._place = place
         self._columns: dict[str, _Column] = {}
 
@@ -66,9 +67,9 @@ class Writer:
         """Append to offsets, of which there is one more than there are lengths: 0, l0, l0 + l1 and so on."""
         if name not in self._columns:
             self.append(name, np.zeros(1, dtype=np.int64))
-        ends = self._columns[name].total + np.cumsum(lengths, dtype=np.int64)
-        self._columns[name].total = int(ends[-1]) if len(ends) else self._columns[name].total
-        self.append(name, ends)
+        column = self._columns[name]
+        column.append(column.total + np.cumsum(lengths, dtype=np.int64))
+        column.total += int(lengths.sum())
 
     def finish(self) -> tuple[Arrays, dict[str, Any]]:
         """Return the arrays, mapped, and for each what a manifest says about it."""
@@ -81,6 +82,9 @@ class Writer:
             if not isinstance(column.file, io.BytesIO):  # a buffer in use cannot be closed
                 with suppress(OSError):
                     column.file.close()
+
+
+Fill = Callable[[Writer], dict[str, Any]]  # writes the arrays of an entry, and returns what is stored beside them
 
 
 class _Column:
@@ -111,10 +115,7 @@ class _Column:
 
 
 class Cache:
-    """A folder `root` of entries; without one they are made anew each time.
-
-    `warn` hears of damage, and once of a root that cannot be written.
-    """
+    """A folder `root` of entries, or none at all; `warn` hears of damage, and once of a root that cannot be written."""
 
     def __init__(self, root: Path | None, warn: Callable[[str], None] = lambda text: None) -> None:
         self.root = root
@@ -135,7 +136,7 @@ class Cache:
             os.utime(folder / MANIFEST)
         return entry
 
-    def put(self, key: str | None, fill: Callable[[Writer], dict[str, Any]]) -> Entry:
+    def put(self, key: str | None, fill: Fill) -> Entry:
         """Return the entry that `fill` writes; where a place cannot take it, `fill` is called again for the next one.
 
         `fill` returns what is stored beside the arrays, as JSON. Whatever it raises leaves nothing behind.
@@ -146,10 +147,10 @@ class Cache:
             return _entry(fill, lambda name: tempfile.TemporaryFile(prefix="mtmeta-"))  # unlinked from the beginning
         return in_memory(fill)
 
-    def _put(self, root: Path, key: str, fill: Callable[[Writer], dict[str, Any]]) -> Entry | None:
+    def _put(self, root: Path, key: str, fill: Fill) -> Entry | None:
         """Return the entry that `fill` writes below `root`; None, and no root from now on, where it cannot."""
         folder, scratch = root / f"{ENTRY}{key}", root / f"{SCRATCH}{secrets.token_hex(8)}.tmp"
-        entry: Entry | None = None
+        entry = None
         try:
             root.mkdir(parents=True, exist_ok=True, mode=0o700)  # what is in the data is the user's own
             # where another process was faster, its entry stays: it holds the same
@@ -163,30 +164,24 @@ class Cache:
         return entry
 
 
-def in_memory(fill: Callable[[Writer], dict[str, Any]]) -> Entry:
+def in_memory(fill: Fill) -> Entry:
     """Return the entry that `fill` writes, in memory."""
     return _entry(fill, lambda name: io.BytesIO())
 
 
-def _entry(
-    fill: Callable[[Writer], dict[str, Any]], place: Callable[[str], IO[bytes]], folder: Path | None = None
-) -> Entry:
+def _entry(fill: Fill, place: Place, folder: Path | None = None) -> Entry:
     """Return the entry that `fill` writes to the files of `place`, with a manifest in `folder` if there is one."""
     writer = Writer(place)
     try:
         meta = fill(writer)
         arrays, described = writer.finish()
         if folder is not None:
-            _write_manifest(folder, described, meta)
+            text = json.dumps({"arrays": described, "meta": meta})
+            digest = hashlib.sha256(text.encode()).hexdigest()  # of the manifest itself, on a line before it
+            (folder / MANIFEST).write_text(f"{digest}\n{text}\n", encoding="utf-8")
         return Entry(arrays, meta)
     finally:
         writer.close()
-
-
-def _write_manifest(folder: Path, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
-    text = json.dumps({"arrays": arrays, "meta": meta})
-    digest = hashlib.sha256(text.encode()).hexdigest()  # of the manifest itself, on a line before it
-    (folder / MANIFEST).write_text(f"{digest}\n{text}\n", encoding="utf-8")
 
 
 def _read(folder: Path) -> Entry:
@@ -227,7 +222,6 @@ def _load(path: Path, described: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return the array in a file, read-only."""
     if math.prod(shape) * dtype.itemsize >= MAPPED_BYTES:
         return np.memmap(file, dtype=dtype, mode="r", shape=shape).view(np.ndarray)
     file.seek(0)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.errors import CheckpointError, MachineError
 from mtmeta.core.storage.atomic import atomic_file, make_folder
@@ -21,21 +21,9 @@ Fingerprint = dict[str, Any]
 """`{"size": bytes, "sha256": hex}` of a file."""
 SPARE = 2**16  # bytes for the names in safetensors headers, JSON and directories
 BUFFER = 2**20
-DTYPES = {
-    "torch.float64": "F64",
-    "torch.float32": "F32",
-    "torch.bfloat16": "BF16",
-    "torch.float16": "F16",
-    "torch.int64": "I64",
-    "torch.int32": "I32",
-    "torch.int16": "I16",
-    "torch.int8": "I8",
-    "torch.uint8": "U8",
-    "torch.bool": "BOOL",
-}
-
-
-# -------------------------------------------------------------------------------------------------- writing
+DTYPES = {"torch.bfloat16": "BF16", "torch.uint8": "U8", "torch.bool": "BOOL"}
+DTYPES |= {f"torch.float{bits}": f"F{bits}" for bits in (16, 32, 64)}
+DTYPES |= {f"torch.int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -54,9 +42,8 @@ def write_synced(path: Path, data: bytes) -> Fingerprint:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> Fingerprint:
     """Write a safetensors file, tensor by tensor, flushed to disk; `about` is its metadata.
 
-    The library's own writer would do for the bytes, which are the same, but it makes files that only their owner may
-    read, hides the system's reason for a failure, and says nothing of what it wrote, so that a bit that flips on the
-    way would pass for written.
+    The library's own writer makes the same bytes, but files that only their owner may read; it hides the system's
+    reason for a failure, and gives no hash of what it wrote, so that a bit that flips on the way would pass.
     """
     import torch  # here, so that whoever only reads a run directory does without
 
@@ -90,18 +77,10 @@ def _write(path: Path, fill: Callable[[Callable[[Any], None]], None]) -> Fingerp
         fill(put)
         file.flush()
         os.fsync(file.fileno())
-        _forget(file)
+        if hasattr(os, "posix_fadvise"):  # so that whoever reads it next is told by the disk what lies there
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return {"size": size, "sha256": digest.hexdigest()}
-
-
-def _forget(file: IO[bytes]) -> None:
-    """Drop a file from the page cache, so that whoever reads it next is told by the disk what lies there."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-# -------------------------------------------------------------------------------------------------- reading
 
 
 def fingerprint(path: Path) -> Fingerprint:
@@ -120,9 +99,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes(), parse_constant=refuse)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(str(path), f"cannot be read ({safe(str(error))})") from error
-
-
-# --------------------------------------------------------------------------------------------------- errors
 
 
 def check_space(folder: Path, needed: int, newest: Callable[[], str]) -> None:

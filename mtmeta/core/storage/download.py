@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,17 +52,20 @@ class Unreachable(Exception):
 
 @dataclass(frozen=True)
 class Download:
-    """A file to fetch, where it goes, and the hash it must have: `sha256`, or `sha1` as git names a blob."""
+    """A file to fetch, where it goes, and the hash it must have: its SHA-256, or the SHA-1 by which git names it."""
 
     label: str
     url: str
     target: Path
-    algorithm: str
     digest: str
     size: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     replace: bool = False
     """Whether the target is there and damaged."""
+
+    @property
+    def algorithm(self) -> str:
+        return "sha256" if len(self.digest) == 64 else "sha1"
 
     @property
     def partial(self) -> Path:
@@ -96,14 +99,11 @@ def download(job: Download, watcher: Watcher) -> bool:
 @contextlib.contextmanager
 def _locked(job: Download, watcher: Watcher) -> Iterator[BinaryIO]:
     """Open the partial file, locked. Without locks the hash still tells what two writers made of it."""
-
-    def busy(handle: int) -> None:
-        watcher.note(f"{job.label}: waits for another process, which is fetching it")
-
+    waits = f"{job.label}: waits for another process, which is fetching it"
     with contextlib.ExitStack() as stack:
         with _writing(job.target.parent):
             make_folder(job.target.parent)
-            handle = stack.enter_context(file_lock(job.partial, busy))
+            handle = stack.enter_context(file_lock(job.partial, lambda _: watcher.note(waits)))
         yield open(handle, "r+b", buffering=0, closefd=False)  # unbuffered: a kill loses nothing
 
 
@@ -111,8 +111,7 @@ def _fill(job: Download, file: BinaryIO, watcher: Watcher) -> str:
     """Bring the file to its end; returns its hash."""
     done, complete = os.fstat(file.fileno()).st_size, False
     if job.size is not None and done > job.size:
-        file.truncate(0)
-        done = 0
+        done = file.truncate(0)
     watcher.begin(job.label, done, job.size)
     try:
         if job.size is None or done < job.size or not done:
@@ -160,9 +159,9 @@ def _once(job: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
         if status in TRANSIENT:
             raise Unreachable(f"the server answers {status}")
         hf_raise_for_status(response)
-        if start and not (status == 206 and _starts_at(response, start)):
-            file.truncate(0)  # it sends all of it again
-            start = 0
+        sent = response.headers.get("Content-Range", "")
+        if start and not (status == 206 and sent.startswith(f"bytes {start}-")):
+            start = file.truncate(0)  # it sends all of it again
         done, total = start, _total(response) or job.size
         _check_room(job, (total or 0) - done)
         chunks = response.iter_bytes()  # as they come: what a chunk of a given size still lacks would be lost in a cut
@@ -210,8 +209,7 @@ def reason(error: BaseException) -> str:
 
 def transient(error: BaseException) -> bool:
     """Return whether a failed request may succeed a moment later: a busy server, a lost connection."""
-    response = getattr(error, "response", None)
-    if response is not None:
+    if (response := getattr(error, "response", None)) is not None:
         return getattr(response, "status_code", 0) in TRANSIENT
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
 
@@ -222,10 +220,6 @@ def _total(response: Any) -> int | None:
     if not given and response.status_code == 200 and not response.headers.get("Content-Encoding"):
         given = response.headers.get("Content-Length", "")
     return int(given) if given.isdecimal() else None
-
-
-def _starts_at(response: Any, start: int) -> bool:
-    return bool(response.headers.get("Content-Range", "").startswith(f"bytes {start}-"))
 
 
 def _check_room(job: Download, needed: int) -> None:
@@ -240,8 +234,4 @@ def git_sha1(path: Path) -> str:
     """Return the hash by which git, and so the hub, names a file that is not in large-file storage."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        read: Callable[[], bytes] = lambda: file.read(2**20)  # noqa: E731
-        for block in iter(read, b""):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)).hexdigest()

@@ -16,12 +16,12 @@ import logging
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mtmeta.core.errors import MachineError, MtmetaError
-from mtmeta.core.storage.addresses import is_pinned
+from mtmeta.core.errors import MachineError
 from mtmeta.core.storage.download import WAITS, Download, Unreachable, Watcher, download, git_sha1, reason, transient
 from mtmeta.core.wording import quote, safe
 
@@ -83,10 +83,8 @@ class Repository:
                 metadata = get_hf_file_metadata(url)
                 break
             except EntryNotFoundError:
-                try:  # the library notes in its cache that there is none
+                with suppress(EntryNotFoundError):  # the library notes in its cache that there is none
                     hf_hub_download(self.name, file, repo_type=self.kind, revision=revision)
-                except EntryNotFoundError:
-                    pass
                 raise ABSENT from None
             except OfflineModeIsEnabled as error:
                 raise Unreachable("HF_HUB_OFFLINE is set") from error
@@ -117,14 +115,11 @@ class Repository:
         if BLOB.fullmatch(metadata.etag):  # a mirror may have etags of another kind; then the library has it all
             folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.name, repo_type=self.kind)
             blob = folder / "blobs" / metadata.etag
-            fetched = damaged or not blob.exists()
-            if fetched:
-                algorithm = "sha256" if len(metadata.etag) == 64 else "sha1"
+            if fetched := damaged or not blob.exists():
                 job = Download(
                     label=f"{self.name}: {file}",
                     url=metadata.url,
                     target=blob,
-                    algorithm=algorithm,
                     digest=metadata.etag,
                     size=metadata.size,
                     headers=build_hf_headers(library_name="mtmeta"),
@@ -156,13 +151,11 @@ def is_damaged(path: Path, sha256: str) -> bool:
     return name != (sha256 if len(name) == 64 else git_sha1(path))
 
 
-def explain(name: str, revision: str, kind: str, error: Exception) -> MtmetaError:
+def explain(name: str, revision: str, kind: str, error: Exception) -> MachineError:
     """Return the error that the library raised about a repository, as one line."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     place = f"hub: {quote(name)}"
-    if isinstance(error, MtmetaError):
-        return error
     if isinstance(error, GatedRepoError):
         return MachineError(place, "needs a token; set HF_TOKEN")
     if isinstance(error, RevisionNotFoundError):
@@ -171,11 +164,6 @@ def explain(name: str, revision: str, kind: str, error: Exception) -> MtmetaErro
         other = "; a data set is named hf://datasets/ORG/NAME@REVISION/FILE" if kind == "model file" else ""
         return MachineError(place, f"not found, or private; check the name or set HF_TOKEN{other}")
     return MachineError(place, f"cannot be fetched ({safe(reason(error), 200)})")
-
-
-def shown_revision(revision: str) -> str:
-    """Return a commit shortened to what people compare."""
-    return revision[:12] if is_pinned(revision) else revision
 
 
 def _hush() -> None:

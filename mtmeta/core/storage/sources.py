@@ -7,26 +7,154 @@ local paths.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mtmeta.core.errors import DataError, MachineError, MtmetaError, WeightsError, raise_all
-from mtmeta.core.storage.addresses import parse_model
-from mtmeta.core.storage.artifacts import Artifact, Want, by_name, check_pin, missing_text, server_of, want_file
-from mtmeta.core.storage.download import Unreachable, Watcher
-from mtmeta.core.storage.fetcher import Fetcher
-from mtmeta.core.storage.hub import is_offline
-from mtmeta.core.wording import safe
+from mtmeta.core.storage import artifacts
+from mtmeta.core.storage.addresses import HubFile, WebFile, is_pinned, parse_model
+from mtmeta.core.storage.artifacts import Artifact, Stored, Want, by_name, cached_web_file, stored, want_file
+from mtmeta.core.storage.download import Download, Unreachable, Watcher, WrongHash, download, reason
+from mtmeta.core.storage.hub import ABSENT, Absent, Repository, explain, is_offline, size_of
+from mtmeta.core.wording import quote, safe
 
 MAX_LISTED = 20
 
 
-class Sources:
-    """The files that recipes name elsewhere. `pins` are commits by name, which win over a branch.
+class Fetcher:
+    """Asks the hub and other servers. `pins` are commits by name, which win over a branch."""
 
-    Nothing is fetched in `planning`; what is asked for is only noted in `wants`.
-    """
+    def __init__(self, pins: Mapping[str, str], watcher: Watcher) -> None:
+        self.pins, self.watcher = dict(pins), watcher
+
+    def cached(self, want: Want) -> Artifact:
+        """Return the files of `want` as the caches have them."""
+        return artifacts.cached(want, self._revision(want))
+
+    def bring(self, want: Want) -> Artifact:
+        """Return `want` with its files in the cache, fetched where they were not. Raises Unreachable, MtmetaError."""
+        kind: Callable[[str, str], MtmetaError] = WeightsError if want.weights else DataError
+        try:
+            if isinstance(want.source, WebFile):
+                return self._bring_web(want, want.source)
+            return self._bring_hub(want, want.source)
+        except WrongHash as error:
+            raise kind(safe(want.name, 300), f"refused, its {error}; check the name and the hash") from error
+        except (MtmetaError, Unreachable):
+            raise
+        except Exception as error:
+            raise self._refused(want, error) from error
+
+    def sizes(self, artifact: Artifact) -> tuple[str, list[Stored]]:
+        """Return the commit and the files, with the sizes that the hub or the server gives for what is missing."""
+        want, commit, files = artifact.want, artifact.commit, dict(artifact.files)
+        for file in reversed(want.files):  # those first that must be there
+            if files[file].path is not None or files[file].status == "absent":
+                continue
+            try:
+                if isinstance(want.source, WebFile):
+                    size = size_of(want.source.url)
+                else:
+                    repository = Repository(want.source.kind, want.source.repository)
+                    metadata = repository.ask(file, commit or self._revision(want))
+                    commit, size = commit or metadata.commit, metadata.size
+                files[file] = replace(files[file], status="missing", size=size)
+            except Absent:
+                files[file] = self._absent(want, file)
+            except Unreachable:
+                break
+            except Exception as error:
+                raise self._refused(want, error) from error
+        return commit, [files[file] for file in want.files]
+
+    def _revision(self, want: Want) -> str:
+        return self.pins.get(want.name, want.revision)
+
+    def _refused(self, want: Want, error: Exception) -> MtmetaError:
+        """Return as one line what the hub's library raised, whose classes change between releases."""
+        if isinstance(error, MtmetaError):
+            return error
+        if isinstance(want.source, HubFile):
+            kind = "weights" if want.weights else f"{want.source.kind} file"
+            return explain(want.source.repository, self._revision(want), kind, error)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        why = f"the server answers {status}" if status else reason(error)
+        return DataError(safe(want.source.url, 300), f"cannot be fetched ({why}); check the address")
+
+    def _bring_web(self, want: Want, source: WebFile) -> Artifact:
+        before = cached_web_file(source)
+        if before.status == "cached":
+            return Artifact(want, files={source.file: before})
+        if damaged := before.status == "damaged":
+            self.watcher.note(f"{before.path}: damaged; fetching it again")
+        place = artifacts.web_path(source)
+        job = Download(label=source.file, url=source.url, target=place, digest=source.sha256, replace=damaged)
+        fetched = download(job, self.watcher)
+        after = cached_web_file(source)
+        return Artifact(want, files={source.file: replace(after, status="fetched") if fetched else after})
+
+    def _bring_hub(self, want: Want, source: HubFile) -> Artifact:
+        repository = Repository(source.kind, source.repository)
+        revision = self._revision(want)
+        commit = revision if is_pinned(revision) else self._resolve(repository, want, revision)
+        files: dict[str, Stored] = {}
+        for file in want.files:
+            path = repository.find(file, commit)
+            if isinstance(path, Path):
+                files[file] = stored(file, path)
+                if files[file].status == "cached":
+                    continue
+                self.watcher.note(f"{path}: damaged; fetching it again")
+            elif path is ABSENT and file in want.optional:
+                files[file] = Stored(file, "absent")
+                continue
+            try:
+                files[file] = self._bring_file(repository, file, commit, revision, damaged=file in files)
+            except Absent:
+                files[file] = self._absent(want, file)
+        return Artifact(want, commit, files)
+
+    def _bring_file(self, repository: Repository, file: str, commit: str, revision: str, *, damaged: bool) -> Stored:
+        path, fetched = repository.bring(file, commit, revision, self.watcher, damaged=damaged)
+        result = stored(file, path)
+        if result.status == "damaged":  # it was there already, in another snapshot
+            self.watcher.note(f"{path}: damaged; fetching it again")
+            path, fetched = repository.bring(file, commit, revision, self.watcher, damaged=True)
+            result = stored(file, path)
+        return replace(result, status="fetched") if fetched else result
+
+    def _resolve(self, repository: Repository, want: Want, revision: str) -> str:
+        """Return the commit of a branch or tag; without a network the one that it had when it was last seen."""
+        try:
+            return repository.ask(want.files[-1], revision).commit
+        except Absent:
+            raise self._no_file(want, want.files[-1]) from None
+        except Unreachable:
+            artifact = self.cached(want)
+            if artifact.missing:
+                raise
+            return artifact.commit
+
+    def _absent(self, want: Want, file: str) -> Stored:
+        """Return the entry of a file that the repository does not have. Raises MtmetaError if it must be there."""
+        if file not in want.optional:
+            raise self._no_file(want, file) from None
+        return Stored(file, "absent")
+
+    @staticmethod
+    def _no_file(want: Want, file: str) -> MtmetaError:
+        source = want.source
+        assert isinstance(source, HubFile)
+        place = f"hub: {quote(source.repository)}"
+        if want.weights:
+            return WeightsError(place, f"has no {file} at revision {quote(source.revision)}; name another repository")
+        return DataError(place, f"has no file {quote(file)} at revision {quote(source.revision)}; check the name")
+
+
+class Sources:
+    """The files that recipes name elsewhere; in `planning` what is asked for is only noted in `wants`."""
 
     def __init__(
         self,
@@ -49,9 +177,7 @@ class Sources:
         if self.planning:
             self.wants[name] = want
             return Path(want.files[0])
-        path = self._get(want).files[want.files[0]].path
-        assert path is not None
-        return path
+        return self._get(want).folder / want.files[0]
 
     def folder(self, name: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Path:
         """Return a folder with files of the model repository `ORG/NAME@REVISION` (`hf://` may stand before it).
@@ -84,10 +210,9 @@ class Sources:
         for want in wants:
             if want.name in self.artifacts:
                 continue
-            server = server_of(want)
+            server = artifacts.server_of(want)
             try:
-                skip = offline or server in down
-                artifact = self.fetcher.cached(want) if skip else self.fetcher.bring(want)
+                artifact = self.fetcher.cached(want) if offline or server in down else self.fetcher.bring(want)
             except Unreachable as error:
                 down[server] = f"{server} cannot be reached ({error})"
                 artifact = self.fetcher.cached(want)
@@ -96,23 +221,19 @@ class Sources:
                 continue
             if artifact.missing:
                 missing.append(artifact)
-                continue
-            try:
-                check_pin(artifact)
-            except DataError as error:
-                problems.append(error)
+            elif problem := artifacts.pin_problem(artifact):
+                problems.append(problem)
             else:
                 self.artifacts[want.name] = artifact
         if missing:
             why = "HF_HUB_OFFLINE is set" if offline else " and ".join(down.values())
-            problems.append(self._missing(missing, why))
+            count = sum(len(artifact.missing) for artifact in missing)
+            are = f"{count} file{'s are' if count > 1 else ' is'} not in the cache"
+            listed = [artifacts.missing_text(one) for one in missing[:MAX_LISTED]] + ["..."] * (
+                len(missing) > MAX_LISTED
+            )
+            problems.append(MachineError("", f"{are} and {why}: {'; '.join(listed)}; {self.remedy}"))
         raise_all(problems)
-
-    def _missing(self, missing: Sequence[Artifact], why: str) -> MachineError:
-        count = sum(len(artifact.missing) for artifact in missing)
-        listed = [missing_text(artifact) for artifact in missing[:MAX_LISTED]] + ["..."] * (len(missing) > MAX_LISTED)
-        are = f"{count} file{'s are' if count > 1 else ' is'} not in the cache"
-        return MachineError("", f"{are} and {why}: {'; '.join(listed)}; {self.remedy}")
 
     def lock(self) -> list[dict[str, Any]]:
         """Return name, commit and hashes of everything that was asked for, for recipe.lock.yaml."""

@@ -52,18 +52,15 @@ class Destination:
             raise UsageError(str(path / MANIFEST), f"is damaged; remove the folder, or {FIX}") from None
         there = {str(file.relative_to(path)): file for file in _files(path)}
         if others := sorted(there.keys() - files.keys() - {MANIFEST}):
-            message = f"holds {quote(others[0])}, which no export wrote; move it away, or {FIX}"
-            raise UsageError(f"{path}/", message)
+            raise UsageError(f"{path}/", f"holds {quote(others[0])}, which no export wrote; move it away, or {FIX}")
         if self.fresh:
             return
         if before != (self.run, self.form):
             which = "of another run" if before[0] != self.run else f"in format {quote(before[1])}"
             raise UsageError(f"{path}/", f"holds an export {which}; {FIX}, or give --fresh to replace it")
-        changed = [
-            name for name, file in sorted(there.items()) if name != MANIFEST and fingerprint(file) != files[name]
-        ]
-        if changed:
-            raise UsageError(f"{path}/", f"{quote(changed[0])} was changed since; {FIX}, or give --fresh to replace it")
+        for name in sorted(there.keys() - {MANIFEST}):
+            if fingerprint(there[name]) != files[name]:
+                raise UsageError(f"{path}/", f"{quote(name)} was changed since; {FIX}, or give --fresh to replace it")
 
     @contextlib.contextmanager
     def staged(self) -> Iterator[StagingFolder]:
@@ -111,9 +108,8 @@ def _clear(parent: Path, name: str) -> None:
     """Remove staging folders of this place that a kill left, unless their process still runs."""
     for path in parent.glob(".*.tmp"):
         owner, _, pid = path.name.removeprefix(".").removesuffix(".tmp").rpartition(".")
-        if owner != name or not pid.isdecimal() or (int(pid) != os.getpid() and _alive(int(pid))):
-            continue
-        shutil.rmtree(path, ignore_errors=True)
+        if owner == name and pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:

@@ -8,24 +8,26 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables import parquet
 from mtmeta.core.tables.bad_rows import BadRowError, BadRows
 from mtmeta.core.tables.delimited import DelimitedReader
-from mtmeta.core.tables.fields import parse_object
-from mtmeta.core.tables.text_file import decode, open_file, read_lines
-from mtmeta.core.wording import did_you_mean, plural, quote, safe
+from mtmeta.core.tables.text_file import decode, open_file, parse_object, read_lines
+from mtmeta.core.wording import did_you_mean, quote, safe
 
 __all__ = ["DataFile", "Dialect", "Row"]
 
-Records = Iterator[tuple[int, Mapping[str, object]]]
+Lines = Iterable[tuple[int, Any]]
+"""The numbers of lines, and each as its format reads it."""
+Parsed = TypeVar("Parsed")
+Record = Mapping[str, object]
 MAX_COMPARED = 1000  # column names compared with a mistyped one
 NO_TEXT = (dict, list, bytes)
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -91,30 +93,20 @@ class DataFile(os.PathLike[str]):
     def rows(self, *columns: str) -> Iterator[Row]:
         """Yield the good rows with the named columns (all if none is named); DataError if the file is unusable."""
         self.bad.clear()
-        read = self._parquet_records if self.is_parquet else self._json_records if self._jsonl else self._records
-        number = 0
+        row = None
         with self._open() as file:
-            for number, record in read(file, columns):
-                try:
-                    row = self._row(number, record, columns)
-                except BadRowError as error:
-                    self._skip(number, error)
-                else:
-                    yield row
-        if not number and not self.bad:
+            lines, parse = self._records(file, columns)
+            for _, row in self._good(lines, lambda line, raw: self._row(line, parse(line, raw), columns)):
+                yield row
+        if row is None and not self.bad:
             raise DataError(self._place, "no examples")
 
     def texts(self) -> Iterator[tuple[int, str]]:
         """Yield each line with its 1-based number, as text that is no table; bad ones are kept as those of rows are."""
         self.bad.clear()
+        encoding = self.dialect.encoding
         with self._open() as file:
-            for number, raw in self._lines(file):
-                try:
-                    text = self._text("line", decode(raw, self.dialect.encoding))
-                except BadRowError as error:
-                    self._skip(number, error)
-                else:
-                    yield number, text
+            yield from self._good(self._lines(file), lambda _, raw: self._text("line", decode(raw, encoding)))
 
     def _open(self) -> AbstractContextManager[BufferedReader]:
         return open_file(self.path) if self._stream is None else nullcontext(self._stream)
@@ -123,52 +115,44 @@ class DataFile(os.PathLike[str]):
         return read_lines(file, self._place, self.dialect.encoding)
 
     def _delimited(self, file: BufferedReader) -> DelimitedReader:
-        quoted, multiline = self.dialect.quoting == "csv", self.dialect.multiline
-        return DelimitedReader(
-            self._lines(file), self._place, self.dialect.encoding, quoted=quoted, multiline=multiline
-        )
+        lines, dialect, quoted = self._lines(file), self.dialect, self.dialect.quoting == "csv"
+        return DelimitedReader(lines, self._place, dialect.encoding, quoted=quoted, multiline=dialect.multiline)
 
-    def _records(self, file: BufferedReader, columns: Sequence[str]) -> Records:
-        """Yield the 1-based line and the fields of each row of a CSV or TSV file."""
-        reader = self._delimited(file)
-        names = reader.names
-        self._check_columns(columns, names)
-        for number, raw in reader.lines:
-            if not raw:
-                continue
+    def _good(self, lines: Lines, parse: Callable[[int, Any], Parsed]) -> Iterator[tuple[int, Parsed]]:
+        """Yield each line's number and what `parse` makes of it; a line that it refuses goes to `bad`."""
+        for number, raw in lines:
             try:
-                fields = reader.fields(number, raw)
-                if len(fields) != len(names):
-                    reason = f"{plural(len(fields), 'field')}, expected {len(names)}"
-                    raise BadRowError("wrong number of fields", reason)
+                parsed = parse(number, raw)
             except BadRowError as error:
-                self._skip(number, error)
+                self.bad.add(number, str(error), error.kind)
             else:
-                yield number, dict(zip(names, fields, strict=True))
+                yield number, parsed
 
-    def _json_records(self, file: BufferedReader, columns: Sequence[str]) -> Records:
-        """Yield the 1-based line and the object of each row of a JSONL file."""
+    def _records(self, file: BufferedReader, columns: Sequence[str]) -> tuple[Lines, Callable[[int, Any], Record]]:
+        """Return the numbered rows that are not blank, and what makes a record of one. Raises DataError."""
+        if self.is_parquet:
+            self._check_columns(columns, parquet.columns(file, self._place))
+            wanted = [*columns, "id"] if columns else []
+            return enumerate(parquet.rows(file, self._place, wanted), 1), lambda _, record: record
+        if self._jsonl:
+            lines, parse = self._lines(file), self._json_parser(columns)
+        else:
+            reader = self._delimited(file)
+            self._check_columns(columns, reader.names)
+            lines, parse = reader.lines, reader.record
+        return ((number, raw) for number, raw in lines if raw), parse
+
+    def _json_parser(self, columns: Sequence[str]) -> Callable[[int, bytes], Record]:
         names: list[str] = []
-        for number, raw in self._lines(file):
-            if not raw:
-                continue
-            try:
-                record = parse_object(decode(raw, self.dialect.encoding))
-            except BadRowError as error:
-                self._skip(number, error)
-                continue
+
+        def parse(number: int, raw: bytes) -> Record:
+            record = parse_object(decode(raw, self.dialect.encoding))
             if not names:  # the first row decides which columns there are
-                names = list(record)
+                names.extend(record)
                 self._check_columns(columns, names)
-            yield number, record
+            return record
 
-    def _parquet_records(self, file: BufferedReader, columns: Sequence[str]) -> Records:
-        """Yield the 1-based number and the values of each row of a Parquet file."""
-        self._check_columns(columns, parquet.columns(file, self._place))
-        yield from enumerate(parquet.rows(file, self._place, [*columns, "id"] if columns else []), 1)
-
-    def _skip(self, number: int, error: BadRowError) -> None:
-        self.bad.add(number, str(error), error.kind)
+        return parse
 
     def _check_columns(self, wanted: Sequence[str], names: Sequence[str]) -> None:
         known = [name for name in names if name]
@@ -178,7 +162,7 @@ class DataFile(os.PathLike[str]):
                 near = did_you_mean(name, known[:MAX_COMPARED])
                 raise DataError(self._place, f"no column {quote(name)}; columns are: {listed}{near}")
 
-    def _row(self, line: int, record: Mapping[str, object], columns: Sequence[str]) -> Row:
+    def _row(self, line: int, record: Record, columns: Sequence[str]) -> Row:
         row = Row()
         for name in columns or [key for key, value in record.items() if key and not isinstance(value, NO_TEXT)]:
             if name not in record:

@@ -10,12 +10,32 @@ from pathlib import Path
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables import text_file
 from mtmeta.core.tables.bad_rows import BadRowError
-from mtmeta.core.tables.fields import split_fields
 from mtmeta.core.tables.text_file import decode
 from mtmeta.core.wording import plural, quote
 
 MAX_JOINED, MAX_SCANNED = 1000, 100_000  # lines of one quoted field if multiline; lines read to see how far it runs
+QUOTED = re.compile(r'"((?:[^"]++|"")*+)("?)')  # from an opening quote on; group 2 is the closing one, if any
 CLOSES = re.compile(r'(?:[^"]++|"")*+"')  # a line inside a quoted field that closes the field
+
+
+def split_fields(text: str, delimiter: str) -> list[str] | None:
+    """Return the fields of a line; [] if text follows a closing quote, None if the last field does not close."""
+    # as csv.reader(strict=True), which has one field limit for the whole process and ends a row at a lone CR
+    fields: list[str] = []
+    at = 0
+    while at <= len(text):
+        if quoted := QUOTED.match(text, at):
+            end = quoted.end()
+            if not quoted[2]:
+                return None
+            if text[end : end + 1] not in ("", delimiter):
+                return []
+            fields.append(quoted[1].replace('""', '"'))
+        else:
+            end = text.find(delimiter, at) % (len(text) + 1)  # -1 becomes the end of the line
+            fields.append(text[at:end])
+        at = end + 1
+    return fields
 
 
 class DelimitedReader:
@@ -42,6 +62,13 @@ class DelimitedReader:
         name, times = Counter(self.names).most_common(1)[0]
         if times > 1:
             raise DataError(f"{place}:{number}", f"column {quote(name)} appears {times} times; rename one")
+
+    def record(self, number: int, raw: bytes) -> dict[str, str]:
+        """Return the fields of a line by their columns. Raises BadRowError, DataError."""
+        fields = self.fields(number, raw)
+        if len(fields) != len(self.names):
+            raise BadRowError("wrong number of fields", f"{plural(len(fields), 'field')}, expected {len(self.names)}")
+        return dict(zip(self.names, fields, strict=True))
 
     def fields(self, number: int, raw: bytes) -> list[str]:
         """Return the fields of a line. Raises BadRowError, and DataError for a quoted field that does not close."""

@@ -25,8 +25,7 @@ def _opened(file: BufferedReader, place: str) -> Iterator[Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        message = "needs pyarrow, which is not installed; pip install 'mtmeta[parquet]'"
-        raise MachineError(place, message) from error
+        raise MachineError(place, "needs pyarrow, which is not installed; pip install 'mtmeta[parquet]'") from error
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             yield table
@@ -38,11 +37,7 @@ def _opened(file: BufferedReader, place: str) -> Iterator[Any]:
 def columns(file: BufferedReader, place: str) -> list[str]:
     """Return the names of the columns."""
     with _opened(file, place) as table:
-        return _names(table, place)
-
-
-def _names(table: Any, place: str) -> list[str]:
-    names = list(table.schema_arrow.names)
+        names = list(table.schema_arrow.names)
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise DataError(place, f"column {quote(name)} appears {times} times; rename one")
@@ -56,7 +51,7 @@ def rows(file: BufferedReader, place: str, wanted: Sequence[str]) -> Iterator[di
     together; memory is that of a row group.
     """
     with _opened(file, place) as table:
-        names = [name for name in _names(table, place) if not wanted or name in wanted]
+        names = [name for name in table.schema_arrow.names if not wanted or name in wanted]
         for batch in table.iter_batches(batch_size=BATCH, columns=names, use_threads=False):
             decoded = [_texts(batch.column(name)) for name in names]
             for values in zip(*decoded, strict=True):
@@ -64,7 +59,6 @@ def rows(file: BufferedReader, place: str, wanted: Sequence[str]) -> Iterator[di
 
 
 def _texts(column: Any) -> list[object]:
-    """Return the values of a column as text."""
     import pyarrow
     from pyarrow import types
 
@@ -87,9 +81,7 @@ def _texts(column: Any) -> list[object]:
 
 
 def _decoded(value: bytes | None) -> object:
-    if value is None:
-        return None
     try:
-        return value.decode("utf-8")
+        return value if value is None else value.decode("utf-8")
     except UnicodeDecodeError:
         return value

@@ -1,22 +1,29 @@
-"""The lines of a text file: opened, refused where it is no text that can be cut at line ends, and decoded."""
+"""The lines of a text file: refused where they cannot be cut at line ends, decoded, and parsed where they are JSON."""
 
 from __future__ import annotations
 
 import codecs
+import json
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
+from itertools import accumulate
 from pathlib import Path
+from typing import NoReturn
 
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables import parquet
 from mtmeta.core.tables.bad_rows import BadRowError
-from mtmeta.core.wording import did_you_mean, quote
+from mtmeta.core.wording import did_you_mean, quote, safe
 
 MAX_LINE = 64 * 2**20  # bytes of one line; more is hardly text, and reading it whole could fill the memory
 MAX_COMPARED = 1000  # file names compared with a mistyped one
+MAX_DEPTH = 32  # levels of JSON nesting
+NOT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++')  # of JSON: strings whole, and what stands between
 FORMATS = "CSV, TSV, JSONL or Parquet"
 ARCHIVES = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip archive", b"BZh9": "a bzip2 file"}
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE starts like UTF-16-LE
@@ -30,8 +37,7 @@ def open_file(path: Path) -> Iterator[BufferedReader]:
     try:
         # before opening, which would wait for the writer of a pipe
         if not stat.S_ISREG(os.stat(path).st_mode):
-            kind = "a directory" if path.is_dir() else "not a file"
-            raise DataError(str(path), f"is {kind}, expected {FORMATS}")
+            raise DataError(str(path), f"is {'a directory' if path.is_dir() else 'not a file'}, expected {FORMATS}")
         file = open(path, "rb")
     except FileNotFoundError:
         siblings = next(os.walk(path.parent), ("", [], []))[2]  # none, where the directory cannot be read
@@ -51,7 +57,12 @@ def read_lines(file: BufferedReader, place: str, encoding: str) -> Iterator[tupl
 
     Raises DataError for an encoding that cannot be read line by line, and for a file that is no text.
     """
-    _check_encoding(encoding, place)
+    try:
+        splits = ASCII_PROBE.encode("ascii").decode(encoding, "replace") == ASCII_PROBE
+    except (LookupError, ValueError):  # ValueError: a NUL or a surrogate in the name
+        raise DataError(place, f"unknown encoding {quote(encoding)}; use a codec name such as utf-8") from None
+    if not splits:
+        raise DataError(place, f"encoding {quote(encoding)} cannot be read line by line; save the file as UTF-8")
     head = file.peek(8)[:8]  # a stream cannot go back
     if kind := next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), ""):
         raise DataError(place, f"{kind}, expected {FORMATS}; unpack it first")
@@ -67,16 +78,6 @@ def read_lines(file: BufferedReader, place: str, encoding: str) -> Iterator[tupl
             raw = file.readline(MAX_LINE + 2)
 
 
-def _check_encoding(encoding: str, place: str) -> None:
-    try:
-        splits = ASCII_PROBE.encode("ascii").decode(encoding, "replace") == ASCII_PROBE
-    except (LookupError, ValueError):  # ValueError: a NUL or a surrogate in the name
-        message = f"unknown encoding {quote(encoding)}; use a codec name such as utf-8"
-        raise DataError(place, message) from None
-    if not splits:
-        raise DataError(place, f"encoding {quote(encoding)} cannot be read line by line; save the file as UTF-8")
-
-
 def decode(raw: bytes, encoding: str) -> str:
     """Return the text of a line. Raises BadRowError."""
     if len(raw) > MAX_LINE:
@@ -86,8 +87,36 @@ def decode(raw: bytes, encoding: str) -> str:
     except UnicodeDecodeError as error:
         name = codecs.lookup(encoding).name
         fix = "if the file is Latin-1 set encoding: latin-1" if name == "utf-8" else "set the encoding it has"
-        reason = f"byte 0x{raw[error.start]:02x} is not {name.upper()}; {fix}"
-        raise BadRowError("wrong encoding", reason) from None
+        raise BadRowError("wrong encoding", f"byte 0x{raw[error.start]:02x} is not {name.upper()}; {fix}") from None
     if "\0" in text:
         raise BadRowError("NUL byte", "NUL byte; save the file as UTF-8 text")
     return text
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise BadRowError("duplicate key", f"duplicate key {quote(key)}")
+    return result
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise BadRowError("not a JSON object", f"{constant} is not JSON; write a finite number")
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int=str, parse_constant=_refuse)
+
+
+def parse_object(text: str) -> dict[str, object]:
+    """Return the object on a JSONL line; numbers keep the text they have in the file. Raises BadRowError."""
+    if max(accumulate(1 if c in "[{" else -1 for c in NOT_BRACKETS.sub("", text)), default=0) > MAX_DEPTH:
+        raise BadRowError("not a JSON object", f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        value = DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        reason = f"not JSON ({safe(error.msg)} at character {error.colno}); write one object a line"
+        raise BadRowError("not a JSON object", reason) from None
+    if not isinstance(value, dict):
+        raise BadRowError("not a JSON object", "not a JSON object; write one object a line")
+    return value

@@ -20,7 +20,7 @@ from mtmeta.core.tables import data_file as tables
 from mtmeta.core.tables import text_file
 from mtmeta.core.tables.bad_rows import BadRow
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
-from mtmeta.core.tables.fields import split_fields
+from mtmeta.core.tables.delimited import split_fields
 
 DATA = os.environ.get("MTMETA_DATA", "")
 HEADER = b"text\tlabel\n"
