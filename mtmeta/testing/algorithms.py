@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from mtmeta.core.data.feed import Feed
     from mtmeta.core.training.learner import Learner
 
-__all__ = ["check_algorithm"]
-
 RATE = 0.05  # of the plain gradient steps between two directions
 Directions = list[dict[str, "Tensor | None"]]
 """The direction of each step, by parameter name."""

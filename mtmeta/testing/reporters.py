@@ -22,8 +22,6 @@ from mtmeta.core.api.events import (
 )
 from mtmeta.testing.tiny import check, check_documented
 
-__all__ = ["check_reporter", "run_events"]
-
 STEPS = 4
 CUT = 2
 """The step whose checkpoint a cut run goes on from."""

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch
     from mtmeta.core.training.learner import Learner
 
-__all__ = ["check_task"]
-
 TOLERANCE = 1e-4  # of a loss or an output in fp32, against the same in another order
 DIGITS = 1e-5  # relative, of a number that was written as text
 

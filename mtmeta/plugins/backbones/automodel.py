@@ -23,8 +23,6 @@ from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular, json_ob
 from mtmeta.plugins.backbones.encoder.repacked import Repacked
 from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
 
-__all__ = ["Source", "load_transformers"]
-
 LEAST = 5  # major version of transformers
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NO_DROPOUT = ("classif", "cls", "summary", "pooler", "qa", "path", "layerdrop")  # of heads, or of another kind

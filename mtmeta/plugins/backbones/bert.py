@@ -26,8 +26,6 @@ from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece, tokenizer_j
 if TYPE_CHECKING:
     from mtmeta.plugins.backbones.encoder.encoder import Encoder
 
-__all__ = ["Bert", "find_folder", "read_config"]
-
 TINY: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 TINY_POSITIONS = 128
 BUILT_IN = (EMBEDDED, "tiny")

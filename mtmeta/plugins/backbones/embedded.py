@@ -11,8 +11,6 @@ from pathlib import Path
 
 import mtmeta
 
-__all__ = ["EMBEDDED", "describe_embedded", "embedded_folder"]
-
 EMBEDDED = "embedded"
 FOLDER = Path(__file__).parent / "mini"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")

@@ -10,17 +10,6 @@ from typing import Any
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.untrusted import json_object
 
-__all__ = [
-    "ACTIVATIONS",
-    "MAX_LAYERS",
-    "MAX_PARAMETERS",
-    "MODEL_TYPES",
-    "ROBERTA",
-    "BertConfig",
-    "config_json",
-    "read_config",
-]
-
 MODEL_TYPES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 ROBERTA = ("roberta", "xlm-roberta")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")

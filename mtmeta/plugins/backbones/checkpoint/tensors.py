@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 
-__all__ = ["PICKLE", "and_more", "check_header", "dimensions", "read_weights"]
-
 MAX_HEADER = 16 * 2**20  # bytes; a tensor takes about 150
 SPARE = 256 * 2**20  # bytes of heads and the like that a file may hold beside the encoder
 PICKLE = "pickle files can run code and are not read; save it as safetensors first"

@@ -18,14 +18,11 @@ from torch.nn import functional
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
-from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
 from mtmeta.plugins.backbones.encoder import compiled, kernels
 from mtmeta.plugins.backbones.encoder.attention import Sequences
 from mtmeta.plugins.backbones.encoder.fused import Noise, attend, drop, feed_forward
 from mtmeta.plugins.backbones.encoder.kernels import Kernels
 from mtmeta.plugins.backbones.encoder.tiles import Tiles
-
-__all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "hugging_face_names"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,

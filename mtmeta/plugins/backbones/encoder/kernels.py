@@ -28,8 +28,6 @@ from torch import Tensor
 from mtmeta import cache_folder, staged_folder
 from mtmeta.plugins.backbones.encoder.fused import Noise
 
-__all__ = ["Kernels", "Mask", "fits", "load", "mask"]
-
 SOURCES = Path(__file__).with_name("csrc")
 LIBRARY = "kernels.so"
 FUNCTIONS = (

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 import mtmeta
 
-__all__ = ["Repacked", "blocks"]
-
 Groups = Sequence[tuple[int, int]]
 # cost of one more call, in tokens: little beside the products on a CPU, much on a GPU, which waits for its launches
 CALL = {"cpu": 32, "cuda": 8192}

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Tiles"]
-
 Groups = tuple[tuple[int, int], ...]
 MULTIPLE = 4  # lengths of tiles: matrix products of 24 or 28 rows are up to twice as fast as those of 25
 
