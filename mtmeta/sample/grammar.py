@@ -28,9 +28,10 @@ class Writer:
     def entry(self, group: Group, home: bool) -> str:
         """Draw one entry of a list that the split may use, with its names if it has several."""
         if self.split == "train":
-            return self.rng.choice(group.known(home))
+            return self.rng.choice(group.both + (group.home if home else group.away))
         draw = self.rng.random()
-        unknown = group.fresh(self.split) if draw < FRESH else ()
+        fresh = group.dev if self.split == "dev" else group.test
+        unknown = fresh if draw < FRESH else ()
         lent = group.lent(home, self.split) if draw < FRESH + LENT else ()
         return self.rng.choice(unknown or lent or group.both)
 

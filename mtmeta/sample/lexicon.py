@@ -37,18 +37,10 @@ class Group(NamedTuple):
         """Read one row of columns."""
         return cls(*(tuple(column.split()) for column in row.split("|")))
 
-    def known(self, home: bool) -> tuple[str, ...]:
-        """Return the words in the train set of the home task, or of an away task."""
-        return self.both + (self.home if home else self.away)
-
     def lent(self, home: bool, split: str) -> tuple[str, ...]:
         """Return the words that a dev or test set takes from the train sets of other tasks: every second word each."""
         lent = self.away if home else self.home
         return lent[0::2] if split == "dev" else lent[1::2]
-
-    def fresh(self, split: str) -> tuple[str, ...]:
-        """Return the words of a dev or test set that are in no train set."""
-        return self.dev if split == "dev" else self.test
 
 
 @cache

@@ -130,9 +130,8 @@ class Bert(mtmeta.Backbone):
         if self.dropout is not None:
             config = replace(config, hidden_dropout_prob=self.dropout, attention_probs_dropout_prob=self.dropout)
         encoder = Encoder(config)
-        return encoder, mtmeta.LoadedBackbone(
-            encoder, tokenizer, self.max_length, files, identity, encoder.kernels_identity
-        )
+        compiled = encoder.kernels_identity
+        return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, compiled)
 
 
 def _vocabulary(folder: Path, config: BertConfig) -> str:

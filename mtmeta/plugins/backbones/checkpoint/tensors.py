@@ -84,9 +84,8 @@ def _check_tensors(
 
     missing = [name for theirs in names.values() for name in theirs if name not in state]
     if missing:
-        raise mtmeta.WeightsError(
-            place, f"tensor '{missing[0]}' is missing, config.json asks for it{and_more(missing)}"
-        )
+        message = f"tensor '{missing[0]}' is missing, config.json asks for it{and_more(missing)}"
+        raise mtmeta.WeightsError(place, message)
     wanted = shapes(config)
     bad = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
     if bad:

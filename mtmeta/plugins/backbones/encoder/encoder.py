@@ -75,11 +75,8 @@ class Layer(nn.Module):
         parts: tuple[Any, ...] = own.qkv, own.out, self.up, self.down, self.attention_norm, self.norm
         shapes = (3 * d, d), (d, d), (wide, d), (d, wide), (d,), (d,)
         kinds = [Layer, Attention, *[nn.Linear] * 4, *[nn.LayerNorm] * 2]
-        if (
-            [type(part) for part in (self, own, *parts)] != kinds
-            or own.heads != self.config.num_attention_heads
-            or self.activation is not functional.gelu
-        ):
+        known = [type(part) for part in (self, own, *parts)] == kinds
+        if not known or own.heads != self.config.num_attention_heads or self.activation is not functional.gelu:
             return False
         whole = all(
             part.weight.shape == shape and part.bias is not None and part.weight.is_contiguous()
