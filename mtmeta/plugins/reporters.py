@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,11 +31,8 @@ class Jsonl(mtmeta.Reporter):
     name = "jsonl"
     essential = True  # every report reads its file
 
-    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
-        return self._open(folder)
-
     @contextmanager
-    def _open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
+    def open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
         # without a buffer: each line is the system's at once, and nothing is left to be written where the disk is full
         with open(folder / "events.jsonl", "ab", buffering=0) as file:
 
@@ -55,11 +52,8 @@ class ConsoleReporter(mtmeta.Reporter):
     every: mtmeta.PositiveFloat = 5.0
     """Seconds between two plain progress lines."""
 
-    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
-        return self._open()
-
     @contextmanager
-    def _open(self) -> Iterator[Callable[[Event], None]]:
+    def open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
         from rich.console import Console
 
         console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)

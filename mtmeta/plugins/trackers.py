@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -33,11 +33,9 @@ class Metrics(mtmeta.Reporter):
 
     name = "metrics"
 
-    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
-        return self._open(folder / "metrics.jsonl")
-
     @contextmanager
-    def _open(self, path: Path) -> Iterator[Callable[[Event], None]]:
+    def open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
+        path = folder / "metrics.jsonl"
         # without a buffer: each line is the system's at once, and nothing is left to be written where the disk is full
         file, begun = open(path, "ab", buffering=0), False
 
@@ -101,11 +99,8 @@ class TensorBoard(mtmeta.Reporter):
     def require(self) -> None:
         _tensorboard()
 
-    def open(self, folder: Path) -> AbstractContextManager[Callable[[Event], None]]:
-        return self._open(folder)
-
     @contextmanager
-    def _open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
+    def open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
         board = _Board(folder)
         try:
             yield board.handle

@@ -6,7 +6,6 @@ test sets use templates and words that the train set of the task does not, see `
 
 from __future__ import annotations
 
-from mtmeta.sample.dataset import SampleRow, examples
-from mtmeta.sample.pieces import vocabulary
+from mtmeta.sample.dataset import SampleRow, examples, vocabulary
 
 __all__ = ["SampleRow", "examples", "vocabulary"]

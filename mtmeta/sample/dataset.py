@@ -1,4 +1,4 @@
-"""Draws the examples of the sample data."""
+"""Draws the examples of the sample data, and makes their WordPiece vocabulary."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from mtmeta.sample.grammar import SPLITS, WRITERS, Writer
 
 TASKS = tuple(WRITERS)
 SIZES = {"train": 1200, "dev": 300, "test": 300}
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789!\"#$%&'()*+,-./:;?@_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +64,20 @@ def templates_used(task: str, split: str) -> list[str]:
 def marked_words(task: str, split: str) -> list[str]:
     """Return the words of a set in order, in lower case and with a plus sign between their pieces."""
     return list(_draw(task, split)[2])
+
+
+def vocabulary() -> list[str]:
+    """Return the vocabulary: special tokens, single characters, then the words of the train sets and word pieces.
+
+    A word made from a stem and affixes is not an entry, its parts are; so a reader of the train sets learns the
+    meaning of the parts, and can read new words built from them. No entry is a word that only dev or test sets have.
+    """
+    entries = dict.fromkeys([*SPECIAL, *CHARACTERS, *("##" + character for character in CHARACTERS)])
+    words = {split: sorted({word for task in TASKS for word in marked_words(task, split)}) for split in SPLITS}
+    known = {word.replace("+", "") for word in words["train"]}
+    unknown = {word.replace("+", "") for word in words["dev"] + words["test"]} - known
+    for word in words["train"] + words["dev"] + words["test"]:
+        first, *rest = word.split("+")
+        if rest or word in words["train"]:
+            entries.update(dict.fromkeys(piece for piece in [first, *map("##".__add__, rest)] if piece not in unknown))
+    return list(entries)

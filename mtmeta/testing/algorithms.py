@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.api.contracts import Algorithm, Task
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch
     from mtmeta.core.data.feed import Feed
     from mtmeta.core.training.learner import Learner
-
-__all__ = ["check_algorithm"]
 
 RATE = 0.05  # of the plain gradient steps between two directions
 Directions = list[dict[str, "Tensor | None"]]
@@ -38,8 +37,9 @@ def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = 
       parameters are unchanged, and the next step can be made.
     - It trains a single task, unless its own `check` refuses one.
     """
-    groups = _groups(algorithm, tasks)
-    for group in groups:
+    if tasks is None:
+        tasks = tiny_learner(examples=1)[0].tasks
+    for group in _groups(algorithm, tasks):
         used = copy.deepcopy(algorithm)
         first = _walk(used, group, steps, random_seed=1)
         for who, again in (("of the same seed", copy.deepcopy(algorithm)), ("of the same object", used)):
@@ -47,29 +47,22 @@ def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = 
         if steps > 1:
             _check_resume(algorithm, group, first)
         _check_failure(algorithm, group)
-    alone = dict(list(_all_tasks(tasks).items())[:1])
-    if len(_all_tasks(tasks)) > 1 and not list(algorithm.check(alone)):
+    alone = dict(list(tasks.items())[:1])
+    if len(tasks) > 1 and not list(algorithm.check(alone)):
         _walk(copy.deepcopy(algorithm), alone, 1, random_seed=1)
     check_documented(type(algorithm), Algorithm)
 
 
-def _all_tasks(tasks: Mapping[str, Task] | None) -> Mapping[str, Task]:
-    return tiny_learner(examples=1)[0].tasks if tasks is None else tasks
-
-
-def _groups(algorithm: Algorithm, tasks: Mapping[str, Task] | None) -> list[dict[str, Task]]:
-    everything = _all_tasks(tasks)
-    groups = [list(group) for group in algorithm.groups(list(everything))]
+def _groups(algorithm: Algorithm, tasks: Mapping[str, Task]) -> list[dict[str, Task]]:
+    groups = [list(group) for group in algorithm.groups(list(tasks))]
     grouped = [task for group in groups for task in group]
-    check(sorted(grouped) == sorted(everything), f"groups has the tasks {grouped}, expected each of them once")
-    for option, message in algorithm.check(everything):
+    check(sorted(grouped) == sorted(tasks), f"groups has the tasks {grouped}, expected each of them once")
+    for option, message in algorithm.check(tasks):
         check(False, f"{option} {message}")
-    try:
-        epoch = algorithm.steps_per_epoch(dict.fromkeys(everything, 3))
-    except RecipeError:  # it counts no epochs
-        return [{task: everything[task] for task in group} for group in groups]
-    check(isinstance(epoch, int) and epoch >= 1, f"steps_per_epoch is {epoch!r}, expected a whole number from 1")
-    return [{task: everything[task] for task in group} for group in groups]
+    with suppress(RecipeError):  # it counts no epochs
+        epoch = algorithm.steps_per_epoch(dict.fromkeys(tasks, 3))
+        check(isinstance(epoch, int) and epoch >= 1, f"steps_per_epoch is {epoch!r}, expected a whole number from 1")
+    return [{task: tasks[task] for task in group} for group in groups]
 
 
 def _begin(algorithm: Algorithm, group: Mapping[str, Task], steps: int) -> tuple[Learner, Feed]:

@@ -22,8 +22,6 @@ from mtmeta.core.api.events import (
 )
 from mtmeta.testing.tiny import check, check_documented
 
-__all__ = ["check_reporter", "run_events"]
-
 STEPS = 4
 CUT = 2
 """The step whose checkpoint a cut run goes on from."""
@@ -37,9 +35,8 @@ def run_events(groups: Sequence[Sequence[str]] = (("sst", "sts"),), *, after: in
     """
     tasks = [task for group in groups for task in group]
     names = ["+".join(group) for group in groups]
-    shape = [list(group) for group in groups]
-    about: dict[str, Any] = {"name": "tiny", "algorithm": "joint", "tasks": tasks, "groups": shape}
-    about |= {"device": "cpu", "parameters": 1000}
+    about: dict[str, Any] = {"name": "tiny", "algorithm": "joint", "device": "cpu", "parameters": 1000}
+    about |= {"tasks": tasks, "groups": [list(group) for group in groups]}
     events: list[Event]
     if after:
         events = [RunResumed(**about, group=names[0], step=after, steps={names[0]: after})]
@@ -61,20 +58,16 @@ def _step(group: Sequence[str], name: str, step: int) -> list[Event]:
     losses = {task: [1.0 / step + n] for n, task in enumerate(group)}
     drifts = {task: [0.1 * step] for task in group}
     where: dict[str, Any] = {"group": name, "step": step}
-    spent: dict[str, Any] = {"examples": 16 * step, "seconds": 0.5 * step}
-    events: list[Event] = [
-        StepDone(**where, **spent, steps=STEPS, losses=losses, lr=0.1 / step, norm=0.5, drifts=drifts)
-    ]
+    numbers: dict[str, Any] = {"examples": 16 * step, "seconds": 0.5 * step, "lr": 0.1 / step, "norm": 0.5}
+    events: list[Event] = [StepDone(**where, **numbers, steps=STEPS, losses=losses, drifts=drifts)]
     if step == STEPS - 1:
         events = [StepSkipped(**where, reason=f"loss became nan at meta-step {step}")]
     if step in (CUT, STEPS):
         scores = {task: _score(step, n) for n, task in enumerate(group)}
         used = {"planned_draws": 1.0, "draws": step, "batches": step, "examples": 8 * step, "epochs": 0.5 * step}
         sampling = dict.fromkeys(group, used)
-        events += [
-            Evaluated(**where, split="dev", tasks=scores, selected=0.1 * step, best=True, sampling=sampling),
-            CheckpointSaved(**where, path=f"checkpoints/step-{step:08d}"),
-        ]
+        events.append(Evaluated(**where, split="dev", tasks=scores, selected=0.1 * step, best=True, sampling=sampling))
+        events.append(CheckpointSaved(**where, path=f"checkpoints/step-{step:08d}"))
     return events
 
 
@@ -91,9 +84,8 @@ def check_reporter(reporter: Reporter, folder: Path) -> None:
     files of the runs are left for the test to look at; `whole` and `cut` are of the same run.
     """
     reporter.require()
-    grouped = run_events([["sst"], ["sts"]])
-    for name, events in (("whole", run_events()), ("groups", grouped)):
-        _feed(reporter, folder / name, events)
+    _feed(reporter, folder / "whole", run_events())
+    _feed(reporter, folder / "groups", run_events([["sst"], ["sts"]]))
     third = next(i for i, event in enumerate(run_events()) if isinstance(event, StepSkipped))
     interrupted = False
     try:

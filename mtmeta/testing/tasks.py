@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch
     from mtmeta.core.training.learner import Learner
 
-__all__ = ["check_task"]
-
 TOLERANCE = 1e-4  # of a loss or an output in fp32, against the same in another order
 DIGITS = 1e-5  # relative, of a number that was written as text
 
@@ -95,9 +93,8 @@ def _check_examples(task: Task, path: Path, count: int) -> None:
         check(bool(example.text.strip()), f"{place} has no text")
         check((example.pair is not None) == needs_pair, f"{place}: pair is {example.pair!r}, inputs {task.inputs!r}")
     ids = [example.id for example in examples if example.id]
-    check(
-        len(set(ids)) == len(ids), "two examples have the same id; pass id=row.id, which is the line without a column"
-    )
+    unique = len(set(ids)) == len(ids)
+    check(unique, "two examples have the same id; pass id=row.id, which is the line without a column")
     objective = task.objective
     for example in examples:
         value = objective.parse(example.label)
@@ -179,10 +176,8 @@ def _check_sample(task: Task) -> None:
             continue
         check(bool(examples), f"the sample data of {split} are empty")
         for example in examples:
-            check(
-                (example.pair is not None) == (task.inputs != "single"),
-                f"sample {split}: a text or its pair is missing",
-            )
+            whole = (example.pair is not None) == (task.inputs != "single")
+            check(whole, f"sample {split}: a text or its pair is missing")
             try:
                 task.objective.parse(example.label)
             except ValueError as error:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from mtmeta.core.data.feed import Feed
     from mtmeta.core.training.learner import Learner
 
-__all__ = ["builtins", "check", "check_documented", "tiny_learner"]
-
 
 def builtins() -> Registry:
     """Return the parts that come with mtmeta; other installed plugins have no say in a test."""

@@ -59,12 +59,12 @@ def test_the_templates_are_in_the_wheel_byte_for_byte(wheel: Path) -> None:
     folders = ("mtmeta/templates/", "mtmeta/core/reports/html/templates/")
     here = {path.relative_to(ROOT).as_posix(): path for folder in folders for path in (ROOT / folder).rglob("*.*")}
     assert len({name.split("templates/")[0] for name in here}) == len(folders)
-    single = ["mtmeta/core/export/model_card_template.md"]
-    single += [f"mtmeta/cli/completion/completion.{shell}" for shell in ("bash", "zsh", "fish")]
+    single = ["core/export/model_card_template.md", "sample/lexicon.yaml", "sample/templates.yaml"]
+    single += [f"cli/completion/completion.{shell}" for shell in ("bash", "zsh", "fish")]
     with zipfile.ZipFile(wheel) as file:
         assert {name for name in file.namelist() if name.startswith(folders)} == set(here)
         assert all(file.read(name) == path.read_bytes() for name, path in here.items())
-        assert all(file.read(name) == (ROOT / name).read_bytes() for name in single)
+        assert all(file.read(f"mtmeta/{name}") == (ROOT / "mtmeta" / name).read_bytes() for name in single)
 
 
 @pytest.mark.slow

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 import mtmeta.sample
-from mtmeta.sample.dataset import SIZES, TASKS, SampleRow, examples, marked_words, templates_used
-from mtmeta.sample.pieces import vocabulary
+from mtmeta.sample.dataset import SIZES, TASKS, SampleRow, examples, marked_words, templates_used, vocabulary
 
 HELD_OUT = ("dev", "test")
 FUNCTION_WORDS = frozenset(

@@ -16,7 +16,7 @@ from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel
 from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
-from mtmeta.sample.pieces import vocabulary
+from mtmeta.sample.dataset import vocabulary
 from tests.support.parity import randomise
 
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

@@ -24,8 +24,7 @@ class InnerLoop(mtmeta.Algorithm):
     """Whose inner optimizer state lives on: each task's own, one `shared`, or none (`reset`)."""
 
     def check(self, tasks: Mapping[str, mtmeta.Task]) -> Iterator[tuple[str, str]]:
-        if self.tasks_per_step > len(tasks) and not self.with_replacement:
-            message = (
-                f"is {self.tasks_per_step} but only {len(tasks)} tasks exist; set with_replacement: true or lower it"
-            )
-            yield "tasks_per_step", message
+        count = self.tasks_per_step
+        if count > len(tasks) and not self.with_replacement:
+            fix = "set with_replacement: true or lower it"
+            yield "tasks_per_step", f"is {count} but only {len(tasks)} tasks exist; {fix}"

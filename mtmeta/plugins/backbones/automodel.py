@@ -23,10 +23,9 @@ from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular, json_ob
 from mtmeta.plugins.backbones.encoder.repacked import Repacked
 from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
 
-__all__ = ["Source", "load_transformers"]
-
 LEAST = 5  # major version of transformers
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LOCAL = {"trust_remote_code": False, "local_files_only": True}
 NO_DROPOUT = ("classif", "cls", "summary", "pooler", "qa", "path", "layerdrop")  # of heads, or of another kind
 
 
@@ -82,8 +81,7 @@ class Source:
     def tokenizer(self) -> str:
         """Return the text of a tokenizer.json that tokenizes as the folder's AutoTokenizer does."""
         with self._errors("load the tokenizer"):
-            options = {"trust_remote_code": False, "local_files_only": True, "use_fast": True}
-            tokenizer = self.library.AutoTokenizer.from_pretrained(self.folder, **options)
+            tokenizer = self.library.AutoTokenizer.from_pretrained(self.folder, **LOCAL, use_fast=True)
             backend = getattr(tokenizer, "backend_tokenizer", None)
             text: object = backend.to_str() if backend is not None and hasattr(backend, "to_str") else None
             names: dict[str, str] = dict(tokenizer.vocab_files_names)
@@ -103,8 +101,7 @@ class Source:
     def _checked(self) -> Any:
         """Read the configuration. Raises WeightsError if the model is unknown, no encoder, or absurdly large."""
         with self._errors("read config.json"):
-            options = {"trust_remote_code": False, "local_files_only": True}
-            config = self.library.AutoConfig.from_pretrained(self.folder, **options)
+            config = self.library.AutoConfig.from_pretrained(self.folder, **LOCAL)
             kind = self.library.MODEL_MAPPING.get(type(config), None)
         place = str(self.folder / "config.json")
         if kind is None:
@@ -155,12 +152,10 @@ class Source:
         place, identity = self._weights()
         config = self._config
         with self._errors("load the weights"), torch.random.fork_rng(devices=[]):
-            options = {"trust_remote_code": False, "local_files_only": True, "use_safetensors": True}
             lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are not: see below
+            options = {"config": config, "use_safetensors": True, **LOCAL, **lenient, **self._options(config)}
             model: nn.Module
-            model, loading = self.library.AutoModel.from_pretrained(
-                self.folder, config=config, **options, **lenient, **self._options(config)
-            )
+            model, loading = self.library.AutoModel.from_pretrained(self.folder, **options)
         other = sorted(map(tuple, loading["mismatched_keys"]))  # name, shape in the file, shape in the model
         if other:
             name, has, needs = other[0]

@@ -26,8 +26,6 @@ from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece, tokenizer_j
 if TYPE_CHECKING:
     from mtmeta.plugins.backbones.encoder.encoder import Encoder
 
-__all__ = ["Bert", "find_folder", "read_config"]
-
 TINY: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
 TINY_POSITIONS = 128
 BUILT_IN = (EMBEDDED, "tiny")
@@ -132,9 +130,8 @@ class Bert(mtmeta.Backbone):
         if self.dropout is not None:
             config = replace(config, hidden_dropout_prob=self.dropout, attention_probs_dropout_prob=self.dropout)
         encoder = Encoder(config)
-        return encoder, mtmeta.LoadedBackbone(
-            encoder, tokenizer, self.max_length, files, identity, encoder.kernels_identity
-        )
+        compiled = encoder.kernels_identity
+        return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, compiled)
 
 
 def _vocabulary(folder: Path, config: BertConfig) -> str:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import mtmeta
 
-__all__ = ["EMBEDDED", "describe_embedded", "embedded_folder"]
-
 EMBEDDED = "embedded"
 FOLDER = Path(__file__).parent / "mini"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -36,10 +34,8 @@ def describe_embedded() -> list[str]:
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     # fp16: two bytes a parameter, and a header
     parameters = (folder / "model.safetensors").stat().st_size / 2
-    shape = (
-        f"{config['num_hidden_layers']} layers of {config['hidden_size']}, {config['vocab_size']:,} pieces, "
-        f"{config['max_position_embeddings']} positions"
-    )
+    layers = f"{config['num_hidden_layers']} layers of {config['hidden_size']}"
+    shape = f"{layers}, {config['vocab_size']:,} pieces, {config['max_position_embeddings']} positions"
     return [
         f"weights: {EMBEDDED} is mtmeta-mini: BERT, English, uncased, pretrained; {shape}",
         f"{parameters / 1e6:.1f} million parameters, {size / 1e6:.1f} MB in the package; Apache-2.0",

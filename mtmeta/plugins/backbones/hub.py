@@ -8,8 +8,6 @@ from pathlib import Path
 
 import mtmeta
 
-__all__ = ["SCHEME", "fetch", "fetch_any"]
-
 SCHEME = "hf://"
 # only the few safe kinds of file are asked for, required ones last: then all else is settled when they are there
 OPTIONAL = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")

@@ -19,9 +19,8 @@ class Para(mtmeta.PairTask):
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         for row in file.rows("sentence1", "sentence2", "is_duplicate"):
-            yield mtmeta.Example(
-                row["sentence1"], row["sentence2"], label=row["is_duplicate"], id=row.id, line=row.line
-            )
+            one, two, label = row["sentence1"], row["sentence2"], row["is_duplicate"]
+            yield mtmeta.Example(one, two, label=label, id=row.id, line=row.line)
 
     def sample(self, split: str) -> Iterable[mtmeta.Example]:
         for row in sample.examples("para", split):

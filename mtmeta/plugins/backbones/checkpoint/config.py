@@ -10,17 +10,6 @@ from typing import Any
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.untrusted import json_object
 
-__all__ = [
-    "ACTIVATIONS",
-    "MAX_LAYERS",
-    "MAX_PARAMETERS",
-    "MODEL_TYPES",
-    "ROBERTA",
-    "BertConfig",
-    "config_json",
-    "read_config",
-]
-
 MODEL_TYPES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 ROBERTA = ("roberta", "xlm-roberta")
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu")
@@ -142,22 +131,26 @@ def read_config(path: Path) -> BertConfig:
         elif key and field.default is MISSING:
             raise mtmeta.WeightsError(str(path), f"'{key}' is missing")
     config = BertConfig(**given)
-    if config.hidden_act not in ACTIVATIONS:
-        known = ", ".join(ACTIVATIONS)
-        message = f"{keys['hidden_act']} {mtmeta.quote(config.hidden_act)} is not one of {known}"
-        raise mtmeta.WeightsError(str(path), message)
-    if config.hidden_size % config.num_attention_heads:
-        message = f"{keys['hidden_size']} {config.hidden_size} is not a multiple of {config.num_attention_heads}"
-        raise mtmeta.WeightsError(str(path), f"{message} attention heads")
-    if config.parameters > MAX_PARAMETERS:
-        message = f"asks for {config.parameters / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
-        raise mtmeta.WeightsError(str(path), message)
-    if config.num_hidden_layers > MAX_LAYERS:
-        raise mtmeta.WeightsError(str(path), f"asks for {config.num_hidden_layers} layers (limit {MAX_LAYERS})")
-    if config.positions < 1:
-        message = f"max_position_embeddings {config.max_position_embeddings} leaves no position after pad_token_id"
-        raise mtmeta.WeightsError(str(path), f"{message} {config.pad_token_id}")
+    fault = _fault(config, keys)
+    if fault:
+        raise mtmeta.WeightsError(str(path), fault)
     return config
+
+
+def _fault(c: BertConfig, keys: dict[str, str]) -> str | None:
+    """Return why there can be no such encoder; `keys` are the file's names of its numbers."""
+    if c.hidden_act not in ACTIVATIONS:
+        return f"{keys['hidden_act']} {mtmeta.quote(c.hidden_act)} is not one of {', '.join(ACTIVATIONS)}"
+    if c.hidden_size % c.num_attention_heads:
+        return f"{keys['hidden_size']} {c.hidden_size} is not a multiple of {c.num_attention_heads} attention heads"
+    if c.parameters > MAX_PARAMETERS:
+        return f"asks for {c.parameters / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
+    if c.num_hidden_layers > MAX_LAYERS:
+        return f"asks for {c.num_hidden_layers} layers (limit {MAX_LAYERS})"
+    if c.positions < 1:
+        message = f"max_position_embeddings {c.max_position_embeddings} leaves no position after pad_token_id"
+        return f"{message} {c.pad_token_id}"
+    return None
 
 
 def _number(path: Path, name: str, value: Any, kind: str, *, least: int = 1) -> Any:

@@ -9,8 +9,6 @@ if TYPE_CHECKING:
 
     from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 
-__all__ = ["hugging_face_names", "plain_names", "shapes"]
-
 Names = dict[str, tuple[str, ...]]
 
 # of one layer: ours, and theirs below `encoder.layer.N.`, or `transformer.layer.N.` of DistilBERT

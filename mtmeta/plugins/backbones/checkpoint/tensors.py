@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 
-__all__ = ["PICKLE", "and_more", "check_header", "dimensions", "read_weights"]
-
 MAX_HEADER = 16 * 2**20  # bytes; a tensor takes about 150
 SPARE = 256 * 2**20  # bytes of heads and the like that a file may hold beside the encoder
 PICKLE = "pickle files can run code and are not read; save it as safetensors first"
@@ -86,9 +84,8 @@ def _check_tensors(
 
     missing = [name for theirs in names.values() for name in theirs if name not in state]
     if missing:
-        raise mtmeta.WeightsError(
-            place, f"tensor '{missing[0]}' is missing, config.json asks for it{and_more(missing)}"
-        )
+        message = f"tensor '{missing[0]}' is missing, config.json asks for it{and_more(missing)}"
+        raise mtmeta.WeightsError(place, message)
     wanted = shapes(config)
     bad = [name for name, shape in wanted.items() if tuple(state[name].shape) != shape]
     if bad:

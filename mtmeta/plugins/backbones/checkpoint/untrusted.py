@@ -9,8 +9,6 @@ from typing import Any
 
 import mtmeta
 
-__all__ = ["MAX_CONFIG_BYTES", "check_regular", "json_file", "json_object"]
-
 MAX_CONFIG_BYTES = 1_000_000
 
 

@@ -15,8 +15,6 @@ from torch.nn import functional
 
 import mtmeta
 
-__all__ = ["Sequences"]
-
 MAX_HEAD_SIZE = 256  # of FlashAttention
 OLDEST_GPU = (8, 0)  # compute capability FlashAttention 2 needs
 

@@ -19,8 +19,6 @@ from torch.nn import functional
 from mtmeta.plugins.backbones.encoder.fused import Noise
 from mtmeta.plugins.backbones.encoder.kernels import Kernels, mask
 
-__all__ = ["Span", "attend", "feed_forward", "span_of"]
-
 
 @dataclass(frozen=True)
 class Span:

@@ -18,14 +18,11 @@ from torch.nn import functional
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
-from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
 from mtmeta.plugins.backbones.encoder import compiled, kernels
 from mtmeta.plugins.backbones.encoder.attention import Sequences
 from mtmeta.plugins.backbones.encoder.fused import Noise, attend, drop, feed_forward
 from mtmeta.plugins.backbones.encoder.kernels import Kernels
 from mtmeta.plugins.backbones.encoder.tiles import Tiles
-
-__all__ = ["ACTIVATIONS", "BertConfig", "Encoder", "hugging_face_names"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -77,13 +74,9 @@ class Layer(nn.Module):
         d, wide, own = self.config.hidden_size, self.config.intermediate_size, self.attention
         parts: tuple[Any, ...] = own.qkv, own.out, self.up, self.down, self.attention_norm, self.norm
         shapes = (3 * d, d), (d, d), (wide, d), (d, wide), (d,), (d,)
-        kinds = [type(part) for part in (self, own, *parts)] == [
-            Layer,
-            Attention,
-            *[nn.Linear] * 4,
-            *[nn.LayerNorm] * 2,
-        ]
-        if not kinds or own.heads != self.config.num_attention_heads or self.activation is not functional.gelu:
+        kinds = [Layer, Attention, *[nn.Linear] * 4, *[nn.LayerNorm] * 2]
+        known = [type(part) for part in (self, own, *parts)] == kinds
+        if not known or own.heads != self.config.num_attention_heads or self.activation is not functional.gelu:
             return False
         whole = all(
             part.weight.shape == shape and part.bias is not None and part.weight.is_contiguous()
@@ -165,10 +158,8 @@ class Encoder(nn.Module):
     def _fused(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
         """Apply dropout and the layers, by compiled kernels if they can be had."""
         c, functions = self.config, self._kernels()
-        noise = Noise(c.hidden_dropout_prob) if c.hidden_dropout_prob and self.training else None
-        weight_noise = (
-            Noise(c.attention_probs_dropout_prob) if c.attention_probs_dropout_prob and self.training else None
-        )
+        dropouts = c.hidden_dropout_prob, c.attention_probs_dropout_prob
+        noise, weight_noise = (Noise(p) if p and self.training else None for p in dropouts)
         x = self._projected(drop(x, noise))
         yield x
         if functions:

@@ -22,8 +22,6 @@ from torch.nn import functional
 
 from mtmeta.plugins.backbones.encoder.tiles import Tiles
 
-__all__ = ["Noise", "attend", "drop", "feed_forward"]
-
 LEVELS = 2**16
 
 

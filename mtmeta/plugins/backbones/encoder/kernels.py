@@ -28,8 +28,6 @@ from torch import Tensor
 from mtmeta import cache_folder, staged_folder
 from mtmeta.plugins.backbones.encoder.fused import Noise
 
-__all__ = ["Kernels", "Mask", "fits", "load", "mask"]
-
 SOURCES = Path(__file__).with_name("csrc")
 LIBRARY = "kernels.so"
 FUNCTIONS = (
@@ -144,9 +142,8 @@ class Kernels:
 
     def _call(self, function: str, *arguments: object) -> None:
         """Call a function with pointers for tensors, longs for integers, and the number of threads last."""
-        passed = [
-            _pointer(a) if isinstance(a, Tensor) else ctypes.c_long(a) if isinstance(a, int) else a for a in arguments
-        ]
+        longs = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
+        passed = [_pointer(a) if isinstance(a, Tensor) else a for a in longs]
         getattr(self._library, function)(*passed, ctypes.c_int(torch.get_num_threads()))
 
 
@@ -233,12 +230,12 @@ def _build(compiler: list[str], folder: Path | None) -> Kernels:
 
 def _compile(compiler: list[str], folder: Path) -> Kernels:
     objects = [folder / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
-    for made in objects:
-        _run(*compiler, *FLAGS, str(SOURCES / f"{made.stem}.c"), "-o", str(made))
+    for path in objects:
+        _run(*compiler, *FLAGS, str(SOURCES / f"{path.stem}.c"), "-o", str(path))
     # linked without -fopenmp: its functions are found in the library that PyTorch has loaded
     _run(*compiler, "-shared", *map(str, objects), "-o", str(folder / LIBRARY), "-lm")
-    for made in objects:
-        made.unlink()
+    for path in objects:
+        path.unlink()
     (folder / LIBRARY).chmod(0o700)
     (folder / LIBRARY).with_suffix(".sha256").write_text(_sha256(folder / LIBRARY))
     return Kernels(folder / LIBRARY)

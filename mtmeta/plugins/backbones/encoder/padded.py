@@ -18,8 +18,6 @@ from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
 from mtmeta.plugins.backbones.encoder.encoder import ACTIVATIONS, Encoder
 
-__all__ = ["PaddedEncoder", "portable"]
-
 
 class PaddedLayer(nn.Module):
     """Attention and feed-forward (post-norm): [N, T, D] -> [N, T, D]."""

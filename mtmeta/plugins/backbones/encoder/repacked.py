@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 import mtmeta
 
-__all__ = ["Repacked", "blocks"]
-
 Groups = Sequence[tuple[int, int]]
 # cost of one more call, in tokens: little beside the products on a CPU, much on a GPU, which waits for its launches
 CALL = {"cpu": 32, "cuda": 8192}
@@ -67,9 +65,8 @@ class Repacked(nn.Module):
         position = np.arange(longest)
         real = position < lengths  # [n, T]
         where = np.where(real, start + np.cumsum(lengths, axis=0) - lengths + position, start)
-        at, mask, rows = (
-            torch.from_numpy(array).to(device, non_blocking=True) for array in (where, real, np.flatnonzero(real))
-        )
+        arrays = where, real, np.flatnonzero(real)
+        at, mask, rows = (torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)
         return self._hidden(packed, at, mask).flatten(0, 1).index_select(0, rows)  # [n, T, D] -> [s, D]
 
     def _hidden(self, packed: mtmeta.Packed, at: Tensor, mask: Tensor | None) -> Tensor:

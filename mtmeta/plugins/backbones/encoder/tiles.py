@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Tiles"]
-
 Groups = tuple[tuple[int, int], ...]
 MULTIPLE = 4  # lengths of tiles: matrix products of 24 or 28 rows are up to twice as fast as those of 25
 
@@ -88,9 +86,8 @@ class Tiles:
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Split the vectors by tile: [R, d] -> [n H, T, d] each."""
-        return [
-            part.view(-1, t, x.shape[1]) for part, (_, t) in zip(torch.split(x, self.rows), self.shapes, strict=True)
-        ]
+        parts = torch.split(x, self.rows)
+        return [part.view(-1, t, x.shape[1]) for part, (_, t) in zip(parts, self.shapes, strict=True)]
 
     def split_scores(self, x: Tensor) -> list[Tensor]:
         """Split the scores by tile: [M] -> [n H, T, T] each."""

@@ -14,8 +14,6 @@ import mtmeta
 from mtmeta.plugins.backbones.checkpoint.untrusted import json_file
 from mtmeta.plugins.backbones.tokenizers.fast import MAX_VOCABULARY_BYTES, FastTokenizer, native_errors, read_vocabulary
 
-__all__ = ["ByteLevel", "byte_level_json"]
-
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 

@@ -18,8 +18,6 @@ import mtmeta
 from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular
 from mtmeta.plugins.backbones.tokenizers.words import Words
 
-__all__ = ["AnyTokenizer", "FastTokenizer", "native_errors", "read_vocabulary"]
-
 MAX_VOCABULARY_BYTES = 100_000_000
 PAIR = ("one text", "and another")
 PROBES = ("", "A probe: 1 \u00e9\u4e2d\U0001f600 [MASK] unaccustomed-ness_xyzzy.")

@@ -12,8 +12,6 @@ import mtmeta
 from mtmeta.plugins.backbones.checkpoint.untrusted import json_file
 from mtmeta.plugins.backbones.tokenizers.fast import FastTokenizer, read_vocabulary
 
-__all__ = ["WordPiece", "tokenizer_json"]
-
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 

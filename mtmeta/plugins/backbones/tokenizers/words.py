@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-__all__ = ["Words"]
-
 MAX_WORDS = 2**18  # remembered at once
 # characters and ids remembered at once: text without spaces has long "words"; with both, some 100 MB
 MAX_STORED = 2**23
