@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.option_types import Carve
-from mtmeta.core.data.dataset import Dataset, Texts
+from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.data.loading import load_split
 from mtmeta.core.data.subsets import overlap, shared
@@ -67,7 +68,9 @@ def inspect(
     return facts, list(problems.values())
 
 
-def _load(recipe: Recipe, name: str, split: str, texts: Texts, cache: Cache, sources: Sources) -> Dataset:
+def _load(
+    recipe: Recipe, name: str, split: str, texts: LoadedBackbone | LoadedTokenizer, cache: Cache, sources: Sources
+) -> Dataset:
     task, lenient = recipe.tasks[name], replace(recipe.data, on_bad_rows="skip")
     try:
         return load_split(name, task, split, lenient, recipe.data_root, texts, cache=cache, sources=sources)
