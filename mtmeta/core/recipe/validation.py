@@ -53,11 +53,8 @@ def _fault(kind: type[Any], data: Any, item: Any, at: KeyPath) -> Fault:
     if error_type in ("unexpected_keyword_argument", "extra_forbidden"):
         section = ".".join(map(str, full[:-1]))
         where = f" in {quote(section)}" if section else ""
-        return (
-            full,
-            f"unknown key {quote(last)}{where}{choose(str(last), field_hints(_owner(kind, data, path[:-1])))}",
-            True,
-        )
+        known = field_hints(_owner(kind, data, path[:-1]))
+        return full, f"unknown key {quote(last)}{where}{choose(str(last), known)}", True
     if error_type.startswith("missing") and isinstance(last, str):
         return (*full, last), f"{dotted or 'the recipe'} needs {quote(last)}; add it", False
     if error_type == "union_tag_not_found":
