@@ -34,8 +34,7 @@ import mtmeta
 from benchmarks.parts import SEED, TASKS, add_arguments, make_task
 from benchmarks.stats import layer_weights, machine
 from mtmeta.core.api.batch import Batch
-from mtmeta.core.training.excursion import Excursion
-from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.learner import Excursion, Learner
 from mtmeta.core.training.trainer import Trainer
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig

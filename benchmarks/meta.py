@@ -43,8 +43,7 @@ from benchmarks.parts import add_arguments
 from benchmarks.stats import machine, spread
 from mtmeta.core.data.feed import Feed
 from mtmeta.core.run.run import run
-from mtmeta.core.training.excursion import Excursion
-from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.learner import Excursion, Learner
 from mtmeta.core.training.trainer import Trainer
 
 __all__ = ["PIECES", "Clock", "main", "measure_algorithm"]

@@ -205,7 +205,7 @@ def test_inner_schedule_counts_the_tasks_own_episodes() -> None:
         feed.step = number
         (task,) = feed.draw()
         with learner.excursion(task, SGD(lr=1.0), schedule) as inner:
-            seen.append((task, inner._optimizer.param_groups[0]["lr"]))
+            seen.append((task, inner.optimizer.param_groups[0]["lr"]))
     own = [1.0, 1.0, 0.8, 0.8, pytest.approx(0.64)]
     assert [lr for task, lr in seen if task == "sst"] == own
     assert [lr for task, lr in seen if task == "sts"] == [1.0]

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["LoadedBackbone", "LoadedTokenizer", "Portable", "Tokenizer"]
-
 
 class Tokenizer(Protocol):
     """A map from text to token ids without special tokens, which are in `prefix`, `middle` and `suffix`.

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Chunk", "Packed"]
-
 
 @dataclass(frozen=True)
 class Packed:

@@ -32,22 +32,6 @@ if TYPE_CHECKING:
     from mtmeta.core.api.schedules import ScheduleOptions
     from mtmeta.core.storage.sources import Sources
 
-__all__ = [
-    "Algorithm",
-    "Backbone",
-    "Component",
-    "Draw",
-    "Example",
-    "Excursion",
-    "Feed",
-    "Learner",
-    "Metric",
-    "PairTask",
-    "Reporter",
-    "Sampler",
-    "Task",
-]
-
 
 @dataclass(frozen=True)
 class Component:

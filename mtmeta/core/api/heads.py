@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["CosineHead", "LinearHead", "MLPHead", "PrototypeHead"]
-
 
 class MLPHead(nn.Module):
     """Concatenate, Linear, GELU, Linear (paper, section 4.1): [B, V, D] -> [B, C], or [B] where `outputs` is None."""

@@ -13,8 +13,6 @@ import pluggy
 if TYPE_CHECKING:
     from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
 
-__all__ = ["API_VERSION", "ENTRY_POINT_GROUP", "hookimpl", "hookspec"]
-
 API_VERSION = 1  # a plugin that needs another says so with a module attribute `mtmeta_api`
 ENTRY_POINT_GROUP = "mtmeta"
 

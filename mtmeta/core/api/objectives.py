@@ -16,8 +16,6 @@ from mtmeta.core.wording import did_you_mean, quote
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Binary", "Classification", "Objective", "Regression"]
-
 
 @dataclass(frozen=True)
 class Objective:

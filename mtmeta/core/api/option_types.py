@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-__all__ = ["SAMPLE", "Carve", "Fraction", "InnerState", "Inputs", "NonNegativeFloat", "PositiveFloat", "PositiveInt"]
-
 PositiveInt = Annotated[int, Field(ge=1, le=10_000_000)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -11,8 +11,6 @@ from typing import Any
 
 from mtmeta.core.api.events import Evaluated, Event, GradientsMeasured, RunFinished, StepDone, StepSkipped
 
-__all__ = ["Scalar", "scalars"]
-
 
 @dataclass(frozen=True, slots=True)
 class Scalar:

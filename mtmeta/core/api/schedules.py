@@ -15,8 +15,6 @@ from pydantic import Field
 
 from mtmeta.core.api.option_types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
-__all__ = ["Constant", "Cosine", "Linear", "OneCycle", "Plateau", "PlateauState", "ScheduleOptions", "Step"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:

@@ -13,13 +13,7 @@ from mtmeta.core.api.contracts import Component, Metric
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.errors import UsageError
-from mtmeta.core.recipe.sections import (
-    BudgetOptions,
-    CheckpointOptions,
-    DataOptions,
-    EvaluationOptions,
-    TrainingOptions,
-)
+from mtmeta.core.recipe.sections import SECTIONS
 from mtmeta.core.registry.guard import KINDS
 from mtmeta.core.registry.option_fields import clean, expectation, field_docs, field_hints
 from mtmeta.core.registry.registry import Registry
@@ -27,13 +21,7 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 
 # parts of recipes that no plugin supplies
 FIXED_PARTS: dict[str, dict[str, type[Any]]] = {
-    "section": {
-        "data": DataOptions,
-        "training": TrainingOptions,
-        "budget": BudgetOptions,
-        "evaluation": EvaluationOptions,
-        "checkpoint": CheckpointOptions,
-    },
+    "section": SECTIONS,
     "optimizer": {part.name: part for part in get_args(get_args(OptimizerOptions)[0])},
     "schedule": {part.name: part for part in get_args(get_args(ScheduleOptions)[0])},
 }
@@ -48,22 +36,19 @@ def describe_part(registry: Registry, kind: str, name: str) -> dict[str, Any]:
         known = FIXED_PARTS[kind]
         if name not in known:
             raise UsageError("NAME", f"no {kind} {quote(name)}{did_you_mean(name, known)} (known: {', '.join(known)})")
-        part: Any = known[name]
-        supplier = "mtmeta"
+        part, supplier = known[name], "mtmeta"
     else:
         part = registry.get(kind, name, "NAME")
         plugin = registry.suppliers(kind, name)[0].plugin
         supplier = f"{plugin.distribution} {plugin.version}"
     documented = part.function if isinstance(part, Metric) else part
-    about: list[str] = []
-    if isinstance(part, type) and issubclass(part, Component):
-        about = [safe(str(line), 500) for line in part.about()]
+    about = part.about() if isinstance(part, type) and issubclass(part, Component) else ()
     return {
         "kind": kind,
         "name": name,
         "supplied_by": supplier,
         "help": clean(inspect.getdoc(documented) or "no help given"),
-        "about": about,
+        "about": [safe(str(line), 500) for line in about],
         "options": [] if isinstance(part, Metric) else _options(part),
     }
 

@@ -21,15 +21,7 @@ from mtmeta.core.api.schedules import Plateau, ScheduleOptions
 from mtmeta.core.errors import MtmetaError, RecipeError, raise_all
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.document import RecipeDocument
-from mtmeta.core.recipe.sections import (
-    RECIPE_FORMAT,
-    BudgetOptions,
-    CheckpointOptions,
-    DataOptions,
-    EvaluationOptions,
-    Recipe,
-    TrainingOptions,
-)
+from mtmeta.core.recipe.sections import RECIPE_FORMAT, SECTIONS, EvaluationOptions, Recipe
 from mtmeta.core.recipe.shipped import find_recipe
 from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.recipe.validation import convert, describe_value
@@ -100,14 +92,11 @@ class _RecipeReader:
             "data_root": os.path.abspath(os.path.expanduser(data_root or self._text(data, "data_root", "."))),
             "backbone": self.component("backbone", data.get("backbone"), ("backbone",)),
             "tasks": self._tasks(data.get("tasks")),
-            "data": self.section(DataOptions, data, "data"),
+            "data": self.section(data, "data"),
             "sampler": self.component("sampler", _default(data, "sampler", "uniform"), ("sampler",)),
             "algorithm": self.component("algorithm", data.get("algorithm"), ("algorithm",)),
             **self._update_rule(data),
-            "training": self.section(TrainingOptions, data, "training"),
-            "budget": self.section(BudgetOptions, data, "budget"),
-            "evaluation": self.section(EvaluationOptions, data, "evaluation"),
-            "checkpoint": self.section(CheckpointOptions, data, "checkpoint"),
+            **{key: self.section(data, key) for key in SECTIONS if key != "data"},
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
         parts["tasks"] = {name: _with_dev_seed(task, parts["seed"]) for name, task in parts["tasks"].items()}
@@ -144,20 +133,17 @@ class _RecipeReader:
             return default
         return value
 
-    def section(self, kind: type[Any], data: dict[str, Any], key: str) -> Any:
-        """Return the section under `key` as a dataclass of this kind, or None where it is wrong."""
-        value = data.get(key)
-        if value is None:
-            value = {}
+    def section(self, data: dict[str, Any], key: str) -> Any:
+        """Return the section under `key` as its dataclass, or None where it is wrong."""
+        value = _default(data, key, {})
         if not isinstance(value, dict):
             self.fail((key,), f"{key} must be a mapping, found {describe_value(value)}")
             return None
-        return self.convert(kind, value, (key,))
+        return self.convert(SECTIONS[key], value, (key,))
 
     def _update_rule(self, data: dict[str, Any]) -> dict[str, Any]:
-        chosen = {"optimizer": data.get("optimizer"), "schedule": _default(data, "schedule", "constant")}
-        if chosen["optimizer"] is None:  # reported as missing already
-            chosen["optimizer"] = {"name": "sgd", "lr": 1.0}
+        optimizer = _default(data, "optimizer", {"name": "sgd", "lr": 1.0})  # a missing one is reported already
+        chosen = {"optimizer": optimizer, "schedule": _default(data, "schedule", "constant")}
         rule = self.convert(_UpdateRule, chosen, ())
         return {"optimizer": rule.optimizer, "schedule": rule.schedule} if rule else dict.fromkeys(chosen)
 
@@ -199,15 +185,11 @@ class _RecipeReader:
         for name, options in tasks.items():
             path = ("tasks", name)
             if not TASK_NAME.fullmatch(name):
-                self.fail(
-                    path,
-                    f"task name {quote(name)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -",
-                    key=True,
-                )
+                message = f"task name {quote(name)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -"
+                self.fail(path, message, key=True)
             elif not isinstance(options, dict):
-                self.fail(
-                    path, f"tasks.{name} must be a mapping, found {describe_value(options)}; write {{train: FILE}}"
-                )
+                message = f"tasks.{name} must be a mapping, found {describe_value(options)}; write {{train: FILE}}"
+                self.fail(path, message)
             else:
                 parts[name] = self.component("task", options, path, default=name)
         return parts
@@ -229,12 +211,10 @@ class _RecipeReader:
             with self.document.collect():
                 self._check_task(name, task)
         if tasks and len(tasks) == len(parts["tasks"]):
-            if algorithm is not None:
-                with self.document.collect():
-                    self._fail_options(("algorithm",), algorithm.check(tasks))
-            if sampler is not None:
-                with self.document.collect():
-                    self._fail_options(("sampler",), sampler.check(list(tasks)))
+            with self.document.collect():
+                self._fail_options(("algorithm",), algorithm.check(tasks) if algorithm is not None else ())
+            with self.document.collect():
+                self._fail_options(("sampler",), sampler.check(list(tasks)) if sampler is not None else ())
 
     def _check_training(self, parts: dict[str, Any]) -> None:
         """Check steps, evaluation, learning rates and schedules against the tasks and the algorithm."""
@@ -287,10 +267,8 @@ class _RecipeReader:
                 self.document.problems.append(error)
             else:
                 if part.needs == "classes" and not task.objective.classes:
-                    message = (
-                        f"metric {quote(metric)} needs classes, task '{name}' predicts a number; use pearson, spearman"
-                    )
-                    self.fail((*path, "metrics"), message)
+                    message = f"metric {quote(metric)} needs classes, task '{name}' predicts a number"
+                    self.fail((*path, "metrics"), f"{message}; use pearson, spearman")
 
     def _check_address(self, file: Any, path: KeyPath) -> None:
         if isinstance(file, str) and is_remote(file):
@@ -313,12 +291,11 @@ class _RecipeReader:
         for split in dict.fromkeys((evaluation.select_on, evaluation.report_on)):
             for name, task in tasks.items():
                 if getattr(task, split) is None:
-                    self.fail(
-                        ("tasks", name), f"task '{name}' has no {split} file, which evaluation uses; add '{split}:'"
-                    )
+                    message = f"task '{name}' has no {split} file, which evaluation uses; add '{split}:'"
+                    self.fail(("tasks", name), message)
 
 
-def _default(data: Mapping[str, Any], key: str, default: str) -> Any:
+def _default(data: Mapping[str, Any], key: str, default: Any) -> Any:
     """Return the value under `key`, or the default where there is none or null."""
     value = data.get(key)
     return default if value is None else value

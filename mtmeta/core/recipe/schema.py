@@ -20,9 +20,8 @@ from pydantic.json_schema import GenerateJsonSchema
 from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.schedules import ScheduleOptions
-from mtmeta.core.recipe.part_help import FIXED_PARTS
-from mtmeta.core.recipe.reader import NAME, REQUIRED, TASK_NAME
-from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
+from mtmeta.core.recipe.reader import KEYS, NAME, REQUIRED, TASK_NAME
+from mtmeta.core.recipe.sections import RECIPE_FORMAT, SECTIONS
 from mtmeta.core.recipe.shipped import MADE_BY
 from mtmeta.core.registry.option_fields import adapter, clean, field_docs, field_hints
 from mtmeta.core.registry.registry import Registry
@@ -55,8 +54,8 @@ Schema = dict[str, Any]
 def recipe_schema(registry: Registry) -> Schema:
     """Return the schema of recipes that may name any part in the registry, as plain data."""
     parts = {f"{kind}.{name}": part for kind, name, part in _unambiguous_parts(registry)}
-    fixed: dict[str, Any] = {f"section.{name}": kind for name, kind in FIXED_PARTS["section"].items()}
-    adapters = {key: adapter(kind) for key, kind in {**parts, **fixed}.items()}
+    sections = {f"section.{name}": kind for name, kind in SECTIONS.items()}
+    adapters = {key: adapter(kind) for key, kind in {**parts, **sections}.items()}
     adapters |= {"optimizer": TypeAdapter(OptimizerOptions), "schedule": TypeAdapter(ScheduleOptions)}
     inputs: list[Any] = [(key, "validation", validator) for key, validator in adapters.items()]
     schemas, shared = TypeAdapter.json_schemas(inputs, schema_generator=_Generator)
@@ -156,7 +155,7 @@ def _choice_of_part(
     parts = {name: definitions[key] for name, key in names.items()}
     about = "; ".join(f"{name}: {_headline(schema)}" for name, schema in parts.items())
     branches = [
-        {"if": {"required": [tag], "properties": {tag: {"const": name}}}, "then": {"$ref": f"#/$defs/{key}"}}
+        {"if": {"required": [tag], "properties": {tag: {"const": name}}}, "then": _ref(key)}
         for name, key in names.items()
     ]
     whole: Schema = {
@@ -186,7 +185,7 @@ def _recipe_object(tasks: Iterable[str]) -> Schema:
         for name in tasks
         if TASK_NAME.fullmatch(name)
     }
-    own: dict[str, Schema] = {
+    own: dict[str, Schema] = {name: _optional(f"section.{name}") for name in SECTIONS} | {
         "format": {"type": "integer", "minimum": 1, "maximum": RECIPE_FORMAT, "default": RECIPE_FORMAT},
         "name": {"type": "string", "pattern": f"^{NAME.pattern}$"},
         "seed": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1, "default": 0},
@@ -199,26 +198,18 @@ def _recipe_object(tasks: Iterable[str]) -> Schema:
             "properties": by_name,
             "additionalProperties": _ref("task"),
         },
-        "data": _optional("section.data"),
         "sampler": {**_ref("sampler"), "default": "uniform"},
         "algorithm": _ref("algorithm"),
         "optimizer": _ref("optimizer"),
         "schedule": {**_ref("schedule"), "default": "constant"},
-        "training": _optional("section.training"),
-        "budget": _optional("section.budget"),
-        "evaluation": _optional("section.evaluation"),
-        "checkpoint": _optional("section.checkpoint"),
         "reporters": {"type": "array", "items": _ref("reporter"), "default": ["console", "jsonl"]},
     }
-    assert own.keys() == {"format", *(field.name for field in dataclasses.fields(Recipe))}
-    for name, text in HELP.items():
-        own[name]["description"] = text
     return {
         "$schema": DRAFT,
         "description": f"{MADE_BY}, which writes it again with the plugins that are installed.",
         "type": "object",
         "required": [key for key in REQUIRED if key != "training"],
-        "properties": own,
+        "properties": {key: {**own[key], "description": HELP[key]} for key in KEYS},
         "additionalProperties": False,
         "if": {"required": ["budget"], "properties": {"budget": _integer_under("examples")}},
         "else": {
@@ -266,15 +257,11 @@ def _with_choices(value: Any, definitions: Mapping[str, Schema]) -> Any:
 
 def _references(value: Any) -> Iterator[str]:
     """Yield the names of all definitions that a schema refers to."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if key == "$ref":
-                yield item.removeprefix("#/$defs/")
-            else:
-                yield from _references(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _references(item)
+    if isinstance(value, dict) and "$ref" in value:
+        yield value["$ref"].removeprefix("#/$defs/")
+    items = value.values() if isinstance(value, dict) else value
+    for item in items if isinstance(value, dict | list) else ():
+        yield from _references(item)
 
 
 def _reachable(top: Schema, definitions: Mapping[str, Schema]) -> dict[str, Schema]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -84,6 +84,15 @@ class CheckpointOptions:
     It stands in no event and goes when the run has got further. Null for none."""
     keep: PositiveInt = 2
     """Newest checkpoints kept."""
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "data": DataOptions,
+    "training": TrainingOptions,
+    "budget": BudgetOptions,
+    "evaluation": EvaluationOptions,
+    "checkpoint": CheckpointOptions,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,11 +43,10 @@ def headline(path: Path) -> str:
 
 
 def copy_recipe(name: str, to: Path | None = None, *, schema: str) -> Path:
-    """Copy a shipped recipe to a file or into a folder, by default here; returns the path of the copy.
+    """Copy a shipped recipe to a file or into a folder, by default here; return the path of the copy.
 
-    Beside it goes `schema`, the text of the JSON Schema that its first line then refers to.
-
-    Raises UsageError if there is no such recipe, or a file of that name is there already.
+    Beside it goes `schema`, the text of the JSON Schema that its first line then refers to. Raises UsageError if there
+    is no such recipe, or a file of that name is there already.
     """
     known = shipped_recipes()
     key = _recipe_name(Path(name))
@@ -59,9 +58,8 @@ def copy_recipe(name: str, to: Path | None = None, *, schema: str) -> Path:
     if os.path.lexists(target):
         raise UsageError(str(target), "is there already; name another file")
     lines = known[key].read_text(encoding="utf-8").splitlines(keepends=True)
-    own = [line for line in lines if not line.startswith(SCHEMA_LINE)]
     first = _write_schema(target.parent, schema)
-    write_file(target, first + "".join(own))
+    write_file(target, first + "".join(line for line in lines if not line.startswith(SCHEMA_LINE)))
     return target
 
 

@@ -47,13 +47,14 @@ def _has_below(faults: Iterable[KeyPath], path: KeyPath) -> bool:
 
 
 def _fault(kind: type[Any], data: Any, item: Any, at: KeyPath) -> Fault:
-    path, value, owner = _walk(kind, data, item["loc"])
+    path, value = _walk(data, item["loc"])
     error_type, last = item["type"], item["loc"][-1] if item["loc"] else ""
     full, dotted = (*at, *path), ".".join(map(str, (*at, *path)))
     if error_type in ("unexpected_keyword_argument", "extra_forbidden"):
         section = ".".join(map(str, full[:-1]))
         where = f" in {quote(section)}" if section else ""
-        return full, f"unknown key {quote(last)}{where}{choose(str(last), field_hints(owner))}", True
+        known = field_hints(_owner(kind, data, path[:-1]))
+        return full, f"unknown key {quote(last)}{where}{choose(str(last), known)}", True
     if error_type.startswith("missing") and isinstance(last, str):
         return (*full, last), f"{dotted or 'the recipe'} needs {quote(last)}; add it", False
     if error_type == "union_tag_not_found":
@@ -85,23 +86,19 @@ def describe_value(value: Any) -> str:
     return quote(value)
 
 
-def _walk(kind: type[Any], data: Any, loc: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any, type[Any]]:
-    """Return pydantic's loc without union tags: the path in the data, the value there, the dataclass that owns it."""
+def _walk(value: Any, loc: Sequence[str | int]) -> tuple[KeyPath, Any]:
+    """Return pydantic's loc without union tags, which is the path in the data, and the value there."""
     path: list[str | int] = []
-    value, owner = data, kind
     for part in loc:
-        if isinstance(value, dict) and part in value:
-            hint = field_hints(owner).get(str(part))
+        in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if in_list or (isinstance(value, dict) and part in value):
             path.append(part)
             value = value[part]
-            owner = _member(hint, value) or owner
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
-            path.append(part)
-            value = value[part]
-    return tuple(path), value, kind if not path[:-1] else _owner(kind, data, path[:-1])
+    return tuple(path), value
 
 
 def _owner(kind: type[Any], data: Any, path: Sequence[str | int]) -> type[Any]:
+    """Return the dataclass that fills the mapping at `path`."""
     for part in path:
         data = data[part]
         kind = _member(field_hints(kind).get(str(part)), data) or kind

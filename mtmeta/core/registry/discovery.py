@@ -85,9 +85,8 @@ def load_plugins(
     version = importlib.metadata.version("mtmeta")
     plugins = []
     for module in DEFAULT_PLUGINS:
-        plugin = Plugin(module.rpartition(".")[2], version, "mtmeta")
-        _enter(manager, plugin, functools.partial(importlib.import_module, module), warn)
-        plugins.append(plugin)
+        plugins.append(Plugin(module.rpartition(".")[2], version, "mtmeta"))
+        _enter(manager, plugins[-1], functools.partial(importlib.import_module, module), warn)
 
     points = _entry_points(warn)
     known = sorted({name for point, distribution, _ in points for name in (point.name, distribution)})
@@ -99,9 +98,8 @@ def load_plugins(
         names = {point.name, distribution}
         if names & set(block) or (allowed is not None and not names & set(allowed)):
             continue
-        plugin = Plugin(point.name, version, distribution)
-        _enter(manager, plugin, point.load, warn)
-        plugins.append(plugin)
+        plugins.append(Plugin(point.name, version, distribution))
+        _enter(manager, plugins[-1], point.load, warn)
     return Plugins(plugins)
 
 
@@ -227,9 +225,8 @@ def _slow_import_warning(plugin: Plugin, warn: Callable[[str], None]) -> Iterato
     """Say who it is while an import hangs, not after."""
 
     def say() -> None:
-        warn(
-            f"{plugin} has been importing for {SLOW_IMPORT_SECONDS:g} seconds; --no-plugin {plugin.name} leaves it out"
-        )
+        fix = f"--no-plugin {plugin.name} leaves it out"
+        warn(f"{plugin} has been importing for {SLOW_IMPORT_SECONDS:g} seconds; {fix}")
         sys.stderr.flush()
 
     timer = threading.Timer(SLOW_IMPORT_SECONDS, say)

@@ -76,9 +76,8 @@ class Accusation:
         except BaseException as error:  # a plugin's sys.exit() would end the run without a word
             if out_of_memory(error):
                 raise  # too large a batch is no plugin's fault
-            raise PluginError(
-                str(self.plugin), f"{self.kind} {quote(self.name)} raised {exception_line(error)}"
-            ) from error
+            message = f"{self.kind} {quote(self.name)} raised {exception_line(error)}"
+            raise PluginError(str(self.plugin), message) from error
 
 
 @contextmanager

@@ -59,11 +59,7 @@ def field_hints(kind: Any) -> Mapping[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _field_hints(kind: Any) -> Mapping[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
-    return {name: hints[name] for name in kind.__dataclass_fields__ if name in hints and _is_option(kind, name)}
-
-
-def _is_option(kind: type[Any], name: str) -> bool:
-    return kind.__dataclass_fields__[name]._field_type.name == "_FIELD"  # type: ignore[no-any-return]
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name in hints}
 
 
 def union_members(hint: Any) -> Iterator[Any]:

@@ -17,10 +17,6 @@ from mtmeta.core.registry.option_fields import adapter, field_hints
 from mtmeta.core.wording import exception_line, nearest, quote, safe
 
 PART_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HOOK_OF = {"task": "tasks", "algorithm": "algorithms", "backbone": "backbones", "sampler": "samplers"} | {
-    "metric": "metrics",
-    "reporter": "reporters",
-}
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Registry:
                 self._add(plugin)
 
     def _add(self, plugin: Plugin) -> None:
-        supplied = [(kind, part) for kind, hook in _HOOK_OF.items() for part in plugin.parts.get(hook, [])]
+        supplied = [(kind, part) for kind in KINDS for part in plugin.parts.get(f"{kind}s", [])]
         for kind, part in supplied:
             plugin.broken = plugin.broken or _fault(kind, part, plugin) or self._taken(kind, part, plugin)
         if plugin.broken:
@@ -71,12 +67,8 @@ class Registry:
 
     def conflicts(self) -> list[PluginError]:
         """Return an error for each name that several plugins supply."""
-        return [
-            self._conflict(kind, name)
-            for kind, parts in self._parts.items()
-            for name in sorted(parts)
-            if len(parts[name]) > 1
-        ]
+        parts = [(kind, name) for kind in self._parts for name in self.names(kind)]
+        return [self._conflict(kind, name) for kind, name in parts if len(self.suppliers(kind, name)) > 1]
 
     def get(self, kind: str, name: str, place: str) -> Any:
         """Return the part called `name`. Raises RecipeError if unknown, PluginError if in conflict or maybe broken."""
@@ -104,8 +96,8 @@ class Registry:
 
 
 def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
-    """Why `part` is no part of this kind, or None. Only foreign parts are tried out; a test does it for our own."""
-    hook, base = f"register_{_HOOK_OF[kind]}", KINDS[kind]
+    """Return why `part` is no part of this kind, or None. Only foreign parts are tried out; a test tries ours."""
+    hook, base = f"register_{kind}s", KINDS[kind]
     try:
         if base is Metric:
             if not isinstance(part, Metric):

@@ -11,6 +11,7 @@ import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,8 +50,7 @@ def steps_on_budget(
     steps: dict[str, int] = {}
     for group in groups if recipe.budget.examples is not None else ():
         tasks = {task: recipe.tasks[task] for task in group}
-        train = {task: datasets[task] for task in group}
-        parts = (recipe.algorithm, recipe.sampler, encoder, tasks, train, recipe.seed)
+        parts = (recipe.algorithm, recipe.sampler, encoder, tasks, datasets, recipe.seed)
         steps["+".join(group)] = steps_within(share_of(recipe, group), *parts, numbers(group), recipe.budget.examples)
     return steps
 
@@ -69,19 +69,19 @@ def steps_within(
     """Return the most steps with which training spends at most `budget` example-forwards.
 
     `numbers` are what the algorithm trains beside the model; `whole` is the recipe's budget, where `budget` is a
-    learner's share of it.
-
-    Raises RecipeError if that is not one step or more than a run may have, PluginError if the algorithm cannot be gone
-    through without a model.
+    learner's share of it. Raises RecipeError if that is not one step or more than a run may have, PluginError if the
+    algorithm cannot be gone through without a model.
     """
     shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
-    given = _in_words(budget, whole, tasks)
+    given = f"{budget:,} example-forwards"
+    if whole not in (None, budget):
+        given = f"of {whole:,} example-forwards, the {budget:,} of task {', '.join(map(repr, tasks))}"
 
     @functools.cache
     def walk(steps: int) -> tuple[int, int]:
-        """Goes through a run of that many steps until it is over budget; steps gone and example-forwards spent."""
+        """Go through a run of that many steps until it is over budget; return steps gone and examples spent."""
         gone, spent = 0, 0
-        for learner in _walk(shape, algorithm, sampler, tasks, datasets, seed, steps):
+        for learner in _walk(shape, algorithm, sampler, datasets, steps):
             gone, spent = gone + 1, learner.examples
             if spent > budget:
                 break
@@ -107,12 +107,6 @@ def steps_within(
     return steps
 
 
-def _in_words(budget: int, whole: int | None, tasks: Mapping[str, Task]) -> str:
-    if whole in (None, budget):
-        return f"{budget:,} example-forwards"
-    return f"of {whole:,} example-forwards, the {budget:,} of task {', '.join(map(repr, tasks))}"
-
-
 def rehearse(
     steps: int,
     algorithm: Algorithm,
@@ -129,31 +123,32 @@ def rehearse(
     """
     shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
     before = dict.fromkeys(tasks, 0)
-    for learner in _walk(shape, algorithm, sampler, tasks, datasets, seed, steps):
+    for learner in _walk(shape, algorithm, sampler, datasets, steps):
         now = {task: learner.read[task] for task in tasks}
         yield {task: now[task] - before[task] for task in tasks}
         before = now
 
 
 def _walk(
-    shape: MultiTaskModel,
-    algorithm: Algorithm,
-    sampler: Sampler,
-    tasks: Mapping[str, Task],
-    datasets: Mapping[str, Dataset],
-    seed: int,
-    steps: int,
-) -> Iterator[_Rehearsal]:
+    shape: MultiTaskModel, algorithm: Algorithm, sampler: Sampler, datasets: Mapping[str, Dataset], steps: int
+) -> Iterator[Learner]:
     """Yield the learner after each step of a run of that many."""
     # copies: a part of a plugin may count for itself, and training is to find it as it was
     algorithm, sampler = _own(algorithm), _own(sampler)
-    feed = _Counted(tasks, datasets, sampler, seed=seed)
+    feed = _Counted(shape.tasks, datasets, sampler, seed=shape.seed)
     feed.steps = steps
-    learner = _Rehearsal(shape, seed=seed, steps=steps, check_each_loss=False)
+    learner = _Rehearsal(shape, seed=shape.seed, steps=steps)
+    learner.device = torch.device("cpu")  # where losses are; the encoder's own has no numbers
     for step in range(steps):
         feed.step = step
         learner.begin_step(step)
-        _rehearse(algorithm, learner, feed)
+        try:
+            algorithm.backward(learner, feed)
+        except RecipeError:
+            raise
+        except MtmetaError as error:
+            message = f"cannot be counted without training ({error.message}); give training.steps instead of a budget"
+            raise fault(algorithm, message) from error
         yield learner
 
 
@@ -182,23 +177,11 @@ def _largest(fits: Callable[[int], bool], *, at_least: int, most: int, guess: in
     return good
 
 
-def _rehearse(algorithm: Algorithm, learner: _Rehearsal, feed: Feed) -> None:
-    try:
-        algorithm.backward(learner, feed)
-    except RecipeError:
-        raise
-    except MtmetaError as error:
-        message = f"cannot be counted without training ({error.message}); give training.steps instead of a budget"
-        raise fault(algorithm, message) from error
-
-
 def _shapes_only(encoder: nn.Module) -> nn.Module:
     """Return the same modules on the meta device: names and shapes, no memory, nothing to be changed by accident."""
-    tensors: dict[int, Any] = {}
+    tensors: dict[int, Any] = {id(buffer): torch.empty_like(buffer, device="meta") for buffer in encoder.buffers()}
     for parameter in encoder.parameters():
         tensors[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
-    for buffer in encoder.buffers():
-        tensors[id(buffer)] = torch.empty_like(buffer, device="meta")
     return copy.deepcopy(encoder, tensors)
 
 
@@ -234,11 +217,8 @@ class _Counted(Feed):
         size = min(stream.batch_size, len(stream.dataset) - stream.offset)
         stream.offset += size
         stream.count(size)
-
-        def look_up() -> Sequence[str]:
-            return [stream.dataset.ids[i] for i in stream.at(*place)[0]]
-
-        return Batch(task, _Ids(size, look_up), ())  # type: ignore[arg-type]  # a sequence of them will do
+        ids = _Ids(size, lambda: [stream.dataset.ids[i] for i in stream.at(*place)[0]])
+        return Batch(task, ids, ())  # type: ignore[arg-type]  # a sequence of them will do
 
     def _pack(self, stream: Stream, indices: Any) -> Batch:
         ids = _Ids(len(indices), lambda: [stream.dataset.ids[i] for i in indices])
@@ -247,10 +227,6 @@ class _Counted(Feed):
 
 class _Rehearsal(Learner):
     """Counts what would go through the encoder. Gradients stay absent, as those of parameters that nothing touched."""
-
-    def __init__(self, model: MultiTaskModel, **options: Any) -> None:
-        super().__init__(model, **options)
-        self.device = torch.device("cpu")  # where losses are; the encoder's own has no numbers
 
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         self.examples += len(batch)
@@ -272,23 +248,22 @@ class _Rehearsal(Learner):
             self._away = False
 
 
+@dataclass
 class _Trip:
     """An excursion that goes nowhere."""
 
-    def __init__(self, learner: _Rehearsal) -> None:
-        self._learner = learner
+    learner: _Rehearsal
 
     def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0) -> None:
         for batch in batches:
-            self._learner.gradient(batch, scale(batch.task))
-        self._learner.inner_step += 1
+            self.learner.gradient(batch, scale(batch.task))
+        self.learner.inner_step += 1
 
     def keep_delta(self, scale: float = 1.0) -> None:
         pass
 
     def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
-        self._learner.gradient(batch, scale)
-        self._learner.inner_step += 1
+        self.step(batch, scale=lambda task: scale)
 
     def drift(self) -> Tensor:
         return torch.zeros(())

@@ -70,8 +70,7 @@ class Checkpoints:
         name = f"best-{step:08d}"
         self._commit(name, {"model.safetensors": model}, {})
         for link in links:
-            with disk.disk_errors(self.folder / link, newest=self._newest_name):
-                replace_link(self.folder / link, name)
+            self._point(link, name)
         self._prune()
         return name
 
@@ -91,8 +90,7 @@ class Checkpoints:
             if (self.folder / link).is_dir() and not (self.folder / link).is_symlink():
                 self._remove(self.folder / link)  # a copy of the run that followed the links
             if self._links().get(link) != name:
-                with disk.disk_errors(self.folder / link, newest=self._newest_name):
-                    replace_link(self.folder / link, name)
+                self._point(link, name)
         self._retain(step, scheduled)
 
     def check_space(self, *parts: Mapping[str, Tensor]) -> None:
@@ -163,6 +161,10 @@ class Checkpoints:
                 targets[path.name] = os.readlink(path)
         return targets
 
+    def _point(self, link: str, name: str) -> None:
+        with disk.disk_errors(self.folder / link, newest=self._newest_name):
+            replace_link(self.folder / link, name)
+
     def _newest_name(self) -> str:
         newest, _ = self.newest()
         return newest.name if newest else ""
@@ -220,10 +222,8 @@ def _links_of(path: Path) -> dict[str, str]:
     """Return where the best links pointed when a checkpoint was saved."""
     state = disk.read_json(path / "state.json")
     links = state.get("links", {}) if isinstance(state, dict) else None
-    if (
-        not isinstance(links, dict)
-        or not all(re.fullmatch(BEST, str(name)) for name in links.values())
-        or not all(re.fullmatch(LINK, link) for link in links)
+    if not isinstance(links, dict) or not all(
+        re.fullmatch(LINK, link) and re.fullmatch(BEST, str(name)) for link, name in links.items()
     ):
         raise CheckpointError(str(path / "state.json"), "damaged (names no best weights)")
     return links

@@ -62,7 +62,7 @@ def gradient_cosines(
 
 
 def _product(one: list[Tensor | None], other: list[Tensor | None]) -> float:
-    """Inner product, in float64; what nothing touched counts as zero."""
+    """Return the inner product, in float64; what nothing touched counts as zero."""
     pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
     if not pairs:
         return 0.0

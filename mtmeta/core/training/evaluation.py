@@ -71,10 +71,8 @@ def predict(
             loss = checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), [])
             decoded = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
             outcomes.append((indices, decoded.double(), loss * len(indices)))
-    values = np.empty(len(dataset), dtype=np.float64)
-    values[np.concatenate([indices for indices, _, _ in outcomes])] = (
-        torch.cat([decoded for _, decoded, _ in outcomes]).cpu().numpy()
-    )
+    values, order = np.empty(len(dataset), dtype=np.float64), np.concatenate([indices for indices, *_ in outcomes])
+    values[order] = torch.cat([decoded for _, decoded, _ in outcomes]).cpu().numpy()
     mean = math.fsum(torch.stack([loss for *_, loss in outcomes]).tolist()) / len(dataset)
     if not math.isfinite(mean) or not np.isfinite(values).all():
         message = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
@@ -128,11 +126,10 @@ def score(
         if not math.isfinite(value):
             message = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
             raise PluginError(accused(next(metric.function for metric in metrics if metric.name == name)), message)
-    primary = metrics[0]
+    primary, task = metrics[0], predictions.dataset.task
     low = high = None
     if intervals:
-        low, high = interval(labels, values, primary, derive(seed, "bootstrap", predictions.dataset.task))
-    others = {name: value for name, value in computed.items() if name != primary.name}
+        low, high = interval(labels, values, primary, derive(seed, "bootstrap", task))
     scored = Score(
         metric=primary.name,
         value=computed[primary.name],
@@ -141,9 +138,8 @@ def score(
         examples=len(labels),
         loss=predictions.loss,
         skipped=predictions.dataset.skipped,
-        others=others,
+        others={name: value for name, value in computed.items() if name != primary.name},
     )
-    task = predictions.dataset.task
     return scored, [f"{task}: {warning.message}" for warning in caught if issubclass(warning.category, UserWarning)]
 
 

@@ -1,41 +1,149 @@
-"""What algorithms are written in: gradients, and excursions from theta that come back to it.
+"""The model being trained, in the operations that algorithms are written in: gradients, and excursions from theta.
 
-Notation of the paper: theta are the parameters of encoder and heads, theta' those after an inner loop.
+`core/api/contracts.py` says what algorithms may count on; the docstrings here add to it. Notation of the paper: theta
+are the parameters of encoder and heads, theta' those after an inner loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mtmeta.core.api.batch import Batch
+from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.optimizers import OptimizerOptions, set_lr
 from mtmeta.core.api.option_types import InnerState
 from mtmeta.core.api.schedules import ScheduleOptions
-from mtmeta.core.training.excursion import Excursion
-from mtmeta.core.training.gradients import Gradients
-from mtmeta.core.training.model import MultiTaskModel, build_head
+from mtmeta.core.errors import DivergedError
+from mtmeta.core.machine import memory_errors, order_errors
+from mtmeta.core.registry.guard import accused, fault, supplier
+from mtmeta.core.rng import derive
+from mtmeta.core.training.model import MultiTaskModel, build_head, task_loss
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
 
+Grads = list[Tensor | None]
 
-class Learner(Gradients):
-    """The model being trained, with the operations algorithms need.
 
-    `parameters` are all trainable parameters by name, in a fixed order. After `Algorithm.backward` the loop takes the
-    update direction from their `.grad`.
-    """
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all tensors as one vector, a scalar."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors)))) if tensors else torch.zeros(())
 
-    def __init__(self, model: MultiTaskModel, **options: Any) -> None:
-        super().__init__(model, **options)
+
+class Learner:
+    """The model being trained. After `Algorithm.backward` the loop takes the update direction from its `.grad`."""
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        *,
+        seed: int,
+        steps: int,
+        group: str = "",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        check_each_loss: bool = True,
+    ) -> None:
+        self.model = model
+        self.parameters = dict(model.named_parameters())
+        self.tasks: Mapping[str, Task] = model.tasks
+        self.device = next(iter(self.parameters.values())).device
+        self.seed = seed
+        self.steps = steps
+        self.step = 0
+        self.examples = 0
+        self.read: Counter[str] = Counter()
+        """Of `examples`, in this process, those of each task."""
+        self.episodes: Counter[str] = Counter()
+        self.losses: list[tuple[str, int, Tensor]] = []
+        self.drifts: list[tuple[str, Tensor]] = []
+        self.inner_step = 0
+        self._group = group
+        self._bf16 = precision == "bf16"
+        self._check_each_loss = check_each_loss
+        self._draws = 0
         self._inner: dict[str, Optimizer] = {}
         self._last_gradients: dict[Tensor, Tensor] = {}
         self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._snapshot: list[Tensor] = []
         self._away = False
+
+    def begin_step(self, step: int) -> None:
+        """Forget the last step's gradients and losses; the loop calls it."""
+        self.step, self._draws, self.inner_step, self.losses, self.drifts = step, 0, 0, [], []
+        self.clear_gradient()
+
+    def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
+        """Add the gradients of the chunks, each weighted by its share of the examples: the sum is that of the batch."""
+        total = torch.zeros((), device=self.device)
+        longest = max(chunk.packed.groups[-1][1] for chunk in batch.chunks)
+        remedy = f"halve batch_size or set training.grad_accumulation: {2 * len(batch.chunks)}"
+        where = f"task '{batch.task}'"
+        who = supplier(self.tasks[batch.task])
+        with memory_errors(f"{where} (batch {len(batch)}, length {longest})", remedy), order_errors(who, where):
+            for chunk in batch.chunks:
+                share = len(chunk.labels) / len(batch)
+                # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save
+                torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self._draws))
+                self._draws += 1
+                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                    outputs = self.model(batch.task, chunk.packed.to(self.device))
+                loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
+                (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
+                total = total + loss.detach() * share
+        self.examples += len(batch)
+        self.read[batch.task] += len(batch)
+        self.losses.append((batch.task, self.inner_step, total))
+        if self._check_each_loss:
+            self.check_losses(self.losses[-1:])
+        return total
+
+    def _loss(self, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+        task = self.tasks[name]
+        loss: object = task_loss(task, name, outputs, labels)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            shape = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
+            raise fault(task, f"loss for task '{name}' {shape}, expected a scalar tensor")
+        if not loss.requires_grad:
+            raise fault(task, f"loss for task '{name}' has no gradient; was it detached?")
+        return loss
+
+    def check_losses(self, losses: list[tuple[str, int, Tensor]] | None = None) -> None:
+        """Raise DivergedError naming step, task and inner step of the first non-finite loss. One synchronisation."""
+        losses = self.losses if losses is None else losses
+        if not losses:
+            return
+        for (task, inner, _), value in zip(losses, torch.stack([loss for *_, loss in losses]).tolist(), strict=True):
+            if not math.isfinite(value):
+                where = f"meta-step {self.step + 1}, task '{task}', inner step {inner + 1}"
+                who = accused(self.tasks[task])  # a plugin's loss may as well be the plugin's fault
+                raise DivergedError(who, f"loss became {value} at {where}; lower the learning rate")
+
+    def check_direction(self, norm: Tensor, kind: str, task: str) -> None:
+        """Raise DivergedError if what an inner loop hands on is not finite. On a GPU the norm of the whole must do."""
+        if self._check_each_loss and not math.isfinite(norm):
+            where = f"meta-step {self.step + 1}, task '{task}', inner step {self.inner_step}"
+            raise DivergedError("", f"{kind} became {float(norm)} at {where}; lower the inner learning rate")
+
+    def clear_gradient(self) -> None:
+        # absent, not zero, so that no optimizer moves what nothing touched
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def take_gradient(self) -> Grads:
+        taken = [parameter.grad for parameter in self.parameters.values()]
+        self.clear_gradient()
+        return taken
+
+    def put_gradient(self, gradient: Grads) -> None:
+        for parameter, grad in zip(self.parameters.values(), gradient, strict=True):
+            parameter.grad = grad
 
     @contextmanager
     def excursion(
@@ -47,13 +155,6 @@ class Learner(Gradients):
         state: InnerState = "per_task",
         fresh_head: bool = False,
     ) -> Iterator[Excursion]:
-        """Leave theta for an inner loop on `task`; on exit theta is back bit for bit, also if the loop raised.
-
-        What the excursion kept (`keep_delta`, `keep_gradient`) is added to the `.grad` found on entry. The inner
-        optimizer's state lives on by task (`per_task`), across tasks (`shared`), or not at all (`reset`). The schedule
-        takes the task's own count of episodes as its step, and the run's outer steps as its length.
-        `fresh_head` starts from a newly initialised head, whose outer gradient is None.
-        """
         if self._away:
             raise RuntimeError("an excursion is under way already; they cannot be nested")
         parameters: list[Tensor] = list(self.parameters.values())
@@ -70,8 +171,7 @@ class Learner(Gradients):
             set_lr(inner, schedule.factor(self.episodes[task], self.steps))
             if fresh_head:
                 self._reset_head(task)
-            dropped = f"heads.{task}." if fresh_head else None
-            trip = Excursion(self, task, inner, self._snapshot, outer, dropped, self._share_last_gradients)
+            trip = Excursion(self, task, inner, self._snapshot, outer, fresh_head)
             yield trip
             self.drifts.append((task, trip.drift()))
             self.episodes[task] += 1
@@ -95,7 +195,7 @@ class Learner(Gradients):
                 restore_optimizer(self._inner[key], self.parameters, self._pending.pop(key))
         return self._inner[key]
 
-    def _share_last_gradients(self, optimizer: Optimizer) -> None:
+    def share_last_gradients(self, optimizer: Optimizer) -> None:
         """Have all inner optimizers keep their first moment in the same buffers, if its beta is 0.
 
         It is the last gradient then, written anew before it is read: half of what a task's own state would take.
@@ -121,3 +221,74 @@ class Learner(Gradients):
         """Take up saved states; each is applied when its optimizer is next needed."""
         self._inner.clear()
         self._pending = dict(states)
+
+
+@dataclass(eq=False)
+class Excursion:
+    """An inner loop under way: the model's parameters are theta', on their way from theta."""
+
+    learner: Learner
+    task: str
+    optimizer: Optimizer
+    theta: list[Tensor]
+    outer: Grads
+    fresh_head: bool
+    """Whether the outer gradient of the task's head stays None."""
+
+    def __post_init__(self) -> None:
+        self._touched = [False] * len(self.theta)
+        self._drift: Tensor | None = None
+
+    def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0) -> None:
+        self.learner.clear_gradient()
+        for batch in batches:
+            self.learner.gradient(batch, scale(batch.task))
+        for i, parameter in enumerate(self.learner.parameters.values()):
+            self._touched[i] |= parameter.grad is not None
+        self.optimizer.step()
+        self._drift = None
+        self.learner.share_last_gradients(self.optimizer)
+        self.learner.inner_step += 1
+
+    @torch.no_grad()
+    def keep_delta(self, scale: float = 1.0) -> None:
+        names = enumerate(self.learner.parameters.items())
+        touched = [(i, p) for i, (name, p) in names if self._touched[i] and not self._is_dropped(name)]
+        if not touched:
+            return
+        deltas = torch._foreach_sub([self.theta[i] for i, _ in touched], [p for _, p in touched])
+        norm = norm_of(deltas)
+        if not self.fresh_head:
+            self._drift = norm
+        self.learner.check_direction(norm, "delta", self.task)
+        if scale != 1.0:
+            torch._foreach_mul_(deltas, scale)
+        for (i, _), delta in zip(touched, deltas, strict=True):
+            self._add(i, delta)
+
+    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
+        self.learner.clear_gradient()
+        self.learner.gradient(batch, scale)
+        self.learner.inner_step += 1
+        with torch.no_grad():
+            named = enumerate(self.learner.parameters.items())
+            grads = [(i, p.grad) for i, (name, p) in named if p.grad is not None and not self._is_dropped(name)]
+            self.learner.check_direction(norm_of([grad for _, grad in grads]), "query gradient", self.task)
+            for i, grad in grads:
+                self._add(i, grad)
+        self.learner.clear_gradient()
+
+    @torch.no_grad()
+    def drift(self) -> Tensor:
+        if self._drift is None:
+            named = zip(self.learner.parameters.values(), self.theta, self._touched, strict=True)
+            touched = [(there, home) for there, home, moved in named if moved]
+            self._drift = norm_of(torch._foreach_sub(*map(list, zip(*touched, strict=True))) if touched else [])
+        return self._drift
+
+    def _is_dropped(self, name: str) -> bool:
+        return self.fresh_head and name.startswith(f"heads.{self.task}.")
+
+    def _add(self, i: int, direction: Tensor) -> None:
+        kept = self.outer[i]
+        self.outer[i] = direction if kept is None else kept.add_(direction)

@@ -47,8 +47,7 @@ def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str
 def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
     """Return a prototype head of the shape that a task of a model needs, for weights that are to be filled in."""
     task = model.tasks[name]
-    vectors = 2 if task.inputs == "separate" else 1
-    classes = len(task.objective.classes)
+    vectors, classes = 2 if task.inputs == "separate" else 1, len(task.objective.classes)
     means = torch.zeros(classes, vectors * model.hidden_size)
     return PrototypeHead(means, binary=(task.objective.outputs or 0) < classes)
 

@@ -73,6 +73,7 @@ class Selection:
                 predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
             metrics = [self.metrics[metric] for metric in model.tasks[name].metrics]
             scores[name], warnings = evaluation.score(predictions, metrics, seed=self.seed, intervals=False)
-            new_warnings += [text for text in dict.fromkeys(warnings) if text not in self.warned]
-            self.warned += [text for text in dict.fromkeys(warnings) if text not in self.warned]
+            unseen = [text for text in dict.fromkeys(warnings) if text not in self.warned]
+            new_warnings += unseen
+            self.warned += unseen
         return scores, new_warnings

@@ -38,10 +38,7 @@ def spare_slot(optimizer: Optimizer) -> str | None:
 def restore_optimizer(
     optimizer: Optimizer, parameters: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Put a state from `optimizer_state` back.
-
-    Step counters stay where PyTorch keeps them, on the CPU if not fused.
-    """
+    """Put a state from `optimizer_state` back; step counters where PyTorch keeps them, on the CPU if not fused."""
     for name, slots in state.items():
         parameter = parameters[name]
         restored = {

@@ -27,8 +27,7 @@ from mtmeta.core.registry.guard import fault, supplier
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.diagnostics import gradient_cosines
-from mtmeta.core.training.gradients import norm_of
-from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.learner import Learner, norm_of
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.state import check_fit, flatten, optimizer_state, read_state, restore_optimizer, unflatten
 from mtmeta.core.wording import safe
@@ -142,10 +141,10 @@ class Trainer:
 
     def _announce_step(self, lr: float, norm: float) -> None:
         losses: dict[str, list[float]] = {}
+        drifts: dict[str, list[float]] = {}
         for task, _, loss in self.learner.losses:
             losses.setdefault(task, []).append(float(loss))
         self.seconds = time.perf_counter() - self._started
-        drifts: dict[str, list[float]] = {}
         for task, drift in self.learner.drifts:
             drifts.setdefault(task, []).append(float(drift))
         self.emit(
@@ -195,7 +194,7 @@ class Trainer:
     # -- evaluation and selection
 
     def _evaluate(self) -> None:
-        self._check_parameters()
+        self._check_finite("parameter", self.weights())
         self._heap.release()  # evaluation needs other buffers than training
         evaluated, warnings = self.selection.evaluate(self.learner.model, self.step, self.weights())
         for text in warnings:
@@ -214,9 +213,6 @@ class Trainer:
         with memory_errors(f"measuring gradients of {len(self.feed.tasks)} tasks", remedy):
             norms, cosines = gradient_cosines(self.learner.model, self.feed.datasets, **options)
         self.emit(GradientsMeasured(group=self.group, step=self.step, norms=norms, cosines=cosines))
-
-    def _check_parameters(self) -> None:
-        self._check_finite("parameter", self.weights())
 
     def _check_finite(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
         by_device: dict[torch.device, list[str]] = {}
@@ -245,7 +241,7 @@ class Trainer:
         return tensors
 
     def _save(self) -> Path:
-        self._check_parameters()
+        self._check_finite("parameter", self.weights())
         tensors = self.optimizer_tensors()
         self._check_finite("optimizer state", tensors)  # a square can overflow where its gradient did not
         state: dict[str, Any] = {

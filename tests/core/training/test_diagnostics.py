@@ -13,7 +13,7 @@ import mtmeta
 from mtmeta.core.data.packing import pack
 from mtmeta.core.rng import permutation
 from mtmeta.core.training.diagnostics import gradient_cosines
-from mtmeta.core.training.excursion import Excursion
+from mtmeta.core.training.learner import Excursion
 from mtmeta.plugins.algorithms.fomaml import Fomaml
 from mtmeta.plugins.algorithms.reptile import Reptile
 from tests.core.run.test_run import ALGORITHMS, write_recipe
