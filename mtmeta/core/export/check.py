@@ -5,8 +5,9 @@ Shapes: `N` examples, `T` tokens of the longest, padding included, `D` hidden, `
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,19 +28,9 @@ Inputs = list[NDArray[np.int64]]
 """Ids, mask and segments [N, T] of one text after the other."""
 Outputs = Sequence[Sequence[NDArray[Any]]]
 """For each batch, what `Answer` gives."""
-WORDS = (
-    "A man who had never seen the sea walked down to it, twice, in the rain; why? nobody could say for certain!".split()
-)
+TEXT = "A man who had never seen the sea walked down to it, twice, in the rain; why? nobody could say for certain!"
 BATCHES: tuple[slice, ...] = (slice(0, 1), slice(4, 5), slice(2, 4), slice(1, 8), slice(None))
 """Batches of the probes, of several sizes and lengths; the last is all of them, from one token to the most."""
-
-
-@dataclass(frozen=True)
-class Probes:
-    """Examples to compare by: a dataset, and the same in padded batches."""
-
-    dataset: Dataset
-    batches: tuple[Inputs, ...]
 
 
 class Single(Task):
@@ -48,24 +39,27 @@ class Single(Task):
     name = "single"
 
 
-def probes(task: Task, backbone: LoadedBackbone) -> Probes:
-    """Return texts from one word to more than the encoder takes; the second of a pair is of another length."""
+def probes(task: Task, backbone: LoadedBackbone) -> tuple[Dataset, list[Inputs]]:
+    """Return examples to compare by, as a dataset and in padded batches.
+
+    Their texts have from one word to more than the encoder takes; the second of a pair is of another length.
+    """
     counts = [1, 2, 3, 5, 8, 13, 21, 34, 55, backbone.max_length]
-    texts = [" ".join((WORDS * (count // len(WORDS) + 1))[:count]) for count in counts]
+    texts = [" ".join(itertools.islice(itertools.cycle(TEXT.split()), count)) for count in counts]
     seconds = [] if task.inputs == "single" else [*texts[3:], *texts[:3]]
     dataset = from_texts(task.name, task, texts, seconds, backbone)
-    return Probes(dataset, tuple(pad(dataset.stores, range(len(texts))[part]) for part in BATCHES))
+    return dataset, [pad(dataset.stores, range(len(texts))[part]) for part in BATCHES]
 
 
 @torch.inference_mode()
 def encoder_difference(model: MultiTaskModel, encoder: torch.nn.Module, backbone: LoadedBackbone) -> float:
     """Return how far the mean-pooled vectors of single texts are from those of the run's own encoder."""
-    single = probes(Single(train=""), backbone)
-    packed = pack_sequences(single.dataset.stores, np.arange(len(single.dataset)))
+    dataset, batches = probes(Single(train=""), backbone)
+    packed = pack_sequences(dataset.stores, np.arange(len(dataset)))
     with evaluation_mode(model):
         expected_vectors = mean_pool(model.encoder(packed), packed).numpy()
     vector = Vector(encoder)
-    return difference([expected_vectors], [[vector(*map(torch.from_numpy, batch)).numpy()] for batch in single.batches])
+    return difference([expected_vectors], [[vector(*map(torch.from_numpy, batch)).numpy()] for batch in batches])
 
 
 def pad(stores: Sequence[TokenStore], examples: Sequence[int]) -> Inputs:
@@ -123,7 +117,6 @@ def check(place: str, observed: float, limit: float) -> float:
         raise DivergedError(place, "outputs are not finite; train the run again")
     if not observed <= limit:
         message = f"what was exported differs from `mtmeta predict` by {observed:.2g}, more than {limit:g}"
-        raise MachineError(
-            place, f"{message}; nothing was kept, report this with the versions of torch and onnxruntime"
-        )
+        fix = "nothing was kept, report this with the versions of torch and onnxruntime"
+        raise MachineError(place, f"{message}; {fix}")
     return observed

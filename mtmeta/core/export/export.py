@@ -32,6 +32,7 @@ from mtmeta.core.wording import choose, did_you_mean, quote
 LIMITS = {"transformers": 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5}
 """Formats, and how far outputs may be from those of `mtmeta predict`."""
 FORMATS = tuple(LIMITS)
+BUNDLED = Path(__file__).with_name("bundled")  # modules that go with an export as they stand; never imported
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,7 @@ def _write_models(
     draft: StagingFolder, session: Session, form: str, chosen: Sequence[str], say: Callable[[str], None]
 ) -> Facts:
     """Write the model of every group of tasks, checked, and the cards; return the facts that the cards state."""
-    groups = [(group, [name for name in group if name in chosen]) for group in session.groups]
-    groups = [(group, names) for group, names in groups if names]
+    groups = [(group, names) for group in session.groups if (names := [name for name in group if name in chosen])]
     write = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers}[form]
     differences: dict[str, float] = {}
     steps: dict[str, int] = {}
@@ -115,9 +115,9 @@ def _write_models(
         steps |= dict.fromkeys(names, part.step)
     if form == "onnx":
         _describe_onnx(draft, described, part.backbone)
-    run, summary = session.folder, session.folder.finished()
-    results = summary.plain() if summary is not None else None
-    facts = Facts(session.recipe, run.lock(), results, steps, part.backbone.max_length, differences)
+    summary = session.folder.finished()
+    figures = summary.plain() if summary is not None else {}
+    facts = Facts(session.recipe, session.folder.lock(), figures, steps, part.backbone.max_length, differences)
     for under, names in folders.items():
         text = card(form, facts, names, {name: described.get(name, {}) for name in names})
         draft.write(f"{under}/README.md" if under else "README.md", text)
@@ -137,14 +137,11 @@ def load_part(session: Session, group: list[str], names: list[str], *, heads: bo
     return Part(names, model, backbone, portable, described, step)
 
 
-# ------------------------------------------------------------------------------------------------------------- formats
-
-
 def _check(part: Part, name: str, answers: Callable[[Sequence[checks.Inputs]], checks.Outputs], limit: float) -> float:
     """Return how far the answers of what is exported are from those of the run. Raises MachineError if too far."""
-    probes = checks.probes(part.model.tasks[name], part.backbone)
-    expected = checks.expected(part.model, name, probes.dataset)
-    return checks.check(name, checks.difference(expected, answers(probes.batches)), limit)
+    dataset, batches = checks.probes(part.model.tasks[name], part.backbone)
+    expected = checks.expected(part.model, name, dataset)
+    return checks.check(name, checks.difference(expected, answers(batches)), limit)
 
 
 def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
@@ -157,7 +154,7 @@ def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) ->
     _tensors(draft, f"{under}heads.safetensors", head_tensors({name: part.model.heads[name] for name in part.names}))
     description = {"hidden_size": part.model.hidden_size, **_sequences(part.backbone), "tasks": part.tasks}
     draft.write(f"{under}heads.json", _json(description))
-    draft.write(f"{under}modeling.py", _module("modeling.py"))
+    draft.write(f"{under}modeling.py", (BUNDLED / "modeling.py").read_bytes())
     return differences
 
 
@@ -185,25 +182,22 @@ def _describe_onnx(draft: StagingFolder, described: dict[str, dict[str, Any]], b
         outputs = ["logits", "score" if task["objective"] == "regression" else "probabilities"]
         tasks[name] = {"file": f"{name}.onnx", **kept, "outputs": outputs}
     draft.write("labels.json", _json({**_sequences(backbone), "tasks": tasks}))
-    draft.write("inference.py", _module("inference.py"))
+    draft.write("inference.py", (BUNDLED / "inference.py").read_bytes())
 
 
 def _sentence_transformers(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
     """Write AutoModel's files, and modules that mean-pool its hidden states."""
     _encoder_files(draft, under, part.portable)
-    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"))
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(kinds)
+        for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
     ]
     pooling = {"word_embedding_dimension": part.model.hidden_size, "pooling_mode_mean_tokens": True}
     pooling |= {f"pooling_mode_{kind}": False for kind in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
     draft.write(f"{under}modules.json", _json(modules))
     draft.write(f"{under}1_Pooling/config.json", _json(pooling))
-    limits = {
-        "max_seq_length": part.backbone.max_length,
-        "do_lower_case": False,
-    }  # the tokenizer lowercases where it has to
+    # the tokenizer lowercases where it has to
+    limits = {"max_seq_length": part.backbone.max_length, "do_lower_case": False}
     draft.write(f"{under}sentence_bert_config.json", _json(limits))
     library: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     draft.write(f"{under}config_sentence_transformers.json", _json(library))
@@ -215,11 +209,6 @@ def _sequences(backbone: LoadedBackbone) -> dict[str, Any]:
     """Describe how token ids become sequences: prefix + a + suffix, or prefix + a + middle + b + suffix."""
     special = {name: list(getattr(backbone.tokenizer, name)) for name in ("prefix", "middle", "suffix")}
     return {"max_length": backbone.max_length, "special_tokens": special}
-
-
-def _module(name: str) -> bytes:
-    """Return the source of a module that goes with an export as it stands; it is read, never imported."""
-    return (Path(__file__).parent / "bundled" / name).read_bytes()
 
 
 def _encoder_files(draft: StagingFolder, under: str, portable: Portable) -> None:

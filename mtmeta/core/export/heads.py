@@ -25,11 +25,8 @@ def describe_tasks(tasks: Mapping[str, Task], heads: Mapping[str, nn.Module]) ->
     descriptions = {}
     for name, task in tasks.items():
         try:
-            descriptions[name] = {
-                "inputs": task.inputs,
-                "head": _head(name, task, heads[name]),
-                **_objective(name, task),
-            }
+            head = _head(name, task, heads[name])
+            descriptions[name] = {"inputs": task.inputs, "head": head, **_objective(name, task)}
         except PluginError as error:
             problems.append(error)
     raise_all(problems)
@@ -41,10 +38,9 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
     kind = type(head)  # not isinstance: a subclass may compute anything
     if kind is MLPHead:
         return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
-    if kind is LinearHead:
-        return {"kind": "linear", "outputs": 1, "vectors": vectors}
-    if kind is PrototypeHead:
-        return {"kind": "linear", "outputs": task.objective.outputs, "vectors": vectors}
+    if kind in (LinearHead, PrototypeHead):
+        outputs = 1 if kind is LinearHead else task.objective.outputs
+        return {"kind": "linear", "outputs": outputs, "vectors": vectors}
     if kind is CosineHead:
         return {"kind": "cosine", "scale": head.scale, "activation": head.activation}
     raise _refusal(name, task, f"a head of its own, {kind.__name__}")
@@ -53,10 +49,9 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
 def _objective(name: str, task: Task) -> dict[str, Any]:
     objective = task.objective
     kind = unguarded(type(objective))
-    if kind is Classification:
-        return {"objective": "classification", "labels": list(objective.classes)}
-    if kind is Binary:
-        return {"objective": "binary", "labels": list(objective.classes)}
+    if kind in (Classification, Binary):
+        labels = list(objective.classes)
+        return {"objective": "binary" if kind is Binary else "classification", "labels": labels}
     if isinstance(objective, Regression) and kind is Regression:
         return {"objective": "regression", "low": objective.low, "high": objective.high}
     raise _refusal(name, task, f"an objective of its own, {kind.__name__}")
@@ -85,6 +80,7 @@ class Vector(nn.Module):
     """Ids, attention mask and segments of sequences [N, T] to their mean-pooled vectors [N, D]."""
 
     inputs = ("input_ids", "attention_mask", "token_type_ids")
+    outputs = ("vector",)
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

@@ -21,27 +21,21 @@ from mtmeta.core.studies.adapted_runs import origin
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PIPELINES = {"sentence-transformers": "sentence-similarity", "transformers": "feature-extraction"}
-SINGLE = ("A joy from start to end.", "Two hours I will not get back.")
-PAIRS = (("A dog runs.", "A dog is running."), ("It rains.", "The sun shines."))
+SINGLE = ["A joy from start to end.", "Two hours I will not get back."]
+PAIRS = [("A dog runs.", "A dog is running."), ("It rains.", "The sun shines.")]
 INPUTS = {"single": "a text", "cross": "a pair in one sequence", "separate": "a pair, two sequences"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A run and its export: recipe, lock and summary, the step of each task's weights, differences by the check."""
+    """A run and its export; `summary` is empty while the run is not finished, `steps` are those of the weights."""
 
     recipe: Recipe
     lock: Mapping[str, Any]
-    summary: Mapping[str, Any] | None
+    summary: Mapping[str, Any]
     steps: Mapping[str, int]
     max_length: int
     differences: Mapping[str, float]
-
-    @property
-    def scores(self) -> Mapping[str, Any]:
-        """The summary's scores by task; none of a run that is not finished."""
-        scores: Mapping[str, Any] = (self.summary or {}).get("tasks", {})
-        return scores
 
 
 def card(
@@ -56,10 +50,9 @@ def card(
 
     Of a run that is not finished there are no figures yet, and the card says so.
     """
-    recipe, lock, summary = facts.recipe, facts.lock, facts.summary
+    recipe, lock = facts.recipe, facts.lock
     many = f"{len(recipe.tasks)} tasks" if len(recipe.tasks) > 1 else "one task"
     described = {name: described[name] for name in names if described.get(name)}
-    plugins = lock.get("plugins")
     recipe_text = dump(_without_paths(recipe)).rstrip()
     rendered = ModelCard.from_template(
         _metadata(form, facts, names),
@@ -67,23 +60,22 @@ def card(
         form=form,
         recipe=recipe,
         lock=lock,
-        summary=summary,
+        summary=facts.summary,
         folders=folders,
         trained_on=f"{many} ({_codes(recipe.tasks)})",
         held=_codes(names),
-        figures=_figures(facts, names),
+        names=names,
         adapted=bool(lock.get("adapted")),
         described=described,
         inputs=INPUTS,
         max_length=facts.max_length,
-        texts=_literal(list(SINGLE)),
-        calls=[f"model.predict({_literal(name)}, {_literal(_texts(task))})" for name, task in described.items()],
+        texts=_literal(SINGLE),
+        calls=[
+            f"model.predict({_literal(name)}, {_literal(SINGLE if task['inputs'] == 'single' else PAIRS)})"
+            for name, task in described.items()
+        ],
         steps=", ".join(f"{_code(name)} {facts.steps[name]:,}" for name in names),
         origin=origin(lock),
-        versions=", ".join(f"{key} {lock[key]}" for key in ("mtmeta", "torch", "tokenizers", "python") if key in lock),
-        plugins=", ".join(f"{_text(name)} {_text(number)}" for name, number in plugins.items())
-        if isinstance(plugins, dict)
-        else "",
         data_files=[item for item in dict(lock.get("data", {})).items() if item[0].rpartition("-")[0] in names],
         difference=max(facts.differences.values(), default=0.0),
         recipe_text=recipe_text,
@@ -94,14 +86,12 @@ def card(
     return f"{rendered}\n"
 
 
-# -------------------------------------------------------------------------------------------------------- front matter
-
-
 def _metadata(form: str, facts: Facts, names: Sequence[str]) -> ModelCardData:
     recipe = facts.recipe
     weights = str(getattr(recipe.backbone, "weights", ""))
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", weights) and not Path(weights).exists()
-    results = [result for name in names if name in facts.scores for result in _results(facts, name)]
+    scores = facts.summary.get("tasks", {})
+    results = [result for name in names if name in scores for result in _results(facts, name)]
     return ModelCardData(
         library_name=form,
         pipeline_tag=PIPELINES.get(form),
@@ -122,7 +112,7 @@ def _kind(recipe: Recipe, name: str) -> str:
 
 def _results(facts: Facts, name: str) -> list[EvalResult]:
     """Return every metric of a task as the Hub's model index has it."""
-    score, split = facts.scores[name], str((facts.summary or {})["split"])
+    score, split = facts.summary["tasks"][name], str(facts.summary["split"])
     task = facts.recipe.tasks[name]
     file = getattr(task, split, None) or name
     file = task.train if isinstance(file, Carve) else file  # what it was taken out of
@@ -141,23 +131,6 @@ def _results(facts: Facts, name: str) -> list[EvalResult]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------- body
-
-
-def _figures(facts: Facts, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return rows of task, metric, value, interval, examples and split."""
-    rows: list[tuple[str, ...]] = []
-    for name in names:
-        if name not in facts.scores:
-            continue
-        score, split = facts.scores[name], str((facts.summary or {})["split"])
-        interval = "" if score["low"] is None else f"{score['low']:.4f} to {score['high']:.4f}"
-        metrics = [(score["metric"], score["value"], interval), *((*other, "") for other in score["others"].items())]
-        for metric, value, interval in metrics:
-            rows.append((_code(name), metric, f"{value:.4f}", interval, f"{score['examples']:,}", split))
-    return rows
-
-
 def _without_paths(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as data, without where data and weights lay: that is the user's own affair."""
     data = describe(recipe)
@@ -168,10 +141,6 @@ def _without_paths(recipe: Recipe) -> dict[str, Any]:
     for task in data["tasks"].values():
         task |= {key: Path(task[key]).name for key in ("train", "dev", "test") if isinstance(task.get(key), str)}
     return data
-
-
-def _texts(task: Mapping[str, Any]) -> list[Any]:
-    return list(SINGLE) if task["inputs"] == "single" else list(PAIRS)
 
 
 def _literal(value: Any) -> str:

@@ -48,32 +48,22 @@ def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mappi
         raise UsageError("--format onnx", message)
     vector = Vector(encoder).eval()
     ids = torch.ones(TRACED, dtype=torch.int64)
-    lengths = {name: {0: "batch", 1: "length"} for name in Vector.inputs}
-    traced = _trace(vector, (ids, ids.clone(), ids.clone()), Vector.inputs, ("vector",), lengths)
+    traced = _trace(vector, ids, ("batch", "length"))
     with torch.inference_mode():
         pooled = vector(ids, ids, ids)
     for name, task in tasks.items():
-        answer = Answer(heads[name], task).eval()
-        vectors = tuple(pooled.clone() for _ in answer.inputs)
-        batches = {key: {0: "batch"} for key in answer.inputs}
-        yield name, _joined(traced, _trace(answer, vectors, answer.inputs, answer.outputs, batches))
+        yield name, _joined(traced, _trace(Answer(heads[name], task).eval(), pooled, ("batch",)))
 
 
-def _trace(
-    module: nn.Module,
-    arguments: tuple[Any, ...],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    dynamic: Mapping[str, Mapping[int, str]],
-) -> Any:
-    """Return a module as an onnx.ModelProto, by PyTorch's exporter."""
+def _trace(module: Vector | Answer, argument: torch.Tensor, dynamic: Sequence[str]) -> Any:
+    """Return a module as an onnx.ModelProto, by PyTorch's exporter; `dynamic` names the axes that are free."""
     with _silently(), torch.no_grad():
         program = torch.onnx.export(
             module,
-            tuple(tensor.clone() for tensor in arguments),
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes={name: dict(axes) for name, axes in dynamic.items()},
+            tuple(argument.clone() for _ in module.inputs),
+            input_names=list(module.inputs),
+            output_names=list(module.outputs),
+            dynamic_shapes={name: dict(enumerate(dynamic)) for name in module.inputs},
             dynamo=True,
             verbose=False,
         )

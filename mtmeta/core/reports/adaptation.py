@@ -17,8 +17,8 @@ def cells_of(adapted: Mapping[str, Any]) -> list[Cell]:
     """Return a cell for every start of a task and number of shots: its mean, below it the gain over the pretrained."""
     return [
         Cell(
-            _with_interval(score, "{:.4f}", "{:.3f}"),
-            _with_interval(score["gain"], "{:+.4f}", "{:+.3f}") if "gain" in score else "",
+            _with_interval(score),
+            _with_interval(score["gain"], "+") if "gain" in score else "",
             start == adapted["best"],
         )
         for start, score in adapted["starts"].items()
@@ -33,14 +33,9 @@ def notes_of(adaptation: Mapping[str, Any]) -> list[str]:
     return [f"Shots: examples of each class. Brackets: {over}; {gained}."]
 
 
-def _with_interval(score: Mapping[str, Any], value: str, end: str) -> str:
-    """Return a mean with its interval, in these formats."""
-    mean = value.format(_no_minus(score["mean"], 4))
+def _with_interval(score: Mapping[str, Any], sign: str = "") -> str:
+    """Return a mean with its interval; a zero has no minus."""
+    mean = f"{round(score['mean'], 4) + 0.0:{sign}.4f}"
     if score["low"] is None:
         return mean
-    return f"{mean} [{end.format(_no_minus(score['low'], 3))}, {end.format(_no_minus(score['high'], 3))}]"
-
-
-def _no_minus(value: float, digits: int) -> float:
-    """Return the value rounded, a zero without a minus."""
-    return round(value, digits) + 0.0
+    return f"{mean} [{round(score['low'], 3) + 0.0:{sign}.3f}, {round(score['high'], 3) + 0.0:{sign}.3f}]"

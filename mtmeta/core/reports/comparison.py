@@ -20,22 +20,25 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
     for cells in table.rows:
         values = [f"**{cell.value}**" if cell.best else cell.value for cell in cells]
         below = [f"<br>{cell.below}" if cell.below else "" for cell in cells]
-        lines.append([value + under for value, under in zip(values, below, strict=True)])
+        lines.append(list(map("".join, zip(values, below, strict=True))))
     text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
     return "\n\n".join([title_of(comparison), text, *notes_of(comparison)]) + "\n"
 
 
 def table_of(comparison: Mapping[str, Any], between: str = " ") -> Table:
     """Return the table: mean and interval, below them the difference; `between` parts a number from its interval."""
-    header = ["regime", *(_heading(comparison, name) for name in comparison["rows"][0]["columns"]), *COSTS]
+    metrics = comparison["metrics"]
+    columns = [f"{name} {metrics[name]}" if name in metrics else name for name in comparison["rows"][0]["columns"]]
     rows = []
     for row in comparison["rows"]:
         cells = [Cell(row["name"])]
         for cell in row["columns"].values():
             below = _delta(cell["delta"], between) if "delta" in cell else ""
-            cells.append(Cell(_value(cell, between), below, cell["best"]))
-        rows.append([*cells, *map(Cell, _cost(row))])
-    return Table(header, rows)
+            interval = "" if cell["low"] is None else f"{between}[{cell['low']:.3f}, {cell['high']:.3f}]"
+            cells.append(Cell(f"{cell['mean']:.4f}{interval}", below, cell["best"]))
+        memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB"
+        rows.append([*cells, *map(Cell, (f"{row['examples']:,.0f}", f"{row['seconds']:,.0f} s", memory))])
+    return Table(["regime", *columns, *COSTS], rows)
 
 
 def as_csv(comparison: Mapping[str, Any]) -> str:
@@ -43,15 +46,12 @@ def as_csv(comparison: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = ("value", "low", "high", "p", "negative_transfer")
-    writer.writerow(
-        ["regime", "algorithm", "column", "metric", "split", "seeds", "mean", "low", "high", "best"]
-        + [f"delta_{key}" for key in keys]
-        + ["examples", "seconds", "peak_memory_bytes"]
-    )
+    header = ["regime", "algorithm", "column", "metric", "split", "seeds", "mean", "low", "high", "best"]
+    writer.writerow([*header, *(f"delta_{key}" for key in keys), "examples", "seconds", "peak_memory_bytes"])
     for row in comparison["rows"]:
+        seeds = " ".join(map(str, row["seeds"]))
         for column, cell in row["columns"].items():
             delta = cell.get("delta", {})
-            seeds = " ".join(map(str, row["seeds"]))
             metric = comparison["metrics"].get(column, "")
             front = [row["name"], row["algorithm"], column, metric, comparison["split"], seeds]
             middle = [cell[key] for key in ("mean", "low", "high", "best")] + [delta.get(key) for key in keys]
@@ -61,31 +61,15 @@ def as_csv(comparison: Mapping[str, Any]) -> str:
 
 def title_of(comparison: Mapping[str, Any]) -> str:
     """Return split and seeds in a line; of rows with other seeds, those of each row."""
-    seeds = [row["seeds"] for row in comparison["rows"]]
-    if all(row == seeds[0] for row in seeds):
-        shown = ", ".join(map(str, seeds[0]))
-    else:
-        shown = "; ".join(f"{row['name']} {', '.join(map(str, row['seeds']))}" for row in comparison["rows"])
-    return f"{comparison['split']}, best weights of each run, seeds: {shown}"
-
-
-def _heading(comparison: Mapping[str, Any], column: str) -> str:
-    return f"{column} {comparison['metrics'][column]}" if column in comparison["metrics"] else column
-
-
-def _value(cell: Mapping[str, Any], between: str) -> str:
-    return f"{cell['mean']:.4f}" + ("" if cell["low"] is None else f"{between}[{cell['low']:.3f}, {cell['high']:.3f}]")
+    seeds = {row["name"]: ", ".join(map(str, row["seeds"])) for row in comparison["rows"]}
+    shown = {*seeds.values()} if len({*seeds.values()}) == 1 else [f"{name} {text}" for name, text in seeds.items()]
+    return f"{comparison['split']}, best weights of each run, seeds: {'; '.join(shown)}"
 
 
 def _delta(delta: Mapping[str, Any], between: str) -> str:
     worse = f"{between}worse" if delta["negative_transfer"] else ""
     interval = "" if delta["low"] is None else f"{between}[{delta['low']:+.3f}, {delta['high']:+.3f}]"
     return f"{delta['value']:+.4f}{interval}{worse}"
-
-
-def _cost(row: Mapping[str, Any]) -> list[str]:
-    memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB"
-    return [f"{row['examples']:,.0f}", f"{row['seconds']:,.0f} s", memory]
 
 
 def notes_of(comparison: Mapping[str, Any]) -> list[str]:
@@ -95,14 +79,12 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
     over = "Student's t over the seeds" if len(single) < len(rows) else "bootstrap over the examples of the one run"
     if 0 < len(single) < len(rows):
         over += f" (of {', '.join(single)}, with one run, bootstrap over its examples)"
-    notes = [
-        f"Brackets behind a mean: 95% interval, {over}. Examples: example-forwards in training, mean of the seeds."
-    ]
+    examples = "Examples: example-forwards in training, mean of the seeds."
+    notes = [f"Brackets behind a mean: 95% interval, {over}. {examples}"]
     compared = [row for row in rows if any("delta" in cell for cell in row["columns"].values())]
     if compared:
-        notes.append(
-            f"Below: differences to {safe(comparison['baseline'])} with a 95% interval. {_covers(comparison, compared)}"
-        )
+        below = f"Below: differences to {safe(comparison['baseline'])} with a 95% interval."
+        notes.append(f"{below} {_covers(comparison, compared)}")
     if len(rows) > 1 and not any(row["columns"]["mean"]["best"] for row in rows):
         notes.append("The metrics point in different directions, so of the mean nothing is better or worse.")
     if comparison["baseline"] is None and len(rows) > 1 and not comparison["left_out"]:

@@ -287,10 +287,10 @@ def test_tables_escape() -> None:
 def test_labels_that_look_like_formulas(tmp_path: Path) -> None:
     from mtmeta.core.reports.html import plots
 
-    svg = plots.lines(
+    figure = plots.lines(
         "$\\frac{", "$x", "y", [plots.Line("a_$1$", [1, 2], [3, 4]), plots.Line("<b>", [1, 2], [4, 3], 1)]
     )
-    reader = Reader(svg)
+    reader = Reader(figure.svg)
     assert {"$\\frac{", "a_$1$", "<b>"} <= set(re.split(r"\n\s*", reader.text))
 
 

@@ -23,6 +23,7 @@ from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.reports.html import plots
 from mtmeta.core.reports.html.adaptation import write_page
+from mtmeta.core.reports.html.page import Figure
 from mtmeta.core.reports.terminal.run_list import list_runs
 from mtmeta.core.run.evaluate import evaluate, open_run, restore_backbone
 from mtmeta.core.storage import disk
@@ -124,7 +125,7 @@ def test_the_page(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     seen: dict[str, list[plots.Curve]] = {}
     real = plots.curves
 
-    def look(title: str, x: str, y: str, drawn: list[plots.Curve], *, zero: bool = False) -> str:
+    def look(title: str, x: str, y: str, drawn: list[plots.Curve], *, zero: bool = False) -> Figure:
         seen[title] = drawn
         return real(title, x, y, drawn, zero=zero)
 

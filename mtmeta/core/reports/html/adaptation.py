@@ -35,6 +35,7 @@ def write_page(adaptation: Mapping[str, Any], out: str | Path) -> Path:
     for task in dict.fromkeys(cell["task"] for cell in cells):
         of_task = sorted((cell for cell in cells if cell["task"] == task), key=lambda cell: cell["shots"])
         curves[task] = _curves(task, of_task, plain, runs)
+    means = [[Cell(f"{cell['task']} {cell['metric']}"), Cell(f"{cell['shots']:,}"), *cells_of(cell)] for cell in cells]
     page = render(
         "adaptation.html.j2",
         title=title_of(adaptation),
@@ -42,7 +43,7 @@ def write_page(adaptation: Mapping[str, Any], out: str | Path) -> Path:
         runs=runs,
         draws=len(cells[0]["starts"][plain]["values"]),
         curves=curves,
-        means=_means(adaptation),
+        means=Table(["task", "shots", *adaptation["starts"]], means),
         each_draw=_each_draw(adaptation),
         notes=notes_of(adaptation),
     )
@@ -67,31 +68,17 @@ def _curves(task: str, cells: Sequence[Mapping[str, Any]], plain: str, runs: Seq
         gained = [[value - other for value, other in pair] for pair in pairs]
         gains.append(curve(name, [score["gain"] for score in of[name]], gained))
     x = "examples of each class"
-    titles = f"{task}: {metric}", f"{task}: gain over the {plain} encoder"
+    gain_title = f"{task}: gain over the {plain} encoder"
     return [
-        Figure(titles[0], plots.curves(titles[0], x, metric, metrics)),
-        Figure(titles[1], plots.curves(titles[1], x, f"gain in {metric}", gains, zero=True)),
+        plots.curves(f"{task}: {metric}", x, metric, metrics),
+        plots.curves(gain_title, x, f"gain in {metric}", gains, zero=True),
     ]
-
-
-def _means(adaptation: Mapping[str, Any]) -> Table:
-    rows = [
-        [Cell(f"{cell['task']} {cell['metric']}"), Cell(f"{cell['shots']:,}"), *cells_of(cell)]
-        for cell in adaptation["cells"]
-    ]
-    return Table(["task", "shots", *adaptation["starts"]], rows)
 
 
 def _each_draw(adaptation: Mapping[str, Any]) -> Table:
-    rows = [
-        [
-            *(str(draw[key]) for key in ("task", "start", "shots")),
-            str(draw["draw"] + 1),
-            *(str(draw[key]) for key in ("examples", "metric")),
-            f"{draw['value']:.4f}",
-            f"{draw['seconds']:.1f}",
-        ]
-        for draw in adaptation["adapted"]
-    ]
     header = ["task", "start", "shots", "draw", "examples", "metric", "value", "seconds"]
-    return Table(header, [[*map(Cell, row)] for row in rows])
+    rows = []
+    for draw in adaptation["adapted"]:
+        formatted = {"draw": draw["draw"] + 1, "value": f"{draw['value']:.4f}", "seconds": f"{draw['seconds']:.1f}"}
+        rows.append([Cell(str((draw | formatted)[key])) for key in header])
+    return Table(header, rows)

@@ -40,16 +40,13 @@ class History:
     def metric(self, task: str) -> tuple[list[int], list[int], list[float]]:
         """Return the primary metric of a task at each evaluation: steps, example-forwards of its learner, values."""
         spent = {(event["group"], event["step"]): event["examples"] for event in self.of("step")}
-        steps: list[int] = []
+        evaluations = [event for event in self.of("evaluated") if task in event["tasks"]]
         examples: list[int] = []
-        values: list[float] = []
-        for event in self.of("evaluated"):
-            if task in event["tasks"]:
-                steps.append(event["step"])
-                # a skipped step has no event; the one before it knows what the learner had spent
-                examples.append(spent.get((event["group"], event["step"]), examples[-1] if examples else 0))
-                values.append(event["tasks"][task]["value"])
-        return steps, examples, values
+        for event in evaluations:
+            # a skipped step has no event; the one before it knows what the learner had spent
+            examples.append(spent.get((event["group"], event["step"]), examples[-1] if examples else 0))
+        values = [event["tasks"][task]["value"] for event in evaluations]
+        return [event["step"] for event in evaluations], examples, values
 
     def losses(self, task: str) -> tuple[list[float], list[float]]:
         """Return every training loss of a task, after its place: the i-th of n in a step lies i / n into it."""

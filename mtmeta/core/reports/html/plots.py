@@ -8,14 +8,17 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
 from mtmeta.core.errors import MachineError
+from mtmeta.core.reports.html.page import Figure
+
+Parameters = ParamSpec("Parameters")
 
 FOREGROUND, GRID = "#010101", "#020202"
 SERIES = [f"#0300{number:02x}" for number in range(8)]  # --s0 to --s7
@@ -47,7 +50,7 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Line:
-    """A series of points; `series` picks its colour, `strong` one of several that stand out."""
+    """A series; `series` picks its colour, `strong` one of several that stand out, `points` stand without a line."""
 
     label: str
     x: Sequence[float]
@@ -55,7 +58,6 @@ class Line:
     series: int = 0
     strong: bool = True
     points: bool = False
-    """Whether each point is drawn, and no line between them."""
 
 
 @dataclass(frozen=True)
@@ -77,127 +79,125 @@ def require(who: str) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        message = "needs matplotlib, which is not installed; pip install 'mtmeta[report]'"
-        raise MachineError(who, message) from error
+        raise MachineError(who, "needs matplotlib, which is not installed; pip install 'mtmeta[report]'") from error
 
 
-def curves(title: str, x: str, y: str, curves: Sequence[Curve], *, zero: bool = False) -> str:
+def _panel(
+    draw: Callable[Concatenate[Any, Parameters], None],
+) -> Callable[Concatenate[str, str, str, Parameters], Figure]:
+    """Make of a function that draws on axes one that takes title, x label and y label, and returns the figure."""
+
+    @wraps(draw)
+    def drawn(title: str, x: str, y: str, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
+        require("mtmeta report")
+        import matplotlib
+        import matplotlib.figure
+        from matplotlib.ticker import MaxNLocator
+
+        with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
+            figure = matplotlib.figure.Figure(figsize=PANEL, layout="constrained")
+            axes = figure.subplots()
+            axes.set_title(title, loc="left")
+            axes.set_xlabel(x)
+            axes.set_ylabel(y)
+            if x == "step":
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            draw(axes, *args, **kwargs)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        return Figure(title, _for_page(text.getvalue()))
+
+    return drawn
+
+
+@_panel
+def curves(axes: Any, curves: Sequence[Curve], *, zero: bool = False) -> None:
     """Draw means over a log axis, their intervals as bars, every value behind a mean as a faint dot beside it.
 
     The axis is as wide as the values ask for: of an interval that a few draws leave wide open it shows a part.
     """
     counts = sorted({at for curve in curves for at in curve.x})
     slot = (1.4**2 * counts[-1] / counts[0]) ** 0.03  # what a curve stands aside from its neighbour
-    with _panel(title, x, y) as (axes, drawing):
-        axes.set_xscale("log")
-        axes.set_xticks(counts, [f"{count:,}" for count in counts])
-        axes.minorticks_off()
-        if zero:
-            axes.axhline(0, color=FOREGROUND, linewidth=0.8)
-        for number, curve in enumerate(curves):
-            colour = SERIES[curve.series % len(SERIES)]
-            aside = slot ** (number - (len(curves) - 1) / 2)  # so that no curve hides the intervals of another
-            style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 3.5, "linewidth": 1.6}
-            style |= {"linestyle": "--" if curve.dashed else "-", "label": curve.label}
-            axes.plot([at * aside for at in curve.x], curve.mean, **style)
-            for at, low, high, values in zip(curve.x, curve.low, curve.high, curve.values, strict=True):
-                if low is not None and high is not None:
-                    axes.plot([at * aside] * 2, [low, high], color=colour, linewidth=3, alpha=0.35)
-                here = [at * aside * slot**0.4] * len(values)
-                axes.plot(here, values, "o", color=colour, markersize=2.4, alpha=0.5, markeredgewidth=0)
-        axes.set_xlim(counts[0] / 1.4, counts[-1] * 1.4)
-        bottom, top = _room(curves, zero)
-        above = 0.1 * len(curves) * (len(curves) > 1)  # for the legend, which no bar may cross
-        axes.set_ylim(bottom, top + above * (top - bottom))
-        _legend(axes, "upper left")
-    return drawing[0]
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    if zero:
+        axes.axhline(0, color=FOREGROUND, linewidth=0.8)
+    for number, curve in enumerate(curves):
+        colour = SERIES[curve.series % len(SERIES)]
+        aside = slot ** (number - (len(curves) - 1) / 2)  # so that no curve hides the intervals of another
+        style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 3.5, "linewidth": 1.6}
+        style |= {"linestyle": "--" if curve.dashed else "-", "label": curve.label}
+        axes.plot([at * aside for at in curve.x], curve.mean, **style)
+        for at, low, high, values in zip(curve.x, curve.low, curve.high, curve.values, strict=True):
+            if low is not None and high is not None:
+                axes.plot([at * aside] * 2, [low, high], color=colour, linewidth=3, alpha=0.35)
+            here = [at * aside * slot**0.4] * len(values)
+            axes.plot(here, values, "o", color=colour, markersize=2.4, alpha=0.5, markeredgewidth=0)
+    axes.set_xlim(counts[0] / 1.4, counts[-1] * 1.4)
+    bottom, top = _room(curves, zero)
+    above = 0.1 * len(curves) * (len(curves) > 1)  # for the legend, which no bar may cross
+    axes.set_ylim(bottom, top + above * (top - bottom))
+    _legend(axes, "upper left")
 
 
 def _room(curves: Sequence[Curve], zero: bool) -> tuple[float, float]:
     """Return the ends of an axis: all values, and of intervals what lies no further from them than they spread."""
     values = [value for curve in curves for values in curve.values for value in values] + [0.0] * zero
     least, most = min(values), max(values)
-    spread = most - least
     ends = [end for curve in curves for end in (*curve.low, *curve.high) if end is not None]
-    bottom = max(min([least, *ends]), least - spread / 2)
-    top = min(max([most, *ends]), most + spread / 2)
+    bottom = max(min([least, *ends]), least - (most - least) / 2)
+    top = min(max([most, *ends]), most + (most - least) / 2)
     margin = 0.05 * (top - bottom) or 0.05
     return bottom - margin, top + margin
 
 
-def lines(title: str, x: str, y: str, lines: Sequence[Line], *, zero: bool = False) -> str:
+@_panel
+def lines(axes: Any, lines: Sequence[Line], *, zero: bool = False) -> None:
     """Draw lines over a common axis; those without a label stand in no legend."""
-    with _panel(title, x, y) as (axes, drawing):
-        if zero:
-            axes.axhline(0, color=FOREGROUND, linewidth=0.6)
-        for line in lines:
-            style: dict[str, Any] = {"color": SERIES[line.series % len(SERIES)], "label": line.label or None}
-            if line.points:
-                axes.plot(line.x, line.y, ".", markersize=2.5, alpha=0.35, **style)
-            else:
-                style |= {"linewidth": 1.6 if line.strong else 0.8, "alpha": 1.0 if line.strong else 0.6}
-                axes.plot(line.x, line.y, marker="o" if len(line.x) < 2 else None, markersize=3, **style)
-        _legend(axes)
-    return drawing[0]
+    if zero:
+        axes.axhline(0, color=FOREGROUND, linewidth=0.6)
+    for line in lines:
+        style: dict[str, Any] = {"color": SERIES[line.series % len(SERIES)], "label": line.label or None}
+        if line.points:
+            axes.plot(line.x, line.y, ".", markersize=2.5, alpha=0.35, **style)
+        else:
+            style |= {"linewidth": 1.6 if line.strong else 0.8, "alpha": 1.0 if line.strong else 0.6}
+            axes.plot(line.x, line.y, marker="o" if len(line.x) < 2 else None, markersize=3, **style)
+    _legend(axes)
 
 
-def histograms(title: str, x: str, values: Mapping[str, Sequence[float]]) -> str:
+@_panel
+def histograms(axes: Any, values: Mapping[str, Sequence[float]]) -> None:
     """Draw distributions over common bins, as outlines."""
-    with _panel(title, x, "count") as (axes, drawing):
-        everything = np.concatenate([np.asarray(v, dtype=np.float64) for v in values.values()])
-        bins = np.histogram_bin_edges(everything, bins=min(40, max(5, round(len(everything) ** 0.5))))
-        for number, (label, series) in enumerate(values.items()):
-            colour = SERIES[number % len(SERIES)]
-            axes.hist(series, bins=bins, histtype="stepfilled", color=colour, alpha=0.3)
-            axes.hist(series, bins=bins, histtype="step", color=colour, linewidth=1.4, label=label)
-        _legend(axes)
-    return drawing[0]
+    everything = np.concatenate([np.asarray(v, dtype=np.float64) for v in values.values()])
+    bins = np.histogram_bin_edges(everything, bins=min(40, max(5, round(len(everything) ** 0.5))))
+    for number, (label, series) in enumerate(values.items()):
+        colour = SERIES[number % len(SERIES)]
+        axes.hist(series, bins=bins, histtype="stepfilled", color=colour, alpha=0.3)
+        axes.hist(series, bins=bins, histtype="step", color=colour, linewidth=1.4, label=label)
+    _legend(axes)
 
 
-def bars(title: str, y: str, groups: Sequence[str], values: Mapping[str, Sequence[float]]) -> str:
+@_panel
+def bars(axes: Any, groups: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
     """Draw bars beside each other, one of each kind for every group."""
-    with _panel(title, "", y) as (axes, drawing):
-        width = 0.8 / len(values)
-        for number, (label, series) in enumerate(values.items()):
-            at = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
-            axes.bar(at, series, width * 0.92, color=SERIES[number % len(SERIES)], label=label)
-        many = len(groups) > 4
-        axes.set_xticks(range(len(groups)), groups, rotation=30 if many else 0, ha="right" if many else "center")
-        axes.grid(axis="x", visible=False)
-        _legend(axes)
-    return drawing[0]
+    width = 0.8 / len(values)
+    for number, (label, series) in enumerate(values.items()):
+        at = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
+        axes.bar(at, series, width * 0.92, color=SERIES[number % len(SERIES)], label=label)
+    many = len(groups) > 4
+    axes.set_xticks(range(len(groups)), groups, rotation=30 if many else 0, ha="right" if many else "center")
+    axes.grid(axis="x", visible=False)
+    _legend(axes)
 
 
-def cloud(title: str, labels: Sequence[float], predictions: Sequence[float]) -> str:
+@_panel
+def cloud(axes: Any, labels: Sequence[float], predictions: Sequence[float]) -> None:
     """Draw predicted against true values, with the line on which they are equal."""
-    with _panel(title, "label", "predicted") as (axes, drawing):
-        ends = [min(labels), max(labels)]
-        axes.plot(ends, ends, color=FOREGROUND, linewidth=0.8, linestyle="--")
-        axes.plot(labels, predictions, ".", color=SERIES[0], markersize=3, alpha=0.4)
-    return drawing[0]
-
-
-@contextmanager
-def _panel(title: str, x: str, y: str) -> Iterator[tuple[Any, list[str]]]:
-    """Give axes to draw on, and a list that holds the SVG afterwards."""
-    require("mtmeta report")
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    drawing: list[str] = []
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
-        figure = Figure(figsize=PANEL, layout="constrained")
-        axes = figure.subplots()
-        axes.set_title(title, loc="left")
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        if x == "step":
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        yield axes, drawing
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    drawing.append(_for_page(text.getvalue()))
+    ends = [min(labels), max(labels)]
+    axes.plot(ends, ends, color=FOREGROUND, linewidth=0.8, linestyle="--")
+    axes.plot(labels, predictions, ".", color=SERIES[0], markersize=3, alpha=0.4)
 
 
 def _legend(axes: Any, place: str = "best") -> None:
@@ -215,7 +215,5 @@ def _for_page(svg: str) -> str:
         svg = svg.replace(colour, variable)
     # ids are looked up in the whole page, where every plot has the same ones
     prefix = f"p{zlib.crc32(svg.encode()):x}-"
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}\1)", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
     return svg.replace("<svg ", '<svg role="img" ', 1)

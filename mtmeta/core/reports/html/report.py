@@ -1,16 +1,11 @@
-"""`mtmeta report`: one HTML page of one run or several, made from their files alone, without PyTorch or network.
-
-results: the comparison of several recipes, or the table of one
-dev metric against example-forwards, by task (the paper's Figure 2)
-of every run: curve and histogram of training losses (Figure 3), sampling, drift, gradients, predictions, recipe
-"""
+"""`mtmeta report`: one HTML page of one run or several, made from their files alone, without PyTorch or network."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.recipe.resolved import describe, digest
@@ -44,9 +39,10 @@ def report(
     """
     registry = build_registry(block=block, warn=warn)
     histories = [read_history(path, registry, warn) for path in dict.fromkeys(map(str, runs))]
+    names = list(dict.fromkeys(run.recipe.name for run in histories))
     page = render(
         "report.html.j2",
-        title=_title(histories),
+        title=names[0] if len(names) == 1 else f"{len(names)} recipes: {', '.join(names)}",
         overview=_overview(histories),
         results=_results(histories, baseline, registry, warn),
         selected_on=histories[0].recipe.evaluation.select_on,
@@ -57,41 +53,23 @@ def report(
     return Path(out)
 
 
-def _title(runs: Sequence[History]) -> str:
-    names = list(dict.fromkeys(run.recipe.name for run in runs))
-    return names[0] if len(names) == 1 else f"{len(names)} recipes: {', '.join(names)}"
-
-
 def _overview(runs: Sequence[History]) -> list[str]:
-    """Return a sentence or two on what these runs are."""
     first = runs[0].recipe
     backbone = describe(first)["backbone"]
     weights = f", weights {backbone['weights']}" if "weights" in backbone else ""
-    tasks = ", ".join(first.tasks)
-    lines = [f"{plural(len(runs), 'run')} on {tasks}; backbone {first.backbone.name}{weights}."]
-    lines += [f"{run.label} is not finished; what it has so far is shown." for run in runs if run.summary is None]
-    return lines
+    sentence = f"{plural(len(runs), 'run')} on {', '.join(first.tasks)}; backbone {first.backbone.name}{weights}."
+    unfinished = [run.label for run in runs if run.summary is None]
+    return [sentence, *(f"{label} is not finished; what it has so far is shown." for label in unfinished)]
 
 
-# ------------------------------------------------------------------------------------------------------------- results
-
-
-@dataclass(frozen=True)
-class Results:
-    """The comparison where there are several recipes that can be compared, else the table of each finished run."""
-
-    lead: str
-    comparison: Table | None = None
-    notes: Sequence[str] = ()
-    summaries: Sequence[tuple[str, Table]] = ()
-
-
-def _results(runs: Sequence[History], baseline: str | None, registry: Registry, warn: Warn) -> Results:
+def _results(runs: Sequence[History], baseline: str | None, registry: Registry, warn: Warn) -> dict[str, Any]:
+    """Return the comparison where there are recipes that can be compared, else the table of each finished run."""
+    results: dict[str, Any] = {"comparison": None, "notes": [], "summaries": []}
     finished = [run for run in runs if run.summary is not None]
+    if not finished:
+        return results | {"lead": "No run is finished."}
     plan = _rows(finished)
-    chosen = baseline_of(plan, baseline) if plan else None
-    if not plan:
-        return Results("No run is finished.")
+    chosen = baseline_of(plan, baseline)
     try:
         check_alike([row[0].recipe for row in plan.values()])
         check_data([run for row in plan.values() for run in row])
@@ -100,9 +78,9 @@ def _results(runs: Sequence[History], baseline: str | None, registry: Registry, 
         if baseline is not None:
             raise
         warn(f"{error}; the report shows the runs without comparing them")
-        return Results(f"These runs cannot be compared: {error}.", summaries=[*map(_summary, finished)])
-    alone = finished if len(finished) == 1 else ()
-    return Results(f"{title_of(compared)}.", table_of(compared), notes_of(compared), [*map(_summary, alone)])
+        return results | {"lead": f"These runs cannot be compared: {error}.", "summaries": [*map(_summary, finished)]}
+    results |= {"lead": f"{title_of(compared)}.", "comparison": table_of(compared), "notes": notes_of(compared)}
+    return results | ({"summaries": [_summary(finished[0])]} if len(finished) == 1 else {})
 
 
 def _rows(runs: Sequence[History]) -> dict[str, list[Planned]]:
@@ -112,8 +90,7 @@ def _rows(runs: Sequence[History]) -> dict[str, list[Planned]]:
     for run in runs:
         key = digest(dataclasses.replace(run.recipe, seed=0))
         if key not in names:
-            name = run.recipe.name
-            names[key] = name if name not in names.values() else run.folder.path.name
+            names[key] = run.folder.path.name if run.recipe.name in names.values() else run.recipe.name
         rows.setdefault(names[key], []).append(Planned(run.folder.path, run.recipe, run.folder))
     return rows
 
@@ -125,8 +102,8 @@ def _summary(run: History) -> tuple[str, Table]:
     for name, score in summary["tasks"].items():
         interval = f"{score['low']:.3f} to {score['high']:.3f}" if score["low"] is not None else ""
         others = ", ".join(f"{metric} {value:.4f}" for metric, value in score["others"].items())
-        texts = [name, score["metric"], f"{score['value']:.4f}", interval, others, f"{score['examples']:,}"]
-        rows.append([*map(Cell, texts), Cell(f"{score['loss']:.4f}")])
+        scores = [score["metric"], f"{score['value']:.4f}", interval, others]
+        rows.append([*map(Cell, (name, *scores, f"{score['examples']:,}", f"{score['loss']:.4f}"))])
     header = ["task", "metric", "value", "95% interval", "other metrics", f"{summary['split']} examples", "loss"]
     return run.label, Table(header, rows)
 
@@ -135,20 +112,18 @@ def _metric_curves(runs: Sequence[History]) -> list[Figure]:
     """Draw a plot for each task: the paper's Figure 2, a line a run, in the colour of its recipe."""
     names = list(dict.fromkeys(run.recipe.name for run in runs))
     several = len(runs) > 1
+    # the learners of an algorithm that trains tasks alone count their own examples, each its own
+    axis = "example-forwards of its learner" if several else "step"
     figures = []
     for task, options in runs[0].recipe.tasks.items():
-        lines, in_legend = [], set()
+        lines: list[plots.Line] = []
         for run in runs:
             if task not in run.recipe.tasks:
                 continue
             steps, examples, values = run.metric(task)
             name = run.recipe.name
-            label = name if several and name not in in_legend else ""
-            in_legend.add(name)
+            label = name if several and all(line.label != name for line in lines) else ""
             x = examples if several else steps
             lines.append(plots.Line(label, x, values, names.index(name), len(runs) == len(names)))
-        title = f"{task}: {options.metrics[0]}"
-        # the learners of an algorithm that trains tasks alone count their own examples, each its own
-        axis = "example-forwards of its learner" if several else "step"
-        figures.append(Figure(title, plots.lines(title, axis, options.metrics[0], lines)))
+        figures.append(plots.lines(f"{task}: {options.metrics[0]}", axis, options.metrics[0], lines))
     return figures

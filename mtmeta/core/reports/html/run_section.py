@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,9 +17,6 @@ from mtmeta.core.reports.html.page import Figure, HeatTable
 from mtmeta.core.studies.comparison import read_predictions
 
 SMOOTH = 0.1  # of a curve's points that its running mean takes together
-DRAWS = {"planned": "planned_draws", "made": "draws"}
-Series = dict[str, tuple[list[int], list[float]]]
-"""Steps and values, by name."""
 
 
 def run_section(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
@@ -59,11 +58,10 @@ def _losses(run: History) -> list[Figure]:
             losses_of[task] = losses
             points = plots.Line("", steps, losses, number, points=True)
             mean = plots.Line("", steps, running_mean(losses), number)
-            title = f"{task}: training loss"
-            figures.append(Figure(title, plots.lines(title, "step", "loss", [points, mean])))
+            figures.append(plots.lines(f"{task}: training loss", "step", "loss", [points, mean]))
     if losses_of:
-        histogram = plots.histograms("All training losses", "loss", losses_of)
-        figures.append(Figure("Histogram of training losses", histogram))
+        histogram = plots.histograms("All training losses", "loss", "count", losses_of)
+        figures.append(Figure("Histogram of training losses", histogram.svg))
     return figures
 
 
@@ -72,46 +70,39 @@ def _sampling(sampling: Mapping[str, Mapping[str, float]]) -> list[Figure]:
         return []
     tasks, figures = list(sampling), []
     if any(used["planned_draws"] for used in sampling.values()):
-        counts = {kind: [sampling[task][key] for task in tasks] for kind, key in DRAWS.items()}
-        figures.append(Figure("Draws planned and made", plots.bars("Draws", "draws", tasks, counts)))
-    epochs = {"epochs": [sampling[task]["epochs"] for task in tasks]}
-    figures.append(Figure("Epochs seen of each task", plots.bars("Epochs seen", "epochs", tasks, epochs)))
+        keys = {"planned": "planned_draws", "made": "draws"}
+        counts = {kind: [used[key] for used in sampling.values()] for kind, key in keys.items()}
+        figures.append(Figure("Draws planned and made", plots.bars("Draws", "", "draws", tasks, counts).svg))
+    epochs = {"epochs": [used["epochs"] for used in sampling.values()]}
+    figures.append(Figure("Epochs seen of each task", plots.bars("Epochs seen", "", "epochs", tasks, epochs).svg))
     return figures
 
 
 def _drift(run: History) -> list[Figure]:
-    lines = []
-    for number, task in enumerate(run.recipe.tasks):
-        steps, drifts = run.drifts(task)
-        if drifts:
-            lines.append(plots.Line(task, steps, drifts, number))
-    title = "|theta' - theta| of each episode"
-    return [Figure(title, plots.lines(title, "step", "norm", lines))] if lines else []
+    lines = [plots.Line(task, *run.drifts(task), number) for number, task in enumerate(run.recipe.tasks)]
+    lines = [line for line in lines if line.y]
+    return [plots.lines("|theta' - theta| of each episode", "step", "norm", lines)] if lines else []
 
 
 def _gradients(run: History) -> list[Figure]:
-    """Draw norms and cosines over the run."""
-    norms: Series = {}
-    cosines: Series = {}
+    norms: dict[str, list[tuple[int, float]]] = defaultdict(list)  # steps and values
+    cosines: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for event in run.of("gradients"):
-        tasks = list(event["norms"])
-        for at, one in enumerate(tasks):
-            _append(norms, one, event["step"], event["norms"][one])
-            for other in tasks[at + 1 :]:
-                _append(cosines, f"{one}, {other}", event["step"], event["cosines"][one][other])
+        for task, norm in event["norms"].items():
+            if norm is not None:
+                norms[task].append((event["step"], norm))
+        for one, other in itertools.combinations(event["norms"], 2):
+            if (cosine := event["cosines"][one][other]) is not None:
+                cosines[f"{one}, {other}"].append((event["step"], cosine))
     figures = []
     for title, y, series in (("Gradient norms", "norm", norms), ("Cosines of gradients", "cosine", cosines)):
-        lines = [plots.Line(name, x, values, number) for number, (name, (x, values)) in enumerate(series.items())]
+        lines = [
+            plots.Line(name, [step for step, _ in points], [value for _, value in points], number)
+            for number, (name, points) in enumerate(series.items())
+        ]
         if lines:
-            figures.append(Figure(title, plots.lines(title, "step", y, lines, zero=y == "cosine")))
+            figures.append(plots.lines(title, "step", y, lines, zero=y == "cosine"))
     return figures
-
-
-def _append(series: Series, name: str, step: int, value: float | None) -> None:
-    if value is not None:
-        steps, values = series.setdefault(name, ([], []))
-        steps.append(step)
-        values.append(value)
 
 
 def _cosines(run: History) -> HeatTable | None:
@@ -141,15 +132,15 @@ def _predictions(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
             continue
         classes = task.objective.classes
         if not classes:
-            cloud = plots.cloud(name, labels.tolist(), predicted.tolist())
-            clouds.append(Figure(f"{name}: predicted against true", cloud))
+            cloud = plots.cloud(name, "label", "predicted", labels.tolist(), predicted.tolist())
+            clouds.append(Figure(f"{name}: predicted against true", cloud.svg))
             continue
         matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
         np.add.at(matrix, (labels.astype(np.int64), predicted.astype(np.int64)), 1)
-        rows = []
-        for label, counts in zip(classes, matrix.tolist(), strict=True):
-            total = max(1, sum(counts))
-            rows.append((label, [(f"{count:,}", count / total) for count in counts]))
+        rows = [
+            (label, [(f"{count:,}", count / max(1, sum(counts))) for count in counts])
+            for label, counts in zip(classes, matrix.tolist(), strict=True)
+        ]
         confusions.append(HeatTable(f"{name}: rows are labels, columns predictions", list(classes), rows))
     return {"split": (run.summary or {})["split"], "clouds": clouds, "confusions": confusions}
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 
 from mtmeta.core.reports.comparison import COSTS, notes_of, table_of, title_of
-from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables, text_of
+from mtmeta.core.reports.terminal.console import Folding, console_for_tables, text_of
 from mtmeta.core.wording import safe
 
 
@@ -19,12 +19,9 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     wide = console.width >= needed
     contents = table_of(comparison, " " if wide else "\n")
     shown = len(contents.header) - (0 if wide else len(COSTS))
-    table = Folding(
-        title=Text(safe(title_of(comparison), 200)), title_justify="left", box=box_of(console), show_lines=True
-    )
+    table = Folding(console, title_of(comparison), show_lines=True)
     for heading in contents.header[:shown]:
-        # fold: a number that is cut is a wrong number
-        table.add_column(Text(safe(heading)), justify="right" if heading in COSTS else "left", overflow="fold")
+        table.add_column(Text(safe(heading)), justify="right" if heading in COSTS else "left")
     for cells in contents.rows:
         table.add_row(Text(safe(cells[0].value)), *map(text_of, cells[1:shown]))
     console.print(table)

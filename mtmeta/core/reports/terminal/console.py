@@ -11,12 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from mtmeta.core.reports.table import Cell
-
-WIDE = 250  # columns of a table that no terminal wraps
+from mtmeta.core.wording import safe
 
 
 class Folding(Table):
-    """A table that breaks words where a terminal is narrow; rich would cut them, with a sign that is not ASCII."""
+    """A table that breaks words where a terminal is narrow; rich would cut them, with a sign that is not ASCII.
+
+    Its lines are of plain ASCII wherever there is no terminal that surely draws others.
+    """
+
+    def __init__(self, console: Console, title: str | None = None, *, show_lines: bool = False) -> None:
+        plain = not console.is_terminal or console.is_dumb_terminal or os.environ.get("LC_ALL") in ("C", "POSIX")
+        lines = box.ASCII2 if plain else box.HEAVY_HEAD  # rich itself falls back where the encoding is not UTF-8
+        heading = Text(safe(title, 200)) if title is not None else None
+        super().__init__(title=heading, title_justify="left", box=lines, show_lines=show_lines)
 
     def add_column(self, *header: Any, **options: Any) -> None:
         super().add_column(*header, **{"overflow": "fold", **options})
@@ -38,11 +46,5 @@ def console_for_tables() -> Console:
     """Return standard output, with room for wide tables where it is no terminal."""
     console = standard_output()
     if not console.is_terminal:
-        console.width = WIDE  # nobody to wrap lines for
+        console.width = 250  # nobody to wrap lines for
     return console
-
-
-def box_of(console: Console) -> box.Box:
-    """Return lines of plain ASCII wherever there is no terminal that surely draws others."""
-    plain = not console.is_terminal or console.is_dumb_terminal or os.environ.get("LC_ALL") in ("C", "POSIX")
-    return box.ASCII2 if plain else box.HEAVY_HEAD  # rich itself falls back where the encoding is not UTF-8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,12 @@ from mtmeta.core.storage.download import Watcher
 from mtmeta.core.wording import byte_text, safe
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 EVERY = 5.0  # seconds between two plain lines
 LARGE = 10_000_000  # bytes that are worth a line before they come
 NAME, WIDE = 24, 80  # columns of a file's name in the bar, and of a terminal that has room for all of it
 DIGEST = 12  # characters of a hash that tell it from another
-STATUS = {"unknown": "perhaps"}  # only the hub knows whether there is one
 COUNTED = ("cached", "fetched", "missing", "damaged")
 
 
@@ -30,7 +30,6 @@ class FetchView(Watcher):
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
         self._label, self._began, self._last_line = "", 0.0, 0.0
         self._start, self._done = 0, 0
 
@@ -47,8 +46,8 @@ class FetchView(Watcher):
     def advance(self, done: int, total: int | None) -> None:
         self._done = done
         now = time.monotonic()
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total)
         elif now - self._last_line >= EVERY:
             self._last_line = now
             rate = (done - self._start) / (now - self._began)
@@ -60,8 +59,7 @@ class FetchView(Watcher):
             self._bar.stop()
             self._bar = None
         if complete:
-            seconds = time.monotonic() - self._began
-            _say(f"fetched {label}: {byte_text(self._done)} in {seconds:.1f} s")
+            _say(f"fetched {label}: {byte_text(self._done)} in {time.monotonic() - self._began:.1f} s")
         else:
             _say(f"stopped at {byte_text(self._done)} of {label}; the same command goes on from there")
 
@@ -77,7 +75,7 @@ class FetchView(Watcher):
         if console.width >= WIDE:
             columns = [columns[0], BarColumn(bar_width=16), columns[1], SpeedColumn(), TimeRemainingColumn()]
         self._bar = Progress(*columns, console=console, transient=True)
-        self._task = self._bar.add_task(safe(name), total=total, completed=done)
+        self._bar.add_task(safe(name), total=total, completed=done)
         self._bar.start()
 
 
@@ -97,11 +95,11 @@ def show_fetched(fetched: Mapping[str, Any]) -> None:
         for file in source["files"]:
             size = byte_text(file["size"]) if file["size"] is not None else ""
             digest = f"sha256 {file['sha256'][:DIGEST]}.." if file["sha256"] else ""
-            status = STATUS.get(file["status"], file["status"])
+            status = "perhaps" if file["status"] == "unknown" else file["status"]  # only the hub knows
             console.print(f"  {safe(file['file'], 200):{width}}  {status:9}  {size:>9}  {digest}".rstrip())
     if sources:
-        counts = {kind: sum(file["status"] == kind for file in files) for kind in COUNTED}
-        summary = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        counts = Counter(file["status"] for file in files)
+        summary = ", ".join(f"{counts[status]} {status}" for status in COUNTED if counts[status])
         came = f"; {byte_text(fetched['fetched_bytes'])} came" if fetched["fetched_bytes"] else ""
         console.print(f"{summary}{came}")
     else:

@@ -22,7 +22,6 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _split(name: str, split: str, facts: dict[str, Any], max_length: int, *, pairs: bool) -> Iterator[str]:
-    """Give lines on one split: rows, labels, lengths, duplicates and overlap with the training split."""
     rows, bad = facts["rows"], facts["bad"]
     taken = " taken out of" if facts["carved"] else ""
     yield f"{name} {split}: {rows:,} rows,{taken} {safe(facts['file'], 200)}"
@@ -42,12 +41,11 @@ def _split(name: str, split: str, facts: dict[str, Any], max_length: int, *, pai
         other = facts["duplicates"]["of_other_labels"]
         labelled = f"; {other} stand under different labels" if other else ""
         yield f"    {name}: {repeated} {of} repeat another's text ({_share(repeated, rows)}){labelled}"
-    in_train = facts.get("in_train")
-    if in_train and in_train["examples"]:
-        yield f"    {name}: {in_train['examples']} {of} also in train ({_share(in_train['examples'], rows)})"
-    if in_train and pairs and in_train["sharing_a_sentence"]:
-        share = _share(in_train["sharing_a_sentence"], rows)
-        yield f"    {name}: {in_train['sharing_a_sentence']} {of} share a sentence with train ({share})"
+    in_train = facts.get("in_train") or {}
+    if examples := in_train.get("examples"):
+        yield f"    {name}: {examples} {of} also in train ({_share(examples, rows)})"
+    if pairs and (sharing := in_train.get("sharing_a_sentence")):
+        yield f"    {name}: {sharing} {of} share a sentence with train ({_share(sharing, rows)})"
 
 
 def _share(part: int, whole: int) -> str:
@@ -58,10 +56,8 @@ def _labels(labels: dict[str, Any]) -> str:
     """Return the shares of classes; of numbers their range and quartiles."""
     if "classes" not in labels:
         low, middle, high = labels["quartiles"]
-        return (
-            f"{labels['least']:g} to {labels['greatest']:g}, mean {labels['mean']:.2f}, "
-            f"quartiles {low:.3g}, {middle:.3g}, {high:.3g}"
-        )
+        mean = f"{labels['least']:g} to {labels['greatest']:g}, mean {labels['mean']:.2f}"
+        return f"{mean}, quartiles {low:.3g}, {middle:.3g}, {high:.3g}"
     counts = labels["classes"]
     total = sum(counts.values())
     shown = [f"{safe(label, 20)} {count / total:.1%}" for label, count in list(counts.items())[:MAX_CLASSES]]

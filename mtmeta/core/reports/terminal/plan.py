@@ -7,18 +7,19 @@ from typing import Any
 
 from rich.text import Text
 
-from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
+from mtmeta.core.reports.terminal.console import Folding, console_for_tables
 from mtmeta.core.wording import byte_text, plural, safe
+
+SPLITS = ("train", "dev", "test")
 
 
 def show_plan(plan: Mapping[str, Any]) -> None:
     """Print the steps of the run, a table of its tasks, and how long it would take."""
     console = console_for_tables()
-    console.print(
-        f"plan of {safe(plan['recipe'])}, nothing was trained for good or written to {safe(plan['run'], 200)}"
-    )
+    folder = safe(plan["run"], 200)
+    console.print(f"plan of {safe(plan['recipe'])}, nothing was trained for good or written to {folder}")
     rows = {
-        "run directory": f"{safe(plan['run'], 200)} ({_state(plan)})",
+        "run directory": f"{folder} ({_state(plan)})",
         "algorithm": safe(plan["algorithm"]),
         "backbone": f"{safe(plan['backbone'])}, at most {plan['max_length']} tokens, {safe(plan['weights'], 24)}",
         "parameters": f"{plan['encoder_parameters']:,} encoder + {plan['own_parameters']:,} heads",
@@ -27,8 +28,9 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     }
     if any(task["train"]["file"] != task["train"]["name"] for task in plan["tasks"].values()):
         rows["data"] = safe(plan["data_root"], 200)  # not only the sample inside the package
-    if bad := _bad_rows(plan["tasks"]):
-        rows["left out"] = f"bad rows: {bad}"
+    splits = [(name, split, task[split]) for name, task in plan["tasks"].items() for split in SPLITS if split in task]
+    if bad := [f"{data['bad_rows']:,} of {safe(name)} {split}" for name, split, data in splits if data["bad_rows"]]:
+        rows["left out"] = f"bad rows: {', '.join(bad)}"
     if plan["train_fraction"] != 1:
         rows["train fraction"] = f"{plan['train_fraction']:g} of every training set; the rows below are those used"
     for group in plan["groups"]:
@@ -59,10 +61,8 @@ def _steps(group: Mapping[str, Any]) -> str:
     text = f"{group['steps']:,}"
     if group["examples"] is not None:
         text += f", {about}{group['examples']:,} example-forwards"
-    count = group["evaluations"]
-    return (
-        text + f", {count:,} {'evaluation' if count == 1 else 'evaluations'} (every {group['evaluate_every']:,} steps)"
-    )
+    evaluations = "evaluation" if group["evaluations"] == 1 else "evaluations"
+    return text + f", {group['evaluations']:,} {evaluations} (every {group['evaluate_every']:,} steps)"
 
 
 def _checkpoints(group: Mapping[str, Any]) -> str:
@@ -73,8 +73,8 @@ def _checkpoints(group: Mapping[str, Any]) -> str:
 
 def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
     """Return the table of tasks, narrow enough for 80 columns; `--json` has more."""
-    table = Folding(box=box_of(console))
-    splits = [split for split in ("dev", "test") if any(split in task for task in tasks.values())]
+    table = Folding(console)
+    splits = [split for split in SPLITS[1:] if any(split in task for task in tasks.values())]
     for heading in ("task", "train", "rows", "batch", "inner", "examples", "epochs", *splits):
         table.add_column(heading, justify="left" if heading in ("task", "train") else "right")
     for name, task in tasks.items():
@@ -92,16 +92,6 @@ def _tasks(console: Any, tasks: Mapping[str, Mapping[str, Any]]) -> Folding:
         ]
         table.add_row(*map(Text, cells))
     return table
-
-
-def _bad_rows(tasks: Mapping[str, Mapping[str, Any]]) -> str:
-    bad_rows = {
-        f"{safe(name)} {split}": task[split]["bad_rows"]
-        for name, task in tasks.items()
-        for split in ("train", "dev", "test")
-        if split in task
-    }
-    return ", ".join(f"{count:,} of {name}" for name, count in bad_rows.items() if count)
 
 
 def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:

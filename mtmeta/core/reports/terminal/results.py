@@ -8,32 +8,28 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from mtmeta.core.reports.terminal.console import Folding, box_of, standard_output
+from mtmeta.core.reports.terminal.console import Folding, standard_output
 from mtmeta.core.wording import safe
 
 
 def show_results(summary: Mapping[str, Any]) -> None:
     """Print task, metric, value with 95% interval, examples, split and loss, and what the run cost."""
     console = standard_output()
-    title = f"{summary['run']}: {summary['split']}, best of {summary['steps']} steps"
-    if "selected_on" not in summary:
-        title = f"{summary['run']}: {summary['split']}, weights of step {summary['steps']}"
-    table = Folding(title=Text(safe(title, 200)), title_justify="left", box=box_of(console))
+    weights = f"best of {summary['steps']} steps" if "selected_on" in summary else f"weights of step {summary['steps']}"
+    title = f"{summary['run']}: {summary['split']}, {weights}"
+    table = Folding(console, title)
     for column in ("task", "metric", "value", "95% interval", "examples", "split", "loss"):
-        table.add_column(column, justify="left" if column in ("task", "metric", "split") else "right", overflow="fold")
-    skipped = False
+        table.add_column(column, justify="left" if column in ("task", "metric", "split") else "right")
     for name, score in summary["tasks"].items():
-        low, high = score["low"], score["high"]
         examples = f"{score['examples']:,}" + (f" (+{score['skipped']} bad)" if score["skipped"] else "")
-        skipped |= bool(score["skipped"])
-        interval = f"{low:.3f} to {high:.3f}" if low is not None else ""
+        interval = f"{score['low']:.3f} to {score['high']:.3f}" if score["low"] is not None else ""
         row = [safe(name), score["metric"], f"{score['value']:.4f}", interval, examples, summary["split"]]
         table.add_row(*map(Text, row), f"{score['loss']:.4f}")
     if len(summary["tasks"]) > 1:
         table.add_section()
         table.add_row("mean", "", f"{summary['mean']:.4f}")
     console.print(table)
-    if skipped:
+    if any(score["skipped"] for score in summary["tasks"].values()):
         console.print("bad rows were skipped, see the warnings above")
     if "sampling" in summary:
         _show_cost(console, summary)
@@ -42,7 +38,6 @@ def show_results(summary: Mapping[str, Any]) -> None:
 
 
 def _show_cost(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print how much of each task was read, and the time and memory of the run."""
     lines = []
     for name, used in summary["sampling"].items():
         planned = f" of {used['planned_draws']:.1f} planned" if used["planned_draws"] else ""
@@ -57,8 +52,7 @@ def _show_cost(console: Console, summary: Mapping[str, Any]) -> None:
 def _show_details(console: Console, name: str, details: Mapping[str, Any]) -> None:
     """Print the confusion matrix of a task with classes, or how far predictions of numbers are off."""
     if "confusion" in details:
-        title = Text(f"{safe(name)}: rows are labels, columns predictions")
-        table = Folding(title=title, title_justify="left", box=box_of(console))
+        table = Folding(console, f"{safe(name)}: rows are labels, columns predictions")
         table.add_column("")
         for label in details["classes"]:
             table.add_column(Text(safe(label, 20)), justify="right")

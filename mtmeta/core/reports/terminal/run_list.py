@@ -12,7 +12,7 @@ from typing import Any
 from rich.text import Text
 
 from mtmeta.core.errors import MtmetaError, UsageError
-from mtmeta.core.reports.terminal.console import Folding, box_of, console_for_tables
+from mtmeta.core.reports.terminal.console import Folding, console_for_tables
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.wording import plural, safe
@@ -44,12 +44,11 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 
 def _describe(run: RunDir) -> dict[str, Any]:
-    """Return the entry of `list_runs` for a run."""
-    files = [run.recipe, run.lock_file, run.summary, run.path / "events.jsonl"]
+    events = run.path / "events.jsonl"
+    files = (run.recipe, run.lock_file, run.summary, events)
     changed = max(file.stat().st_mtime for file in files if file.exists())
-    process = lock_owner(run.path)
-    status = "running" if process else "stopped"
-    entry: dict[str, Any] = {"run": str(run.path), "status": status, "holder": process or None}
+    process = lock_owner(run.path) or None
+    entry: dict[str, Any] = {"run": str(run.path), "status": "running" if process else "stopped", "holder": process}
     entry |= {"step": None, "steps": None, "split": None, "metrics": {}, "mean": None, "changed": round(changed, 3)}
     try:
         summary = run.finished()
@@ -59,7 +58,7 @@ def _describe(run: RunDir) -> dict[str, Any]:
         metrics = {name: score.value for name, score in summary.tasks.items()}
         steps = {"step": summary.steps, "steps": summary.steps, "split": summary.split}
         return entry | {"status": "finished", **steps, "metrics": metrics, "mean": summary.mean}
-    return entry | _progress(run.path / "events.jsonl")
+    return entry | _progress(events)
 
 
 def _progress(path: Path) -> dict[str, Any]:
@@ -99,7 +98,7 @@ def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
     if not runs:
         console.print(f"no runs in {safe(str(folder))}")
         return
-    table = Folding(box=box_of(console))
+    table = Folding(console)
     for heading in ("run", "status", "best metrics", "mean", "age"):
         table.add_column(heading, justify="right" if heading in ("mean", "age") else "left")
     for run in runs:
