@@ -257,7 +257,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, F
             os.rename("out", "good")
             shutil.copytree("good", "out", symlinks=True)
             patch.setattr(Bert, "load", load_once)
-            for name in ("recipe.reader", "run.run", "run.evaluate"):
+            for name in ("recipe.reader", "run.session", "run.evaluate"):
                 patch.setattr(f"mtmeta.core.{name}.load_recipe", load_recipe_once)
             yield make_fuzzers(folder)
 

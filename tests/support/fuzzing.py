@@ -152,7 +152,7 @@ def desk(folder: Path) -> Iterator[Path]:
     before = Path.cwd()
     registry = build_registry()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("registry.registry", "run.run", "run.evaluate"):
+        for name in ("registry.registry", "run.session", "run.evaluate"):
             if f"mtmeta.core.{name}" in sys.modules:  # importing the others would load torch
                 patch.setattr(f"mtmeta.core.{name}.build_registry", lambda **options: registry)
         patch.setattr(typer.main, "get_command", functools.cache(typer.main.get_command))
