@@ -33,7 +33,7 @@ FLOOR = {name: number for number, names in enumerate(LAYERS) for name in names}
 MODULES = house.package()
 IMPORTS = house.import_graph(MODULES)
 MOST_MODULES = 12
-LONGEST_BODY = 60
+LONGEST_BODY = 50
 
 
 def layer(module: str) -> str:

@@ -94,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a C locale must not turn a letter into a traceback
     debug = os.environ.get("MTMETA_DEBUG") == "1"
-    pipe = os.environ.pop(PIPE, "")  # ours alone, not of what we start
+    pipe = os.environ.pop(PIPE, "")
+    with contextlib.suppress(OSError, ValueError):
+        os.set_inheritable(int(pipe), False)  # ours alone, not of what we start
     try:
         _invoke(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout is not None:  # as it is under `>&-`

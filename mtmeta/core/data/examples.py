@@ -110,7 +110,9 @@ class _Parser:
         """Return the label's number, or why it has none."""
         number: int | float | _Refusal
         try:
-            number = self._objective.parse(label)
+            parsed: Any = self._objective.parse(label)
+            # a text is a plugin's own way to say why not
+            number = (str(parsed), "other") if isinstance(parsed, str | tuple) else parsed
         except ValueError as error:
             number = (str(error), error.kind if isinstance(error, BadRowError) else "other")
         self.whole = self.whole and not isinstance(number, float)

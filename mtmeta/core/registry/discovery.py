@@ -167,6 +167,12 @@ def _module(loaded: Any) -> str:
     return str(name).partition(".")[0]
 
 
+def called_by(plugin: Plugin) -> bool:
+    """Return whether the function that asks was called by code of this plugin."""
+    caller = sys._getframe(2).f_globals.get("__name__")
+    return _MODULES.get(str(caller).partition(".")[0]) == str(plugin)
+
+
 def culprit(error: BaseException) -> str:
     """Return the plugin whose code raised `error`, or had called what raised it; else an empty string."""
     name = ""

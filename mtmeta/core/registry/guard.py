@@ -18,7 +18,7 @@ from typing import Any, cast
 from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import MtmetaError, PluginError, out_of_memory
-from mtmeta.core.registry.discovery import Plugin
+from mtmeta.core.registry.discovery import Plugin, called_by
 from mtmeta.core.wording import exception_line, quote
 
 KINDS: dict[str, type[Any]] = {
@@ -76,8 +76,11 @@ class Accusation:
         except BaseException as error:  # a plugin's sys.exit() would end the run without a word
             if out_of_memory(error):
                 raise  # too large a batch is no plugin's fault
-            message = f"{self.kind} {quote(self.name)} raised {exception_line(error)}"
-            raise PluginError(str(self.plugin), message) from error
+            raise self.error(error) from error
+
+    def error(self, error: BaseException) -> PluginError:
+        """Return the error that names the plugin."""
+        return PluginError(str(self.plugin), f"{self.kind} {quote(self.name)} raised {exception_line(error)}")
 
 
 @contextmanager
@@ -108,9 +111,8 @@ def guard(part: type[Any], kind: str, plugin: Plugin) -> None:
         value = inspect.getattr_static(part, name)
         finish = functools.partial(_FINISH.get((kind, name), _lines if name == "about" else _as_it_is), accuse)
         guarded = _guarded(value, accuse, finish)
-        if name == "objective" and guarded is value:  # a constant
-            refused = property(_calling(lambda self, value=value: value, accuse, finish))
-            guarded = finish(value) if isinstance(value, Objective) else refused
+        if name == "objective" and guarded is value:
+            guarded = _ConstantObjective(getattr(value, "constant", value), accuse)
         if guarded is not value:
             setattr(part, name, guarded)
 
@@ -125,9 +127,13 @@ def guard_metric(metric: Metric, plugin: Plugin) -> Metric:
     """Make the same metric, whose errors name its plugin."""
 
     def function(labels: Any, predictions: Any) -> float:
-        with Accusation(plugin, "metric", metric.name)():
+        try:
             # copies: whatever it does to them, the next metric and the next evaluation see the true ones
             return float(metric.function(copy.copy(labels), copy.copy(predictions)))
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            raise Accusation(plugin, "metric", metric.name).error(error) from error
 
     with suppress(Exception):  # it may be any object, with any idea of what its attributes are
         functools.update_wrapper(function, metric.function)
@@ -164,6 +170,8 @@ def _calling(
 
     @functools.wraps(function)
     def guarded(*arguments: Any, **options: Any) -> Any:
+        if called_by(accuse.plugin):  # for what a plugin asks of itself it may have an `except` of its own
+            return function(*arguments, **options)
         with accuse(passing=passing):
             return finish(function(*arguments, **options))
 
@@ -194,12 +202,29 @@ def _remarks(accuse: Accusation, values: Any) -> Iterator[tuple[str, str]]:
 
 
 def _objective(accuse: Accusation, objective: Any) -> Any:
-    """Make a copy of a foreign task's objective, of whatever class, with its methods under guard."""
+    """Make a twin of a foreign task's objective that shares its state, with its methods under guard."""
     if not isinstance(objective, Objective):
         raise TypeError(f"objective is {objective!r}, expected a mtmeta.Objective")
-    guarded, original = copy.copy(objective), cast(Hashable, unguarded(type(objective)))
-    object.__setattr__(guarded, "__class__", _objective_class(original, accuse))
+    original = unguarded(type(objective))
+    guarded = object.__new__(_objective_class(cast(Hashable, original), accuse))
+    object.__setattr__(guarded, "__dict__", objective.__dict__)
+    for name in (name for kind in original.__mro__ for name in getattr(kind, "__slots__", ())):
+        if hasattr(objective, name):
+            object.__setattr__(guarded, name, getattr(objective, name))
     return guarded
+
+
+class _ConstantObjective:
+    """An objective that is a constant of its class: itself for the plugin, under guard for us."""
+
+    def __init__(self, constant: Any, accuse: Accusation) -> None:
+        self.constant, self._accuse = constant, accuse
+
+    def __get__(self, task: Any, owner: type[Any]) -> Any:
+        if task is None or called_by(self._accuse.plugin):
+            return self.constant
+        with self._accuse():
+            return _objective(self._accuse, self.constant)
 
 
 @functools.lru_cache(maxsize=256)

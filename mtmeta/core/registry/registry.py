@@ -5,8 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args
+
+from pydantic import ValidationError
 
 from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.api.option_types import Inputs
@@ -119,7 +122,8 @@ def _fault(kind: str, part: Any, plugin: Plugin) -> str | None:
         if plugin.foreign:
             # options whose types cannot be resolved show here, not in the middle of a command
             field_hints(part)
-            adapter(part)
+            with suppress(ValidationError):  # of options that are required; whatever else it raises, it cannot be made
+                adapter(part).validate_json("{}", strict=True)
         part.mtmeta_supplier = plugin  # type: ignore[attr-defined]  # whom messages name: see guard.py
     except KeyboardInterrupt:
         raise

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +24,9 @@ def atomic_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise MachineError(str(path), "is a device or a pipe; name a file")
-    scratch = _beside(path)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(scratch, mode, **options) as file:
+        with open(scratch, mode.replace("w", "x"), **options) as file:  # never through a link that lies there
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -52,7 +53,7 @@ def staged_folder(
     umask. Files are flushed to disk by who writes them, folders if `durable`: what can be made anew need not be.
     """
     path = path.absolute()
-    scratch = scratch.absolute() if scratch else _beside(path)
+    scratch = scratch.absolute() if scratch else path.with_name(f".{path.name}.{os.getpid()}.tmp")
     new_parents = [folder for folder in path.parents if not folder.exists()]
     try:
         make_folder(path.parent)
@@ -85,11 +86,6 @@ def _move_folder(scratch: Path, path: Path, replace: Callable[[], bool] | None) 
         with contextlib.suppress(FileNotFoundError):  # another process replaces it too
             remove(path)
         scratch.rename(path)
-
-
-def _beside(path: Path) -> Path:
-    # named after the process: `mtmeta eval` may write the predictions of a run that just ends
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def move_file(scratch: Path, path: Path) -> None:

@@ -16,9 +16,9 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -45,8 +45,27 @@ class Entry:
     meta: dict[str, Any]
 
 
+class _Unwritable(OSError):
+    """The place of an entry has no room, or may not be written."""
+
+
+class _FillFailed(Exception):
+    """A system error in what fills an entry, which is no fault of the place it goes to."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
 class _Damaged(Exception):
     """An entry on disk that is not as it was written; the text says where."""
+
+
+@contextmanager
+def _place_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _Unwritable(error.errno, error.strerror or str(error)) from error
 
 
 class Writer:
@@ -60,15 +79,19 @@ class Writer:
         """Append rows to the array `name`; every block has the dtype and the row shape of the first one."""
         values = np.ascontiguousarray(values)
         if name not in self._columns:
-            self._columns[name] = _Column(self._place(name), values.dtype, values.shape[1:])
-        self._columns[name].append(values)
+            with _place_errors():
+                place = self._place(name)
+            self._columns[name] = _Column(place, values.dtype, values.shape[1:])
+        with _place_errors():
+            self._columns[name].append(values)
 
     def append_lengths(self, name: str, lengths: NDArray[np.int64]) -> None:
         """Append to offsets, of which there is one more than there are lengths: 0, l0, l0 + l1 and so on."""
         if name not in self._columns:
             self.append(name, np.zeros(1, dtype=np.int64))
         column = self._columns[name]
-        column.append(column.total + np.cumsum(lengths, dtype=np.int64))
+        with _place_errors():
+            column.append(column.total + np.cumsum(lengths, dtype=np.int64))
         column.total += int(lengths.sum())
 
     def finish(self) -> tuple[Arrays, dict[str, Any]]:
@@ -141,11 +164,16 @@ class Cache:
 
         `fill` returns what is stored beside the arrays, as JSON. Whatever it raises leaves nothing behind.
         """
-        if self.root is not None and key is not None and (entry := self._put(self.root, key, fill)):
-            return entry
-        with suppress(OSError):
-            return _entry(fill, lambda name: tempfile.TemporaryFile(prefix="mtmeta-"))  # unlinked from the beginning
-        return in_memory(fill)
+        try:
+            if self.root is not None and key is not None and (entry := self._put(self.root, key, fill)):
+                return entry
+            with suppress(OSError):
+                return _entry(
+                    fill, lambda name: tempfile.TemporaryFile(prefix="mtmeta-")
+                )  # unlinked from the beginning
+            return in_memory(fill)
+        except _FillFailed as failure:
+            raise failure.error from None
 
     def _put(self, root: Path, key: str, fill: Fill) -> Entry | None:
         """Return the entry that `fill` writes below `root`; None, and no root from now on, where it cannot."""
@@ -173,7 +201,12 @@ def _entry(fill: Fill, place: Place, folder: Path | None = None) -> Entry:
     """Return the entry that `fill` writes to the files of `place`, with a manifest in `folder` if there is one."""
     writer = Writer(place)
     try:
-        meta = fill(writer)
+        try:
+            meta = fill(writer)
+        except _Unwritable:
+            raise
+        except OSError as error:
+            raise _FillFailed(error) from error
         arrays, described = writer.finish()
         if folder is not None:
             text = json.dumps({"arrays": described, "meta": meta})
@@ -231,7 +264,7 @@ def _mapped(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> ND
 def _sweep(root: Path) -> None:
     """Remove entries that were not used for long, and scratch folders of processes that were killed."""
     for path in root.iterdir():
-        scratch = path.name.startswith(SCRATCH) and path.name.endswith(".tmp")
+        scratch = path.name.endswith(".trash") or (path.name.startswith(SCRATCH) and path.name.endswith(".tmp"))
         if scratch or path.name.startswith(ENTRY):
             with suppress(OSError):
                 used = (path if scratch else path / MANIFEST).stat().st_mtime

@@ -67,9 +67,14 @@ class Destination:
         """Yield a folder beside the place, which takes it at the end; on an error nothing of it is left."""
         target = self.path.absolute()
         _clear(target.parent, target.name)
-        with disk_errors(self.path), staged_folder(target, replace=lambda: True) as scratch:
+
+        def replace() -> bool:
+            self.check()  # right before, for whatever came to be there meanwhile
+            return True
+
+        with disk_errors(self.path), staged_folder(target, replace=replace) as scratch:
             yield StagingFolder(scratch)
-            self.check()  # whatever came to be there meanwhile
+            self.check()
 
     def manifest(self, draft: StagingFolder, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Write export.json, the last file: what was exported, and every file's size and SHA-256."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from mtmeta.core import errors
@@ -43,11 +43,9 @@ def _event(error: MtmetaError | Stopped) -> dict[str, object]:
     }
 
 
-def receive_errors(lines: Iterable[str]) -> list[MtmetaError]:
-    """Return the errors that a child sent; a line that a kill has torn is left out."""
-    received = []
+def receive_errors(lines: Iterable[str]) -> Iterator[MtmetaError]:
+    """Yield the errors that a child sends, as they come; a line that a kill has torn is left out."""
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
             event = json.loads(line)
-            received.append(KINDS[event["kind"]](event["place"], event["message"], help=event["help"]))
-    return received
+            yield KINDS[event["kind"]](event["place"], event["message"], help=event["help"])

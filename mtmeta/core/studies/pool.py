@@ -27,6 +27,7 @@ from mtmeta.core.wording import safe
 
 OF_RUN = re.compile(r"--(fresh|allow-[a-z]+)\b")
 STOPPED = (75, Stopped.interrupted)
+LAST_ERRORS = 1.0  # seconds that the errors of a process that is over may take to come
 POLL = 0.05  # seconds
 PATIENCE = 60.0  # seconds that a run has to come to the end of its step
 Say = Callable[[str], None]
@@ -143,6 +144,8 @@ class _Running:
         self.job = job
         self._asked = False
         self._errors: list[MtmetaError] = []
+        self._over = 0.0
+        """When it was seen to be over, by the clock."""
         errors, pipe = os.pipe()
         environ = os.environ | {PARENT: str(os.getpid()), PIPE: str(pipe)}
         if job.threads is not None:
@@ -161,6 +164,9 @@ class _Running:
                 pass_fds=[pipe],
                 start_new_session=True,  # a Ctrl-C comes to us alone, and we pass it on once
             )
+        except BaseException:
+            os.close(errors)
+            raise
         finally:
             os.close(pipe)  # or the end of the errors would never come
         self._readers = [
@@ -181,11 +187,17 @@ class _Running:
 
     def _receive(self, errors: int) -> None:
         with open(errors, encoding="utf-8", errors="backslashreplace") as lines:
-            self._errors = receive_errors(lines)
+            for error in receive_errors(lines):
+                self._errors.append(error)
 
     def has_ended(self) -> bool:
         """Return whether it is over, and all its lines were passed on."""
-        return self._process.poll() is not None and not any(reader.is_alive() for reader in self._readers)
+        if self._process.poll() is None:
+            return False
+        self._over = self._over or time.monotonic()
+        lines, errors = self._readers
+        # a process that it left behind may hold the pipe of errors open, on which nothing more comes
+        return not lines.is_alive() and (not errors.is_alive() or time.monotonic() - self._over > LAST_ERRORS)
 
     def was_late(self) -> bool:
         """Return whether another process had taken the run between our look at it and its own."""
@@ -208,7 +220,7 @@ class _Running:
         self._process.kill()
         self._process.wait()
         for reader in self._readers:
-            reader.join()
+            reader.join(LAST_ERRORS)
 
     def check(self) -> None:
         """Raise the errors it ended with, unless it ended well."""

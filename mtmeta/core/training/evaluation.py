@@ -127,9 +127,10 @@ def score(
             message = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
             raise PluginError(accused(next(metric.function for metric in metrics if metric.name == name)), message)
     primary, task = metrics[0], predictions.dataset.task
-    low = high = None
+    bounds: tuple[float, ...] = ()
     if intervals:
-        low, high = interval(labels, values, primary, derive(seed, "bootstrap", task))
+        bounds = interval(labels, values, primary, derive(seed, "bootstrap", task))
+    low, high = bounds if bounds and all(map(math.isfinite, bounds)) else (None, None)
     scored = Score(
         metric=primary.name,
         value=computed[primary.name],

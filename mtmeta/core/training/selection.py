@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,9 +38,11 @@ class Selection:
     warned: list[str] = field(default_factory=list)
     """Warnings of metrics so far, each of which is told once."""
 
-    def evaluate(self, model: MultiTaskModel, step: int, weights: Mapping[str, Tensor]) -> tuple[Evaluated, list[str]]:
-        """Score the model after `step` steps; save its weights where a value has risen. Returns new warnings too."""
-        scores, warnings = self._score(model)
+    def evaluate(
+        self, model: MultiTaskModel, step: int, weights: Mapping[str, Tensor], warn: Callable[[str], None]
+    ) -> Evaluated:
+        """Score the model after `step` steps; save its weights where a value has risen. `warn` hears new warnings."""
+        scores = self._score(model, warn)
         selected = evaluation.aggregate(scores, self.metrics, self.options.select)
         values = {"best": selected}
         if len(scores) > 1:
@@ -50,7 +52,7 @@ class Selection:
             name = self.checkpoints.save_best(step, weights, risen)
             self.bests |= {link: values[link] for link in risen}
             self.links |= dict.fromkeys(risen, name)
-        evaluated = Evaluated(
+        return Evaluated(
             group=self.group,
             step=step,
             split=self.options.select_on,
@@ -58,22 +60,22 @@ class Selection:
             selected=selected,
             best="best" in risen,
         )
-        return evaluated, warnings
 
     def restore(self, bests: Mapping[str, float], links: Mapping[str, str], warned: Sequence[str]) -> None:
         """Go on from what a checkpoint holds."""
         self.bests, self.links, self.warned = dict(bests), dict(links), list(warned)
 
-    def _score(self, model: MultiTaskModel) -> tuple[dict[str, evaluation.Score], list[str]]:
-        """Score each task without intervals. Returns warnings that did not come before."""
-        scores, new_warnings = {}, []
+    def _score(self, model: MultiTaskModel, warn: Callable[[str], None]) -> dict[str, evaluation.Score]:
+        """Score each task without intervals; a warning that came before is not told again."""
+        scores = {}
         tokens = self.options.batch_tokens
         for name, dataset in self.datasets.items():
             with memory_errors(f"evaluating task '{name}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
                 predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
             metrics = [self.metrics[metric] for metric in model.tasks[name].metrics]
             scores[name], warnings = evaluation.score(predictions, metrics, seed=self.seed, intervals=False)
-            unseen = [text for text in dict.fromkeys(warnings) if text not in self.warned]
-            new_warnings += unseen
-            self.warned += unseen
-        return scores, new_warnings
+            for text in warnings:
+                if text not in self.warned:
+                    self.warned.append(text)
+                    warn(text)
+        return scores

@@ -196,14 +196,15 @@ class Trainer:
     def _evaluate(self) -> None:
         self._check_finite("parameter", self.weights())
         self._heap.release()  # evaluation needs other buffers than training
-        evaluated, warnings = self.selection.evaluate(self.learner.model, self.step, self.weights())
-        for text in warnings:
-            self.emit(Warned(text, group=self.group, step=self.step))
+        evaluated = self.selection.evaluate(self.learner.model, self.step, self.weights(), self._warn)
         if isinstance(self.recipe.schedule, Plateau):
             self.plateau.update(self.recipe.schedule, evaluated.selected)
         self.emit(replace(evaluated, sampling=self.feed.usage()))
         if self.recipe.evaluation.gradients:
             self._measure_gradients()
+
+    def _warn(self, text: str) -> None:
+        self.emit(Warned(text=text, group=self.group, step=self.step))
 
     def _measure_gradients(self) -> None:
         """Tell how the tasks pull at the encoder; training goes on as if nothing had been measured."""

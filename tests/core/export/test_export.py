@@ -362,7 +362,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_256_real_sentences_of_a_pretrained_encoder(
     pretrained: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the issue asks for: 1e-5, and 1e-4 by onnxruntime, as `python -m benchmarks.export` prints it."""
+    """Outputs differ by less than 1e-5, and 1e-4 by onnxruntime, as `python -m benchmarks.export` prints it."""
     benchmark.main(["--data", str(real_data), "--run", str(pretrained), "--json"])
     printed = json.loads(capsys.readouterr().out)
     assert printed["texts"] == {"sst": 256, "para": 256, "sts": 256}

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import mtmeta
+from mtmeta.core.registry import discovery
 from mtmeta.core.registry.discovery import Plugin, Plugins
-from mtmeta.core.registry.guard import accused, fault, plugin_of, unguarded
+from mtmeta.core.registry.guard import accused, fault, guard_metric, plugin_of, unguarded
 from mtmeta.core.registry.registry import Registry
 
 SAMPLE = [mtmeta.Example("a", label="0")]
@@ -155,3 +156,69 @@ def test_reporters_on_the_way_in_and_out_and_between(tmp_path: Path) -> None:
     handle = context.__enter__()
     assert raised(lambda: handle(None)).endswith("reporter 'odd' raised RuntimeError: boom")
     assert raised(lambda: context.__exit__(None, None, None)).endswith("raised RuntimeError: no way out")
+
+
+def test_a_plugin_may_catch_what_its_own_methods_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of itself, of its base and of its objective it sees what stands there; what gets out of it names it."""
+
+    class Base(mtmeta.Task):
+        name = "base"
+        metrics = ("accuracy",)
+        objective = mtmeta.Classification(labels=2)
+
+        def sample(self, split: str) -> Iterable[mtmeta.Example]:
+            yield SAMPLE[0]
+            raise LookupError("no more")
+
+    class Careful(Base):
+        name = "careful"
+
+        def sample(self, split: str) -> Iterable[mtmeta.Example]:
+            assert self.objective == mtmeta.Classification(labels=2) and self.objective is Base.objective
+            with contextlib.suppress(LookupError):
+                yield from super().sample(split)
+
+    base, careful = registered(Base), registered(Careful)
+    monkeypatch.setitem(discovery._MODULES, __name__.partition(".")[0], "plugin 'mtmeta-p' 0.3")
+    drawn = list(careful(train="a").sample("train"))
+    monkeypatch.undo()
+    assert drawn == SAMPLE
+    assert raised(lambda: list(base(train="a").sample("train"))).endswith("task 'base' raised LookupError: no more")
+
+
+def test_an_objective_that_counts_goes_on_counting() -> None:
+    class Counting(mtmeta.Binary):
+        calls = 0
+
+        def parse(self, label: object) -> int:
+            object.__setattr__(self, "calls", self.calls + 1)
+            return self.calls
+
+    part = registered(task("mine", objective=Counting()))(train="a")
+    assert [part.objective.parse("x") for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_metric_names_its_plugin_whatever_it_raises() -> None:
+    def refuse(labels: Any, predictions: Any) -> float:
+        raise mtmeta.DataError("here", "no")
+
+    metric = guard_metric(mtmeta.Metric("odd", refuse), Plugin("p", "0.3", "mtmeta-p"))
+    message = "plugin 'mtmeta-p' 0.3: metric 'odd' raised DataError: here: no"
+    assert raised(lambda: metric([], [])) == message
+
+
+@pytest.mark.parametrize("how", ["post_init", "default"])
+def test_a_part_that_cannot_be_made_breaks_its_plugin(how: str) -> None:
+    def leave(*_: Any) -> Any:
+        raise SystemExit(0)
+
+    class Odd(mtmeta.Sampler):
+        name = "odd"
+        if how == "post_init":
+            __post_init__ = leave
+        else:
+            pace: int = dataclasses.field(default_factory=leave)
+
+    plugin = Plugin("p", "0.3", "mtmeta-p", parts={"samplers": [Odd]})
+    Registry(Plugins([plugin]))
+    assert plugin.broken == "register_samplers holds a part that cannot be used: SystemExit: 0"

@@ -83,3 +83,15 @@ def test_an_error_under_a_lock_comes_through(tmp_path: Path) -> None:
 )
 def test_bytes_for_people(size: int, text: str, in_kb: str) -> None:
     assert (byte_text(size), byte_text(size, "kB")) == (text, in_kb)
+
+
+def test_a_link_that_lies_where_the_scratch_file_goes_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtmeta.core.storage.atomic.secrets.token_hex", lambda size: "ab")
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / ".out.ab.tmp").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError), atomic_file(tmp_path / "out") as file:
+        file.write(b"theirs")
+    assert (tmp_path / "victim").read_text() == "mine"
+    assert not (tmp_path / "out").exists()

@@ -602,3 +602,18 @@ def test_counts_by_hash_are_those_by_text(tmp_path: Path, backbone: mtmeta.Loade
     empty = np.empty(0, dtype=np.uint64)
     assert shared(empty, dev.examples).tolist() == []
     assert not shared(dev.examples, empty).any()
+
+
+def test_a_system_error_of_what_fills_an_entry_is_not_the_caches(tmp_path: Path) -> None:
+    """It is raised as it is, once, and the cache goes on."""
+    calls, warnings = [], list[str]()
+
+    def fill(writer: Writer) -> dict[str, Any]:
+        calls.append(1)
+        raise FileNotFoundError(2, "tokenizer file is gone")
+
+    cache = Cache(tmp_path, warnings.append)
+    with pytest.raises(FileNotFoundError, match="tokenizer file is gone"):
+        cache.put("key", fill)
+    assert (len(calls), warnings, cache.root) == (1, [], tmp_path)
+    assert not list(tmp_path.iterdir())

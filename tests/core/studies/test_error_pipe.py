@@ -19,7 +19,7 @@ def sent(error: MtmetaError | Stopped) -> list[MtmetaError]:
     read, write = os.pipe()
     assert send_error(error, str(write))
     with open(read, encoding="utf-8") as lines:
-        return receive_errors(lines)
+        return list(receive_errors(lines))
 
 
 def test_kind_place_message_and_help_arrive() -> None:
