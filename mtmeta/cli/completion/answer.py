@@ -16,7 +16,6 @@ from mtmeta.cli.completion.values import MAX_PROPOSALS, Line, Proposals, values_
 from mtmeta.core.wording import safe
 
 VARIABLE = "_MTMETA_COMPLETE"
-OPEN = ("/", "=", ".")  # after these a word goes on, so no space follows
 WORD_BREAKS = "=:"  # bash splits words at these
 SPECIAL = set(" \t\\'\"`$&|;<>()[]{}*?!#~")
 

@@ -164,16 +164,23 @@ class Cache:
 
         `fill` returns what is stored beside the arrays, as JSON. Whatever it raises leaves nothing behind.
         """
+
+        def apart(writer: Writer) -> dict[str, Any]:  # its own system errors are no fault of a place
+            try:
+                return fill(writer)
+            except _Unwritable:
+                raise
+            except OSError as error:
+                raise _FillFailed(error) from error
+
         try:
-            if self.root is not None and key is not None and (entry := self._put(self.root, key, fill)):
+            if self.root is not None and key is not None and (entry := self._put(self.root, key, apart)):
                 return entry
-            with suppress(OSError):
-                return _entry(
-                    fill, lambda name: tempfile.TemporaryFile(prefix="mtmeta-")
-                )  # unlinked from the beginning
-            return in_memory(fill)
+            with suppress(OSError):  # the files are unlinked from the beginning
+                return _entry(apart, lambda name: tempfile.TemporaryFile(prefix="mtmeta-"))
         except _FillFailed as failure:
             raise failure.error from None
+        return in_memory(fill)
 
     def _put(self, root: Path, key: str, fill: Fill) -> Entry | None:
         """Return the entry that `fill` writes below `root`; None, and no root from now on, where it cannot."""
@@ -201,12 +208,7 @@ def _entry(fill: Fill, place: Place, folder: Path | None = None) -> Entry:
     """Return the entry that `fill` writes to the files of `place`, with a manifest in `folder` if there is one."""
     writer = Writer(place)
     try:
-        try:
-            meta = fill(writer)
-        except _Unwritable:
-            raise
-        except OSError as error:
-            raise _FillFailed(error) from error
+        meta = fill(writer)
         arrays, described = writer.finish()
         if folder is not None:
             text = json.dumps({"arrays": described, "meta": meta})

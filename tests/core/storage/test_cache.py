@@ -29,7 +29,7 @@ from mtmeta.core.data.subsets import overlap, shared
 from mtmeta.core.environment import cache_folder
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.storage import cache as cache_module
-from mtmeta.core.storage.cache import Cache, Writer
+from mtmeta.core.storage.cache import Cache, Writer, in_memory
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
@@ -617,3 +617,5 @@ def test_a_system_error_of_what_fills_an_entry_is_not_the_caches(tmp_path: Path)
         cache.put("key", fill)
     assert (len(calls), warnings, cache.root) == (1, [], tmp_path)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(FileNotFoundError, match="tokenizer file is gone"):
+        in_memory(fill)
