@@ -136,6 +136,45 @@ def _resident() -> int:
 Precision = Literal["fp32", "bf16"]
 
 
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
+    """Compute in `precision`, whatever `torch.autocast` the caller is in; works as a decorator too.
+
+    PyTorch keeps the bf16 copies of weights until the outermost autocast ends, which may be a caller's around a whole
+    training: each step would compute with the copies of the first. So they are forgotten here, before and after.
+    """
+    torch.clear_autocast_cache()  # type: ignore[no-untyped-call]
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True):
+            yield
+    finally:
+        torch.clear_autocast_cache()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def without_autocast() -> Iterator[None]:
+    """Leave the caller's `torch.autocast`, of any device: the recipe's precision decides, where `autocast` says so."""
+    with autocast(torch.device("cpu"), "fp32"), autocast(torch.device("cuda"), "fp32"):
+        yield
+
+
+@contextlib.contextmanager
+def own_settings() -> Iterator[None]:
+    """Compute as a process of our own would, whatever the caller has set: of PyTorch, for this thread or block.
+
+    That is autocast, gradient and inference mode, default dtype and device. On exit all are as they were.
+    """
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":  # it is asked at every operation, so only where need be
+            stack.enter_context(torch.device("cpu"))
+        for context in (torch.inference_mode(mode=False), torch.enable_grad(), without_autocast()):
+            stack.enter_context(context)
+        yield
+
+
 def pick_device(name: str) -> torch.device:
     """Return the torch device for `--device`. Raises MachineError if the machine has no such device."""
     if name == "auto":

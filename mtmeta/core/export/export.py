@@ -20,7 +20,7 @@ from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
 from mtmeta.core.export.heads import Answer, describe_tasks, head_tensors
 from mtmeta.core.export.model_card import Facts, card
-from mtmeta.core.machine import fitting_threads, memory_errors
+from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
@@ -48,6 +48,7 @@ class Part:
     step: int
 
 
+@own_settings()
 def export(
     run: str | Path,
     form: str,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.errors import CheckpointError, UsageError
-from mtmeta.core.machine import fitting_threads, pick_device
+from mtmeta.core.machine import fitting_threads, own_settings, pick_device
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import build_registry
@@ -59,6 +59,7 @@ def evaluate(
     return score_run(run_path, request, split=split, task=task, files=files, verbose=verbose).plain()
 
 
+@own_settings()
 def score_run(
     run_path: str | Path,
     request: RunRequest,

@@ -17,7 +17,7 @@ from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.errors import DivergedError, UsageError
-from mtmeta.core.machine import fitting_threads, memory_errors
+from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
@@ -88,6 +88,7 @@ class Predictor:
             yield from self.block(task, block, start)
             start += len(block)
 
+    @own_settings()
     def block(self, name: str, texts: Sequence[Text], start: int = 0) -> list[Prediction]:
         """Predict one block of texts; `start` is the number of its first text, for messages."""
         task = self.task(name)

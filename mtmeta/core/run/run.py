@@ -14,7 +14,7 @@ from mtmeta.core.api.events import Event, RunFinished, RunResumed, RunStarted, W
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, check_episode
 from mtmeta.core.data.subsets import overlap, subset
-from mtmeta.core.machine import fitting_threads
+from mtmeta.core.machine import fitting_threads, own_settings
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.event_stream import Recorded, open_reporters, rewind_events
@@ -75,6 +75,7 @@ def run(
     return train(request).plain()
 
 
+@own_settings()
 def train(request: RunRequest) -> RunSummary:
     """Carry out a request; see `run`."""
     opened = OpenRecipe(request)

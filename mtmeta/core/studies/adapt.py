@@ -23,7 +23,7 @@ from mtmeta.core.api.schedules import Plateau
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.subsets import draw_shots
 from mtmeta.core.errors import RecipeError, UsageError
-from mtmeta.core.machine import fitting_threads, memory_errors
+from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.rng import derive
@@ -79,6 +79,7 @@ class Start:
     step: int = 0
 
 
+@own_settings()
 def adapt(
     run_paths: Sequence[str | Path],
     request: RunRequest,

@@ -6,13 +6,13 @@ Yu et al. 2020 (Gradient Surgery) call two tasks in conflict where the cosine of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import pack
+from mtmeta.core.machine import Precision, autocast, without_autocast
 from mtmeta.core.rng import permutation
 from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_loss
 
@@ -20,13 +20,9 @@ Norms = dict[str, float]
 Cosines = dict[str, dict[str, float | None]]
 
 
+@without_autocast()
 def gradient_cosines(
-    model: MultiTaskModel,
-    datasets: Mapping[str, Dataset],
-    *,
-    seed: int,
-    chunks: int = 1,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    model: MultiTaskModel, datasets: Mapping[str, Dataset], *, seed: int, chunks: int = 1, precision: Precision = "fp32"
 ) -> tuple[Norms, Cosines]:
     """Return the norm of each task's gradient of the encoder, and the cosine between those of each two tasks.
 
@@ -44,7 +40,7 @@ def gradient_cosines(
                 batch = pack(dataset, indices, chunks=chunks)
                 model.zero_grad(set_to_none=True)
                 for chunk in batch.chunks:
-                    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                    with autocast(device, precision):
                         outputs = model(name, chunk.packed.to(device))
                     loss = task_loss(task, name, outputs, chunk.labels.to(device))
                     share = len(chunk.labels) / len(batch)

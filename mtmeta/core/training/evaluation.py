@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.errors import DivergedError, PluginError
+from mtmeta.core.machine import Precision, autocast, without_autocast
 from mtmeta.core.registry.guard import accused, fault
 from mtmeta.core.rng import derive
 from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_loss
@@ -59,8 +60,9 @@ class Score:
 
 
 @torch.inference_mode()
+@without_autocast()
 def predict(
-    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"] = "fp32"
+    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Precision = "fp32"
 ) -> Predictions:
     """Return the predictions of the dataset's task, in batches of sequences of like length, without dropout."""
     task = model.tasks[dataset.task]
@@ -82,7 +84,7 @@ def predict(
 
 
 def forward(
-    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"] = "fp32"
+    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Precision = "fp32"
 ) -> Generator[tuple[NDArray[np.int64], Chunk, Tensor], None, None]:
     """Yield indices [B], their batch and the head's raw outputs: sequences of like length together, no dropout.
 
@@ -92,7 +94,7 @@ def forward(
     with evaluation_mode(model):
         for indices in by_tokens(dataset, batch_tokens):
             chunk = pack_chunk(dataset, indices, pin=device.type == "cuda")
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(device, precision):
                 outputs = model(dataset.task, chunk.packed.to(device))
             yield indices, chunk, outputs
 

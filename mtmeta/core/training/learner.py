@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from mtmeta.core.api.optimizers import OptimizerOptions, set_lr
 from mtmeta.core.api.option_types import InnerState
 from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.errors import DivergedError
-from mtmeta.core.machine import memory_errors, order_errors
+from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors, without_autocast
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.training.model import MultiTaskModel, build_head, task_loss
@@ -47,7 +46,7 @@ class Learner:
         seed: int,
         steps: int,
         group: str = "",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         check_each_loss: bool = True,
     ) -> None:
         self.model = model
@@ -65,7 +64,7 @@ class Learner:
         self.drifts: list[tuple[str, Tensor]] = []
         self.inner_step = 0
         self._group = group
-        self._bf16 = precision == "bf16"
+        self._precision = precision
         self._check_each_loss = check_each_loss
         self._draws = 0
         self._inner: dict[str, Optimizer] = {}
@@ -86,13 +85,15 @@ class Learner:
         remedy = f"halve batch_size or set training.grad_accumulation: {2 * len(batch.chunks)}"
         where = f"task '{batch.task}'"
         who = supplier(self.tasks[batch.task])
-        with memory_errors(f"{where} (batch {len(batch)}, length {longest})", remedy), order_errors(who, where):
+        place = f"{where} (batch {len(batch)}, length {longest})"
+        # an algorithm may be in an autocast of its own
+        with without_autocast(), memory_errors(place, remedy), order_errors(who, where):
             for chunk in batch.chunks:
                 share = len(chunk.labels) / len(batch)
                 # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save
                 torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self._draws))
                 self._draws += 1
-                with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+                with autocast(self.device, self._precision):
                     outputs = self.model(batch.task, chunk.packed.to(self.device))
                 loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
                 (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
