@@ -143,12 +143,12 @@ def autocast(device: torch.device, precision: Precision) -> Iterator[None]:
     PyTorch keeps the bf16 copies of weights until the outermost autocast ends, which may be a caller's around a whole
     training: each step would compute with the copies of the first. So they are forgotten here, before and after.
     """
-    torch.clear_autocast_cache()  # type: ignore[no-untyped-call]
+    torch.clear_autocast_cache()
     try:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True):
             yield
     finally:
-        torch.clear_autocast_cache()  # type: ignore[no-untyped-call]
+        torch.clear_autocast_cache()
 
 
 @contextlib.contextmanager
