@@ -88,7 +88,7 @@ class Fetcher:
             return Artifact(want, files={source.file: before})
         if damaged := before.status == "damaged":
             self.watcher.note(f"{before.path}: damaged; fetching it again")
-        place = artifacts.web_path(source)
+        place = artifacts.make_web_folder(source)
         job = Download(label=source.file, url=source.url, target=place, digest=source.sha256, replace=damaged)
         fetched = download(job, self.watcher)
         after = cached_web_file(source)
