@@ -266,12 +266,12 @@ def _read(folder: Path, key: str) -> Entry:
         manifest = json.loads(text)
         if manifest["key"] != key:
             raise _Damaged("it is the entry of another key")
-        described = manifest["arrays"]
+        described = dict(manifest["arrays"].items())
         with ThreadPoolExecutor(max_workers=2) as pool:  # hashing frees the interpreter
             arrays = list(pool.map(lambda name: _load(folder, name, described[name]), described))
     except OSError as error:
         raise _Damaged(f"{Path(str(error.filename)).name}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _Damaged(f"unknown format of {MANIFEST}") from error
     return Entry(dict(zip(described, arrays, strict=True)), manifest["meta"])
 

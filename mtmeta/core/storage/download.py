@@ -62,7 +62,7 @@ class Download:
     limit: int | None = None
     """The most bytes that it may have, whatever the server says."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """A header `authorization` goes to the server of `url` alone, not where that redirects to."""
+    """A header `Authorization` goes to the server of `url` alone, not where that redirects to."""
     replace: bool = False
     """Whether the target is there and damaged."""
 

@@ -1,6 +1,6 @@
 """Files of the Hugging Face hub in huggingface_hub's own cache: what lies there, and bringing there what does not.
 
-The library says where its cache is and how addresses and headers of requests look. Asking, fetching and laying files
+The library says where its cache is, how addresses look, and what the user's token is. Asking, fetching and laying files
 into the cache is ours, for nothing that a server says is used before it has the form that it must have: a commit 40
 hexadecimal digits, an ETag those of a SHA-1 or SHA-256, a size a number. As of huggingface_hub 2.4.0 its own download
 takes an ETag as the name of a file, whatever it is (`blobs/../../x`), waits for a slow server for ever, starts anew
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -202,9 +203,11 @@ def _metadata(answer: web.Answer, url: str, revision: str) -> Metadata:
 
 
 def _headers() -> dict[str, str]:
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # re-exported
+    """Return the headers of a request; the library's own first ask the server about other things, without a limit."""
+    from huggingface_hub import constants, get_token
 
-    return dict(build_hf_headers(library_name="mtmeta"))
+    token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    return {"User-Agent": f"mtmeta/{version('mtmeta')}"} | ({"Authorization": f"Bearer {token}"} if token else {})
 
 
 def _check_closed(place: Path) -> None:

@@ -91,7 +91,7 @@ class Answer:
 def ask(method: str, url: str, headers: Mapping[str, str], *, timeout: float, leave: bool = True) -> Iterator[Answer]:
     """Send a request and follow redirects; without `leave` those to the same server alone, others are the answer.
 
-    The header `authorization` goes to the server of `url` only. Raises Unreachable, Refused, Misanswer.
+    The header `Authorization` goes to the server of `url` only. Raises Unreachable, Refused, Misanswer.
     """
     sent = {**headers, "Accept-Encoding": "identity"}  # a range of a packed body would be a range of something else
     for _ in range(REDIRECTS + 1):
