@@ -143,7 +143,7 @@ def web_path(source: WebFile) -> Path:
     path = root / FOLDER / source.sha256 / source.file
     for place in (root, path.parents[1], path.parent, path):
         with suppress(OSError):  # not there yet, or one line later
-            status = place.stat()
+            status = place.lstat() if place == path else place.stat()
             mine = hasattr(os, "getuid") and status.st_uid == os.getuid() and not place.is_symlink()
             if place != root and mine and stat.S_IMODE(status.st_mode) & 0o022:
                 place.chmod(stat.S_IMODE(status.st_mode) & ~0o022)  # made by us, with a generous umask

@@ -139,9 +139,10 @@ class Repository:
             place = self.folder / ".no_exist" / commit / file
             make_folder(place.parent)
             place.touch()
-            self._note_commit(revision, commit)
+            self.note_commit(revision, commit)
 
-    def _note_commit(self, revision: str, commit: str) -> None:
+    def note_commit(self, revision: str, commit: str) -> None:
+        """Remember the commit of a branch or tag for a time without a network. Raises OSError."""
         if revision != commit and self._commit_seen(revision) != commit:
             _replace(self.folder / "refs" / revision, lambda scratch: _write(scratch, commit))
 
@@ -172,13 +173,13 @@ class Repository:
         for place in (self.folder, blob.parent, path.parent):
             _check_closed(place)
         there = blob.is_file() and blob.resolve().is_relative_to(self.folder.parent.resolve())
-        if not there and blob.is_symlink():
-            blob.unlink()
-        fetched = download(job, watcher) if damaged or not there else False
         try:
+            if not there and os.path.lexists(blob):  # a link out of the cache, a pipe
+                blob.unlink()
+            fetched = download(job, watcher) if damaged or not there else False
             if not (path.is_symlink() and path.resolve() == blob.resolve()):
                 _replace(path, lambda scratch: _link(blob, path.parent, scratch))
-            self._note_commit(revision, commit)
+            self.note_commit(revision, commit)
         except OSError as error:
             message = f"cannot be written ({safe(error.strerror or str(error))}); make room, or set HF_HOME"
             raise MachineError(str(path), message) from error

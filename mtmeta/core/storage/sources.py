@@ -8,6 +8,7 @@ local paths.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ class Fetcher:
                 files[file] = self._bring_file(repository, want, file, commit, damaged=file in files)
             except Absent:
                 files[file] = self._absent(want, file)
+        with suppress(OSError):  # a cache that is read-only
+            repository.note_commit(revision, commit)
         return Artifact(want, commit, files)
 
     def _bring_file(self, repository: Repository, want: Want, file: str, commit: str, *, damaged: bool) -> Stored:
