@@ -362,7 +362,7 @@ def watched(*arguments: str) -> Any:
 
 @pytest.fixture
 def fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fetches]:
-    with lying(tmp_path, monkeypatch) as server, desk(tmp_path) as folder:
+    with lying(tmp_path, monkeypatch, answer=0.3, window=0.15, least=60) as server, desk(tmp_path) as folder:
         # the desk is without a network
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         yield Fetches(folder, server)

@@ -173,12 +173,14 @@ def serving_lies() -> Iterator[Liar]:
 
 
 @contextlib.contextmanager
-def lying(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Liar]:
+def lying(
+    folder: Path, patch: pytest.MonkeyPatch, *, answer: float = 2.0, window: float = 1.0, least: int = 200
+) -> Iterator[Liar]:
     """The server, and `folder` with the recipes; the limits are low, and the hub and the caches are the test's own."""
     patch.setattr(os, "fsync", lambda handle: None)
     patch.setattr(downloads, "WAITS", (0.0, 0.0, 0.0, 0.0))
     patch.setattr(downloads, "UNANNOUNCED", 10_000)
-    for name, value in (("ANSWER_SECONDS", 0.3), ("WINDOW_SECONDS", 0.15), ("LEAST_BYTES", 60)):
+    for name, value in (("ANSWER_SECONDS", answer), ("WINDOW_SECONDS", window), ("LEAST_BYTES", least)):
         patch.setattr(web, name, value)
     patch.setenv("MTMETA_CACHE", str(folder / "cache"))
     patch.setenv("HF_TOKEN", "hf_secret")
