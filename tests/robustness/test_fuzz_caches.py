@@ -153,6 +153,7 @@ class TokenCache:
             (self.root / "tokens-old").symlink_to(self.decoy / "folder")
             os.utime(self.root / "tokens-old", (0, 0), follow_symlinks=False)
             os.mkfifo(self.root / ".x.trash")
+            os.utime(self.root / ".x.trash", (0, 0))
 
     def damage_entry(self, kind: str, entry: Path, mode: int) -> None:
         if kind == "entries":
@@ -166,7 +167,8 @@ class TokenCache:
             if os.getuid() == 0:
                 os.chown(entry, OTHERS, -1)
         else:
-            shutil.rmtree(self.folder / "third", ignore_errors=True)
+            if not entry.is_dir():
+                return  # damaged before
             if kind == "entry link":
                 entry.rename(self.folder / "third")
                 entry.symlink_to(self.folder / "third")

@@ -340,6 +340,7 @@ def _sweep(root: Path) -> None:
                 alone = scratch or path.is_symlink()  # behind a link is nothing of ours
                 used = (path if alone else path / MANIFEST).lstat().st_mtime
                 if time.time() - used > (SCRATCH_SECONDS if scratch else KEPT_SECONDS):
-                    if path.is_symlink():
+                    if path.is_symlink() or not path.is_dir():
                         path.unlink()
-                    shutil.rmtree(path, ignore_errors=True)
+                    else:  # of a pipe it would wait for a writer, in Python 3.11
+                        shutil.rmtree(path, ignore_errors=True)

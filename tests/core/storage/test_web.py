@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_what_others_may_write_to(tmp_path: Path) -> None:
         (file, {0o600: True, 0o644: True, 0o664: False, 0o646: False, 0o1666: False}),
     ):
         for mode, safe in modes.items():
-            status = list(place.stat())
+            status: list[Any] = list(place.stat())
             status[stat.ST_MODE] = stat.S_IFMT(status[stat.ST_MODE]) | mode
             assert (why_unsafe(os.stat_result(status)) == "") is safe, (place, oct(mode))
     status[stat.ST_MODE] = stat.S_IFREG | 0o600
