@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
+from mtmeta.core import web
 from mtmeta.core.storage import download as downloads
-from mtmeta.core.storage import web
 from tests.support.commands import HEADER, ROWS, SMALL, data_folder
 from tests.support.loopback import COMMIT, git_blob, sha256
 

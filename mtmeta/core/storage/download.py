@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
+from mtmeta.core import web
 from mtmeta.core.errors import MachineError
-from mtmeta.core.storage import web
 from mtmeta.core.storage.atomic import make_folder, move_file
 from mtmeta.core.storage.lock import file_lock
-from mtmeta.core.storage.web import Unreachable
+from mtmeta.core.web import Unreachable
 from mtmeta.core.wording import byte_text, safe
 
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before trying again; from the beginning after an attempt that brought something

@@ -27,12 +27,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from mtmeta.core import web
 from mtmeta.core.errors import MachineError
-from mtmeta.core.storage import web
 from mtmeta.core.storage.addresses import is_pinned
 from mtmeta.core.storage.atomic import make_folder
 from mtmeta.core.storage.download import WAITS, Download, Watcher, download, file_hash
-from mtmeta.core.storage.web import Busy, Misanswer, Refused, Unreachable
+from mtmeta.core.web import Busy, Misanswer, Refused, Unreachable
 from mtmeta.core.wording import byte_text, quote, safe
 
 Kind = Literal["model", "dataset"]

@@ -19,7 +19,7 @@ from mtmeta.core.storage.addresses import HubFile, WebFile, is_pinned, parse_mod
 from mtmeta.core.storage.artifacts import Artifact, Stored, Want, by_name, cached_web_file, stored, want_file
 from mtmeta.core.storage.download import Download, Watcher, WrongHash, download
 from mtmeta.core.storage.hub import ABSENT, Absent, Repository, explain, is_offline, size_of
-from mtmeta.core.storage.web import Unreachable, reason
+from mtmeta.core.web import Unreachable, reason
 from mtmeta.core.wording import quote, safe
 
 MAX_LISTED = 20

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mtmeta.core.environment import why_unsafe
-from mtmeta.core.storage.web import Misanswer, is_own_machine, redirected
+from mtmeta.core.web import Misanswer, is_own_machine, redirected
 
 
 @pytest.mark.parametrize(
