@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,3 +51,18 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
         return (Path(xdg) if xdg.startswith("/") else Path("~/.cache").expanduser()) / "mtmeta"
     except RuntimeError:  # no home
         return None
+
+
+def why_unsafe(status: os.stat_result) -> str:
+    """Return why a file or folder of a cache may not be used, for somebody else can write to it; empty if nobody can.
+
+    It is safe if it is the user's or the administrator's, and neither its group nor everybody may write to it. In a
+    folder with the sticky bit, such as /tmp, nobody can change what belongs to others.
+    """
+    if not hasattr(os, "getuid"):
+        return ""
+    if status.st_uid not in (os.getuid(), 0):
+        return f"belongs to another user ({status.st_uid})"
+    sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    open_to_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode)
+    return "may be written to by others" if open_to_others and not sticky else ""

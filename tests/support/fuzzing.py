@@ -12,14 +12,17 @@ import functools
 import io
 import json
 import os
+import signal
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mtmeta.cli import main
@@ -144,6 +147,55 @@ def survives(*arguments: str) -> Answer:
     assert all(line.isprintable() for line in [*lines, *answer.out.split("\n")]), answer
     assert any(line.startswith("error: ") for line in lines) == (answer.code != 0), answer
     return answer
+
+
+def attempts(strategy: st.SearchStrategy[Any], attempt: Callable[[Any], None], cases: int) -> int:
+    """Try that many cases, the same ones everywhere; returns how many were tried."""
+    tried = 0
+
+    @settings(
+        max_examples=cases,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(drawn=strategy)
+    def one(drawn: Any) -> None:
+        nonlocal tried
+        tried += 1
+        attempt(drawn)
+
+    one()
+    return tried
+
+
+@contextlib.contextmanager
+def no_hang(seconds: int = 10) -> Iterator[None]:
+    """Within, what takes longer is interrupted and fails."""
+
+    def late(number: int, frame: object) -> None:
+        raise AssertionError(f"it hangs for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Mode, time of change and content or target of everything below a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        link, regular = stat.S_ISLNK(status.st_mode), stat.S_ISREG(status.st_mode)
+        held = os.fsencode(os.readlink(path)) if link else path.read_bytes() if regular else b""
+        found[str(path.relative_to(folder))] = (status.st_mode, status.st_mtime_ns, held)
+    return found
 
 
 @contextlib.contextmanager

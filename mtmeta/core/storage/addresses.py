@@ -22,6 +22,7 @@ MAIN = "main"
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 REPOSITORY = re.compile(rf"{NAME.pattern}/{NAME.pattern}")
+UNNAMED = re.compile(r"--|\.\.|\.git$")  # what no name on the hub may hold
 REFS = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)")
 SHA256 = re.compile("[0-9a-f]{64}")
 PINNED = re.compile("[0-9a-f]{40}")
@@ -134,7 +135,7 @@ def parse_model(text: str) -> HubFile:
     name, at, revision = rest.partition("@")
     if rest.startswith("datasets/"):
         raise ValueError("is a data set; name a model repository")
-    if not (REPOSITORY.fullmatch(name) or NAME.fullmatch(name)):
+    if not (REPOSITORY.fullmatch(name) or NAME.fullmatch(name)) or UNNAMED.search(name):
         raise ValueError(
             "is neither a folder nor a hub id; give a folder in Hugging Face layout, a hub id or `embedded`"
         )
@@ -156,7 +157,7 @@ def _parse_hub(text: str) -> HubFile:
     else:  # no revision: what looks like one belongs to the path
         parts = rest.split("/", 2)
         name, revision, path = "/".join(parts[:2]), MAIN, "".join(parts[2:])
-    if not REPOSITORY.fullmatch(name):
+    if not REPOSITORY.fullmatch(name) or UNNAMED.search(name):
         raise ValueError(f"names no repository; write {HUB_FORM}")
     if not path:
         raise ValueError(f"names no file in the repository; write {HUB_FORM}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from mtmeta.core.environment import cache_folder
+from mtmeta.core.environment import cache_folder, why_unsafe
 from mtmeta.core.errors import DataError, MachineError
 from mtmeta.core.storage.addresses import HubFile, WebFile, is_pinned, parse_file
 from mtmeta.core.storage.disk import fingerprint
@@ -126,15 +128,41 @@ def cached(want: Want, revision: str) -> Artifact:
 def cached_web_file(source: WebFile) -> Stored:
     """Return the file of an address, and whether it is there and has its hash. Raises MachineError."""
     path = web_path(source)
-    return stored(source.file, path, source.sha256) if path.is_file() else Stored(source.file, "missing")
+    if not os.path.lexists(path):
+        return Stored(source.file, "missing")
+    if path.is_symlink() or not path.is_file():
+        return Stored(source.file, "damaged", path)
+    return stored(source.file, path, source.sha256)
 
 
 def web_path(source: WebFile) -> Path:
-    """Return where the file of an address goes. Raises MachineError where there is no cache."""
+    """Return where the file of an address goes. Raises MachineError where there is no cache, or not ours alone."""
     if (root := cache_folder()) is None:
         message = "leaves no place for files fetched by address; set it to a folder, or unset it"
         raise MachineError("MTMETA_CACHE", message)
-    return root / FOLDER / source.sha256 / source.file
+    path = root / FOLDER / source.sha256 / source.file
+    for place in (root, path.parents[1], path.parent, path):
+        with suppress(OSError):  # not there yet, or one line later
+            status = place.lstat() if place == path else place.stat()
+            mine = hasattr(os, "getuid") and status.st_uid == os.getuid() and not place.is_symlink()
+            if place != root and mine and stat.S_IMODE(status.st_mode) & 0o022:
+                place.chmod(stat.S_IMODE(status.st_mode) & ~0o022)  # made by us, with a generous umask
+            elif why := why_unsafe(place.lstat()) or why_unsafe(status):
+                message = f"{why}, so nothing is taken from there; chmod go-w it, or set MTMETA_CACHE"
+                raise MachineError(str(place), message)
+    return path
+
+
+def make_web_folder(source: WebFile) -> Path:
+    """Return the same, its folder made, which only its user may look into."""
+    path = web_path(source)
+    for place in (path.parents[2], path.parents[1], path.parent):
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"cannot be written ({safe(error.strerror or str(error))}); make room, or set MTMETA_CACHE"
+            raise MachineError(str(place), message) from error
+    return path
 
 
 def missing_text(artifact: Artifact) -> str:

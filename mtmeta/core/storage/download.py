@@ -7,23 +7,27 @@ ends. A lock on that very file keeps two processes from writing it at once; the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
 
+from mtmeta.core import web
 from mtmeta.core.errors import MachineError
 from mtmeta.core.storage.atomic import make_folder, move_file
-from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.storage.lock import file_lock
+from mtmeta.core.web import Unreachable
 from mtmeta.core.wording import byte_text, safe
 
-WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before trying again; from the beginning after every byte that came
-TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before trying again; from the beginning after an attempt that brought something
+UNANNOUNCED = 10 * 10**9  # bytes of a file whose size nobody gave
+FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 
 
 class Watcher:
@@ -46,10 +50,6 @@ class WrongHash(Exception):
     """The file that came is another one; nothing of it was kept. The text says which hash it has."""
 
 
-class Unreachable(Exception):
-    """The server did not answer, or broke off again and again. The text says how."""
-
-
 @dataclass(frozen=True)
 class Download:
     """A file to fetch, where it goes, and the hash it must have: its SHA-256, or the SHA-1 by which git names it."""
@@ -59,7 +59,10 @@ class Download:
     target: Path
     digest: str
     size: int | None = None
+    limit: int | None = None
+    """The most bytes that it may have, whatever the server says."""
     headers: Mapping[str, str] = field(default_factory=dict)
+    """A header `Authorization` goes to the server of `url` alone, not where that redirects to."""
     replace: bool = False
     """Whether the target is there and damaged."""
 
@@ -75,7 +78,7 @@ class Download:
 def download(job: Download, watcher: Watcher) -> bool:
     """Fetch a file; false where another process has just done so.
 
-    Raises WrongHash, Unreachable, what the hub's library raises for an answer, and MachineError.
+    Raises WrongHash, Unreachable, Refused, Misanswer and MachineError.
     """
     with _locked(job, watcher) as file:
         if job.target.exists() and not job.replace:  # another process was faster
@@ -90,24 +93,39 @@ def download(job: Download, watcher: Watcher) -> bool:
         if digest != job.digest:
             job.partial.unlink(missing_ok=True)
             raise WrongHash(f"{job.algorithm} is {digest}, expected {job.digest}")
-        with _writing(job.target.parent):
+        with _writing(job):
             os.fsync(file.fileno())
             move_file(job.partial, job.target)
     return True
 
 
 @contextlib.contextmanager
-def _locked(job: Download, watcher: Watcher) -> Iterator[BinaryIO]:
+def _locked(job: Download, watcher: Watcher) -> Iterator[FileIO]:
     """Open the partial file, locked. Without locks the hash still tells what two writers made of it."""
     waits = f"{job.label}: waits for another process, which is fetching it"
     with contextlib.ExitStack() as stack:
-        with _writing(job.target.parent):
+        with _writing(job):
             make_folder(job.target.parent)
+            _drop_unfit(job.partial)
             handle = stack.enter_context(file_lock(job.partial, lambda _: watcher.note(waits)))
+            if not _is_own(os.fstat(handle)):
+                raise MachineError(str(job.partial), "is no file of its own; remove it")
         yield open(handle, "r+b", buffering=0, closefd=False)  # unbuffered: a kill loses nothing
 
 
-def _fill(job: Download, file: BinaryIO, watcher: Watcher) -> str:
+def _drop_unfit(path: Path) -> None:
+    """Remove what lies in the place of a partial file and is none: a link, a pipe, a second name of another file."""
+    with contextlib.suppress(FileNotFoundError):
+        if not _is_own(path.lstat()):
+            path.unlink()
+
+
+def _is_own(status: os.stat_result) -> bool:
+    mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()  # who else made it may still be writing to it
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and mine
+
+
+def _fill(job: Download, file: FileIO, watcher: Watcher) -> str:
     """Bring the file to its end; returns its hash."""
     done, complete = os.fstat(file.fileno()).st_size, False
     if job.size is not None and done > job.size:
@@ -119,107 +137,77 @@ def _fill(job: Download, file: BinaryIO, watcher: Watcher) -> str:
         complete = True
     finally:
         watcher.end(job.label, complete)
-    return fingerprint(job.partial)["sha256"] if job.algorithm == "sha256" else git_sha1(job.partial)
+    return file_hash(file, job.algorithm)
 
 
-def _stream(job: Download, file: BinaryIO, watcher: Watcher) -> None:
-    """Ask for the rest until all of it is there; gives up when nothing new comes for several attempts."""
-    failures = 0
+def _stream(job: Download, file: FileIO, watcher: Watcher) -> None:
+    """Ask for the rest until all of it is there; gives up when little new comes for several attempts."""
+    failures, furthest = 0, os.fstat(file.fileno()).st_size
     while True:
-        before = os.fstat(file.fileno()).st_size
         try:
-            if _once(job, file, before, watcher):
+            if _once(job, file, os.fstat(file.fileno()).st_size, watcher):
                 return
             why = "it closed the connection in the middle"
         except Unreachable as error:
             why = str(error)
-        failures = 0 if os.fstat(file.fileno()).st_size > before else failures + 1
+        size = os.fstat(file.fileno()).st_size
+        # what was lost and came again is no progress, nor are a few bytes
+        failures = 0 if size >= furthest + web.LEAST_BYTES else failures + 1
+        furthest = max(furthest, size)
         if failures >= len(WAITS):
             raise Unreachable(why)
         time.sleep(WAITS[failures])
 
 
-def _once(job: Download, file: BinaryIO, start: int, watcher: Watcher) -> bool:
+def _once(job: Download, file: FileIO, start: int, watcher: Watcher) -> bool:
     """Write one answer of the server from byte `start` on; return whether it was the whole rest."""
-    from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # re-exported
+    from huggingface_hub import constants
 
-    # identity: a range of a compressed body would be a range of something else
-    headers = {**job.headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-    with contextlib.ExitStack() as stack:
-        with _network():
-            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-            response = stack.enter_context(get_session().stream("GET", job.url, headers=headers, timeout=timeout))
-            status = response.status_code
-        if status == 416:  # more is there than the server has, or just as much; the hash will tell
-            if _total(response) == start:
+    headers = {**job.headers} | ({"Range": f"bytes={start}-"} if start else {})
+    with web.ask("GET", job.url, headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
+        total = answer.size()
+        if answer.status == 416:  # more is there than the server has, or just as much; the hash will tell
+            if start and total == start:
                 return True
             file.truncate(0)
             return False
-        if status in TRANSIENT:
-            raise Unreachable(f"the server answers {status}")
-        hf_raise_for_status(response)
-        sent = response.headers.get("Content-Range", "")
-        if start and not (status == 206 and sent.startswith(f"bytes {start}-")):
+        if start and answer.status == 200:
             start = file.truncate(0)  # it sends all of it again
-        done, total = start, _total(response) or job.size
+        if not answer.begins_at(start, job.size):
+            file.truncate(0)
+            raise Unreachable("it sends another part of the file than was asked for")
+        most = next(size for size in (job.size, total, UNANNOUNCED) if size is not None)
+        most = most if job.limit is None else min(most, job.limit)
+        done, total = start, total or job.size
         _check_room(job, (total or 0) - done)
-        chunks = response.iter_bytes()  # as they come: what a chunk of a given size still lacks would be lost in a cut
-        while True:
-            with _network():
-                chunk = next(chunks, None)
-            if chunk is None:
-                return total is None or done >= total
-            with _writing(job.partial.parent):
-                _write(file, chunk)
-            done += len(chunk)
+        for piece in answer.body:
+            done += len(piece)
+            if done > most or (total or 0) > most:
+                job.partial.unlink(missing_ok=True)
+                raise WrongHash(f"size is more than the {byte_text(most)} that it should have")
+            with _writing(job):
+                _write(file, piece)
             watcher.advance(done, total)
+    return total is None or done >= total
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Within, the system's refusal to write is one line."""
+def _writing(job: Download) -> Iterator[None]:
+    """Within, the system's refusal to write is one line; where the disk is full, the part makes room again."""
     try:
         yield
     except OSError as error:
+        if error.errno in FULL:
+            with contextlib.suppress(OSError):
+                job.partial.unlink(missing_ok=True)
         message = f"cannot be written ({safe(error.strerror or str(error))}); make room, or set HF_HOME or MTMETA_CACHE"
-        raise MachineError(str(folder), message) from error
+        raise MachineError(str(job.target.parent), message) from error
 
 
-def _write(file: BinaryIO, chunk: bytes) -> None:
-    rest = memoryview(chunk)
+def _write(file: FileIO, piece: bytes) -> None:
+    rest = memoryview(piece)
     while rest:  # without a buffer, an almost full disk takes a part
         rest = rest[file.write(rest) :]
-
-
-@contextlib.contextmanager
-def _network() -> Iterator[None]:
-    """Within, whatever the HTTP client raises is the network's fault; its classes change between releases."""
-    try:
-        yield
-    except Exception as error:
-        raise Unreachable(reason(error)) from error
-
-
-def reason(error: BaseException) -> str:
-    """Return the text of an HTTP client's exception, on one line."""
-    text = str(error).strip().splitlines()
-    return safe(text[0] if text else type(error).__name__, 200)
-
-
-def transient(error: BaseException) -> bool:
-    """Return whether a failed request may succeed a moment later: a busy server, a lost connection."""
-    if (response := getattr(error, "response", None)) is not None:
-        return getattr(response, "status_code", 0) in TRANSIENT
-    return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests")
-
-
-def _total(response: Any) -> int | None:
-    """Return the bytes of the whole file, as the server tells."""
-    given = response.headers.get("Content-Range", "").rpartition("/")[2]
-    if not given and response.status_code == 200 and not response.headers.get("Content-Encoding"):
-        given = response.headers.get("Content-Length", "")
-    return int(given) if given.isdecimal() else None
 
 
 def _check_room(job: Download, needed: int) -> None:
@@ -230,8 +218,8 @@ def _check_room(job: Download, needed: int) -> None:
             raise MachineError(str(job.target.parent), text)
 
 
-def git_sha1(path: Path) -> str:
-    """Return the hash by which git, and so the hub, names a file that is not in large-file storage."""
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        return hashlib.file_digest(file, lambda: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)).hexdigest()
+def file_hash(file: FileIO, algorithm: str) -> str:
+    """Return the SHA-256 of an open file, or the SHA-1 by which git, and so the hub, names one outside large files."""
+    file.seek(0)
+    begin = b"" if algorithm == "sha256" else b"blob %d\0" % os.fstat(file.fileno()).st_size
+    return hashlib.file_digest(file, lambda: hashlib.new(algorithm, begin, usedforsecurity=False)).hexdigest()

@@ -8,6 +8,7 @@ local paths.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from mtmeta.core.errors import DataError, MachineError, MtmetaError, WeightsErro
 from mtmeta.core.storage import artifacts
 from mtmeta.core.storage.addresses import HubFile, WebFile, is_pinned, parse_model
 from mtmeta.core.storage.artifacts import Artifact, Stored, Want, by_name, cached_web_file, stored, want_file
-from mtmeta.core.storage.download import Download, Unreachable, Watcher, WrongHash, download, reason
+from mtmeta.core.storage.download import Download, Watcher, WrongHash, download
 from mtmeta.core.storage.hub import ABSENT, Absent, Repository, explain, is_offline, size_of
+from mtmeta.core.web import Unreachable, reason
 from mtmeta.core.wording import quote, safe
 
 MAX_LISTED = 20
@@ -73,15 +75,13 @@ class Fetcher:
         return self.pins.get(want.name, want.revision)
 
     def _refused(self, want: Want, error: Exception) -> MtmetaError:
-        """Return as one line what the hub's library raised, whose classes change between releases."""
+        """Return as one line why a server's answer is not taken, or what the hub's library raised."""
         if isinstance(error, MtmetaError):
             return error
         if isinstance(want.source, HubFile):
             kind = "weights" if want.weights else f"{want.source.kind} file"
             return explain(want.source.repository, self._revision(want), kind, error)
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        why = f"the server answers {status}" if status else reason(error)
-        return DataError(safe(want.source.url, 300), f"cannot be fetched ({why}); check the address")
+        return DataError(safe(want.source.url, 300), f"cannot be fetched ({reason(error)}); check the address")
 
     def _bring_web(self, want: Want, source: WebFile) -> Artifact:
         before = cached_web_file(source)
@@ -89,7 +89,7 @@ class Fetcher:
             return Artifact(want, files={source.file: before})
         if damaged := before.status == "damaged":
             self.watcher.note(f"{before.path}: damaged; fetching it again")
-        place = artifacts.web_path(source)
+        place = artifacts.make_web_folder(source)
         job = Download(label=source.file, url=source.url, target=place, digest=source.sha256, replace=damaged)
         fetched = download(job, self.watcher)
         after = cached_web_file(source)
@@ -111,17 +111,23 @@ class Fetcher:
                 files[file] = Stored(file, "absent")
                 continue
             try:
-                files[file] = self._bring_file(repository, file, commit, revision, damaged=file in files)
+                files[file] = self._bring_file(repository, want, file, commit, damaged=file in files)
             except Absent:
                 files[file] = self._absent(want, file)
+        with suppress(OSError):  # a cache that is read-only
+            repository.note_commit(revision, commit)
         return Artifact(want, commit, files)
 
-    def _bring_file(self, repository: Repository, file: str, commit: str, revision: str, *, damaged: bool) -> Stored:
-        path, fetched = repository.bring(file, commit, revision, self.watcher, damaged=damaged)
+    def _bring_file(self, repository: Repository, want: Want, file: str, commit: str, *, damaged: bool) -> Stored:
+        def bring(damaged: bool) -> tuple[Path, bool]:
+            revision = self._revision(want)
+            return repository.bring(file, commit, revision, self.watcher, damaged=damaged, model=want.weights)
+
+        path, fetched = bring(damaged)
         result = stored(file, path)
         if result.status == "damaged":  # it was there already, in another snapshot
             self.watcher.note(f"{path}: damaged; fetching it again")
-            path, fetched = repository.bring(file, commit, revision, self.watcher, damaged=True)
+            path, fetched = bring(True)
             result = stored(file, path)
         return replace(result, status="fetched") if fetched else result
 

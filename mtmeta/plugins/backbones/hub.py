@@ -13,7 +13,7 @@ SCHEME = "hf://"
 OPTIONAL = ("tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt")
 CONFIG, TENSORS = "config.json", "model.safetensors"
 INDEX = f"{TENSORS}.index.json"
-SHARD = re.compile(r"model[\w.-]*\.safetensors")
+SHARD, MOST_SHARDS = re.compile(r"model[\w.-]{0,200}\.safetensors", re.ASCII), 1000
 TOKENIZERS = ("special_tokens_map.json", "added_tokens.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 
 
@@ -33,8 +33,8 @@ def fetch_any(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True)
         return sources.folder(weights, (CONFIG, TENSORS))  # which is refused by name
     try:
         shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
-        if not all(isinstance(shard, str) and SHARD.fullmatch(shard) for shard in shards):
-            raise ValueError("files of other names")
+        if len(shards) > MOST_SHARDS or not all(isinstance(shard, str) and SHARD.fullmatch(shard) for shard in shards):
+            raise ValueError("files of other names, or too many of them")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         message = f"is no index of shards ({mtmeta.safe(str(error))}); fetch it again"
         raise mtmeta.WeightsError(str(folder / INDEX), message) from error

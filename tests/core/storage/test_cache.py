@@ -619,3 +619,134 @@ def test_a_system_error_of_what_fills_an_entry_is_not_the_caches(tmp_path: Path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="tokenizer file is gone"):
         in_memory(fill)
+
+
+# ----------------------------------------------------------------------------------------- what others may write to
+
+
+def numbers(first: int) -> Any:
+    def fill(writer: Writer) -> dict[str, Any]:
+        writer.append("a", np.arange(first, first + 5))
+        return {}
+
+    return fill
+
+
+def test_entries_that_changed_places_are_noticed(tmp_path: Path) -> None:
+    """Every byte of both is as it was written, and each under the key of the other."""
+    warned: list[str] = []
+    cache = Cache(tmp_path, warned.append)
+    for key, first in (("one", 0), ("two", 100)):
+        cache.put(key, numbers(first))
+    (tmp_path / "tokens-one").rename(tmp_path / "away")
+    (tmp_path / "tokens-two").rename(tmp_path / "tokens-one")
+    (tmp_path / "away").rename(tmp_path / "tokens-two")
+    for key, first in (("one", 0), ("two", 100)):
+        assert cache.get(key) is None
+        assert cache.put(key, numbers(first)).arrays["a"][0] == first
+        entry = cache.get(key)
+        assert entry is not None and entry.arrays["a"][0] == first
+    places = [f"{tmp_path / f'tokens-{key}'}: damaged (it is the entry of another key)" for key in ("one", "two")]
+    assert [line.partition(";")[0] for line in warned] == places
+
+
+@pytest.mark.parametrize("lies_there", ["link to an entry", "file", "pipe", "dangling link"])
+def test_what_is_no_folder_in_the_place_of_an_entry_is_replaced(lies_there: str, tmp_path: Path) -> None:
+    warned: list[str] = []
+    root = tmp_path / "root"
+    cache = Cache(root, warned.append)
+    cache.put("k", numbers(0))
+    place, away = root / "tokens-k", tmp_path / "away"
+    place.rename(away)
+    if lies_there == "file":
+        place.write_bytes(b"x")
+    elif lies_there == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(away if "entry" in lies_there else tmp_path / "nowhere")
+    assert cache.get("k") is None
+    assert len(warned) == 1 and "is no folder of its own); it is made again" in warned[0]
+    cache.put("k", numbers(0))
+    assert place.is_dir() and not place.is_symlink()
+    assert cache.get("k") is not None
+    assert sorted(path.name for path in away.iterdir()) == ["MANIFEST.json", "a"]
+    assert [path.name for path in root.iterdir()] == ["tokens-k"]
+
+
+@pytest.mark.parametrize("name", ["a", "MANIFEST.json"])
+@pytest.mark.parametrize("lies_there", ["link", "pipe", "zeros", "group may write", "all may write"])
+def test_files_of_an_entry_are_its_own(lies_there: str, name: str, tmp_path: Path) -> None:
+    warned: list[str] = []
+    root = tmp_path / "root"
+    cache = Cache(root, warned.append)
+    cache.put("k", numbers(0))
+    path, away = root / "tokens-k" / name, tmp_path / "away"
+    if "write" in lies_there:
+        path.chmod(0o620 if "group" in lies_there else 0o602)
+    else:
+        path.rename(away)
+        if lies_there == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(away if lies_there == "link" else "/dev/zero")
+    assert cache.get("k") is None
+    (line,) = warned
+    assert line.startswith(f"{root / 'tokens-k'}: damaged (") and name in line, line
+    cache.put("k", numbers(0))
+    entry = cache.get("k")
+    assert entry is not None and entry.arrays["a"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_root_that_others_may_write_to_is_not_used(mode: int, tmp_path: Path) -> None:
+    root, warned = tmp_path / "root", list[str]()
+    assert Cache(root).put("k", numbers(7)).arrays["a"][0] == 7
+    root.chmod(mode)
+    cache = Cache(root, warned.append)
+    assert cache.get("k") is None
+    assert cache.put("k", numbers(0)).arrays["a"][0] == 0
+    assert cache.get("k") is None
+    text = "may be written to by others, so nothing is kept there; chmod go-w it, or set MTMETA_CACHE"
+    assert warned == [f"{root}: {text}"]
+    root.chmod(0o1777)  # as /tmp: nobody can change what belongs to others
+    assert Cache(root, pytest.fail).get("k") is not None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+@pytest.mark.parametrize("what", ["root", "entry", "array"])
+def test_what_belongs_to_another_user_is_passed_over(what: str, tmp_path: Path) -> None:
+    root, warned = tmp_path / "root", list[str]()
+    Cache(root).put("k", numbers(7))
+    os.chown({"root": root, "entry": root / "tokens-k", "array": root / "tokens-k" / "a"}[what], 12345, -1)
+    cache = Cache(root, warned.append)
+    assert cache.get("k") is None
+    assert cache.put("k", numbers(0)).arrays["a"].tolist() == [0, 1, 2, 3, 4]
+    assert len(warned) == 1 and "belongs to another user (12345)" in warned[0]
+    assert np.fromfile(root / "tokens-k" / "a", dtype=np.int64)[0] == 7  # left as it was
+
+
+def test_a_generous_umask_opens_nothing(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Cache(tmp_path / "root").put("k", numbers(0))
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "root", *(tmp_path / "root").rglob("*")]
+    assert [oct(path.stat().st_mode & 0o777) for path in paths] == ["0o700", "0o700", "0o600", "0o600"]
+    assert Cache(tmp_path / "root", pytest.fail).get("k") is not None
+
+
+@pytest.mark.parametrize("name", ["../../secret", "/etc/passwd", "", ".", "A", "a" * 41])
+def test_a_manifest_names_no_file_elsewhere(name: str, tmp_path: Path) -> None:
+    import json
+
+    warned: list[str] = []
+    cache = Cache(tmp_path, warned.append)
+    cache.put("k", numbers(0))
+    path = tmp_path / "tokens-k" / "MANIFEST.json"
+    manifest = json.loads(path.read_bytes().partition(b"\n")[2])
+    manifest["arrays"] = {name: manifest["arrays"]["a"]}
+    text = json.dumps(manifest)
+    path.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n")
+    assert cache.get("k") is None
+    assert warned == [f"{tmp_path / 'tokens-k'}: damaged (unknown format of MANIFEST.json); it is made again"]

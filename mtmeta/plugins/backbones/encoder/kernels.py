@@ -1,7 +1,8 @@
 """The functions of `csrc/`, compiled by this machine's C compiler at first use, on tensors.
 
-The compiler is $CC or `cc`. The library it makes is kept in `kernels-...` under MTMETA_CACHE (by default
-`~/.cache/mtmeta`), named by a hash of source, compiler and processor, in a folder that only its user may write to.
+The compiler is $CC or `cc`, found in the absolute folders of PATH. The library it makes is kept in `kernels-...` under
+MTMETA_CACHE (by default `~/.cache/mtmeta`), named by a hash of source, compiler and processor, in a folder that only
+its user may write to. It is opened once: the file that was hashed is the one that is loaded.
 Without a compiler, where it cannot compile the source, and with MTMETA_KERNELS=off `load` returns None, and the
 encoder goes by PyTorch's own operators. OpenMP is found in the library that PyTorch has loaded: one set of threads.
 """
@@ -19,6 +20,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +31,9 @@ from mtmeta import cache_folder, staged_folder
 from mtmeta.plugins.backbones.encoder.fused import Noise
 
 SOURCES = Path(__file__).with_name("csrc")
-LIBRARY = "kernels.so"
+LIBRARY, HASH, DIGITS = "kernels.so", "kernels.sha256", 64
+# neither through a link nor waiting for a pipe
+OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 FUNCTIONS = (
     *("norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
     *("attention_forward", "attention_backward", "attention_room"),
@@ -58,11 +62,22 @@ def mask(noise: Noise | None) -> Mask:
 class Kernels:
     """The functions of csrc/ on contiguous fp32 tensors of the CPU. Shapes as there."""
 
-    def __init__(self, path: Path) -> None:
-        """Load a library. Raises OSError if that cannot be done."""
-        self.identity = _sha256(path)[:16]
+    def __init__(self, path: Path, digest: str = "") -> None:
+        """Load a library, whose SHA-256 must be `digest` if that is given. Raises OSError or ValueError."""
+        handle = os.open(path, OPEN)
+        try:
+            self.digest = _digest(handle)
+            if digest not in ("", self.digest):
+                raise ValueError("it is not what was compiled")
+        except (OSError, ValueError):
+            os.close(handle)
+            raise
+        self.identity = self.digest[:16]
         """Equal code on equal numbers gives equal bits; another compiler or processor makes other code."""
-        self._library = ctypes.CDLL(str(path))
+        # on Linux; elsewhere the folder's mode keeps others away. The descriptor stays open: the loader knows libraries
+        # by name, and would take the next one on this number for this one
+        opened = f"/proc/self/fd/{handle}"
+        self._library = ctypes.CDLL(opened if os.path.exists(opened) else str(path))
         for name in FUNCTIONS:
             getattr(self._library, name)  # AttributeError here, not in the first step
         self._library.attention_room.restype = ctypes.c_long
@@ -170,8 +185,8 @@ def load() -> Kernels | None:
     try:
         compiler = _compiler()
         cache = cache_folder()
-        folder = cache and cache / f"kernels-{_key(compiler)}"
-        return Kernels(folder / LIBRARY) if folder and _is_good(folder / LIBRARY) else _build(compiler, folder)
+        folder = cache / f"kernels-{_key(compiler)}" if cache and _is_usable(cache) else None
+        return (folder and _kept(folder)) or _build(compiler, folder)
     except (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError):
         return None  # no compiler or home, a CC that is no command, a library without our functions
 
@@ -179,7 +194,9 @@ def load() -> Kernels | None:
 def _compiler() -> list[str]:
     """Find the command. Raises OSError if there is none."""
     words = shlex.split(os.environ.get("CC") or "cc")
-    program = shutil.which(words[0]) if words else None
+    # never a `cc` of the current folder, which may be a stranger's, through an empty or relative entry of PATH
+    folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(folder)]
+    program = shutil.which(words[0], path=os.pathsep.join(folders)) if words and folders else None
     if program is None:
         raise FileNotFoundError("no C compiler")
     return [program, *words[1:]]
@@ -196,20 +213,43 @@ def _key(compiler: list[str]) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _is_good(library: Path) -> bool:
-    """Return whether the library is there, unchanged since it was compiled, and writable for nobody else."""
+def _is_closed(status: os.stat_result, is_kind: Callable[[int], bool]) -> bool:
+    """Return whether a file or folder is the user's own, and nobody else may write to it."""
+    return is_kind(status.st_mode) and status.st_uid == os.getuid() and not stat.S_IMODE(status.st_mode) & 0o022
+
+
+def _is_usable(root: Path) -> bool:
+    """Return whether the folder of the cache is not there yet, or is such that nobody can change what is ours in it."""
     try:
-        for path in (library, library.parent):
-            status = path.lstat()
-            if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o022 or stat.S_ISLNK(status.st_mode):
-                return False
-        return library.with_suffix(".sha256").read_text() == _sha256(library)
-    except (OSError, ValueError):
-        return False
+        status = root.stat()
+    except OSError:
+        return True
+    return _is_closed(status, stat.S_ISDIR) or (
+        status.st_uid in (0, os.getuid()) and bool(status.st_mode & stat.S_ISVTX)
+    )
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(handle: int) -> str:
+    """Return the SHA-256 of an open file. Raises ValueError if it is none, or others may write to it."""
+    if not _is_closed(os.fstat(handle), stat.S_ISREG):
+        raise ValueError("it is no file, or others may write to it")
+    with open(handle, "rb", closefd=False) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _kept(folder: Path) -> Kernels | None:
+    """Load the library of an earlier time; None unless it is there, unchanged, and writable for nobody else."""
+    try:
+        if not _is_closed(folder.lstat(), stat.S_ISDIR):
+            return None
+        handle = os.open(folder / HASH, OPEN)
+        with open(handle, encoding="ascii") as file:
+            if not _is_closed(os.fstat(handle), stat.S_ISREG):
+                return None
+            digest, _, name = file.read(1000).partition(" ")
+        return Kernels(folder / LIBRARY, digest) if len(digest) == DIGITS and name == folder.name else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _build(compiler: list[str], folder: Path | None) -> Kernels:
@@ -219,16 +259,17 @@ def _build(compiler: list[str], folder: Path | None) -> Kernels:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # where another process was faster, its library stays
-            replace = lambda: not _is_good(folder / LIBRARY)  # noqa: E731
+            replace = lambda: _kept(folder) is None  # noqa: E731
             with staged_folder(folder, scratch, replace=replace, mode=0o700, durable=False):
-                return _compile(compiler, scratch)
-        except (OSError, subprocess.SubprocessError):
+                return _compile(compiler, scratch, folder.name)
+        except (OSError, ValueError, subprocess.SubprocessError):
             pass  # no place to write to, or to load code from; a temporary one may be
     with tempfile.TemporaryDirectory(prefix="mtmeta-") as temporary:
-        return _compile(compiler, Path(temporary))
+        return _compile(compiler, Path(temporary), "")
 
 
-def _compile(compiler: list[str], folder: Path) -> Kernels:
+def _compile(compiler: list[str], folder: Path, name: str) -> Kernels:
+    """Make a library and, beside it, a file that holds its SHA-256 and the `name` of the folder that it belongs to."""
     objects = [folder / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
     for path in objects:
         _run(*compiler, *FLAGS, str(SOURCES / f"{path.stem}.c"), "-o", str(path))
@@ -237,8 +278,10 @@ def _compile(compiler: list[str], folder: Path) -> Kernels:
     for path in objects:
         path.unlink()
     (folder / LIBRARY).chmod(0o700)
-    (folder / LIBRARY).with_suffix(".sha256").write_text(_sha256(folder / LIBRARY))
-    return Kernels(folder / LIBRARY)
+    loaded = Kernels(folder / LIBRARY)
+    with open(folder / HASH, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(f"{loaded.digest} {name}")
+    return loaded
 
 
 def _run(*command: str) -> None:

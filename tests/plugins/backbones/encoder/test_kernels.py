@@ -472,3 +472,78 @@ def test_compilers_that_fail_are_as_none(fresh: None, tmp_path: Path, monkeypatc
     monkeypatch.delenv("CC")
     monkeypatch.setenv("MTMETA_CACHE", "/proc")  # nothing can be written there
     assert (load_again() is None) == (shutil.which("cc") is None)
+
+
+def test_the_library_that_was_hashed_is_loaded(
+    k: Kernels, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one takes its place between the two, which is what a path would find."""
+    monkeypatch.setenv("MTMETA_CACHE", str(tmp_path))
+    assert load_again()
+    (library,) = tmp_path.glob("kernels-*/kernels.so")
+    hashed = kernels._digest
+
+    def swapped(handle: int) -> str:
+        digest = hashed(handle)
+        library.unlink()
+        library.write_bytes(b"no library")
+        return digest
+
+    monkeypatch.setattr(kernels, "_digest", swapped)
+    found = Kernels(library)
+    assert library.read_bytes() == b"no library"
+    if os.path.exists("/proc/self/fd"):
+        assert found.identity == k.identity
+        x = random(3, 8)
+        assert torch.equal(found.gelu(x, torch.zeros(8), in_place=False), k.gelu(x, torch.zeros(8), in_place=False))
+
+
+@pytest.mark.parametrize("what", ["library of others", "hash of others", "link", "pipe", "other key", "open root"])
+def test_a_library_that_somebody_else_could_have_put_there_is_made_anew(
+    what: str, k: Kernels, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTMETA_CACHE", str(tmp_path / "cache"))
+    calls = counting_compiler(tmp_path, monkeypatch)
+    assert load_again()
+    (folder,) = (tmp_path / "cache").iterdir()
+    made = len(calls.read_text().splitlines())
+    library, digest = folder / "kernels.so", folder / "kernels.sha256"
+    if what == "library of others":
+        library.chmod(0o722)
+    elif what == "hash of others":
+        digest.chmod(0o606)
+    elif what == "link":
+        library.rename(tmp_path / "away")
+        library.symlink_to(tmp_path / "away")
+    elif what == "pipe":
+        digest.unlink()
+        os.mkfifo(digest)
+    elif what == "other key":  # the library of another compiler or processor, moved here
+        digest.write_text(digest.read_text().replace("kernels-", "kernels-0"))
+    else:
+        folder.parent.chmod(0o777)
+    again = load_again()
+    assert again and again.identity == k.identity
+    assert len(calls.read_text().splitlines()) == 2 * made
+    assert load_again()
+    assert len(calls.read_text().splitlines()) == (3 if what == "open root" else 2) * made
+    for path in (folder, library, digest):
+        assert what == "open root" or path.lstat().st_mode & 0o022 == 0
+
+
+@pytest.mark.parametrize("entry", ["", ".", "bin"])
+def test_a_compiler_of_the_current_folder_is_none(
+    entry: str, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "bin"):
+        folder.mkdir(exist_ok=True)
+        (folder / "cc").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\nexit 1\n")
+        (folder / "cc").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("MTMETA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", entry)
+    assert load_again() is None
+    monkeypatch.setenv("PATH", f"{entry}{os.pathsep}{os.defpath}")
+    load_again()
+    assert not (tmp_path / "ran").exists()
