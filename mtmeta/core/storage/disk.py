@@ -1,4 +1,4 @@
-"""Files of run directories: written with their size and SHA-256, read back, and what the disk refuses in one line."""
+"""Files of run directories: written with their size and SHA-256, and what the disk refuses in one line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.errors import CheckpointError, MachineError
+from mtmeta.core.errors import MachineError
 from mtmeta.core.storage.atomic import atomic_file, make_folder
+from mtmeta.core.storage.reading import open_regular
 from mtmeta.core.wording import byte_text, safe
 
 if TYPE_CHECKING:
@@ -83,22 +84,10 @@ def _write(path: Path, fill: Callable[[Callable[[Any], None]], None]) -> Fingerp
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Return size and SHA-256 of a file, streamed."""
-    with open(path, "rb") as file:
+def fingerprint(path: Path, *, links: bool = False) -> Fingerprint:
+    """Return size and SHA-256 of a regular file, streamed; of a symbolic link only where `links` says so."""
+    with open_regular(path, links=links) as file:
         return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def read_json(path: Path) -> Any:
-    """Return the JSON in `path`. Raises CheckpointError if it cannot be read, or holds NaN or Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    try:
-        return json.loads(path.read_bytes(), parse_constant=refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(str(path), f"cannot be read ({safe(str(error))})") from error
 
 
 def check_space(folder: Path, needed: int, newest: Callable[[], str]) -> None:

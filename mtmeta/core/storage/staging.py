@@ -13,7 +13,8 @@ from typing import Any
 
 from mtmeta.core.errors import CheckpointError, UsageError
 from mtmeta.core.storage.atomic import staged_folder
-from mtmeta.core.storage.disk import Fingerprint, disk_errors, fingerprint, read_json, write_synced
+from mtmeta.core.storage.disk import Fingerprint, disk_errors, fingerprint, write_synced
+from mtmeta.core.storage.reading import read_json
 from mtmeta.core.wording import quote
 
 MANIFEST = "export.json"
@@ -45,7 +46,7 @@ class Destination:
         if not (path / MANIFEST).is_file():
             raise UsageError(f"{path}/", f"not empty and no export of mtmeta; {FIX}")
         try:
-            manifest = read_json(path / MANIFEST)
+            manifest = read_json(path / MANIFEST, "manifest")
             files = {str(name): dict(written) for name, written in manifest["files"].items()}
             before = (dict(manifest["run"]), str(manifest["format"]))
         except (CheckpointError, TypeError, KeyError, AttributeError, ValueError):

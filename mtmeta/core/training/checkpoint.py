@@ -28,8 +28,9 @@ from torch import Tensor
 from mtmeta.core.errors import CheckpointError, MachineError
 from mtmeta.core.storage import disk
 from mtmeta.core.storage.atomic import clear_leftovers, remove, replace_link, staged_folder
+from mtmeta.core.storage.reading import UnfitFile, parse_json, read_bytes, read_json, why
 from mtmeta.core.training.state import BEST, LINK
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import quote, safe
 
 MANIFEST = "MANIFEST.json"
 BEST_FILES = ("model.safetensors",)
@@ -144,9 +145,9 @@ class Checkpoints:
             _verify(path, STEP_FILES)
         try:
             model, optimizer = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-            return model, optimizer, json.loads((path / "state.json").read_bytes())
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(str(path), f"damaged ({safe(str(error))})") from error
+        return model, optimizer, read_json(path / "state.json", "state")
 
     # -- within
 
@@ -202,7 +203,7 @@ class Checkpoints:
                 disk.write_synced(scratch / MANIFEST, _manifest(manifest))
             try:
                 _verify(target, tuple(manifest))
-                if (target / MANIFEST).read_bytes() != _manifest(manifest):
+                if read_bytes(target / MANIFEST, "manifest") != _manifest(manifest):
                     raise CheckpointError(str(target / MANIFEST), "damaged")
             except CheckpointError as error:
                 remove(target)
@@ -220,7 +221,7 @@ def _number(path: Path) -> int:
 
 def _links_of(path: Path) -> dict[str, str]:
     """Return where the best links pointed when a checkpoint was saved."""
-    state = disk.read_json(path / "state.json")
+    state = read_json(path / "state.json", "state", within=path.parent)
     links = state.get("links", {}) if isinstance(state, dict) else None
     if not isinstance(links, dict) or not all(
         re.fullmatch(LINK, link) and re.fullmatch(BEST, str(name)) for link, name in links.items()
@@ -235,13 +236,16 @@ def _manifest(files: Mapping[str, Any]) -> bytes:
 
 def _verify(path: Path, needed: tuple[str, ...]) -> None:
     """Raise CheckpointError unless the `needed` files are listed and every one equals its size and SHA-256."""
+    _check_place(path)
     try:
-        raw = (path / MANIFEST).read_bytes()
-        listed = json.loads(raw)["files"]
+        raw = read_bytes(path / MANIFEST, "manifest")
+        listed = parse_json(raw)["files"]
         wanted = {str(name): (entry["size"], entry["sha256"]) for name, entry in listed.items()}
     except FileNotFoundError as error:
         raise CheckpointError(str(path), f"not a committed checkpoint (no {MANIFEST})") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UnfitFile as error:
+        raise CheckpointError(str(path / MANIFEST), str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(str(path / MANIFEST), "damaged") from error
     if raw != _manifest(listed):  # so that no byte of it can change unnoticed, not even a space
         raise CheckpointError(str(path / MANIFEST), "damaged")
@@ -252,11 +256,21 @@ def _verify(path: Path, needed: tuple[str, ...]) -> None:
         if Path(name).name != name:
             raise CheckpointError(str(path / MANIFEST), "names a file outside the checkpoint")
         try:
-            actual = disk.fingerprint(path / name)
+            actual = {"size": os.lstat(path / name).st_size, "sha256": ""}
+            if actual["size"] == size:  # else there is no need to read it, however long it may be
+                actual = disk.fingerprint(path / name)
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or safe(str(error))
-            raise CheckpointError(str(path / name), f"cannot be read ({why})") from error
+            raise CheckpointError(str(path / name), why(error)) from error
         if actual["size"] != size:
             raise CheckpointError(str(path / name), f"damaged (size {safe(str(actual['size']))} of {safe(str(size))})")
         if actual["sha256"] != sha256:
             raise CheckpointError(str(path / name), "damaged (sha256 mismatch)")
+
+
+def _check_place(path: Path) -> None:
+    """Raise CheckpointError for a checkpoint that lies elsewhere: only a best link is one, to a directory beside it."""
+    if path.is_symlink():
+        target = os.readlink(path)
+        beside = re.fullmatch(LINK, path.name) and re.fullmatch(BEST, target)
+        if not beside or (path.parent / target).is_symlink():
+            raise CheckpointError(str(path), f"is a link to {quote(target)}, which is no checkpoint beside it")
