@@ -9,6 +9,7 @@ metrics.jsonl and tensorboard/, where the recipe has these reporters
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.atomic import clear_leftovers
 from mtmeta.core.storage.disk import disk_errors, write_file
 from mtmeta.core.storage.lock import LOCK_NAME
+from mtmeta.core.storage.reading import LIMITS, open_regular, why
 from mtmeta.core.wording import safe
 
 if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a run needs none of it
@@ -38,6 +40,7 @@ if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a ru
 CONTENTS = (  # beside recipe and lock
     *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "tensorboard"),
 )
+MAX_BACKBONE_FILES = 1000  # a configuration and a tokenizer are a handful
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
 # earlier versions of mtmeta that give the same bits as this one, so that their runs go on; from the next change of any
@@ -75,14 +78,37 @@ class RunDir:
         return Checkpoints(folder / group if groups > 1 else folder, keep)
 
     def check_is_run(self) -> None:
-        """Raise UsageError if no run ever began here."""
-        if not self.recipe.exists():
+        """Raise UsageError if no run ever began here, CheckpointError if a part of it lies elsewhere."""
+        if not os.path.lexists(self.recipe):
             raise UsageError(str(self.path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+        for path in (self.recipe, self.lock_file, *(self.path / name for name in CONTENTS)):
+            if path.is_symlink():
+                raise CheckpointError(str(path), "is a symbolic link; put what it leads to in its place")
+
+    def check_backbone(self) -> None:
+        """Raise CheckpointError if what lies in backbone/ may not be read, by whatever plugin it is for."""
+        waiting, count = [self.backbone], 0
+        while waiting:
+            try:
+                entries = sorted(waiting.pop().iterdir())
+            except FileNotFoundError:
+                return  # the backbone says what it misses
+            for path in entries:
+                count += 1
+                if count > MAX_BACKBONE_FILES:
+                    raise CheckpointError(str(self.backbone), f"holds more than {MAX_BACKBONE_FILES} files")
+                if path.is_dir() and not path.is_symlink():
+                    waiting.append(path)
+                    continue
+                try:
+                    open_regular(path, LIMITS["tokenizer"]).close()
+                except OSError as error:
+                    raise CheckpointError(str(path), why(error)) from error
 
     def lock(self) -> dict[str, Any]:
         """Read the lock written when the run began. Raises CheckpointError if it is damaged."""
         try:
-            data = strict_yaml.read_file(self.lock_file).data
+            data = strict_yaml.read_file(self.lock_file, links=False).data
         except MtmetaError as error:
             raise CheckpointError(str(self.lock_file), f"damaged ({error.message}); --fresh starts over") from error
         if not isinstance(data.get("recipe"), str) or not isinstance(data.get("data"), dict):
@@ -169,7 +195,7 @@ class RunDir:
 
     def finished(self) -> RunSummary | None:
         """Return the summary if the run is over. Raises CheckpointError if it is damaged."""
-        return RunSummary.read(self.summary) if self.summary.exists() else None
+        return RunSummary.read(self.summary) if os.path.lexists(self.summary) else None
 
 
 def _counts(path: Path) -> bool:

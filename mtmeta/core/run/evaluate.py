@@ -134,6 +134,7 @@ def open_run(run_path: str | Path, request: RunRequest | None = None) -> Session
 
 def restore_backbone(session: Session) -> LoadedBackbone:
     """Restore the run's encoder, still without its weights, and its tokenizer."""
+    session.folder.check_backbone()
     return session.recipe.backbone.restore(session.folder.backbone)
 
 

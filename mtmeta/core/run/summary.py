@@ -14,7 +14,8 @@ from mtmeta.core.storage.reading import read_json
 from mtmeta.core.wording import safe
 
 Count = Annotated[int, Field(ge=0, le=2**63)]
-LARGEST = 1e100  # of which sums and means stay finite; no float32 is larger
+LARGEST = 1e100
+"""No number of a run is larger, for no float32 is; sums, means and axes of such numbers stay finite."""
 Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 

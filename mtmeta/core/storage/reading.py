@@ -35,8 +35,8 @@ LIMITS: Mapping[Kind, int] = {
     "config": 2**20,
     "labels": 2**24,
     "tokenizer": 2**28,
-    "events": 2**30,  # as `report` reads them, all at once
-    "predictions": 2**30,
+    "events": 2**34,
+    "predictions": 2**28,
     "weights": 2**36,  # the largest encoder that config.json may ask for, with all that an optimizer keeps of it
 }
 """Bytes."""
@@ -110,6 +110,14 @@ def read_bytes(path: Path, kind: Kind, *, links: bool = False, within: Path | No
     return data
 
 
+def read_lines(file: BufferedReader) -> Iterator[bytes]:
+    """Yield the lines of a file; of one that is too long for any the beginning, which has no line break at its end."""
+    while line := file.readline(MAX_LINE):
+        yield line
+        while len(line) == MAX_LINE and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE)
+
+
 def read_json(path: Path, kind: Kind, *, within: Path | None = None) -> Any:
     """Return the JSON in a regular file, as `parse_json` does. Raises CheckpointError for what cannot be read."""
     try:
@@ -134,9 +142,7 @@ def parse_json(data: bytes) -> Any:
     """
     text = data.decode("utf-8")
     try:
-        value = json.loads(
-            text, parse_constant=_no_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once
-        )
+        value = _DECODER.decode(text)
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
@@ -172,6 +178,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise ValueError(f"key '{safe(twice)}' is given twice")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite, parse_int=_whole, object_pairs_hook=_once)
 
 
 def _check_depth(value: Any) -> None:

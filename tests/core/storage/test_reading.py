@@ -139,7 +139,7 @@ BAD = {
     '{"a":' * 10**6: "nested deeper than 32 levels",
     '"\n"': "Invalid control character",
     "1 2": "Extra data",
-    "\ufeff1": "BOM",
+    "\ufeff1": "Expecting value",
 }
 
 
