@@ -47,5 +47,6 @@ def report(
       mtmeta report runs/compare/* --out page.html
     """
     from mtmeta.core.reports.html.report import report as write_report
+    from mtmeta.core.wording import visible
 
-    print(write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn))
+    print(visible(str(write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn))))

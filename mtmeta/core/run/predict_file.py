@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.examples import bad_rows
@@ -21,7 +21,7 @@ from mtmeta.core.machine import trim_memory
 from mtmeta.core.run.predictor import BLOCK, Prediction, Predictor, Text
 from mtmeta.core.storage.atomic import atomic_file
 from mtmeta.core.tables.data_file import DataFile, Dialect
-from mtmeta.core.wording import quote
+from mtmeta.core.wording import quote, visible
 
 TRIM_EVERY = 16 * BLOCK  # texts, some seconds of work; trimming takes milliseconds
 JSON_LINES = (".jsonl", ".ndjson")
@@ -198,13 +198,23 @@ def _json_lines(out: IO[str]) -> Write:
     return write
 
 
+class _Terminal:
+    """Standard output where somebody looks at it: ids and labels cannot command the terminal there."""
+
+    flush = staticmethod(lambda: sys.stdout.flush())
+
+    @staticmethod
+    def write(text: str) -> int:
+        return sys.stdout.write(visible(text))
+
+
 @contextmanager
 def _writer(target: str) -> Iterator[IO[str]]:
     """Open standard output, or a file that is there once it is whole."""
     if target == "-":
         if sys.stdout is None:
             raise MachineError("stdout", "is closed; name a file with --output")
-        yield sys.stdout
+        yield cast("IO[str]", _Terminal()) if sys.stdout.isatty() else sys.stdout
         return
     path = Path(target)
     try:

@@ -10,6 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mtmeta.core.wording import visible
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -34,6 +36,7 @@ def environment() -> Environment:
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not of markup, which is made of such
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
