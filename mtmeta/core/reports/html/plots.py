@@ -5,8 +5,10 @@ matplotlib draws in placeholder colours, which become the page's CSS variables.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 
 from mtmeta.core.errors import MachineError
-from mtmeta.core.reports.html.page import Figure
+from mtmeta.core.reports.html.page import TEMPLATES, Figure
 from mtmeta.core.wording import safe
 
 Parameters = ParamSpec("Parameters")
@@ -78,9 +80,19 @@ class Curve:
 def require(who: str) -> None:
     """Raise MachineError, in the name of a command, without matplotlib."""
     try:
-        import matplotlib.figure  # noqa: F401
+        with contextlib.ExitStack() as stack:
+            # while it is imported, matplotlib reads matplotlibrc of the current folder, whoever has put it there
+            if "matplotlib" not in sys.modules:
+                with contextlib.suppress(OSError):
+                    stack.enter_context(contextlib.chdir(TEMPLATES))
+            import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise MachineError(who, "needs matplotlib, which is not installed; pip install 'mtmeta[report]'") from error
+
+
+def _settings(defaults: Mapping[str, Any]) -> Any:
+    """Return our settings over the library's own, so that a plot is the same whatever a user has set for others."""
+    return {key: defaults[key] for key in defaults if not key.startswith("backend")} | STYLE
 
 
 def _panel(
@@ -95,7 +107,7 @@ def _panel(
         import matplotlib.figure
         from matplotlib.ticker import MaxNLocator
 
-        with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
+        with matplotlib.rc_context(_settings(matplotlib.rcParamsDefault)):
             figure = matplotlib.figure.Figure(figsize=PANEL, layout="constrained")
             axes = figure.subplots()
             axes.set_title(safe(title), loc="left")
