@@ -234,7 +234,7 @@ EVAL = ("eval", "out", "--data-root", "data")
 # what reads a run directory; drawing a page takes longest
 ON_RUNS = [
     *[("runs", "."), ("runs", "out", "--json"), EVAL, RESUME, EVAL, RESUME] * 4,
-    ("predict", "out", "--input", "texts.tsv", "--output", "answers.csv"),
+    ("predict", "out", "--input", "texts.txt", "--output", "answers.csv"),
     ("report", "out", "--out", "page.html"),
     ("report", "out", "good", "--out", "page.html"),
     ("compare", "small.yaml", "--seeds", "1", "--out", "compared", *RESUME[4:]),
@@ -279,7 +279,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, F
             recipe = load_recipe("small.yaml", build_registry(), overrides=["reporters=[jsonl]", "checkpoint.every=1"])
             Path("compared").mkdir()
             Path("compared", f"{recipe.name}-{recipe.seed}-{digest(recipe)[:8]}").symlink_to("../out")
-            Path("texts.tsv").write_text("one\tother\n")
+            Path("texts.txt").write_text("one\tother\n")
             Path("decoy", "folder").mkdir(parents=True)
             Path("decoy", "file").write_text("precious")
             Path("decoy", "folder", "model.safetensors").write_text("precious too")

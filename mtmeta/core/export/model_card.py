@@ -113,7 +113,7 @@ def _kind(recipe: Recipe, name: str) -> str:
 
 def _results(facts: Facts, name: str) -> list[EvalResult]:
     """Return every metric of a task as the Hub's model index has it."""
-    score, split = facts.summary["tasks"][name], visible(str(facts.summary["split"]))
+    score, split = facts.summary["tasks"][name], _line(facts.summary["split"])
     task = facts.recipe.tasks[name]
     file = getattr(task, split, None) or name
     file = task.train if isinstance(file, Carve) else file  # what it was taken out of
@@ -122,10 +122,10 @@ def _results(facts: Facts, name: str) -> list[EvalResult]:
             task_type=_kind(facts.recipe, name),
             task_name=name,
             dataset_type=name,
-            dataset_name=visible(Path(file).name),
+            dataset_name=_line(Path(file).name),
             dataset_split=split,
-            metric_type=visible(metric),
-            metric_name=visible(metric),
+            metric_type=_line(metric),
+            metric_name=_line(metric),
             metric_value=round(value, 4),
         )
         for metric, value in {score["metric"]: score["value"], **score["others"]}.items()
@@ -153,7 +153,12 @@ def _literal(value: Any) -> str:
 
 
 def _code(value: Any) -> str:
-    return f"`{visible(' '.join(str(value).replace('`', chr(39)).replace('|', '/').split()))}`"
+    return f"`{_line(value).replace('`', chr(39)).replace('|', '/')}`"
+
+
+def _line(value: Any) -> str:
+    """Return a user's words in one line: a line of its own could end the front matter, or begin a heading."""
+    return visible(" ".join(str(value).split()))
 
 
 def _codes(values: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.event_stream import read_event
-from mtmeta.core.storage.reading import open_regular, read_lines, why
+from mtmeta.core.storage.reading import MAX_LINE, open_regular, read_lines, why
 from mtmeta.core.wording import quote
 
 Event = dict[str, Any]
@@ -92,8 +92,9 @@ def _read_events(path: Path, recipe: Recipe, warn: Callable[[str], None]) -> lis
                 try:
                     events.append(_checked(read_event(line), recipe))
                 except ValueError as error:
-                    bad += line.endswith(b"\n")
-                    if line.endswith(b"\n") and bad <= MAX_WARNINGS:
+                    whole = line.endswith(b"\n") or len(line) == MAX_LINE
+                    bad += whole
+                    if whole and bad <= MAX_WARNINGS:
                         warn(f"{path}:{number}: is no event and was left out ({error})")
     except FileNotFoundError:
         warn(f"{path} is not there; the recipe's reporters have no jsonl, so there is nothing to draw")
