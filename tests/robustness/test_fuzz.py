@@ -233,7 +233,7 @@ RECIPES: dict[Any, Any] = {}
 EVAL = ("eval", "out", "--data-root", "data")
 # what reads a run directory; drawing a page takes longest
 ON_RUNS = [
-    *[("runs", "."), ("runs", "out", "--json"), EVAL, RESUME, EVAL, RESUME] * 4,
+    *[("runs", "."), ("runs", "out", "--json"), EVAL, RESUME, EVAL, RESUME] * 12,
     ("predict", "out", "--input", "texts.txt", "--output", "answers.csv"),
     ("report", "out", "--out", "page.html"),
     ("report", "out", "good", "--out", "page.html"),
