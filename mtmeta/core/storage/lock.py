@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mtmeta.core.errors import CheckpointError, RunInUse
-from mtmeta.core.storage.atomic import make_folder
+from mtmeta.core.storage.atomic import NO_LINK, make_folder
 from mtmeta.core.storage.disk import disk_errors
 from mtmeta.core.wording import safe
 
@@ -37,7 +37,7 @@ def file_lock(
     """
     waited = False
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
         try:
             try:
                 _lock(handle, wait=False)
@@ -104,7 +104,7 @@ def _unlink(path: Path) -> None:
 def lock_owner(folder: Path) -> str:
     """Return which process uses a run directory, in words; empty if none does, or none can be known to."""
     try:
-        handle = os.open(folder / LOCK_NAME, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        handle = os.open(folder / LOCK_NAME, os.O_RDONLY | NO_LINK | getattr(os, "O_NONBLOCK", 0))
     except OSError:
         return ""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mtmeta.core.errors import MachineError
+from mtmeta.core.errors import CheckpointError
 from mtmeta.core.storage.atomic import atomic_file, staged_folder
 from mtmeta.core.storage.lock import file_lock
 from mtmeta.core.wording import byte_text
@@ -44,7 +44,7 @@ def test_an_error_leaves_the_old_and_nothing_else(error: type[BaseException], tm
 
 def test_a_device_is_not_replaced() -> None:
     with (
-        pytest.raises(MachineError, match="/dev/null: is a device or a pipe; name a file"),
+        pytest.raises(CheckpointError, match="/dev/null: is no regular file; remove it"),
         atomic_file(Path("/dev/null")),
     ):
         pass
