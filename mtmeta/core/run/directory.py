@@ -87,7 +87,7 @@ class RunDir:
 
         And for devices, pipes and the like. Where we go on `appending` to files, for those with another name, too.
         """
-        check_own(self.path, _is_best, REPLACED if appending else None)
+        check_own(self.path, _stays, REPLACED if appending else None)
 
     def write(self, name: str, data: bytes | str) -> None:
         """Replace the file of this name, a path from the run directory, as a whole. Raises MachineError."""
@@ -186,10 +186,17 @@ class RunDir:
         return RunSummary.read(self.summary) if self.summary.exists() else None
 
 
-def _is_best(path: PurePath, target: str) -> bool:
-    """Return whether a link is one of those that mtmeta makes: best weights by name, in the folder they lie in."""
-    name = bool(re.fullmatch(LINK, path.name)) and not re.fullmatch(BEST, path.name)
-    return path.parts[0] == "checkpoints" and name and bool(re.fullmatch(BEST, target))
+def _stays(path: PurePath, target: str) -> bool:
+    """Return whether a link, by its path from the run directory, may be there.
+
+    Those that mtmeta makes may: best weights by name, in the folder they lie in. So may a reporter's, in a folder of
+    its own, which lead down from where they lie.
+    """
+    folder, *below = path.parts
+    if folder == "checkpoints":
+        return bool(re.fullmatch(LINK, path.name) and not re.fullmatch(BEST, path.name) and re.fullmatch(BEST, target))
+    down = not PurePath(target).is_absolute() and ".." not in PurePath(target).parts
+    return bool(below) and folder not in (*CONTENTS, "export") and down
 
 
 def _counts(path: Path) -> bool:
