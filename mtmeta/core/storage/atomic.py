@@ -89,7 +89,7 @@ def held(folder: Path, root: Path | None = None) -> Iterator[Held]:
         return
     handle = os.open(folder if root is None else root, FOLDER)
     try:
-        for part in () if root is None else folder.relative_to(root).parts:
+        for part in () if root is None else folder.absolute().relative_to(root.absolute()).parts:
             below = os.open(part, FOLDER | NO_LINK, dir_fd=handle)
             os.close(handle)
             handle = below
@@ -149,7 +149,6 @@ def staged_folder(
     are flushed to disk by who writes them, folders if `durable`: what can be made anew need not be.
     """
     path = path.absolute()
-    root = root.absolute() if root else None
     new_parents = [folder for folder in path.parents if not folder.exists()]
     try:
         make_folder(path.parent, root)
@@ -246,7 +245,7 @@ def move_file(scratch: Path, path: Path) -> None:
 
 def make_folder(path: Path, root: Path | None = None) -> None:
     """Make a folder and those above it, each entered in its parent on disk."""
-    if root is not None and path != root:
+    if root is not None and path.absolute() != root.absolute():
         make_folder(path.parent, root)
         with held(path.parent, root) as parent:
             if parent.status(path.name) is not None:

@@ -48,7 +48,6 @@ def output_file(path: Path, mode: str = "w", *, named: bool = True, **options: A
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if regular:
         place = Path(os.path.realpath(path)) if link else path
-        make_folder(place.parent, root)
         clear_leftovers(place.parent, root, name=place.name)
         permissions = stat.S_IMODE(status.st_mode) & 0o777 if status is not None else None
         with atomic_file(place, mode, root=root, permissions=permissions, **options) as file:
@@ -62,13 +61,18 @@ def output_file(path: Path, mode: str = "w", *, named: bool = True, **options: A
 
 def write_output(path: Path, data: str, *, named: bool = True) -> None:
     """Write an output at once, and make the folders above it. Raises MachineError and UsageError."""
-    with disk_errors(path), output_file(path, "wb", named=named) as file:
-        file.write(data.encode())
+    with disk_errors(path):
+        make_folder(path.parent, run_root(path))
+        with output_file(path, "wb", named=named) as file:
+            file.write(data.encode())
 
 
 def is_stream(path: Path) -> bool:
     """Return whether an output is no file of its own: a pipe, a device, or what standard output goes to."""
-    status = _status(path)
+    try:
+        status = _status(path)
+    except OSError:  # whoever opens it is told why
+        return False
     return _descriptor(path) is not None or (status is not None and not stat.S_ISREG(status.st_mode))
 
 

@@ -56,9 +56,6 @@ class Keeper:
 
     def __post_init__(self) -> None:
         self._plan: dict[tuple[str, str], _Kept] = {}
-        if self.folder is not None:
-            for run, _ in self.runs.values():
-                run.folder.check_own()  # its backbone is copied
         self._parents = {name: _parent(name, *run) for name, run in self.runs.items() if self.folder is not None}
 
     def plan(self, train: Dataset, test: Dataset) -> None:
