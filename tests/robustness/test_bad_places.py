@@ -63,7 +63,12 @@ def link(place: str, target: str = "home/real") -> Callable[[Path], object]:
 
 def unfinished(spoil: Callable[[Path], object]) -> Callable[[Path], object]:
     """The same in a run without its summary, which goes on."""
-    return lambda folder: ((folder / "run" / "summary.json").unlink(), spoil(folder))
+
+    def both(folder: Path) -> None:
+        (folder / "run" / "summary.json").unlink()
+        spoil(folder)
+
+    return both
 
 
 def hard(place: str) -> Callable[[Path], object]:

@@ -286,7 +286,7 @@ def test_without_locks_age_tells(age: int, tmp_path: Path, monkeypatch: pytest.M
 def test_a_scratch_that_is_swept_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, swept = fcntl.flock, []
+    lock, swept = fcntl.flock, list[Path]()
 
     def slow(handle: int, how: int) -> None:
         if not swept:
