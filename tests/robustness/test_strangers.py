@@ -58,6 +58,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "validate": ("validate", "{run}/recipe.yaml"),
     "fetch": ("fetch", "{run}/recipe.yaml", "--dry-run"),
 }
+SLOW = {"onnx": ("export", "{run}", "--format", "onnx")}  # some seconds each, where it is not refused
 NAMES = {
     "outside": "../../../home/decoy",
     "absolute": "{home}/decoy",
@@ -151,7 +152,7 @@ class Scene:
         ):
             (self.run / "summary.json").unlink()
         words = {"recipe": self.data / "quick.yaml", "run": self.run, "runs": self.runs, "data": self.data}
-        return [word.format(**words) for word in COMMANDS[name]]
+        return [word.format(**words) for word in (COMMANDS | SLOW)[name]]
 
     def check(self, outcome: Outcome, story: str) -> None:
         """Nothing outside changed, and the command ended as one should."""
@@ -256,7 +257,7 @@ def test_what_is_no_file_of_its_own_everywhere(
 WRITING = ("run", "continue", "fresh", "eval", "eval file", "transformers", "sentence-transformers", "adapt")
 
 
-@pytest.mark.parametrize("name", [*WRITING, "compare"])
+@pytest.mark.parametrize("name", [*WRITING, "compare", "onnx"])
 def test_every_link_is_refused_by_name_before_anything_is_written(
     name: str, stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -304,6 +305,8 @@ def test_what_mtmeta_itself_makes_and_what_reporters_may_is_taken(
     (scene.run / "wandb" / "run-1" / "logs").mkdir(parents=True)
     (scene.run / "wandb" / "latest-run").symlink_to("run-1")
     (scene.run / "wandb" / "debug.log").symlink_to("run-1/logs/debug.log")
+    (scene.run / "checkpoints" / ".best.0123456789abcdef.tmp").symlink_to("best-00000004")  # under way, or a kill's
+    (scene.run / "checkpoints" / ".best-kind.tmp").symlink_to("best-00000004")  # of an older mtmeta
     for entry in ("recipe.yaml", "predictions/kind-dev.csv", "checkpoints/best/model.safetensors"):
         os.link(scene.run / entry, tmp_path / entry.replace("/", "-"))
     for name in ("continue", "eval", "transformers"):

@@ -194,7 +194,8 @@ def _stays(path: PurePath, target: str) -> bool:
     """
     folder, *below = path.parts
     if folder == "checkpoints":
-        return bool(re.fullmatch(LINK, path.name) and not re.fullmatch(BEST, path.name) and re.fullmatch(BEST, target))
+        name = re.sub(r"^\.(.*?)(\.[0-9a-f]{16})?\.tmp$", r"\1", path.name)  # about to take its place
+        return bool(re.fullmatch(LINK, name) and not re.fullmatch(BEST, name) and re.fullmatch(BEST, target))
     down = not PurePath(target).is_absolute() and ".." not in PurePath(target).parts
     return bool(below) and folder not in (*CONTENTS, "export") and down
 

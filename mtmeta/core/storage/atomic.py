@@ -76,7 +76,7 @@ class Held:
         with contextlib.suppress(OSError):
             status = self.status(name)
             if status is not None and stat.S_ISDIR(status.st_mode):
-                shutil.rmtree(self.at(name), dir_fd=self.handle)  # follows no link
+                shutil.rmtree(self.at(name), ignore_errors=True, dir_fd=self.handle)  # follows no link
             elif status is not None:
                 self.unlink(name)
 
@@ -367,7 +367,11 @@ def _new(folder: Held, name: str) -> int:
 def _new_folder(folder: Held, name: str, mode: int) -> int:
     """Make a folder; returns a descriptor of it, or -1 on systems that open no folders."""
     os.mkdir(folder.at(name), mode, dir_fd=folder.handle)
-    return folder.open(name, FOLDER) if folder.handle is not None else -1
+    try:
+        return folder.open(name, FOLDER) if folder.handle is not None else -1
+    except BaseException:
+        folder.discard(name)
+        raise
 
 
 def _opened(handle: int, mode: str, **options: Any) -> IO[Any]:

@@ -80,25 +80,35 @@ def check_own(folder: Path, is_ours: Callable[[PurePath, str], bool], shared: Co
     """Raise CheckpointError unless all that lies below a folder is its own: writing there changes no other place.
 
     Links are refused but where `is_ours(path from the folder, target)`, and so is what is neither file nor folder. With
-    `shared`, so is a file that has another name elsewhere, unless it is in a folder, or is a file, named there.
+    `shared`, so is a file that has another name elsewhere, unless it is in a folder, or is a file, named there. What
+    goes meanwhile, as a run makes and removes files, is passed over.
     """
     waiting = [folder]
     while waiting:
-        with disk_errors(waiting[-1], "cannot be read"):
-            entries = sorted(os.scandir(waiting.pop()), key=lambda entry: entry.name)
-            for entry in entries:
-                path = Path(entry.path)
-                inner, status = path.relative_to(folder), entry.stat(follow_symlinks=False)
-                if stat.S_ISLNK(status.st_mode):
-                    if not is_ours(inner, os.readlink(path)):
-                        raise CheckpointError(str(path), "is a symbolic link; remove it")
-                elif stat.S_ISDIR(status.st_mode):
-                    waiting.append(path)
-                elif not stat.S_ISREG(status.st_mode):
-                    raise CheckpointError(str(path), "is no regular file; remove it")
-                elif status.st_nlink > 1 and shared is not None and inner.parts[0] not in shared:
-                    message = "has another name elsewhere (a hard link); put a copy of it in its place"
-                    raise CheckpointError(str(path), message)
+        place = waiting.pop()
+        with disk_errors(place, "cannot be read"), contextlib.suppress(FileNotFoundError):
+            for name in sorted(os.listdir(place)):
+                with contextlib.suppress(FileNotFoundError):
+                    if _is_folder(folder, place / name, is_ours, shared):
+                        waiting.append(place / name)
+
+
+def _is_folder(
+    root: Path, path: Path, is_ours: Callable[[PurePath, str], bool], shared: Collection[str] | None
+) -> bool:
+    """Check one entry; return whether it is a folder, to be looked into."""
+    inner, status = path.relative_to(root), path.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        return True
+    if stat.S_ISLNK(status.st_mode):
+        if not is_ours(inner, os.readlink(path)):
+            raise CheckpointError(str(path), "is a symbolic link; remove it")
+    elif not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(str(path), "is no regular file; remove it")
+    elif status.st_nlink > 1 and shared is not None and inner.parts[0] not in shared:
+        message = "has another name elsewhere (a hard link); put a copy of it in its place"
+        raise CheckpointError(str(path), message)
+    return False
 
 
 def write_synced(path: Path, data: bytes) -> Fingerprint:

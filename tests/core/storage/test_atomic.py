@@ -324,6 +324,22 @@ def test_a_folder_is_checked_at_every_depth(tmp_path: Path) -> None:
     check_own(tmp_path, lambda path, target: True, ("file", "pipe"))
 
 
+def test_what_goes_meanwhile_is_passed_over(tmp_path: Path) -> None:
+    """As in the directory of a run that is under way."""
+    for name in ("b", "c", "d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "c" / "file").write_text("x")
+    (tmp_path / "a").symlink_to("x")
+
+    def seen(path: object, target: str) -> bool:
+        remove_entry(tmp_path / "b")
+        remove_entry(tmp_path / "c")
+        return True
+
+    check_own(tmp_path, seen, ())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "d"]
+
+
 def test_without_open_folders_it_still_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on Windows."""
     monkeypatch.setattr(atomic, "HANDLES", False)
