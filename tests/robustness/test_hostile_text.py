@@ -20,6 +20,7 @@ import yaml
 
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import Outcome, call, quietly
+from tests.support.spoilt_runs import REPLACEMENTS
 
 EVIL = "[red]\x1b]0;x\x07<script>alert(1)</script>|`*_\u202e\u2066\x9b31m\x85"
 LINES = f"{EVIL}\n# heading\r\n---\nerror: x"
@@ -274,9 +275,9 @@ def test_files_of_the_current_folder_change_nothing(trained: Path, tmp_path: Pat
     assert pages[0] == pages[1] and b"<svg" in pages[0]
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "endless"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to /dev/zero"])
 def test_an_rc_file_that_is_none(kind: str, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "place", symlinks=True)
     path = tmp_path / "place" / "matplotlibrc"
-    {"pipe": os.mkfifo, "folder": Path.mkdir, "endless": lambda path: path.symlink_to("/dev/zero")}[kind](path)
+    REPLACEMENTS[kind](path)
     assert outside("report", "out", cwd=tmp_path / "place").code == 0

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tests.support.fuzzing import WORDS, grafted, json_bytes, mutated, survives
 
 Snapshot = dict[str, tuple[int, int, bytes]]
+Harm = tuple[str, bytes | str, bool]
 HUGE = 10**10  # bytes of a file that is all hole
 
 
@@ -59,7 +60,7 @@ REPLACEMENTS: dict[str, Callable[[Path], object]] = {
     "folder": Path.mkdir,
     "full folder": _full_folder,
     "ten gigabytes": _sparse,
-    "unreadable": lambda path: (path.write_bytes(b"x"), path.chmod(0)),
+    "unreadable": lambda path: path.touch(0),
     **{
         f"link to {target}": _link(target)
         for target in ("/dev/zero", "/dev/null", "/dev/stdin", "nowhere", ".", "..", "/", "x" * 200)
@@ -82,9 +83,9 @@ def pieces(run: Path) -> list[str]:
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, run: Path, decoy: Path, names: Sequence[str]) -> list[tuple[str, bytes | str, bool]]:
+def spoilt(draw: st.DrawFn, run: Path, decoy: Path, names: Sequence[str]) -> list[Harm]:
     """One to three harms: the piece, its new bytes or the name of what replaces it, and whether the manifest agrees."""
-    harms = []
+    harms: list[Harm] = []
     kinds = [*REPLACEMENTS, f"link to {decoy}/file", f"link to {decoy}/folder"]
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(names))
@@ -146,7 +147,7 @@ def tensors(draw: st.DrawFn, good: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + good[8 + size :]
 
 
-def spoil(run: Path, harms: Sequence[tuple[str, bytes | str, bool]]) -> None:
+def spoil(run: Path, harms: Sequence[Harm]) -> None:
     """Do harm to a run, piece by piece; what an earlier harm has taken away stays away."""
     for name, harm, vouched in harms:
         path = run / name
@@ -208,7 +209,7 @@ def run_directory(good: Path, decoy: Path, commands: Sequence[tuple[str, ...]]) 
     """A fuzzer's attempt: a command on a spoilt copy of the run `good`, which lies at `out`; nothing else changes."""
     before = snapshot(decoy)
 
-    def attempt(drawn: tuple[list[tuple[str, bytes | str, bool]], int]) -> None:
+    def attempt(drawn: tuple[list[Harm], int]) -> None:
         harms, number = drawn
         command = commands[number % len(commands)]
         shutil.rmtree("out", ignore_errors=True)

@@ -16,6 +16,7 @@ from mtmeta.core.api.events import Event
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.run.summary import LARGEST
+from mtmeta.core.storage.atomic import own_file
 from mtmeta.core.storage.disk import disk_errors, write_file
 from mtmeta.core.storage.reading import LIMITS, open_regular, parse_json, read_lines
 from mtmeta.core.wording import exception_line, safe
@@ -197,7 +198,7 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
                     scattered.append(line)
                 else:
                     end += len(line)
-        with open(path, "r+b") as file:
+        with own_file(path, "r+b") as file:
             if scattered:
                 write_file(path, file.read(end) + b"".join(scattered))
             else:

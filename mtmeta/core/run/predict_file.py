@@ -19,7 +19,7 @@ from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.errors import DataError, MachineError, UsageError
 from mtmeta.core.machine import trim_memory
 from mtmeta.core.run.predictor import BLOCK, Prediction, Predictor, Text
-from mtmeta.core.storage.atomic import atomic_file
+from mtmeta.core.storage.outputs import output_file
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.core.wording import quote, visible
 
@@ -210,7 +210,7 @@ class _Terminal:
 
 @contextmanager
 def _writer(target: str) -> Iterator[IO[str]]:
-    """Open standard output, or a file that is there once it is whole."""
+    """Open standard output, a file that is there once it is whole, or a pipe or device that is written into."""
     if target == "-":
         if sys.stdout is None:
             raise MachineError("stdout", "is closed; name a file with --output")
@@ -220,7 +220,9 @@ def _writer(target: str) -> Iterator[IO[str]]:
     try:
         if path.is_dir():
             raise UsageError("--output", "is a directory; name a file")
-        with atomic_file(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as out:
+        with output_file(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as out:
             yield out
+    except BrokenPipeError:
+        raise  # whoever reads the pipe has enough
     except OSError as error:
         raise MachineError(str(path), f"cannot be written ({error.strerror})") from error

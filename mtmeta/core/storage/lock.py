@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mtmeta.core.errors import CheckpointError, RunInUse
-from mtmeta.core.storage.atomic import make_folder
+from mtmeta.core.storage.atomic import NO_LINK, make_folder
 from mtmeta.core.storage.disk import disk_errors
 from mtmeta.core.storage.reading import open_regular, parse_json
 from mtmeta.core.wording import safe
@@ -38,7 +38,7 @@ def file_lock(
     """
     waited = False
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
         try:
             try:
                 _lock(handle, wait=False)

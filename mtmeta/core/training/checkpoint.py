@@ -27,9 +27,9 @@ from torch import Tensor
 
 from mtmeta.core.errors import CheckpointError, MachineError
 from mtmeta.core.storage import disk
-from mtmeta.core.storage.atomic import clear_leftovers, remove, replace_link, staged_folder
+from mtmeta.core.storage.atomic import clear_leftovers, remove, remove_entry, replace_link, staged_folder
+from mtmeta.core.storage.disk import BEST, LINK
 from mtmeta.core.storage.reading import UnfitFile, parse_json, read_bytes, read_json, why
-from mtmeta.core.training.state import BEST, LINK
 from mtmeta.core.wording import quote, safe
 
 MANIFEST = "MANIFEST.json"
@@ -39,10 +39,11 @@ STEP_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one learner, in `folder`."""
+    """The checkpoints of one learner, in `folder`, which no link below `root` may lead to."""
 
     folder: Path
     keep: int = 2
+    root: Path | None = None
 
     # -- writing
 
@@ -82,11 +83,11 @@ class Checkpoints:
 
         What a kill left half-done goes, and so do best weights of steps that the run has yet to come to again.
         """
-        clear_leftovers(self.folder)
+        clear_leftovers(self.folder, self.root)
         for link in self._links():
             if link not in links:
                 with disk.disk_errors(self.folder / link, newest=self._newest_name):
-                    (self.folder / link).unlink()
+                    remove_entry(self.folder / link, self.root)
         for link, name in links.items():
             if (self.folder / link).is_dir() and not (self.folder / link).is_symlink():
                 self._remove(self.folder / link)  # a copy of the run that followed the links
@@ -164,7 +165,7 @@ class Checkpoints:
 
     def _point(self, link: str, name: str) -> None:
         with disk.disk_errors(self.folder / link, newest=self._newest_name):
-            replace_link(self.folder / link, name)
+            replace_link(self.folder / link, name, self.root)
 
     def _newest_name(self) -> str:
         newest, _ = self.newest()
@@ -190,14 +191,14 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         with disk.disk_errors(path, "cannot remove an old checkpoint", self._newest_name):
-            remove(path)
+            remove(path, self.root)
 
     def _commit(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes]) -> Path:
-        target, scratch = self.folder / name, self.folder / f".{name}.tmp"
+        target = self.folder / name
         self.check_space(*tensors.values())
         with disk.disk_errors(target, "cannot write checkpoint", self._newest_name):
             # what is there already is damaged, or of a timeline that the run has left
-            with staged_folder(target, scratch, replace=lambda: True):
+            with staged_folder(target, replace=lambda: True, root=self.root) as scratch:
                 manifest = {file: disk.write_synced(scratch / file, data) for file, data in files.items()}
                 manifest |= {file: disk.write_tensors(scratch / file, named) for file, named in tensors.items()}
                 disk.write_synced(scratch / MANIFEST, _manifest(manifest))
@@ -206,7 +207,7 @@ class Checkpoints:
                 if read_bytes(target / MANIFEST, "manifest") != _manifest(manifest):
                     raise CheckpointError(str(target / MANIFEST), "damaged")
             except CheckpointError as error:
-                remove(target)
+                remove(target, self.root)
                 good = self._newest_name()
                 message = f"does not read back as it was written ({error}); check the disk"
                 raise MachineError(str(target), f"{message}; {good or 'no other checkpoint'} is intact") from error

@@ -16,7 +16,7 @@ from mtmeta.core.reports.html.history import History, read_history
 from mtmeta.core.reports.html.page import Figure, render
 from mtmeta.core.reports.html.run_section import run_section
 from mtmeta.core.reports.table import Cell, Table
-from mtmeta.core.storage.disk import write_file
+from mtmeta.core.storage.outputs import write_output
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
 from mtmeta.core.studies.comparison import baseline_of, comparison
 from mtmeta.core.wording import plural, safe
@@ -27,12 +27,12 @@ Warn = Callable[[str], None]
 def report(
     runs: Sequence[str | Path],
     *,
-    out: str | Path = "report.html",
+    out: str | Path | None = None,
     baseline: str | None = None,
     block: Sequence[str] = (),
     warn: Warn = lambda text: None,
 ) -> Path:
-    """Write the page of these run directories to `out`; return its path.
+    """Write the page of these run directories to `out`, by default report.html here; return its path.
 
     Runs of one recipe with several seeds are one row of the comparison. Of several runs, those that cannot be read are
     warned of and named on the page. Raises MtmetaError, where no run can be read too; MachineError without matplotlib.
@@ -49,8 +49,9 @@ def report(
         metrics=_metric_curves(histories),
         runs=[run_section(run, warn) for run in histories],
     )
-    write_file(Path(out), page)
-    return Path(out)
+    path = Path(out if out is not None else "report.html")
+    write_output(path, page, named=out is not None)
+    return path
 
 
 def _read(paths: Sequence[str], registry: Registry, warn: Warn) -> tuple[list[History], list[str]]:
