@@ -154,7 +154,7 @@ def spoil(run: Path, harms: Sequence[Harm]) -> None:
         if not path.parent.is_dir() or run.resolve() not in [path.parent.resolve(), *path.parent.resolve().parents]:
             continue
         if isinstance(harm, bytes):
-            if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK):
+            if path.is_file() and not path.is_symlink() and path.stat().st_size < HUGE:
                 before = path.read_bytes()
                 path.write_bytes(harm)
                 if vouched:

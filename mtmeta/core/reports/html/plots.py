@@ -90,7 +90,7 @@ def require(who: str) -> None:
         raise MachineError(who, "needs matplotlib, which is not installed; pip install 'mtmeta[report]'") from error
 
 
-def _settings(defaults: Mapping[str, Any]) -> Any:
+def _settings(defaults: Any) -> Any:
     """Return our settings over the library's own, so that a plot is the same whatever a user has set for others."""
     return {key: defaults[key] for key in defaults if not key.startswith("backend")} | STYLE
 
