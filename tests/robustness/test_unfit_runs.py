@@ -92,9 +92,9 @@ GIGABYTES = f"{HUGE / 1e9:.1f} GB"
 # number of the row -> harm, command, exit code, and words of the one line
 UNFIT: dict[str, tuple[Callable[[Path], None], tuple[str, ...], int, tuple[str, ...]]] = {
     "130 summary pipe": (replaced("summary.json", "pipe"), REPORT, 4, ("out/summary.json: is a pipe", "remove it")),
-    "131 recipe pipe": (replaced("recipe.yaml", "pipe"), EVAL, 2, ("out/recipe.yaml: not a regular file",)),
+    "131 recipe pipe": (replaced("recipe.yaml", "pipe"), PREDICT, 2, ("out/recipe.yaml: not a regular file",)),
     "132 recipe device": (replaced("recipe.yaml", "link to /dev/zero"), EVAL, 4, ("recipe.yaml: is a symbolic link",)),
-    "133 lock pipe": (replaced("recipe.lock.yaml", "pipe"), EVAL, 4, ("out/recipe.lock.yaml: damaged (not a regular",)),
+    "133 lock pipe": (replaced("recipe.lock.yaml", "pipe"), REPORT, 4, ("out/recipe.lock.yaml: damaged (not a regular",)),
     "134 lock link": (moved("recipe.lock.yaml"), EXPORT, 4, ("out/recipe.lock.yaml: is a symbolic link",)),
     "135 events pipe": (replaced("events.jsonl", "pipe"), REPORT, 4, ("out/events.jsonl: is a pipe", "remove it")),
     "136 events socket": (replaced("events.jsonl", "socket"), REPORT, 4, ("out/events.jsonl: is a socket",)),
