@@ -53,6 +53,7 @@ from mtmeta.core.errors import (
     WeightsError,
 )
 from mtmeta.core.storage.atomic import staged_folder
+from mtmeta.core.storage.disk import RunFiles
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.wording import did_you_mean, quote, safe
 
@@ -132,6 +133,7 @@ __all__ = [
     "Regression",
     "Reporter",
     "Row",
+    "RunFiles",
     "Sampler",
     "Scalar",
     "ScheduleOptions",

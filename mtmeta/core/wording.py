@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Literal
 
 MAX_TOKEN = 80  # characters of user text quoted in a message
 MAX_NAMES = 20  # names listed where none is near
+# what a terminal obeys, no encoding holds, or turns the direction of the text around it: all but line breaks
+_UNSEEN = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 def safe(text: str, limit: int = MAX_TOKEN) -> str:
     """Return `text` fit for a terminal: control characters and line breaks escaped, cut at `limit` characters."""
     clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
+
+
+def visible(text: str) -> str:
+    """Return the whole of `text` fit for a page or a file to be read: as it is, but for characters that nobody sees.
+
+    Line breaks stay. For a line in a terminal take `safe`.
+    """
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def markdown(value: object) -> str:
+    """Return a user's words in one line, so that Markdown shows them as they are."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", visible(" ".join(str(value).split())))
 
 
 def quote(token: object) -> str:

@@ -34,7 +34,7 @@ class Jsonl(mtmeta.Reporter):
     @contextmanager
     def open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
         # without a buffer: each line is the system's at once, and nothing is left to be written where the disk is full
-        with open(folder / "events.jsonl", "ab", buffering=0) as file:
+        with mtmeta.RunFiles(folder).append("events.jsonl") as file:
 
             def write(event: Event) -> None:
                 if event.recorded:

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 import mtmeta
 
 if TYPE_CHECKING:
     from mtmeta import Event
 
+METRICS, BOARD = "metrics.jsonl", "tensorboard"
 FIELDS = ("step", "group", "split", "task", "name", "value")
 FINAL = "final"  # the split of the last table, which comes again where a run is killed after it
 
@@ -35,9 +35,9 @@ class Metrics(mtmeta.Reporter):
 
     @contextmanager
     def open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
-        path = folder / "metrics.jsonl"
+        files = mtmeta.RunFiles(folder)
         # without a buffer: each line is the system's at once, and nothing is left to be written where the disk is full
-        file, begun = open(path, "ab", buffering=0), False
+        file, begun = files.append(METRICS), False
 
         def write(event: Any) -> None:
             nonlocal file, begun
@@ -45,8 +45,8 @@ class Metrics(mtmeta.Reporter):
                 file.truncate(0)
             elif event.type == "run_resumed":
                 file.close()
-                _rewind(path, event.steps)
-                file = open(path, "ab", buffering=0)
+                _rewind(files, event.steps)
+                file = files.append(METRICS)
             begun = True
             write_all(file, b"".join(_line(scalar) for scalar in mtmeta.scalars(event)))
 
@@ -56,7 +56,7 @@ class Metrics(mtmeta.Reporter):
             file.close()
 
 
-def write_all(file: FileIO, data: bytes) -> None:
+def write_all(file: IO[bytes], data: bytes) -> None:
     """Write to a file without a buffer, of which an almost full disk takes a part."""
     rest = memoryview(data)
     while rest:
@@ -69,12 +69,10 @@ def _line(scalar: mtmeta.Scalar) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-def _rewind(path: Path, steps: Mapping[str, int]) -> None:
+def _rewind(files: mtmeta.RunFiles, steps: Mapping[str, int]) -> None:
     """Keep the lines up to the step that each group goes on from, and no half one."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(path, "rb") as old, open(scratch, "wb") as new:
+    with open(files.folder / METRICS, "rb") as old, files.replace(METRICS) as new:
         new.writelines(line for line in old if _stands(line, steps))
-    scratch.replace(path)
 
 
 def _stands(line: bytes, steps: Mapping[str, int]) -> bool:
@@ -113,15 +111,15 @@ class _Board:
     """The event files of a run: one for each group and sitting."""
 
     def __init__(self, folder: Path) -> None:
-        self.recipe, self.folder = folder / "recipe.yaml", folder / "tensorboard"
+        self.recipe, self.run = folder / "recipe.yaml", mtmeta.RunFiles(folder)
         self.files: dict[str, _EventFile] = {}
         self.several = False
         self.steps: Mapping[str, int] | None = None
 
     def handle(self, event: Any) -> None:
         if event.type == "run_started" and self.steps is None:
-            for old in self.folder.rglob("events.out.tfevents.*"):
-                old.unlink()
+            for old in (self.run.folder / BOARD).rglob("events.out.tfevents.*"):
+                self.run.remove(str(old.relative_to(self.run.folder)))
             self.several = len(event.groups) > 1
             self.file("" if self.several else "+".join(event.groups[0])).text("recipe", self.recipe.read_text("utf-8"))
         elif event.type == "run_resumed":
@@ -134,7 +132,7 @@ class _Board:
         """Return the file of a group. In a run that goes on, it voids earlier files from the checkpoint on."""
         if group not in self.files:
             purge = None if self.steps is None else self.steps.get(group, 0) + 1
-            self.files[group] = _EventFile(self.folder / group if self.several else self.folder, purge)
+            self.files[group] = _EventFile(self.run, f"{BOARD}/{group}" if self.several else BOARD, purge)
         return self.files[group]
 
 
@@ -145,14 +143,13 @@ class _EventFile:
     though the checkpoint after them is safe.
     """
 
-    def __init__(self, folder: Path, purge: int | None) -> None:
+    def __init__(self, run: mtmeta.RunFiles, folder: str, purge: int | None) -> None:
         self.proto, records = _tensorboard()
-        folder.mkdir(parents=True, exist_ok=True)
         # files are read in the order of their names, also where the clock was set back
-        numbers = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        numbers = [path.name.split(".")[3] for path in (run.folder / folder).glob("events.out.tfevents.*")]
         latest = max((int(number) for number in numbers if number.isdecimal()), default=0)
         name = f"events.out.tfevents.{max(int(time.time()), latest + 1):010d}.mtmeta.{os.getpid()}"
-        self.raw: BinaryIO = open(folder / name, "xb")  # until the reporter closes
+        self.raw = run.create(f"{folder}/{name}")  # until the reporter closes
         self.records = records(self.raw)
         self.write(file_version="brain.Event:2")
         if purge is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -133,7 +134,7 @@ def ask(shell: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]
         ("zsh", ["runs"], ["runs\tList the runs"]),
         ("fish", ["run", "my recipes/"], ["my recipes/a b$.yaml"]),
         ("bash", ["run", "my\\ recipes/"], ["my\\ recipes/a\\ b\\$.yaml"]),
-        ("bash", ["run", '"my recipes/'], ["my recipes/a b$.yaml"]),
+        ("bash", ["run", '"my recipes/'], ["my recipes/a b\\$.yaml"]),
         ("zsh", ["run", "my\\ recipes/"], ["my recipes/a b$.yaml"]),
         # bash breaks words at = and replaces only the text after it
         ("bash", ["run", "r.yaml", "--set", "sampler", "=", "u"], ["uniform"]),
@@ -243,6 +244,54 @@ def test_in_a_real_shell(shell: str, options: list[str], line: str, until: str, 
     if path is None:
         pytest.skip(f"{shell} is not installed")
     assert until in typed([path, *options], program(tmp_path), line, until)
+
+
+HOSTILE = [
+    "$(touch made)", "`touch made`", "a;touch made", "a|touch made", "a&touch made", "a>made", "${HOME}", "a b", "it's",
+    'say "x"', "back\\slash", "a\\$(touch made)", "'$(touch made)'", '"$(touch made)"', "'; touch made; '",
+    "*", "?x", "[ab]", "{a,b}", "~root", "~", "--fresh", "-x", "#no", "a!!b", "!touch", "a=b", "a:b", "x=$(touch made)",
+    "a\nb", "a\tb", "\x1b[31m", "\u202eb", "(x)", "<x>", "^a^b", "é $(touch made)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("quote", ["", '"', "'"], ids=["bare", "double", "single"])
+@pytest.mark.parametrize("kind", ["files", "runs", "tasks"])
+def test_hostile_names_are_put_in_as_they_are_and_run_nothing(quote: str, kind: str, place: Path) -> None:
+    """What bash puts into the line is taken by it as that very name, once Enter is pressed."""
+    folder = place / "hostile"
+    folder.mkdir()
+    words = {"files": ["run"], "runs": ["eval"], "tasks": ["eval", "its", "--task"]}[kind]
+    tasks = {name: {"task": "sst", "train": "sample"} for name in HOSTILE}
+    for name in HOSTILE if kind != "tasks" else ["its"]:
+        made = folder / name if kind != "runs" else folder / "runs" / name
+        made.mkdir(parents=True)
+        if kind != "files":
+            (made / "recipe.yaml").write_text(json.dumps({"name": "t", "tasks": tasks}))
+            (made / "recipe.lock.yaml").write_text("")
+    env = program(place) | {"WORD": quote}
+    script = 'eval "$(mtmeta completion bash)"; COMP_WORDS=(mtmeta "$@" "$WORD"); COMP_CWORD=$(($# + 1))'
+    script += "; _mtmeta_complete; printf '%s\\0' \"${COMPREPLY[@]}\""
+    done = subprocess.run(["bash", "-c", script, "bash", *words], env=env, cwd=folder, capture_output=True, check=True)
+    replies = done.stdout.decode().split("\0")[:-1]
+    assert not done.stderr and "\n" not in done.stdout.decode()
+    taken = []
+    for reply in replies:
+        line = f"set -- {quote}{reply}{quote}; printf '%s\\0' \"$@\""
+        one = subprocess.run(["bash", "-c", line], env=env, cwd=folder, capture_output=True, check=True)
+        taken.append(one.stdout.decode().split("\0")[:-1])
+        assert all(character.isprintable() for character in reply)
+    hidden = {name for name in HOSTILE if not name.isprintable() or (quote == '"' and "!" in name)}
+    expected = {
+        "files": {("./" if name[0] in "-~" else "") + name + "/" for name in HOSTILE if name not in hidden},
+        "runs": {f"runs/{name}" for name in HOSTILE if name not in hidden},
+        "tasks": {name for name in HOSTILE if name not in hidden},
+    }[kind]
+    found = [words[0] for words in taken if len(words) == 1]
+    assert len(found) == len(taken)
+    if kind == "files":
+        found = [name for name in found if name not in shipped_recipes()]
+    assert sorted(found) == sorted(expected)
+    assert not list(place.rglob("made"))
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,8 @@ def test_event_files_come_in_order_also_where_the_clock_goes_back(
     pytest.importorskip("tensorboard")
     for at in (2e9, 1e9, 1.5e9):
         monkeypatch.setattr("time.time", lambda at=at: at)
-        trackers._EventFile(tmp_path, None).close()
-    names = sorted(path.name.split(".")[3] for path in tmp_path.iterdir())
+        trackers._EventFile(mtmeta.RunFiles(tmp_path), "tensorboard", None).close()
+    names = sorted(path.name.split(".")[3] for path in (tmp_path / "tensorboard").iterdir())
     assert names == ["2000000000", "2000000001", "2000000002"]
 
 

@@ -24,8 +24,12 @@ from safetensors.torch import save_file
 
 import mtmeta.core.run.evaluate
 import mtmeta.core.run.run
+import mtmeta.core.studies.compare
 import mtmeta.core.training.evaluation
+from mtmeta.core.errors import CheckpointError, MtmetaError
 from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.recipe.resolved import digest
+from mtmeta.core.registry.registry import build_registry
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
@@ -33,6 +37,7 @@ from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import HEADER, LABELS, RECIPE, ROWS, SMALL, data_folder
 from tests.support.fuzzing import WORDS, call, desk, grafted, json_bytes, mutated, survives, trees
+from tests.support.spoilt_runs import pieces, run_directory, spoilt
 
 FEW, MANY = 40, 20_000
 VALIDATE = ("validate", "--data", "small.yaml")
@@ -226,6 +231,20 @@ def either(good: bytes) -> st.SearchStrategy[bytes]:
 
 RECIPES: dict[Any, Any] = {}
 EVAL = ("eval", "out", "--data-root", "data")
+# what reads a run directory; drawing a page takes longest
+ON_RUNS = [
+    *[("runs", "."), ("runs", "out", "--json"), EVAL, RESUME, EVAL, RESUME] * 12,
+    ("predict", "out", "--input", "texts.txt", "--output", "answers.csv"),
+    ("report", "out", "--out", "page.html"),
+    ("report", "out", "good", "--out", "page.html"),
+    ("compare", "small.yaml", "--seeds", "1", "--out", "compared", *RESUME[4:]),
+]
+
+
+def no_processes(jobs: Sequence[Any], *, failed: Callable[[Any, MtmetaError], None], **options: Any) -> None:
+    """In place of training the runs of a comparison that are not finished."""
+    for job in jobs:
+        failed(job, CheckpointError(str(job.folder), "is not finished"))
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +274,15 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, F
             assert call(*WEIGHTS).code == 0
             assert call(*RESUME).code == 0
             os.rename("out", "good")
+            patch.setattr(mtmeta.core.studies.compare, "run_all", no_processes)
+            patch.setattr("mtmeta.cli.commands.compare.say", lambda text: None)  # how far it is
+            recipe = load_recipe("small.yaml", build_registry(), overrides=["reporters=[jsonl]", "checkpoint.every=1"])
+            Path("compared").mkdir()
+            Path("compared", f"{recipe.name}-{recipe.seed}-{digest(recipe)[:8]}").symlink_to("../out")
+            Path("texts.txt").write_text("one\tother\n")
+            Path("decoy", "folder").mkdir(parents=True)
+            Path("decoy", "file").write_text("precious")
+            Path("decoy", "folder", "model.safetensors").write_text("precious too")
             shutil.copytree("good", "out", symlinks=True)
             patch.setattr(Bert, "load", load_once)
             for name in ("recipe.reader", "run.session", "run.evaluate"):
@@ -287,6 +315,7 @@ def make_fuzzers(folder: Path) -> dict[str, Fuzzer]:
         "recipe.lock.yaml",
     )
     best = "checkpoints/best*/MANIFEST.json"
+    good, decoy = folder / "good", folder / "decoy"
     return {
         "recipe": Fuzzer(st.one_of(recipe_bytes(RECIPE), recipe_bytes(SMALL)), recipe),
         "override": Fuzzer(st.one_of(st.text(max_size=30), assignments), override),
@@ -303,12 +332,16 @@ def make_fuzzers(folder: Path) -> dict[str, Fuzzer]:
         "state.json": Fuzzer(either(first(state)), run_file(state, RESUME, vouched=True)),
         "summary.json": Fuzzer(either(first(summary)), run_file(summary, RESUME)),
         "lock": Fuzzer(recipe_bytes(first(lock).decode()), run_file(lock, EVAL)),
+        "rundir": Fuzzer(
+            st.tuples(spoilt(good, decoy, pieces(good)), st.integers(0, len(ON_RUNS) - 1)),
+            run_directory(good, decoy, ON_RUNS),
+        ),
     }
 
 
 NAMES = [
     "recipe", "override", "data", "safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-    "manifest", "best manifest", "state.json", "summary.json", "lock",
+    "manifest", "best manifest", "state.json", "summary.json", "lock", "rundir",
 ]  # fmt: skip
 
 

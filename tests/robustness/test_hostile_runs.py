@@ -54,6 +54,21 @@ def test_links_in_a_run_directory_are_not_followed(
     assert (out / "recipe.lock.yaml").exists()  # nothing was begun
 
 
+def test_the_folder_of_a_group_is_no_link(tmp_path: Path) -> None:
+    """Of an algorithm that trains tasks alone: old checkpoints in it are deleted."""
+    recipe, out, elsewhere = quick(tmp_path, "individual"), tmp_path / "out", tmp_path / "elsewhere"
+    mtmeta.run(recipe, out=out)
+    (out / "summary.json").unlink()
+    shutil.move(out / "checkpoints" / "kind", elsewhere)
+    (elsewhere / "step-00000001").mkdir()  # an old one
+    (out / "checkpoints" / "kind").symlink_to(elsewhere)
+    before = outcome(elsewhere)
+    for fresh in (False, True):
+        with pytest.raises(UsageError, match="checkpoints/kind: is a symbolic link; remove it, or choose another"):
+            mtmeta.run(recipe, out=out, fresh=fresh)
+    assert outcome(elsewhere) == before and (elsewhere / "step-00000001").is_dir()
+
+
 @pytest.mark.parametrize("link", ["../../victim", "best-../victim", "best-sst/../../victim", "", "Best"])
 def test_saved_links_name_no_other_place(link: str) -> None:
     good = {

@@ -35,6 +35,7 @@ def export(
 
     check_torch()
     from mtmeta.core.export.export import export as run_export
+    from mtmeta.core.wording import visible
 
     exported = run_export(run, form, tasks=task or [], out=out, fresh=fresh, block=no_plugin or [], warn=warn, say=say)
-    print(json.dumps(exported) if json_ else exported["folder"])
+    print(json.dumps(exported) if json_ else visible(exported["folder"]))

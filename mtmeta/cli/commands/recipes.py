@@ -73,7 +73,7 @@ def schema(
     from mtmeta.core.recipe.schema import schema_text
     from mtmeta.core.recipe.shipped import SCHEMA_LINE
     from mtmeta.core.registry.registry import build_registry
-    from mtmeta.core.storage.disk import write_file
+    from mtmeta.core.storage.outputs import is_stream, write_output
 
     if out is not None and out.is_dir():
         raise UsageError(str(out), "is a directory; name a file")
@@ -81,5 +81,6 @@ def schema(
     if out is None:
         print(text, end="")
         return
-    write_file(out, text)
-    print(f"{SCHEMA_LINE}{out.name}")
+    write_output(out, text)
+    if not is_stream(out):
+        print(f"{SCHEMA_LINE}{out.name}")

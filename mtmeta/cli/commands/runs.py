@@ -33,7 +33,7 @@ def report(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN", help="Run directories, such as runs/NAME.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("report.html"),
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default report.html.")] = None,
     baseline: Baseline = None,
     no_plugin: NoPlugin = None,
 ) -> None:
@@ -47,5 +47,9 @@ def report(
       mtmeta report runs/compare/* --out page.html
     """
     from mtmeta.core.reports.html.report import report as write_report
+    from mtmeta.core.storage.outputs import is_stream
+    from mtmeta.core.wording import visible
 
-    print(write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn))
+    page = write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn)
+    if not is_stream(page):
+        print(visible(str(page)))

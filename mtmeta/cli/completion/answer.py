@@ -30,10 +30,8 @@ def answer(command: Any, shell: str, words: Sequence[str]) -> None:
         if shell == "bash":
             words = _joined(words)
         *before, raw = words or [""]
-        quoted = raw[:1] in ("'", '"')
-        word = _unquoted(raw)
-        proposals = propose(command, list(map(_unquoted, before)), word)
-        lines = [_shown(shell, value, text, raw, quoted) for value, text in proposals if value.isprintable()]
+        proposals = propose(command, list(map(_unquoted, before)), _unquoted(raw))
+        lines = [_shown(shell, value, text, raw) for value, text in proposals if _can_stand(shell, value, raw)]
         data = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
         os.write(out, data)
     except BaseException:  # whatever it is, the user's prompt is no place to tell it
@@ -42,14 +40,24 @@ def answer(command: Any, shell: str, words: Sequence[str]) -> None:
         os._exit(0)  # nor may anything that a plugin left behind print at exit
 
 
-def _shown(shell: str, value: str, text: str, raw: str, quoted: bool) -> str:
+def _can_stand(shell: str, value: str, raw: str) -> bool:
+    """Return whether a value can be put where `raw` stands: in double quotes nothing keeps bash from seeing a `!`."""
+    return value.isprintable() and not (shell == "bash" and raw.startswith('"') and "!" in value)
+
+
+def _shown(shell: str, value: str, text: str, raw: str) -> str:
+    """Return a proposal as the shell takes it; bash puts it into the line as it is, within quotes that are open."""
     if shell != "bash":
         return f"{value}\t{safe(text, 100)}" if text else value
-    if not quoted:
-        value = "".join(f"\\{c}" if c in SPECIAL and not (i == 0 and c == "~") else c for i, c in enumerate(value))
+    if raw.startswith('"'):
+        return "".join(f"\\{c}" if c in '"$`\\' else c for c in value)
+    if raw.startswith("'"):
+        return value.replace("'", r"'\''")
+    home = raw.startswith("~")
+    value = "".join(f"\\{c}" if c in SPECIAL and not (i == 0 and home) else c for i, c in enumerate(value))
     # bash replaces only the text after the last of its breaks
     at = max(raw.rfind(c) for c in WORD_BREAKS) + 1
-    return value[at:] if not quoted and value.startswith(raw[:at]) else value
+    return value[at:] if value.startswith(raw[:at]) else value
 
 
 def _joined(words: Sequence[str]) -> list[str]:

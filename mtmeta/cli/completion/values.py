@@ -50,11 +50,14 @@ def _files(line: Line, word: str, fits: Callable[[Path], bool] = lambda path: Tr
     for entry in children:
         if entry.name.startswith(".") and not tail.startswith("."):
             continue
+        name = f"{head}{slash}{entry.name}"
+        if name.startswith("-") or (name.startswith("~") and not slash):  # no option, and nobody's home
+            name = f"./{name}"
         if entry.is_dir():
             run = fits is _is_run and _is_run(Path(entry.path))
-            yield f"{head}{slash}{entry.name}" + "/" * (not run), ""
+            yield name + "/" * (not run), ""
         elif fits(Path(entry.path)):
-            yield f"{head}{slash}{entry.name}", ""
+            yield name, ""
 
 
 def _is_run(path: Path) -> bool:

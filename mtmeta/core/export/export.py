@@ -21,6 +21,7 @@ from mtmeta.core.export import check as checks
 from mtmeta.core.export.heads import Answer, describe_tasks, head_tensors
 from mtmeta.core.export.model_card import Facts, card
 from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
+from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
@@ -72,6 +73,9 @@ def export(
         from mtmeta.core.export.onnx_graphs import check_packages
 
         check_packages()
+    if out is None:
+        RunDir(Path(run)).check_is_run()
+        RunDir(Path(run)).check_own()  # the export goes into it
     session = open_run(run, RunRequest(device="cpu", block=block, warn=warn))
     chosen = _choose_tasks(list(session.recipe.tasks), tasks)
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])

@@ -18,6 +18,7 @@ from mtmeta.core.api.option_types import Carve
 from mtmeta.core.recipe.resolved import describe, dump
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.studies.adapted_runs import origin
+from mtmeta.core.wording import markdown, visible
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PIPELINES = {"sentence-transformers": "sentence-similarity", "transformers": "feature-extraction"}
@@ -53,7 +54,7 @@ def card(
     recipe, lock = facts.recipe, facts.lock
     many = f"{len(recipe.tasks)} tasks" if len(recipe.tasks) > 1 else "one task"
     described = {name: described[name] for name in names if described.get(name)}
-    recipe_text = dump(_without_paths(recipe)).rstrip()
+    recipe_text = visible(dump(_without_paths(recipe)).rstrip())
     rendered = ModelCard.from_template(
         _metadata(form, facts, names),
         template_path=str(TEMPLATE),
@@ -80,7 +81,7 @@ def card(
         difference=max(facts.differences.values(), default=0.0),
         recipe_text=recipe_text,
         fence=_fence(recipe_text),
-        text=_text,
+        text=markdown,
         code=_code,
     )
     return f"{rendered}\n"
@@ -112,7 +113,7 @@ def _kind(recipe: Recipe, name: str) -> str:
 
 def _results(facts: Facts, name: str) -> list[EvalResult]:
     """Return every metric of a task as the Hub's model index has it."""
-    score, split = facts.summary["tasks"][name], str(facts.summary["split"])
+    score, split = facts.summary["tasks"][name], _line(facts.summary["split"])
     task = facts.recipe.tasks[name]
     file = getattr(task, split, None) or name
     file = task.train if isinstance(file, Carve) else file  # what it was taken out of
@@ -121,10 +122,10 @@ def _results(facts: Facts, name: str) -> list[EvalResult]:
             task_type=_kind(facts.recipe, name),
             task_name=name,
             dataset_type=name,
-            dataset_name=Path(file).name,
+            dataset_name=_line(Path(file).name),
             dataset_split=split,
-            metric_type=metric,
-            metric_name=metric,
+            metric_type=_line(metric),
+            metric_name=_line(metric),
             metric_value=round(value, 4),
         )
         for metric, value in {score["metric"]: score["value"], **score["others"]}.items()
@@ -151,13 +152,13 @@ def _literal(value: Any) -> str:
     return json.dumps(value, ensure_ascii=True)
 
 
-def _text(value: Any) -> str:
-    """Return a user's words so that Markdown shows them as they are."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!~&])", r"\\\1", " ".join(str(value).split()))
-
-
 def _code(value: Any) -> str:
-    return f"`{' '.join(str(value).replace('`', chr(39)).replace('|', '/').split())}`"
+    return f"`{_line(value).replace('`', chr(39)).replace('|', '/')}`"
+
+
+def _line(value: Any) -> str:
+    """Return a user's words in one line: a line of its own could end the front matter, or begin a heading."""
+    return visible(" ".join(str(value).split()))
 
 
 def _codes(values: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mtmeta.core.errors import MachineError, UsageError
 from mtmeta.core.storage.disk import write_file
+from mtmeta.core.storage.outputs import is_stream, write_output
 from mtmeta.core.wording import choose, quote
 
 PACKAGE = Path(__file__).parents[2]
@@ -59,7 +60,7 @@ def copy_recipe(name: str, to: Path | None = None, *, schema: str) -> Path:
         raise UsageError(str(target), "is there already; name another file")
     lines = known[key].read_text(encoding="utf-8").splitlines(keepends=True)
     first = _write_schema(target.parent, schema)
-    write_file(target, first + "".join(line for line in lines if not line.startswith(SCHEMA_LINE)))
+    write_output(target, first + "".join(line for line in lines if not line.startswith(SCHEMA_LINE)), named=False)
     return target
 
 
@@ -69,23 +70,29 @@ def _write_schema(folder: Path, schema: str) -> str:
     An older one is replaced if mtmeta wrote it, and else left as it is.
     """
     file = folder / SCHEMA_FILE
-    if not file.is_file() or MADE_BY.encode() in file.read_bytes():
-        write_file(file, schema)
+    for place in (file.parent, file):
+        if place.is_symlink():  # in a folder that somebody else made it may lead anywhere
+            raise UsageError(str(place), "is a symbolic link; remove it")
+    if not os.path.lexists(file) or (file.is_file() and MADE_BY.encode() in file.read_bytes()):
+        write_file(file, schema, folder)
     return f"{SCHEMA_LINE}{SCHEMA_FILE}\n"
 
 
 def write_recipe(path: Path, text: str, schema: str) -> str | None:
     """Write a recipe, and beside it the schema that its first line names; returns the reason where there is no schema.
 
-    A recipe that is replaced keeps the schema that it named. Raises MachineError if the recipe cannot be written.
+    A recipe that is replaced keeps the schema that it named. Raises MachineError if the recipe cannot be written, and
+    UsageError for a pipe or a device.
     """
+    if is_stream(path):  # a file is made anew once its schema is there
+        raise UsageError(str(path), "is no regular file; name another file")
     own = _schema_line(path)
-    write_file(path, own + text)  # first, and by itself: a schema that cannot be written must not cost the recipe
+    write_output(path, own + text)  # first, and by itself: a schema that cannot be written must not cost the recipe
     if own:
         return None
     try:
-        write_file(path, _write_schema(path.parent, schema) + text)
-    except (MachineError, OSError) as error:
+        write_output(path, _write_schema(path.parent, schema) + text)
+    except (MachineError, UsageError, OSError) as error:
         return str(error)
     return None
 

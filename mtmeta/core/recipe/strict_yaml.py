@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import yaml
 
 from mtmeta.core.errors import RecipeError, raise_all
+from mtmeta.core.storage.reading import UnfitFile, open_regular
 from mtmeta.core.wording import did_you_mean, quote, safe
 
 __all__ = ["NUMBER", "Document", "KeyPath", "parse", "parse_value", "read_file"]
@@ -65,18 +65,18 @@ class Document:
         return self.name
 
 
-def read_file(path: str | os.PathLike[str]) -> Document:
-    """Read the recipe in the file `path`. Only a regular file of at most 1 MiB of UTF-8 is read."""
+def read_file(path: str | os.PathLike[str], *, links: bool = True) -> Document:
+    """Read the recipe in the file `path`. Only a regular file of at most 1 MiB of UTF-8 is read, by a symbolic link
+    only where `links` says so."""
     shown = os.fspath(path)
     name = safe(shown, MAX_NAME) or "''"
     try:
-        mode = os.stat(shown).st_mode
-        if stat.S_ISDIR(mode):
-            raise RecipeError(name.rstrip("/") + "/", "is a directory, expected a YAML file")
-        if not stat.S_ISREG(mode):  # a device or a pipe may never end
-            raise RecipeError(name, "not a regular file; give the path of a recipe file")
-        with open(shown, "rb") as file:
+        with open_regular(shown, links=links) as file:
             raw = file.read(MAX_BYTES + 1)
+    except UnfitFile as error:
+        if error.found == "folder":
+            raise RecipeError(name.rstrip("/") + "/", "is a directory, expected a YAML file") from None
+        raise RecipeError(name, "not a regular file; give the path of a recipe file") from None
     except (FileNotFoundError, NotADirectoryError):
         beside = sorted(entry.name for entry in Path(shown).parent.glob("*"))  # none where there is no such folder
         hint = did_you_mean(Path(shown).name, beside) or "; give the path of a recipe file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,8 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
         below = [f"<br>{cell.below}" if cell.below else "" for cell in cells]
         lines.append(list(map("".join, zip(values, below, strict=True))))
     text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
-    return "\n\n".join([title_of(comparison), text, *notes_of(comparison)]) + "\n"
+    notes = [re.sub(r"([\\`<>|])", r"\\\1", note) for note in notes_of(comparison)]  # values of locks are among them
+    return "\n\n".join([title_of(comparison), text, *notes]) + "\n"
 
 
 def table_of(comparison: Mapping[str, Any], between: str = " ") -> Table:

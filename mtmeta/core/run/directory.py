@@ -9,12 +9,13 @@ metrics.jsonl and tensorboard/, where the recipe has these reporters
 from __future__ import annotations
 
 import json
+import os
 import platform
-import shutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.api.backbone import LoadedBackbone
@@ -25,9 +26,10 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import plugin_of
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.summary import RunSummary
-from mtmeta.core.storage.atomic import clear_leftovers
-from mtmeta.core.storage.disk import disk_errors, write_file
+from mtmeta.core.storage.atomic import clear_leftovers, remove_entry
+from mtmeta.core.storage.disk import BEST, LINK, check_own, disk_errors, write_file
 from mtmeta.core.storage.lock import LOCK_NAME
+from mtmeta.core.storage.reading import LIMITS, open_regular, why
 from mtmeta.core.wording import safe
 
 if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a run needs none of it
@@ -38,6 +40,9 @@ if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a ru
 CONTENTS = (  # beside recipe and lock
     *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "tensorboard"),
 )
+MAX_BACKBONE_FILES = 1000  # a configuration and a tokenizer are a handful
+# files that are replaced as a whole, and folders of such: that one of them has another name elsewhere does no harm
+REPLACED = ("recipe.yaml", "recipe.lock.yaml", "summary.json", "backbone", "checkpoints", "predictions", "export")
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
 # earlier versions of mtmeta that give the same bits as this one, so that their runs go on; from the next change of any
@@ -72,17 +77,51 @@ class RunDir:
         from mtmeta.core.training.checkpoint import Checkpoints
 
         folder = self.path / "checkpoints"
-        return Checkpoints(folder / group if groups > 1 else folder, keep)
+        return Checkpoints(folder / group if groups > 1 else folder, keep, self.path)
 
     def check_is_run(self) -> None:
-        """Raise UsageError if no run ever began here."""
-        if not self.recipe.exists():
+        """Raise UsageError if no run ever began here, CheckpointError if a part of it lies elsewhere."""
+        if not os.path.lexists(self.recipe):
             raise UsageError(str(self.path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+        for path in (self.recipe, self.lock_file, *(self.path / name for name in CONTENTS)):
+            if path.is_symlink():
+                raise CheckpointError(str(path), "is a symbolic link; put what it leads to in its place")
+
+    def check_backbone(self) -> None:
+        """Raise CheckpointError if what lies in backbone/ may not be read, by whatever plugin it is for."""
+        waiting, count = [self.backbone], 0
+        while waiting:
+            try:
+                entries = sorted(waiting.pop().iterdir())
+            except FileNotFoundError:
+                return  # the backbone says what it misses
+            for path in entries:
+                count += 1
+                if count > MAX_BACKBONE_FILES:
+                    raise CheckpointError(str(self.backbone), f"holds more than {MAX_BACKBONE_FILES} files")
+                if path.is_dir() and not path.is_symlink():
+                    waiting.append(path)
+                    continue
+                try:
+                    open_regular(path, LIMITS["tokenizer"]).close()
+                except OSError as error:
+                    raise CheckpointError(str(path), why(error)) from error
+
+    def check_own(self, *, appending: bool = False) -> None:
+        """Raise CheckpointError for what would have us write elsewhere, at any depth: links but those to best weights.
+
+        And for devices, pipes and the like. Where we go on `appending` to files, for those with another name, too.
+        """
+        check_own(self.path, _stays, REPLACED if appending else None)
+
+    def write(self, name: str, data: bytes | str) -> None:
+        """Replace the file of this name, a path from the run directory, as a whole. Raises MachineError."""
+        write_file(self.path / name, data, self.path)
 
     def lock(self) -> dict[str, Any]:
         """Read the lock written when the run began. Raises CheckpointError if it is damaged."""
         try:
-            data = strict_yaml.read_file(self.lock_file).data
+            data = strict_yaml.read_file(self.lock_file, links=False).data
         except MtmetaError as error:
             raise CheckpointError(str(self.lock_file), f"damaged ({error.message}); --fresh starts over") from error
         if not isinstance(data.get("recipe"), str) or not isinstance(data.get("data"), dict):
@@ -99,11 +138,12 @@ class RunDir:
             raise UsageError(str(nearest), "is a file; choose another directory with --out")
         if nearest != self.path or not any(map(_counts, self.path.iterdir())):
             return False
-        for path in (self.recipe, self.lock_file, *(self.path / name for name in CONTENTS)):
-            if path.is_symlink():  # it may lead anywhere, and its target would be overwritten
-                raise UsageError(str(path), "is a symbolic link; remove it, or choose another directory with --out")
-        if not self.recipe.exists() and not self.lock_file.exists():
+        if not os.path.lexists(self.recipe) and not os.path.lexists(self.lock_file):
             raise UsageError(f"{self.path}/", "not empty and not an mtmeta run; choose another directory with --out")
+        try:
+            self.check_own()
+        except CheckpointError as error:
+            raise UsageError(error.place, f"{error.message}, or choose another directory with --out") from error
         if fresh or not self.recipe.exists():  # a lock without a recipe: a run that was stopped while it began
             return False
         lock = self.lock()
@@ -144,7 +184,7 @@ class RunDir:
         current = {key: lock[key] for key in (*EXACT, "plugins", "packages")}
         earlier = before.get("inexact")
         notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
-        write_file(self.lock_file, dump({**before, **current, "inexact": notes}))
+        self.write(self.lock_file.name, dump({**before, **current, "inexact": notes}))
 
     def begin(self, recipe: Recipe, lock: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Start a new run: clear an old one's files, then write recipe, lock and backbone files.
@@ -152,24 +192,37 @@ class RunDir:
         Wherever this is stopped, there is a lock and no recipe: `check_usable` takes that for a beginning.
         """
         with disk_errors(self.path):
-            self.recipe.unlink(missing_ok=True)
+            remove_entry(self.recipe, self.path)
             self.clear()  # leftovers of an earlier beginning
-            write_file(self.lock_file, dump(dict(lock)))
+            self.write(self.lock_file.name, dump(dict(lock)))
             for name in CONTENTS:
-                path = self.path / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                remove_entry(self.path / name, self.path)
         for name, data in files.items():
-            write_file(self.backbone / name, data)
-        write_file(self.recipe, dump(describe(recipe)))
+            self.write(f"{self.backbone.name}/{name}", data)
+        self.write(self.recipe.name, dump(describe(recipe)))
 
     def clear(self) -> None:
         """Remove files that a kill left half-written."""
         for folder in (self.path, self.backbone, self.path / "predictions"):
-            clear_leftovers(folder)
+            clear_leftovers(folder, self.path)
 
     def finished(self) -> RunSummary | None:
         """Return the summary if the run is over. Raises CheckpointError if it is damaged."""
-        return RunSummary.read(self.summary) if self.summary.exists() else None
+        return RunSummary.read(self.summary) if os.path.lexists(self.summary) else None
+
+
+def _stays(path: PurePath, target: str) -> bool:
+    """Return whether a link, by its path from the run directory, may be there.
+
+    Those that mtmeta makes may: best weights by name, in the folder they lie in. So may a reporter's, in a folder of
+    its own, which lead down from where they lie.
+    """
+    folder, *below = path.parts
+    if folder == "checkpoints":
+        name = re.sub(r"^\.(.*?)(\.[0-9a-f]{16})?\.tmp$", r"\1", path.name)  # about to take its place
+        return bool(re.fullmatch(LINK, name) and not re.fullmatch(BEST, name) and re.fullmatch(BEST, target))
+    down = not PurePath(target).is_absolute() and ".." not in PurePath(target).parts
+    return bool(below) and folder not in (*CONTENTS, "export") and down
 
 
 def _counts(path: Path) -> bool:

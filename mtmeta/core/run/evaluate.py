@@ -23,6 +23,7 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.run.summary import Evaluation
 from mtmeta.core.storage.artifacts import pins_of, remedy
+from mtmeta.core.storage.atomic import clear_leftovers
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training import evaluation
@@ -70,6 +71,10 @@ def score_run(
     verbose: bool = False,
 ) -> Evaluation:
     """Score a run on a split, or on other files by task; see `evaluate`."""
+    folder = RunDir(Path(run_path))
+    folder.check_is_run()
+    folder.check_own()  # predictions are written into it
+    clear_leftovers(folder.path / "predictions", folder.path)
     session = open_run(run_path, request)
     recipe, files = session.recipe, files or {}
     chosen = _choose(recipe, split, task, files)
@@ -135,6 +140,7 @@ def open_run(run_path: str | Path, request: RunRequest | None = None) -> Session
 
 def restore_backbone(session: Session) -> LoadedBackbone:
     """Restore the run's encoder, still without its weights, and its tokenizer."""
+    session.folder.check_backbone()
     return session.recipe.backbone.restore(session.folder.backbone)
 
 

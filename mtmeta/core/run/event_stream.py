@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from mtmeta.core.api.contracts import Reporter
 from mtmeta.core.api.events import Event
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.registry.guard import accused
+from mtmeta.core.run.summary import LARGEST
+from mtmeta.core.storage.atomic import own_file
 from mtmeta.core.storage.disk import disk_errors, write_file
-from mtmeta.core.wording import exception_line
+from mtmeta.core.storage.reading import LIMITS, open_regular, parse_json, read_lines
+from mtmeta.core.wording import exception_line, safe
 
 
 def open_reporters(
@@ -67,6 +71,100 @@ def open_reporters(
     return emit
 
 
+# ------------------------------------------------------------------------------------------------------ reading back
+
+Check = Callable[[Any], bool]
+
+
+def read_event(line: bytes) -> dict[str, Any]:
+    """Return the event in a line of events.jsonl, its fields as `mtmeta.Event` and those below it declare them.
+
+    Fields that an earlier version did not have yet have their defaults; an event of another type, by a plugin or a
+    later version, is taken as it is. Raises ValueError for a line that no run has written.
+    """
+    event = parse_json(line)
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        raise ValueError("no event")
+    for name, (check, default) in _fields(event["type"]).items():
+        if name not in event and default is not None:
+            event[name] = default()
+        if name not in event or not check(event[name]):
+            raise ValueError(f"{safe(event['type'])} event with another '{name}' than a run writes")
+    return event
+
+
+@functools.cache
+def _fields(kind: str) -> dict[str, tuple[Check, Callable[[], Any] | None]]:
+    """Return the fields of a type of events: what each must be, and its default, if it has one."""
+    ours = (each for each in Event.__subclasses__() if each.__module__ == Event.__module__)
+    known = next((each for each in ours if each.type == kind), None)
+    if known is None:
+        return {"group": (_check_of(str), str), "step": (_check_of(int), int)}
+    hints = get_type_hints(known)
+    fields: dict[str, tuple[Check, Callable[[], Any] | None]] = {}
+    for each in dataclasses.fields(known):
+        default: Callable[[], Any] | None = None
+        if each.default_factory is not MISSING:
+            default = each.default_factory
+        elif each.default is not MISSING:
+            default = _constantly(each.default)
+        fields[each.name] = _CHECKS.get((kind, each.name)) or _check_of(hints[each.name]), default
+    return fields
+
+
+def _constantly(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _check_of(hint: Any) -> Check:
+    """Return what says whether a value of JSON is of a type; a number that was not finite is null there."""
+    arguments = get_args(hint)
+    if get_origin(hint) is list:
+        of_item = _check_of(arguments[0])
+        return lambda value: isinstance(value, list) and all(map(of_item, value))
+    if get_origin(hint) is dict:
+        of_value = _check_of(arguments[1])
+        return lambda value: isinstance(value, dict) and all(map(of_value, value.values()))
+    if hint in (str, bool):
+        return lambda value: type(value) is hint
+    if hint is int:
+        return lambda value: type(value) is int and 0 <= value <= 2**63
+    if hint is Any:
+        return _is_plain
+    assert hint in (float, float | None), hint
+    return _is_number
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and -LARGEST <= value <= LARGEST)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | bool) or _is_number(value)
+
+
+def _has(*names: str, null: bool = False) -> Check:
+    """Return what says whether a value maps each task to a mapping that has these numbers; `null` ones too if so."""
+    of_task = _check_of(dict[str, Any])
+
+    def has(task: Any, name: str) -> bool:
+        return name in task and _is_number(task[name]) and (null or task[name] is not None)
+
+    return lambda value: (
+        isinstance(value, dict)
+        and all(of_task(task) and all(has(task, name) for name in names) for task in value.values())
+    )
+
+
+_CHECKS: dict[tuple[str, str], Check] = {
+    ("evaluated", "tasks"): _has("value", null=True),
+    ("evaluated", "sampling"): _has("planned_draws", "draws", "epochs"),
+}
+"""Of fields that hold more than their types say."""
+
+
 @dataclass
 class Recorded:
     """The events that events.jsonl still holds: the beginning of the run, and checkpoints."""
@@ -87,9 +185,9 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
         return recorded
     end, scattered, cut = 0, [], False
     with disk_errors(path):
-        with open(path, "rb") as file:
-            for line in file if any(steps.values()) else ():
-                event = _parse(line)
+        with open_regular(path, LIMITS["events"]) as file:
+            for line in read_lines(file) if any(steps.values()) else ():
+                event = _placed(line)
                 if event is None or not _stands(event, steps):
                     cut = True
                     continue
@@ -100,7 +198,7 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
                     scattered.append(line)
                 else:
                     end += len(line)
-        with open(path, "r+b") as file:
+        with own_file(path, "r+b") as file:
             if scattered:
                 write_file(path, file.read(end) + b"".join(scattered))
             else:
@@ -108,14 +206,14 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
     return recorded
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """Parse an event; None for a line that a kill has torn."""
+def _placed(line: bytes) -> dict[str, Any] | None:
+    """Return an event that says where in the run it stands; None for a line that a kill has torn."""
     try:
-        event = json.loads(line)
-        known = isinstance(event, dict) and isinstance(event["type"], str) and isinstance(event.get("group", ""), str)
-        known = known and (event["type"] != "checkpoint" or {"group", "step"} <= event.keys())
-        return event if known and isinstance(event.get("step", 0), int) and line.endswith(b"\n") else None
-    except (ValueError, KeyError, RecursionError):
+        event = parse_json(line)
+        placed = isinstance(event, dict) and isinstance(event["type"], str) and isinstance(event.get("group", ""), str)
+        placed = placed and (event["type"] != "checkpoint" or {"group", "step"} <= event.keys())
+        return event if placed and type(event.get("step", 0)) is int and line.endswith(b"\n") else None
+    except (ValueError, KeyError):
         return None
 
 

@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.errors import DataError, MachineError, UsageError
 from mtmeta.core.machine import trim_memory
 from mtmeta.core.run.predictor import BLOCK, Prediction, Predictor, Text
-from mtmeta.core.storage.atomic import atomic_file
+from mtmeta.core.storage.outputs import output_file
 from mtmeta.core.tables.data_file import DataFile, Dialect
-from mtmeta.core.wording import quote
+from mtmeta.core.wording import quote, visible
 
 TRIM_EVERY = 16 * BLOCK  # texts, some seconds of work; trimming takes milliseconds
 JSON_LINES = (".jsonl", ".ndjson")
@@ -198,19 +198,31 @@ def _json_lines(out: IO[str]) -> Write:
     return write
 
 
+class _Terminal:
+    """Standard output where somebody looks at it: ids and labels cannot command the terminal there."""
+
+    flush = staticmethod(lambda: sys.stdout.flush())
+
+    @staticmethod
+    def write(text: str) -> int:
+        return sys.stdout.write(visible(text))
+
+
 @contextmanager
 def _writer(target: str) -> Iterator[IO[str]]:
-    """Open standard output, or a file that is there once it is whole."""
+    """Open standard output, a file that is there once it is whole, or a pipe or device that is written into."""
     if target == "-":
         if sys.stdout is None:
             raise MachineError("stdout", "is closed; name a file with --output")
-        yield sys.stdout
+        yield cast("IO[str]", _Terminal()) if sys.stdout.isatty() else sys.stdout
         return
     path = Path(target)
     try:
         if path.is_dir():
             raise UsageError("--output", "is a directory; name a file")
-        with atomic_file(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as out:
+        with output_file(path, "w", encoding="utf-8", errors="surrogatepass", newline="") as out:
             yield out
+    except BrokenPipeError:
+        raise  # whoever reads the pipe has enough
     except OSError as error:
         raise MachineError(str(path), f"cannot be written ({error.strerror})") from error

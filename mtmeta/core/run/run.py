@@ -99,6 +99,7 @@ def train(request: RunRequest) -> RunSummary:
         if continued and (summary := _finished(folder, request)):
             return summary
         if continued:
+            folder.check_own(appending=True)
             allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": request.allow_inexact}
             folder.check_same(lock, training.files, **allowed)
             folder.clear()

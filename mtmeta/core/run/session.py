@@ -32,7 +32,6 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.artifacts import pins_of, remedy
 from mtmeta.core.storage.cache import Cache
-from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.checkpoint import Checkpoints
@@ -131,7 +130,7 @@ class Session:
         writer.writerow(["id", "label", "prediction"])
         columns = [map(task.objective.show, values.tolist()) for values in (dataset.labels, predictions.values)]
         writer.writerows(zip(dataset.ids, *columns, strict=True))
-        write_file(self.folder.path / "predictions" / f"{dataset.task}-{dataset.split}.csv", text.getvalue())
+        self.folder.write(f"predictions/{dataset.task}-{dataset.split}.csv", text.getvalue())
         return scored, predictions
 
     def measure(self, predictions: evaluation.Predictions, *, intervals: bool = True) -> evaluation.Score:

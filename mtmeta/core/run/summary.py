@@ -9,12 +9,15 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtmeta.core.errors import CheckpointError
-from mtmeta.core.storage.disk import read_json, write_file
+from mtmeta.core.storage.disk import write_file
+from mtmeta.core.storage.reading import read_json
 from mtmeta.core.wording import safe
 
 Count = Annotated[int, Field(ge=0, le=2**63)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LARGEST = 1e100
+"""No number of a run is larger, for no float32 is; sums, means and axes of such numbers stay finite."""
+Finite = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -87,7 +90,7 @@ class RunSummary(_Table):
         """Read a summary.json. Raises CheckpointError if it is damaged."""
         remedy = "remove it and the same command writes it again"
         try:
-            return cls.model_validate(read_json(path))
+            return cls.model_validate(read_json(path, "summary"))
         except CheckpointError as error:
             raise CheckpointError(error.place, f"{error.message}; {remedy}") from error
         except ValidationError as error:

@@ -102,7 +102,7 @@ def pin_problem(artifact: Artifact) -> DataError | None:
 
 def stored(file: str, path: Path, expected: str = "") -> Stored:
     """Return a file in a cache, its SHA-256 compared with the one expected, or with what the hub's cache says of it."""
-    actual = fingerprint(path)
+    actual = fingerprint(path, links=True)  # as the hub's cache has them
     damaged = actual["sha256"] != expected if expected else is_damaged(path, actual["sha256"])
     return Stored(file, "damaged" if damaged else "cached", path, **actual)
 

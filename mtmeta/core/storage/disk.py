@@ -1,4 +1,4 @@
-"""Files of run directories: written with their size and SHA-256, read back, and what the disk refuses in one line."""
+"""Files of run directories: written with their size and SHA-256, and what the disk refuses in one line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path, PurePath
+from typing import IO, TYPE_CHECKING, Any
 
 from mtmeta.core.errors import CheckpointError, MachineError
-from mtmeta.core.storage.atomic import atomic_file, make_folder
+from mtmeta.core.storage.atomic import atomic_file, make_folder, new_file, own_file, remove_entry
+from mtmeta.core.storage.reading import open_regular
 from mtmeta.core.wording import byte_text, safe
 
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 Fingerprint = dict[str, Any]
 """`{"size": bytes, "sha256": hex}` of a file."""
+LINK, BEST = r"best(-[A-Za-z0-9_-]+)?", r"best-[0-9]{8}"
+"""Names of the links to best weights, which become paths, and of the directories they point at."""
 SPARE = 2**16  # bytes for the names in safetensors headers, JSON and directories
 BUFFER = 2**20
 DTYPES = {"torch.bfloat16": "BF16", "torch.uint8": "U8", "torch.bool": "BOOL"}
@@ -26,12 +31,85 @@ DTYPES |= {f"torch.float{bits}": f"F{bits}" for bits in (16, 32, 64)}
 DTYPES |= {f"torch.int{bits}": f"I{bits}" for bits in (8, 16, 32, 64)}
 
 
-def write_file(path: Path, data: bytes | str) -> None:
-    """Replace a file as a whole: readers see the old or the new one, never half. Raises MachineError."""
+def write_file(path: Path, data: bytes | str, root: Path | None = None) -> None:
+    """Replace a file as a whole: readers see the old or the new one, never half. Raises MachineError.
+
+    Below `root` no part of the path may be a link; a link at the path itself is replaced.
+    """
     with disk_errors(path):
-        make_folder(path.parent)
-        with atomic_file(path) as file:
+        make_folder(path.parent, root)
+        with atomic_file(path, root=root) as file:
             file.write(data.encode() if isinstance(data, str) else data)
+
+
+class RunFiles:
+    """The files of a run directory, as reporters write them: below it and nowhere else, whatever lies there.
+
+    Names are paths from the directory, such as `tensorboard/kind/events`; no part of one may be a link. Raises OSError,
+    CheckpointError for a file with another name elsewhere and for what is no file, ValueError for a name that leads
+    out.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def append(self, name: str) -> IO[bytes]:
+        """Open a file at its end, made if need be, without a buffer: what is written is the system's at once."""
+        return own_file(self._path(name), "ab", root=self.folder)
+
+    def create(self, name: str) -> IO[bytes]:
+        """Open a file that is not there yet, and make the folders above it."""
+        path = self._path(name)
+        make_folder(path.parent, self.folder)
+        return new_file(path, root=self.folder)
+
+    def replace(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file that takes the place of another, or of none, once it is whole and on disk."""
+        return atomic_file(self._path(name), root=self.folder)
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all that is in it, if it is there."""
+        remove_entry(self._path(name), self.folder)
+
+    def _path(self, name: str) -> Path:
+        if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+            raise ValueError(f"{name!r} leads out of the run directory")
+        return self.folder / name
+
+
+def check_own(folder: Path, is_ours: Callable[[PurePath, str], bool], shared: Collection[str] | None = None) -> None:
+    """Raise CheckpointError unless all that lies below a folder is its own: writing there changes no other place.
+
+    Links are refused but where `is_ours(path from the folder, target)`, and so is what is neither file nor folder. With
+    `shared`, so is a file that has another name elsewhere, unless it is in a folder, or is a file, named there. What
+    goes meanwhile, as a run makes and removes files, is passed over.
+    """
+    waiting = [folder]
+    while waiting:
+        place = waiting.pop()
+        with disk_errors(place, "cannot be read"), contextlib.suppress(FileNotFoundError):
+            for name in sorted(os.listdir(place)):
+                with contextlib.suppress(FileNotFoundError):
+                    if _is_folder(folder, place / name, is_ours, shared):
+                        waiting.append(place / name)
+
+
+def _is_folder(
+    root: Path, path: Path, is_ours: Callable[[PurePath, str], bool], shared: Collection[str] | None
+) -> bool:
+    """Check one entry; return whether it is a folder, to be looked into."""
+    inner, status = path.relative_to(root), path.lstat()
+    if stat.S_ISDIR(status.st_mode):
+        return True
+    if stat.S_ISLNK(status.st_mode):
+        if not is_ours(inner, os.readlink(path)):
+            raise CheckpointError(str(path), "is a symbolic link; remove it")
+    elif not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(str(path), "is no regular file; remove it")
+    elif status.st_nlink > 1 and shared is not None and inner.parts[0] not in shared:
+        message = "has another name elsewhere (a hard link); put a copy of it in its place"
+        raise CheckpointError(str(path), message)
+    return False
 
 
 def write_synced(path: Path, data: bytes) -> Fingerprint:
@@ -66,7 +144,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
 
 def _write(path: Path, fill: Callable[[Callable[[Any], None]], None]) -> Fingerprint:
     digest, size = hashlib.sha256(), 0
-    with open(path, "wb", buffering=BUFFER) as file:
+    with new_file(path, buffering=BUFFER) as file:
 
         def put(data: Any) -> None:
             nonlocal size
@@ -83,22 +161,10 @@ def _write(path: Path, fill: Callable[[Callable[[Any], None]], None]) -> Fingerp
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def fingerprint(path: Path) -> Fingerprint:
-    """Return size and SHA-256 of a file, streamed."""
-    with open(path, "rb") as file:
+def fingerprint(path: Path, *, links: bool = False) -> Fingerprint:
+    """Return size and SHA-256 of a regular file, streamed; of a symbolic link only where `links` says so."""
+    with open_regular(path, links=links) as file:
         return {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def read_json(path: Path) -> Any:
-    """Return the JSON in `path`. Raises CheckpointError if it cannot be read, or holds NaN or Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    try:
-        return json.loads(path.read_bytes(), parse_constant=refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(str(path), f"cannot be read ({safe(str(error))})") from error
 
 
 def check_space(folder: Path, needed: int, newest: Callable[[], str]) -> None:

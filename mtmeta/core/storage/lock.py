@@ -12,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 from mtmeta.core.errors import CheckpointError, RunInUse
-from mtmeta.core.storage.atomic import make_folder
+from mtmeta.core.storage.atomic import NO_LINK, make_folder
 from mtmeta.core.storage.disk import disk_errors
+from mtmeta.core.storage.reading import open_regular, parse_json
 from mtmeta.core.wording import safe
 
 fcntl: ModuleType | None
@@ -37,7 +38,7 @@ def file_lock(
     """
     waited = False
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | NO_LINK, 0o666)
         try:
             try:
                 _lock(handle, wait=False)
@@ -104,24 +105,22 @@ def _unlink(path: Path) -> None:
 def lock_owner(folder: Path) -> str:
     """Return which process uses a run directory, in words; empty if none does, or none can be known to."""
     try:
-        handle = os.open(folder / LOCK_NAME, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
-        return ""
-    try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return _owner(handle)
+        with open_regular(folder / LOCK_NAME) as file:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _owner(file.fileno())
     except OSError:
         pass
-    finally:
-        os.close(handle)
     return ""
 
 
 def _owner(handle: int) -> str:
     try:
-        owner = json.loads(os.pread(handle, 4096, 0))
-        return f"pid {int(owner['pid'])} on host {safe(str(owner['host']))}"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return "another process"  # which has not come to write its name
+        owner = parse_json(os.pread(handle, 4096, 0))
+        if type(owner["pid"]) is int and isinstance(owner["host"], str):
+            return f"pid {safe(str(owner['pid']))} on host {safe(owner['host'])}"
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    return "another process"  # which has not come to write its name

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from mtmeta.core.errors import CheckpointError, UsageError
-from mtmeta.core.storage.atomic import staged_folder
-from mtmeta.core.storage.disk import Fingerprint, disk_errors, fingerprint, read_json, write_synced
+from mtmeta.core.storage.atomic import clear_leftovers, staged_folder
+from mtmeta.core.storage.disk import Fingerprint, disk_errors, fingerprint, write_synced
+from mtmeta.core.storage.outputs import run_root
+from mtmeta.core.storage.reading import read_json
 from mtmeta.core.wording import quote
 
 MANIFEST = "export.json"
@@ -38,19 +39,22 @@ class Destination:
         nearest = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
         if not nearest.is_dir() or path.is_symlink():
             raise UsageError(str(nearest), f"is a {'link' if nearest.is_symlink() else 'file'}; {FIX}")
+        check_way(path, FIX)
         if Path.cwd().is_relative_to(path.resolve()):  # whoever stands there would be left in a removed folder
             raise UsageError("--out", f"{quote(str(path))} is the current folder or above it; give a folder in it")
         if not path.exists() or not any(path.iterdir()):
             return
-        if not (path / MANIFEST).is_file():
+        if (path / MANIFEST).is_symlink() or not (path / MANIFEST).is_file():
             raise UsageError(f"{path}/", f"not empty and no export of mtmeta; {FIX}")
         try:
-            manifest = read_json(path / MANIFEST)
+            manifest = read_json(path / MANIFEST, "manifest")
             files = {str(name): dict(written) for name, written in manifest["files"].items()}
             before = (dict(manifest["run"]), str(manifest["format"]))
         except (CheckpointError, TypeError, KeyError, AttributeError, ValueError):
             raise UsageError(str(path / MANIFEST), f"is damaged; remove the folder, or {FIX}") from None
         there = {str(file.relative_to(path)): file for file in _files(path)}
+        if strange := [name for name in sorted(there) if there[name].is_symlink() or not there[name].is_file()]:
+            raise UsageError(f"{path}/", f"holds {quote(strange[0])}, which is no regular file; move it away, or {FIX}")
         if others := sorted(there.keys() - files.keys() - {MANIFEST}):
             raise UsageError(f"{path}/", f"holds {quote(others[0])}, which no export wrote; move it away, or {FIX}")
         if self.fresh:
@@ -66,13 +70,14 @@ class Destination:
     def staged(self) -> Iterator[StagingFolder]:
         """Yield a folder beside the place, which takes it at the end; on an error nothing of it is left."""
         target = self.path.absolute()
-        _clear(target.parent, target.name)
+        root = run_root(target)
+        clear_leftovers(target.parent, root, name=target.name)
 
         def replace() -> bool:
             self.check()  # right before, for whatever came to be there meanwhile
             return True
 
-        with disk_errors(self.path), staged_folder(target, replace=replace) as scratch:
+        with disk_errors(self.path), staged_folder(target, replace=replace, root=root) as scratch:
             yield StagingFolder(scratch)
             self.check()
 
@@ -81,6 +86,14 @@ class Destination:
         manifest = {"mtmeta": version("mtmeta"), "format": self.form, "run": self.run, **facts, "files": draft.files}
         draft.write(MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return manifest
+
+
+def check_way(path: Path, fix: str) -> None:
+    """Raise UsageError if a path leads through a link in a run directory, which somebody else may have made."""
+    root = run_root(path)
+    for place in path.absolute().parents if root is not None else ():
+        if root in place.parents and place.is_symlink():
+            raise UsageError(str(place), f"is a link; {fix}")
 
 
 class StagingFolder:
@@ -107,19 +120,3 @@ def _files(folder: Path) -> Iterator[Path]:
         folders[:] = [name for name in folders if name != CACHE]
         yield from (Path(place) / name for name in files)
         yield from (Path(place) / name for name in folders if (Path(place) / name).is_symlink())
-
-
-def _clear(parent: Path, name: str) -> None:
-    """Remove staging folders of this place that a kill left, unless their process still runs."""
-    for path in parent.glob(".*.tmp"):
-        owner, _, pid = path.name.removeprefix(".").removesuffix(".tmp").rpartition(".")
-        if owner == name and pid.isdecimal() and (int(pid) == os.getpid() or not _alive(int(pid))):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError)
-    return True

@@ -98,6 +98,9 @@ def adapt(
     one is kept does not depend on any score. Raises MtmetaError.
     """
     plan = plan or Shots()
+    for path in run_paths if keep is not None else ():
+        RunDir(Path(path)).check_is_run()
+        RunDir(Path(path)).check_own()  # its backbone is copied
     runs = _open_runs(run_paths, request)
     first = next(iter(runs.values()))
     recipe = load_recipe(request.recipe, first.registry, overrides=request.overrides, data_root=request.data_root)

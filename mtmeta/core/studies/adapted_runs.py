@@ -20,8 +20,8 @@ from mtmeta.core.recipe.reader import NAME
 from mtmeta.core.recipe.sections import BudgetOptions, Recipe
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.session import Session, data_loaded
-from mtmeta.core.storage.disk import fingerprint, write_file
-from mtmeta.core.storage.staging import Destination, identity
+from mtmeta.core.storage.disk import fingerprint
+from mtmeta.core.storage.staging import Destination, check_way, identity
 from mtmeta.core.studies.fine_tune import Tuned
 from mtmeta.core.training.model import MultiTaskModel
 
@@ -130,7 +130,7 @@ class Keeper:
         )
         beginning = [started, data_loaded(kept.train), data_loaded(test)]
         events = [*beginning, *tuned.steps, evaluated, RunFinished(summary=summary.plain())]
-        write_file(folder.path / "events.jsonl", "".join(event.json() + "\n" for event in events))
+        folder.write("events.jsonl", "".join(event.json() + "\n" for event in events))
         summary.write(folder.summary)
 
 
@@ -190,6 +190,7 @@ class _RunDestination(Destination):
         nearest = next(place for place in (self.path, *self.path.absolute().parents) if os.path.lexists(place))
         if not nearest.is_dir() or self.path.is_symlink():
             raise UsageError(str(nearest), f"is a {'link' if nearest.is_symlink() else 'file'}; {FIX}")
+        check_way(self.path, FIX)
         if self.path.exists() and any(self.path.iterdir()) and not self.is_there():
             raise UsageError(f"{self.path}/", f"holds something else than this adaptation; {FIX}")
 

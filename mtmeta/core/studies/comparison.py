@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +18,11 @@ from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.errors import CheckpointError, UsageError
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.rng import derive
-from mtmeta.core.run.summary import RunSummary
+from mtmeta.core.run.summary import LARGEST, RunSummary
+from mtmeta.core.storage.reading import LIMITS, UnfitFile, open_regular
 from mtmeta.core.studies.comparable import Planned, notes_on_recipes, notes_on_runs
 from mtmeta.core.training.statistics import Array, difference, difference_draws, on_resamples, over_seeds
-from mtmeta.core.wording import did_you_mean, quote
+from mtmeta.core.wording import did_you_mean, exception_line, quote
 
 MEAN = "mean"
 
@@ -177,10 +179,13 @@ def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
     index = {name: float(number) for number, name in enumerate(task.objective.classes)}
     number: Callable[[str], float] = index.__getitem__ if index else float
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [(number(row["label"]), number(row["prediction"])) for row in csv.DictReader(file)]
+        with open_regular(path, LIMITS["predictions"], within=path.parents[1]) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+            rows = [(number(row["label"]), number(row["prediction"])) for row in csv.DictReader(text)]
         labels, predictions = np.array(rows, dtype=np.float64).T
+        if not (np.abs([labels, predictions]) <= LARGEST).all():
+            raise ValueError("a number that is not finite, or beyond every measure")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        message = f"cannot be read ({type(error).__name__}: {error}); mtmeta eval {path.parents[1]} writes it again"
-        raise CheckpointError(str(path), message) from error
+        reason = str(error) if isinstance(error, UnfitFile) else f"cannot be read ({exception_line(error)})"
+        raise CheckpointError(str(path), f"{reason}; mtmeta eval {path.parents[1]} writes it again") from error
     return labels, predictions

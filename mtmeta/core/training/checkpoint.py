@@ -27,9 +27,10 @@ from torch import Tensor
 
 from mtmeta.core.errors import CheckpointError, MachineError
 from mtmeta.core.storage import disk
-from mtmeta.core.storage.atomic import clear_leftovers, remove, replace_link, staged_folder
-from mtmeta.core.training.state import BEST, LINK
-from mtmeta.core.wording import safe
+from mtmeta.core.storage.atomic import clear_leftovers, remove, remove_entry, replace_link, staged_folder
+from mtmeta.core.storage.disk import BEST, LINK
+from mtmeta.core.storage.reading import UnfitFile, parse_json, read_bytes, read_json, why
+from mtmeta.core.wording import quote, safe
 
 MANIFEST = "MANIFEST.json"
 BEST_FILES = ("model.safetensors",)
@@ -38,10 +39,11 @@ STEP_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one learner, in `folder`."""
+    """The checkpoints of one learner, in `folder`, which no link below `root` may lead to."""
 
     folder: Path
     keep: int = 2
+    root: Path | None = None
 
     # -- writing
 
@@ -81,11 +83,11 @@ class Checkpoints:
 
         What a kill left half-done goes, and so do best weights of steps that the run has yet to come to again.
         """
-        clear_leftovers(self.folder)
+        clear_leftovers(self.folder, self.root)
         for link in self._links():
             if link not in links:
                 with disk.disk_errors(self.folder / link, newest=self._newest_name):
-                    (self.folder / link).unlink()
+                    remove_entry(self.folder / link, self.root)
         for link, name in links.items():
             if (self.folder / link).is_dir() and not (self.folder / link).is_symlink():
                 self._remove(self.folder / link)  # a copy of the run that followed the links
@@ -144,9 +146,9 @@ class Checkpoints:
             _verify(path, STEP_FILES)
         try:
             model, optimizer = load_file(path / "model.safetensors"), load_file(path / "optimizer.safetensors")
-            return model, optimizer, json.loads((path / "state.json").read_bytes())
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(str(path), f"damaged ({safe(str(error))})") from error
+        return model, optimizer, read_json(path / "state.json", "state")
 
     # -- within
 
@@ -163,7 +165,7 @@ class Checkpoints:
 
     def _point(self, link: str, name: str) -> None:
         with disk.disk_errors(self.folder / link, newest=self._newest_name):
-            replace_link(self.folder / link, name)
+            replace_link(self.folder / link, name, self.root)
 
     def _newest_name(self) -> str:
         newest, _ = self.newest()
@@ -189,23 +191,23 @@ class Checkpoints:
 
     def _remove(self, path: Path) -> None:
         with disk.disk_errors(path, "cannot remove an old checkpoint", self._newest_name):
-            remove(path)
+            remove(path, self.root)
 
     def _commit(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes]) -> Path:
-        target, scratch = self.folder / name, self.folder / f".{name}.tmp"
+        target = self.folder / name
         self.check_space(*tensors.values())
         with disk.disk_errors(target, "cannot write checkpoint", self._newest_name):
             # what is there already is damaged, or of a timeline that the run has left
-            with staged_folder(target, scratch, replace=lambda: True):
+            with staged_folder(target, replace=lambda: True, root=self.root) as scratch:
                 manifest = {file: disk.write_synced(scratch / file, data) for file, data in files.items()}
                 manifest |= {file: disk.write_tensors(scratch / file, named) for file, named in tensors.items()}
                 disk.write_synced(scratch / MANIFEST, _manifest(manifest))
             try:
                 _verify(target, tuple(manifest))
-                if (target / MANIFEST).read_bytes() != _manifest(manifest):
+                if read_bytes(target / MANIFEST, "manifest") != _manifest(manifest):
                     raise CheckpointError(str(target / MANIFEST), "damaged")
             except CheckpointError as error:
-                remove(target)
+                remove(target, self.root)
                 good = self._newest_name()
                 message = f"does not read back as it was written ({error}); check the disk"
                 raise MachineError(str(target), f"{message}; {good or 'no other checkpoint'} is intact") from error
@@ -220,7 +222,7 @@ def _number(path: Path) -> int:
 
 def _links_of(path: Path) -> dict[str, str]:
     """Return where the best links pointed when a checkpoint was saved."""
-    state = disk.read_json(path / "state.json")
+    state = read_json(path / "state.json", "state", within=path.parent)
     links = state.get("links", {}) if isinstance(state, dict) else None
     if not isinstance(links, dict) or not all(
         re.fullmatch(LINK, link) and re.fullmatch(BEST, str(name)) for link, name in links.items()
@@ -235,13 +237,16 @@ def _manifest(files: Mapping[str, Any]) -> bytes:
 
 def _verify(path: Path, needed: tuple[str, ...]) -> None:
     """Raise CheckpointError unless the `needed` files are listed and every one equals its size and SHA-256."""
+    _check_place(path)
     try:
-        raw = (path / MANIFEST).read_bytes()
-        listed = json.loads(raw)["files"]
+        raw = read_bytes(path / MANIFEST, "manifest")
+        listed = parse_json(raw)["files"]
         wanted = {str(name): (entry["size"], entry["sha256"]) for name, entry in listed.items()}
     except FileNotFoundError as error:
         raise CheckpointError(str(path), f"not a committed checkpoint (no {MANIFEST})") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UnfitFile as error:
+        raise CheckpointError(str(path / MANIFEST), str(error)) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(str(path / MANIFEST), "damaged") from error
     if raw != _manifest(listed):  # so that no byte of it can change unnoticed, not even a space
         raise CheckpointError(str(path / MANIFEST), "damaged")
@@ -252,11 +257,21 @@ def _verify(path: Path, needed: tuple[str, ...]) -> None:
         if Path(name).name != name:
             raise CheckpointError(str(path / MANIFEST), "names a file outside the checkpoint")
         try:
-            actual = disk.fingerprint(path / name)
+            actual = {"size": os.lstat(path / name).st_size, "sha256": ""}
+            if actual["size"] == size:  # else there is no need to read it, however long it may be
+                actual = disk.fingerprint(path / name)
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or safe(str(error))
-            raise CheckpointError(str(path / name), f"cannot be read ({why})") from error
+            raise CheckpointError(str(path / name), why(error)) from error
         if actual["size"] != size:
             raise CheckpointError(str(path / name), f"damaged (size {safe(str(actual['size']))} of {safe(str(size))})")
         if actual["sha256"] != sha256:
             raise CheckpointError(str(path / name), "damaged (sha256 mismatch)")
+
+
+def _check_place(path: Path) -> None:
+    """Raise CheckpointError for a checkpoint that lies elsewhere: only a best link is one, to a directory beside it."""
+    if path.is_symlink():
+        target = os.readlink(path)
+        beside = re.fullmatch(LINK, path.name) and re.fullmatch(BEST, target)
+        if not beside or (path.parent / target).is_symlink():
+            raise CheckpointError(str(path), f"is a link to {quote(target)}, which is no checkpoint beside it")

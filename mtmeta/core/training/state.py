@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from mtmeta.core.errors import CheckpointError
+from mtmeta.core.storage.disk import BEST, LINK
 from mtmeta.core.wording import safe
 
 
@@ -81,8 +82,6 @@ def _shape(shape: list[int] | None) -> str:
 
 # ----------------------------------------------------------------------------------------------------- state.json
 
-LINK, BEST = r"best(-[A-Za-z0-9_-]+)?", r"best-[0-9]{8}"
-"""Names of the best links, which become paths, and of the directories they point at."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

@@ -12,6 +12,7 @@ import pytest
 
 import mtmeta
 from mtmeta.cli import main
+from mtmeta.core.api.events import Evaluated, StepDone
 from mtmeta.core.errors import UsageError
 from mtmeta.core.reports.terminal.run_list import age, list_runs
 from mtmeta.core.storage.lock import lock_folder
@@ -73,14 +74,13 @@ def test_where_a_stopped_run_is(folder: Path, finished: Path) -> None:
 def test_the_metrics_of_a_stopped_run_are_its_best(folder: Path) -> None:
     def line(group: str, best: bool, **metrics: float) -> bytes:
         tasks = {name: {"value": value} for name, value in metrics.items()}
-        event = {"type": "evaluated", "group": group, "split": "dev", "tasks": tasks, "best": best}
-        return json.dumps(event).encode() + b"\n"
+        return Evaluated(group, 8, "dev", tasks, selected=0.5, best=best).json().encode() + b"\n"
 
     def listed(*lines: bytes) -> Any:
         (folder / "stopped" / "events.jsonl").write_bytes(b"".join(lines))
         return next(run["metrics"] for run in list_runs(folder) if run["status"] == "stopped")
 
-    step = b'{"type": "step", "step": 9, "steps": 10}\n'
+    step = StepDone("a", 9, 10, {}, lr=0.1, norm=1.0, examples=4, seconds=1.0).json().encode() + b"\n"
     assert listed(line("a", True, a=0.5), step, line("a", True, a=0.7), step, line("a", False, a=0.6)) == {"a": 0.7}
     assert listed(line("a", True, a=0.5), line("a", False, a=0.4), line("b", True, b=0.3)) == {"a": 0.5, "b": 0.3}
     assert listed(line("a", False, a=0.4)) == {"a": 0.4}  # the best lies before the part that was read

@@ -141,7 +141,7 @@ def stop_before(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: 
 PLACES: list[tuple[str, Any, str, int]] = [
     ("individual", Trainer, "_one_step", 5),  # between groups
     ("individual", running.Training, "finish", 1),  # between the last checkpoint of a group and its score
-    ("individual", session, "write_file", 2),  # in the middle of the final scoring
+    ("individual", session.Session, "score", 2),  # in the middle of the final scoring
     ("joint", running.Training, "summarise", 1),
     ("joint", summary, "write_file", 1),  # between the last event and summary.json
     ("joint", Trainer, "_save", 2),  # between the best weights and the checkpoint

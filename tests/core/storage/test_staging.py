@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -137,10 +138,14 @@ def test_a_cut_leaves_the_old_export_and_nothing_else(
 
 
 def test_drafts_of_a_killed_process_go_and_those_of_others_stay(runs: Path, tmp_path: Path) -> None:
-    names = [".out.4194999.tmp", f".out.{os.getppid()}.tmp", ".other.4194999.tmp", ".out.x.tmp"]
+    random = "0123456789abcdef"
+    names = [f".out.{random}.tmp", f".out.{random[::-1]}.tmp", f".other.{random}.tmp", ".out.x.tmp", ".out.4194999.tmp"]
     for name in names:
         (tmp_path / name).mkdir()
+    handle = os.open(tmp_path / names[1], os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)  # as the process does that works on it
     export(runs / "one/run", "transformers", out=tmp_path / "out")
+    os.close(handle)
     assert sorted(hidden(tmp_path)) == sorted(names[1:])
 
 

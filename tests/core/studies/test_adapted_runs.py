@@ -109,11 +109,11 @@ def test_keeping_again_and_what_is_in_the_way(runs: Path, tmp_path: Path) -> Non
 def test_a_cut_leaves_no_half_run(allowed: int, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left, real = [allowed], atomic_file
 
-    def counting(path: Path) -> Any:
+    def counting(path: Path, **options: Any) -> Any:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
-        return real(path)
+        return real(path, **options)
 
     monkeypatch.setattr(disk, "atomic_file", counting)
     with pytest.raises(KeyboardInterrupt):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections import namedtuple
 from collections.abc import Callable
@@ -83,15 +84,15 @@ def test_the_order_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     fsync, rename, fingerprint = os.fsync, os.rename, disk.fingerprint
 
     def short(path: object) -> str:
-        return str(path).removeprefix(f"{tmp_path}/")
+        return re.sub("[0-9a-f]{16}", "RANDOM", str(path).removeprefix(f"{tmp_path}/"))
 
     def on_fsync(handle: int) -> None:
         done.append("fsync " + short(os.readlink(f"/proc/self/fd/{handle}")))
         fsync(handle)
 
-    def on_rename(a: Any, b: Any) -> None:
+    def on_rename(a: Any, b: Any, **folders: Any) -> None:
         done.append(f"rename {short(a)} {short(b)}")
-        rename(a, b)
+        rename(a, b, **folders)
 
     def on_read(path: Path) -> Any:
         done.append(f"read {short(path)}")
@@ -101,15 +102,15 @@ def test_the_order_of_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "rename", on_rename)
     monkeypatch.setattr(disk, "fingerprint", on_read)
     save(made, 2)
-    scratch, target = "c/.step-00000002.tmp", "c/step-00000002"
+    scratch, target = ".step-00000002.RANDOM.tmp", "step-00000002"
     files = ("state.json", "model.safetensors", "optimizer.safetensors")
     assert done == [
-        *(f"fsync {scratch}/{file}" for file in (*files, "MANIFEST.json")),
-        f"fsync {scratch}",
-        f"rename {scratch} {target}",
+        *(f"fsync c/{scratch}/{file}" for file in (*files, "MANIFEST.json")),
+        f"fsync c/{scratch}",
+        f"rename {scratch} {target}",  # in the open folder
         "fsync c",
-        *(f"read {target}/{file}" for file in files),
-        "rename c/step-00000001 c/.step-00000001.trash",
+        *(f"read c/{target}/{file}" for file in files),
+        "rename step-00000001 .step-00000001.RANDOM.trash",
     ]
 
 
@@ -159,9 +160,9 @@ def test_going_back_restores_links_and_drops_what_came_later(tmp_path: Path) -> 
     name = made.save_best(1, WEIGHTS, ["best"])
     save(made, 1, {"best": name})
     made.save_best(2, WEIGHTS, ["best", "best-a"])
-    for leftover in (".step-00000009.tmp", ".best-00000001.trash"):
+    for leftover in (f".step-00000009.{'a1' * 8}.tmp", f".best-00000001.{'a1' * 8}.trash"):
         (tmp_path / "c" / leftover).mkdir()
-    (tmp_path / "c" / ".best.tmp").symlink_to("nowhere")
+    (tmp_path / "c" / f".best.{'a1' * 8}.tmp").symlink_to("nowhere")
     made.go_back(1, {"best": name})
     assert names(tmp_path / "c") == ["best", "best-00000001", "step-00000001"]
     assert made.best_and_step()[1] == 1
@@ -304,7 +305,8 @@ def test_a_failure_to_drop_the_old_loses_nothing(tmp_path: Path, monkeypatch: py
         patch.setattr(os, "rmdir", fail(1, errno.EIO, os.rmdir, lambda *_: True))
         patch.setattr(os, "unlink", fail(1, errno.EIO, os.unlink, lambda *_: True))
         made.go_back(2, {})
-    assert names(tmp_path / "c") == [".step-00000001.trash", "step-00000002"]
+    trash, whole = names(tmp_path / "c")
+    assert re.fullmatch(r"\.step-00000001\.[0-9a-f]{16}\.trash", trash) and whole == "step-00000002"
     made.go_back(2, {})
     assert names(tmp_path / "c") == ["step-00000002"]
 
@@ -341,9 +343,7 @@ def test_space_is_looked_at_before_the_first_step(tmp_path: Path, monkeypatch: p
 
 def test_events_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The line names the checkpoint that the same command will go on from."""
-    from mtmeta.plugins import reporters
-
-    recipe, opened, after = quick(tmp_path), open, 0  # lines since the first checkpoint's
+    recipe, opened, after = quick(tmp_path), mtmeta.RunFiles.append, 0  # lines since the first checkpoint's
 
     class Full:
         def __init__(self, file: Any) -> None:
@@ -366,7 +366,7 @@ def test_events_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
             return int(self.file.write(line))
 
     with monkeypatch.context() as patch:
-        patch.setattr(reporters, "open", lambda *a, **b: Full(opened(*a, **b)), raising=False)
+        patch.setattr(mtmeta.RunFiles, "append", lambda *a: Full(opened(*a)))
         with pytest.raises(MachineError) as failed:
             mtmeta.run(recipe, out=tmp_path / "out")
     reason = "reporter 'jsonl' cannot write: No space left on device"

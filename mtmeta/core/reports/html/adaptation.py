@@ -12,7 +12,7 @@ from mtmeta.core.reports.adaptation import cells_of, notes_of, title_of
 from mtmeta.core.reports.html import plots
 from mtmeta.core.reports.html.page import Figure, render
 from mtmeta.core.reports.table import Cell, Table
-from mtmeta.core.storage.disk import write_file
+from mtmeta.core.storage.outputs import write_output
 
 PLAIN_SERIES = 7  # grey
 
@@ -23,8 +23,8 @@ def check_page(out: Path) -> None:
     nearest = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if out.is_dir():
         raise UsageError("--out", f"'{out}' is a directory; name a file, such as {out / 'adapt.html'}")
-    if (nearest != out and not nearest.is_dir()) or (nearest == out and not out.is_file()):
-        raise UsageError("--out", f"'{nearest}' is no {'file' if nearest == out else 'directory'}; name another file")
+    if nearest != out and not nearest.is_dir():
+        raise UsageError("--out", f"'{nearest}' is no directory; name another file")
 
 
 def write_page(adaptation: Mapping[str, Any], out: str | Path) -> Path:
@@ -47,7 +47,7 @@ def write_page(adaptation: Mapping[str, Any], out: str | Path) -> Path:
         each_draw=_each_draw(adaptation),
         notes=notes_of(adaptation),
     )
-    write_file(Path(out), page)
+    write_output(Path(out), page)
     return Path(out)
 
 

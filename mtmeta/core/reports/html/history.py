@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtmeta.core.errors import CheckpointError
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.directory import RunDir
+from mtmeta.core.run.event_stream import read_event
+from mtmeta.core.storage.reading import MAX_LINE, open_regular, read_lines, why
+from mtmeta.core.wording import quote
 
 Event = dict[str, Any]
-# keys that events of an earlier version lack
-DEFAULTS: dict[str, Event] = {"step": {"drifts": {}}, "evaluated": {"sampling": {}}}
+MAX_EVENTS = 2**30  # bytes of a file that is read into memory
+MAX_WARNINGS = 3  # lines of one file that are warned of one by one
+BY_TASK = ("losses", "drifts", "tasks", "sampling", "norms", "cosines")  # fields of events
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class History:
         for event in evaluations:
             # a skipped step has no event; the one before it knows what the learner had spent
             examples.append(spent.get((event["group"], event["step"]), examples[-1] if examples else 0))
-        values = [event["tasks"][task]["value"] for event in evaluations]
+        values = [_number(event["tasks"][task]["value"]) for event in evaluations]
         return [event["step"] for event in evaluations], examples, values
 
     def losses(self, task: str) -> tuple[list[float], list[float]]:
@@ -53,12 +58,14 @@ class History:
         points = []
         for event in self.of("step"):
             losses = event["losses"].get(task, ())
-            points += [(event["step"] - 1 + i / len(losses), loss) for i, loss in enumerate(losses, 1)]
+            at = enumerate(losses, 1)
+            points += [(event["step"] - 1 + i / len(losses), loss) for i, loss in at if loss is not None]
         return [at for at, _ in points], [loss for _, loss in points]
 
     def drifts(self, task: str) -> tuple[list[int], list[float]]:
         """Return step and |theta' - theta| of every inner loop of a task."""
         points = [(event["step"], drift) for event in self.of("step") for drift in event["drifts"].get(task, ())]
+        points = [(step, drift) for step, drift in points if drift is not None]
         return [step for step, _ in points], [drift for _, drift in points]
 
     def sampling(self) -> dict[str, dict[str, float]]:
@@ -71,26 +78,43 @@ def read_history(path: str | Path, registry: Registry, warn: Callable[[str], Non
     folder = RunDir(Path(path))
     folder.check_is_run()
     recipe = load_recipe(folder.recipe, registry, environ={})
-    events = _read_events(folder.path / "events.jsonl", warn)
+    events = _read_events(folder.path / "events.jsonl", recipe, warn)
     summary = folder.finished()
     return History(folder, recipe, folder.lock(), events, summary.plain() if summary is not None else None)
 
 
-def _read_events(path: Path, warn: Callable[[str], None]) -> list[Event]:
+def _read_events(path: Path, recipe: Recipe, warn: Callable[[str], None]) -> list[Event]:
     """Read events; a line that is none is left out with a warning, unless it is the last of a run under way."""
     try:
-        lines: Sequence[str] = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        events, bad = [], 0
+        with open_regular(path, MAX_EVENTS) as file:
+            for number, line in enumerate(read_lines(file), 1):
+                try:
+                    events.append(_checked(read_event(line), recipe))
+                except ValueError as error:
+                    whole = line.endswith(b"\n") or len(line) == MAX_LINE
+                    bad += whole
+                    if whole and bad <= MAX_WARNINGS:
+                        warn(f"{path}:{number}: is no event and was left out ({error})")
     except FileNotFoundError:
         warn(f"{path} is not there; the recipe's reporters have no jsonl, so there is nothing to draw")
         return []
-    events: list[Event] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-            if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-                raise ValueError("no event")
-            events.append({**DEFAULTS.get(event["type"], {}), **event})
-        except (ValueError, RecursionError):
-            if line.endswith("\n"):
-                warn(f"{path}:{number}: is no event and was left out")
+    except OSError as error:
+        raise CheckpointError(str(path), f"{why(error)}; remove it to do without the curves") from error
+    if bad > MAX_WARNINGS:
+        warn(f"{path}: {bad - MAX_WARNINGS} more lines are no events and were left out")
     return events
+
+
+def _checked(event: Event, recipe: Recipe) -> Event:
+    """Return an event about tasks of the recipe alone. Raises ValueError for another one."""
+    for name in BY_TASK:
+        value = event.get(name)
+        if isinstance(value, dict) and (others := value.keys() - recipe.tasks.keys()):
+            raise ValueError(f"of the task {quote(min(others))}, which the recipe does not have")
+    return event
+
+
+def _number(value: float | None) -> float:
+    """Return a number as it was before JSON, which has no others than finite ones."""
+    return math.nan if value is None else value

@@ -10,6 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mtmeta.core.wording import visible
+
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -32,8 +36,9 @@ class HeatTable:
 def environment() -> Environment:
     """Return the environment of the templates: every text is escaped, and a name that is not given raises."""
     return Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not of markup, which is made of such
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -5,8 +5,10 @@ matplotlib draws in placeholder colours, which become the page's CSS variables.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from typing import Any, Concatenate, ParamSpec
 import numpy as np
 
 from mtmeta.core.errors import MachineError
-from mtmeta.core.reports.html.page import Figure
+from mtmeta.core.reports.html.page import TEMPLATES, Figure
+from mtmeta.core.wording import safe
 
 Parameters = ParamSpec("Parameters")
 
@@ -77,9 +80,19 @@ class Curve:
 def require(who: str) -> None:
     """Raise MachineError, in the name of a command, without matplotlib."""
     try:
-        import matplotlib.figure  # noqa: F401
+        with contextlib.ExitStack() as stack:
+            # while it is imported, matplotlib reads matplotlibrc of the current folder, whoever has put it there
+            if "matplotlib" not in sys.modules:
+                with contextlib.suppress(OSError):
+                    stack.enter_context(contextlib.chdir(TEMPLATES))
+            import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise MachineError(who, "needs matplotlib, which is not installed; pip install 'mtmeta[report]'") from error
+
+
+def _settings(defaults: Any) -> Any:
+    """Return our settings over the library's own, so that a plot is the same whatever a user has set for others."""
+    return {key: defaults[key] for key in defaults if not key.startswith("backend")} | STYLE
 
 
 def _panel(
@@ -94,12 +107,12 @@ def _panel(
         import matplotlib.figure
         from matplotlib.ticker import MaxNLocator
 
-        with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # its keys are literals there
+        with matplotlib.rc_context(_settings(matplotlib.rcParamsDefault)):
             figure = matplotlib.figure.Figure(figsize=PANEL, layout="constrained")
             axes = figure.subplots()
-            axes.set_title(title, loc="left")
-            axes.set_xlabel(x)
-            axes.set_ylabel(y)
+            axes.set_title(safe(title), loc="left")
+            axes.set_xlabel(safe(x))
+            axes.set_ylabel(safe(y))
             if x == "step":
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             draw(axes, *args, **kwargs)
@@ -127,7 +140,7 @@ def curves(axes: Any, curves: Sequence[Curve], *, zero: bool = False) -> None:
         colour = SERIES[curve.series % len(SERIES)]
         aside = slot ** (number - (len(curves) - 1) / 2)  # so that no curve hides the intervals of another
         style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 3.5, "linewidth": 1.6}
-        style |= {"linestyle": "--" if curve.dashed else "-", "label": curve.label}
+        style |= {"linestyle": "--" if curve.dashed else "-", "label": safe(curve.label)}
         axes.plot([at * aside for at in curve.x], curve.mean, **style)
         for at, low, high, values in zip(curve.x, curve.low, curve.high, curve.values, strict=True):
             if low is not None and high is not None:
@@ -158,7 +171,7 @@ def lines(axes: Any, lines: Sequence[Line], *, zero: bool = False) -> None:
     if zero:
         axes.axhline(0, color=FOREGROUND, linewidth=0.6)
     for line in lines:
-        style: dict[str, Any] = {"color": SERIES[line.series % len(SERIES)], "label": line.label or None}
+        style: dict[str, Any] = {"color": SERIES[line.series % len(SERIES)], "label": safe(line.label) or None}
         if line.points:
             axes.plot(line.x, line.y, ".", markersize=2.5, alpha=0.35, **style)
         else:
@@ -175,7 +188,7 @@ def histograms(axes: Any, values: Mapping[str, Sequence[float]]) -> None:
     for number, (label, series) in enumerate(values.items()):
         colour = SERIES[number % len(SERIES)]
         axes.hist(series, bins=bins, histtype="stepfilled", color=colour, alpha=0.3)
-        axes.hist(series, bins=bins, histtype="step", color=colour, linewidth=1.4, label=label)
+        axes.hist(series, bins=bins, histtype="step", color=colour, linewidth=1.4, label=safe(label))
     _legend(axes)
 
 
@@ -185,9 +198,11 @@ def bars(axes: Any, groups: Sequence[str], values: Mapping[str, Sequence[float]]
     width = 0.8 / len(values)
     for number, (label, series) in enumerate(values.items()):
         at = np.arange(len(groups)) + (number - (len(values) - 1) / 2) * width
-        axes.bar(at, series, width * 0.92, color=SERIES[number % len(SERIES)], label=label)
+        axes.bar(at, series, width * 0.92, color=SERIES[number % len(SERIES)], label=safe(label))
     many = len(groups) > 4
-    axes.set_xticks(range(len(groups)), groups, rotation=30 if many else 0, ha="right" if many else "center")
+    axes.set_xticks(
+        range(len(groups)), [*map(safe, groups)], rotation=30 if many else 0, ha="right" if many else "center"
+    )
     axes.grid(axis="x", visible=False)
     _legend(axes)
 

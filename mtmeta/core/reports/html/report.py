@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mtmeta.core.errors import MtmetaError
+from mtmeta.core.errors import MtmetaError, UsageError, raise_all
 from mtmeta.core.recipe.resolved import describe, digest
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.reports.comparison import notes_of, table_of, title_of
@@ -16,10 +16,10 @@ from mtmeta.core.reports.html.history import History, read_history
 from mtmeta.core.reports.html.page import Figure, render
 from mtmeta.core.reports.html.run_section import run_section
 from mtmeta.core.reports.table import Cell, Table
-from mtmeta.core.storage.disk import write_file
+from mtmeta.core.storage.outputs import write_output
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
 from mtmeta.core.studies.comparison import baseline_of, comparison
-from mtmeta.core.wording import plural
+from mtmeta.core.wording import plural, safe
 
 Warn = Callable[[str], None]
 
@@ -27,30 +27,49 @@ Warn = Callable[[str], None]
 def report(
     runs: Sequence[str | Path],
     *,
-    out: str | Path = "report.html",
+    out: str | Path | None = None,
     baseline: str | None = None,
     block: Sequence[str] = (),
     warn: Warn = lambda text: None,
 ) -> Path:
-    """Write the page of these run directories to `out`; return its path.
+    """Write the page of these run directories to `out`, by default report.html here; return its path.
 
-    Runs of one recipe with several seeds are one row of the comparison. Raises MtmetaError; MachineError without
-    matplotlib.
+    Runs of one recipe with several seeds are one row of the comparison. Of several runs, those that cannot be read are
+    warned of and named on the page. Raises MtmetaError, where no run can be read too; MachineError without matplotlib.
     """
     registry = build_registry(block=block, warn=warn)
-    histories = [read_history(path, registry, warn) for path in dict.fromkeys(map(str, runs))]
+    histories, damaged = _read(list(dict.fromkeys(map(str, runs))), registry, warn)
     names = list(dict.fromkeys(run.recipe.name for run in histories))
     page = render(
         "report.html.j2",
         title=names[0] if len(names) == 1 else f"{len(names)} recipes: {', '.join(names)}",
-        overview=_overview(histories),
+        overview=[*_overview(histories), *damaged],
         results=_results(histories, baseline, registry, warn),
         selected_on=histories[0].recipe.evaluation.select_on,
         metrics=_metric_curves(histories),
         runs=[run_section(run, warn) for run in histories],
     )
-    write_file(Path(out), page)
-    return Path(out)
+    path = Path(out if out is not None else "report.html")
+    write_output(path, page, named=out is not None)
+    return path
+
+
+def _read(paths: Sequence[str], registry: Registry, warn: Warn) -> tuple[list[History], list[str]]:
+    """Read runs; returns the histories of those that can be read, and a line about each of the others."""
+    histories: list[History] = []
+    problems: list[MtmetaError] = []
+    for path in paths:
+        try:
+            histories.append(read_history(path, registry, warn))
+        except MtmetaError as error:
+            if type(error) is UsageError:  # no run at all: a slip of the command line
+                raise
+            problems.append(error)
+    if not histories:
+        raise_all(problems)
+    for problem in problems:
+        warn(f"{problem}; the report is of the other runs")
+    return histories, [f"Left out: {safe(str(problem), 500)}." for problem in problems]
 
 
 def _overview(runs: Sequence[History]) -> list[str]:

@@ -92,7 +92,7 @@ def _gradients(run: History) -> list[Figure]:
             if norm is not None:
                 norms[task].append((event["step"], norm))
         for one, other in itertools.combinations(event["norms"], 2):
-            if (cosine := event["cosines"][one][other]) is not None:
+            if (cosine := event["cosines"].get(one, {}).get(other)) is not None:
                 cosines[f"{one}, {other}"].append((event["step"], cosine))
     figures = []
     for title, y, series in (("Gradient norms", "norm", norms), ("Cosines of gradients", "cosine", cosines)):
@@ -110,12 +110,13 @@ def _cosines(run: History) -> HeatTable | None:
     last = run.of("gradients")[-1]
     if len(last["norms"]) < 2:
         return None
-    rows = []
+    rows, names = [], list(last["cosines"])
     for task, others in last["cosines"].items():
-        cosines = [None if value is None else round(value, 2) + 0.0 for value in others.values()]  # no -0.00
+        values = [others.get(name) for name in names]
+        cosines = [None if value is None else round(value, 2) + 0.0 for value in values]  # no -0.00
         rows.append((task, [("-" if value is None else f"{value:+.2f}", value or 0.0) for value in cosines]))
     caption = f"Cosines at step {last['step']}; a negative one is a conflict"
-    return HeatTable(caption, list(last["cosines"]), rows)
+    return HeatTable(caption, names, rows)
 
 
 def _predictions(run: History, warn: Callable[[str], None]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def show_adaptation(adaptation: Mapping[str, Any]) -> None:
     for heading in ("task", "shots", *map(safe, adaptation["starts"])):
         table.add_column(Text(heading))
     for adapted in adaptation["cells"]:
-        name = Text(f"{safe(adapted['task'])} {adapted['metric']}")
+        name = Text(f"{safe(adapted['task'])} {safe(adapted['metric'])}")
         table.add_row(name, str(adapted["shots"]), *map(text_of, cells_of(adapted)))
     console.print(table)
     for line in notes_of(adaptation):

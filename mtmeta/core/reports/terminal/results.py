@@ -23,7 +23,8 @@ def show_results(summary: Mapping[str, Any]) -> None:
     for name, score in summary["tasks"].items():
         examples = f"{score['examples']:,}" + (f" (+{score['skipped']} bad)" if score["skipped"] else "")
         interval = f"{score['low']:.3f} to {score['high']:.3f}" if score["low"] is not None else ""
-        row = [safe(name), score["metric"], f"{score['value']:.4f}", interval, examples, summary["split"]]
+        names = {key: safe(text) for key, text in (("metric", score["metric"]), ("split", summary["split"]))}
+        row = [safe(name), names["metric"], f"{score['value']:.4f}", interval, examples, names["split"]]
         table.add_row(*map(Text, row), f"{score['loss']:.4f}")
     if len(summary["tasks"]) > 1:
         table.add_section()

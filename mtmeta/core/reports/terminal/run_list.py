@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,9 @@ from rich.text import Text
 from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.reports.terminal.console import Folding, console_for_tables
 from mtmeta.core.run.directory import RunDir
+from mtmeta.core.run.event_stream import read_event
 from mtmeta.core.storage.lock import lock_owner
+from mtmeta.core.storage.reading import UnfitFile, open_regular
 from mtmeta.core.wording import plural, safe
 
 TAIL = 2**22  # bytes at the end of events.jsonl that are looked at
@@ -45,8 +46,7 @@ def _run_folders(folder: Path) -> Iterator[Path]:
 
 def _describe(run: RunDir) -> dict[str, Any]:
     events = run.path / "events.jsonl"
-    files = (run.recipe, run.lock_file, run.summary, events)
-    changed = max(file.stat().st_mtime for file in files if file.exists())
+    changed = max(map(_changed, (run.recipe, run.lock_file, run.summary, events)))
     process = lock_owner(run.path) or None
     entry: dict[str, Any] = {"run": str(run.path), "status": "running" if process else "stopped", "holder": process}
     entry |= {"step": None, "steps": None, "split": None, "metrics": {}, "mean": None, "changed": round(changed, 3)}
@@ -58,7 +58,17 @@ def _describe(run: RunDir) -> dict[str, Any]:
         metrics = {name: score.value for name, score in summary.tasks.items()}
         steps = {"step": summary.steps, "steps": summary.steps, "split": summary.split}
         return entry | {"status": "finished", **steps, "metrics": metrics, "mean": summary.mean}
-    return entry | _progress(events)
+    try:
+        return entry | _progress(events)
+    except UnfitFile as error:
+        return entry | {"status": f"damaged: {events.name} {error}"}
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime  # what a link leads to is of no concern
+    except OSError:
+        return 0.0
 
 
 def _progress(path: Path) -> dict[str, Any]:
@@ -67,26 +77,26 @@ def _progress(path: Path) -> dict[str, Any]:
     best: dict[str, dict[str, float]] = {}
     latest: dict[str, dict[str, float]] = {}
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().splitlines()
-    except OSError:
+            lines = file.read(TAIL).splitlines(keepends=True)
+    except FileNotFoundError:
         return progress
     for line in reversed(lines):
         if b'"evaluated"' not in line and (b'"step"' not in line or "step" in progress):
             continue  # most lines are steps, and only the last one counts
         try:
-            event = json.loads(line)
-            if event["type"] == "step" and "step" not in progress:
-                progress |= {"step": int(event["step"]), "steps": int(event["steps"])}
-            if event["type"] == "evaluated":
-                metrics = {str(name): float(score["value"]) for name, score in event["tasks"].items()}
-                progress.setdefault("split", str(event["split"]))
-                latest.setdefault(str(event["group"]), metrics)
-                if event["best"] is True:
-                    best.setdefault(str(event["group"]), metrics)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            event = read_event(line)
+        except ValueError:
             continue  # the first line is cut, the last may be under way
+        if event["type"] == "step" and "step" not in progress:
+            progress |= {"step": event["step"], "steps": event["steps"]}
+        if event["type"] == "evaluated":
+            metrics = {name: score["value"] for name, score in event["tasks"].items() if score["value"] is not None}
+            progress.setdefault("split", event["split"])
+            latest.setdefault(event["group"], metrics)
+            if event["best"]:
+                best.setdefault(event["group"], metrics)
     groups = {**latest, **best}  # a group's best may lie further back than what was read
     merged = {name: value for group in reversed(groups.values()) for name, value in group.items()}
     return progress | ({"metrics": merged} if merged else {})
