@@ -14,46 +14,64 @@ from mtmeta.core.tables.text_file import decode
 from mtmeta.core.wording import plural, quote
 
 MAX_JOINED, MAX_SCANNED = 1000, 100_000  # lines of one quoted field if multiline; lines read to see how far it runs
-INSIDE = re.compile(r'((?:[^"]++|"")*+)("?)')  # what stands in a quoted field; group 2 is the closing quote, if any
+QUOTED = re.compile(r'"((?:[^"]++|"")*+)("?)')  # from an opening quote on; group 2 is the closing one, if any
+INSIDE = re.compile(r'((?:[^"]++|"")*+)("?)')  # the same on a line that begins in a quoted field
 DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";"}
 LONG_SWALLOW = 4  # lines of one quoted field that hardly all look like rows by chance
 
 
-def add_fields(text: str, delimiter: str, fields: list[str], opened: list[str]) -> bool:
-    """Add a line's fields; False if text follows a closing quote.
+def split_fields(text: str, delimiter: str) -> tuple[list[str], str | None]:
+    """Return the fields of a line, and what stands in a last one that does not close, None if all do.
 
-    `opened` holds the lines of a quoted field that has not closed yet; those of earlier lines are taken from it.
+    No field at all means that text follows a closing quote.
     """
     # as csv.reader(strict=True), which has one field limit for the whole process and ends a row at a lone CR
-    at, inside = 0, bool(opened)
+    fields: list[str] = []
+    at = 0
     while at <= len(text):
-        if inside or text.startswith('"', at):
-            quoted = INSIDE.match(text, at if inside else at + 1)
-            assert quoted is not None  # it matches nothing as well
-            field, end = quoted[1].replace('""', '"'), quoted.end()
+        if quoted := QUOTED.match(text, at):
+            end = quoted.end()
             if not quoted[2]:
-                opened.append(field)
-                return True
+                return fields, quoted[1].replace('""', '"')
             if text[end : end + 1] not in ("", delimiter):
-                return False
-            if inside:
-                field, inside = "\n".join([*opened, field]), False
-                opened.clear()
-            fields.append(field)
+                return [], None
+            fields.append(quoted[1].replace('""', '"'))
         else:
             end = text.find(delimiter, at) % (len(text) + 1)  # -1 becomes the end of the line
             fields.append(text[at:end])
         at = end + 1
-    return True
+    return fields, None
 
 
-def split_fields(text: str, delimiter: str) -> list[str] | None:
-    """Return the fields of a line; [] if text follows a closing quote, None if the last field does not close."""
-    fields: list[str] = []
-    opened: list[str] = []
-    if not add_fields(text, delimiter, fields, opened):
-        return []
-    return None if opened else fields
+class JoinedRow:
+    """A row whose quoted fields run over lines, each of which is looked at once."""
+
+    def __init__(self, fields: list[str], opened: str, delimiter: str) -> None:
+        self.fields, self._delimiter = fields, delimiter
+        self._opened = [opened]
+        """Lines of the field that has not closed."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its last field has not closed."""
+        return bool(self._opened)
+
+    def add(self, text: str) -> bool:
+        """Take the next line; False if text follows a closing quote."""
+        inside = INSIDE.match(text)
+        assert inside is not None  # it matches nothing as well
+        self._opened.append(inside[1].replace('""', '"'))
+        if not inside[2]:
+            return True
+        self.fields.append("\n".join(self._opened))
+        self._opened = []
+        end = inside.end()
+        if end == len(text):
+            return True
+        fields, opened = split_fields(text[end + 1 :], self._delimiter)
+        self.fields += fields
+        self._opened = [] if opened is None else [opened]
+        return text[end] == self._delimiter and bool(fields or self._opened)
 
 
 def delimiters(header: str, *, quoted: bool) -> list[str]:
@@ -64,7 +82,7 @@ def delimiters(header: str, *, quoted: bool) -> list[str]:
     parting = [
         name
         for name, mark in DELIMITERS.items()
-        if len((split_fields(header, mark) or []) if quoted else header.split(mark)) > 1
+        if len(split_fields(header, mark)[0] if quoted else header.split(mark)) > 1
     ]
     return parting or [next((name for name, mark in DELIMITERS.items() if mark in header), "comma")]
 
@@ -124,16 +142,18 @@ class DelimitedReader:
         except BadRowError as error:
             if self._quoted and self._multiline and error.kind != "line too long":
                 text = raw.decode(self._encoding, "replace")
-                if split_fields(text, self.delimiter) is None:  # the lines that follow belong to the bad row
-                    self._joined_fields(number, len(raw), text, error)
+                fields, opened = split_fields(text, self.delimiter)
+                if opened is not None:  # the lines that follow belong to the bad row
+                    self._join(number, raw, JoinedRow(fields, opened, self.delimiter), error)
             raise
         if not self._quoted or '"' not in text:
             return text.split(self.delimiter)
-        if fields := split_fields(text, self.delimiter):
-            return fields
-        if fields is not None:
+        fields, opened = split_fields(text, self.delimiter)
+        if opened is not None:
+            return self._join(number, raw, JoinedRow(fields, opened, self.delimiter))
+        if not fields:
             raise BadRowError("stray quote", "text after a closing quote; if quotes are text set quoting: none")
-        return self._joined_fields(number, len(raw), text)
+        return fields
 
     def notes(self) -> list[str]:
         """Return what was read without a bad row and may be read wrongly: rows joined by quotes, values dropped."""
@@ -153,15 +173,13 @@ class DelimitedReader:
         """Return whether a line has as many fields as the header if quotes are ordinary characters."""
         return len(self.names) > 1 and text.count(self.delimiter) + 1 == len(self.names)
 
-    def _joined_fields(self, number: int, size: int, text: str, refusal: BadRowError | None = None) -> list[str]:
-        """Return the fields of a line whose last field closes on a later one, if that is allowed.
+    def _join(self, number: int, raw: bytes, row: JoinedRow, refusal: BadRowError | None = None) -> list[str]:
+        """Return the fields of a row whose last field closes on a later line, if that is allowed.
 
-        Each line is looked at once. A bad byte must not end the row before its quote closes: `refusal` waits till then.
+        A bad byte must not end the row before its quote closes: `refusal` waits till then.
         """
-        fields: list[str] = []
-        opened: list[str] = []
-        add_fields(text, self.delimiter, fields, opened)
-        count, whole, end = 1, self.is_row(text), " to the end of the file"
+        count, size, end = 1, len(raw), " to the end of the file"
+        whole = self.is_row(raw.decode(self._encoding, "replace"))
         fix = "is this TSV without quoting? set quoting: none"
         for _, raw in self.lines:
             count += 1
@@ -171,18 +189,18 @@ class DelimitedReader:
             except BadRowError as error:
                 refusal, text = refusal or error, raw.decode(self._encoding, "replace")
             whole = whole and self.is_row(text)
-            before = len(fields)
-            good = add_fields(text, self.delimiter, fields, opened)
-            if good and not opened and self._multiline:
+            before = len(row.fields)
+            good = row.add(text)
+            if good and not row.is_open and self._multiline:
                 if refusal:
                     raise refusal
                 self._note(number, count, whole)
-                return fields
-            closed = not good or (not self._multiline and len(fields) > before)
+                return row.fields
+            closed = not good or (not self._multiline and len(row.fields) > before)
             too_many = count >= (MAX_JOINED if self._multiline else MAX_SCANNED)
             if closed or too_many or size > text_file.MAX_LINE:
                 end = "" if closed else " or more"
-                if good and not opened and not whole and len(fields) == len(self.names):
+                if good and not row.is_open and not whole and len(row.fields) == len(self.names):
                     fix = "set multiline: true, or quoting: none if quotes are text"
                 break
         raise DataError(f"{self._place}:{number}", f"quoted field runs over {plural(count, 'line')}{end}; {fix}")
