@@ -26,6 +26,7 @@ import mtmeta.core.run.evaluate
 import mtmeta.core.run.run
 import mtmeta.core.training.evaluation
 from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.tables.data_file import Dialect
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
@@ -33,6 +34,7 @@ from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import HEADER, LABELS, RECIPE, ROWS, SMALL, data_folder
 from tests.support.fuzzing import WORDS, call, desk, grafted, json_bytes, mutated, survives, trees
+from tests.support.tables import check_dialects, check_json, delimited_files, json_files
 
 FEW, MANY = 40, 20_000
 VALIDATE = ("validate", "--data", "small.yaml")
@@ -122,6 +124,30 @@ def data(drawn: tuple[bytes, str, str]) -> None:
     raw, name, dialect = drawn
     Path("data", name).write_bytes(raw)
     assert survives("validate", "--data", f"{name}.yaml", "--set", f"data={dialect}").code in (0, 3)
+
+
+def json_form(drawn: tuple[bytes, str, str]) -> None:
+    """Any form of JSON: the rows that `json.loads` of the whole gives, or a refusal, by the reader and by a command."""
+    raw, suffix, table = drawn
+    path, before = Path("data", f"j{suffix}"), sorted(os.listdir("data"))
+    path.write_bytes(raw)
+    check_json(path, table)
+    assert survives("validate", "--data", "j.yaml", "--set", f"tasks.pairs.train='j{suffix}{table}'").code in (0, 3)
+    path.unlink()
+    assert sorted(os.listdir("data")) == before
+
+
+def quoting_dialect(drawn: tuple[bytes, str, Dialect]) -> None:
+    """Any dialect: the rows that a plain split, or `csv`, gives, and every other reading as it is promised."""
+    raw, suffix, dialect = drawn
+    path, before = Path("data", f"d{suffix}"), sorted(os.listdir("data"))
+    path.write_bytes(raw)
+    check_dialects(path, dialect)
+    options = f"{{quoting: {dialect.quoting}, multiline: {str(dialect.multiline).lower()}, on_bad_rows: skip}}"
+    command = ("validate", "--data", "j.yaml", "--set", f"tasks.pairs.train=d{suffix}", "--set", f"data={options}")
+    assert survives(*command).code in (0, 3)
+    path.unlink()
+    assert sorted(os.listdir("data")) == before
 
 
 # ---------------------------------------------------------------------------------------------------------- weights
@@ -250,6 +276,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, F
         with desk(data_folder(tmp_path_factory.mktemp("fuzz"))) as folder:
             write_bert(folder / "w")
             (folder / "small.yaml").write_text(SMALL)
+            (folder / "j.yaml").write_text(SMALL)
             for name in TABLES:
                 (folder / f"{name}.yaml").write_text(SMALL.replace("train.tsv", name))
             assert call(*WEIGHTS).code == 0
@@ -291,6 +318,8 @@ def make_fuzzers(folder: Path) -> dict[str, Fuzzer]:
         "recipe": Fuzzer(st.one_of(recipe_bytes(RECIPE), recipe_bytes(SMALL)), recipe),
         "override": Fuzzer(st.one_of(st.text(max_size=30), assignments), override),
         "data": Fuzzer(st.tuples(files, st.sampled_from(TABLES), st.sampled_from(DIALECTS)), data),
+        "json": Fuzzer(json_files(), json_form),
+        "dialects": Fuzzer(delimited_files(), quoting_dialect),
         "safetensors": Fuzzer(
             st.one_of(mutated(model), tensors(model), st.binary(max_size=200)), weights_file("model.safetensors")
         ),
@@ -307,8 +336,8 @@ def make_fuzzers(folder: Path) -> dict[str, Fuzzer]:
 
 
 NAMES = [
-    "recipe", "override", "data", "safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-    "manifest", "best manifest", "state.json", "summary.json", "lock",
+    "recipe", "override", "data", "json", "dialects", "safetensors", "config.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.txt", "manifest", "best manifest", "state.json", "summary.json", "lock",
 ]  # fmt: skip
 
 

@@ -64,10 +64,51 @@ class _Survey:
     broken: int = 0
     """Lines that are rows only if quotes are ordinary characters."""
 
+    plain_width: int = 0
+
+    def tell(self, plain: _Plain, lines: list[bytes]) -> None:
+        """Count lines that are a row together if quotes quote."""
+        whole = sum([plain.count(self, line) for line in lines])
+        self.needed += len(lines) - whole
+        # beside lines of one quoted field, the line with the others looks like a row
+        self.broken += max(0, whole - 1)
+
+    def row(self, reader: DelimitedReader, number: int, raw: bytes, seen: list[bytes], plain: _Plain) -> None:
+        """Count the row that begins with a line with quoting, and each of the lines it takes without."""
+        width = len(reader.names)
+        try:
+            fields = reader.fields(number, raw)
+        except BadRowError:
+            fields = []
+        except DataError as error:
+            self.error, fields = error, []
+        good = len(fields) == width
+        self.rows += good
+        self.bad += not good
+        if len(seen) > 1:
+            self.joined += len(seen)
+            self.tell(plain, seen)
+            return
+        if b'"' not in raw and width == plain.width and reader.delimiter == plain.mark:
+            self.plain_rows += good
+            self.plain_bad += not good
+            return
+        whole = plain.count(self, raw)
+        if not good:
+            self.broken += whole
+        elif fields != (text := decode(raw, plain.encoding)).split(plain.mark):
+            self.wrapped += 1
+            self.needed += not whole or any('"' in field and field not in text for field in fields)
+
     @property
     def is_text(self) -> bool:
         """Whether quotes are ordinary characters."""
-        return self.broken > 0 and self.broken >= self.needed and 2 * self.wrapped <= self.plain_rows
+        return (
+            self.plain_width > 0
+            and self.broken > 0
+            and self.broken >= self.needed
+            and 2 * self.wrapped <= self.plain_rows
+        )
 
     def readings(self, dialect: Dialect) -> list[Reading]:
         """Return the readings that go to the end of the file, the one that is taken first."""
@@ -79,90 +120,84 @@ class _Survey:
         if self.error:
             return [none]
         csv = Reading(replace(dialect, quoting="csv", multiline=self.joined > 0), self.rows, self.bad, reason)
-        if not (self.wrapped or self.broken or self.joined):
+        if not self.plain_width or not (self.wrapped or self.broken or self.joined):
             return [csv]
         return [none, csv] if self.is_text else [csv, none]
 
 
-def _survey(file: DataFile, dialect: Dialect) -> _Survey:
-    """Go through a file once, counting its rows with quoting over several lines, and with none."""
-    found, seen = _Survey(), [b""]
-    encoding, place = dialect.encoding, file.place
-    with open_file(file.path) as opened:
+class _Lines:
+    """The lines of a file, one after the other; `seen` keeps those taken since it was cleared."""
 
-        def noted() -> Iterator[tuple[int, bytes]]:
-            for number, raw in read_lines(opened, place, encoding):
-                seen.append(raw)
-                yield number, raw
+    def __init__(self, lines: Iterator[tuple[int, bytes]]) -> None:
+        self._lines = lines
+        self.seen: list[bytes] = []
 
-        options: Any = {"delimiter": dialect.delimiter, "quoted": True, "multiline": True}
-        try:
-            reader = DelimitedReader(noted(), place, encoding, **options)
-        except DataError as error:
-            if " appears " in error.message or error.message == "no examples":
-                raise
-            found.error = error
-            return _plain_survey(file, dialect, found)
-        mark = reader.delimiter
-        width = decode(next(raw for raw in seen if raw), encoding).count(mark) + 1
-        seen.clear()
-        for number, raw in reader.lines:
-            if raw and not found.error:
-                try:
-                    fields = reader.fields(number, raw)
-                except BadRowError:
-                    fields = []
-                except DataError as error:
-                    found.error, fields = error, []
-                _count(found, seen, fields, len(reader.names), (mark, width, encoding))
-            elif raw:
-                _count_plain(found, raw, mark, width, encoding)
-            seen.clear()
-    return found
-
-
-def _count(found: _Survey, seen: list[bytes], fields: list[str], width: int, plain: tuple[str, int, str]) -> None:
-    """Count the row that the lines `seen` are with quoting, and each of them without."""
-    good = len(fields) == width
-    found.rows += good
-    found.bad += not good
-    if len(seen) == 1 and b'"' not in seen[0]:
-        found.plain_rows += good
-        found.plain_bad += not good
-        return
-    lines = [line for line in seen if line]
-    whole = [_count_plain(found, line, *plain) for line in lines]
-    if len(seen) > 1:
-        found.joined += len(seen)
-        found.broken += sum(whole)
-        found.needed += len(whole) - sum(whole)
-    elif not good:
-        found.broken += whole[0]
-    elif (text := decode(seen[0], plain[2])) and fields != text.split(plain[0]):
-        found.wrapped += 1
-        found.needed += not whole[0] or any('"' in field and field not in text for field in fields)
-
-
-def _count_plain(found: _Survey, raw: bytes, mark: str, width: int, encoding: str) -> bool:
-    try:
-        whole = decode(raw, encoding).count(mark) + 1 == width
-    except BadRowError:
-        whole = False
-    found.plain_rows += whole
-    found.plain_bad += not whole
-    return whole
-
-
-def _plain_survey(file: DataFile, dialect: Dialect, found: _Survey) -> _Survey:
-    """Count the rows of a file whose header cannot be read with quoting."""
-    with open_file(file.path) as opened:
-        lines = read_lines(opened, file.place, dialect.encoding)
-        options: Any = {"delimiter": dialect.delimiter, "quoted": False, "multiline": False}
-        reader = DelimitedReader(lines, file.place, dialect.encoding, **options)
-        for _, raw in reader.lines:
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        for number, raw in self._lines:
             if raw:
-                whole = _count_plain(found, raw, reader.delimiter, len(reader.names), dialect.encoding)
-                found.broken += whole
+                self.seen.append(raw)
+            yield number, raw
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """How lines are split where quotes are ordinary characters."""
+
+    encoding: str
+    mark: str
+    width: int
+    """Fields of the header; 0 if it cannot be read so."""
+
+    def count(self, found: _Survey, raw: bytes) -> bool:
+        """Count a line; whether it is a row."""
+        try:
+            whole = decode(raw, self.encoding).count(self.mark) + 1 == self.width
+        except BadRowError:
+            whole = False
+        found.plain_rows += whole
+        found.plain_bad += not whole
+        return whole
+
+
+def _survey(file: DataFile, dialect: Dialect) -> _Survey:
+    """Go through a file once, counting its rows with quoting over several lines, and with none. Raises DataError."""
+    found, place = _Survey(), file.place
+    options: Any = {"delimiter": dialect.delimiter}
+    with open_file(file.path) as opened:
+        lines = _Lines(read_lines(opened, place, dialect.encoding))
+        numbered = iter(lines)
+        error = None
+        try:
+            reader = DelimitedReader(numbered, place, dialect.encoding, quoted=True, multiline=True, **options)
+        except DataError as refusal:
+            if not lines.seen:
+                raise
+            error = found.error = refusal
+        header, *rest = lines.seen
+        try:
+            quoteless = DelimitedReader(
+                iter([(1, header)]), place, dialect.encoding, quoted=False, multiline=False, **options
+            )
+            plain = _Plain(dialect.encoding, quoteless.delimiter, len(quoteless.names))
+        except DataError:
+            if error:
+                raise error from None
+            plain = _Plain(dialect.encoding, reader.delimiter, 0)
+        found.plain_width = plain.width
+        found.joined = len(lines.seen) if rest else 0
+        if rest:  # of a header over several lines
+            found.tell(plain, lines.seen)
+            found.plain_rows -= plain.width > 0  # the header itself
+        lines.seen.clear()
+        for number, raw in numbered:
+            if not raw:
+                pass
+            elif found.error:
+                whole = plain.count(found, raw)
+                found.broken += whole and error is not None
+            else:
+                found.row(reader, number, raw, lines.seen, plain)
+            lines.seen.clear()
     return found
 
 
