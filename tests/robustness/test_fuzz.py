@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,28 +127,37 @@ def data(drawn: tuple[bytes, str, str]) -> None:
     assert survives("validate", "--data", f"{name}.yaml", "--set", f"data={dialect}").code in (0, 3)
 
 
+@contextmanager
+def table_file(name: str, raw: bytes) -> Iterator[Path]:
+    """A data file for a while; nothing else is written beside it or in the folder above."""
+    path, before = Path("data", name), [sorted(os.listdir(folder)) for folder in ("data", ".")]
+    path.write_bytes(raw)
+    try:
+        yield path
+    finally:
+        path.unlink()
+    assert [sorted(os.listdir(folder)) for folder in ("data", ".")] == before
+
+
 def json_form(drawn: tuple[bytes, str, str]) -> None:
     """Any form of JSON: the rows that `json.loads` of the whole gives, or a refusal, by the reader and by a command."""
     raw, suffix, table = drawn
-    path, before = Path("data", f"j{suffix}"), sorted(os.listdir("data"))
-    path.write_bytes(raw)
-    check_json(path, table)
-    assert survives("validate", "--data", "j.yaml", "--set", f"tasks.pairs.train='j{suffix}{table}'").code in (0, 3)
-    path.unlink()
-    assert sorted(os.listdir("data")) == before
+    with table_file(f"j{suffix}", raw) as path:
+        check_json(path, table)
+        assert survives("validate", "--data", "j.yaml", "--set", f"tasks.pairs.train='{path.name}{table}'").code in (
+            0,
+            3,
+        )
 
 
 def quoting_dialect(drawn: tuple[bytes, str, Dialect]) -> None:
     """Any dialect: the rows that a plain split, or `csv`, gives, and every other reading as it is promised."""
     raw, suffix, dialect = drawn
-    path, before = Path("data", f"d{suffix}"), sorted(os.listdir("data"))
-    path.write_bytes(raw)
-    check_dialects(path, dialect)
     options = f"{{quoting: {dialect.quoting}, multiline: {str(dialect.multiline).lower()}, on_bad_rows: skip}}"
     command = ("validate", "--data", "j.yaml", "--set", f"tasks.pairs.train=d{suffix}", "--set", f"data={options}")
-    assert survives(*command).code in (0, 3)
-    path.unlink()
-    assert sorted(os.listdir("data")) == before
+    with table_file(f"d{suffix}", raw) as path:
+        check_dialects(path, dialect)
+        assert survives(*command).code in (0, 3)
 
 
 # ---------------------------------------------------------------------------------------------------------- weights

@@ -52,6 +52,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int=str, parse_constant=_refuse)
+LENIENT = json.JSONDecoder(parse_float=str, parse_int=str, strict=False)
 
 
 def parse_object(text: str) -> dict[str, object]:
@@ -172,6 +173,21 @@ class JsonReader:
 
     def record(self, line: int, element: Element) -> dict[str, object]:
         """Return the row that an element is. Raises BadRowError, and DataError where it is no JSON."""
+        try:
+            return self._record(line, element)
+        except BadRowError:
+            try:
+                LENIENT.decode(element.text)
+            except json.JSONDecodeError as error:  # where it ends, and the next row begins, is not known then
+                self._no_json(line, error)
+            except RecursionError:
+                pass
+            raise
+
+    def _no_json(self, line: int, error: json.JSONDecodeError) -> NoReturn:
+        self.fail(f"not JSON ({safe(error.msg)}); write the file again", line + error.lineno - 1)
+
+    def _record(self, line: int, element: Element) -> dict[str, object]:
         text = element.text
         if element.depth > MAX_DEPTH:
             raise BadRowError("not a JSON object", f"nested deeper than {MAX_DEPTH} levels")
@@ -182,7 +198,7 @@ class JsonReader:
         try:
             value = DECODER.decode(text)
         except json.JSONDecodeError as error:
-            self.fail(f"not JSON ({safe(error.msg)}); write the file again", line + error.lineno - 1)
+            self._no_json(line, error)
         if not isinstance(value, dict | list):
             raise BadRowError("not a JSON object", f"not a JSON object but {quote(text)}; write one object a row")
         if self._width is None:

@@ -103,12 +103,7 @@ class _Survey:
     @property
     def is_text(self) -> bool:
         """Whether quotes are ordinary characters."""
-        return (
-            self.plain_width > 0
-            and self.broken > 0
-            and self.broken >= self.needed
-            and 2 * self.wrapped <= self.plain_rows
-        )
+        return self.plain_width > 0 and self.broken > self.needed and 2 * self.wrapped <= self.plain_rows
 
     def readings(self, dialect: Dialect) -> list[Reading]:
         """Return the readings that go to the end of the file, the one that is taken first."""
@@ -246,7 +241,7 @@ def both_fit(found: list[Reading], taken: Dialect) -> list[str]:
         return []
     notes = []
     for one in found:
-        if one is not ours and (one.bad <= ours.bad or one.rows > ours.rows):
+        if one is not ours and one.bad <= ours.bad:
             options = {key: value for key, value in vars(one.dialect).items() if value != getattr(Dialect(), key)}
             shown = ", ".join(f"{key}: {str(value).lower()}" for key, value in (options or {"quoting": "csv"}).items())
             why = f" (taken: {ours.why})" if ours is found[0] and ours.why else " (taken)"
