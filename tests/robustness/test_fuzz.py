@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mtmeta.core.errors import CheckpointError, MtmetaError
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.tables.data_file import Dialect
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
@@ -38,6 +40,7 @@ from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import HEADER, LABELS, RECIPE, ROWS, SMALL, data_folder
 from tests.support.fuzzing import WORDS, call, desk, grafted, json_bytes, mutated, survives, trees
 from tests.support.spoilt_runs import pieces, run_directory, spoilt
+from tests.support.tables import check_dialects, check_json, delimited_files, json_files
 
 FEW, MANY = 40, 20_000
 VALIDATE = ("validate", "--data", "small.yaml")
@@ -127,6 +130,39 @@ def data(drawn: tuple[bytes, str, str]) -> None:
     raw, name, dialect = drawn
     Path("data", name).write_bytes(raw)
     assert survives("validate", "--data", f"{name}.yaml", "--set", f"data={dialect}").code in (0, 3)
+
+
+@contextmanager
+def table_file(name: str, raw: bytes) -> Iterator[Path]:
+    """A data file for a while; nothing else is written beside it or in the folder above."""
+    path, before = Path("data", name), [sorted(os.listdir(folder)) for folder in ("data", ".")]
+    path.write_bytes(raw)
+    try:
+        yield path
+    finally:
+        path.unlink()
+    assert [sorted(os.listdir(folder)) for folder in ("data", ".")] == before
+
+
+def json_form(drawn: tuple[bytes, str, str]) -> None:
+    """Any form of JSON: the rows that `json.loads` of the whole gives, or a refusal, by the reader and by a command."""
+    raw, suffix, table = drawn
+    with table_file(f"j{suffix}", raw) as path:
+        check_json(path, table)
+        assert survives("validate", "--data", "j.yaml", "--set", f"tasks.pairs.train='{path.name}{table}'").code in (
+            0,
+            3,
+        )
+
+
+def quoting_dialect(drawn: tuple[bytes, str, Dialect]) -> None:
+    """Any dialect: the rows that a plain split, or `csv`, gives, and every other reading as it is promised."""
+    raw, suffix, dialect = drawn
+    options = f"{{quoting: {dialect.quoting}, multiline: {str(dialect.multiline).lower()}, on_bad_rows: skip}}"
+    command = ("validate", "--data", "j.yaml", "--set", f"tasks.pairs.train=d{suffix}", "--set", f"data={options}")
+    with table_file(f"d{suffix}", raw) as path:
+        check_dialects(path, dialect)
+        assert survives(*command).code in (0, 3)
 
 
 # ---------------------------------------------------------------------------------------------------------- weights
@@ -269,6 +305,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, F
         with desk(data_folder(tmp_path_factory.mktemp("fuzz"))) as folder:
             write_bert(folder / "w")
             (folder / "small.yaml").write_text(SMALL)
+            (folder / "j.yaml").write_text(SMALL)
             for name in TABLES:
                 (folder / f"{name}.yaml").write_text(SMALL.replace("train.tsv", name))
             assert call(*WEIGHTS).code == 0
@@ -320,6 +357,8 @@ def make_fuzzers(folder: Path) -> dict[str, Fuzzer]:
         "recipe": Fuzzer(st.one_of(recipe_bytes(RECIPE), recipe_bytes(SMALL)), recipe),
         "override": Fuzzer(st.one_of(st.text(max_size=30), assignments), override),
         "data": Fuzzer(st.tuples(files, st.sampled_from(TABLES), st.sampled_from(DIALECTS)), data),
+        "json": Fuzzer(json_files(), json_form),
+        "dialects": Fuzzer(delimited_files(), quoting_dialect),
         "safetensors": Fuzzer(
             st.one_of(mutated(model), tensors(model), st.binary(max_size=200)), weights_file("model.safetensors")
         ),
@@ -340,8 +379,9 @@ def make_fuzzers(folder: Path) -> dict[str, Fuzzer]:
 
 
 NAMES = [
-    "recipe", "override", "data", "safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
-    "manifest", "best manifest", "state.json", "summary.json", "lock", "rundir",
+    "recipe", "override", "data", "json", "dialects", "safetensors", "config.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.txt", "manifest", "best manifest", "state.json", "summary.json", "lock",
+    "rundir",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from mtmeta.core.recipe.schema import schema_text
 from mtmeta.core.recipe.shipped import write_recipe
 from mtmeta.core.recipe.validation import convert
 from mtmeta.core.registry.registry import Registry
+from mtmeta.core.tables.data_file import parted
 from mtmeta.core.wording import did_you_mean, quote, safe
 
 
@@ -120,7 +121,10 @@ def draft_recipe(
         try:
             roles = find_roles(train, columns.get(name, ()))
             _check_dev(dev, roles)
-            guesses.append(guess_task(name, train, dev, files[name], roles, tokens))
+            guess = guess_task(name, train, dev, files[name], roles, tokens)
+            told = [(table.path, note) for table in (train, dev) if table for note in table.notes]
+            notes = [note if path == train.path else f"{path}: {note}" for path, note in dict.fromkeys(told)]
+            guesses.append(replace(guess, notes=(*guess.notes, *notes)))
         except MtmetaError as error:
             problems.append(error)
     raise_all(problems)
@@ -140,14 +144,16 @@ def _data_root(tasks: Mapping[str, TaskFiles], given: str | None) -> tuple[str, 
     files = [file for pair in tasks.values() for file in pair if file is not None]
     if given is not None:
         root, base = given, Path(given).expanduser()
-        names = {
-            file: file if (base / file).exists() or not Path(file).exists() else os.path.abspath(file) for file in files
-        }
+        names = {file: file if _exists(base / file) or not _exists(file) else os.path.abspath(file) for file in files}
     else:
         alike = len(set(map(os.path.isabs, files))) == 1  # all absolute, or none
         root = (os.path.commonpath(map(os.path.dirname, files)) if alike else os.getcwd()) or "."
         names = {file: os.path.relpath(file, root) for file in files}
     return root, {name: (names[train], dev and names[dev]) for name, (train, dev) in tasks.items()}
+
+
+def _exists(file: str | Path) -> bool:
+    return parted(file)[0].exists()
 
 
 def _profiles(

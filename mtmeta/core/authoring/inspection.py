@@ -9,6 +9,7 @@ Shapes: `N` examples, `V` sequences an example, `T` texts an example.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.option_types import Carve
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.examples import bad_rows
-from mtmeta.core.data.loading import load_split
+from mtmeta.core.data.loading import load_split, split_file
 from mtmeta.core.data.subsets import overlap, shared
 from mtmeta.core.environment import cache_folder
 from mtmeta.core.errors import DataError, MtmetaError
@@ -26,6 +27,7 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.fetch import SPLITS, bring, local_backbone
 from mtmeta.core.storage.cache import Cache
 from mtmeta.core.storage.sources import Sources
+from mtmeta.core.tables.readings import both_fit, readings
 
 PERCENTILES = (50, 90, 95, 99)
 Facts = dict[str, Any]
@@ -63,6 +65,7 @@ def inspect(
             datasets[name, split] = data
             carved = split == "dev" and isinstance(task.dev, Carve)
             splits[split] = _facts(data, task.objective.classes, datasets.get((name, "train")), carved=carved)
+            splits[split]["readings"] = [] if carved else _other_readings(recipe, name, split, sources)
         facts["tasks"][name] = {"task": task.name, "inputs": task.inputs, "splits": splits}
     facts["across"] = list(_across(datasets))
     return facts, list(problems.values())
@@ -81,6 +84,14 @@ def _load(
         return load_split(name, task, split, recipe.data, recipe.data_root, texts, cache=cache, sources=sources)
 
 
+def _other_readings(recipe: Recipe, name: str, split: str, sources: Sources) -> list[str]:
+    """Return how else the file may be read, with the rows of both readings."""
+    file = split_file(recipe.tasks[name], split, recipe.data, recipe.data_root, sources)
+    with suppress(DataError):  # of other dialects: with its own it was read
+        return both_fit(readings(file, file.dialect), file.dialect) if file else []
+    return []
+
+
 def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, carved: bool) -> Facts:
     facts: Facts = {
         "file": data.file,
@@ -91,6 +102,7 @@ def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, ca
             "kinds": dict(data.kinds),
             "first": [{"line": row.line, "reason": row.reason} for row in data.bad[:5]],
         },
+        "notes": list(data.notes),
         "labels": _labels(data, classes),
         "tokens": _tokens(data),
         "duplicates": _duplicates(data),
@@ -155,6 +167,8 @@ def doubts(facts: Facts) -> Iterator[tuple[str, str]]:
     for name, task in facts["tasks"].items():
         for split, of_split in task["splits"].items():
             of = f"of {of_split['rows']} {split} examples"
+            for note in of_split["notes"]:
+                yield of_split["file"], f"{name}: {note}"
             if repeated := of_split["duplicates"]["rows"]:
                 yield of_split["file"], f"{name}: {repeated} {of} repeat another's text"
             if common := of_split.get("in_train", {}).get("examples"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables.bad_rows import BadRows
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
+from mtmeta.core.tables.readings import find_dialect
 from mtmeta.core.wording import quote
 
 BLOCK = 8192  # rows taken in together
@@ -20,8 +20,6 @@ MAX_VALUES = 2000  # different values of a column that are counted; more are har
 MAX_SAMPLE = 4000  # rows kept, evenly spread, to measure texts by
 MAX_COLUMNS = 1000
 MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # written where a number is not known
-DIALECTS = (Dialect(multiline=True), Dialect(quoting="none"))
-REMEDIES = {"wrong encoding": Dialect(encoding="latin-1"), "stray quote": Dialect(quoting="none")}
 
 
 @dataclass
@@ -95,7 +93,7 @@ class TableProfile:
 
     path: Path
     dialect: Dialect
-    """The dialect that reads most rows."""
+    """The dialect that it is written in."""
     columns: dict[str, Column]
     rows: int
     """Rows that could be read."""
@@ -103,42 +101,34 @@ class TableProfile:
     """Those that could not."""
     sample: list[Row]
     """At most MAX_SAMPLE rows, evenly spread."""
+    notes: tuple[str, ...] = ()
+    """How else it may be read, and what was left out."""
 
 
 def profile_table(path: Path) -> TableProfile:
-    """Read all rows of a file, with the dialect that reads most of them. Raises DataError if none can be read."""
+    """Read all rows of a file, with the dialect that it is written in. Raises DataError if none can be read."""
+    file = DataFile(path)
     try:
-        plain = _profile(path, Dialect())
+        dialect, notes = find_dialect(file)
+        try:
+            table = _profile(DataFile(path, dialect), notes)
+        except DataError:
+            if dialect.encoding == Dialect().encoding:
+                raise
+            table = _profile(file, [])  # whose refusal names the byte that is not UTF-8
     except DataError as error:
         if " appears " in error.message:
             message = f"{error.message}, or put a line of names before the data"
             raise DataError(error.place, message) from error
-        if "quoted field runs over" not in error.message:
-            raise
-        profiles = _readings(path, DIALECTS)
-        if not profiles:
-            raise
-        return min(profiles, key=lambda profile: profile.bad.total)
-    kinds = {row.kind for row in plain.bad}
-    others = [dialect for kind, dialect in REMEDIES.items() if kind in kinds]
-    best = min([plain, *_readings(path, others)], key=lambda profile: profile.bad.total)
-    if not best.rows:
-        first = best.bad[0]
-        raise DataError(f"{path}:{first.line}", f"{first.reason}; no row of the file can be read")
-    return best
+        raise
+    if not table.rows:
+        first = table.bad[0]
+        raise DataError(f"{file.place}:{first.line}", f"{first.reason}; no row of the file can be read")
+    return table
 
 
-def _readings(path: Path, dialects: Sequence[Dialect]) -> list[TableProfile]:
-    """Return a profile for each of the dialects that can read the file."""
-    profiles = []
-    for dialect in dialects:
-        with suppress(DataError):
-            profiles.append(_profile(path, dialect))
-    return profiles
-
-
-def _profile(path: Path, dialect: Dialect) -> TableProfile:
-    file = DataFile(path, dialect)
+def _profile(file: DataFile, notes: Sequence[str]) -> TableProfile:
+    path = Path(file.place)
     columns: dict[str, Column] = {}
     sample: list[Row] = []
     rows, stride, rows_left = 0, 1, file.rows()
@@ -157,11 +147,21 @@ def _profile(path: Path, dialect: Dialect) -> TableProfile:
             sample, stride = sample[::2], 2 * stride
     if not rows and not file.bad:
         raise DataError(str(path), "no examples")
-    return TableProfile(path=path, dialect=dialect, columns=columns, rows=rows, bad=file.bad, sample=sample)
+    return TableProfile(
+        path=path,
+        dialect=file.dialect,
+        columns=columns,
+        rows=rows,
+        bad=file.bad,
+        sample=sample,
+        notes=(*notes, *file.notes),
+    )
 
 
 def check_header(table: TableProfile) -> None:
     """Raise DataError if the first line of a table looks like data."""
+    if list(table.columns) == [str(number) for number in range(len(table.columns))]:
+        return  # as columns are called that have no names
     for name, column in table.columns.items():
         number = name.replace(".", "", 1).replace("-", "", 1).isdecimal()
         label = column.values is not None and len(column.values) <= 100 and column.values[name.strip()] > 1

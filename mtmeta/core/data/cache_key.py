@@ -35,7 +35,7 @@ def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone 
     vocabulary = {name: files[name] for name in files if "tokenizer.json" not in files or name == "tokenizer.json"}
     parts = [
         *(FORMAT, version("mtmeta"), version("tokenizers")),
-        *(sha256, file.path.name, file.dialect),
+        *(sha256, file.path.name, file.dialect, *([] if file.table is None else [f"#{file.table}"])),
         *([_installed("pyarrow")] if file.is_parquet else []),
         *(task.name, task.inputs, task.objective, options),
         *(backbone.max_length, tokenizer.prefix, tokenizer.middle, tokenizer.suffix),

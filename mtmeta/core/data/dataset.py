@@ -52,6 +52,8 @@ class Dataset:
     """How many rows were skipped of each kind of badness."""
     bad: tuple[BadRow, ...] = ()
     """The first of the rows that were skipped, by line."""
+    notes: tuple[str, ...] = ()
+    """What the reader joined or dropped without a bad row, in words."""
     sha256: str = ""
     """Of the file."""
     whole: bool = True
@@ -95,6 +97,7 @@ def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> D
         truncated=int(arrays["cut"].sum(dtype=np.int64)),
         bad=bad_rows_of(entry),
         kinds=meta["kinds"],
+        notes=tuple(meta.get("notes", ())),
         sha256=sha256,
         whole=meta["whole"],
         texts=arrays["texts"],
@@ -126,6 +129,7 @@ def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
                 if store.types is not None:
                     writer.append(f"types-{number}", store.types[where])
         bad = [asdict(row) for row in data.bad]
-        return {"skipped": data.skipped, "bad": bad, "whole": data.whole, "kinds": dict(data.kinds)}
+        about = {"kinds": dict(data.kinds), "notes": list(data.notes)}
+        return {"skipped": data.skipped, "bad": bad, "whole": data.whole, **about}
 
     return dataset_of(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)

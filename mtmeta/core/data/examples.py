@@ -60,7 +60,8 @@ def write_examples(
     if not parser.good:
         raise DataError(shown, "no examples" if not skipped else f"no good rows, {skipped} bad ones")
     first_rows = [asdict(row) for row in bad]
-    return {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": dict(bad.kinds.most_common())}
+    kinds, notes = dict(bad.kinds.most_common()), file.notes if file else []
+    return {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": kinds, "notes": notes}
 
 
 @dataclass(slots=True)

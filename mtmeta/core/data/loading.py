@@ -26,7 +26,7 @@ from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_t
 from mtmeta.core.errors import DataError
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.registry.guard import blame
-from mtmeta.core.storage.addresses import is_remote
+from mtmeta.core.storage.addresses import is_remote, part_address
 from mtmeta.core.storage.cache import Cache, Writer, in_memory
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.tables.data_file import DataFile, Dialect
@@ -64,20 +64,29 @@ def load_split(
         digest = hashlib.sha256(repr(examples).encode()).hexdigest()
         dataset = replace(from_examples(name, task, split, examples, backbone, strict=strict), sha256=digest)
     else:
-        dialect = task.dialect or Dialect(**{key: getattr(options, key) for key in Dialect.__dataclass_fields__})
-        # a path of the user's own is as it stands, recipe paths live under data_root
-        place = _place(given, root, sources) if path is None or is_remote(path) else Path(path)
-        dataset = _load_file(name, task, split, DataFile(place, dialect), backbone, cache, strict=strict)
+        file = _file(given, task, options, root if path is None else None, sources)
+        dataset = _load_file(name, task, split, file, backbone, cache, strict=strict)
     _check_classes(task, split, dataset)
     return dataset
 
 
-def _place(given: str, root: str, sources: Sources | None) -> Path:
+def split_file(task: Task, split: str, options: DataOptions, root: str, sources: Sources) -> DataFile | None:
+    """Return the file that a split of a task is read from, None for the sample. Raises DataError, MachineError."""
+    given = task.train if isinstance(task.dev, Carve) and split == "dev" else getattr(task, split)
+    return None if given == SAMPLE else _file(given, task, options, root, sources)
+
+
+def _file(given: str, task: Task, options: DataOptions, root: str | None, sources: Sources | None) -> DataFile:
+    """Return a task's file: its path is below `root`, or as it stands where that is None."""
+    dialect = task.dialect or Dialect(**{key: getattr(options, key) for key in Dialect.__dataclass_fields__})
     if is_remote(given):
-        return (sources or Sources()).file(given)
+        address, table = part_address(given)
+        return DataFile((sources or Sources()).file(address), dialect, table=table)
+    if root is None:
+        return DataFile(given, dialect)
     if not Path(root).is_dir():
         raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
-    return Path(root) / given
+    return DataFile(os.path.join(root, given), dialect)
 
 
 def _hold(cache: Cache, asked: tuple[object, ...], split: str, load: Callable[[], Dataset]) -> Dataset:
@@ -102,7 +111,7 @@ def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
     dev = select(whole, rows)
     sha256 = carved_digest(whole.sha256, carve, rows)
     # bad rows are told of train, whose file it is
-    return replace(dev, split="dev", sha256=sha256, labels=dev.labels.copy(), skipped=0, bad=(), kinds={})
+    return replace(dev, split="dev", sha256=sha256, labels=dev.labels.copy(), skipped=0, bad=(), kinds={}, notes=())
 
 
 def _load_file(
@@ -116,22 +125,22 @@ def _load_file(
     if entry is None:
 
         def fill(writer: Writer) -> dict[str, Any]:
-            meta = write_examples(writer, task, str(file.path), task.read(file), backbone, file, strict=strict)
+            meta = write_examples(writer, task, file.place, task.read(file), backbone, file, strict=strict)
             if _state(file) != state:  # what was read may not be what was hashed
-                raise DataError(str(file.path), "changed while it was read; run the same command again")
+                raise DataError(file.place, "changed while it was read; run the same command again")
             return meta
 
         entry = cache.put(key, fill)
     elif strict and entry.meta["skipped"]:
-        raise bad_rows(str(file.path), bad_rows_of(entry), entry.meta["skipped"])
-    return dataset_of(name, split, str(file.path), entry, digest)
+        raise bad_rows(file.place, bad_rows_of(entry), entry.meta["skipped"])
+    return dataset_of(name, split, file.place, entry, digest)
 
 
 def _state(file: DataFile) -> tuple[int, ...]:
     try:
         status = os.stat(file.path)
     except OSError as error:
-        raise DataError(str(file.path), f"cannot be read ({error.strerror})") from None
+        raise DataError(file.place, f"cannot be read ({error.strerror})") from None
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 

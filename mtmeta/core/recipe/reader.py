@@ -26,7 +26,7 @@ from mtmeta.core.recipe.shipped import find_recipe
 from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.recipe.validation import convert, describe_value
 from mtmeta.core.registry.registry import Registry
-from mtmeta.core.storage.addresses import is_remote, parse_file
+from mtmeta.core.storage.addresses import is_remote, parse_file, part_address
 from mtmeta.core.wording import choose, did_you_mean, quote
 
 TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` in evaluation.select means all tasks
@@ -273,7 +273,7 @@ class _RecipeReader:
     def _check_address(self, file: Any, path: KeyPath) -> None:
         if isinstance(file, str) and is_remote(file):
             try:
-                parse_file(file)
+                parse_file(part_address(file)[0])
             except ValueError as error:
                 self.fail(path, f"{'.'.join(map(str, path))}: {quote(file)} {error}")
 

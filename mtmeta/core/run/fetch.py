@@ -16,11 +16,12 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.directory import RunDir
-from mtmeta.core.storage.addresses import HubFile, is_remote
+from mtmeta.core.storage.addresses import HubFile, is_remote, part_address
 from mtmeta.core.storage.artifacts import Artifact, Want, by_name, pins_of, want_file
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.hub import is_offline
 from mtmeta.core.storage.sources import Sources
+from mtmeta.core.tables.data_file import parted
 from mtmeta.core.wording import safe
 
 SPLITS = ("train", "dev", "test")
@@ -51,7 +52,7 @@ def wanted(recipe: Recipe, splits: Sequence[str] = SPLITS, *, backbone: bool = T
         for split in splits:
             given = getattr(task, split)
             if isinstance(given, str) and is_remote(given):
-                wants[f"tasks.{name}.{split}"] = [want_file(given)]
+                wants[f"tasks.{name}.{split}"] = [want_file(part_address(given)[0])]
     return wants
 
 
@@ -143,7 +144,7 @@ def _local(recipe: Recipe, path: str) -> list[dict[str, Any]]:
         for split in SPLITS:
             given = getattr(task, split)
             if isinstance(given, str) and given != SAMPLE and not is_remote(given):
-                file, places = Path(recipe.data_root) / given, [f"{path}: tasks.{name}.{split}"]
+                file, places = parted(Path(recipe.data_root) / given)[0], [f"{path}: tasks.{name}.{split}"]
                 files.append({"used_by": places, "path": str(file), "exists": file.is_file()})
     return files
 

@@ -25,7 +25,7 @@ from mtmeta.core.wording import quote, visible
 
 TRIM_EVERY = 16 * BLOCK  # texts, some seconds of work; trimming takes milliseconds
 JSON_LINES = (".jsonl", ".ndjson")
-TABLES = (".csv", ".tsv", ".parquet", *JSON_LINES)
+TABLES = (".csv", ".tsv", ".parquet", ".json", *JSON_LINES)
 Write = Callable[[str, Prediction], None]
 
 
@@ -49,16 +49,17 @@ def predict_file(
 ) -> int:
     """Write a prediction for each text of `source`, a path or `-`, to `target`, a path or `-`; returns how many.
 
-    A file named .csv, .tsv, .jsonl, .ndjson or .parquet, and whatever `columns` are given for, is a table; all else is
-    one text a line, pairs with a tab between. `form` is csv or jsonl; by default as `target` is named. Raises DataError
-    at the first row that cannot be used, after the predictions of those before it, or leaves such rows out and warns.
+    A file named .csv, .tsv, .json, .jsonl, .ndjson or .parquet, a table in a JSON file, and whatever `columns` are
+    given for, is a table; all else is one text a line, pairs with a tab between. `form` is csv or jsonl; by default as
+    `target` is named. Raises DataError at the first row that cannot be used, after the predictions of those before it,
+    or leaves such rows out and warns.
     """
     task = predictor.task(name)
     form = form or ("jsonl" if target.lower().endswith(JSON_LINES) else "csv")
     if form not in ("csv", "jsonl"):
         raise UsageError("--format", f"must be csv or jsonl, found {quote(form)}")
     with suppress(OSError):  # of files that are not there
-        if "-" not in (source, target) and os.path.samefile(source, target):
+        if "-" not in (source, target) and os.path.samefile(DataFile(source), target):
             raise UsageError("--output", "is the file that is read; give another")
     if columns and len(columns) != len(task.columns):
         wanted = "two columns, one for each text" if len(task.columns) == 2 else "one column"
@@ -77,8 +78,10 @@ def predict_file(
             if done // TRIM_EVERY < (done + len(block)) // TRIM_EVERY:
                 trim_memory()
             done += len(block)
+    for note in file.notes:
+        warn(f"{file.place}: {note}")
     if skipped := file.bad.total:
-        warn(f"{file.path}: skipped {skipped} bad rows (the first is line {file.bad[0].line}: {file.bad[0].reason})")
+        warn(f"{file.place}: skipped {skipped} bad rows (the first is line {file.bad[0].line}: {file.bad[0].reason})")
     return done
 
 
@@ -89,7 +92,7 @@ def _file(source: str, dialect: Dialect, *, table: bool) -> DataFile:
         raise MachineError("stdin", "is closed; name a file with --input")
     # a descriptor of our own: at the end of the process nobody may wait for a lock that the reading thread holds
     stream = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
-    json_lines = table and stream.peek(1)[:1] == b"{"
+    json_lines = table and stream.peek(1).lstrip()[:1] == b"{"
     return DataFile("stdin.jsonl" if json_lines else "stdin", dialect, stream=stream)
 
 
@@ -99,9 +102,9 @@ def _items(task: Task, file: DataFile, columns: Sequence[str], *, strict: bool) 
 
     def check() -> None:
         if strict and bad:
-            raise bad_rows(str(file.path), bad, bad.total, "give --skip-bad-rows")
+            raise bad_rows(file.place, bad, bad.total, "give --skip-bad-rows")
 
-    is_table = bool(columns) or file.path.suffix.lower() in TABLES
+    is_table = bool(columns) or file.table is not None or file.path.suffix.lower() in TABLES
     for number, name, texts in _rows(file, columns or task.columns) if is_table else _lines(file, pair):
         check()
         if not texts:

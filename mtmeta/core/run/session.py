@@ -111,6 +111,7 @@ class Session:
             lines = ", ".join(str(row.line) for row in dataset.bad[:BAD_LINES_SHOWN]) + more
             text = f"skipped {dataset.skipped} bad rows (lines {lines}: {dataset.bad[0].reason})"
             self.notes.append(Warned(text=f"{dataset.file}: {text}"))
+        self.notes += [Warned(text=f"{dataset.file}: {text}") for text in dataset.notes]
 
     def show_warnings(self) -> None:
         """Show the warnings about the data, where no reporter does."""

@@ -6,7 +6,7 @@
 
 The first two are Hugging Face's own (HfFileSystem's), so pandas and datasets read the same names. Without `@revision`
 a name means the branch `main`; `%2F` stands for a slash in a revision, but in `refs/pr/N` and `refs/convert/NAME`.
-A `#sha256=HEX` may follow those too.
+A `#sha256=HEX` may follow those too, and after all of it `#TABLE` names a table in a JSON file.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ UNNAMED = re.compile(r"--|\.\.|\.git$")  # what no name on the hub may hold
 REFS = re.compile(r"refs/(?:convert/[\w.-]+|pr/\d+)(?=/|$)")
 SHA256 = re.compile("[0-9a-f]{64}")
 PINNED = re.compile("[0-9a-f]{40}")
+TABLE = re.compile(r"(.*\.(?:json|jsonl|ndjson)(?:#sha256=[0-9a-f]{64})?)#((?!sha256=).*)", re.DOTALL | re.IGNORECASE)
 KINDS: dict[str, Literal["model", "dataset"]] = {"models": "model", "datasets": "dataset"}
 OTHERS = ("spaces", "kernels", "buckets")
 HUB_FORM = "hf://datasets/ORG/NAME@REVISION/FILE"
@@ -77,6 +78,12 @@ RemoteFile = HubFile | WebFile
 def is_remote(text: str) -> bool:
     """Return whether a name is no path: it begins with a scheme."""
     return SCHEME.match(text) is not None
+
+
+def part_address(text: str) -> tuple[str, str | None]:
+    """Return a name without the `#TABLE` at its end, and the table, None if it names none."""
+    found = TABLE.fullmatch(text)
+    return (found[1], found[2]) if found else (text, None)
 
 
 def is_pinned(revision: str) -> bool:

@@ -5,16 +5,15 @@ Numbers, truth values and dates become the text they would be in a CSV file; a n
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from typing import Any
 
 from mtmeta.core.errors import DataError, MachineError
-from mtmeta.core.wording import quote, safe
+from mtmeta.core.tables.delimited import check_unique
+from mtmeta.core.wording import safe
 
-MAGIC = b"PAR1"
 BATCH = 8192  # rows decoded at once
 
 
@@ -38,9 +37,7 @@ def columns(file: BufferedReader, place: str) -> list[str]:
     """Return the names of the columns."""
     with _opened(file, place) as table:
         names = list(table.schema_arrow.names)
-    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
-    if times > 1:
-        raise DataError(place, f"column {quote(name)} appears {times} times; rename one")
+    check_unique(names, place)
     return names
 
 
@@ -51,7 +48,7 @@ def rows(file: BufferedReader, place: str, wanted: Sequence[str]) -> Iterator[di
     together; memory is that of a row group.
     """
     with _opened(file, place) as table:
-        names = [name for name in table.schema_arrow.names if not wanted or name in wanted]
+        names = [name for name in table.schema_arrow.names if name.strip() and (not wanted or name in wanted)]
         for batch in table.iter_batches(batch_size=BATCH, columns=names, use_threads=False):
             decoded = [_texts(batch.column(name)) for name in names]
             for values in zip(*decoded, strict=True):

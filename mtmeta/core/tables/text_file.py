@@ -1,30 +1,23 @@
-"""The lines of a text file: refused where they cannot be cut at line ends, decoded, and parsed where they are JSON."""
+"""The lines of a text file: refused where they cannot be cut at line ends, and decoded."""
 
 from __future__ import annotations
 
 import codecs
-import json
 import os
-import re
 import stat
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
-from itertools import accumulate
 from pathlib import Path
-from typing import NoReturn
 
 from mtmeta.core.errors import DataError
-from mtmeta.core.tables import parquet
 from mtmeta.core.tables.bad_rows import BadRowError
-from mtmeta.core.wording import did_you_mean, quote, safe
+from mtmeta.core.wording import did_you_mean, quote
 
 MAX_LINE = 64 * 2**20  # bytes of one line; more is hardly text, and reading it whole could fill the memory
 MAX_COMPARED = 1000  # file names compared with a mistyped one
-MAX_DEPTH = 32  # levels of JSON nesting
-NOT_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[^\[\]{}"]++')  # of JSON: strings whole, and what stands between
 FORMATS = "CSV, TSV, JSONL or Parquet"
+PARQUET = b"PAR1"
 ARCHIVES = {b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip archive", b"BZh9": "a bzip2 file"}
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32-LE starts like UTF-16-LE
 # Cutting a file at b"\n" needs ASCII bytes that stand for themselves; hz, utf-7, unicode_escape change ~, + and \.
@@ -52,10 +45,10 @@ def open_file(path: Path) -> Iterator[BufferedReader]:
             raise DataError(str(path), f"cannot be read ({error.strerror})") from None
 
 
-def read_lines(file: BufferedReader, place: str, encoding: str) -> Iterator[tuple[int, bytes]]:
-    """Yield line numbers and lines without their ends; of an overlong line, just enough for `decode` to refuse it.
+def check_text(file: BufferedReader, place: str, encoding: str) -> None:
+    """Take the byte order mark off the front of a file.
 
-    Raises DataError for an encoding that cannot be read line by line, and for a file that is no text.
+    Raises DataError for an encoding in which ASCII does not stand for itself, and for a file that is no text.
     """
     try:
         splits = ASCII_PROBE.encode("ascii").decode(encoding, "replace") == ASCII_PROBE
@@ -66,12 +59,20 @@ def read_lines(file: BufferedReader, place: str, encoding: str) -> Iterator[tupl
     head = file.peek(8)[:8]  # a stream cannot go back
     if kind := next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), ""):
         raise DataError(place, f"{kind}, expected {FORMATS}; unpack it first")
-    if head.startswith(parquet.MAGIC):
+    if head.startswith(PARQUET):
         raise DataError(place, "a Parquet file; give it a name that ends in .parquet")
     if head.startswith(WIDE):
         raise DataError(place, "UTF-16 or UTF-32 text; save the file as UTF-8")
     if head.startswith(codecs.BOM_UTF8):
         file.read(len(codecs.BOM_UTF8))
+
+
+def read_lines(file: BufferedReader, place: str, encoding: str) -> Iterator[tuple[int, bytes]]:
+    """Yield line numbers and lines without their ends; of an overlong line, just enough for `decode` to refuse it.
+
+    Raises DataError as `check_text` does.
+    """
+    check_text(file, place, encoding)
     for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 2), b""), 1):
         yield number, raw.removesuffix(b"\n").removesuffix(b"\r")
         while len(raw) == MAX_LINE + 2 and not raw.endswith(b"\n"):
@@ -85,38 +86,14 @@ def decode(raw: bytes, encoding: str) -> str:
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError as error:
-        name = codecs.lookup(encoding).name
-        fix = "if the file is Latin-1 set encoding: latin-1" if name == "utf-8" else "set the encoding it has"
-        raise BadRowError("wrong encoding", f"byte 0x{raw[error.start]:02x} is not {name.upper()}; {fix}") from None
+        raise wrong_byte(raw[error.start], encoding) from None
     if "\0" in text:
         raise BadRowError("NUL byte", "NUL byte; save the file as UTF-8 text")
     return text
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise BadRowError("duplicate key", f"duplicate key {quote(key)}")
-    return result
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise BadRowError("not a JSON object", f"{constant} is not JSON; write a finite number")
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=str, parse_int=str, parse_constant=_refuse)
-
-
-def parse_object(text: str) -> dict[str, object]:
-    """Return the object on a JSONL line; numbers keep the text they have in the file. Raises BadRowError."""
-    if max(accumulate(1 if c in "[{" else -1 for c in NOT_BRACKETS.sub("", text)), default=0) > MAX_DEPTH:
-        raise BadRowError("not a JSON object", f"nested deeper than {MAX_DEPTH} levels")
-    try:
-        value = DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        reason = f"not JSON ({safe(error.msg)} at character {error.colno}); write one object a line"
-        raise BadRowError("not a JSON object", reason) from None
-    if not isinstance(value, dict):
-        raise BadRowError("not a JSON object", "not a JSON object; write one object a line")
-    return value
+def wrong_byte(byte: int, encoding: str) -> BadRowError:
+    """Return the refusal of a byte that the encoding does not have."""
+    name = codecs.lookup(encoding).name
+    fix = "if the file is Latin-1 set encoding: latin-1" if name == "utf-8" else "set the encoding it has"
+    return BadRowError("wrong encoding", f"byte 0x{byte:02x} is not {name.upper()}; {fix}")

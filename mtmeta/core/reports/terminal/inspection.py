@@ -31,6 +31,8 @@ def _split(name: str, split: str, facts: dict[str, Any], max_length: int, *, pai
         yield f"    bad rows: {bad['rows']:,} ({kinds}); first line {first['line']}: {safe(first['reason'], 200)}"
     else:
         yield "    bad rows: 0"
+    for note in [*facts["notes"], *facts["readings"]]:
+        yield f"    note: {safe(note, 400)}"
     yield f"    labels: {_labels(facts['labels'])}"
     tokens = facts["tokens"]
     spread = ", ".join(f"{key[1:]}% {value:.0f}" for key, value in tokens.items() if key[0] == "p")
