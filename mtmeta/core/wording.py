@@ -31,7 +31,7 @@ def quote(token: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name closest to `name`, or None. Long names, and those after the first thousands, stand apart."""
+    """Return the known name closest to `name`, or None; of very many or long names not all are compared."""
     if len(name) > MAX_COMPARED:
         return None
     names, folded = [other for other in islice(known, MAX_NEAR) if len(other) <= MAX_COMPARED], name.casefold()

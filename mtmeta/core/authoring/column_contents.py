@@ -17,9 +17,9 @@ NUMBERS = re.compile(r"[\d\s.,;:/|+\-()\[\]%$]+")
 TREE = re.compile(r"\(\S*\s.*\)", re.DOTALL)
 IOB = re.compile(r"O|[BIESLU]-\S+")
 PARTS_OF_SPEECH = frozenset(
-    "CC CD DT EX FW IN JJ JJR JJS LS MD NN NNS NNP NNPS PDT POS PRP PRP$ RB RBR RBS RP SYM TO UH VB VBD VBG VBN VBP VBZ "
-    "WDT WP WP$ WRB HYPH NFP -LRB- -RRB- ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ VERB X "
-    ". , : ; ( ) # $ `` '' \" ? !".split()
+    "CC CD DT EX FW IN JJ JJR JJS LS MD NN NNS NNP NNPS PDT POS PRP PRP$ RB RBR RBS RP SYM TO UH VB VBD VBG VBN VBP "
+    "VBZ WDT WP WP$ WRB HYPH NFP -LRB- -RRB- ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ VERB "
+    "X . , : ; ( ) # $ `` '' \" ? !".split()
 )
 NAME = re.compile(
     r"(https?://|www\.)\S+|\S+@\S+\.\w+|[@#]\S+|\S*[/\\]\S*\.\w{1,5}|[\w-]+\.[a-z]{1,4}\d?|(?=\S*\d)[0-9a-f-]{8,}"
@@ -28,6 +28,7 @@ NAME = re.compile(
 )
 """Addresses, handles, files, hashes, identifiers."""
 MARKUP = re.compile(r"<[^<>]*>|\[(CLS|SEP|PAD|MASK)\]")
+SPACED = re.compile(r" [.,!?]( |$)")
 WORD = re.compile(r"[^\W_]+")
 
 
@@ -63,6 +64,13 @@ def is_derived(one: Sequence[str], other: Sequence[str]) -> bool:
         return False
     own = _contained(words)
     return own >= MOSTLY and own - _contained([(a, words[i - 1][1]) for i, (a, _) in enumerate(words)]) >= 0.1
+
+
+def roughness(values: Sequence[str]) -> tuple[bool, bool, bool]:
+    """Return whether most texts have markup, have no capitals, and have blanks before their full stops."""
+    tests: tuple[Callable[[str], object], ...] = (MARKUP.search, lambda value: value == value.lower(), SPACED.search)
+    markup, small, spaced = (_mostly(values, lambda value, test=test: bool(test(value))) for test in tests)  # type: ignore[misc]
+    return markup, small, spaced
 
 
 def _contained(words: Sequence[tuple[set[str], set[str]]]) -> float:

@@ -6,10 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from os.path import commonprefix
 from typing import Any
 
-from mtmeta.core.authoring.column_contents import FEWEST_WORDS, go_together, holds_no_text
+from mtmeta.core.authoring.column_contents import FEWEST_WORDS, go_together, holds_no_text, is_derived, roughness
 from mtmeta.core.authoring.label_values import several_labels
 from mtmeta.core.authoring.table_profile import Column, TableProfile
 from mtmeta.core.errors import DataError, UsageError
@@ -186,19 +185,19 @@ class _Texts:
         """Return the one text, and why."""
 
         def fitting(column: Column) -> tuple[Any, ...]:
-            name = _plain(column.name)
-            return (
-                _rank(name, TEXTS),
-                _rank(name.rstrip("_ab12"), TEXTS),
-                bool(MADE.search(name)),
-                -column.mean_characters,
-            )
+            return _rank(_plain(column.name), TEXTS), self._rank_of(column), -column.mean_characters
 
         named = sorted(self.main, key=fitting)
-        free = [c for c in named if _plain(c.name) not in SIDE and not self._is_label(c)]
-        best = (free or named)[0]
+        free = [c for c in named if _plain(c.name) not in SIDE and not self._is_label(c)] or named
+        best = free[0]
+        for one in free[1:]:
+            if self._rank_of(one) == self._rank_of(best) and is_derived(self.values(best), self.values(one)):
+                best = min(best, one, key=lambda c: (bool(MADE.search(_plain(c.name))), roughness(self.values(c))))
         why = f"{best.mean_words:.0f} words a row"
         return best, why if len(self.main) == 1 else f"{why}; --columns takes another or a pair"
+
+    def _rank_of(self, column: Column) -> int:
+        return _rank(_plain(column.name).rstrip("_ab12"), TEXTS)
 
     def _is_named(self, column: Column) -> bool:
         return _plain(column.name).rstrip("_ab12") in TEXTS
@@ -217,8 +216,8 @@ class _Texts:
 def _names_together(one: str, other: str) -> str | None:
     """Return how the names of two columns go together, the first of them first; else None."""
     a, b = _plain(one), _plain(other)
-    begin = len(commonprefix([a, b]))
-    end = len(commonprefix([a[begin:][::-1], b[begin:][::-1]]))
+    begin = _alike(a, b)
+    end = _alike(a[begin:][::-1], b[begin:][::-1])
     if (a[begin : len(a) - end].strip("_"), b[begin : len(b) - end].strip("_")) in PARTS:
         return "two columns of one name"
     of_a, of_b = a.split("_"), b.split("_")
@@ -228,6 +227,11 @@ def _names_together(one: str, other: str) -> str | None:
     ):
         return "names that go together" if differ[0] in PAIRS or differ[0] in PARTS else None
     return "names that go together" if (of_a[-1], of_b[-1]) in PAIRS else None
+
+
+def _alike(one: str, other: str) -> int:
+    """Return with how many equal characters two names begin."""
+    return next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(len(one), len(other)))
 
 
 def _texts(table: TableProfile, place: str) -> tuple[Column, Column | None, str]:

@@ -94,7 +94,7 @@ def notes_on_marks(values: LabelValues) -> list[str]:
     if values.missing:
         shown = ", ".join(f"{quote(mark)} {rows:,} rows ({rows / total:.1%})" for mark, rows in values.missing.items())
         notes.append(
-            f"missing labels: {safe(shown, 120)}; no class, these rows are skipped; "
+            f"missing labels: {safe(shown, 160)}; no class, these rows are skipped; "
             "if it is one, write it into labels, a list of all names"
         )
     for mark, rows in values.doubtful.items():

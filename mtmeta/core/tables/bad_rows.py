@@ -30,7 +30,7 @@ BadRowKind = Literal[
     "not a JSON object",
     "other",
 ]
-"""`label is missing` is a mark such as `-` that is no class, `other` what a plugin's objective refuses by ValueError."""
+"""`label is missing` is a mark such as `-` that is no class; `other` is what a plugin's objective refuses."""
 
 
 class BadRowError(ValueError):
