@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtmeta.core.reports.table import Cell
-from mtmeta.core.wording import MAX_NAMES, safe
+from mtmeta.core.wording import MAX_NAMES, plural, safe
 
 
 def title_of(adaptation: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def _fewer(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             shown = ", ".join(f"{safe(name, 40)} {rows}" for name, rows in list(fewer.items())[:MAX_NAMES])
             more = f", and {len(fewer) - MAX_NAMES} more" if len(fewer) > MAX_NAMES else ""
             took = f"so {cell['examples']} examples were drawn"
-            yield f"{safe(cell['task'])}, {cell['shots']} shots: fewer rows are there of {shown}{more}; {took}."
+            yield f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}: fewer rows are there of {shown}{more}; {took}."
 
 
 def _with_interval(score: Mapping[str, Any], sign: str = "") -> str:

@@ -262,6 +262,5 @@ def _line(cell: Sequence[Adapted], fewer: Mapping[str, int]) -> str:
     """Return a line of progress for one task and number of shots."""
     starts = dict.fromkeys(one.start for one in cell)
     means = (f"{start} {fmean(one.value for one in cell if one.start == start):.3f}" for start in starts)
-    noun = "class has" if len(fewer) == 1 else "classes have"
-    short = f" ({cell[0].examples} examples: {len(fewer)} {noun} fewer rows)" if fewer else ""
+    short = f" ({cell[0].examples} examples: fewer rows than shots)" if fewer else ""
     return f"{cell[0].task}, {cell[0].shots} shots: {', '.join(means)}{short}"
