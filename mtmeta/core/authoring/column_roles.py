@@ -16,9 +16,9 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 
 MAX_CLASSES = 1000
 LABELS = (
-    *("label", "labels", "class", "target", "gold_label", "category", "intent", "sentiment", "is_duplicate"),
+    *("label", "labels", "class", "gold_label", "category", "intent", "stance", "sentiment", "is_duplicate"),
     *("similarity", "similarity_score", "relatedness_score", "relatedness", "score", "rating", "stars", "polarity"),
-    *("topic", "emotion", "toxic", "spam", "grade", "y", "tag", "type", "stance"),
+    *("topic", "emotion", "toxic", "spam", "grade", "target", "y", "tag", "type"),
 )
 LAST_WORDS = (
     *("label", "class", "category", "intent", "sentiment", "polarity", "topic", "emotion", "stance"),
@@ -178,7 +178,7 @@ class _Texts:
         free = [c for c in several if _plain(c.name) not in SIDE and not self._is_label(c)]
         if len(free) == 2 and self._is_named(free[0]) == self._is_named(free[1]):
             if go_together(*map(self.values, free)):
-                return free[0], free[1], "two columns of text that share words"
+                return free[0], free[1], "two columns of text that share words; --columns takes one alone"
         return None
 
     def best(self) -> tuple[Column, str]:
@@ -271,16 +271,21 @@ def _label(rest: Sequence[Column], table: TableProfile, place: str) -> tuple[Col
         return tier, bool(_several(column, table)), half_empty, place_of_word, _gaps(column), _kinds(column)
 
     if named := [column for column in fitting if _label_rank(column.name)]:
-        return min(named, key=by_name), "by its name"
+        best = min(named, key=by_name)
+        others = [c for c in named if c is not best and (_label_rank(c.name) or (5, 0))[0] < 3]
+        return best, f"by its name{_also(others)}"
     fitting = [column for column in fitting if not _is_id(column)]
     if not fitting:
         shown = ", ".join(safe(column.name, 30) for column in rest) or "none"
         message = f"no column looks like a label (beside the text: {shown})"
         raise DataError(place, f"{message}; a label is one of at most {MAX_CLASSES} classes, or a number")
     best = min(reversed(fitting), key=lambda column: (_gaps(column), _kinds(column)))
-    others = [column for column in fitting if column is not best]
-    also = f"; so might {safe(others[0].name, 30)} (--columns)" if others else ""
+    also = _also([column for column in fitting if column is not best])
     return best, f"few different values{also}" if best.values is not None else f"numbers{also}"
+
+
+def _also(others: Sequence[Column]) -> str:
+    return f"; so might {safe(others[0].name, 30)} (--columns)" if others else ""
 
 
 def _gaps(column: Column) -> bool:

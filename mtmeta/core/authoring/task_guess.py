@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedTokenizer
 from mtmeta.core.authoring.column_roles import MAX_CLASSES, SCORES, ColumnRoles
-from mtmeta.core.authoring.label_values import WHOLE, LabelValues, notes_on_marks, split_values
+from mtmeta.core.authoring.label_values import WHOLE, LabelValues, is_mark, notes_on_marks, split_values
 from mtmeta.core.authoring.table_profile import TableProfile
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables.bad_rows import MISSING
@@ -192,7 +192,9 @@ def _shares(values: Counter[str]) -> str:
 def _class_choices(train: TableProfile, roles: ColumnRoles, values: Counter[str]) -> list[Choice]:
     classes, column, place = _classes(values), roles.label, str(train.path)
     if len(classes) < 2:
-        message = f"all {sum(classes.values())} labels in column {quote(column.name)} are {quote(next(iter(classes)))}"
+        only = next(iter(classes))
+        message = f"all {sum(classes.values())} labels in column {quote(column.name)} are {quote(only)}"
+        message += ", a mark of missing labels, as in test files" if is_mark(only) else ""
         raise DataError(place, f"{message}; there is nothing to learn")
     if 2 * len(classes) > sum(classes.values()):
         message = f"{len(classes)} different labels in {sum(classes.values())} rows of column {quote(column.name)}"

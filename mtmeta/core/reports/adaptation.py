@@ -40,8 +40,9 @@ def _fewer(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if fewer := cell.get("fewer"):
             shown = ", ".join(f"{safe(name, 40)} {rows}" for name, rows in list(fewer.items())[:MAX_NAMES])
             more = f", and {len(fewer) - MAX_NAMES} more" if len(fewer) > MAX_NAMES else ""
-            took = f"so {cell['examples']} examples were drawn"
-            yield f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}: fewer rows are there of {shown}{more}; {took}."
+            drawn = f"so {cell['examples']} examples were drawn"
+            of = f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}"
+            yield f"{of}: fewer rows are there of {shown}{more}; {drawn}."
 
 
 def _with_interval(score: Mapping[str, Any], sign: str = "") -> str:

@@ -51,7 +51,7 @@ def write(folder: Path, columns: dict[str, Make], rows: int) -> Path:
 def roles(folder: Path, columns: dict[str, Make], rows: int = 120) -> tuple[str, str | None, str]:
     """Text, pair and label of a table of these columns."""
     found = find_roles(profile_table(write(folder, columns, rows)))
-    return found.text.name, found.pair and found.pair.name, found.label.name
+    return found.text.name, found.pair.name if found.pair else None, found.label.name
 
 
 BESIDE: dict[str, Make] = {
@@ -212,6 +212,8 @@ NAMED: dict[str, tuple[dict[str, Make], str]] = {
     ),
     "nothing but no gaps": ({"mood": label, "text": sentence, "zone": gappy}, "mood"),
     "nothing but few values": ({"mood": label, "text": sentence, "zone": lambda i: f"zone {i * 7 % 50}"}, "mood"),
+    "stance, not whose": ({"Stance": label, "Target": few, "text": sentence}, "Stance"),
+    "target": ({"keyword": gappy, "target": lambda i: i % 2, "text": sentence, "zone": few}, "target"),
     "no constant": ({"mood": label, "text": sentence, "source": lambda i: "web"}, "mood"),
 }
 
@@ -221,3 +223,10 @@ def test_the_label_wherever_it_stands(case: str, tmp_path: Path) -> None:
     columns, wanted = NAMED[case]
     for turned in (columns, dict(reversed(columns.items()))):
         assert roles(tmp_path, turned) == ("text", None, wanted)
+
+
+def test_another_label_is_told_of(tmp_path: Path) -> None:
+    path = write(tmp_path, {"topic": few, "text": sentence, "sentiment": label}, 60)
+    assert find_roles(profile_table(path)).why_label == "by its name; so might topic (--columns)"
+    path = write(tmp_path, {"zone": few, "text": sentence, "mood": label}, 60)
+    assert find_roles(profile_table(path)).why_label == "few different values; so might zone (--columns)"

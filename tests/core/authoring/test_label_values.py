@@ -153,6 +153,10 @@ def test_a_test_file_is_no_dev_file(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "d.csv").write_text(table(["-1"] * 20))
     outcome = call(*NEW, "--task", "t=t.csv,d.csv", cwd=tmp_path, capsys=capsys)
     refused(outcome, "d.csv: column 'label' holds '-1' alone, as test files do: no labels; give a dev file")
+    outcome = call(*NEW, "--task", "t=d.csv", cwd=tmp_path, capsys=capsys)
+    refused(
+        outcome, "d.csv: all 20 labels in column 'label' are '-1', a mark of missing labels, as in test files; there"
+    )
     (tmp_path / "d.csv").write_text(table(spread(**{"0": 9, "1": 9, "-1": 2})))
     task = drafted_task(tmp_path, capsys, "--task", "t=t.csv,d.csv")
     assert (task["labels"], task["data"]) == (2, {"on_bad_rows": "skip"})
