@@ -12,7 +12,7 @@ from mtmeta.core.wording import quote, safe
 
 BY_CODE = {"-1", "-100"}  # written for no label beside classes that are numbered from 0 or 1
 SCALES = re.compile(r"sentiment|polarity|stance|valence|opinion|attitude|relation")  # where -1 and none are classes
-WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+WHOLE = re.compile(r"(?=.{1,15}$)[+-]?\d+(\.0*)?")  # as a float has it to the last digit
 MANY_CODES = 5
 LISTED = re.compile(r"(\[.*\]|\(.*\)|\{.*\})", re.DOTALL)
 SEPARATORS = "|;,+&"
@@ -32,7 +32,7 @@ class LabelValues:
 
 def whole(value: str) -> str:
     """Return a whole number as int writes it; another value as it is."""
-    return str(int(float(value))) if WHOLE.fullmatch(value) and len(value) < 16 else value
+    return str(int(float(value))) if WHOLE.fullmatch(value) else value
 
 
 def is_mark(value: str) -> bool:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedTokenizer
 from mtmeta.core.authoring.column_roles import MAX_CLASSES, SCORES, ColumnRoles
-from mtmeta.core.authoring.label_values import WHOLE, LabelValues, is_mark, notes_on_marks, split_values
+from mtmeta.core.authoring.label_values import WHOLE, LabelValues, is_mark, notes_on_marks, split_values, whole
 from mtmeta.core.authoring.table_profile import TableProfile
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables.bad_rows import MISSING
@@ -177,7 +177,7 @@ def _classes(values: Counter[str]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     numeric = all(WHOLE.fullmatch(value) for value in values)
     for value, count in values.items():
-        counts[str(int(float(value))) if numeric else value] += count
+        counts[whole(value) if numeric else value] += count
     names = sorted(counts, key=int if numeric else lambda name: (name.lower() not in WORDS_OF_NO, name))
     return {name: counts[name] for name in names}
 

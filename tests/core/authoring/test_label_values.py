@@ -148,6 +148,12 @@ def test_of_two_values_both_are_classes(tmp_path: Path, capsys: Capture) -> None
     assert "'nan', 33.3% of the rows, is taken for a class" in shown
 
 
+def test_long_numbers_are_names(tmp_path: Path, capsys: Capture) -> None:
+    """A float would make 11111111111111110656 of the first."""
+    task, _ = drafted(tmp_path, capsys, spread(**{"1" * 20: 40, "2" * 20: 40}))
+    assert task["labels"] == ["1" * 20, "2" * 20]
+
+
 def test_a_test_file_is_no_dev_file(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "t.csv").write_text(table(spread(**{"0": 40, "1": 40})))
     (tmp_path / "d.csv").write_text(table(["-1"] * 20))
