@@ -5,17 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from itertools import islice
 from typing import Literal
 
 MAX_TOKEN = 80  # characters of user text quoted in a message
 MAX_NAMES = 20  # names listed where none is near
 # what a terminal obeys, no encoding holds, or turns the direction of the text around it: all but line breaks
 _UNSEEN = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+MAX_NEAR, MAX_COMPARED = 5000, 100  # names that are compared with one, and their characters: more would take minutes
 
 
 def safe(text: str, limit: int = MAX_TOKEN) -> str:
     """Return `text` fit for a terminal: control characters and line breaks escaped, cut at `limit` characters."""
-    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    if text.isprintable():  # nearly every text, told at once
+        clean = text
+    else:
+        clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."
 
 
@@ -42,8 +47,14 @@ def quote(token: object) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name closest to `name`, or None."""
-    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)
+    """Return the known name closest to `name`, or None; of very many or long names not all are compared."""
+    if len(name) > MAX_COMPARED:
+        return None
+    names, folded = [other for other in islice(known, MAX_NEAR) if len(other) <= MAX_COMPARED], name.casefold()
+    for other in names:
+        if other.casefold() == folded:  # a distance takes upper and lower case for different letters
+            return other
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from mtmeta.core.tables.bad_rows import BadRowError, BadRowKind
@@ -53,21 +54,49 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Classification(Objective):
+class _OfClasses(Objective):
+    """One of several classes."""
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        """The index of each class by its name, the first where two have one name."""
+        classes = self.classes
+        return dict(zip(reversed(classes), reversed(range(len(classes))), strict=True))
+
+    def parse(self, label: object) -> int:
+        """Return the index of a class; a whole number may be written as a float, as in public paraphrase files."""
+        token, indices = str(label).strip(), self._indices
+        if (index := indices.get(token)) is not None:
+            return index
+        number = _number(token)
+        if number.is_integer() and (index := indices.get(str(int(number)))) is not None:
+            return index
+        if token == "":
+            raise BadRowError("label is empty", "label is empty")
+        classes = self.classes
+        shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+        reason = f"label {quote(label)} is not one of {shown}"
+        if label is None:
+            raise BadRowError("label is empty", reason)
+        # a wrong number is no slip of the pen: that '-1' looks like '1' would only mislead
+        raise BadRowError(
+            "unknown label", reason, partial(did_you_mean, token, classes) if math.isnan(number) else None
+        )
+
+
+@dataclass(frozen=True)
+class Classification(_OfClasses):
     """One of C classes: outputs [B, C], cross entropy. `labels` is a count (labels 0..C-1) or the class names."""
 
     labels: int | tuple[str, ...]
 
     @property
     def outputs(self) -> int:
-        return len(self.classes)
+        return self.labels if isinstance(self.labels, int) else len(self.labels)
 
-    @property
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         return tuple(str(i) for i in range(self.labels)) if isinstance(self.labels, int) else self.labels
-
-    def parse(self, label: object) -> int:
-        return _parse_class(label, self.classes)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from torch.nn import functional
@@ -83,7 +112,7 @@ class Classification(Objective):
 
 
 @dataclass(frozen=True)
-class Binary(Objective):
+class Binary(_OfClasses):
     """Yes or no: outputs [B, 1], binary cross entropy with logits. `labels` names no and yes, in this order."""
 
     labels: tuple[str, str] = ("0", "1")
@@ -95,9 +124,6 @@ class Binary(Objective):
     @property
     def classes(self) -> tuple[str, ...]:
         return self.labels
-
-    def parse(self, label: object) -> int:
-        return _parse_class(label, self.classes)
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from torch.nn import functional
@@ -144,23 +170,6 @@ class Regression(Objective):
 
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.float().clamp(self.low, self.high)
-
-
-def _parse_class(label: object, classes: tuple[str, ...]) -> int:
-    """Return the index of a class; a whole number may be written as a float ('1.0'), as in public paraphrase files."""
-    token = str(label).strip()
-    if token in classes:
-        return classes.index(token)
-    number = _number(token)
-    if number.is_integer() and str(int(number)) in classes:
-        return classes.index(str(int(number)))
-    if token == "":
-        raise BadRowError("label is empty", "label is empty")
-    shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-    # a wrong number is no slip of the pen: that '-1' looks like '1' would only mislead
-    near = did_you_mean(token, classes) if math.isnan(number) else ""
-    kind: BadRowKind = "label is empty" if label is None else "unknown label"
-    raise BadRowError(kind, f"label {quote(label)} is not one of {shown}{near}")
 
 
 def _number(label: object) -> float:

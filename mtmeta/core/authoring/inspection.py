@@ -18,7 +18,7 @@ import numpy as np
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.option_types import Carve
 from mtmeta.core.data.dataset import Dataset
-from mtmeta.core.data.examples import bad_rows
+from mtmeta.core.data.examples import NoGoodRows, bad_rows
 from mtmeta.core.data.loading import load_split, split_file
 from mtmeta.core.data.subsets import overlap, shared
 from mtmeta.core.environment import cache_folder
@@ -54,6 +54,8 @@ def inspect(
         for split in SPLITS:
             if getattr(task, split) is None:
                 continue
+            if split == "dev" and isinstance(task.dev, Carve) and (name, "train") not in datasets:
+                continue  # it is part of a file that was refused
             try:
                 data = _load(recipe, name, split, texts, cache, sources)
             except MtmetaError as error:
@@ -77,10 +79,12 @@ def _load(
     task, lenient = recipe.tasks[name], replace(recipe.data, on_bad_rows="skip")
     try:
         return load_split(name, task, split, lenient, recipe.data_root, texts, cache=cache, sources=sources)
-    except DataError:
+    except DataError as error:
         if recipe.data.on_bad_rows == "skip":
             raise
-        # no row is left: the strict reading names the first bad one
+        if isinstance(error, NoGoodRows):
+            raise error.strict from None
+        # one class is left: the strict reading names the first bad row
         return load_split(name, task, split, recipe.data, recipe.data_root, texts, cache=cache, sources=sources)
 
 

@@ -10,7 +10,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 
 from mtmeta.core.errors import DataError
-from mtmeta.core.tables.bad_rows import BadRows
+from mtmeta.core.tables.bad_rows import MISSING, BadRows
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.tables.readings import find_dialect
 from mtmeta.core.wording import quote
@@ -19,7 +19,6 @@ BLOCK = 8192  # rows taken in together
 MAX_VALUES = 2000  # different values of a column that are counted; more are hardly classes
 MAX_SAMPLE = 4000  # rows kept, evenly spread, to measure texts by
 MAX_COLUMNS = 1000
-MISSING = {"", "nan", "na", "n/a", "null", "none", "-", "?"}  # written where a number is not known
 
 
 @dataclass
@@ -34,8 +33,10 @@ class Column:
     """Spaces, and one for each text that is not empty."""
     values: Counter[str] | None = field(default_factory=Counter)
     """Count of each value, blanks around it removed; None if there are too many different ones."""
-    number: bool = True
-    """Whether every value is a finite number, missing ones aside."""
+    numbers: int = 0
+    """Rows whose value is a finite number, as long as `number` holds."""
+    numeric: bool = True
+    """Whether no value is text, marks of missing ones aside."""
     whole: bool = True
     """Whether all numbers are whole."""
     low: float = math.inf
@@ -45,6 +46,11 @@ class Column:
     def filled(self) -> int:
         """Rows whose value is not empty."""
         return self.rows - self.empty
+
+    @property
+    def number(self) -> bool:
+        """Whether every value is a finite number, missing ones aside."""
+        return self.numeric and (self.numbers > 0 or not self.filled)
 
     @property
     def mean_words(self) -> float:
@@ -67,22 +73,25 @@ class Column:
             self.values.update(texts)
             if len(self.values) > MAX_VALUES:
                 self.values = None
-        if self.number:
+        if self.numeric:
             self._add_numbers(texts)
 
     def _add_numbers(self, texts: list[str]) -> None:
         try:
             numbers = list(map(float, texts))
         except ValueError:
+            texts = [text for text in texts if text.lower() not in MISSING]
             try:
-                numbers = [float(text) for text in texts if text.lower() not in MISSING]
+                numbers = list(map(float, texts))
             except ValueError:
-                self.number = False
+                self.numeric = False
                 return
         finite = list(filter(math.isfinite, numbers))
-        if len(finite) < 0.9 * len(texts) or "_" in "".join(texts):  # float() takes 1_0 for 10
-            self.number = False
+        infinite = len(numbers) - len(finite) - sum(map(math.isnan, numbers))
+        if infinite > 0.1 * len(texts) or "_" in "".join(texts):  # float() takes 1_0 for 10
+            self.numeric = False
             return
+        self.numbers += len(finite)
         self.whole = self.whole and all(map(float.is_integer, finite))
         self.low, self.high = min([self.low, *finite]), max([self.high, *finite])
 
@@ -103,6 +112,8 @@ class TableProfile:
     """At most MAX_SAMPLE rows, evenly spread."""
     notes: tuple[str, ...] = ()
     """How else it may be read, and what was left out."""
+    nested: tuple[str, ...] = ()
+    """Names of columns, those of the first row, that hold lists or objects and are not read."""
 
 
 def profile_table(path: Path) -> TableProfile:
@@ -147,6 +158,7 @@ def _profile(file: DataFile, notes: Sequence[str]) -> TableProfile:
             sample, stride = sample[::2], 2 * stride
     if not rows and not file.bad:
         raise DataError(str(path), "no examples")
+    nested = tuple(name for name in file.columns() if name not in columns) if rows else ()
     return TableProfile(
         path=path,
         dialect=file.dialect,
@@ -155,6 +167,7 @@ def _profile(file: DataFile, notes: Sequence[str]) -> TableProfile:
         bad=file.bad,
         sample=sample,
         notes=(*notes, *file.notes),
+        nested=nested,
     )
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,10 @@ from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedTokenizer
 from mtmeta.core.authoring.column_roles import MAX_CLASSES, SCORES, ColumnRoles
-from mtmeta.core.authoring.table_profile import MISSING, TableProfile
+from mtmeta.core.authoring.label_values import WHOLE, LabelValues, is_mark, notes_on_marks, split_values, whole
+from mtmeta.core.authoring.table_profile import TableProfile
 from mtmeta.core.errors import DataError
+from mtmeta.core.tables.bad_rows import MISSING
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.wording import quote, safe
 
@@ -67,7 +68,9 @@ def guess_task(
 
     Raises DataError if there is nothing to learn from the labels, or too few rows.
     """
-    values = _label_values(train, roles) + (_label_values(dev, roles) if dev else Counter())
+    of_dev = _label_values(dev, roles) if dev else Counter()
+    labels = split_values(_label_values(train, roles), of_dev, roles.label.name)
+    values = labels.counts
     if not values and roles.label.values is not None:
         message = f"column {quote(roles.label.name)} is empty; name the label with --columns"
         raise DataError(str(train.path), message)
@@ -77,7 +80,12 @@ def guess_task(
         message = f"column {quote(roles.label.name)} holds text, but numbers in the training file; write labels alike"
         raise DataError(str((dev or train).path), message) from None
     label_choices = _number_choices(train, dev, roles) if numbers else _class_choices(train, roles, values)
-    bad = _bad_rows(train, roles, numbers)
+    missing = {} if numbers else labels.missing
+    bad = _bad_rows(train, roles, numbers, missing)
+    if dev and not numbers and of_dev and not set(of_dev) - set(missing):
+        marks = ", ".join(map(quote, of_dev))
+        message = f"column {quote(roles.label.name)} holds {marks} alone, as test files do: no labels"
+        raise DataError(str(dev.path), f"{message}; give a dev file that has them, or none")
     usable = max(1, train.rows - bad)
     dev_choice = _dev_choice(name, files, train, dev, usable, numbers)
     rows = usable if dev else max(1, usable - round(usable * dev_choice.value["fraction"]))
@@ -94,10 +102,10 @@ def guess_task(
             Choice("batch_size", size, "32, less where there are few rows"),
             *_dialect_choices(train),
         ),
-        notes=tuple(_notes(train, dev, roles, values, numbers)),
+        notes=tuple(_notes(train, dev, roles, labels, numbers)),
         rows=rows,
         dev_rows=dev.rows if dev else usable - rows,
-        bad=bad + (_bad_rows(dev, roles, numbers) if dev else 0),
+        bad=bad + (_bad_rows(dev, roles, numbers, missing) if dev else 0),
         lengths=_lengths(train, roles, tokens, cross=not numbers),
         inputs=2 if roles.pair is not None and numbers else 1,
         batch_size=size,
@@ -128,14 +136,16 @@ def _pair_mode_choices(roles: ColumnRoles, numbers: bool) -> Iterator[Choice]:
 
 
 def _notes(
-    train: TableProfile, dev: TableProfile | None, roles: ColumnRoles, values: Counter[str], numbers: bool
+    train: TableProfile, dev: TableProfile | None, roles: ColumnRoles, labels: LabelValues, numbers: bool
 ) -> Iterator[str]:
     if not numbers:
-        yield f"labels: {_shares(values)}"
+        yield f"labels: {_shares(labels.counts)}"
+        yield from notes_on_marks(labels)
     if roles.ignored:
         yield f"columns not used: {safe(', '.join(roles.ignored), 200)}"
     if dev and not numbers:
-        unseen = sorted(set(_classes(_label_values(dev, roles))) - set(_classes(_label_values(train, roles))))
+        of_train, of_dev = (_label_values(table, roles) for table in (train, dev))
+        unseen = sorted(set(_classes(of_dev & labels.counts)) - set(_classes(of_train & labels.counts)))
         if unseen:
             yield f"labels that only the dev file has: {safe(', '.join(unseen), 200)}"
 
@@ -165,9 +175,9 @@ def _is_number(roles: ColumnRoles, values: Counter[str]) -> bool:
 def _classes(values: Counter[str]) -> dict[str, int]:
     """Count the classes, in their order: numbers by value and written whole, no before yes, else by alphabet."""
     counts: Counter[str] = Counter()
-    numeric = all(re.fullmatch(r"[+-]?\d+(\.0*)?", value) for value in values)
+    numeric = all(WHOLE.fullmatch(value) for value in values)
     for value, count in values.items():
-        counts[str(int(float(value))) if numeric else value] += count
+        counts[whole(value) if numeric else value] += count
     names = sorted(counts, key=int if numeric else lambda name: (name.lower() not in WORDS_OF_NO, name))
     return {name: counts[name] for name in names}
 
@@ -182,7 +192,9 @@ def _shares(values: Counter[str]) -> str:
 def _class_choices(train: TableProfile, roles: ColumnRoles, values: Counter[str]) -> list[Choice]:
     classes, column, place = _classes(values), roles.label, str(train.path)
     if len(classes) < 2:
-        message = f"all {sum(classes.values())} labels in column {quote(column.name)} are {quote(next(iter(classes)))}"
+        only = next(iter(classes))
+        message = f"all {sum(classes.values())} labels in column {quote(column.name)} are {quote(only)}"
+        message += ", a mark of missing labels, as in test files" if is_mark(only) else ""
         raise DataError(place, f"{message}; there is nothing to learn")
     if 2 * len(classes) > sum(classes.values()):
         message = f"{len(classes)} different labels in {sum(classes.values())} rows of column {quote(column.name)}"
@@ -230,12 +242,11 @@ def _number_choices(train: TableProfile, dev: TableProfile | None, roles: Column
 # --------------------------------------------------------------------------------------------------------------- rows
 
 
-def _bad_rows(table: TableProfile, roles: ColumnRoles, numbers: bool) -> int:
+def _bad_rows(table: TableProfile, roles: ColumnRoles, numbers: bool, marks: Iterable[str]) -> int:
     """Count rows without text or label; at most so many are bad, for a row may lack both."""
     label = table.columns[roles.label.name]
-    missing = label.empty
-    if numbers and label.values is not None:
-        missing += sum(count for value, count in label.values.items() if value.lower() in MISSING)
+    values = label.values or Counter()
+    missing = label.rows - label.numbers if numbers else label.empty + sum(values[mark] for mark in marks)
     texts = [roles.text, *([roles.pair] if roles.pair else [])]
     return table.bad.total + missing + sum(table.columns[column.name].empty for column in texts)
 

@@ -17,12 +17,21 @@ from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_t
 from mtmeta.core.errors import DataError
 from mtmeta.core.registry.guard import blame
 from mtmeta.core.storage.cache import Writer
-from mtmeta.core.tables.bad_rows import BadRow, BadRowError, BadRowKind, BadRows
+from mtmeta.core.tables.bad_rows import MISSING, BadRow, BadRowError, BadRowKind, BadRows
 from mtmeta.core.tables.data_file import DataFile
 
 BAD_ROWS_SHOWN = 5
 MAX_PARSED = 10_000  # different labels remembered with what they mean
+MARKS = MISSING | {"-1", "-1.0", "-100"}  # that stand for no label where they are no class
 _Refusal = tuple[str, BadRowKind]  # the reason, and its kind
+
+
+class NoGoodRows(DataError):
+    """All rows of a file that is read without its bad ones are bad; `strict` is what else is said of them."""
+
+    def __init__(self, file: str, bad: Sequence[BadRow], count: int) -> None:
+        super().__init__(file, f"no good rows, {count} bad ones")
+        self.strict = bad_rows(file, bad, count)
 
 
 def write_examples(
@@ -58,7 +67,7 @@ def write_examples(
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)
     if not parser.good:
-        raise DataError(shown, "no examples" if not skipped else f"no good rows, {skipped} bad ones")
+        raise NoGoodRows(shown, bad, skipped) if skipped else DataError(shown, "no examples")
     first_rows = [asdict(row) for row in bad]
     kinds, notes = dict(bad.kinds.most_common()), file.notes if file else []
     return {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": kinds, "notes": notes}
@@ -114,8 +123,13 @@ class _Parser:
             parsed: Any = self._objective.parse(label)
             # a text is a plugin's own way to say why not
             number = (str(parsed), "other") if isinstance(parsed, str | tuple) else parsed
+        except BadRowError as error:
+            # what may have been meant is searched for once a kind: of a million labels that would take an hour
+            number = (error.reason if self.bad.kinds[error.kind] else str(error), error.kind)
+            if error.kind == "unknown label" and str(label).strip().lower() in MARKS:
+                number = (f"{error.reason}: it may mark a missing label", "label is missing")
         except ValueError as error:
-            number = (str(error), error.kind if isinstance(error, BadRowError) else "other")
+            number = (str(error), "other")
         self.whole = self.whole and not isinstance(number, float)
         if isinstance(label, str) and len(self._known) < MAX_PARSED:
             self._known[label] = number

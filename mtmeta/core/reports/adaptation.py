@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtmeta.core.reports.table import Cell
+from mtmeta.core.wording import MAX_NAMES, plural, safe
 
 
 def title_of(adaptation: Mapping[str, Any]) -> str:
@@ -30,7 +31,18 @@ def notes_of(adaptation: Mapping[str, Any]) -> list[str]:
     draws = len(next(iter(adaptation["cells"][0]["starts"].values()))["values"])
     over = f"95% interval by Student's t over the {draws} draws" if draws > 1 else "of one draw, so without interval"
     gained = "below, the gain over the pretrained encoder on the same examples"
-    return [f"Shots: examples of each class. Brackets: {over}; {gained}."]
+    return [f"Shots: examples of each class. Brackets: {over}; {gained}.", *_fewer(adaptation["cells"])]
+
+
+def _fewer(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield for each task and number of shots the classes that have fewer rows, all of which were taken."""
+    for cell in cells:
+        if fewer := cell.get("fewer"):
+            shown = ", ".join(f"{safe(name, 40)} {rows}" for name, rows in list(fewer.items())[:MAX_NAMES])
+            more = f", and {len(fewer) - MAX_NAMES} more" if len(fewer) > MAX_NAMES else ""
+            drawn = f"so {cell['examples']} examples were drawn"
+            of = f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}"
+            yield f"{of}: fewer rows are there of {shown}{more}; {drawn}."
 
 
 def _with_interval(score: Mapping[str, Any], sign: str = "") -> str:

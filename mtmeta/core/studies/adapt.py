@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from mtmeta.core.api.schedules import Plateau
-from mtmeta.core.data.dataset import Dataset
-from mtmeta.core.data.subsets import draw_shots
+from mtmeta.core.data.dataset import QUANTILES, Dataset
+from mtmeta.core.data.subsets import draw_shots, strata
 from mtmeta.core.errors import RecipeError, UsageError
 from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
 from mtmeta.core.recipe.reader import load_recipe
@@ -119,10 +119,13 @@ def adapt(
         for train, test in data.values():
             keeper.plan(train, test)
         adapted: list[Adapted] = []
+        fewer: dict[tuple[str, int], dict[str, int]] = {}
         for (train, test), k in product(data.values(), plan.sizes):
             cell = _adapt_cell(session, starts, train, test, k, plan, keeper)
             adapted += cell
-            say(_line(cell))
+            few = fewer_rows(train, k, recipe.tasks[train.task].objective.classes)
+            fewer[train.task, k] = few
+            say(_line(cell, few))
     session.show_warnings()
     return {
         "recipe": recipe.name,
@@ -130,7 +133,7 @@ def adapt(
         "split": split,
         "steps": recipe.training.steps,
         "starts": list(starts),
-        "cells": _cells(adapted, list(starts), session),
+        "cells": _cells(adapted, list(starts), session, fewer),
         "adapted": [asdict(one) for one in adapted],
         "kept": keeper.kept,
     }
@@ -222,10 +225,22 @@ def _adapt_once(
     return adapted, model, tuned
 
 
-def _cells(adapted: Sequence[Adapted], starts: Sequence[str], session: Session) -> list[dict[str, Any]]:
+def fewer_rows(train: Dataset, k: int, classes: Sequence[str]) -> dict[str, int]:
+    """Return the rows of each class that has fewer than `k`, or of each fifth of the ranking by a number."""
+    rows = {label: len(members) for label, members in strata(train).items()}
+    names = classes if train.whole and classes else [f"fifth {number + 1} of the labels" for number in range(QUANTILES)]
+    return {name: rows.get(label, 0) for label, name in enumerate(names) if rows.get(label, 0) < k}
+
+
+def _cells(
+    adapted: Sequence[Adapted],
+    starts: Sequence[str],
+    session: Session,
+    fewer: Mapping[tuple[str, int], Mapping[str, int]],
+) -> list[dict[str, Any]]:
     """Return for each task and k: mean and interval of every start over the draws, and its gain on the pretrained one.
 
-    Gains are paired: both starts saw the same examples.
+    Gains are paired: both starts saw the same examples. `fewer` are the classes that have fewer rows than k.
     """
     cells = []
     for task, k in dict.fromkeys((one.task, one.shots) for one in adapted):
@@ -238,7 +253,8 @@ def _cells(adapted: Sequence[Adapted], starts: Sequence[str], session: Session) 
                 columns[start]["gain"] = _interval([a - b for a, b in zip(of_start, values[PLAIN], strict=True)])
         sign = 1 if session.metrics[here[0].metric].greater_is_better else -1
         best = max(starts, key=lambda start: sign * columns[start]["mean"])
-        cells.append({"task": task, "shots": k, "metric": here[0].metric, "starts": columns, "best": best})
+        cell = {"task": task, "shots": k, "metric": here[0].metric, "starts": columns, "best": best}
+        cells.append({**cell, "examples": here[0].examples, "fewer": dict(fewer[task, k])})
     return cells
 
 
@@ -246,8 +262,9 @@ def _interval(values: Sequence[float]) -> dict[str, float | None]:
     return dict(zip(("mean", "low", "high"), over_seeds(values), strict=True))
 
 
-def _line(cell: Sequence[Adapted]) -> str:
+def _line(cell: Sequence[Adapted], fewer: Mapping[str, int]) -> str:
     """Return a line of progress for one task and number of shots."""
     starts = dict.fromkeys(one.start for one in cell)
     means = (f"{start} {fmean(one.value for one in cell if one.start == start):.3f}" for start in starts)
-    return f"{cell[0].task}, {cell[0].shots} shots: {', '.join(means)}"
+    short = f" ({cell[0].examples} examples: fewer rows than shots)" if fewer else ""
+    return f"{cell[0].task}, {cell[0].shots} shots: {', '.join(means)}{short}"

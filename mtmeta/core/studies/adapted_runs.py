@@ -140,7 +140,7 @@ def origin(lock: Mapping[str, Any]) -> list[str]:
     if not isinstance(adapted, dict):
         return []
     shots, examples = adapted.get("shots"), adapted.get("examples")
-    few = f"{shots} examples of each class ({examples} in all, of the training file below)"
+    few = f"at most {shots} examples of each class ({examples} in all, of the training file below)"
     return [f"adapted from the run {adapted.get('run')}, weights sha256 {adapted.get('weights')}, with {few}"]
 
 

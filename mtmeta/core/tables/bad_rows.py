@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 MAX_KEPT = 100  # rows of a file
+MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "<na>", "null", "none", "-", "--", "?"))
+"""What is written where a value is not known, in lower case."""
 BadRowKind = Literal[
     "wrong number of fields",
     "text is empty",
     "label is empty",
+    "label is missing",
     "label is not a number",
     "label out of range",
     "unknown label",
@@ -26,15 +30,23 @@ BadRowKind = Literal[
     "not a JSON object",
     "other",
 ]
-"""`other` is what the objective of a plugin refuses with a plain ValueError."""
+"""`label is missing` is a mark such as `-` that is no class; `other` is what a plugin's objective refuses."""
 
 
 class BadRowError(ValueError):
-    """A row, one of its fields or its label cannot be used; the text is the reason."""
+    """A row, one of its fields or its label cannot be used; the text is the reason.
 
-    def __init__(self, kind: BadRowKind, reason: str) -> None:
+    `hint` adds what may have been meant. It may take long to find, and is called only for a row whose text is read.
+    """
+
+    def __init__(self, kind: BadRowKind, reason: str, hint: Callable[[], str] | None = None) -> None:
         self.kind: BadRowKind = kind
+        self.reason = reason
+        self._hint = hint
         super().__init__(reason)
+
+    def __str__(self) -> str:
+        return self.reason + (self._hint() if self._hint else "")
 
 
 @dataclass(frozen=True, slots=True)

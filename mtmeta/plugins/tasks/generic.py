@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,7 +19,7 @@ Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 def _check_classes(labels: tuple[str, ...] | int) -> Iterator[tuple[str, str]]:
-    twice = [label for label in labels if labels.count(label) > 1] if isinstance(labels, tuple) else []
+    twice = [label for label, count in Counter(labels).items() if count > 1] if isinstance(labels, tuple) else []
     if twice:
         yield "labels", f"name {mtmeta.quote(twice[0])} twice; each class has one name"
 

@@ -220,6 +220,31 @@ def test_kinds(tmp_path: Path) -> None:
     assert of_label(Odd(), "1") == [("too odd", "other")]
 
 
+def test_a_file_without_a_good_row_is_read_once(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is carved out of it."""
+    opened: list[str] = []
+    rows = DataFile.rows
+
+    def counted(self: DataFile, *columns: str) -> Any:
+        opened.append(self.path.name)
+        return rows(self, *columns)
+
+    monkeypatch.setattr(DataFile, "rows", counted)
+    (tmp_path / "t.tsv").write_text("text\tlabel\n" + "".join(f"some words\tclas {i}\n" for i in range(40)))
+    task = "{task: classification, text: text, labels: [class, other], train: t.tsv, dev: {fraction: 0.5}}"
+    (tmp_path / "r.yaml").write_text(
+        RECIPE[: RECIPE.index("tasks:")] + f"tasks:\n  t: {task}\n" + RECIPE[RECIPE.index("algorithm") :]
+    )
+    outcome = call("validate", "--data", "r.yaml", cwd=tmp_path, capsys=capsys)
+    wanted = (
+        "t.tsv:2: label 'clas 0' is not one of class, other; did you mean 'class'? (40 such lines: 2, 3, 4, 5, 6, ...)"
+    )
+    assert outcome.code == 3 and len(outcome.errors) == 1 and wanted in outcome.errors[0]
+    assert opened == ["t.tsv"]
+
+
 def test_the_real_pairs(real_data: Path, tmp_path: Path, capsys: Capture) -> None:
     """2.1% of the sts dev pairs stand in train, and 22% share a sentence with it."""
     assert Sts.name == "sts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -332,3 +333,43 @@ def test_real_pairs_are_tokenized(real_data: Path, minilm: Path) -> None:
             assert store.ids[store.offsets[i] : store.offsets[i + 1]].tolist() == wanted
     mean = made.tokens / 32000
     assert 15.0 < mean < 16.5
+
+
+# ---------------------------------------------------------------------------------------------------- many bad labels
+
+
+@pytest.mark.parametrize("labels", [tuple(f"class {i}" for i in range(300)), 300], ids=["names", "numbers"])
+@pytest.mark.parametrize("options", [DataOptions(), SKIP], ids=["error", "skip"])
+def test_what_was_meant_is_searched_for_once(
+    labels: tuple[str, ...] | int, options: DataOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 500 different bad labels: comparing each with every class is what takes minutes, and says nothing new."""
+    asked: list[str] = []
+
+    def nearest(name: str, known: Sequence[str], n: int) -> list[str]:
+        asked.append(name)
+        return [known[0]]
+
+    monkeypatch.setattr(difflib, "get_close_matches", nearest)
+    first = "0" if labels == 300 else "class 0"
+    rows = "".join(f"some text\tclas {i}\n" for i in range(500))
+    task = ClassificationTask(
+        train=write(tmp_path, f"text\tlabel\n{rows}text\t{first}\n", "d.tsv"), text="text", labels=labels
+    )
+    hint = f"; did you mean '{first}'?"
+    if options is SKIP:
+        data = read(tmp_path, task, options)
+        assert (len(data), data.skipped) == (1, 500)
+        assert [hint in row.reason for row in data.bad[:5]] == [True, False, False, False, False]
+    else:
+        assert hint in refusal(tmp_path, task)
+    assert asked == ["clas 0"]
+
+
+def test_the_classes_are_made_once() -> None:
+    objective = mtmeta.Classification(5000)
+    assert objective.classes is objective.classes
+    assert (objective.outputs, objective.parse("4999"), objective.parse("7.0")) == (5000, 4999, 7)
+    twice = mtmeta.Classification(("b", "a", "b"))
+    assert (twice.parse("b"), twice.parse("a")) == (0, 1)
+    assert (twice, repr(twice)) == (mtmeta.Classification(("b", "a", "b")), "Classification(labels=('b', 'a', 'b'))")

@@ -20,6 +20,7 @@ from mtmeta.core.data.subsets import draw_shots, strata
 from mtmeta.core.errors import RecipeError, UsageError
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.reports.adaptation import notes_of
 from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
@@ -304,3 +305,73 @@ def test_bad_arguments(arguments: list[str], what: str, capsys: pytest.CaptureFi
         main(["adapt", *arguments])
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: {what}\n"
+
+
+# ------------------------------------------------------------------------------------------ fewer rows than shots
+
+
+def unequal(folder: Path, runs: Path) -> RunRequest:
+    """Tasks with 6, 3, 1 and 0 rows of a class, and with 13 numbers: 3, 3, 2, 3, 2 a fifth."""
+    labels = ["a"] * 6 + ["b"] * 3 + ["c"]
+    (folder / "kind.csv").write_text("text,label\n" + "".join(f"words {i},{x}\n" for i, x in enumerate(labels)))
+    (folder / "much.csv").write_text("text,label\n" + "".join(f"words {i},{i / 7}\n" for i in range(13)))
+    files = {key: f"{name}.csv" for name in ("kind",) for key in ("train", "dev")}
+    kind = {"task": "classification", "text": "text", "labels": ["a", "b", "c", "d"], **files, "batch_size": 8}
+    much = {"task": "regression", "text": "text", "low": 0.0, "high": 2.0, "train": "much.csv", "dev": "much.csv"}
+    new = {**NEW, "data_root": str(folder), "tasks": {"kind": kind, "much": {**much, "batch_size": 8}}}
+    (folder / "unequal.yaml").write_text(json.dumps(new))
+    return RunRequest(folder / "unequal.yaml")
+
+
+def test_classes_with_fewer_rows_than_shots_are_told(runs: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    request = unequal(tmp_path, runs)
+    found = adapt([runs / "reptile"], request, Shots((1, 3, 16), 2), say=said.append)
+    told = {(cell["task"], cell["shots"]): (cell["examples"], cell["fewer"]) for cell in found["cells"]}
+    fifths = [f"fifth {i} of the labels" for i in range(1, 6)]
+    assert told == {
+        ("kind", 1): (3, {"d": 0}),
+        ("kind", 3): (7, {"c": 1, "d": 0}),
+        ("kind", 16): (10, {"a": 6, "b": 3, "c": 1, "d": 0}),
+        ("much", 1): (5, {}),
+        ("much", 3): (13, {fifths[2]: 2, fifths[4]: 2}),
+        ("much", 16): (13, dict(zip(fifths, [3, 3, 2, 3, 2], strict=True))),
+    }
+    for row in found["adapted"]:
+        assert row["examples"] == told[row["task"], row["shots"]][0]
+    endings = [line.partition(" (")[2] for line in said]
+    assert endings == [
+        "3 examples: fewer rows than shots)",
+        "7 examples: fewer rows than shots)",
+        "10 examples: fewer rows than shots)",
+        "",
+        "13 examples: fewer rows than shots)",
+        "13 examples: fewer rows than shots)",
+    ]
+    notes = notes_of(found)
+    assert notes[1:3] == [
+        "kind, 1 shot: fewer rows are there of d 0; so 3 examples were drawn.",
+        "kind, 3 shots: fewer rows are there of c 1, d 0; so 7 examples were drawn.",
+    ]
+    assert len(notes) == 6
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_and_on_the_terminal_and_the_page(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    request = unequal(tmp_path, runs)
+    given = ["adapt", str(runs / "reptile"), str(request.recipe), "--shots", "4", "--seeds", "1", "--task", "kind"]
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--out", str(tmp_path / "page.html")])
+    assert ended.value.code == 0
+    note = "kind, 4 shots: fewer rows are there of b 3, c 1, d 0; so 8 examples were drawn."
+    out, err = capsys.readouterr()
+    assert note in out
+    assert "(8 examples: fewer rows than shots)" in err
+    assert note in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_where_every_class_has_enough_nothing_is_said(runs: Path) -> None:
+    found = few(runs, shots=(2,), draws=1)
+    assert [(cell["fewer"], cell["examples"]) for cell in found["cells"]] == [({}, 10)]
+    assert len(notes_of(found)) == 1
