@@ -71,3 +71,5 @@ class Portable:
     """model.safetensors, in fp32, under the names that transformers' AutoModel looks for."""
     files: Mapping[str, bytes]
     """tokenizer.json, tokenizer_config.json and all else that AutoTokenizer reads."""
+    foreign: bool = False
+    """True where the encoder is another library's code, which may not become an ONNX graph: `--dry-run` tries it."""

@@ -85,3 +85,8 @@ class HuggingFace(mtmeta.Backbone):
         names = ("config.json", "tokenizer.json", TOKENIZER_CONFIG)
         files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
         return source.assembled(model, tokenizer, self.max_length, files, "")
+
+    def portable(self, loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
+        from mtmeta.plugins.backbones.encoder.padded import portable_model
+
+        return portable_model(loaded, "backbone 'hf'")

@@ -45,7 +45,7 @@ class Repacked(nn.Module):
         super().__init__()
         self.model = model
         self.hidden_size = int(model.config.hidden_size)
-        self._typed = typed
+        self.typed = typed
         self._pad = _pad(model)
 
     def forward(self, packed: mtmeta.Packed) -> Tensor:
@@ -72,7 +72,7 @@ class Repacked(nn.Module):
     def _hidden(self, packed: mtmeta.Packed, at: Tensor, mask: Tensor | None) -> Tensor:
         """Compute the hidden states [n, T, D] of the tokens `at` [n, T]; where `mask` [n, T] is False, is padding."""
         given: dict[str, Tensor] = {"input_ids": packed.ids[at]}
-        if self._typed and packed.types is not None:
+        if self.typed and packed.types is not None:
             given["token_type_ids"] = packed.types[at]
         if mask is not None:
             given = {name: ids.masked_fill(~mask, self._pad * (name == "input_ids")) for name, ids in given.items()}
