@@ -116,7 +116,7 @@ def portable_model(loaded: mtmeta.LoadedBackbone, place: str) -> mtmeta.Portable
     model: Any = padded.model
     kind = type(model).__name__
     error = _padding_error(padded, loaded.tokenizer)
-    if not error <= TOLERANCE:
+    if error > TOLERANCE:  # not so of a model whose values are not finite, which is another matter
         message = f"{kind} mixes padding into the hidden states of texts (they differ by {error:.2g})"
         raise mtmeta.WeightsError(place, f"{message}; it cannot be exported, use `mtmeta predict`")
     tensors = _saved(model)
