@@ -136,12 +136,13 @@ class RunDir:
         changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
         if not changed:
             return
-        shown = [", ".join(f"{key} {safe(facts.get(key, 'absent'))}" for key in changed) for facts in (was, now)]
+        absent = {key: "unset" if key.isupper() else "absent" for key in changed}  # names of variables are capitals
+        shown = [", ".join(f"{key} {safe(facts.get(key, absent[key]))}" for key in changed) for facts in (was, now)]
         if not allow_inexact:
             message = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
             raise CheckpointError(str(self.path), message)
         # from here on it is this machine that must not change; and whoever reads the lock should know
-        current = {key: lock[key] for key in (*EXACT, "plugins", "packages")}
+        current = {key: lock[key] for key in (*EXACT, "plugins", "packages", "environment")}
         earlier = before.get("inexact")
         notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
         write_file(self.lock_file, dump({**before, **current, "inexact": notes}))
@@ -184,6 +185,8 @@ def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
     packages = lock.get("packages")
     versions |= {str(name): str(number) for name, number in packages.items()} if isinstance(packages, dict) else {}
     exact = {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
+    variables = lock.get("environment")  # runs of earlier versions have none: they are taken to have been unset
+    exact |= {str(name): str(value) for name, value in variables.items()} if isinstance(variables, dict) else {}
     if exact["mtmeta"] in SAME_BITS:
         exact["mtmeta"] = version("mtmeta")
     return exact
@@ -215,7 +218,7 @@ def make_lock(
     """Build the lock: versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
     import torch
 
-    from mtmeta.core.machine import processor
+    from mtmeta.core.machine import arithmetic, processor
 
     return {
         "recipe": digest(recipe),
@@ -231,6 +234,7 @@ def make_lock(
         "processor": processor(device),
         "kernels": backbone.kernels if device.type == "cpu" else "none",
         "precision": precision,
+        "environment": arithmetic(device),
         "backbone": backbone.identity,
         "data": dict(data),
     }

@@ -36,7 +36,8 @@ def plan(
 ) -> dict[str, Any]:
     """Return what `train` would do with the request, as plain data; seconds only if `probe_steps` are more than 0.
 
-    `obstacles` says in which formats the run could not be exported, and why. Raises what `train` would raise before its first step; leaves no trace but in the caches.
+    `obstacles` says in which formats the run could not be exported, and why. Raises what `train` would raise before its
+    first step; leaves no trace but in the caches.
     """
     opened = OpenRecipe(request)
     folder, training = opened.folder, Training(opened.session())

@@ -111,7 +111,7 @@ def native_errors(place: str, message: str) -> Iterator[None]:
     try:
         with _muted():
             yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:
         raise mtmeta.WeightsError(place, f"{message} ({mtmeta.safe(str(error))}); fetch the file again") from error
