@@ -6,7 +6,15 @@ import errno
 from typing import Any
 
 from mtmeta.core.environment import has_memory_limit
-from mtmeta.core.errors import MachineError, MtmetaError, PluginError, UsageError, out_of_memory, out_of_threads
+from mtmeta.core.errors import (
+    MachineError,
+    MtmetaError,
+    PluginError,
+    UsageError,
+    WeightsError,
+    out_of_memory,
+    out_of_threads,
+)
 from mtmeta.core.registry.discovery import culprit
 from mtmeta.core.wording import choose, did_you_mean, exception_line, quote, safe
 
@@ -31,6 +39,11 @@ def explained(error: Exception) -> MtmetaError:
     if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
         place = error.place if isinstance(error, MachineError) else str(cause.filename or "system")
         return UsageError(place, f"a name of {len(place)} characters is too long for this system; give a shorter one")
+    lack = cause.__cause__ if isinstance(cause, WeightsError) else None  # what a library met while it loaded them
+    while lack is not None and not out_of_memory(lack):
+        lack = lack.__cause__
+    if isinstance(lack, Exception):
+        return unforeseen(lack)
     return error if isinstance(error, MtmetaError) else unforeseen(error)
 
 

@@ -29,6 +29,7 @@ from mtmeta.core.wording import safe
 
 MAX_SHOWN = 10  # problems listed at once
 MAX_PLACE = 500  # characters of a place, so that a line always has room for what is wrong
+_MEMORYLESS = ("can't allocate memory", "annot allocate memory", "failed to map segment from shared object")
 _THREADLESS = ("can't start new thread", "Resource temporarily unavailable")
 
 
@@ -158,11 +159,9 @@ def out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "out of memory"
     text = str(error)
-    if isinstance(error, ImportError) and ("failed to map segment" in text or "cannot allocate memory" in text.lower()):
-        return "out of memory"
-    if not isinstance(error, RuntimeError):
+    if not isinstance(error, RuntimeError | ImportError):
         return None
-    if "can't allocate memory" in text or "Cannot allocate memory" in text:  # PyTorch's on a CPU has no class
+    if any(words in text for words in _MEMORYLESS):  # PyTorch's on a CPU has no class
         return "out of memory"
     if type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:
         return "CUDA out of memory"

@@ -1,4 +1,4 @@
-"""Exports of every family: `bert`'s in the layout of their own, `hf`'s as they are; what cannot be done is said early."""
+"""Exports of every family, in its own layout, by both backbones; what cannot be exported is said before training."""
 
 from __future__ import annotations
 
