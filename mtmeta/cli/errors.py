@@ -49,7 +49,8 @@ def explained(error: Exception) -> MtmetaError:
 
 def unforeseen(error: Exception) -> MtmetaError:
     """Turn an exception that is none of ours into one: the machine's fault, a plugin's, or a bug."""
-    if kind := out_of_memory(error):
+    broken = isinstance(error, SystemError) and has_memory_limit()  # as Python says where C code hit the limit
+    if kind := "out of memory" if broken else out_of_memory(error):
         what = f" in loading {safe(error.name or 'a library')}" if isinstance(error, ImportError) else ""
         fix = "close other programs" if what else "lower batch_size or max_length"
         fix += ", or raise the limit of this process (ulimit -v)" if has_memory_limit() else ""

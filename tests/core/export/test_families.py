@@ -26,7 +26,7 @@ from tests.support.quick import quick
 
 Capture = pytest.CaptureFixture[str]
 PAIRED = {"task": "para", "train": "pairs.tsv", "dev": "pairs.tsv", "batch_size": 4}
-TEXTS = sentences(20)
+TEXTS = [text for text in sentences(20) if text.strip()]
 PAIRS = list(zip(TEXTS, TEXTS[3:] + TEXTS[:3], strict=True))
 # of each: backbone, family, transformers' class, and whether the second text of a pair has a token type of its own
 CASES = {
