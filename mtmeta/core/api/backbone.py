@@ -57,6 +57,8 @@ class LoadedBackbone:
     """Compiled code of the backbone's own that a CPU runs beside PyTorch's; another name means other last bits."""
     packages: tuple[str, ...] = ()
     """Distributions that compute, beside PyTorch; another version of one may mean other last bits."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how these files were read, one line each; shown once, when a run begins."""
 
 
 @dataclass(frozen=True)

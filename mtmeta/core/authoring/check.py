@@ -64,7 +64,8 @@ def check_recipe(
             from mtmeta.core.run.fetch import bring, local_backbone
 
             bring(recipe, (), sources)
-            local_backbone(recipe, sources).load(recipe.seed)
+            for note in local_backbone(recipe, sources).load(recipe.seed).notes:
+                warn(note)
         if data:
             from mtmeta.core.authoring.inspection import doubts, inspect
 

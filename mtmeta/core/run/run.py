@@ -139,6 +139,7 @@ class Training:
             message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise fault(recipe.backbone, message)
         session.backbone = backbone
+        session.notes += [Warned(text=note) for note in backbone.notes]
         self._read_data()
         train = {name: self.datasets[name, "train"] for name in recipe.tasks}
         self.budgeted = steps_on_budget(recipe, session.groups, backbone.encoder, train, session.numbers)
