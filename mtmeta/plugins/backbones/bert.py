@@ -1,14 +1,14 @@
 """Backbone `bert`: our own encoder for folders of BERT, RoBERTa, DistilBERT and ELECTRA in Hugging Face layout.
 
-A folder holds config.json, model.safetensors, and a tokenizer: tokenizer.json, or vocab.txt, or vocab.json with
-merges.txt. Everything is checked before anything runs: the architecture against an allow-list, sizes against a budget,
-tensors for missing, misshaped or non-finite.
+A folder holds config.json, model.safetensors or its shards with their index, and a tokenizer: tokenizer.json, or
+vocab.txt, or vocab.json with merges.txt; sentence-transformers' folders are such too. Everything is checked before
+anything runs: the architecture against an allow-list, sizes against a budget, tensors for missing, misshaped or
+non-finite.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +17,11 @@ from pydantic import Field
 
 import mtmeta
 from mtmeta.plugins.backbones import hub
-from mtmeta.plugins.backbones.checkpoint.config import ROBERTA, BertConfig, config_json, read_config
-from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, read_weights
+from mtmeta.plugins.backbones.checkpoint.config import ROBERTA, BertConfig, config_json, config_of, read_config
+from mtmeta.plugins.backbones.checkpoint.modules import find_encoder
+from mtmeta.plugins.backbones.checkpoint.settings import read_settings
+from mtmeta.plugins.backbones.checkpoint.shards import PICKLE
+from mtmeta.plugins.backbones.checkpoint.tensors import read_tensors
 from mtmeta.plugins.backbones.embedded import EMBEDDED, describe_embedded, embedded_folder
 from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel, byte_level_json
 from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece, tokenizer_json
@@ -59,16 +62,18 @@ class Bert(mtmeta.Backbone):
     def load(self, seed: int) -> mtmeta.LoadedBackbone:
         if self.weights == "tiny":
             return self._tiny(seed)
-        folder = find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained)
-        config = read_config(folder / "config.json")
+        place = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained))
+        folder, settings = place.folder, read_settings(place.folder)
+        config = config_of(settings)
         vocabulary = _vocabulary(folder, config)
         if not self.pretrained:
             shape = hashlib.sha256(f"{config} {vocabulary}".encode()).hexdigest()
             return self._random(config, vocabulary, str(folder), f"random values, shape {shape}", seed)
-        state, identity = read_weights(folder / "model.safetensors", config)
-        encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{identity}")
+        state, weights = read_tensors(folder, config, strict=settings.code)
+        encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{weights.identity}")
         encoder.load_state_dict(state)
-        return loaded
+        beside = place.notes(self.max_length, loaded.tokenizer.encode)
+        return replace(loaded, notes=(*loaded.notes, *settings.notes, *weights.notes, *beside))
 
     def load_tokenizer(self) -> mtmeta.LoadedTokenizer:
         if self.weights == "tiny":
@@ -77,7 +82,7 @@ class Bert(mtmeta.Backbone):
             place, config = "tiny", BertConfig(1, max_position_embeddings=TINY_POSITIONS, **TINY)
             vocabulary = WordPiece.from_vocabulary(sample.vocabulary()).json()
         else:
-            folder = find_folder(self.weights, mtmeta.Sources(), pretrained=False)
+            folder = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=False)).folder
             place, config = str(folder), read_config(folder / "config.json")
             vocabulary = _vocabulary(folder, config)
         self._check_length(place, config.positions)
@@ -144,17 +149,12 @@ def _tokenizer(vocabulary: str, config: BertConfig, place: str) -> ByteLevel | W
     return kind.from_json(vocabulary, f"{place}/tokenizer.json")
 
 
-def find_folder(
-    weights: str, sources: mtmeta.Sources, *, pretrained: bool = True, fetch: Callable[..., Path] = hub.fetch
-) -> Path:
-    """Find the folder `weights` names: the one inside the package, a local one, or that of a hub id, in its cache.
-
-    `fetch` says which files of a hub id are needed.
-    """
+def find_folder(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:
+    """Find the folder `weights` names: the one inside the package, a local one, or that of a hub id, in its cache."""
     if weights == EMBEDDED:
         return embedded_folder()
     if weights.startswith(hub.SCHEME):
-        return fetch(weights, sources, pretrained=pretrained)
+        return hub.fetch(weights, sources, pretrained=pretrained)
     folder = Path(weights).expanduser()
     if folder.is_dir():
         return folder
@@ -166,4 +166,4 @@ def find_folder(
         raise mtmeta.WeightsError(weights, "no such folder; give a folder in Hugging Face layout or `embedded`")
     if "/" not in weights and (hint := mtmeta.did_you_mean(weights, BUILT_IN)):
         raise mtmeta.WeightsError(weights, f"no such folder{hint}")
-    return fetch(weights, sources, pretrained=pretrained)
+    return hub.fetch(weights, sources, pretrained=pretrained)

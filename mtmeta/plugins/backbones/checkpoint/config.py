@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mtmeta
-from mtmeta.plugins.backbones.checkpoint.untrusted import json_object
+from mtmeta.plugins.backbones.checkpoint.settings import Settings, read_settings
 
 MODEL_TYPES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 ROBERTA = ("roberta", "xlm-roberta")
@@ -108,7 +108,14 @@ def config_json(config: BertConfig) -> str:
 
 def read_config(path: Path) -> BertConfig:
     """Read config.json. Raises WeightsError if it is unsupported, incomplete or asks for absurd sizes."""
-    values = json_object(path)
+    return config_of(read_settings(path.parent))
+
+
+def config_of(settings: Settings) -> BertConfig:
+    """Return the numbers of a config.json. Raises WeightsError if it is unsupported, incomplete or of absurd sizes."""
+    path, values = settings.path, settings.values
+    if settings.code and "model_type" not in values:
+        raise mtmeta.WeightsError(str(path), "'auto_map' asks for remote code, which is never run; name a model_type")
     kind = values.get("model_type", "bert")
     if kind not in MODEL_TYPES:
         known = f"{', '.join(MODEL_TYPES)}; for others use backbone hf"
