@@ -136,6 +136,9 @@ class Source:
             raise mtmeta.WeightsError(place, f"transformers has no AutoModel for {type(config).__name__}")
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
             raise mtmeta.WeightsError(place, "describes a decoder; an encoder is needed")
+        if kind == "mra" or (kind == "yoso" and not config.use_expectation):  # without them MRA's attention gives zeros
+            message = f"model_type '{kind}' computes by kernels of the hub, which are never fetched; use another encoder"
+            raise mtmeta.WeightsError(place, message)
         layers = getattr(config, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > MAX_LAYERS:
             raise mtmeta.WeightsError(place, f"asks for {layers} layers (limit {MAX_LAYERS})")
@@ -264,10 +267,9 @@ class Source:
         if positions is not None and max_length > positions:
             message = f"max_length {max_length} exceeds {place}'s {positions} positions; lower it"
             raise mtmeta.RecipeError("backbone.max_length", message)
-        probe = [*tokenizer.prefix, *tokenizer.encode(["probe"])[0], *tokenizer.suffix]
         with self._errors("run the model"), torch.inference_mode():
             encoder = Repacked(model.eval(), typed=self._typed(model, tokenizer))
-            encoder.check(probe)
+            encoder.check(tokenizer)
             mates = encoder.mates(tokenizer, min(max_length, LONGEST_PROBE), tokenizer.size)
         if mates in (Mates.RANDOM, Mates.MIXED):
             what = "gives one text another vector each time" if mates is Mates.RANDOM else "mixes the texts of a batch"
@@ -277,6 +279,8 @@ class Source:
             encoder.one_length = True
             files = {**files, APART: b'{"one_length": true}\n'}
             text = "mixes padding into the vectors, so batches are computed one length at a time, which is slower"
+            if (least := encoder.shortest) > len(tokenizer.prefix) + len(tokenizer.suffix):
+                text += f"; texts of fewer than {least} tokens are padded to {least}"
             self.notes.append(f"{place}: {type(model).__name__} {text}")
         options: Any = {"packages": ("transformers",), "notes": tuple(self.notes)}
         return mtmeta.LoadedBackbone(encoder, tokenizer, max_length, files, identity, **options)

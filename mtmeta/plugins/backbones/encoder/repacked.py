@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import mtmeta
 
+LEAST = 8  # tokens of a sequence that every encoder takes
 TOLERANCE = 1e-5  # of hidden states in fp32, relative to the largest
 Groups = Sequence[tuple[int, int]]
 # cost of one more call, in tokens: little beside the products on a CPU, much on a GPU, which waits for its launches
@@ -54,6 +55,8 @@ class Repacked(nn.Module):
 
     one_length = False
     """Whether only sequences of one length are computed together, for padding is not without effect."""
+    shortest = 1
+    """Tokens that a sequence is padded to at least, for the model takes no fewer."""
 
     def __init__(self, model: Any, *, typed: bool) -> None:
         super().__init__()
@@ -72,8 +75,8 @@ class Repacked(nn.Module):
 
     def _block(self, packed: mtmeta.Packed, block: Groups, start: int) -> Tensor:
         """Compute the hidden states [s, D] of the s tokens of a block, which begin at `start`."""
-        device, longest = packed.ids.device, block[-1][1]
-        if len(block) == 1:
+        device, longest = packed.ids.device, max(block[-1][1], self.shortest)
+        if len(block) == 1 and longest == block[0][1]:
             end = start + block[0][0] * longest
             return self._hidden(packed, torch.arange(start, end, device=device).view(-1, longest), None).flatten(0, 1)
         lengths = np.repeat([length for _, length in block], [count for count, _ in block])[:, None]  # [n, 1]
@@ -95,12 +98,24 @@ class Repacked(nn.Module):
         hidden: Tensor = self.model(**given).last_hidden_state
         return hidden
 
-    def check(self, ids: Sequence[int]) -> None:
-        """Raise ValueError unless a sequence becomes one vector a token."""
-        at = torch.tensor([ids])
+    def check(self, tokenizer: mtmeta.Tokenizer) -> None:
+        """Raise ValueError unless a sequence becomes one vector a token, and find the shortest that does."""
+        ids = [*tokenizer.prefix, *tokenizer.encode(["probe"])[0], *tokenizer.suffix] * LEAST
+        fewest = len(tokenizer.prefix) + len(tokenizer.suffix)  # of a text without tokens
+        for length in range(fewest, max(fewest, LEAST) + 1):
+            try:
+                self._check_shape(torch.tensor([ids[:length]]))
+            except (RuntimeError, IndexError):  # Funnel pools away what is shorter than its blocks
+                if length >= LEAST:
+                    raise
+            else:
+                self.shortest = length if length > fewest else 1
+                return
+
+    def _check_shape(self, at: Tensor) -> None:
         output: object = self.model(input_ids=at, attention_mask=torch.ones_like(at))
         hidden = getattr(output, "last_hidden_state", None)
-        wanted = [1, len(ids), self.hidden_size]
+        wanted = [*at.shape, self.hidden_size]
         if not isinstance(hidden, Tensor) or list(hidden.shape) != wanted:
             given = f"shape {list(hidden.shape)}" if isinstance(hidden, Tensor) else "nothing"
             raise ValueError(f"last_hidden_state: found {given}, expected shape {wanted}")
@@ -134,7 +149,7 @@ class Repacked(nn.Module):
 
     def _padded(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Compute the hidden states [t, D] of the first of some sequences, padded together."""
-        longest = max(map(len, sequences))
+        longest = max(self.shortest, *map(len, sequences))
         ids = torch.tensor([[*one, *[self._pad] * (longest - len(one))] for one in sequences])
         mask = torch.tensor([[1] * len(one) + [0] * (longest - len(one)) for one in sequences])
         hidden: Tensor = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
