@@ -137,7 +137,9 @@ class Source:
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
             raise mtmeta.WeightsError(place, "describes a decoder; an encoder is needed")
         if kind == "mra" or (kind == "yoso" and not config.use_expectation):  # without them MRA's attention gives zeros
-            message = f"model_type '{kind}' computes by kernels of the hub, which are never fetched; use another encoder"
+            message = (
+                f"model_type '{kind}' computes by kernels of the hub, which are never fetched; use another encoder"
+            )
             raise mtmeta.WeightsError(place, message)
         layers = getattr(config, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > MAX_LAYERS:

@@ -345,7 +345,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no text": (other("ViTConfig"), ("w/model.safetensors: tensor ",)),
     "not for AutoModel": (other("EncoderDecoderConfig"), ("w/config.json: transformers has no AutoModel for Enc",)),
     "remote code": (
-        config(auto_map={"AutoModel": "x.Y"}),
+        config(model_type="x", auto_map={"AutoModel": "x.Y"}),
         ("config.json: 'auto_map' asks for remote code, which is never run",),
     ),
     "too large": (
@@ -369,7 +369,10 @@ SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         weights(lambda state: state | {QUERY: torch.full((24, 24), torch.nan)}),
         (f"model.safetensors: '{QUERY}' holds non-finite values",),
     ),
-    "shards elsewhere": (index({WORDS: "../w/model-1.safetensors"}), ("index.json: names no files of this folder",)),
+    "shards elsewhere": (
+        index({WORDS: "../w/model-1.safetensors"}),
+        ("index.json: names '../w/model-1.safetensors', which is none of its folder",),
+    ),
     "a shard that is not there": (index({WORDS: "model-2.safetensors"}), ("model-2.safetensors: no such file",)),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.json").unlink(),

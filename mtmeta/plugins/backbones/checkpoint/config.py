@@ -114,7 +114,7 @@ def read_config(path: Path) -> BertConfig:
 def config_of(settings: Settings) -> BertConfig:
     """Return the numbers of a config.json. Raises WeightsError if it is unsupported, incomplete or of absurd sizes."""
     path, values = settings.path, settings.values
-    if settings.code and "model_type" not in values:
+    if settings.code and values.get("model_type") is None:
         raise mtmeta.WeightsError(str(path), "'auto_map' asks for remote code, which is never run; name a model_type")
     kind = values.get("model_type", "bert")
     if kind not in MODEL_TYPES:

@@ -84,8 +84,9 @@ def _followed(values: dict[str, Any], path: Path) -> dict[str, Any]:
         if key in (*CODE, *DROPPED, *LABELS):
             continue
         name = key.removeprefix("_").removesuffix("_internal")
-        unset = value is None or value is False or value == "" or value == {} or value == []
-        if name in REFUSED and not unset and not (name.endswith("_implementation") and value in PLAIN):
+        if name in REFUSED and not (name.endswith("_implementation") and value in PLAIN):
+            if value is None or value is False or value in ("", {}, []):
+                continue
             message = f"'{key}' {REFUSED[name]} (found {mtmeta.quote(value)}); remove the key if the model is whole"
             raise mtmeta.WeightsError(str(path), message)
         kept[key] = _deep(value, path)

@@ -214,10 +214,10 @@ def _entry(path: Path, name: str, value: Mapping[str, object], size: int) -> Ent
     shape, kind = value.get("shape"), value.get("dtype")
     if not isinstance(kind, str) or kind not in TYPES:
         raise damaged(path, f"{mtmeta.quote(name)} is of type {mtmeta.quote(kind)}, which there is not")
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**62 for n in shape):
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise damaged(path, f"{mtmeta.quote(name)} has no shape in its header")
     dtype, bits = TYPES[kind]
-    if (total := math.prod(shape)) >= 2**60 or len(shape) > 60:
+    if len(shape) > 60 or (total := math.prod(shape)) >= 2**60:
         raise damaged(path, f"the shape of {mtmeta.quote(name)} is an overflow")
     if total * bits != 8 * size:
         raise damaged(path, f"{mtmeta.quote(name)} is {dimensions(shape)} of {dtype}, and has {size} bytes")
