@@ -54,13 +54,12 @@ def load_transformers() -> ModuleType:
 @contextmanager
 def _no_kernels() -> Iterator[None]:
     """Keep models from fetching compiled code from the hub while they are made, as YOSO and MRA do on a GPU."""
-    module: Any = importlib.import_module("transformers.integrations.hub_kernels")
+    module: Any = importlib.import_module("transformers.integrations.hub_kernels")  # by them at the last moment
 
     def refuse(*arguments: object, **options: object) -> None:
         raise ImportError("kernels of the hub are never fetched")
 
-    fetch = module.get_kernel
-    module.get_kernel = refuse
+    fetch, module.get_kernel = getattr(module, "get_kernel", None), refuse
     try:
         yield
     finally:
@@ -153,10 +152,11 @@ class Source:
         with self._errors("make the model"), torch.device("meta"):
             model = self._model(config)
         self._size = sum(parameter.numel() for parameter in model.parameters())
+        self._types = {name: values.dtype for name, values in model.state_dict().items()}
         if self._size > MAX_PARAMETERS:
             message = f"asks for {self._size / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
             raise mtmeta.WeightsError(place, message)
-        return model.config, type(model)
+        return config, type(model)
 
     def set_dropout(self, dropout: float) -> None:
         """Set every dropout of the encoder. Raises RecipeError if it has none."""
@@ -192,20 +192,20 @@ class Source:
 
         transformers is given tensors, made of the bytes that were hashed, and no folder: it opens no file.
         """
-        with self._errors("make the model"), torch.device("meta"):
-            whole = {n: t.dtype for n, t in self._model(self._config).state_dict().items()}
-        integers = {name.rpartition(".")[2] for name, dtype in whole.items() if not dtype.is_floating_point}
+        integers = {name.rpartition(".")[2] for name, dtype in self._types.items() if not dtype.is_floating_point}
 
         def keep(entry: Entry) -> bool:
             return entry.dtype in FLOATS or (entry.dtype == "int64" and entry.name.rpartition(".")[2] in integers)
 
         needed = 4 * self._size
         weights = read_weights(self.folder, keep, most=4 * needed + SPARE, needed=needed)
-        self._refuse_doubles(weights, whole)
+        self._refuse_doubles(weights)
         # a tensor of another type is no number where the model uses it, and nothing where it does not
         others = [name for name in weights.entries if name not in weights.tensors]
         absent = {name: torch.tensor(torch.nan).expand(weights.entries[name].shape) for name in others}
         config, place = self._config, str(weights.place)
+        if not isinstance(config, self._kind.config_class):  # of several models, of which the text's is taken
+            config = config.get_text_config()
         with self._errors("load the weights"), torch.random.fork_rng(devices=[]), _no_kernels():
             lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are not: see below
             options = {"config": config, "state_dict": weights.tensors | absent, **lenient, **self._options(config)}
@@ -223,20 +223,22 @@ class Source:
             raise mtmeta.WeightsError(place, message)
         if self.settings.code:
             refuse_foreign(weights, sorted(map(str, loading["unexpected_keys"])), MAX_LAYERS)
-        for name, values in model.state_dict().items():
-            if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        parameters = dict(model.named_parameters())
+        for name, values in model.state_dict().items():  # a buffer may be a mask of infinities
+            bad = ~torch.isfinite(values) if name in parameters else torch.isnan(values)
+            if bool(bad.any()):
                 raise self._not_finite(weights, name, others)
         self.notes += weights.notes
         return model, f"sha256:{weights.identity}"
 
-    def _refuse_doubles(self, weights: Weights, whole: Mapping[str, object]) -> None:
+    def _refuse_doubles(self, weights: Weights) -> None:
         """Raise WeightsError for a tensor that is there under two names, of which transformers would take either."""
         prefix, seen = f"{getattr(self._kind, 'base_model_prefix', '')}.", dict[str, str]()
         for name in weights.entries:
             plain = name.removeprefix(prefix)
             for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
                 plain = plain.removesuffix(old) + new if plain.endswith("LayerNorm" + old) else plain
-            if (other := seen.setdefault(plain, name)) != name and plain in whole:
+            if (other := seen.setdefault(plain, name)) != name and plain in self._types:
                 message = f"tensor {mtmeta.quote(other)} is there under another name too ({mtmeta.quote(name)})"
                 raise mtmeta.WeightsError(str(weights.files[name]), message)
 

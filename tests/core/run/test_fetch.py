@@ -28,7 +28,7 @@ LATER = "89abcdef0123456789abcdef0123456789abcdef"
 TRAIN, DEV = (HEADER + ROWS).encode(), (HEADER + ROWS.replace("word", "new")).encode()
 BIG = TRAIN + b"".join(b"%d\tword\tother\tneutral\n" % i for i in range(9, 60_000))
 WEIGHTS = random.Random(1).randbytes(300_000)  # enough where nobody loads them
-NEEDED = ("tokenizer.json", "config.json", "model.safetensors")
+NEEDED = ("tokenizer.json", "model.safetensors", "config.json")
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +279,7 @@ def test_without_a_network_one_line_names_all_that_is_missing(server: Loopback, 
         assert_refused(
             outcome,
             6,
-            "error: 4 files are not in the cache and HF_HUB_OFFLINE is set: owner/model@main (config.json, model.saf",
+            "error: 3 files are not in the cache and HF_HUB_OFFLINE is set: owner/model@main (config.json); ",
             "; hf://datasets/owner/pairs/data/train.tsv; ",
             f"; {server.url}/files/dev.tsv#sha256={sha256(DEV)}; run 'mtmeta fetch r.yaml' where there is a network",
         )

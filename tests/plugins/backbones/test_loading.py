@@ -217,7 +217,11 @@ def test_keys_that_are_unset_or_harmless(hf: Any, tmp_path: Path) -> None:
     """As transformers itself writes them, and as people leave them."""
     write_family(hf, "bert", tmp_path)
     plain, _ = load(tmp_path)
-    unset = {"quantization_config": None, "attn_implementation": None, "_attn_implementation": "sdpa"}
+    unset: dict[str, object] = {
+        "quantization_config": None,
+        "attn_implementation": None,
+        "_attn_implementation": "sdpa",
+    }
     unset |= {"use_timm_backbone": False, "backbone": None, "transformers_weights": "", "kernel_config": {}}
     changed(tmp_path, **unset, _name_or_path="/home/someone/evil", output_hidden_states=True, return_dict=False)
     model, loaded = load(tmp_path)

@@ -126,7 +126,7 @@ class Fake(nn.Module):
     ],
 )
 def test_what_batch_mates_change_is_told_apart(expected: Mates, hidden: Any) -> None:
-    tokenizer = type("T", (), {"prefix": (1,), "middle": (2,), "suffix": (2,)})
+    tokenizer: Any = type("T", (), {"prefix": (1,), "middle": (2,), "suffix": (2,)})
     torch.manual_seed(4)
     before = torch.random.get_rng_state()
     encoder = Repacked(Fake(hidden), typed=False)

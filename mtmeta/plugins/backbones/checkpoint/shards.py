@@ -151,7 +151,8 @@ def _read_file(path: Path, file: BinaryIO, found: Weights, keep: Keep, expected:
         found.entries[entry.name], found.files[entry.name] = entry, path
         kept = keep(entry)
         data = torch.empty(entry.size if kept else min(entry.size, CHUNK), dtype=torch.uint8)
-        view, done = memoryview(data.numpy()), 0
+        values: Any = data.numpy()
+        view, done = memoryview(values), 0
         while done < entry.size:
             part = view[done : done + CHUNK] if kept else view[: entry.size - done]
             count = file.readinto(part)  # type: ignore[attr-defined]
