@@ -4,8 +4,8 @@
 # With an attention mask one would expect that padding changes nothing, and for BERT and most others that holds to the
 # last digits. But FNet has no mask at all (its Fourier transform runs over the padding), Funnel's and Nystromformer's
 # pooled segments and landmarks reach into it, ConvBERT's convolution and MobileBERT's trigrams read the token after the
-# last one, and YOSO's convolution does. No warning says so; who embeds texts in batches gets vectors that depend on the
-# batch.
+# last one, and YOSO's mask becomes all ones (1.0 + mask / 10000, as whole numbers). No warning says so; who embeds texts
+# in batches gets vectors that depend on the batch.
 # Seen on Linux, Python 3.11, CPU: the largest difference of a hidden state of a text of 6 tokens, alone and beside one
 # of 40: see the output. Fails if one of the six stops mixing, or BERT begins to.
 set -euo pipefail
