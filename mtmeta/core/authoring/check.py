@@ -64,7 +64,9 @@ def check_recipe(
             from mtmeta.core.run.fetch import bring, local_backbone
 
             bring(recipe, (), sources)
-            local_backbone(recipe, sources).load(recipe.seed)
+            notes = getattr(local_backbone(recipe, sources).load(recipe.seed), "notes", ())
+            for note in () if data else notes:  # `inspect` tells them, too
+                warn(note)
         if data:
             from mtmeta.core.authoring.inspection import doubts, inspect
 

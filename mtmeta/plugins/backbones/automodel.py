@@ -21,7 +21,9 @@ from mtmeta.plugins.backbones.checkpoint.config import MAX_LAYERS, MAX_PARAMETER
 from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, and_more, check_header, dimensions
 from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular, json_object
 from mtmeta.plugins.backbones.encoder.repacked import Repacked
+from mtmeta.plugins.backbones.tokenizers.by_class import text_by_class
 from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
+from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
 
 LEAST = 5  # major version of transformers
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -60,6 +62,8 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.notes: list[str] = []
+        """What the user should know of how the folder was read."""
         json_object(folder / "config.json")  # its own checks: a file, of sane size, that asks for no code
         self.library = load_transformers()
         self._config = self._checked()
@@ -79,22 +83,13 @@ class Source:
     # -- tokenizer
 
     def tokenizer(self) -> str:
-        """Return the text of a tokenizer.json that tokenizes as the folder's AutoTokenizer does."""
+        """Return the text of the tokenizer.json that holds for the folder."""
+        files = TokenizerFolder(self.folder, self._config.model_type)
+        if files.is_ours:
+            self.notes += files.notes()
+            return files.text()
         with self._errors("load the tokenizer"):
-            tokenizer = self.library.AutoTokenizer.from_pretrained(self.folder, **LOCAL, use_fast=True)
-            backend = getattr(tokenizer, "backend_tokenizer", None)
-            text: object = backend.to_str() if backend is not None and hasattr(backend, "to_str") else None
-            names: dict[str, str] = dict(tokenizer.vocab_files_names)
-        if not isinstance(text, str):
-            kind = type(tokenizer).__name__
-            message = f"its {kind} is none of the tokenizers library; a folder with tokenizer.json has one"
-            raise mtmeta.WeightsError(str(self.folder), message)
-        whole = names.pop("tokenizer_file", "tokenizer.json")  # without its files transformers makes up a vocabulary
-        parts = list(names.values())
-        if not (self.folder / whole).exists() and not (parts and all((self.folder / n).exists() for n in parts)):
-            message = f"has neither {whole} nor {' with '.join(parts)}" if parts else f"has no {whole}"
-            raise mtmeta.WeightsError(str(self.folder), f"{message}; a tokenizer is needed")
-        return text
+            return text_by_class(self.library, files.folder)
 
     # -- model
 
@@ -209,19 +204,14 @@ class Source:
         with self._errors("run the model"), torch.inference_mode():
             encoder = Repacked(model.eval(), typed=self._typed(model, tokenizer))
             encoder.check(probe)
-        packages = ("transformers",)
-        return mtmeta.LoadedBackbone(encoder, tokenizer, max_length, files, identity, packages=packages)
+        packages, notes = ("transformers",), tuple(self.notes)
+        return mtmeta.LoadedBackbone(encoder, tokenizer, max_length, files, identity, packages=packages, notes=notes)
 
     def _typed(self, model: nn.Module, tokenizer: AnyTokenizer) -> bool:
         """Return whether the second text of a pair has a token type of its own, as core numbers them."""
         types = getattr(model.config, "type_vocab_size", 0)
         takes = "token_type_ids" in inspect.signature(model.forward).parameters
-        if not takes or not isinstance(types, int) or types < 2 or not any(tokenizer.pair_types):
-            return False
-        if tokenizer.pair_types != tokenizer.core_types:
-            message = "numbers the token types of pairs otherwise than 0 for the first text and 1 for the second"
-            raise mtmeta.WeightsError(str(self.folder), f"the tokenizer {message}; it cannot be used")
-        return True
+        return takes and isinstance(types, int) and types > 1 and tokenizer.typed
 
 
 def _is_dropout(name: str, value: object) -> bool:

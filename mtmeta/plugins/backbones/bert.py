@@ -20,8 +20,10 @@ from mtmeta.plugins.backbones import hub
 from mtmeta.plugins.backbones.checkpoint.config import ROBERTA, BertConfig, config_json, read_config
 from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, read_weights
 from mtmeta.plugins.backbones.embedded import EMBEDDED, describe_embedded, embedded_folder
-from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel, byte_level_json
-from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece, tokenizer_json
+from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel
+from mtmeta.plugins.backbones.tokenizers.fast import FastTokenizer
+from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
+from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 
 if TYPE_CHECKING:
     from mtmeta.plugins.backbones.encoder.encoder import Encoder
@@ -61,16 +63,19 @@ class Bert(mtmeta.Backbone):
             return self._tiny(seed)
         folder = find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained)
         config = read_config(folder / "config.json")
-        vocabulary = _vocabulary(folder, config)
+        files = _files(folder, config)
+        vocabulary = files.text()
         if not self.pretrained:
             shape = hashlib.sha256(f"{config} {vocabulary}".encode()).hexdigest()
-            return self._random(config, vocabulary, str(folder), f"random values, shape {shape}", seed)
+            loaded = self._random(config, vocabulary, str(folder), f"random values, shape {shape}", seed)
+            return replace(loaded, notes=files.notes())
         state, identity = read_weights(folder / "model.safetensors", config)
         encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{identity}")
         encoder.load_state_dict(state)
-        return loaded
+        return replace(loaded, notes=files.notes())
 
     def load_tokenizer(self) -> mtmeta.LoadedTokenizer:
+        notes: tuple[str, ...] = ()
         if self.weights == "tiny":
             from mtmeta import sample
 
@@ -79,10 +84,11 @@ class Bert(mtmeta.Backbone):
         else:
             folder = find_folder(self.weights, mtmeta.Sources(), pretrained=False)
             place, config = str(folder), read_config(folder / "config.json")
-            vocabulary = _vocabulary(folder, config)
+            files = _files(folder, config)
+            vocabulary, notes = files.text(), files.notes()
         self._check_length(place, config.positions)
         tokenizer = _tokenizer(vocabulary, config, place)
-        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": vocabulary.encode()})
+        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": vocabulary.encode()}, notes)
 
     def _check_length(self, place: str, positions: int) -> None:
         if self.max_length > positions:
@@ -95,7 +101,8 @@ class Bert(mtmeta.Backbone):
 
     def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
         config = read_config(folder / "config.json")
-        return self._assemble(config, _vocabulary(folder, config), str(folder), "")[1]
+        vocabulary = _files(folder, config).text()
+        return self._assemble(config, vocabulary, str(folder), "")[1]
 
     def portable(self, loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
         from mtmeta.plugins.backbones.encoder.padded import portable
@@ -129,19 +136,24 @@ class Bert(mtmeta.Backbone):
         files = {"config.json": config_json(config).encode(), "tokenizer.json": vocabulary.encode()}
         if self.dropout is not None:
             config = replace(config, hidden_dropout_prob=self.dropout, attention_probs_dropout_prob=self.dropout)
+        if config.type_vocab_size > 1:
+            config = replace(config, numbers_pairs=tokenizer.typed)
         encoder = Encoder(config)
         compiled = encoder.kernels_identity
         return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, compiled)
 
 
-def _vocabulary(folder: Path, config: BertConfig) -> str:
-    """Return the text of the folder's tokenizer.json, or of one built from its vocabulary."""
-    return byte_level_json(folder) if config.model_type in ROBERTA else tokenizer_json(folder)
+def _family(config: BertConfig) -> type[FastTokenizer]:
+    """Return the tokenizer whose special tokens count where a vocabulary alone says nothing of them."""
+    return ByteLevel if config.model_type in ROBERTA else WordPiece
 
 
-def _tokenizer(vocabulary: str, config: BertConfig, place: str) -> ByteLevel | WordPiece:
-    kind = ByteLevel if config.model_type in ROBERTA else WordPiece
-    return kind.from_json(vocabulary, f"{place}/tokenizer.json")
+def _files(folder: Path, config: BertConfig) -> TokenizerFolder:
+    return TokenizerFolder(folder, config.model_type, family=_family(config))
+
+
+def _tokenizer(vocabulary: str, config: BertConfig, place: str) -> FastTokenizer:
+    return _family(config).from_json(vocabulary, f"{place}/tokenizer.json")
 
 
 def find_folder(

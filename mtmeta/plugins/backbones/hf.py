@@ -15,7 +15,7 @@ from pydantic import Field
 import mtmeta
 from mtmeta.plugins.backbones import hub
 from mtmeta.plugins.backbones.bert import find_folder
-from mtmeta.plugins.backbones.checkpoint.untrusted import MAX_CONFIG_BYTES
+from mtmeta.plugins.backbones.checkpoint.untrusted import MAX_CONFIG_BYTES, json_object
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TINY = "tiny"
@@ -72,6 +72,25 @@ class HuggingFace(mtmeta.Backbone):
         if extra.is_file() and extra.stat().st_size <= MAX_CONFIG_BYTES:  # for whoever exports the run
             files[TOKENIZER_CONFIG] = extra.read_bytes()
         return source.assembled(model, tokenizer, self.max_length, files, identity)
+
+    def load_tokenizer(self) -> mtmeta.LoadedTokenizer | None:
+        from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
+        from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
+
+        if self.weights == TINY:
+            return None  # `load` says why not
+        folder = find_folder(self.weights, mtmeta.Sources(), pretrained=False, fetch=hub.fetch_any)
+        values = json_object(folder / "config.json")
+        files = TokenizerFolder(folder, str(values.get("model_type", "")))
+        if not files.is_ours:  # transformers has it, which loads PyTorch
+            return None
+        positions = values.get("max_position_embeddings")
+        if isinstance(positions, int) and self.max_length > positions:  # `load` counts those that a sequence may have
+            message = f"max_length {self.max_length} exceeds {folder}'s {positions} positions; lower it"
+            raise mtmeta.RecipeError("backbone.max_length", message)
+        text = files.text()
+        tokenizer = AnyTokenizer.from_json(text, f"{folder}/tokenizer.json")
+        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": text.encode()}, files.notes())
 
     def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
         from mtmeta.plugins.backbones.automodel import Source
