@@ -88,6 +88,7 @@ class Source:
         if files.is_ours:
             self.notes += files.notes()
             return files.text()
+        files.check()
         with self._errors("load the tokenizer"):
             return text_by_class(self.library, files.folder)
 

@@ -24,11 +24,8 @@ WORD_PIECE = tuple(
     for name in ("Bert", "DistilBert", "Electra", "ConvBert", "MobileBert", "Lxmert", "SqueezeBert", "LayoutLM")
 )
 BYTE_LEVEL = tuple(f"{name}Tokenizer" for name in ("Roberta", "Longformer", "Bart", "LED"))
-# others that transformers has by the tokenizers library, as `hf` needs them
-BY_TRANSFORMERS = tuple(
-    f"{name}Tokenizer"
-    for name in ("MPNet", "XLMRoberta", "Camembert", "Albert", "Herbert", "Deberta", "DebertaV2", "BigBird", "RemBert")
-)
+# classes of transformers that are Python code, not the tokenizers library's, or call some
+PYTHON = tuple(f"{name}Tokenizer" for name in ("BertJapanese", "Bertweet", "Phobert", "Tapas", "RoFormer", "RoCBert"))
 # tokenizer_class where no file names one; of other model types transformers knows
 OF_MODEL_TYPE = {"bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "electra": "ElectraTokenizer"} | {
     "roberta": "RobertaTokenizer",
@@ -57,10 +54,14 @@ class TokenizerFolder:
         self.is_whole = bool(wholes)
         """Whether there is a tokenizer.json."""
         self._settings = read_settings(self.folder)
-        named = self._settings.get("tokenizer_class") or _config(folder).get("tokenizer_class")
+        named, self._named_in = self._settings.get("tokenizer_class"), self.folder / SETTINGS
+        if not named:  # transformers asks config.json, too
+            named, self._named_in = _config(folder).get("tokenizer_class"), folder / "config.json"
         self.kind = str(named or OF_MODEL_TYPE.get(model_type, "")).removesuffix("Fast")
         """The class of transformers that the folder names, without `Fast`, or that of its model type, or nothing."""
-        self._remote, self._family = self._remote_code(), family
+        code = self._settings.get("auto_map")
+        self._remote = isinstance(code, list) or (isinstance(code, dict) and "AutoTokenizer" in code)
+        self._family = family
 
     @property
     def is_ours(self) -> bool:
@@ -69,8 +70,11 @@ class TokenizerFolder:
 
     def text(self) -> str:
         """Return the text of the tokenizer.json that holds here. Raises WeightsError."""
+        self.check()
         if not self.is_ours:
-            raise mtmeta.WeightsError(*self._refusal())
+            kind = mtmeta.quote(self.kind) if self.kind else "of its model_type"
+            message = f"tokenizer_class {kind} is read by backbone hf alone where there is no tokenizer.json"
+            raise mtmeta.WeightsError(str(self._named_in), f"{message}; use that, or save its tokenizer.json beside it")
         if self.is_whole:
             text = read_vocabulary(self.folder / WHOLE)
         else:
@@ -93,23 +97,20 @@ class TokenizerFolder:
             lines.append(f"{self.folder / SETTINGS}: 'auto_map' names code, which is never run; tokenizer.json holds")
         return tuple(lines)
 
-    def _refusal(self) -> tuple[str, str]:
-        """Return place and message for a folder whose tokenizer is not one of ours."""
-        place, kind = str(self.folder / SETTINGS), mtmeta.quote(self.kind)
-        fix = "save its tokenizer.json beside it"
+    def check(self) -> None:
+        """Raise WeightsError where no backbone has such a tokenizer."""
+        if self.is_whole:
+            return
+        fix, kind = "save a tokenizer.json beside it", mtmeta.quote(self.kind)
         if self._remote:
-            return place, f"'auto_map' asks for the tokenizer's own code, which is never run; {fix}"
-        if not self.kind:
-            return str(self.folder), f"has neither tokenizer.json nor a known tokenizer_class; {fix}"
-        ours = f"only {', '.join((*WORD_PIECE[:3], BYTE_LEVEL[0]))} are read without a tokenizer.json"
-        if self.kind in BY_TRANSFORMERS:
-            return place, f"tokenizer_class {kind} is not read here ({ours}); use backbone hf, or {fix}"
-        return place, f"tokenizer_class {kind} is not read ({ours}), nor by backbone hf; {fix}"
-
-    def _remote_code(self) -> bool:
-        """Return whether the folder names a tokenizer class of its own."""
-        code = self._settings.get("auto_map")
-        return isinstance(code, list) or (isinstance(code, dict) and "AutoTokenizer" in code)
+            message = "'auto_map' asks for the tokenizer's own code, which is never run"
+            raise mtmeta.WeightsError(str(self.folder / SETTINGS), f"{message}; {fix}")
+        if self.kind in PYTHON:
+            message = f"tokenizer_class {kind} cuts texts by Python code, which no backbone runs"
+            raise mtmeta.WeightsError(str(self._named_in), f"{message}; {fix}")
+        if self.kind in GENERIC:
+            message = f"tokenizer_class {kind} is that of a tokenizer.json, which is not there"
+            raise mtmeta.WeightsError(str(self._named_in), f"{message}; {fix}")
 
 
 def _config(folder: Path) -> dict[str, Any]:
