@@ -562,9 +562,7 @@ def _(folder: Path) -> None:
     save(folder, "DistilBert", words(), words(), {"tokenizer_class": "DistilBertTokenizer"}, **sizes)
 
 
-@shape(
-    "mpnet, pieces of other names than its class has", bert=UNSUPPORTED, note="cls_token '<s>' (it puts '[CLS]' there)"
-)
+@shape("mpnet, other special tokens", bert=UNSUPPORTED, note="cls_token '<s>' (it puts '[CLS]' there)")
 def _(folder: Path) -> None:
     text = words(("<s>", "<pad>", "</s>", "[UNK]", "<mask>", "[CLS]", "[SEP]"))
     named = {**NAMED_XLMR, "unk_token": "[UNK]"}
