@@ -558,7 +558,7 @@ def _(folder: Path) -> None:
 
 @shape("distilbert")
 def _(folder: Path) -> None:
-    sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+    sizes: dict[str, Any] = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
     save(folder, "DistilBert", words(), words(), {"tokenizer_class": "DistilBertTokenizer"}, **sizes)
 
 
@@ -584,14 +584,20 @@ def _(folder: Path) -> None:
 
 @shape("modernbert", bert=UNSUPPORTED)
 def _(folder: Path) -> None:
-    numbers = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    numbers: dict[str, Any] = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3}
+    numbers |= {"bos_token_id": 2, "eos_token_id": 3}
     save(folder, "ModernBert", words(), words(), {"tokenizer_class": "PreTrainedTokenizerFast"}, **numbers)
 
 
 @shape("deberta-v2", bert=UNSUPPORTED)
 def _(folder: Path) -> None:
-    options = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0}
-    options |= {"norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False}
+    options: dict[str, Any] = {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"]}
+    options |= {
+        "type_vocab_size": 0,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+    }
     save(folder, "DebertaV2", words(), words(), {"tokenizer_class": "PreTrainedTokenizerFast"}, **options)
 
 

@@ -14,6 +14,8 @@ from mtmeta.plugins.backbones.checkpoint.untrusted import json_file
 from mtmeta.plugins.backbones.tokenizers.added import ADDED, FLAGS, MAX_BYTES, NAMES, SETTINGS, SPECIALS
 from mtmeta.plugins.backbones.tokenizers.fast import PAIR, bare_tokenizer, native_errors, read_vocabulary
 
+VOCABULARY = "vocab.txt"
+OTHERS = (SPECIALS, ADDED, VOCABULARY)
 # the kind of pieces that classes of transformers have
 PIECES = dict.fromkeys(("Bert", "DistilBert", "Electra", "MPNet", "MobileBert", "ConvBert", "Funnel"), "WordPiece")
 PIECES |= dict.fromkeys(("Roberta", "Longformer", "GPT2", "Bart", "Deberta", "Herbert"), "BPE")
@@ -24,15 +26,17 @@ SHOWN = 4
 def contradictions(folder: Path, text: str, settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield one line that names all of them, or nothing. Raises WeightsError for files that cannot be read."""
     place = str(folder / "tokenizer.json")
+    if not settings and not any((folder / name).exists() for name in OTHERS):
+        return
     with native_errors(place, "cannot be loaded"):
         tokenizer = bare_tokenizer(text)
     found: dict[str, list[str]] = {}
     with native_errors(place, "cannot be used"):
-        decoder = settings.get("added_tokens_decoder")
-        found[SETTINGS] = [*_settings(tokenizer, json.loads(text), settings), *_decoder(tokenizer, decoder)]
+        whole, decoder = json.loads(text), settings.get("added_tokens_decoder")
+        found[SETTINGS] = [*_settings(tokenizer, whole, settings), *_decoder(tokenizer, decoder)]
         found[SPECIALS] = list(_specials(tokenizer, json_file(folder / SPECIALS, MAX_BYTES)))
         found[ADDED] = list(_added(tokenizer, json_file(folder / ADDED, MAX_BYTES)))
-        found["vocab.txt"] = list(_vocabulary(tokenizer, folder / "vocab.txt", json.loads(text)))
+        found[VOCABULARY] = list(_vocabulary(tokenizer, folder / VOCABULARY, whole))
     if any(found.values()):
         texts = (f"{name} says {_joined(what)}" for name, what in found.items() if what)
         yield f"{place} holds, though {', and '.join(texts)}"
