@@ -99,6 +99,7 @@ def train(request: RunRequest) -> RunSummary:
             return summary
         if continued:
             allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": request.allow_inexact}
+            folder.check_tokenizer(backbone)
             folder.check_same(lock, training.files, **allowed)
             folder.clear()
         else:

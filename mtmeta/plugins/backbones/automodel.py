@@ -22,10 +22,11 @@ from mtmeta.plugins.backbones.checkpoint.settings import read_settings
 from mtmeta.plugins.backbones.checkpoint.shards import FLOATS, SPARE, Entry, Weights, and_more, dimensions, read_weights
 from mtmeta.plugins.backbones.checkpoint.tensors import not_a_float, refuse_foreign
 from mtmeta.plugins.backbones.encoder.repacked import Mates, Repacked
+from mtmeta.plugins.backbones.tokenizers.by_class import text_by_class
 from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
+from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
 
 LEAST = 5  # major version of transformers
-LOCAL = {"trust_remote_code": False, "local_files_only": True}
 LONGEST_PROBE = 128  # tokens
 APART = "batches.json"  # in a run, where its encoder's batches hold one length; what random weights show may be less
 NO_DROPOUT = ("classif", "cls", "summary", "pooler", "qa", "path", "layerdrop")  # of heads, or of another kind
@@ -98,22 +99,14 @@ class Source:
     # -- tokenizer
 
     def tokenizer(self) -> str:
-        """Return the text of a tokenizer.json that tokenizes as the folder's AutoTokenizer does."""
+        """Return the text of the tokenizer.json that holds for the folder."""
+        files = TokenizerFolder(self.folder, self._config.model_type)
+        if files.is_ours:
+            self.notes += files.notes()
+            return files.text()
+        files.check()
         with self._errors("load the tokenizer"):
-            tokenizer = self.library.AutoTokenizer.from_pretrained(self.folder, **LOCAL, use_fast=True)
-            backend = getattr(tokenizer, "backend_tokenizer", None)
-            text: object = backend.to_str() if backend is not None and hasattr(backend, "to_str") else None
-            names: dict[str, str] = dict(tokenizer.vocab_files_names)
-        if not isinstance(text, str):
-            kind = type(tokenizer).__name__
-            message = f"its {kind} is none of the tokenizers library; a folder with tokenizer.json has one"
-            raise mtmeta.WeightsError(str(self.folder), message)
-        whole = names.pop("tokenizer_file", "tokenizer.json")  # without its files transformers makes up a vocabulary
-        parts = list(names.values())
-        if not (self.folder / whole).exists() and not (parts and all((self.folder / n).exists() for n in parts)):
-            message = f"has neither {whole} nor {' with '.join(parts)}" if parts else f"has no {whole}"
-            raise mtmeta.WeightsError(str(self.folder), f"{message}; a tokenizer is needed")
-        return text
+            return text_by_class(self.library, files.folder)
 
     # -- model
 
@@ -293,12 +286,7 @@ class Source:
         """Return whether the second text of a pair has a token type of its own, as core numbers them."""
         types = getattr(model.config, "type_vocab_size", 0)
         takes = "token_type_ids" in inspect.signature(model.forward).parameters
-        if not takes or not isinstance(types, int) or types < 2 or not any(tokenizer.pair_types):
-            return False
-        if tokenizer.pair_types != tokenizer.core_types:
-            message = "numbers the token types of pairs otherwise than 0 for the first text and 1 for the second"
-            raise mtmeta.WeightsError(str(self.folder), f"the tokenizer {message}; it cannot be used")
-        return True
+        return takes and isinstance(types, int) and types > 1 and tokenizer.typed
 
 
 def _is_dropout(name: str, value: object) -> bool:

@@ -23,8 +23,10 @@ from mtmeta.plugins.backbones.checkpoint.settings import read_settings
 from mtmeta.plugins.backbones.checkpoint.shards import PICKLE
 from mtmeta.plugins.backbones.checkpoint.tensors import read_tensors
 from mtmeta.plugins.backbones.embedded import EMBEDDED, describe_embedded, embedded_folder
-from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel, byte_level_json
-from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece, tokenizer_json
+from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel
+from mtmeta.plugins.backbones.tokenizers.fast import FastTokenizer
+from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
+from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 
 if TYPE_CHECKING:
     from mtmeta.plugins.backbones.encoder.encoder import Encoder
@@ -65,17 +67,20 @@ class Bert(mtmeta.Backbone):
         place = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained))
         folder, settings = place.folder, read_settings(place.folder)
         config = config_of(settings)
-        vocabulary = _vocabulary(folder, config)
-        if not self.pretrained:
+        files = _files(folder, config)
+        vocabulary, notes = files.text(), (*files.notes(), *settings.notes)
+        if self.pretrained:
+            state, weights = read_tensors(folder, config, strict=settings.code)
+            encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{weights.identity}")
+            encoder.load_state_dict(state)
+            notes = (*notes, *weights.notes)
+        else:
             shape = hashlib.sha256(f"{config} {vocabulary}".encode()).hexdigest()
-            return self._random(config, vocabulary, str(folder), f"random values, shape {shape}", seed)
-        state, weights = read_tensors(folder, config, strict=settings.code)
-        encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{weights.identity}")
-        encoder.load_state_dict(state)
-        beside = place.notes(self.max_length, loaded.tokenizer.encode)
-        return replace(loaded, notes=(*loaded.notes, *settings.notes, *weights.notes, *beside))
+            loaded = self._random(config, vocabulary, str(folder), f"random values, shape {shape}", seed)
+        return replace(loaded, notes=(*notes, *place.notes(self.max_length, loaded.tokenizer.encode)))
 
     def load_tokenizer(self) -> mtmeta.LoadedTokenizer:
+        notes: tuple[str, ...] = ()
         if self.weights == "tiny":
             from mtmeta import sample
 
@@ -84,10 +89,11 @@ class Bert(mtmeta.Backbone):
         else:
             folder = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=False)).folder
             place, config = str(folder), read_config(folder / "config.json")
-            vocabulary = _vocabulary(folder, config)
+            files = _files(folder, config)
+            vocabulary, notes = files.text(), files.notes()
         self._check_length(place, config.positions)
         tokenizer = _tokenizer(vocabulary, config, place)
-        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": vocabulary.encode()})
+        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": vocabulary.encode()}, notes)
 
     def _check_length(self, place: str, positions: int) -> None:
         if self.max_length > positions:
@@ -100,7 +106,8 @@ class Bert(mtmeta.Backbone):
 
     def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
         config = read_config(folder / "config.json")
-        return self._assemble(config, _vocabulary(folder, config), str(folder), "")[1]
+        vocabulary = _files(folder, config).text()
+        return self._assemble(config, vocabulary, str(folder), "")[1]
 
     def portable(self, loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
         from mtmeta.plugins.backbones.encoder.padded import portable
@@ -134,19 +141,24 @@ class Bert(mtmeta.Backbone):
         files = {"config.json": config_json(config).encode(), "tokenizer.json": vocabulary.encode()}
         if self.dropout is not None:
             config = replace(config, hidden_dropout_prob=self.dropout, attention_probs_dropout_prob=self.dropout)
+        if config.type_vocab_size > 1:
+            config = replace(config, numbers_pairs=tokenizer.typed)
         encoder = Encoder(config)
         compiled = encoder.kernels_identity
         return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, compiled)
 
 
-def _vocabulary(folder: Path, config: BertConfig) -> str:
-    """Return the text of the folder's tokenizer.json, or of one built from its vocabulary."""
-    return byte_level_json(folder) if config.model_type in ROBERTA else tokenizer_json(folder)
+def _family(config: BertConfig) -> type[FastTokenizer]:
+    """Return the tokenizer whose special tokens count where a vocabulary alone says nothing of them."""
+    return ByteLevel if config.model_type in ROBERTA else WordPiece
 
 
-def _tokenizer(vocabulary: str, config: BertConfig, place: str) -> ByteLevel | WordPiece:
-    kind = ByteLevel if config.model_type in ROBERTA else WordPiece
-    return kind.from_json(vocabulary, f"{place}/tokenizer.json")
+def _files(folder: Path, config: BertConfig) -> TokenizerFolder:
+    return TokenizerFolder(folder, config.model_type, family=_family(config))
+
+
+def _tokenizer(vocabulary: str, config: BertConfig, place: str) -> FastTokenizer:
+    return _family(config).from_json(vocabulary, f"{place}/tokenizer.json")
 
 
 def find_folder(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:

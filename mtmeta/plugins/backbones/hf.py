@@ -15,6 +15,7 @@ from pydantic import Field
 import mtmeta
 from mtmeta.plugins.backbones.bert import find_folder
 from mtmeta.plugins.backbones.checkpoint.modules import find_encoder
+from mtmeta.plugins.backbones.checkpoint.settings import read_settings
 from mtmeta.plugins.backbones.checkpoint.untrusted import MAX_CONFIG_BYTES, read_limited
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -72,6 +73,25 @@ class HuggingFace(mtmeta.Backbone):
             files[TOKENIZER_CONFIG] = read_limited(extra, MAX_CONFIG_BYTES, TOKENIZER_CONFIG)
         loaded = source.assembled(model, tokenizer, self.max_length, files, identity)
         return replace(loaded, notes=(*loaded.notes, *place.notes(self.max_length, loaded.tokenizer.encode)))
+
+    def load_tokenizer(self) -> mtmeta.LoadedTokenizer | None:
+        from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
+        from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
+
+        if self.weights == TINY:
+            return None  # `load` says why not
+        folder = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=False)).folder
+        values = read_settings(folder).values
+        files = TokenizerFolder(folder, str(values.get("model_type", "")))
+        if not files.is_ours:  # transformers has it, which loads PyTorch
+            return None
+        positions = values.get("max_position_embeddings")
+        if isinstance(positions, int) and self.max_length > positions:  # `load` counts those that a sequence may have
+            message = f"max_length {self.max_length} exceeds {folder}'s {positions} positions; lower it"
+            raise mtmeta.RecipeError("backbone.max_length", message)
+        text = files.text()
+        tokenizer = AnyTokenizer.from_json(text, f"{folder}/tokenizer.json")
+        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": text.encode()}, files.notes())
 
     def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
         from mtmeta.plugins.backbones.automodel import APART, Source

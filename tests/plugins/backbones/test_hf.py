@@ -376,9 +376,9 @@ SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "a shard that is not there": (index({WORDS: "model-2.safetensors"}), ("model-2.safetensors: no such file",)),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.json").unlink(),
-        ("w: has neither tokenizer.json nor vocab.txt; a tokenizer is needed",),
+        ("w: has neither tokenizer.json nor vocab.txt; one of them is needed",),
     ),
-    "spoilt tokenizer": (write("tokenizer.json", "{"), ("w: transformers cannot load the tokenizer (",)),
+    "spoilt tokenizer": (write("tokenizer.json", "{"), ("w/tokenizer.json: cannot be loaded (",)),
     "no special tokens": (no_specials, ("tokenizer.json: puts no special token around a text",)),
     "small embeddings": (
         weights(lambda state: state),
