@@ -20,6 +20,8 @@ from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular
 from mtmeta.plugins.backbones.tokenizers.words import Words
 
 MAX_VOCABULARY_BYTES = 100_000_000
+ALONE = "puts no special token around a text; an encoder's does"
+PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 PAIR = ("one text", "and another")
 PROBES = ("", "A probe: 1 \u00e9\u4e2d\U0001f600 [MASK] unaccustomed-ness_xyzzy.")
 
@@ -56,12 +58,14 @@ class FastTokenizer:
         with native_errors(self._place, "cannot encode the data"):
             a, b = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in PAIR)
             one, pair = self._tokenizer.encode(PAIR[0]), self._tokenizer.encode(*PAIR)
-        if one.ids == a:  # and a text may have no token of its own, and no sequence may be empty
+        if one.ids == a and pair.ids == [*a, *b]:
             return self._by_name()
         starts = [i for i in range(len(one.ids) - len(a) + 1) if one.ids[i : i + len(a)] == a]
         if a and b and starts:
             prefix, suffix = one.ids[: starts[0]], one.ids[starts[0] + len(a) :]
             middle = pair.ids[len(prefix) + len(a) : len(pair.ids) - len(b) - len(suffix)]
+            if not prefix and not suffix:  # a text may have no token of its own, and no sequence may be empty
+                raise mtmeta.WeightsError(self._place, ALONE)
             if pair.ids == [*prefix, *a, *middle, *b, *suffix]:
                 ours = [0] * (len(prefix) + len(a) + len(middle)) + [1] * (len(b) + len(suffix))
                 self._typed = any(pair.type_ids)
@@ -73,7 +77,7 @@ class FastTokenizer:
     def _by_name(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Look up the ids of `around`. Raises WeightsError for one that is not there."""
         if self.around is None:
-            raise mtmeta.WeightsError(self._place, "puts no special token around a text; an encoder's does")
+            raise mtmeta.WeightsError(self._place, ALONE)
         self._typed = self.numbers_pairs
         numbers = (tuple(self.number_of(self._tokenizer, token, self._place) for token in part) for part in self.around)
         prefix, middle, suffix = numbers
@@ -122,7 +126,7 @@ class FastTokenizer:
     @classmethod
     def put_around(cls, text: str, place: str) -> str:
         """Return a tokenizer.json that puts `around` there, unless it puts something itself. Raises WeightsError."""
-        if puts_around(text, place) or cls.around is None:
+        if puts_around(text) or cls.around is None:
             return text
         begin, between, end = (" ".join(tokens) for tokens in cls.around)
         second = " ".join(f"{token}:1" for token in ("$B", *cls.around[2])) if cls.numbers_pairs else f"$B {end}"
@@ -167,11 +171,9 @@ def bare_tokenizer(text: str) -> Tokenizer:
     return tokenizer
 
 
-def puts_around(text: str, place: str) -> bool:
-    """Return whether a tokenizer.json puts special tokens around a text. Raises WeightsError."""
-    with native_errors(place, "cannot be loaded"):
-        tokenizer = bare_tokenizer(text)
-        return bool(tokenizer.encode(PAIR[0]).ids != tokenizer.encode(PAIR[0], add_special_tokens=False).ids)
+def puts_around(text: str) -> bool:
+    """Return whether a tokenizer.json has a post-processor that puts special tokens around a text."""
+    return any(f'"{name}"' in text for name in PROCESSORS)
 
 
 @contextmanager

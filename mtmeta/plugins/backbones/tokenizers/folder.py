@@ -57,7 +57,8 @@ class TokenizerFolder:
         named, self._named_in = self._settings.get("tokenizer_class"), self.folder / SETTINGS
         if not named:  # transformers asks config.json, too
             named, self._named_in = _config(folder).get("tokenizer_class"), folder / "config.json"
-        self.kind = str(named or OF_MODEL_TYPE.get(model_type, "")).removesuffix("Fast")
+        self._named = str(named or OF_MODEL_TYPE.get(model_type, ""))
+        self.kind = self._named.removesuffix("Fast")
         """The class of transformers that the folder names, without `Fast`, or that of its model type, or nothing."""
         code = self._settings.get("auto_map")
         self._remote = isinstance(code, list) or (isinstance(code, dict) and "AutoTokenizer" in code)
@@ -72,7 +73,7 @@ class TokenizerFolder:
         """Return the text of the tokenizer.json that holds here. Raises WeightsError."""
         self.check()
         if not self.is_ours:
-            kind = mtmeta.quote(self.kind) if self.kind else "of its model_type"
+            kind = mtmeta.quote(self._named) if self._named else "of its model_type"
             message = f"tokenizer_class {kind} is read by backbone hf alone where there is no tokenizer.json"
             raise mtmeta.WeightsError(str(self._named_in), f"{message}; use that, or save its tokenizer.json beside it")
         if self.is_whole:
@@ -88,7 +89,7 @@ class TokenizerFolder:
             return ()
         text = read_vocabulary(self.folder / WHOLE)
         lines = list(contradictions(self.folder, text, self._settings))
-        if self.kind in GENERIC and self._family is not None and not puts_around(text, str(self.folder / WHOLE)):
+        if self.kind in GENERIC and self._family is not None and not puts_around(text):
             begin, _, end = map(" ".join, self._family.around or ())
             lines.append(
                 f"{self.folder / WHOLE}: puts no special tokens around a text; {begin} and {end} are put there"
@@ -101,7 +102,7 @@ class TokenizerFolder:
         """Raise WeightsError where no backbone has such a tokenizer."""
         if self.is_whole:
             return
-        fix, kind = "save a tokenizer.json beside it", mtmeta.quote(self.kind)
+        fix, kind = "save a tokenizer.json beside it", mtmeta.quote(self._named)
         if self._remote:
             message = "'auto_map' asks for the tokenizer's own code, which is never run"
             raise mtmeta.WeightsError(str(self.folder / SETTINGS), f"{message}; {fix}")
