@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a ru
 CONTENTS = (  # beside recipe and lock
     *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "tensorboard"),
 )
+TOKENIZER = "tokenizer.json"  # of `backbone`
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
 # earlier versions of mtmeta that give the same bits as this one, so that their runs go on; from the next change of any
@@ -146,6 +147,16 @@ class RunDir:
         earlier = before.get("inexact")
         notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
         write_file(self.lock_file, dump({**before, **current, "inexact": notes}))
+
+    def check_tokenizer(self, backbone: LoadedBackbone) -> None:
+        """Raise CheckpointError if the backbone's tokenizer gives other ids than that of the run."""
+        path, now = self.backbone / TOKENIZER, backbone.files.get(TOKENIZER)
+        if now is None or not path.is_file() or (was := path.read_bytes()) == now:
+            return
+        same_as = getattr(backbone.tokenizer, "same_as", None)
+        if same_as is None or not same_as(was.decode("utf-8", "replace")):
+            message = "the run began with another tokenizer than its weights' folder has now, with other tokens"
+            raise CheckpointError(str(path), f"{message}; choose another --out, or --fresh to start over")
 
     def begin(self, recipe: Recipe, lock: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Start a new run: clear an old one's files, then write recipe, lock and backbone files.

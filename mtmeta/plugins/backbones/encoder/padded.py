@@ -43,8 +43,7 @@ class PaddedEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         c, e = self.config, self.encoder
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device) + c.first_position
-        x: Tensor = e.words(input_ids) + e.positions(positions)
+        x: Tensor = e.words(input_ids) + e.positions(self._positions(input_ids))
         if c.type_vocab_size:
             x = x + (e.types(token_type_ids) if c.typed else e.types.weight[0])
         x = e.norm(x)
@@ -54,6 +53,14 @@ class PaddedEncoder(nn.Module):
         for layer in e.layers:
             x = self._layer(layer, x, bias)
         return x
+
+    def _positions(self, input_ids: Tensor) -> Tensor:
+        """Number the positions. RoBERTa counts from its padding id on and leaves out tokens that have this id."""
+        c = self.config
+        if not c.first_position:
+            return torch.arange(input_ids.shape[1], device=input_ids.device)
+        real = (input_ids != c.pad_token_id).long()
+        return real.cumsum(1) * real + c.pad_token_id
 
     def _layer(self, layer: Any, x: Tensor, bias: Tensor) -> Tensor:
         """Attention and feed-forward (post-norm): [N, T, D] -> [N, T, D]."""
@@ -115,6 +122,9 @@ def portable_model(loaded: mtmeta.LoadedBackbone, place: str) -> mtmeta.Portable
     padded = PaddedModel(encoder.model, typed=encoder.typed)
     model: Any = padded.model
     kind = type(model).__name__
+    if encoder.shortest > 1:
+        message = f"{kind} takes no text of fewer than {encoder.shortest} tokens, so that we fill them up"
+        raise mtmeta.WeightsError(place, f"{message}; it cannot be exported, use `mtmeta predict`")
     error = _padding_error(padded, loaded.tokenizer)
     if error > TOLERANCE:  # not so of a model whose values are not finite, which is another matter
         message = f"{kind} mixes padding into the hidden states of texts (they differ by {error:.2g})"
