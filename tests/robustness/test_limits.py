@@ -36,7 +36,7 @@ UNREADABLE = "cannot be read (File name too long)"
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, a recipe and its finished run."""
     folder = data_folder(tmp_path_factory.mktemp("finished"))
-    mtmeta.run(folder / "r.yaml", out=folder / "run", data_root=folder / "data", device="cpu")
+    mtmeta.run(folder / "r.yaml", out=folder / "run", data_root=str(folder / "data"), device="cpu")
     return folder
 
 

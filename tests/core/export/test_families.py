@@ -16,6 +16,8 @@ from benchmarks import export as benchmark
 from mtmeta.core.export import export as exporting
 from mtmeta.core.export import libraries, onnx_graphs
 from mtmeta.core.export.export import export
+from mtmeta.core.run.evaluate import open_run
+from mtmeta.core.run.request import RunRequest
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.tokenizers.portable import tokenizer_files
 from mtmeta.plugins.tasks.generic import ClassificationTask
@@ -78,10 +80,10 @@ def test_other_libraries_predict_what_mtmeta_predicts(made: tuple[str, Path], hf
     """Odd texts among them: of modeling.py every output, of SentenceTransformer every vector, to 1e-5."""
     case, run = made
     kind, typed = CASES[case]
-    texts = {"kind": TEXTS, "grade": TEXTS, "cross": PAIRS, "apart": PAIRS}
+    texts: dict[str, list[Any]] = {"kind": TEXTS, "grade": TEXTS, "cross": PAIRS, "apart": PAIRS}
     for form in ("transformers", "sentence-transformers"):
         document = export(run, form, out=tmp_path / form)
-        given = texts if form == "transformers" else {"kind": TEXTS}
+        given = texts if form == "transformers" else {"kind": texts["kind"]}
         differences = benchmark.differences(run, form, tmp_path / form, given)
         assert max(value for of_task in differences.values() for value in of_task.values()) < 1e-5
         assert 0 < max(document["differences"].values()) < 1e-5
@@ -90,7 +92,7 @@ def test_other_libraries_predict_what_mtmeta_predicts(made: tuple[str, Path], hf
         assert not any(loading.values())
         tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path / form)
         assert ("token_type_ids" in tokenizer(TEXTS[0])) == typed
-        own = mtmeta.load(run, device="cpu").recipe.backbone.restore(run / "backbone").tokenizer
+        own = open_run(run, RunRequest(device="cpu")).recipe.backbone.restore(run / "backbone").tokenizer
         assert tokenizer(TEXTS, add_special_tokens=False)["input_ids"] == own.encode(TEXTS)
         whole = [[*own.prefix, *ids, *own.suffix] for ids in own.encode(TEXTS)]
         assert tokenizer(TEXTS, verbose=False)["input_ids"] == whole
@@ -101,7 +103,8 @@ def test_graphs_predict_what_mtmeta_predicts(made: tuple[str, Path], tmp_path: P
     if case not in GRAPHS:
         pytest.skip("like one of the others")
     export(run, "onnx", tasks=["kind", "cross"], out=tmp_path / "onnx")
-    differences = benchmark.differences(run, "onnx", tmp_path / "onnx", {"kind": TEXTS, "cross": PAIRS})
+    texts: dict[str, list[Any]] = {"kind": TEXTS, "cross": PAIRS}
+    differences = benchmark.differences(run, "onnx", tmp_path / "onnx", texts)
     assert max(value for of_task in differences.values() for value in of_task.values()) < 1e-5
 
 

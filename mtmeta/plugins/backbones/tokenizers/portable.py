@@ -104,7 +104,9 @@ def _names(fast: Tokenizer, around: Sequence[int], config: Mapping[str, Any]) ->
             names[name] = token
     special = {f"{name}_token": str(token) for name, token in names.items() if token in added}
     # a vocabulary without padding can be filled up with any token, the mask hides it
-    special.setdefault("pad_token", next((token for token in [*ends[::-1], *added] if token in added), ends[-1]))
+    special.setdefault(
+        "pad_token", next((str(token) for token in [*ends[::-1], *added] if token in added), str(ends[-1]))
+    )
     return special
 
 
