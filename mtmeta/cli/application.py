@@ -24,7 +24,8 @@ from mtmeta.cli.commands.runs import report, runs
 from mtmeta.cli.commands.validate import validate
 from mtmeta.cli.completion.answer import VARIABLE, answer
 from mtmeta.cli.completion.command import completion
-from mtmeta.cli.errors import unforeseen, usage_error
+from mtmeta.cli.errors import explained, usage_error
+from mtmeta.core.environment import check_memory
 from mtmeta.core.errors import MtmetaError, Problems, Stopped
 from mtmeta.core.studies.error_pipe import PIPE, send_error
 
@@ -98,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         os.set_inheritable(int(pipe), False)  # ours alone, not of what we start
     try:
+        check_memory("numpy")
         _invoke(list(sys.argv[1:] if arguments is None else arguments))
         if sys.stdout is not None:  # as it is under `>&-`
             sys.stdout.flush()
@@ -112,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug:
             raise
-        _fail(error if isinstance(error, MtmetaError) else unforeseen(error), pipe)
+        _fail(explained(error), pipe)
     sys.exit(0)
 
 

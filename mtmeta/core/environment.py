@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import re
+import resource
 import stat
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from mtmeta.core.errors import MachineError
-from mtmeta.core.wording import quote, safe
+from mtmeta.core.wording import byte_text, quote, safe
 
 LEAST_TORCH = (2, 10)
+LEAST_MEMORY = {"numpy": 320 * 2**20, "PyTorch": 640 * 2**20}  # bytes of addresses taken before anything is done
+MOST_THREADS = 128  # that are tried
 
 
 def check_torch() -> None:
     """Raise MachineError without a torch new enough; asked before torch is imported, which may fail in any way."""
+    check_memory("PyTorch")
+    _check_threads()
     needed = ".".join(map(str, LEAST_TORCH))
     try:
         installed = importlib.metadata.version("torch")
@@ -26,6 +34,41 @@ def check_torch() -> None:
     if numbers and (int(numbers[1]), int(numbers[2])) < LEAST_TORCH:
         message = f"this command needs torch >= {needed}, found {safe(installed)}; pip install 'torch>={needed}'"
         raise MachineError("", message)
+
+
+def has_memory_limit(least: float = math.inf) -> bool:
+    """Return whether this process has a limit on its memory, below so many bytes."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return limit != resource.RLIM_INFINITY and limit < least
+
+
+def check_memory(library: Literal["numpy", "PyTorch"]) -> None:
+    """Raise MachineError if this process may not have the memory that a library begins with.
+
+    It would end the process on the spot, or send it the signal of Ctrl-C.
+    """
+    if has_memory_limit(LEAST_MEMORY[library]):
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        message = f"may have {byte_text(limit)} of memory (ulimit -v), {library} alone takes more"
+        raise MachineError("this process", f"{message}; raise the limit to {byte_text(LEAST_MEMORY[library])} at least")
+
+
+def _check_threads() -> None:
+    """Raise MachineError if this process may not start the threads that PyTorch and numpy begin with."""
+    done, started = threading.Event(), list[threading.Thread]()
+    count = min(os.cpu_count() or 1, MOST_THREADS)
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=done.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        message = f"can start {len(started)} threads beside its own, {count} are needed (ulimit -u, or -v)"
+        raise MachineError("this process", f"{message}; raise the limit") from None
+    finally:
+        done.set()
+        for thread in started:
+            thread.join()
 
 
 def check_launcher(environ: Mapping[str, str] = os.environ) -> None:

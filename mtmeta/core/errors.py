@@ -21,12 +21,16 @@ An error reads `place: what is wrong; one fix`. Only the command line prints err
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from mtmeta.core.wording import safe
 
 MAX_SHOWN = 10  # problems listed at once
+MAX_PLACE = 500  # characters of a place, so that a line always has room for what is wrong
+_MEMORYLESS = ("can't allocate memory", "annot allocate memory", "failed to map segment from shared object")
+_THREADLESS = ("can't start new thread", "Resource temporarily unavailable")
 
 
 class MtmetaError(Exception):
@@ -46,7 +50,8 @@ class MtmetaError(Exception):
 
     def lines(self) -> list[str]:
         """Return the lines to print on stderr: one starting `error: `, then any `help: ` lines."""
-        return [safe(f"error: {self}", 1000), *(safe(f"help: {line}", 1000) for line in self.help)]
+        place = f"{safe(self.place, MAX_PLACE)}: " if self.place else ""
+        return [safe(f"error: {place}{self.message}", 1000), *(safe(f"help: {line}", 1000) for line in self.help)]
 
 
 class UsageError(MtmetaError):
@@ -151,13 +156,18 @@ def raise_all(problems: Sequence[MtmetaError]) -> None:
 
 def out_of_memory(error: BaseException) -> str | None:
     """Return whose memory ran out, or None if the error is another one. Knows PyTorch's without importing it."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "out of memory"
-    if not isinstance(error, RuntimeError):
-        return None
     text = str(error)
-    if "can't allocate memory" in text or "Cannot allocate memory" in text:  # PyTorch's on a CPU has no class
+    if not isinstance(error, RuntimeError | ImportError):
+        return None
+    if any(words in text for words in _MEMORYLESS):  # PyTorch's on a CPU has no class
         return "out of memory"
     if type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:
         return "CUDA out of memory"
     return None
+
+
+def out_of_threads(error: BaseException) -> bool:
+    """Return whether the system refused another thread or process."""
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _THREADLESS)

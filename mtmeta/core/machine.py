@@ -8,7 +8,7 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,16 @@ from mtmeta.core.errors import MachineError, PluginError, UsageError, out_of_mem
 from mtmeta.core.wording import quote, safe
 
 SMALL = 1_000_000  # parameters
+# variables by which the libraries under PyTorch choose other instructions, another order of sums or fewer digits; what
+# ATEN_CPU_CAPABILITY chooses stands in the name of the processor
+ARITHMETIC = {
+    "cpu": (
+        *("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+        *("ONEDNN_CPU_ISA_HINTS", "DNNL_CPU_ISA_HINTS", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+        *("OMP_DYNAMIC", "OMP_THREAD_LIMIT"),
+    ),
+    "cuda": ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+}
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
@@ -85,6 +95,11 @@ def processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def arithmetic(device: torch.device, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables of the environment that change last bits on such a device, where they are set."""
+    return {name: environ[name] for name in ARITHMETIC.get(device.type, ()) if environ.get(name)}
 
 
 class Heap:
@@ -182,9 +197,9 @@ def pick_device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise UsageError("--device", f"{quote(name)} is no device; use auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+    if kind == "cuda" and int(index[:9] or 0) >= torch.cuda.device_count():
         message = f"this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        raise MachineError(f"device {name}", message)
+        raise MachineError(f"device {safe(name)}", message)
     return torch.device(kind, int(index)) if index and kind == "cuda" else torch.device(kind)
 
 

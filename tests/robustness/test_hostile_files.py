@@ -24,7 +24,7 @@ from mtmeta.core.registry.discovery import Plugin, Plugins
 from mtmeta.core.registry.registry import Registry
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names, shapes
-from mtmeta.plugins.backbones.checkpoint.tensors import SPARE
+from mtmeta.plugins.backbones.checkpoint.shards import SPARE
 from mtmeta.plugins.backbones.encoder.encoder import Encoder
 from mtmeta.plugins.reporters import ConsoleReporter
 from tests.robustness.test_fuzz import write_bert
@@ -178,7 +178,7 @@ SPOILT: dict[str, tuple[Change, tuple[str, ...]]] = {
     "pipe for tokenizer": (pipe("tokenizer.json"), ("w/tokenizer.json: is not a regular file",)),
     "pickle": (only_pickle, ("pytorch_model.bin: pickle files can run code and are not read",)),
     "link to itself": (circular, ("config.json: cannot be read (Too many levels of symbolic links)",)),
-    "auto_map": (config(auto_map={"AutoModel": "evil.Model"}), ("'auto_map' asks for remote code",)),
+    "auto_map": (config(model_type="evil", auto_map={"AutoModel": "evil.Model"}), ("model_type 'evil' is not",)),
     "model_type": (config(model_type=EVIL), ("model_type '\\x1b]0;owned\\x07", "is not supported (bert, ")),
     "model_type list": (config(model_type=["bert"]), ("model_type ['bert'] is not supported",)),
     "wide": (config(hidden_size=2**29, num_attention_heads=1), ("billion parameters (limit 2 billion)",)),

@@ -126,3 +126,45 @@ def write_family(hf: Any, family: str, folder: Path, *, heads: bool = False, **o
     if family in OTHER_PIECES:
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     return getattr(model, model.base_model_prefix) if heads else model
+
+
+# encoders of backbone `hf` alone, all with the tokenizer `words`; transformers' configuration, and what it takes
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fnet": ("FNetConfig", {}),
+    "funnel": ("FunnelConfig", {"block_sizes": [2, 2], "num_decoder_layers": 1, "d_model": 24, "n_head": 3}
+               | {"d_head": 8, "d_inner": 40, "architectures": ["FunnelModel"]}),
+    "yoso": ("YosoConfig", {"max_position_embeddings": 128}),
+    "convbert": ("ConvBertConfig", {"embedding_size": 24, "num_attention_heads": 4}),
+    "nystromformer": ("NystromformerConfig", {}),
+    "mobilebert": ("MobileBertConfig", {"embedding_size": 24, "intra_bottleneck_size": 24, "true_hidden_size": 24}),
+    "bigbird": ("BigBirdConfig", {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 256}),
+    "longformer": ("LongformerConfig", {"attention_window": [8, 8, 8], "max_position_embeddings": 140}
+                   | {"pad_token_id": 0}),
+    "roformer": ("RoFormerConfig", {"embedding_size": 24}),
+    "albert": ("AlbertConfig", {"embedding_size": 16}),
+    "xlnet": ("XLNetConfig", {"d_model": 24, "n_layer": 2, "n_head": 3, "d_inner": 40}),
+    "megatron-bert": ("MegatronBertConfig", {}),
+    "nomic-bert": ("NomicBertConfig", {"num_attention_heads": 4}),
+    "rembert": ("RemBertConfig", {"input_embedding_size": 16}),
+    "xlm-roberta-xl": ("XLMRobertaXLConfig", {}),
+    "xmod": ("XmodConfig", {"default_language": "en_XX"}),
+    "luke": ("LukeConfig", {"entity_vocab_size": 10}),
+    "esm": ("EsmConfig", {"mask_token_id": 4, "pad_token_id": 0}),
+    "mra": ("MraConfig", {"block_per_row": 1}),
+    "reformer": ("ReformerConfig", {"hidden_size": 24, "axial_pos_embds": False, "is_decoder": False}
+                 | {"num_attention_heads": 2, "attention_head_size": 12, "max_position_embeddings": 256}),
+}  # fmt: skip
+
+
+def write_other(hf: Any, family: str, folder: Path, **options: Any) -> Any:
+    """Write a folder of one of OTHERS, all its values random; returns transformers' model."""
+    name, own = OTHERS[family]
+    sized = {} if {"d_model", "axial_pos_embds"} & set(own) else {**SIZES, "num_hidden_layers": 3}
+    config = getattr(hf, name)(**{**sized, **own, "vocab_size": size_of("words"), **options})
+    torch.manual_seed(1)
+    model = hf.AutoModel.from_config(config)
+    randomise(model)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer_text("words"), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    return model

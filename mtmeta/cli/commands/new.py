@@ -89,7 +89,11 @@ def recipe(
         str | None, typer.Option(help="Default: joint, or individual for a single task.", show_default=False)
     ] = None,
     backbone: Annotated[
-        str, typer.Option(metavar="WEIGHTS", help="embedded, a folder, or a hub id, best pinned as id@revision.")
+        str,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="embedded, a folder, or a hub id, best pinned as id@revision; of backbone hf with hf: before it.",
+        ),
     ] = "embedded",
     data_root: DataRoot = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there already.")] = False,
@@ -104,6 +108,7 @@ def recipe(
     Examples:
       mtmeta new recipe my.yaml --task reviews=reviews.csv
       mtmeta new recipe my.yaml --task pairs=train.tsv,dev.tsv --columns pairs=left,right,same
+      mtmeta new recipe my.yaml --task reviews=reviews.csv --backbone hf:models/modernbert
     """
     from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_tasks
     from mtmeta.core.registry.registry import build_registry

@@ -74,8 +74,9 @@ def _train(recipe: Path, options: dict[str, Any], *, json_: bool) -> None:
 
 def _show_plan(recipe: Path, options: dict[str, Any], probe_steps: int, *, json_: bool) -> None:
     request = run_request(recipe, **options)
+    from mtmeta.core.export.obstacles import obstacles
     from mtmeta.core.reports.terminal.plan import show_plan
     from mtmeta.core.run.plan import plan
 
-    facts = plan(request, probe_steps)
+    facts = plan(request, probe_steps, obstacles)
     print(json.dumps(facts)) if json_ else show_plan(facts)

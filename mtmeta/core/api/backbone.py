@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class Tokenizer(Protocol):
     """A map from text to token ids without special tokens, which are in `prefix`, `middle` and `suffix`.
 
-    One text becomes `prefix + a + suffix`, a pair in one sequence `prefix + a + middle + b + suffix`. Two members are
+    One text becomes `prefix + a + suffix`, a pair in one sequence `prefix + a + middle + b + suffix`. Three members are
     optional: `size`, one more than the largest id, lets ids be stored in two bytes; `encode_flat(texts)` returns the
-    ids of N texts as one int64 array [S], and the lengths of the texts, int64 [N].
+    ids of N texts as one int64 array [S], and the lengths of the texts, int64 [N]; `same_as(text)` says whether another
+    tokenizer.json gives the same ids, for a run that goes on where the files differ.
     """
 
     prefix: tuple[int, ...]
@@ -38,6 +39,8 @@ class LoadedTokenizer:
     """Longest sequence, special tokens included."""
     files: Mapping[str, bytes]
     """tokenizer.json, as `LoadedBackbone.files` has it."""
+    notes: tuple[str, ...] = ()
+    """Lines on the tokenizer's files that a user should know, shown as warnings."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class LoadedBackbone:
     """Compiled code of the backbone's own that a CPU runs beside PyTorch's; another name means other last bits."""
     packages: tuple[str, ...] = ()
     """Distributions that compute, beside PyTorch; another version of one may mean other last bits."""
+    notes: tuple[str, ...] = ()
+    """Lines on the files that a user should know, shown as warnings where a run begins."""
 
 
 @dataclass(frozen=True)
@@ -71,3 +76,5 @@ class Portable:
     """model.safetensors, in fp32, under the names that transformers' AutoModel looks for."""
     files: Mapping[str, bytes]
     """tokenizer.json, tokenizer_config.json and all else that AutoTokenizer reads."""
+    foreign: bool = False
+    """True where the encoder is another library's code, which may not become an ONNX graph: `--dry-run` tries it."""

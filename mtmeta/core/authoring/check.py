@@ -53,6 +53,13 @@ def check_recipe(
     no MtmetaError.
     """
     check = RecipeCheck(str(path))
+    told: set[str] = set()  # the backbone and the inspection of the data both look at the tokenizer
+
+    def tell(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            warn(text)
+
     try:
         recipe = load_recipe(path, registry, overrides=overrides, data_root=data_root)
         if data or weights:
@@ -64,11 +71,12 @@ def check_recipe(
             from mtmeta.core.run.fetch import bring, local_backbone
 
             bring(recipe, (), sources)
-            local_backbone(recipe, sources).load(recipe.seed)
+            for note in getattr(local_backbone(recipe, sources).load(recipe.seed), "notes", ()):
+                tell(note)
         if data:
             from mtmeta.core.authoring.inspection import doubts, inspect
 
-            check.facts, check.problems = inspect(recipe, warn=warn, sources=sources)
+            check.facts, check.problems = inspect(recipe, warn=tell, sources=sources)
             if strict:
                 check.problems += [DataError(file, message) for file, message in doubts(check.facts)]
     except MtmetaError as error:

@@ -101,7 +101,8 @@ def draft_recipe(
 ) -> Draft:
     """Read every file and write the recipe to `path`. Raises MtmetaError, and then writes nothing.
 
-    Beside it goes the JSON Schema that its first line names.
+    Beside it goes the JSON Schema that its first line names. `weights` are those of backbone `bert`, or of another one
+    whose name stands before them, as in `hf:FOLDER`.
 
     A file is looked for in `data_root`, as a run would, and else from here.
     """
@@ -113,7 +114,10 @@ def draft_recipe(
         if name not in tasks:
             raise UsageError("--columns", f"names no task: {quote(name)}{did_you_mean(name, tasks)}")
     kind = registry.get("algorithm", algorithm or ("individual" if len(tasks) == 1 else "joint"), "--algorithm")
-    tokens = _tokenizer(registry, weights)
+    backbone, weights = _backbone(registry, weights)
+    tokens = _tokenizer(registry, backbone, weights)
+    for note in tokens.notes:
+        say(note)
     root, files = _data_root(tasks, data_root)
     profiles, problems = _profiles(files, root, columns, say)
     guesses = []
@@ -132,7 +136,7 @@ def draft_recipe(
     settings = guess_settings(guesses, kind, algorithm is None, tokens.max_length, inner)
     # the run is called like the file, without characters that names may not have
     run_name = re.sub(r"[^A-Za-z0-9._-]+", "_", path.stem).lstrip("._-")[:100] or "recipe"
-    text = recipe_text(path, run_name, root, weights, guesses, settings, inner)
+    text = recipe_text(path, run_name, root, (backbone, weights), guesses, settings, inner)
     check_recipe_text(text, path, registry)
     if reason := write_recipe(path, text, schema_text(registry)):
         say(f"no schema for editors beside it: {reason}")
@@ -189,9 +193,18 @@ def _check_dev(dev: TableProfile | None, roles: ColumnRoles) -> None:
             raise DataError(str(dev.path), message + safe(", ".join(dev.columns), 300))
 
 
-def _tokenizer(registry: Registry, weights: str) -> LoadedTokenizer:
+def _backbone(registry: Registry, given: str) -> tuple[str, str]:
+    """Split BACKBONE:WEIGHTS, or weights of `bert` alone, into the two. Raises UsageError for an unknown backbone."""
+    name, colon, weights = given.partition(":")
+    if not colon or weights.startswith("//") or os.sep in name or Path(given).exists():  # hf:// begins a hub id
+        return "bert", given
+    registry.get("backbone", name, "--backbone")
+    return name, weights
+
+
+def _tokenizer(registry: Registry, name: str, weights: str) -> LoadedTokenizer:
     """Return the backbone's tokenizer, with the longest sequence that it may be asked for as its `max_length`."""
-    kind = registry.get("backbone", "bert", "--backbone")
+    kind = registry.get("backbone", name, "--backbone")
     for length in reversed(LENGTHS):
         backbone, faults = convert(kind, {"weights": weights, "max_length": length})
         if faults:

@@ -45,6 +45,8 @@ def inspect(
     bring(recipe, SPLITS, sources)
     backbone = local_backbone(recipe, sources)
     texts = backbone.load_tokenizer() or backbone.load(recipe.seed)  # the encoder only where a plugin needs it
+    for note in texts.notes:
+        warn(note)
     cache = Cache(cache_folder(), warn)
     facts: Facts = {"max_length": texts.max_length, "tasks": {}}
     problems: dict[str, MtmetaError] = {}  # by text: a missing data_root is the same for every file

@@ -22,13 +22,17 @@ def recipe_text(
     path: Path,
     name: str,
     root: str,
-    weights: str,
+    backbone: tuple[str, str],
     tasks: Sequence[TaskGuess],
     settings: Sequence[Choice],
     inner: Mapping[str, int],
 ) -> str:
-    """Write the recipe. `inner` holds the inner steps of each task where the algorithm has an inner loop."""
-    choices = {choice.key: choice for choice in settings}
+    """Write the recipe. `backbone` is its name and weights.
+
+    `inner` holds the inner steps of each task where the algorithm has an inner loop.
+    """
+    (encoder, weights), choices = backbone, {choice.key: choice for choice in settings}
+    longest = choices["max_length"]
     learning = f"{{name: adamw, lr: {'2e-4' if weights == 'embedded' else '3e-5'}, head_lr: 1e-3}}"
     shown = safe(shlex.quote(str(path)), 200)
     lines = [
@@ -40,8 +44,8 @@ def recipe_text(
         "seed: 1",
         _line("data_root", root, "where the data files are; --data-root and MTMETA_DATA override it"),
         _raw(
-            f"backbone: {{name: bert, weights: {scalar(weights)}, max_length: {choices['max_length'].value}}}",
-            choices["max_length"].why,
+            f"backbone: {{name: {scalar(encoder)}, weights: {scalar(weights)}, max_length: {longest.value}}}",
+            longest.why,
         ),
         "tasks:",
     ]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedBackbone
-from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.contracts import PairTask, Task
 from mtmeta.core.data.dataset import Dataset, TokenStore
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.data.packing import pack_sequences
@@ -39,6 +39,12 @@ class Single(Task):
     name = "single"
 
 
+class Cross(PairTask):
+    """Pairs in one sequence, whatever the tasks of the run take."""
+
+    name = "cross"
+
+
 def probes(task: Task, backbone: LoadedBackbone) -> tuple[Dataset, list[Inputs]]:
     """Return examples to compare by, as a dataset and in padded batches.
 
@@ -53,13 +59,17 @@ def probes(task: Task, backbone: LoadedBackbone) -> tuple[Dataset, list[Inputs]]
 
 @torch.inference_mode()
 def encoder_difference(model: MultiTaskModel, encoder: torch.nn.Module, backbone: LoadedBackbone) -> float:
-    """Return how far the mean-pooled vectors of single texts are from those of the run's own encoder."""
-    dataset, batches = probes(Single(train=""), backbone)
-    packed = pack_sequences(dataset.stores, np.arange(len(dataset)))
-    with evaluation_mode(model):
-        expected_vectors = mean_pool(model.encoder(packed), packed).numpy()
-    vector = Vector(encoder)
-    return difference([expected_vectors], [[vector(*map(torch.from_numpy, batch)).numpy()] for batch in batches])
+    """Return how far the mean-pooled vectors of texts, and of pairs, are from those of the run's own encoder."""
+    worst = 0.0
+    for task in (Single(train=""), Cross(train="", pair_mode="cross")):
+        dataset, batches = probes(task, backbone)
+        packed = pack_sequences(dataset.stores, np.arange(len(dataset)))
+        with evaluation_mode(model):
+            wanted = mean_pool(model.encoder(packed), packed).numpy()
+        vector = Vector(encoder)
+        found = [[vector(*map(torch.from_numpy, batch)).numpy()] for batch in batches]
+        worst = max(worst, difference([wanted], found))
+    return worst
 
 
 def pad(stores: Sequence[TokenStore], examples: Sequence[int]) -> Inputs:

@@ -19,6 +19,7 @@ from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
 from mtmeta.core.export.heads import Answer, describe_tasks, head_tensors
+from mtmeta.core.export.libraries import LibraryEncoder, check_tokenizer, load_transformers
 from mtmeta.core.export.model_card import Facts, card
 from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
 from mtmeta.core.run.directory import RunDir
@@ -76,6 +77,8 @@ def export(
     if out is None:
         RunDir(Path(run)).check_is_run()
         RunDir(Path(run)).check_own()  # the export goes into it
+    if load_transformers() is None:
+        say("transformers is not installed: AutoModel and AutoTokenizer are not tried on what is exported")
     session = open_run(run, RunRequest(device="cpu", block=block, warn=warn))
     chosen = _choose_tasks(list(session.recipe.tasks), tasks)
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
@@ -160,7 +163,8 @@ def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) ->
     description = {"hidden_size": part.model.hidden_size, **_sequences(part.backbone), "tasks": part.tasks}
     draft.write(f"{under}heads.json", _json(description))
     draft.write(f"{under}modeling.py", (BUNDLED / "modeling.py").read_bytes())
-    return differences
+    loaded = _check_loaded(draft, under, part, limit)
+    return {name: max(difference, loaded) for name, difference in differences.items()}
 
 
 def _onnx(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
@@ -176,6 +180,7 @@ def _onnx(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[st
     for name, text in part.portable.files.items():
         if name not in draft.files:  # every group has the same tokenizer
             draft.write(name, text)
+    check_tokenizer(draft.folder, part.backbone)
     return differences
 
 
@@ -206,8 +211,24 @@ def _sentence_transformers(draft: StagingFolder, under: str, part: Part, limit: 
     draft.write(f"{under}sentence_bert_config.json", _json(limits))
     library: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     draft.write(f"{under}config_sentence_transformers.json", _json(library))
-    difference = checks.encoder_difference(part.model, part.portable.encoder, part.backbone)
-    return {"encoder of " + ", ".join(part.names): checks.check("encoder", difference, limit)}
+    difference = checks.check(
+        "encoder", checks.encoder_difference(part.model, part.portable.encoder, part.backbone), limit
+    )
+    return {"encoder of " + ", ".join(part.names): max(difference, _check_loaded(draft, under, part, limit))}
+
+
+def _check_loaded(draft: StagingFolder, under: str, part: Part, limit: float) -> float:
+    """Load what was written as AutoTokenizer and AutoModel do, where transformers is installed, and compare.
+
+    Returns the largest difference of a vector. Raises MachineError for other ids, or too large a difference.
+    """
+    folder = draft.folder / under
+    library = load_transformers()
+    check_tokenizer(folder, part.backbone)
+    if library is None:
+        return 0.0
+    encoder = LibraryEncoder(library, folder)
+    return checks.check("AutoModel", checks.encoder_difference(part.model, encoder, part.backbone), limit)
 
 
 def _sequences(backbone: LoadedBackbone) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from mtmeta.core.api.contracts import Task
-from mtmeta.core.errors import MachineError, UsageError
+from mtmeta.core.errors import MachineError, UsageError, out_of_memory
 from mtmeta.core.export.heads import Answer, Vector
 from mtmeta.core.wording import safe
 
@@ -40,12 +40,17 @@ def check_packages() -> None:
             raise MachineError("--format onnx", message) from error
 
 
-def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> Iterator[Any]:
-    """Give name and graph (onnx.ModelProto) of each task. Raises UsageError for an encoder too large for the format."""
+def check_size(encoder: nn.Module) -> None:
+    """Raise UsageError for an encoder too large for the format."""
     size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     if size > LIMIT:
         message = f"takes files of 2 GB, this encoder is {size / 1e9:.3g} GB; use --format transformers"
         raise UsageError("--format onnx", message)
+
+
+def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> Iterator[Any]:
+    """Give name and graph (onnx.ModelProto) of each task. Raises UsageError for an encoder too large for the format."""
+    check_size(encoder)
     vector = Vector(encoder).eval()
     ids = torch.ones(TRACED, dtype=torch.int64)
     traced = _trace(vector, ids, ("batch", "length"))
@@ -57,18 +62,27 @@ def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mappi
 
 def _trace(module: Vector | Answer, argument: torch.Tensor, dynamic: Sequence[str]) -> Any:
     """Return a module as an onnx.ModelProto, by PyTorch's exporter; `dynamic` names the axes that are free."""
-    with _silently(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(argument.clone() for _ in module.inputs),
-            input_names=list(module.inputs),
-            output_names=list(module.outputs),
-            dynamic_shapes={name: dict(enumerate(dynamic)) for name in module.inputs},
-            dynamo=True,
-            verbose=False,
-        )
-    assert program is not None
-    return program.model_proto
+    try:
+        with _silently(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                tuple(argument.clone() for _ in module.inputs),
+                input_names=list(module.inputs),
+                output_names=list(module.outputs),
+                dynamic_shapes={name: dict(enumerate(dynamic)) for name in module.inputs},
+                dynamo=True,
+                verbose=False,
+            )
+        assert program is not None
+        return program.model_proto
+    except MemoryError:
+        raise
+    except Exception as error:  # of PyTorch's exporter, which may raise any
+        if out_of_memory(error):
+            raise
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        message = f"PyTorch cannot make a graph of this model ({safe(first, 200)}); use --format transformers"
+        raise MachineError("--format onnx", message) from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 import pluggy
 
 from mtmeta.core.api import hookspecs
-from mtmeta.core.errors import PluginError
+from mtmeta.core.errors import PluginError, out_of_memory, out_of_threads
 from mtmeta.core.wording import did_you_mean, quote, safe
 
 DEFAULT_PLUGINS = (
@@ -153,6 +153,8 @@ def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        if not plugin.foreign and (out_of_memory(error) or out_of_threads(error)):
+            raise  # the built-ins are not broken by what the machine lacks
         # SystemExit, and panics of native code, are BaseExceptions; none of them may take the command line down
         plugin.broken = _reason(error)
         if manager.has_plugin(name):

@@ -29,7 +29,7 @@ from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.atomic import clear_leftovers, remove_entry
 from mtmeta.core.storage.disk import BEST, LINK, check_own, disk_errors, write_file
 from mtmeta.core.storage.lock import LOCK_NAME
-from mtmeta.core.storage.reading import LIMITS, open_regular, why
+from mtmeta.core.storage.reading import LIMITS, open_regular, read_bytes, why
 from mtmeta.core.wording import safe
 
 if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a run needs none of it
@@ -43,6 +43,7 @@ CONTENTS = (  # beside recipe and lock
 MAX_BACKBONE_FILES = 1000  # a configuration and a tokenizer are a handful
 # files that are replaced as a whole, and folders of such: that one of them has another name elsewhere does no harm
 REPLACED = ("recipe.yaml", "recipe.lock.yaml", "summary.json", "backbone", "checkpoints", "predictions", "export")
+TOKENIZER = "tokenizer.json"  # of `backbone`
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
 # earlier versions of mtmeta that give the same bits as this one, so that their runs go on; from the next change of any
@@ -176,15 +177,32 @@ class RunDir:
         changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
         if not changed:
             return
-        shown = [", ".join(f"{key} {safe(facts.get(key, 'absent'))}" for key in changed) for facts in (was, now)]
+        absent = {key: "unset" if key.isupper() else "absent" for key in changed}  # names of variables are capitals
+        shown = [", ".join(f"{key} {safe(facts.get(key, absent[key]))}" for key in changed) for facts in (was, now)]
         if not allow_inexact:
             message = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
             raise CheckpointError(str(self.path), message)
         # from here on it is this machine that must not change; and whoever reads the lock should know
-        current = {key: lock[key] for key in (*EXACT, "plugins", "packages")}
+        current = {key: lock[key] for key in (*EXACT, "plugins", "packages", "environment")}
         earlier = before.get("inexact")
         notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
         self.write(self.lock_file.name, dump({**before, **current, "inexact": notes}))
+
+    def check_tokenizer(self, backbone: LoadedBackbone) -> None:
+        """Raise CheckpointError if the backbone's tokenizer gives other ids than that of the run."""
+        path, now = self.backbone / TOKENIZER, backbone.files.get(TOKENIZER)
+        if now is None or not path.is_file():
+            return
+        try:
+            was = read_bytes(path, "tokenizer", within=self.path)
+        except OSError as error:
+            raise CheckpointError(str(path), why(error)) from error
+        if was == now:
+            return
+        same_as = getattr(backbone.tokenizer, "same_as", None)
+        if same_as is None or not same_as(was.decode("utf-8", "replace")):
+            message = "the run began with another tokenizer than its weights' folder has now, with other tokens"
+            raise CheckpointError(str(path), f"{message}; choose another --out, or --fresh to start over")
 
     def begin(self, recipe: Recipe, lock: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Start a new run: clear an old one's files, then write recipe, lock and backbone files.
@@ -237,6 +255,8 @@ def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
     packages = lock.get("packages")
     versions |= {str(name): str(number) for name, number in packages.items()} if isinstance(packages, dict) else {}
     exact = {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
+    variables = lock.get("environment")  # runs of earlier versions have none: they are taken to have been unset
+    exact |= {str(name): str(value) for name, value in variables.items()} if isinstance(variables, dict) else {}
     if exact["mtmeta"] in SAME_BITS:
         exact["mtmeta"] = version("mtmeta")
     return exact
@@ -268,7 +288,7 @@ def make_lock(
     """Build the lock: versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
     import torch
 
-    from mtmeta.core.machine import processor
+    from mtmeta.core.machine import arithmetic, processor
 
     return {
         "recipe": digest(recipe),
@@ -284,6 +304,7 @@ def make_lock(
         "processor": processor(device),
         "kernels": backbone.kernels if device.type == "cpu" else "none",
         "precision": precision,
+        "environment": arithmetic(device),
         "backbone": backbone.identity,
         "data": dict(data),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,7 +22,7 @@ from mtmeta.core.run.estimate import Measured, Seconds, evaluation_seconds, inte
 from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.run import Training, steps_of
-from mtmeta.core.run.session import OpenRecipe
+from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.training.budget import rehearse
 from mtmeta.core.training.trainer import Trainer
@@ -31,10 +31,13 @@ MOST_REHEARSED = 50_000  # steps gone through one by one; of longer runs the res
 SECONDS = 60.0  # of probing, for all groups together; slow steps are probed less often
 
 
-def plan(request: RunRequest, probe_steps: int = 20) -> dict[str, Any]:
+def plan(
+    request: RunRequest, probe_steps: int = 20, obstacles: Callable[[Session], Mapping[str, str]] = lambda session: {}
+) -> dict[str, Any]:
     """Return what `train` would do with the request, as plain data; seconds only if `probe_steps` are more than 0.
 
-    Raises what `train` would raise before its first step; leaves no trace but in the caches.
+    `obstacles` says in which formats the run could not be exported, and why. Raises what `train` would raise before its
+    first step; leaves no trace but in the caches.
     """
     opened = OpenRecipe(request)
     folder, training = opened.folder, Training(opened.session())
@@ -47,7 +50,9 @@ def plan(request: RunRequest, probe_steps: int = 20) -> dict[str, Any]:
             allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": False}
             folder.check_same(training.lock(), training.files, **allowed)
         loading = time.perf_counter() - started
-        return Plan(training).describe(continued=opened.continued, load_seconds=loading, probe_steps=probe_steps)
+        whole = Plan(training).describe(continued=opened.continued, load_seconds=loading, probe_steps=probe_steps)
+        # last: the probe's memory is what a run takes
+        return {**whole, "not_exported": dict(obstacles(training.session))}
 
 
 @dataclass(frozen=True)

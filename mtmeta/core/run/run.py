@@ -101,6 +101,7 @@ def train(request: RunRequest) -> RunSummary:
         if continued:
             folder.check_own(appending=True)
             allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": request.allow_inexact}
+            folder.check_tokenizer(backbone)
             folder.check_same(lock, training.files, **allowed)
             folder.clear()
         else:
@@ -141,6 +142,7 @@ class Training:
             message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise fault(recipe.backbone, message)
         session.backbone = backbone
+        session.notes += [Warned(text=note) for note in backbone.notes]
         self._read_data()
         train = {name: self.datasets[name, "train"] for name in recipe.tasks}
         self.budgeted = steps_on_budget(recipe, session.groups, backbone.encoder, train, session.numbers)

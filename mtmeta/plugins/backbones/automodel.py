@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -18,14 +18,17 @@ from torch import nn
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.config import MAX_LAYERS, MAX_PARAMETERS
-from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, and_more, check_header, dimensions
-from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular, json_object
-from mtmeta.plugins.backbones.encoder.repacked import Repacked
+from mtmeta.plugins.backbones.checkpoint.settings import read_settings
+from mtmeta.plugins.backbones.checkpoint.shards import FLOATS, SPARE, Entry, Weights, and_more, dimensions, read_weights
+from mtmeta.plugins.backbones.checkpoint.tensors import not_a_float, refuse_foreign
+from mtmeta.plugins.backbones.encoder.repacked import Mates, Repacked
+from mtmeta.plugins.backbones.tokenizers.by_class import text_by_class
 from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
+from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
 
 LEAST = 5  # major version of transformers
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LOCAL = {"trust_remote_code": False, "local_files_only": True}
+LONGEST_PROBE = 128  # tokens
+APART = "batches.json"  # in a run, where its encoder's batches hold one length; what random weights show may be less
 NO_DROPOUT = ("classif", "cls", "summary", "pooler", "qa", "path", "layerdrop")  # of heads, or of another kind
 
 
@@ -49,6 +52,21 @@ def load_transformers() -> ModuleType:
     return library
 
 
+@contextmanager
+def _no_kernels() -> Iterator[None]:
+    """Keep models from fetching compiled code from the hub while they are made, as YOSO and MRA do on a GPU."""
+    module: Any = importlib.import_module("transformers.integrations.hub_kernels")  # by them at the last moment
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ImportError("kernels of the hub are never fetched")
+
+    fetch, module.get_kernel = getattr(module, "get_kernel", None), refuse
+    try:
+        yield
+    finally:
+        module.get_kernel = fetch
+
+
 def _line(error: BaseException) -> str:
     """Return the first two lines of an error: transformers often says in the second one why."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -60,9 +78,11 @@ class Source:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        json_object(folder / "config.json")  # its own checks: a file, of sane size, that asks for no code
+        self.settings = read_settings(folder)  # read once, and without keys that choose files, code or kernels
+        self.notes: list[str] = []
+        """What the user should know of how the folder was read."""
         self.library = load_transformers()
-        self._config = self._checked()
+        self._config, self._kind = self._checked()
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
@@ -79,46 +99,57 @@ class Source:
     # -- tokenizer
 
     def tokenizer(self) -> str:
-        """Return the text of a tokenizer.json that tokenizes as the folder's AutoTokenizer does."""
+        """Return the text of the tokenizer.json that holds for the folder."""
+        files = TokenizerFolder(self.folder, self._config.model_type)
+        if files.is_ours:
+            self.notes += files.notes()
+            return files.text()
+        files.check()
         with self._errors("load the tokenizer"):
-            tokenizer = self.library.AutoTokenizer.from_pretrained(self.folder, **LOCAL, use_fast=True)
-            backend = getattr(tokenizer, "backend_tokenizer", None)
-            text: object = backend.to_str() if backend is not None and hasattr(backend, "to_str") else None
-            names: dict[str, str] = dict(tokenizer.vocab_files_names)
-        if not isinstance(text, str):
-            kind = type(tokenizer).__name__
-            message = f"its {kind} is none of the tokenizers library; a folder with tokenizer.json has one"
-            raise mtmeta.WeightsError(str(self.folder), message)
-        whole = names.pop("tokenizer_file", "tokenizer.json")  # without its files transformers makes up a vocabulary
-        parts = list(names.values())
-        if not (self.folder / whole).exists() and not (parts and all((self.folder / n).exists() for n in parts)):
-            message = f"has neither {whole} nor {' with '.join(parts)}" if parts else f"has no {whole}"
-            raise mtmeta.WeightsError(str(self.folder), f"{message}; a tokenizer is needed")
-        return text
+            return text_by_class(self.library, files.folder)
 
     # -- model
 
-    def _checked(self) -> Any:
-        """Read the configuration. Raises WeightsError if the model is unknown, no encoder, or absurdly large."""
+    def _checked(self) -> tuple[Any, Any]:
+        """Return the configuration and the model's class. Raises WeightsError for what is no encoder of sane size."""
+        place, values = str(self.folder / "config.json"), self.settings.values
+        kind = values.get("model_type")
+        native = isinstance(kind, str) and kind in self.library.CONFIG_MAPPING
+        if self.settings.code and not native:
+            fix = "transformers itself has no such model_type" if kind else "name a model_type"
+            raise mtmeta.WeightsError(place, f"'auto_map' asks for remote code, which is never run; {fix}")
+        self.notes += self.settings.notes
         with self._errors("read config.json"):
-            config = self.library.AutoConfig.from_pretrained(self.folder, **LOCAL)
-            kind = self.library.MODEL_MAPPING.get(type(config), None)
-        place = str(self.folder / "config.json")
-        if kind is None:
+            if not native:
+                raise ValueError(f"model_type {mtmeta.quote(kind)} is unknown to it")
+            config = self.library.CONFIG_MAPPING[kind].from_dict(values)
+            known = self.library.MODEL_MAPPING.get(type(config), None)
+        if known is None:
             raise mtmeta.WeightsError(place, f"transformers has no AutoModel for {type(config).__name__}")
         if getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False):
             raise mtmeta.WeightsError(place, "describes a decoder; an encoder is needed")
+        if kind == "mra" or (kind == "yoso" and not config.use_expectation):  # without them MRA's attention gives zeros
+            message = (
+                f"model_type '{kind}' computes by kernels of the hub, which are never fetched; use another encoder"
+            )
+            raise mtmeta.WeightsError(place, message)
         layers = getattr(config, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > MAX_LAYERS:
             raise mtmeta.WeightsError(place, f"asks for {layers} layers (limit {MAX_LAYERS})")
         if hasattr(config, "reference_compile"):  # of ModernBERT: a compiler, for which nobody asked
             config.reference_compile = False
+        if getattr(config, "attention_type", "") == "block_sparse":
+            # of BigBird, which leaves it for good at the first short text: what comes after it would be another model's
+            config.attention_type = "original_full"
+            self.notes.append(f"{place}: attention_type is 'block_sparse', full attention is used")
         with self._errors("make the model"), torch.device("meta"):
-            size = sum(parameter.numel() for parameter in self._model(config).parameters())
-        if size > MAX_PARAMETERS:
-            message = f"asks for {size / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
+            model = self._model(config)
+        self._size = sum(parameter.numel() for parameter in model.parameters())
+        self._types = {name: values.dtype for name, values in model.state_dict().items()}
+        if self._size > MAX_PARAMETERS:
+            message = f"asks for {self._size / 1e9:.4g} billion parameters (limit {MAX_PARAMETERS / 1e9:g} billion)"
             raise mtmeta.WeightsError(place, message)
-        return config
+        return config, type(model)
 
     def set_dropout(self, dropout: float) -> None:
         """Set every dropout of the encoder. Raises RecipeError if it has none."""
@@ -135,7 +166,9 @@ class Source:
         return {"dtype": torch.float32} | ({"add_pooling_layer": False} if poolable else {})
 
     def _model(self, config: Any) -> nn.Module:
-        model: nn.Module = self.library.AutoModel.from_config(config, trust_remote_code=False, **self._options(config))
+        options = {"trust_remote_code": False, **self._options(config)}
+        with _no_kernels():
+            model: nn.Module = self.library.AutoModel.from_config(config, **options)
         return model
 
     def random(self, seed: int, tokenizer: str) -> tuple[nn.Module, str]:
@@ -143,47 +176,73 @@ class Source:
         with self._errors("make the model"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(int.from_bytes(hashlib.sha256(f"hf {seed}".encode()).digest()[:7], "big"))
             model = self._model(self._config)
-        text = f"{(self.folder / 'config.json').read_text(encoding='utf-8')} {tokenizer}"
+        text = f"{self.settings.data.decode('utf-8')} {tokenizer}"
         shape = hashlib.sha256(text.encode()).hexdigest()
         return model, f"random values, shape {shape}, seed {seed}"
 
     def pretrained(self) -> tuple[nn.Module, str]:
-        """Load the model with the folder's values, none of which may be missing, and their SHA-256."""
-        place, identity = self._weights()
-        config = self._config
-        with self._errors("load the weights"), torch.random.fork_rng(devices=[]):
+        """Load the model with the folder's values, none of which may be missing, and their SHA-256.
+
+        transformers is given tensors, made of the bytes that were hashed, and no folder: it opens no file.
+        """
+        integers = {name.rpartition(".")[2] for name, dtype in self._types.items() if not dtype.is_floating_point}
+
+        def keep(entry: Entry) -> bool:
+            return entry.dtype in FLOATS or (entry.dtype == "int64" and entry.name.rpartition(".")[2] in integers)
+
+        needed = 4 * self._size
+        weights = read_weights(self.folder, keep, most=4 * needed + SPARE, needed=needed)
+        self._refuse_doubles(weights)
+        # a tensor of another type is no number where the model uses it, and nothing where it does not
+        others = [name for name in weights.entries if name not in weights.tensors]
+        absent = {name: torch.tensor(torch.nan).expand(weights.entries[name].shape) for name in others}
+        config, place = self._config, str(weights.place)
+        if not isinstance(config, self._kind.config_class):  # of several models, of which the text's is taken
+            config = config.get_text_config()
+        with self._errors("load the weights"), torch.random.fork_rng(devices=[]), _no_kernels():
             lenient = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # they are not: see below
-            options = {"config": config, "use_safetensors": True, **LOCAL, **lenient, **self._options(config)}
+            options = {"config": config, "state_dict": weights.tensors | absent, **lenient, **self._options(config)}
             model: nn.Module
-            model, loading = self.library.AutoModel.from_pretrained(self.folder, **options)
+            model, loading = self._kind.from_pretrained(None, **options)
+        del options, absent
         other = sorted(map(tuple, loading["mismatched_keys"]))  # name, shape in the file, shape in the model
         if other:
             name, has, needs = other[0]
             message = f"tensor {mtmeta.quote(name)} is {dimensions(has)}, config.json needs {dimensions(needs)}"
-            raise mtmeta.WeightsError(str(place), f"{message}{and_more(other)}")
+            raise mtmeta.WeightsError(place, f"{message}{and_more(other)}")
         missing = sorted(map(str, loading["missing_keys"]))
         if missing:
             message = f"tensor {mtmeta.quote(missing[0])} is missing, config.json asks for it{and_more(missing)}"
-            raise mtmeta.WeightsError(str(place), message)
-        for name, parameter in model.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise mtmeta.WeightsError(str(place), f"'{name}' holds non-finite values; fetch the file again")
-        return model, f"sha256:{identity}"
+            raise mtmeta.WeightsError(place, message)
+        if self.settings.code:
+            refuse_foreign(weights, sorted(map(str, loading["unexpected_keys"])), MAX_LAYERS)
+        parameters = dict(model.named_parameters())
+        for name, values in model.state_dict().items():  # a buffer may be a mask of infinities
+            bad = ~torch.isfinite(values) if name in parameters else torch.isnan(values)
+            if bool(bad.any()):
+                raise self._not_finite(weights, name, others)
+        self.notes += weights.notes
+        return model, f"sha256:{weights.identity}"
 
-    def _weights(self) -> tuple[Path, str]:
-        """Find the file of weights, or the index of several, and the SHA-256 of them all."""
-        single, index = self.folder / WEIGHTS, self.folder / INDEX
-        if not single.exists() and not index.exists():
-            if others := sorted(path.name for path in self.folder.glob("*.bin")):
-                raise mtmeta.WeightsError(str(self.folder / others[0]), PICKLE)
-        if single.exists() or not index.exists():
-            return single, _sha256(single)
-        named = json_object(index).get("weight_map")
-        shards = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
-        if not shards or any(Path(name).name != name or not name.endswith(".safetensors") for name in shards):
-            raise mtmeta.WeightsError(str(index), "names no files of this folder; fetch it again")
-        hashes = "".join(f"{name} {_sha256(self.folder / name)}\n" for name in shards)
-        return index, hashlib.sha256(hashes.encode()).hexdigest()
+    def _refuse_doubles(self, weights: Weights) -> None:
+        """Raise WeightsError for a tensor that is there under two names, of which transformers would take either."""
+        prefix, seen = f"{getattr(self._kind, 'base_model_prefix', '')}.", dict[str, str]()
+        for name in weights.entries:
+            plain = name.removeprefix(prefix)
+            for old, new in ((".gamma", ".weight"), (".beta", ".bias")):
+                plain = plain.removesuffix(old) + new if plain.endswith("LayerNorm" + old) else plain
+            if (other := seen.setdefault(plain, name)) != name and plain in self._types:
+                message = f"tensor {mtmeta.quote(other)} is there under another name too ({mtmeta.quote(name)})"
+                raise mtmeta.WeightsError(str(weights.files[name]), message)
+
+    @staticmethod
+    def _not_finite(weights: Weights, name: str, others: Sequence[str]) -> mtmeta.WeightsError:
+        """Return the refusal of the model's tensor `name`; `others` are those of the file that are no floats."""
+        if alike := [other for other in others if f".{other}".endswith(f".{name}") or f".{name}".endswith(f".{other}")]:
+            return not_a_float(weights, [alike[0], *(other for other in others if other != alike[0])])
+        if others and all(bool(torch.isfinite(values).all()) for values in weights.tensors.values()):
+            return not_a_float(weights, others)
+        return mtmeta.WeightsError(str(weights.place), f"'{name}' holds non-finite values; fetch the file again")
 
     # -- both
 
@@ -205,23 +264,29 @@ class Source:
         if positions is not None and max_length > positions:
             message = f"max_length {max_length} exceeds {place}'s {positions} positions; lower it"
             raise mtmeta.RecipeError("backbone.max_length", message)
-        probe = [*tokenizer.prefix, *tokenizer.encode(["probe"])[0], *tokenizer.suffix]
         with self._errors("run the model"), torch.inference_mode():
             encoder = Repacked(model.eval(), typed=self._typed(model, tokenizer))
-            encoder.check(probe)
-        packages = ("transformers",)
-        return mtmeta.LoadedBackbone(encoder, tokenizer, max_length, files, identity, packages=packages)
+            encoder.check(tokenizer)
+            mates = encoder.mates(tokenizer, min(max_length, LONGEST_PROBE), tokenizer.size)
+        if mates in (Mates.RANDOM, Mates.MIXED):
+            what = "gives one text another vector each time" if mates is Mates.RANDOM else "mixes the texts of a batch"
+            message = f"{type(model).__name__} {what}; a run with it could not be repeated, use another encoder"
+            raise mtmeta.WeightsError(place, message)
+        if mates is Mates.PADDED or APART in files:
+            encoder.one_length = True
+            files = {**files, APART: b'{"one_length": true}\n'}
+            text = "mixes padding into the vectors, so batches are computed one length at a time, which is slower"
+            if (least := encoder.shortest) > len(tokenizer.prefix) + len(tokenizer.suffix):
+                text += f"; texts of fewer than {least} tokens are padded to {least}"
+            self.notes.append(f"{place}: {type(model).__name__} {text}")
+        options: Any = {"packages": ("transformers",), "notes": tuple(self.notes)}
+        return mtmeta.LoadedBackbone(encoder, tokenizer, max_length, files, identity, **options)
 
     def _typed(self, model: nn.Module, tokenizer: AnyTokenizer) -> bool:
         """Return whether the second text of a pair has a token type of its own, as core numbers them."""
         types = getattr(model.config, "type_vocab_size", 0)
         takes = "token_type_ids" in inspect.signature(model.forward).parameters
-        if not takes or not isinstance(types, int) or types < 2 or not any(tokenizer.pair_types):
-            return False
-        if tokenizer.pair_types != tokenizer.core_types:
-            message = "numbers the token types of pairs otherwise than 0 for the first text and 1 for the second"
-            raise mtmeta.WeightsError(str(self.folder), f"the tokenizer {message}; it cannot be used")
-        return True
+        return takes and isinstance(types, int) and types > 1 and tokenizer.typed
 
 
 def _is_dropout(name: str, value: object) -> bool:
@@ -237,12 +302,3 @@ def _positions(model: nn.Module) -> int | None:
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     bound = getattr(model.config, "max_position_embeddings", None)
     return bound if isinstance(bound, int) and bound > 0 else None
-
-
-def _sha256(path: Path) -> str:
-    """Hash a safetensors file whose header is in order (SHA-256)."""
-    check_regular(path)
-    with open(path, "rb") as file:
-        check_header(str(path), file)
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,14 +1,14 @@
 """Backbone `bert`: our own encoder for folders of BERT, RoBERTa, DistilBERT and ELECTRA in Hugging Face layout.
 
-A folder holds config.json, model.safetensors, and a tokenizer: tokenizer.json, or vocab.txt, or vocab.json with
-merges.txt. Everything is checked before anything runs: the architecture against an allow-list, sizes against a budget,
-tensors for missing, misshaped or non-finite.
+A folder holds config.json, model.safetensors or its shards with their index, and a tokenizer: tokenizer.json, or
+vocab.txt, or vocab.json with merges.txt; sentence-transformers' folders are such too. Everything is checked before
+anything runs: the architecture against an allow-list, sizes against a budget, tensors for missing, misshaped or
+non-finite.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +17,16 @@ from pydantic import Field
 
 import mtmeta
 from mtmeta.plugins.backbones import hub
-from mtmeta.plugins.backbones.checkpoint.config import ROBERTA, BertConfig, config_json, read_config
-from mtmeta.plugins.backbones.checkpoint.tensors import PICKLE, read_weights
+from mtmeta.plugins.backbones.checkpoint.config import ROBERTA, BertConfig, config_json, config_of, read_config
+from mtmeta.plugins.backbones.checkpoint.modules import find_encoder
+from mtmeta.plugins.backbones.checkpoint.settings import read_settings
+from mtmeta.plugins.backbones.checkpoint.shards import PICKLE
+from mtmeta.plugins.backbones.checkpoint.tensors import read_tensors
 from mtmeta.plugins.backbones.embedded import EMBEDDED, describe_embedded, embedded_folder
-from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel, byte_level_json
-from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece, tokenizer_json
+from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel
+from mtmeta.plugins.backbones.tokenizers.fast import FastTokenizer
+from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
+from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 
 if TYPE_CHECKING:
     from mtmeta.plugins.backbones.encoder.encoder import Encoder
@@ -59,30 +64,36 @@ class Bert(mtmeta.Backbone):
     def load(self, seed: int) -> mtmeta.LoadedBackbone:
         if self.weights == "tiny":
             return self._tiny(seed)
-        folder = find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained)
-        config = read_config(folder / "config.json")
-        vocabulary = _vocabulary(folder, config)
-        if not self.pretrained:
+        place = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained))
+        folder, settings = place.folder, read_settings(place.folder)
+        config = config_of(settings)
+        files = _files(folder, config)
+        vocabulary, notes = files.text(), (*files.notes(), *settings.notes)
+        if self.pretrained:
+            state, weights = read_tensors(folder, config, strict=settings.code)
+            encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{weights.identity}")
+            encoder.load_state_dict(state)
+            notes = (*notes, *weights.notes)
+        else:
             shape = hashlib.sha256(f"{config} {vocabulary}".encode()).hexdigest()
-            return self._random(config, vocabulary, str(folder), f"random values, shape {shape}", seed)
-        state, identity = read_weights(folder / "model.safetensors", config)
-        encoder, loaded = self._assemble(config, vocabulary, str(folder), f"sha256:{identity}")
-        encoder.load_state_dict(state)
-        return loaded
+            loaded = self._random(config, vocabulary, str(folder), f"random values, shape {shape}", seed)
+        return replace(loaded, notes=(*notes, *place.notes(self.max_length, loaded.tokenizer.encode)))
 
     def load_tokenizer(self) -> mtmeta.LoadedTokenizer:
+        notes: tuple[str, ...] = ()
         if self.weights == "tiny":
             from mtmeta import sample
 
             place, config = "tiny", BertConfig(1, max_position_embeddings=TINY_POSITIONS, **TINY)
             vocabulary = WordPiece.from_vocabulary(sample.vocabulary()).json()
         else:
-            folder = find_folder(self.weights, mtmeta.Sources(), pretrained=False)
+            folder = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=False)).folder
             place, config = str(folder), read_config(folder / "config.json")
-            vocabulary = _vocabulary(folder, config)
+            files = _files(folder, config)
+            vocabulary, notes = files.text(), files.notes()
         self._check_length(place, config.positions)
         tokenizer = _tokenizer(vocabulary, config, place)
-        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": vocabulary.encode()})
+        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": vocabulary.encode()}, notes)
 
     def _check_length(self, place: str, positions: int) -> None:
         if self.max_length > positions:
@@ -95,7 +106,8 @@ class Bert(mtmeta.Backbone):
 
     def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
         config = read_config(folder / "config.json")
-        return self._assemble(config, _vocabulary(folder, config), str(folder), "")[1]
+        vocabulary = _files(folder, config).text()
+        return self._assemble(config, vocabulary, str(folder), "")[1]
 
     def portable(self, loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
         from mtmeta.plugins.backbones.encoder.padded import portable
@@ -129,32 +141,32 @@ class Bert(mtmeta.Backbone):
         files = {"config.json": config_json(config).encode(), "tokenizer.json": vocabulary.encode()}
         if self.dropout is not None:
             config = replace(config, hidden_dropout_prob=self.dropout, attention_probs_dropout_prob=self.dropout)
+        if config.type_vocab_size > 1:
+            config = replace(config, numbers_pairs=tokenizer.typed)
         encoder = Encoder(config)
         compiled = encoder.kernels_identity
         return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, compiled)
 
 
-def _vocabulary(folder: Path, config: BertConfig) -> str:
-    """Return the text of the folder's tokenizer.json, or of one built from its vocabulary."""
-    return byte_level_json(folder) if config.model_type in ROBERTA else tokenizer_json(folder)
+def _family(config: BertConfig) -> type[FastTokenizer]:
+    """Return the tokenizer whose special tokens count where a vocabulary alone says nothing of them."""
+    return ByteLevel if config.model_type in ROBERTA else WordPiece
 
 
-def _tokenizer(vocabulary: str, config: BertConfig, place: str) -> ByteLevel | WordPiece:
-    kind = ByteLevel if config.model_type in ROBERTA else WordPiece
-    return kind.from_json(vocabulary, f"{place}/tokenizer.json")
+def _files(folder: Path, config: BertConfig) -> TokenizerFolder:
+    return TokenizerFolder(folder, config.model_type, family=_family(config))
 
 
-def find_folder(
-    weights: str, sources: mtmeta.Sources, *, pretrained: bool = True, fetch: Callable[..., Path] = hub.fetch
-) -> Path:
-    """Find the folder `weights` names: the one inside the package, a local one, or that of a hub id, in its cache.
+def _tokenizer(vocabulary: str, config: BertConfig, place: str) -> FastTokenizer:
+    return _family(config).from_json(vocabulary, f"{place}/tokenizer.json")
 
-    `fetch` says which files of a hub id are needed.
-    """
+
+def find_folder(weights: str, sources: mtmeta.Sources, *, pretrained: bool = True) -> Path:
+    """Find the folder `weights` names: the one inside the package, a local one, or that of a hub id, in its cache."""
     if weights == EMBEDDED:
         return embedded_folder()
     if weights.startswith(hub.SCHEME):
-        return fetch(weights, sources, pretrained=pretrained)
+        return hub.fetch(weights, sources, pretrained=pretrained)
     folder = Path(weights).expanduser()
     if folder.is_dir():
         return folder
@@ -166,4 +178,4 @@ def find_folder(
         raise mtmeta.WeightsError(weights, "no such folder; give a folder in Hugging Face layout or `embedded`")
     if "/" not in weights and (hint := mtmeta.did_you_mean(weights, BUILT_IN)):
         raise mtmeta.WeightsError(weights, f"no such folder{hint}")
-    return fetch(weights, sources, pretrained=pretrained)
+    return hub.fetch(weights, sources, pretrained=pretrained)

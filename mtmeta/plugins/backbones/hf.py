@@ -13,9 +13,10 @@ from typing import Annotated
 from pydantic import Field
 
 import mtmeta
-from mtmeta.plugins.backbones import hub
 from mtmeta.plugins.backbones.bert import find_folder
-from mtmeta.plugins.backbones.checkpoint.untrusted import MAX_CONFIG_BYTES
+from mtmeta.plugins.backbones.checkpoint.modules import find_encoder
+from mtmeta.plugins.backbones.checkpoint.settings import read_settings
+from mtmeta.plugins.backbones.checkpoint.untrusted import MAX_CONFIG_BYTES, read_limited
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 TINY = "tiny"
@@ -52,8 +53,7 @@ class HuggingFace(mtmeta.Backbone):
     def fetch(self, sources: mtmeta.Sources) -> HuggingFace:
         if self.weights == TINY:
             return self
-        folder = find_folder(self.weights, sources, pretrained=self.pretrained, fetch=hub.fetch_any)
-        return replace(self, weights=str(folder))
+        return replace(self, weights=str(find_folder(self.weights, sources, pretrained=self.pretrained)))
 
     def load(self, seed: int) -> mtmeta.LoadedBackbone:
         from mtmeta.plugins.backbones.automodel import Source
@@ -61,20 +61,40 @@ class HuggingFace(mtmeta.Backbone):
         if self.weights == TINY:
             message = "is of backbone bert alone; give a folder in Hugging Face layout, a hub id or `embedded`"
             raise mtmeta.WeightsError(self.weights, message)
-        folder = find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained, fetch=hub.fetch_any)
-        source = Source(folder)
+        place = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=self.pretrained))
+        source = Source(place.folder)
         if self.dropout is not None:
             source.set_dropout(self.dropout)
         tokenizer = source.tokenizer()
         model, identity = source.pretrained() if self.pretrained else source.random(seed, tokenizer)
-        files = {"config.json": (folder / "config.json").read_bytes(), "tokenizer.json": tokenizer.encode()}
-        extra = folder / TOKENIZER_CONFIG
-        if extra.is_file() and extra.stat().st_size <= MAX_CONFIG_BYTES:  # for whoever exports the run
-            files[TOKENIZER_CONFIG] = extra.read_bytes()
-        return source.assembled(model, tokenizer, self.max_length, files, identity)
+        files = {"config.json": source.settings.data, "tokenizer.json": tokenizer.encode()}
+        extra = place.folder / TOKENIZER_CONFIG
+        if extra.is_file():  # for whoever exports the run
+            files[TOKENIZER_CONFIG] = read_limited(extra, MAX_CONFIG_BYTES, TOKENIZER_CONFIG)
+        loaded = source.assembled(model, tokenizer, self.max_length, files, identity)
+        return replace(loaded, notes=(*loaded.notes, *place.notes(self.max_length, loaded.tokenizer.encode)))
+
+    def load_tokenizer(self) -> mtmeta.LoadedTokenizer | None:
+        from mtmeta.plugins.backbones.tokenizers.fast import AnyTokenizer
+        from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
+
+        if self.weights == TINY:
+            return None  # `load` says why not
+        folder = find_encoder(find_folder(self.weights, mtmeta.Sources(), pretrained=False)).folder
+        values = read_settings(folder).values
+        files = TokenizerFolder(folder, str(values.get("model_type", "")))
+        if not files.is_ours:  # transformers has it, which loads PyTorch
+            return None
+        positions = values.get("max_position_embeddings")
+        if isinstance(positions, int) and self.max_length > positions:  # `load` counts those that a sequence may have
+            message = f"max_length {self.max_length} exceeds {folder}'s {positions} positions; lower it"
+            raise mtmeta.RecipeError("backbone.max_length", message)
+        text = files.text()
+        tokenizer = AnyTokenizer.from_json(text, f"{folder}/tokenizer.json")
+        return mtmeta.LoadedTokenizer(tokenizer, self.max_length, {"tokenizer.json": text.encode()}, files.notes())
 
     def restore(self, folder: Path) -> mtmeta.LoadedBackbone:
-        from mtmeta.plugins.backbones.automodel import Source
+        from mtmeta.plugins.backbones.automodel import APART, Source
         from mtmeta.plugins.backbones.tokenizers.fast import read_vocabulary
 
         source = Source(folder)
@@ -82,6 +102,13 @@ class HuggingFace(mtmeta.Backbone):
         if self.dropout is not None:
             source.set_dropout(self.dropout)
         model, _ = source.random(0, tokenizer)
-        names = ("config.json", "tokenizer.json", TOKENIZER_CONFIG)
-        files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+        files = {"config.json": source.settings.data, "tokenizer.json": tokenizer.encode()}
+        for name in (TOKENIZER_CONFIG, APART):
+            if (folder / name).is_file():
+                files[name] = read_limited(folder / name, MAX_CONFIG_BYTES, name)
         return source.assembled(model, tokenizer, self.max_length, files, "")
+
+    def portable(self, loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
+        from mtmeta.plugins.backbones.encoder.padded import portable_model
+
+        return portable_model(loaded, "backbone 'hf'")

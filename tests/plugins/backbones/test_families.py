@@ -22,7 +22,8 @@ from mtmeta.plugins.backbones.checkpoint.config import read_config
 from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names, shapes
 from mtmeta.plugins.backbones.encoder import kernels
 from mtmeta.plugins.backbones.encoder.encoder import Encoder, Layer
-from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel, byte_level_json
+from mtmeta.plugins.backbones.tokenizers.bytelevel import ByteLevel
+from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
 from mtmeta.plugins.tasks.para import Para
 from tests.support.families import NATIVE, byte_level, sentences, size_of, write_byte_level, write_family
 from tests.support.parity import largest_difference, ours_of, packed_of, random_sequences, random_types, theirs_of
@@ -214,7 +215,7 @@ def test_tokens_of_a_byte_level_tokenizer(source: str, space: bool, hf: Any, tmp
         (tmp_path / "merges.txt").unlink(missing_ok=True)
     elif space:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_prefix_space": True}))
-    ours = ByteLevel.from_json(byte_level_json(tmp_path), "test")
+    ours = ByteLevel.from_json(TokenizerFolder(tmp_path, "roberta").text(), "test")
     texts = sentences()
     assert len(texts) >= 300
     wanted = reference(texts)["input_ids"]

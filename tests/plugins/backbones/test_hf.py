@@ -345,7 +345,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "no text": (other("ViTConfig"), ("w/model.safetensors: tensor ",)),
     "not for AutoModel": (other("EncoderDecoderConfig"), ("w/config.json: transformers has no AutoModel for Enc",)),
     "remote code": (
-        config(auto_map={"AutoModel": "x.Y"}),
+        config(model_type="x", auto_map={"AutoModel": "x.Y"}),
         ("config.json: 'auto_map' asks for remote code, which is never run",),
     ),
     "too large": (
@@ -369,13 +369,16 @@ SPOILT: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         weights(lambda state: state | {QUERY: torch.full((24, 24), torch.nan)}),
         (f"model.safetensors: '{QUERY}' holds non-finite values",),
     ),
-    "shards elsewhere": (index({WORDS: "../w/model-1.safetensors"}), ("index.json: names no files of this folder",)),
+    "shards elsewhere": (
+        index({WORDS: "../w/model-1.safetensors"}),
+        ("index.json: names '../w/model-1.safetensors', which is none of its folder",),
+    ),
     "a shard that is not there": (index({WORDS: "model-2.safetensors"}), ("model-2.safetensors: no such file",)),
     "no tokenizer": (
         lambda folder: (folder / "tokenizer.json").unlink(),
-        ("w: has neither tokenizer.json nor vocab.txt; a tokenizer is needed",),
+        ("w: has neither tokenizer.json nor vocab.txt; one of them is needed",),
     ),
-    "spoilt tokenizer": (write("tokenizer.json", "{"), ("w: transformers cannot load the tokenizer (",)),
+    "spoilt tokenizer": (write("tokenizer.json", "{"), ("w/tokenizer.json: cannot be loaded (",)),
     "no special tokens": (no_specials, ("tokenizer.json: puts no special token around a text",)),
     "small embeddings": (
         weights(lambda state: state),

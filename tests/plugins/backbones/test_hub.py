@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.commands import Outcome, assert_refused, command, data_folder
 from tests.support.loopback import COMMIT, Loopback, serving
+from tests.support.shards import INDEX, split
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word", "other", "new", "more"]
 
@@ -78,6 +79,34 @@ def test_transformers_reads_what_was_fetched_and_asks_for_nothing_more(
     assert fetched & {*files, "modeling_evil.py"} == {"config.json", "model.safetensors", "vocab.txt"}
     outcome = command("validate", "--data", "w.yaml", cwd=folder, env=online(folder, hub) | {"HF_HUB_OFFLINE": "1"})
     assert (outcome.code, outcome.errors) == (0, [])
+
+
+@pytest.mark.parametrize("backbone", ["bert", "hf"])
+def test_shards_and_modules_of_a_repository(
+    backbone: str, hub: Loopback, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Both backbones bring every shard that the index names, and what says how texts are pooled; nothing else."""
+    folder = data_folder(tmp_path / "here")
+    (tmp_path / "w").mkdir()
+    for name, data in files.items():
+        (tmp_path / "w" / name).write_bytes(data)
+    shards = split(tmp_path / "w", 2)
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"))
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    found = {path.name: path.read_bytes() for path in (tmp_path / "w").iterdir()}
+    found |= {"modules.json": json.dumps(modules).encode(), "1_Pooling/config.json": b'{"pooling_mode": "cls"}'}
+    hub.repositories["owner/name"] = {COMMIT: found}
+    text = (folder / "r.yaml").read_text()
+    (folder / "w.yaml").write_text(text.replace("bert, weights: tiny", f"{backbone}, weights: owner/name@{COMMIT}"))
+    outcome = command("validate", "--data", "--weights", "w.yaml", cwd=folder, env=online(folder, hub))
+    assert (outcome.code, outcome.errors) == (0, [])
+    assert outcome.err.count("model has pooling 'cls' (1_Pooling), left out") == 1
+    fetched = {path.rpartition(f"{COMMIT}/")[2] for kind, path, _ in hub.asked if kind == "GET" and "/resolve/" in path}
+    wanted = {"config.json", INDEX, "vocab.txt", "modules.json", "1_Pooling/config.json", *shards}
+    assert fetched == wanted
+    hub.repositories["owner/name"][COMMIT].pop(shards[1])
+    outcome = command("validate", "--data", "--weights", "w.yaml", cwd=folder, env=online(folder, hub))
+    assert outcome.code == 0, outcome.err  # all of a pinned revision is in the cache
 
 
 @pytest.mark.parametrize(

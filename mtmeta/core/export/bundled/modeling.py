@@ -138,7 +138,9 @@ class MultiTaskModel(nn.Module):
 
         mask = padded([[1] * length for length in lengths], 0)
         inputs = {"input_ids": padded(ids, self.tokenizer.pad_token_id), "attention_mask": mask}
-        hidden = self.encoder(**inputs, token_type_ids=padded(types, 0)).last_hidden_state  # [B, T, D]
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            inputs["token_type_ids"] = padded(types, 0)
+        hidden = self.encoder(**inputs).last_hidden_state  # [B, T, D]
         weights = mask[:, :, None].to(hidden.dtype)
         pooled: Tensor = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
         return pooled

@@ -39,6 +39,10 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         rows[f"checkpoints{name}"] = _checkpoints(group)
     if plan["disk_bytes"] is not None:
         rows["on disk"] = f"{byte_text(plan['disk_bytes'], 'kB')} at most, one checkpoint more while it is written"
+    for why in dict.fromkeys(plan["not_exported"].values()):
+        forms = ", ".join(form for form, reason in plan["not_exported"].items() if reason == why)
+        rows["not exported"] = f"{rows['not exported']}; " if "not exported" in rows else ""
+        rows["not exported"] += f"{forms} ({safe(why, 300)})"
     rows["memory so far"] = byte_text(plan["peak_memory_bytes"], "kB")
     width = max(map(len, rows))
     for name, text in rows.items():

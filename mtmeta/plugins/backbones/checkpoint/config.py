@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import mtmeta
-from mtmeta.plugins.backbones.checkpoint.untrusted import json_object
+from mtmeta.plugins.backbones.checkpoint.settings import Settings, read_settings
 
 MODEL_TYPES = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 ROBERTA = ("roberta", "xlm-roberta")
@@ -52,6 +52,8 @@ class BertConfig:
     """Of RoBERTa, where it decides the first position."""
     embedding_size: int = 0
     """Of ELECTRA, whose embeddings may be narrower than its layers; 0 for the width of the layers."""
+    numbers_pairs: bool = field(default=True, repr=False)
+    """Of the tokenizer: whether the second text of a pair has a token type of its own."""
 
     @property
     def first_position(self) -> int:
@@ -66,7 +68,7 @@ class BertConfig:
     @property
     def typed(self) -> bool:
         """True where the second text of a pair has a token type of its own."""
-        return self.type_vocab_size > 1 and self.model_type not in ROBERTA
+        return self.type_vocab_size > 1 and self.numbers_pairs
 
     @property
     def embedded(self) -> int:
@@ -91,12 +93,12 @@ def _keys(model_type: str) -> dict[str, str]:
     """Map our names to those of the numbers in the config.json of a model type."""
     if model_type == "distilbert":
         return _DISTILBERT
-    own = {"model_type"}
+    own = {"model_type", "numbers_pairs"}
     if model_type not in ROBERTA:
         own.add("pad_token_id")
     if model_type != "electra":
         own.add("embedding_size")
-    return {field.name: field.name for field in fields(BertConfig) if field.name not in own}
+    return {number.name: number.name for number in fields(BertConfig) if number.name not in own}
 
 
 def config_json(config: BertConfig) -> str:
@@ -108,7 +110,14 @@ def config_json(config: BertConfig) -> str:
 
 def read_config(path: Path) -> BertConfig:
     """Read config.json. Raises WeightsError if it is unsupported, incomplete or asks for absurd sizes."""
-    values = json_object(path)
+    return config_of(read_settings(path.parent))
+
+
+def config_of(settings: Settings) -> BertConfig:
+    """Return the numbers of a config.json. Raises WeightsError if it is unsupported, incomplete or of absurd sizes."""
+    path, values = settings.path, settings.values
+    if settings.code and values.get("model_type") is None:
+        raise mtmeta.WeightsError(str(path), "'auto_map' asks for remote code, which is never run; name a model_type")
     kind = values.get("model_type", "bert")
     if kind not in MODEL_TYPES:
         known = f"{', '.join(MODEL_TYPES)}; for others use backbone hf"
@@ -124,11 +133,11 @@ def read_config(path: Path) -> BertConfig:
     if kind in ROBERTA:
         given["pad_token_id"] = 1
     keys = _keys(kind)
-    for field in fields(BertConfig):
-        key = keys.get(field.name)
+    for number in fields(BertConfig):
+        key = keys.get(number.name)
         if key in values:
-            given[field.name] = _number(path, key, values[key], str(field.type), least=int(key != "pad_token_id"))
-        elif key and field.default is MISSING:
+            given[number.name] = _number(path, key, values[key], str(number.type), least=int(key != "pad_token_id"))
+        elif key and number.default is MISSING:
             raise mtmeta.WeightsError(str(path), f"'{key}' is missing")
     config = BertConfig(**given)
     fault = _fault(config, keys)

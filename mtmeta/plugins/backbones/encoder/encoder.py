@@ -136,12 +136,22 @@ class Encoder(nn.Module):
     def _embedded(self, packed: mtmeta.Packed) -> Tensor:
         """Embed the tokens, before dropout: [S, E], E being D but in an ELECTRA that projects."""
         c = self.config
-        positions = packed.positions + c.first_position if c.first_position else packed.positions
-        x: Tensor = self.words(packed.ids) + self.positions(positions)
+        x: Tensor = self.words(packed.ids) + self.positions(self._positions(packed))
         if c.type_vocab_size:
             x = x + (self.types(packed.types) if c.typed and packed.types is not None else self.types.weight[0])
         x = self.norm(x)
         return x
+
+    def _positions(self, packed: mtmeta.Packed) -> Tensor:
+        """Number the positions [S]. RoBERTa counts from its padding id on and leaves out tokens that have this id."""
+        c = self.config
+        if not c.first_position:
+            return packed.positions
+        padding = packed.ids == c.pad_token_id  # a text may well say <pad>
+        before = padding.cumsum(0)
+        begins = torch.arange(len(before), device=before.device) - packed.positions
+        inside = before - (before - padding.long())[begins]
+        return torch.where(padding, c.pad_token_id, packed.positions + c.first_position - inside)
 
     def _projected(self, x: Tensor) -> Tensor:
         """Project the embeddings to the width of the layers: [S, E] -> [S, D]."""

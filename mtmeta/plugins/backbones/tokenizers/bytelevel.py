@@ -8,13 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.untrusted import json_file
+from mtmeta.plugins.backbones.tokenizers.added import AddedTokens, read_added_tokens, read_settings
 from mtmeta.plugins.backbones.tokenizers.fast import MAX_VOCABULARY_BYTES, FastTokenizer, native_errors, read_vocabulary
 
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>"} | {
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+NEEDED = ("cls_token", "sep_token")
 
 
 class ByteLevel(FastTokenizer):
@@ -22,6 +28,7 @@ class ByteLevel(FastTokenizer):
 
     family = "RoBERTa"
     around = (("<s>",), ("</s>", "</s>"), ("</s>",))
+    numbers_pairs = False
 
     @classmethod
     def from_vocabulary(
@@ -30,22 +37,31 @@ class ByteLevel(FastTokenizer):
         merges: Sequence[tuple[str, str]],
         place: str,
         *,
+        added: AddedTokens | None = None,
         add_prefix_space: bool = False,
     ) -> ByteLevel:
-        """Build it from vocab.json and merges.txt. A text begins without a space unless `add_prefix_space`."""
+        """Build it from vocab.json and merges.txt. A text begins without a space unless `add_prefix_space`.
+
+        Raises WeightsError, also for added tokens that do not fit the vocabulary.
+        """
         with native_errors(place, "cannot be loaded"):
             tokenizer = Tokenizer(models.BPE(dict(vocabulary), list(merges)))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in vocabulary])
+        if added is None:
+            names = dict.fromkeys(SPECIAL_TOKENS.values())
+            tokenizer.add_special_tokens([token for token in names if token in vocabulary])
+            return cls(tokenizer, place)
+        added.add_to(tokenizer, place)
+        begin, end = ((added.names[key], cls.number_of(tokenizer, added.names[key], place)) for key in NEEDED)
+        if (begin[0], end[0]) != (SPECIAL_TOKENS["cls_token"], SPECIAL_TOKENS["sep_token"]):  # they are known by name
+            tokenizer.post_processor = processors.RobertaProcessing(end, begin, True, add_prefix_space)
         return cls(tokenizer, place)
 
 
 def byte_level_json(folder: Path) -> str:
-    """Return the tokenizer of a folder as the text of a tokenizer.json; vocab.json and merges.txt will do."""
-    path, vocabulary, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if path.exists():
-        return read_vocabulary(path)
+    """Build the tokenizer of a folder's vocab.json and merges.txt, as the text of a tokenizer.json."""
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
     if not (vocabulary.exists() and merges.exists()):
         message = "has neither tokenizer.json nor vocab.json with merges.txt; one of them is needed"
         raise mtmeta.WeightsError(str(folder), message)
@@ -59,5 +75,7 @@ def byte_level_json(folder: Path) -> str:
     odd = [pair for pair in pairs if len(pair) != 2]
     if odd:
         raise mtmeta.WeightsError(str(merges), f"{mtmeta.quote(' '.join(odd[0]))} is no pair of tokens; fetch it again")
-    space = json_file(folder / "tokenizer_config.json").get("add_prefix_space") is True
-    return ByteLevel.from_vocabulary(numbers, [(a, b) for a, b in pairs], str(merges), add_prefix_space=space).json()
+    space = read_settings(folder).get("add_prefix_space") is True
+    added = read_added_tokens(folder, SPECIAL_TOKENS)
+    parts = numbers, [(a, b) for a, b in pairs], str(merges)
+    return ByteLevel.from_vocabulary(*parts, added=added, add_prefix_space=space).json()

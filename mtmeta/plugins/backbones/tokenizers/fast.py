@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,28 +13,39 @@ from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.untrusted import check_regular
 from mtmeta.plugins.backbones.tokenizers.words import Words
 
 MAX_VOCABULARY_BYTES = 100_000_000
+ALONE = "puts no special token around a text; an encoder's does"
+PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 PAIR = ("one text", "and another")
 PROBES = ("", "A probe: 1 \u00e9\u4e2d\U0001f600 [MASK] unaccustomed-ness_xyzzy.")
 
 
-class FastTokenizer:
-    """A `mtmeta.Tokenizer` whose special tokens are known by name."""
+Around = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
 
-    family: ClassVar[str]
+
+class FastTokenizer:
+    """A `mtmeta.Tokenizer` whose special tokens are those that its own post-processor puts around a text.
+
+    Where it puts none, as vocabularies alone do, they are known by name.
+    """
+
+    family: ClassVar[str] = ""
     """Who has such a tokenizer."""
-    around: ClassVar[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
-    """The special tokens before a text, between the two of a pair, and after."""
+    around: ClassVar[Around | None] = None
+    """Where the post-processor puts none: the special tokens before a text, between the two of a pair, and after."""
+    numbers_pairs: ClassVar[bool] = True
+    """Whether the second text of such a pair has a token type of its own."""
 
     def __init__(self, tokenizer: Tokenizer, place: str) -> None:
         self._tokenizer = tokenizer
         self._place = place
+        self._odd_types = self._typed = False
         tokenizer.no_padding()  # files often carry both; batches are packed and cut by mtmeta itself
         tokenizer.no_truncation()
         self.size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -42,15 +54,67 @@ class FastTokenizer:
         self.encode(PROBES)  # some files load and fail at the first text; the whole data need not be read for that
 
     def _specials(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Find the special tokens by a probe, or by name. Raises WeightsError."""
+        with native_errors(self._place, "cannot encode the data"):
+            a, b = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in PAIR)
+            one, pair = self._tokenizer.encode(PAIR[0]), self._tokenizer.encode(*PAIR)
+        if one.ids == a and pair.ids == [*a, *b]:
+            return self._by_name()
+        starts = [i for i in range(len(one.ids) - len(a) + 1) if one.ids[i : i + len(a)] == a]
+        if a and b and starts:
+            prefix, suffix = one.ids[: starts[0]], one.ids[starts[0] + len(a) :]
+            middle = pair.ids[len(prefix) + len(a) : len(pair.ids) - len(b) - len(suffix)]
+            if not prefix and not suffix:  # a text may have no token of its own, and no sequence may be empty
+                raise mtmeta.WeightsError(self._place, ALONE)
+            if pair.ids == [*prefix, *a, *middle, *b, *suffix]:
+                ours = [0] * (len(prefix) + len(a) + len(middle)) + [1] * (len(b) + len(suffix))
+                self._typed = any(pair.type_ids)
+                self._odd_types = any(one.type_ids) or (self._typed and pair.type_ids != ours)
+                return tuple(prefix), tuple(middle), tuple(suffix)
+        message = "its special tokens do not stand before a text, between two and after; it cannot be used"
+        raise mtmeta.WeightsError(self._place, message)
+
+    def _by_name(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Look up the ids of `around`. Raises WeightsError for one that is not there."""
-        prefix, middle, suffix = (tuple(self._special(token) for token in tokens) for tokens in self.around)
+        if self.around is None:
+            raise mtmeta.WeightsError(self._place, ALONE)
+        self._typed = self.numbers_pairs
+        numbers = (tuple(self.number_of(self._tokenizer, token, self._place) for token in part) for part in self.around)
+        prefix, middle, suffix = numbers
         return prefix, middle, suffix
 
-    def _special(self, token: str) -> int:
-        number: int | None = self._tokenizer.token_to_id(token)
+    @classmethod
+    def number_of(cls, tokenizer: Tokenizer, token: str, place: str) -> int:
+        """Return the id of a special token. Raises WeightsError if it has none."""
+        number: int | None = tokenizer.token_to_id(token)
         if number is None:
-            raise mtmeta.WeightsError(self._place, f"has no token '{token}'; a {self.family} tokenizer has one")
+            raise mtmeta.WeightsError(place, f"has no token '{mtmeta.safe(token)}'; a {cls.family} tokenizer has one")
         return number
+
+    @property
+    def typed(self) -> bool:
+        """Whether the second text of a pair has a token type of its own. Raises WeightsError for any other numbers.
+
+        mtmeta counts 0 up to the end of `middle` and 1 after it; where all are 0, an encoder is to see no others.
+        """
+        if self._odd_types:
+            message = "numbers the token types of pairs otherwise than 0 for the first text and 1 for the second"
+            raise mtmeta.WeightsError(self._place, f"{message}; it cannot be used")
+        return self._typed
+
+    def same_as(self, text: str) -> bool:
+        """Return whether the text of another tokenizer.json makes the same ids of all texts, part by part."""
+        try:
+            other = type(self).from_json(text, self._place)
+        except mtmeta.WeightsError:
+            return False
+        return self.parts() == other.parts()
+
+    def parts(self) -> list[object]:
+        """Return all that decides ids, and nothing of decoders, padding, and how the post-processor is written."""
+        values = json.loads(self.json())
+        names = ("normalizer", "pre_tokenizer", "model", "added_tokens")
+        return [*map(values.get, names), self.prefix, self.middle, self.suffix, self._typed]
 
     @classmethod
     def from_json(cls, text: str, place: str) -> Self:
@@ -58,6 +122,22 @@ class FastTokenizer:
         with native_errors(place, "cannot be loaded"):
             tokenizer = Tokenizer.from_str(text)
         return cls(tokenizer, place)
+
+    @classmethod
+    def put_around(cls, text: str, place: str) -> str:
+        """Return a tokenizer.json that puts `around` there, unless it puts something itself. Raises WeightsError."""
+        if puts_around(text) or cls.around is None:
+            return text
+        begin, between, end = (" ".join(tokens) for tokens in cls.around)
+        second = " ".join(f"{token}:1" for token in ("$B", *cls.around[2])) if cls.numbers_pairs else f"$B {end}"
+        with native_errors(place, "cannot be loaded"):
+            tokenizer = Tokenizer.from_str(text)
+            specials = {token: cls.number_of(tokenizer, token, place) for tokens in cls.around for token in tokens}
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=f"{begin} $A {end}", pair=f"{begin} $A {between} {second}", special_tokens=list(specials.items())
+            )
+            made: str = tokenizer.to_str()
+        return made
 
     def json(self) -> str:
         """Return the tokenizer.json."""
@@ -80,29 +160,20 @@ class FastTokenizer:
 
 
 class AnyTokenizer(FastTokenizer):
-    """One whose special tokens are where its own post-processor puts them."""
+    """One of which no special token is known by name."""
 
-    pair_types: list[int]
-    """Token types that the tokenizer gives a probe pair,"""
-    core_types: list[int]
-    """and those that mtmeta would: 0 up to the end of `middle`, 1 after it."""
 
-    def _specials(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        with native_errors(self._place, "cannot encode the data"):
-            a, b = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in PAIR)
-            one, pair = self._tokenizer.encode(PAIR[0]), self._tokenizer.encode(*PAIR)
-        starts = [i for i in range(len(one.ids) - len(a) + 1) if one.ids[i : i + len(a)] == a]
-        if a and b and starts:
-            prefix, suffix = one.ids[: starts[0]], one.ids[starts[0] + len(a) :]
-            middle = pair.ids[len(prefix) + len(a) : len(pair.ids) - len(b) - len(suffix)]
-            if not prefix and not suffix:  # a text may have no token of its own, and no sequence may be empty
-                raise mtmeta.WeightsError(self._place, "puts no special token around a text; an encoder's does")
-            if pair.ids == [*prefix, *a, *middle, *b, *suffix]:
-                self.pair_types = pair.type_ids
-                self.core_types = [0] * (len(prefix) + len(a) + len(middle)) + [1] * (len(b) + len(suffix))
-                return tuple(prefix), tuple(middle), tuple(suffix)
-        message = "its special tokens do not stand before a text, between two and after; it cannot be used"
-        raise mtmeta.WeightsError(self._place, message)
+def bare_tokenizer(text: str) -> Tokenizer:
+    """Load a tokenizer.json without padding and truncation: batches are packed and cut by mtmeta itself."""
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def puts_around(text: str) -> bool:
+    """Return whether a tokenizer.json has a post-processor that puts special tokens around a text."""
+    return any(f'"{name}"' in text for name in PROCESSORS)
 
 
 @contextmanager
@@ -111,7 +182,7 @@ def native_errors(place: str, message: str) -> Iterator[None]:
     try:
         with _muted():
             yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, MemoryError, mtmeta.WeightsError):
         raise
     except BaseException as error:
         raise mtmeta.WeightsError(place, f"{message} ({mtmeta.safe(str(error))}); fetch the file again") from error

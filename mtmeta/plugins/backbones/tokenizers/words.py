@@ -31,8 +31,11 @@ class Words:
         parts = (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.model)
         kinds = (normalizers.BertNormalizer, pre_tokenizers.BertPreTokenizer, models.WordPiece)
         added = tokenizer.get_added_tokens_decoder().values()
-        known = all(type(part) is kind for part, kind in zip(parts, kinds, strict=True))
-        return known and not any(" " in token.content for token in added)
+        if not all(type(part) is kind for part, kind in zip(parts, kinds, strict=True)):
+            return False
+        # an added token is looked for in the text as the normaliser leaves it, where a tab has become a space
+        contents = [form for token in added for form in (token.content, parts[0].normalize_str(token.content).strip())]
+        return not any(" " in content for content in contents)
 
     def _forget(self) -> None:
         self._numbers: dict[str, int] = {}

@@ -28,6 +28,7 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.backbones.checkpoint.config import read_config
 from mtmeta.plugins.backbones.encoder import kernels
 from mtmeta.plugins.backbones.encoder.encoder import ACTIVATIONS, Encoder
+from mtmeta.plugins.backbones.tokenizers.folder import TokenizerFolder
 from mtmeta.plugins.backbones.tokenizers.wordpiece import WordPiece
 from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
@@ -335,9 +336,7 @@ def test_tokens_without_a_stderr() -> None:
 
 def test_a_vocabulary_line_may_hold_unicode_line_separators(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
-    from mtmeta.plugins.backbones.tokenizers.wordpiece import tokenizer_json
-
-    tokenizer = WordPiece.from_json(tokenizer_json(tmp_path), "vocab.txt")
+    tokenizer = WordPiece.from_json(TokenizerFolder(tmp_path, "bert").text(), "vocab.txt")
     assert tokenizer.size == len(VOCABULARY)
     assert tokenizer.encode(["film cafe \u4e2d"]) == [[VOCABULARY.index(token) for token in ("film", "cafe", "\u4e2d")]]
 
@@ -507,9 +506,7 @@ def test_real_tokens(real: Any, hf: Any, minilm: Path, tmp_path: Path) -> None:
     wanted = hf.BertTokenizer.from_pretrained(minilm)(sentences)["input_ids"]
     assert [our_ids(loaded.tokenizer, sentence) for sentence in sentences] == wanted
     (tmp_path / "vocab.txt").write_bytes((minilm / "vocab.txt").read_bytes())
-    from mtmeta.plugins.backbones.tokenizers.wordpiece import tokenizer_json
-
-    from_vocabulary = WordPiece.from_json(tokenizer_json(tmp_path), "vocab.txt")
+    from_vocabulary = WordPiece.from_json(TokenizerFolder(tmp_path, "bert").text(), "vocab.txt")
     assert [our_ids(from_vocabulary, sentence) for sentence in sentences] == wanted
 
 

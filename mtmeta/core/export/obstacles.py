@@ -1,0 +1,78 @@
+"""What of a run could not be exported, found before it is trained: for `mtmeta run --dry-run`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from mtmeta.core.api.backbone import LoadedBackbone, Portable
+from mtmeta.core.errors import DivergedError, MtmetaError, Problems
+from mtmeta.core.export import check as checks
+from mtmeta.core.export.export import FORMATS, LIMITS
+from mtmeta.core.export.heads import Answer, describe_tasks
+from mtmeta.core.export.libraries import check_tokenizer
+from mtmeta.core.run.session import Session
+from mtmeta.core.training.model import build_head
+
+HEADED = ("transformers", "onnx")  # formats that hold heads
+
+
+def obstacles(session: Session) -> dict[str, str]:
+    """Return the formats that a session's model could not be exported in, each with why; empty where it could be.
+
+    The encoder is taken as it is now, heads are made anew. Nothing is written but a temporary folder.
+    """
+    found: dict[str, str] = {}
+    loaded = session.backbone
+
+    @contextmanager
+    def noting(*formats: str) -> Iterator[None]:
+        try:
+            yield
+        except DivergedError:
+            pass  # of weights that the probe of a dry run spoilt: they say nothing of the format
+        except MtmetaError as error:
+            first = error.problems[0] if isinstance(error, Problems) else error
+            for name in formats:
+                found.setdefault(name, str(first))
+
+    with noting(*FORMATS):
+        portable = session.recipe.backbone.portable(loaded)
+        _try_tokenizer(portable, loaded)
+    recipe, width = session.recipe, loaded.encoder.hidden_size
+    heads = {name: build_head(name, task, width, recipe.seed) for name, task in recipe.tasks.items()}  # type: ignore[arg-type]
+    with noting(*HEADED):
+        describe_tasks(recipe.tasks, heads)
+    if "onnx" not in found:
+        with noting("onnx"):
+            _try_onnx(portable, loaded, session, heads)
+    return {name: found[name] for name in FORMATS if name in found}
+
+
+def _try_tokenizer(portable: Portable, loaded: LoadedBackbone) -> None:
+    with tempfile.TemporaryDirectory(prefix="mtmeta-") as folder:
+        for name, data in {"config.json": json.dumps(dict(portable.config)).encode(), **portable.files}.items():
+            (Path(folder) / name).write_bytes(data)
+        check_tokenizer(Path(folder), loaded)
+
+
+def _try_onnx(portable: Portable, loaded: LoadedBackbone, session: Session, heads: dict[str, nn.Module]) -> None:
+    """Make a graph of another library's encoder and the first task's head, and run it."""
+    from mtmeta.core.export.onnx_graphs import check_packages, check_size, run_graph, task_graphs
+
+    check_size(portable.encoder)
+    if not portable.foreign:
+        return
+    check_packages()
+    name, task = next(iter(session.recipe.tasks.items()))
+    head = heads[name].eval()
+    _, batches = checks.probes(task, loaded)
+    for _, graph in task_graphs(portable.encoder, {name: head}, {name: task}):
+        wanted = checks.padded_answers(portable.encoder, Answer(head, task).eval(), batches)
+        whole = wanted[-1]  # the last batch is all of them
+        checks.check(name, checks.difference(whole, run_graph(graph.SerializeToString(), batches)), LIMITS["onnx"])
