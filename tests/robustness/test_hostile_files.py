@@ -191,9 +191,9 @@ SPOILT: dict[str, tuple[Change, tuple[str, ...]]] = {
     "large": (put("config.json", b" " * 1_000_001), ("config.json: is larger than a config.json can be",)),
     "panic": (
         tokenizer(lambda v: v.update(normalizer={"type": "Precompiled", "precompiled_charsmap": PANICS})),
-        ("tokenizer.json: cannot encode the data (index out of bounds",),
+        ("tokenizer.json: cannot be used (index out of bounds",),
     ),
-    "no unknown": (tokenizer(lambda v: v["model"].update(unk_token="?")), ("tokenizer.json: cannot encode the data",)),
+    "no unknown": (tokenizer(lambda v: v["model"].update(unk_token="?")), ("tokenizer.json: cannot be used (Word",)),
     "no special": (tokenizer(lambda v: v["model"]["vocab"].pop("[CLS]") and v.update(added_tokens=[])), ("[CLS]",)),
     "last id": (tokenizer(lambda v: v["model"]["vocab"].update(z=2**32 - 1)), ("has 4294967296 entries, embeddings",)),
     "gap": (tokenizer(lambda v: v["model"]["vocab"].update(word=9)), ("has 10 entries, embeddings have 4",)),

@@ -614,9 +614,15 @@ OTHER_FAMILIES: dict[str, dict[str, Any]] = {
     "RemBert": {},
     "XLMRobertaXL": {},
 }
+ONE_LENGTH = "mixes padding into the vectors, so batches are computed one length at a time"
+FAMILY_NOTES = {
+    "BigBird": "attention_type is 'block_sparse', full attention is used",
+    "ConvBert": ONE_LENGTH,
+    "FNet": ONE_LENGTH,
+}
 for _family, _sizes in OTHER_FAMILIES.items():
 
-    @shape(_family.lower(), bert=UNSUPPORTED)
+    @shape(_family.lower(), bert=UNSUPPORTED, note=FAMILY_NOTES.get(_family, ""))
     def _(folder: Path, family: str = _family, sizes: dict[str, Any] = _sizes) -> None:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", **NAMED_WORDS}
         save(folder, family, words(), words(), settings, **sizes)

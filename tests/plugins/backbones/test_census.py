@@ -12,19 +12,7 @@ from tests.support.census import BACKBONES, outcome
 from tests.support.folder_shapes import OK, PROBES, SHAPES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-# what stands or falls with how weights are read, by shape and backbone
-NEEDS_ENC = {
-    ("bert in shards", "bert"),
-    ("bert of sentence-transformers", "bert"),
-    ("bert of sentence-transformers", "hf"),
-    ("convbert", "hf"),
-    ("fnet", "hf"),
-}
-CASES = [
-    pytest.param(name, backbone, marks=[pytest.mark.xfail(strict=True)] if (name, backbone) in NEEDS_ENC else [])
-    for name in SHAPES
-    for backbone in BACKBONES
-]
+CASES = [(name, backbone) for name in SHAPES for backbone in BACKBONES]
 
 
 @pytest.fixture(scope="module", autouse=True)
