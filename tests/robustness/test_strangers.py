@@ -116,6 +116,7 @@ class Scene:
         (self.box / "texts.txt").write_text("a text\nanother\n")
         monkeypatch.setenv("HOME", str(self.home))
         monkeypatch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))  # where onnxruntime keeps an id of the machine
         self.before = snapshot(self.home)
 
     def spoil(self, kind: str, entry: str) -> bool:

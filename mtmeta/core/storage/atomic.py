@@ -119,7 +119,8 @@ def atomic_file(
                 if fcntl is not None:
                     stack.callback(os.close, os.dup(handle))  # keeps the lock until the file has its place
                 with _opened(handle, mode, **options) as file:
-                    if permissions is not None:
+                    # some disks have one mode for all files, and refuse to hear of another
+                    if permissions not in (None, stat.S_IMODE(os.fstat(handle).st_mode)):
                         os.fchmod(handle, permissions)
                     yield file
                     file.flush()
