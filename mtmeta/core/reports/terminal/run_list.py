@@ -13,7 +13,6 @@ from rich.text import Text
 from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.reports.terminal.console import Folding, console_for_tables
 from mtmeta.core.run.directory import RunDir
-from mtmeta.core.run.event_stream import read_event
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.storage.reading import UnfitFile, open_regular
 from mtmeta.core.wording import plural, safe
@@ -73,6 +72,8 @@ def _changed(path: Path) -> float:
 
 def _progress(path: Path) -> dict[str, Any]:
     """Return where a run is that is not finished, by its last events, and the best metrics of each group so far."""
+    from mtmeta.core.run.event_stream import read_event  # its types take time, and a finished run needs none
+
     progress: dict[str, Any] = {}
     best: dict[str, dict[str, float]] = {}
     latest: dict[str, dict[str, float]] = {}
