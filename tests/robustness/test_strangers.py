@@ -32,7 +32,6 @@ from tests.support.quick import quick
 Capture = pytest.CaptureFixture[str]
 
 # what waits for the one reader: (kind, command) whose cases hang or end as a bug on the reading side
-NEEDS_READ = {("FIFO", name) for name in ("predict", "report", "runs", "runs --json")}
 LIMIT = 20.0  # seconds in which a command must be over; on a FIFO it would wait for ever
 CODES = (0, 2, 3, 4, 6)
 KINDS = ("symlink", "hard link", "FIFO", "other type")
@@ -226,7 +225,7 @@ def test_what_is_no_file_of_its_own(
     kind: str, stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Every entry once, every command at least once."""
-    pairs = [pair for pair in spread(stranger, kind) if (kind, pair[1]) not in NEEDS_READ]
+    pairs = spread(stranger, kind)
     faults: list[str] = []
     for number, (entry, name) in enumerate(pairs):
         (folder := tmp_path / str(number)).mkdir()
@@ -244,8 +243,6 @@ def test_what_is_no_file_of_its_own_everywhere(
     kind: str, name: str, stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Every entry through every command."""
-    if (kind, name) in NEEDS_READ:
-        pytest.skip("waits for the one reader")
     faults: list[str] = []
     for number, entry in enumerate([*stranger.entries(), *MORE]):
         (folder := tmp_path / str(number)).mkdir()
@@ -388,7 +385,7 @@ def test_names_that_lead_elsewhere(
     stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Every file that holds names, its texts and its keys; the names and the commands in turn."""
-    commands = [name for name in COMMANDS if ("names", name) not in NEEDS_READ]
+    commands = list(COMMANDS)
     cases = list(hostile(stranger, tmp_path, monkeypatch))
     faults: list[str] = []
     for number, (entry, what, part) in enumerate(cases[:: 3 if len(cases) > 150 else 1]):
@@ -407,8 +404,6 @@ def test_names_that_lead_elsewhere_everywhere(
     name: str, stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """All of them through every command, and every single text of the small files."""
-    if ("names", name) in NEEDS_READ:
-        pytest.skip("waits for the one reader")
     number, faults = 0, list[str]()
     for entry, what, part in hostile(stranger, tmp_path, monkeypatch):
         (folder := tmp_path / str(number)).mkdir()
