@@ -31,7 +31,6 @@ from tests.support.quick import quick
 
 Capture = pytest.CaptureFixture[str]
 
-# what waits for the one reader: (kind, command) whose cases hang or end as a bug on the reading side
 LIMIT = 20.0  # seconds in which a command must be over; on a FIFO it would wait for ever
 CODES = (0, 2, 3, 4, 6)
 KINDS = ("symlink", "hard link", "FIFO", "other type")
