@@ -22,6 +22,7 @@ CHANGING = {
 AMBIGUOUS = {"replace", "rename", "remove", "link", "save"}
 ALLOWED = {
     "mtmeta.core.storage.atomic": "the writer",
+    "mtmeta.core.storage.reading": "the reader, which opens for reading alone",
     "mtmeta.core.storage.outputs": "what a user names, such as /dev/stdout, is opened and written into",
     "mtmeta.core.storage.lock": "the lock of a run directory, opened without following links, and refused if shared",
     "mtmeta.core.storage.staging": "folders within a staged one, which nobody else can name",
