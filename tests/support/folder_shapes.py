@@ -486,11 +486,78 @@ def _(folder: Path) -> None:
     "bert, no post-processor, generic class",
     hf="puts no special token around a text",
     reference="auto BertTokenizer",
-    note="puts no special tokens around a text",
+    note="puts no special tokens around the texts of a pair",
 )
 def _(folder: Path) -> None:
     text = changed(words(), post_processor=None)
     save(folder, "Bert", words(), text, {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _template(single: str) -> str:
+    """WordPiece with a template for single texts alone."""
+    from tokenizers import Tokenizer, processors
+
+    made = Tokenizer.from_str(words())
+    numbers = [(token, made.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    made.post_processor = processors.TemplateProcessing(single=single, special_tokens=numbers)
+    return str(made.to_str())
+
+
+@shape("bert, a template for single texts alone", reference="auto")
+def _(folder: Path) -> None:
+    save(folder, "Bert", words(), _template("[CLS] $A [SEP]"), {"tokenizer_class": "BertTokenizer"})
+
+
+@shape("bert, a template that puts nothing", reference="auto")
+def _(folder: Path) -> None:
+    save(folder, "Bert", words(), _template("$A"), {"tokenizer_class": "BertTokenizer"})
+
+
+APART = "do not stand before a text, between two and after"
+
+
+@shape("bert, another template for single texts alone", bert=APART, hf=APART)
+def _(folder: Path) -> None:
+    save(folder, "Bert", words(), _template("[CLS] $A"), {"tokenizer_class": "BertTokenizer"})
+
+
+@shape("bert, special tokens beyond the embeddings", bert="do not belong together", hf="do not belong together")
+def _(folder: Path) -> None:
+    whole = json.loads(words())
+    whole["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [4000]
+    text = json.dumps(whole)
+    save(folder, "Bert", words(), text, {"tokenizer_class": "BertTokenizer"})
+
+
+RANDOM = "cuts words at random (model.dropout)"
+
+
+@shape("roberta, pieces with dropout", bert=RANDOM, hf=RANDOM)
+def _(folder: Path) -> None:
+    whole = json.loads(byte_pairs())
+    whole["model"]["dropout"] = 0.01
+    save(folder, "Roberta", byte_pairs(), json.dumps(whole), {"tokenizer_class": "RobertaTokenizer"})
+
+
+EITHER = "added tokens '<User>' and '<USER>' are one when normalised"
+
+
+@shape("bert, added tokens that lowercasing makes one", bert=EITHER, hf=EITHER)
+def _(folder: Path) -> None:
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_str(words())
+    made.add_tokens(["<User>", "<USER>"])
+    save(folder, "Bert", made.to_str(), made.to_str(), {"tokenizer_class": "BertTokenizer"})
+
+
+@shape("bert, a vocab.txt with a token twice beside it")
+def _(folder: Path) -> None:
+    listing = [*listed(words())[:-1], listed(words())[10], listed(words())[-1]]
+    whole = json.loads(words())
+    whole["model"]["vocab"] = {token: number for number, token in enumerate(listing)}
+    files = {"vocab.txt": "".join(f"{token}\n" for token in listing)}
+    save(folder, "Bert", len(listing), json.dumps(whole), {"tokenizer_class": "BertTokenizer"}, files)
 
 
 @shape("bert, vocab.txt of another model beside it", note="vocab.txt says ")

@@ -135,7 +135,8 @@ def _vocabulary(tokenizer: Tokenizer, path: Path, whole: dict[str, Any]) -> Iter
     if whole.get("model", {}).get("type") != "WordPiece" or not path.exists():
         return
     numbers = tokenizer.get_vocab(with_added_tokens=True)
-    for number, token in enumerate(read_vocabulary(path).removesuffix("\n").split("\n")):
+    lines = read_vocabulary(path).removesuffix("\n").split("\n")
+    for token, number in {token: number for number, token in enumerate(lines)}.items():  # of two alike the later counts
         if numbers.get(token, number) != number or (token.strip() and token not in numbers):
             yield _other(tokenizer, token, number)
             return

@@ -21,7 +21,7 @@ from mtmeta.plugins.backbones.tokenizers.words import Words
 
 MAX_VOCABULARY_BYTES = 100_000_000
 ALONE = "puts no special token around a text; an encoder's does"
-PROCESSORS = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
+PROCESSORS = ("BertProcessing", "RobertaProcessing")  # a template has pieces
 PAIR = ("one text", "and another")
 PROBES = ("", "A probe: 1 \u00e9\u4e2d\U0001f600 [MASK] unaccustomed-ness_xyzzy.")
 
@@ -48,18 +48,40 @@ class FastTokenizer:
         self._odd_types = self._typed = False
         tokenizer.no_padding()  # files often carry both; batches are packed and cut by mtmeta itself
         tokenizer.no_truncation()
-        self.size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._check_repeatable()
         self.prefix, self.middle, self.suffix = self._specials()
+        # a post-processor has its tokens' ids from its own file, not from the vocabulary
+        special = (*self.prefix, *self.middle, *self.suffix)
+        self.size: int = max((*tokenizer.get_vocab(with_added_tokens=True).values(), *special), default=-1) + 1
         self._words = Words(self.encode) if Words.fits(tokenizer) else None
         self.encode(PROBES)  # some files load and fail at the first text; the whole data need not be read for that
+
+    def _check_repeatable(self) -> None:
+        """Raise WeightsError for what gives one text other ids each time it is read, or each time this is loaded."""
+        if getattr(self._tokenizer.model, "dropout", None):  # of BPE, from its own training
+            message = "cuts words at random (model.dropout); set it to null, no run could be repeated"
+            raise mtmeta.WeightsError(self._place, message)
+        normaliser = self._tokenizer.normalizer
+        seen: dict[str, str] = {}
+        for token in self._tokenizer.get_added_tokens_decoder().values():
+            if not token.normalized or normaliser is None:
+                continue
+            with native_errors(self._place, "cannot be used"):
+                form = normaliser.normalize_str(token.content)
+            # tokenizers looks for the normalised forms, in an order that it draws anew
+            if (other := seen.setdefault(form, token.content)) != token.content:
+                both = f"added tokens {mtmeta.quote(other)} and {mtmeta.quote(token.content)} are one when normalised"
+                raise mtmeta.WeightsError(self._place, f"{both}, and either may be taken; remove one of them")
 
     def _specials(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """Find the special tokens by a probe, or by name. Raises WeightsError."""
         with native_errors(self._place, "cannot encode the data"):
             a, b = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in PAIR)
             one, pair = self._tokenizer.encode(PAIR[0]), self._tokenizer.encode(*PAIR)
-        if one.ids == a and pair.ids == [*a, *b]:
-            return self._by_name()
+        if pair.ids == [*a, *b] and (one.ids == a or self.around is not None):
+            prefix, middle, suffix = self._by_name()
+            if one.ids in (a, [*prefix, *a, *suffix]):  # some files have a template for single texts alone
+                return prefix, middle, suffix
         starts = [i for i in range(len(one.ids) - len(a) + 1) if one.ids[i : i + len(a)] == a]
         if a and b and starts:
             prefix, suffix = one.ids[: starts[0]], one.ids[starts[0] + len(a) :]
@@ -125,14 +147,17 @@ class FastTokenizer:
 
     @classmethod
     def put_around(cls, text: str, place: str) -> str:
-        """Return a tokenizer.json that puts `around` there, unless it puts something itself. Raises WeightsError."""
-        if puts_around(text) or cls.around is None:
+        """Return a tokenizer.json that puts `around` there, unless it puts something else. Raises WeightsError."""
+        if cls.around is None or puts_around(text):
             return text
         begin, between, end = (" ".join(tokens) for tokens in cls.around)
         second = " ".join(f"{token}:1" for token in ("$B", *cls.around[2])) if cls.numbers_pairs else f"$B {end}"
         with native_errors(place, "cannot be loaded"):
-            tokenizer = Tokenizer.from_str(text)
+            tokenizer = bare_tokenizer(text)
             specials = {token: cls.number_of(tokenizer, token, place) for tokens in cls.around for token in tokens}
+            one, alone = (tokenizer.encode(PAIR[0], add_special_tokens=add).tokens for add in (True, False))
+            if one not in (alone, [*cls.around[0], *alone, *cls.around[2]]):
+                return text
             tokenizer.post_processor = processors.TemplateProcessing(
                 single=f"{begin} $A {end}", pair=f"{begin} $A {between} {second}", special_tokens=list(specials.items())
             )
@@ -172,8 +197,14 @@ def bare_tokenizer(text: str) -> Tokenizer:
 
 
 def puts_around(text: str) -> bool:
-    """Return whether a tokenizer.json has a post-processor that puts special tokens around a text."""
-    return any(f'"{name}"' in text for name in PROCESSORS)
+    """Return whether a tokenizer.json has a post-processor that puts special tokens around both texts of a pair."""
+    with native_errors("tokenizer.json", "cannot be loaded"):
+        whole = json.loads(text).get("post_processor") or {}
+        return any(
+            part["type"] in PROCESSORS or any("SpecialToken" in piece for piece in part.get("pair", ()))
+            for part in whole.get("processors", [whole])
+            if part
+        )
 
 
 @contextmanager

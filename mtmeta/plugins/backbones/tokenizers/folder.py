@@ -91,9 +91,8 @@ class TokenizerFolder:
         lines = list(contradictions(self.folder, text, self._settings))
         if self.kind in GENERIC and self._family is not None and not puts_around(text):
             begin, _, end = map(" ".join, self._family.around or ())
-            lines.append(
-                f"{self.folder / WHOLE}: puts no special tokens around a text; {begin} and {end} are put there"
-            )
+            what = "puts no special tokens around the texts of a pair"
+            lines.append(f"{self.folder / WHOLE}: {what}; {begin} and {end} are put there")
         if self._remote:
             lines.append(f"{self.folder / SETTINGS}: 'auto_map' names code, which is never run; tokenizer.json holds")
         return tuple(lines)
