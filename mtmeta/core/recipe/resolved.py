@@ -13,6 +13,9 @@ import yaml
 from mtmeta.core.api.contracts import Component
 from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
 
+# options of a dialect that came later than the first runs, by the values that those runs had without saying so
+ADDED = {"delimiter": "auto"}
+
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe as plain data, every default written out; reading it back gives the same recipe."""
@@ -42,10 +45,24 @@ def dump(data: dict[str, Any]) -> str:
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
+def decisive(data: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the weights of a described recipe: all but its name, data root and reporters.
+
+    Options that came later are left out at the values that runs before had, so that those runs go on.
+    """
+    return {key: _without_added(value) for key, value in data.items() if key not in ("name", "data_root", "reporters")}
+
+
+def _without_added(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    added = ADDED if "quoting" in value else {}  # only of a dialect
+    return {key: _without_added(item) for key, item in value.items() if key not in added or item != added[key]}
+
+
 def digest(recipe: Recipe) -> str:
-    """Return the SHA-256 of all that decides the weights: the recipe without its name, data root and reporters."""
-    data = {k: v for k, v in describe(recipe).items() if k not in ("name", "data_root", "reporters")}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 of all that decides the weights."""
+    return hashlib.sha256(json.dumps(decisive(describe(recipe)), sort_keys=True).encode()).hexdigest()
 
 
 def differences(one: Any, other: Any, path: str = "") -> Iterable[str]:

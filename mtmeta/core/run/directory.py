@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError, WeightsError
 from mtmeta.core.recipe import strict_yaml
-from mtmeta.core.recipe.resolved import describe, differences, digest, dump
+from mtmeta.core.recipe.resolved import decisive, describe, differences, digest, dump
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import plugin_of
 from mtmeta.core.registry.registry import Registry
@@ -150,8 +150,8 @@ class RunDir:
         lock = self.lock()
         if lock.get("recipe") == digest(recipe):
             return True
-        changed = list(differences(strict_yaml.read_file(self.recipe).data, json.loads(json.dumps(describe(recipe)))))
-        differs = [key for key in changed if key.split(".")[0] not in ("name", "data_root", "reporters")]
+        here = decisive(json.loads(json.dumps(describe(recipe))))
+        differs = list(differences(decisive(strict_yaml.read_file(self.recipe).data), here))
         shown = ", ".join(differs[:6]) + (", ..." if len(differs) > 6 else "") or "recipe.lock.yaml only"
         was, now = str(lock.get("recipe"))[:4], digest(recipe)[:4]
         message = f"was trained with recipe {was}..; this recipe is {now}.. (differs in: {shown})"

@@ -210,3 +210,25 @@ def test_null_is_as_good_as_nothing(key: str, registry: Registry, tmp_path: Path
     recipes = [load_recipe(tmp_path / name, registry, environ={}) for name in ("left_out.yaml", "null.yaml")]
     assert getattr(recipes[0], key) is not None
     assert digest(recipes[0]) == digest(recipes[1])
+
+
+EARLIER = """\
+name: earlier
+backbone: {name: bert, weights: embedded, max_length: 32}
+tasks:
+  sst: {train: sample, dev: sample, batch_size: 8, dialect: {quoting: none}}
+algorithm: individual
+optimizer: {name: adamw, lr: 1e-3}
+training: {steps: 6}
+data: {on_bad_rows: skip}
+"""
+
+
+def test_the_hash_of_a_recipe_is_that_of_earlier_versions(tmp_path: Path) -> None:
+    """A run that 0.2.0 began goes on only then, and `compare` finds its folder; no new default may change it."""
+    path = tmp_path / "earlier.yaml"
+    path.write_text(EARLIER)
+    recipe = load_recipe(path, build_registry())
+    assert digest(recipe) == "3c379ea877e83b4dd64100bb91d61811531b5f4598e390515a4450238dd843cf"
+    path.write_text(EARLIER.replace("quoting: none", "quoting: none, delimiter: tab"))
+    assert digest(load_recipe(path, build_registry())) != digest(recipe)
