@@ -18,10 +18,11 @@ from torch.nn import functional
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
-from mtmeta.plugins.backbones.encoder import compiled, kernels
+from mtmeta.plugins.backbones.encoder import bf16, compiled, kernels
 from mtmeta.plugins.backbones.encoder.attention import Sequences
 from mtmeta.plugins.backbones.encoder.fused import Noise, attend, drop, feed_forward
 from mtmeta.plugins.backbones.encoder.kernels import Kernels
+from mtmeta.plugins.backbones.encoder.kernels_bf16 import Bf16Kernels
 from mtmeta.plugins.backbones.encoder.tiles import Tiles
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -91,6 +92,11 @@ class Layer(nn.Module):
         x = self.norm(feed_forward(x, self.up, self.down, noise))
         return x
 
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What has weights, in the order of computing."""
+        return self.attention.qkv, self.attention.out, self.attention_norm, self.up, self.down, self.norm
+
     def compiled(
         self, x: Tensor, functions: Kernels, span: compiled.Span, weight_noise: Noise | None, noise: Noise | None
     ) -> Tensor:
@@ -120,17 +126,21 @@ class Encoder(nn.Module):
         if config.embedded != config.hidden_size:
             self.projection = nn.Linear(config.embedded, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self._casts = bf16.Casts()
 
     def forward(self, packed: mtmeta.Packed) -> Tensor:
         for x in self.hidden_states(packed):  # noqa: B007  # the last
             pass
-        return x
+        return x.float()
 
     def hidden_states(self, packed: mtmeta.Packed) -> Iterator[Tensor]:
-        """Yield the hidden states [S, D] after the embeddings and after each layer."""
+        """Yield the hidden states [S, D] after the embeddings and after each layer, in fp32 or bf16."""
         x = self._embedded(packed)
         if self._can_fuse(x):
-            return self._fused(x, packed)
+            if not torch.is_autocast_enabled("cpu"):
+                return self._fused(x, packed)
+            if functions := self._bf16_kernels():
+                return self._bf16(x, packed, functions)
         return self._plain(x, packed)
 
     def _embedded(self, packed: mtmeta.Packed) -> Tensor:
@@ -183,6 +193,37 @@ class Encoder(nn.Module):
             x = layer.fused(x, tiles, weight_noise, noise)  # type: ignore[operator]
             yield x
 
+    def _bf16(self, x: Tensor, packed: mtmeta.Packed, functions: Bf16Kernels) -> Iterator[Tensor]:
+        """Apply dropout and the layers in bf16."""
+        c = self.config
+        dropouts = c.hidden_dropout_prob, c.attention_probs_dropout_prob
+        noise, weight_noise = (Noise(p) if p and self.training else None for p in dropouts)
+        x = self._projected(drop(x, noise)).to(torch.bfloat16)
+        yield x
+        span = compiled.span_of(packed.lengths, len(x))
+        attended = noise if c.attended_dropout_prob else None
+        plan = bf16.Plan(functions, span, c.num_attention_heads, weight_noise, attended, noise)
+        parts: list[Any] = [layer.parts for layer in self.layers]
+        casts = self._casts.of([(qkv, out, up, down) for qkv, out, _, up, down, _ in parts])
+        for own, cast in zip(parts, casts, strict=True):
+            x = bf16.layer(x, own, cast, plan)
+            yield x
+
+    def train(self, mode: bool = True) -> Encoder:
+        self._casts.forget()
+        return super().train(mode)
+
+    @property
+    def bf16_kernels_identity(self) -> str:
+        """The compiled kernels that bf16 on a CPU goes by."""
+        functions = self._bf16_kernels()
+        return functions.identity if functions else "none"
+
+    def _bf16_kernels(self) -> Bf16Kernels | None:
+        c = self.config
+        widths = c.hidden_size, c.num_attention_heads, c.intermediate_size
+        return kernels.load(Bf16Kernels) if Bf16Kernels.fits(*widths) else None
+
     @property
     def kernels_identity(self) -> str:
         """The compiled kernels that fp32 on a CPU goes by."""
@@ -191,11 +232,12 @@ class Encoder(nn.Module):
 
     def _kernels(self) -> Kernels | None:
         c = self.config
-        return kernels.load() if kernels.fits(c.hidden_size, c.num_attention_heads, c.intermediate_size) else None
+        return kernels.load() if Kernels.fits(c.hidden_size, c.num_attention_heads, c.intermediate_size) else None
 
     def _can_fuse(self, x: Tensor) -> bool:
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        return plain and all(
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16
+        return plain and not cast and all(
             isinstance(layer, Layer)
             and layer.is_plain
             and layer.training == self.training

@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,15 +35,12 @@ SOURCES = Path(__file__).with_name("csrc")
 LIBRARY, HASH, DIGITS = "kernels.so", "kernels.sha256", 64
 # neither through a link nor waiting for a pipe
 OPEN = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-FUNCTIONS = (
-    *("norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
-    *("attention_forward", "attention_backward", "attention_room"),
-)
 TIMEOUT = 120  # seconds
 WIDEST = 2**15  # floats of a row that a kernel keeps on its stack
-MULTIPLE = 8  # divides every width
 BLOCK = 64  # rows whose sums and random bits belong together
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fno-math-errno", "-fPIC", "-g0", f"-DBLOCK={BLOCK}", "-c")
+
+AnyKernels = TypeVar("AnyKernels", bound="Kernels")
 
 
 class Mask(ctypes.Structure):
@@ -62,6 +60,16 @@ def mask(noise: Noise | None) -> Mask:
 class Kernels:
     """The functions of csrc/ on contiguous fp32 tensors of the CPU. Shapes as there."""
 
+    files: ClassVar[tuple[str, ...]] = ("vector.h", "attention.c", "rows.c")
+    """What the library is made of, in csrc/."""
+    functions: ClassVar[tuple[str, ...]] = (
+        *("norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
+        *("attention_forward", "attention_backward", "attention_room"),
+    )
+    multiple: ClassVar[int] = 8
+    """Divides every width."""
+    types: ClassVar[tuple[torch.dtype, ...]] = (torch.float32, torch.int64)
+
     def __init__(self, path: Path, digest: str = "") -> None:
         """Load a library, whose SHA-256 must be `digest` if that is given. Raises OSError or ValueError."""
         handle = os.open(path, OPEN)
@@ -78,23 +86,23 @@ class Kernels:
         # by name, and would take the next one on this number for this one
         opened = f"/proc/self/fd/{handle}"
         self._library = ctypes.CDLL(opened if os.path.exists(opened) else str(path))
-        for name in FUNCTIONS:
+        for name in self.functions:
             getattr(self._library, name)  # AttributeError here, not in the first step
-        self._library.attention_room.restype = ctypes.c_long
+            getattr(self._library, name).restype = ctypes.c_long  # of those that return something
 
     def norm(
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
     ) -> tuple[Tensor, Tensor]:
         """Compute LayerNorm(residual + dropout(x + bias)) and 1 / deviation [S]; x becomes the normalised rows."""
         y, rstd = torch.empty_like(x), x.new_empty(len(x))
-        self._call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, y, x, rstd)
+        self.call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, y, x, rstd)
         return y, rstd
 
     def norm_(
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
     ) -> Tensor:
         """Compute the same in place, for no backward pass."""
-        self._call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, x, None, None)
+        self.call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, x, None, None)
         return x
 
     def norm_backward(
@@ -103,20 +111,20 @@ class Kernels:
         """Compute the gradients of residual and x (one tensor without dropout), and [3, D] of gain, shift and bias."""
         d_residual = torch.empty_like(grad)
         dx = torch.empty_like(grad) if noise.dropped else d_residual
-        sums = grad.new_empty(_blocks(grad), 3, grad.shape[1])
-        self._call("norm_backward", *grad.shape, grad, unit, rstd, gain, noise, d_residual, dx, sums)
+        sums = grad.new_empty(blocks(grad), 3, grad.shape[1])
+        self.call("norm_backward", *grad.shape, grad, unit, rstd, gain, noise, d_residual, dx, sums)
         return d_residual, dx, sums.sum(0)
 
     def gelu(self, x: Tensor, bias: Tensor, *, in_place: bool) -> Tensor:
         """Compute gelu(x + bias)."""
         y = x if in_place else torch.empty_like(x)
-        self._call("gelu_forward", *x.shape, x, bias, y)
+        self.call("gelu_forward", *x.shape, x, bias, y)
         return y
 
     def gelu_backward_(self, grad: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         """Turn the gradient of the result into that of x, in place; returns that of bias [I]."""
-        sums = grad.new_empty(_blocks(grad), grad.shape[1])
-        self._call("gelu_backward", *grad.shape, grad, x, bias, sums)
+        sums = grad.new_empty(blocks(grad), grad.shape[1])
+        self.call("gelu_backward", *grad.shape, grad, x, bias, sums)
         return sums.sum(0)
 
     def attention(
@@ -129,7 +137,7 @@ class Kernels:
         d = qkv.shape[1] // 3 // heads
         mixed, lse = qkv.new_empty(len(qkv), heads * d), qkv.new_empty(len(qkv), heads)
         shape = len(offsets) - 1, offsets, heads, d
-        self._call("attention_forward", *shape, qkv, bias, noise, mixed, lse, *self._room(longest, d))
+        self.call("attention_forward", *shape, qkv, bias, noise, mixed, lse, *self._room(longest, d))
         return mixed, lse
 
     def attention_backward(
@@ -148,45 +156,47 @@ class Kernels:
         d = mixed.shape[1] // heads
         d_qkv, sums = torch.empty_like(qkv), qkv.new_empty(n, qkv.shape[1])
         given = qkv, bias, noise, mixed, lse, d_mixed, d_qkv, sums
-        self._call("attention_backward", n, offsets, heads, d, *given, *self._room(longest, d))
+        self.call("attention_backward", n, offsets, heads, d, *given, *self._room(longest, d))
         return d_qkv, sums.sum(0)
 
     def _room(self, longest: int, d: int) -> tuple[Tensor, int]:
         each = int(self._library.attention_room(ctypes.c_long(longest), ctypes.c_long(d)))
         return torch.empty(each * torch.get_num_threads(), dtype=torch.float32), each
 
-    def _call(self, function: str, *arguments: object) -> None:
+    def call(self, function: str, *arguments: object) -> None:
         """Call a function with pointers for tensors, longs for integers, and the number of threads last."""
         longs = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
-        passed = [_pointer(a) if isinstance(a, Tensor) else a for a in longs]
+        passed = [self._pointer(a) if isinstance(a, Tensor) else a for a in longs]
         getattr(self._library, function)(*passed, ctypes.c_int(torch.get_num_threads()))
 
+    def _pointer(self, tensor: Tensor) -> ctypes.c_void_p:
+        if tensor.dtype not in self.types or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            kind = str(self.types[0]).removeprefix("torch.")
+            raise ValueError(f"kernels take contiguous {kind} tensors of the CPU, not {tensor.dtype} on {tensor.device}")
+        return ctypes.c_void_p(tensor.data_ptr())
 
-def fits(hidden: int, heads: int, intermediate: int) -> bool:
-    """Return whether the kernels take layers of these widths."""
-    return not (hidden % heads or (hidden // heads) % MULTIPLE or intermediate % MULTIPLE) and hidden <= WIDEST
+    @classmethod
+    def fits(cls, hidden: int, heads: int, intermediate: int) -> bool:
+        """Return whether the kernels take layers of these widths."""
+        m = cls.multiple
+        return not (hidden % heads or (hidden // heads) % m or intermediate % m) and hidden <= WIDEST
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    if tensor.dtype not in (torch.float32, torch.int64) or not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ValueError(f"kernels take contiguous fp32 tensors of the CPU, not {tensor.dtype} on {tensor.device}")
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _blocks(x: Tensor) -> int:
+def blocks(x: Tensor) -> int:
+    """Return the number of blocks of rows that have sums of their own."""
     return -(-len(x) // BLOCK)
 
 
 @functools.cache
-def load() -> Kernels | None:
-    """Load the kernels, compiled if they are not yet; None where they cannot be had."""
+def load(kind: type[AnyKernels] = Kernels) -> AnyKernels | None:
+    """Load the kernels of a kind, compiled if they are not yet; None where they cannot be had."""
     if os.environ.get("MTMETA_KERNELS") == "off" or not hasattr(os, "getuid"):
         return None
     try:
         compiler = _compiler()
         cache = cache_folder()
-        folder = cache / f"kernels-{_key(compiler)}" if cache and _is_usable(cache) else None
-        return (folder and _kept(folder)) or _build(compiler, folder)
+        folder = cache / f"kernels-{_key(kind, compiler)}" if cache and _is_usable(cache) else None
+        return (folder and _kept(kind, folder)) or _build(kind, compiler, folder)
     except (OSError, RuntimeError, ValueError, AttributeError, subprocess.SubprocessError):
         return None  # no compiler or home, a CC that is no command, a library without our functions
 
@@ -202,10 +212,10 @@ def _compiler() -> list[str]:
     return [program, *words[1:]]
 
 
-def _key(compiler: list[str]) -> str:
-    """Hash the source, the flags, the compiler and the processor that -march=native means."""
+def _key(kind: type[Kernels], compiler: list[str]) -> str:
+    """Hash the sources, the flags, the compiler and the processor that -march=native means."""
     stamp = os.stat(compiler[0])
-    parts = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
+    parts = [(SOURCES / name).read_bytes() for name in kind.files]
     parts.append(repr((FLAGS, compiler, stamp.st_size, stamp.st_mtime_ns, platform.machine())).encode())
     with suppress(OSError):  # Linux
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
@@ -237,7 +247,7 @@ def _digest(handle: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _kept(folder: Path) -> Kernels | None:
+def _kept(kind: type[AnyKernels], folder: Path) -> AnyKernels | None:
     """Load the library of an earlier time; None unless it is there, unchanged, and writable for nobody else."""
     try:
         if not _is_closed(folder.lstat(), stat.S_ISDIR):
@@ -247,30 +257,30 @@ def _kept(folder: Path) -> Kernels | None:
             if not _is_closed(os.fstat(handle), stat.S_ISREG):
                 return None
             digest, _, name = file.read(1000).partition(" ")
-        return Kernels(folder / LIBRARY, digest) if len(digest) == DIGITS and name == folder.name else None
+        return kind(folder / LIBRARY, digest) if len(digest) == DIGITS and name == folder.name else None
     except (OSError, ValueError, AttributeError):
         return None
 
 
-def _build(compiler: list[str], folder: Path | None) -> Kernels:
+def _build(kind: type[AnyKernels], compiler: list[str], folder: Path | None) -> AnyKernels:
     """Compile and load; keep the result in `folder` for the next time if that can be done."""
     if folder is not None:
         scratch = folder.with_name(f".mtmeta-{secrets.token_hex(8)}.tmp")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             # where another process was faster, its library stays
-            replace = lambda: _kept(folder) is None  # noqa: E731
+            replace = lambda: _kept(kind, folder) is None  # noqa: E731
             with staged_folder(folder, scratch, replace=replace, mode=0o700, durable=False):
-                return _compile(compiler, scratch, folder.name)
+                return _compile(kind, compiler, scratch, folder.name)
         except (OSError, ValueError, subprocess.SubprocessError):
             pass  # no place to write to, or to load code from; a temporary one may be
     with tempfile.TemporaryDirectory(prefix="mtmeta-") as temporary:
-        return _compile(compiler, Path(temporary), "")
+        return _compile(kind, compiler, Path(temporary), "")
 
 
-def _compile(compiler: list[str], folder: Path, name: str) -> Kernels:
+def _compile(kind: type[AnyKernels], compiler: list[str], folder: Path, name: str) -> AnyKernels:
     """Make a library and, beside it, a file that holds its SHA-256 and the `name` of the folder that it belongs to."""
-    objects = [folder / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.c"))]
+    objects = [folder / f"{Path(source).stem}.o" for source in kind.files if source.endswith(".c")]
     for path in objects:
         _run(*compiler, *FLAGS, str(SOURCES / f"{path.stem}.c"), "-o", str(path))
     # linked without -fopenmp: its functions are found in the library that PyTorch has loaded
@@ -278,7 +288,7 @@ def _compile(compiler: list[str], folder: Path, name: str) -> Kernels:
     for path in objects:
         path.unlink()
     (folder / LIBRARY).chmod(0o700)
-    loaded = Kernels(folder / LIBRARY)
+    loaded = kind(folder / LIBRARY)
     with open(folder / HASH, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(f"{loaded.digest} {name}")
     return loaded

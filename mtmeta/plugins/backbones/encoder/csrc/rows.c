@@ -1,6 +1,7 @@
 /* What lies between the matrix products of a BERT layer, row by row, forward and backward: bias, dropout, residual and
    LayerNorm in one pass over the arrays; gelu with its bias in another. */
 
+#include "gelu.h"
 #include "vector.h"
 
 /* BLOCK rows, a number given by kernels.py, have sums and random bits of their own. */
@@ -76,16 +77,6 @@ void norm_backward(long rows, long width, const float *grad, const float *unit, 
 }
 
 /* ---- gelu(x + bias): [S, I] (Hendrycks & Gimpel 2016) */
-
-/* The normal distribution's function at x less 1/2, and gelu's derivative less 1/2: x P(x^2) / Q(x^2) up to EDGE, found by
-   weighted least squares; within 3e-7. Beyond EDGE the difference to 1/2 is smaller than that. */
-#define EDGE 5.6f
-static const float FUNCTION[2][6] = {
-    {3.98942222e-01f, 3.43739570e-02f, 4.70711596e-03f, 1.73827372e-04f, 6.35623146e-06f, 2.21460975e-08f},
-    {1.00000000e+00f, 2.52828448e-01f, 2.89388264e-02f, 1.91284678e-03f, 7.50936989e-05f, 1.18021284e-06f}};
-static const float SLOPE[2][6] = {
-    {7.97885345e-01f, -3.09749843e-02f, 1.42260487e-02f, 1.97582839e-05f, 3.58992759e-05f, 1.92166433e-07f},
-    {1.00000000e+00f, 2.94520046e-01f, 4.09838759e-02f, 3.52265244e-03f, 1.92054106e-04f, 8.92813999e-06f}};
 
 INLINE v8 half_and(v8 x, const float (*table)[6]) {
     v8 u = x * x, p = all(table[0][5]), q = all(table[1][5]);

@@ -1,0 +1,148 @@
+"""BERT layers in bf16 on a CPU: products by PyTorch (oneDNN), what lies between them by `kernels_bf16`.
+
+A layer reads and writes bf16 hidden states. Its weights are cast once a forward pass, biases and gains stay fp32, and so
+do the gradients that leave it; sums are fp32 everywhere. Forward and backward are written out, as in `compiled.py`; there
+are no second derivatives.
+
+Products that sum over tokens, those of weight gradients, are given the transpose of their narrower side: oneDNN takes
+several times as long for a transposed view.
+
+Shapes: `S` packed tokens, `D` hidden, `I` intermediate, `H` heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mtmeta.plugins.backbones.encoder.compiled import Span
+from mtmeta.plugins.backbones.encoder.fused import Noise
+from mtmeta.plugins.backbones.encoder.kernels import mask
+from mtmeta.plugins.backbones.encoder.kernels_bf16 import Bf16Kernels
+
+Cast = tuple[Tensor, ...]
+
+
+class Casts:
+    """The bf16 copies of the weights of some layers."""
+
+    def __init__(self) -> None:
+        self._kept: list[Cast] = []
+        self._key: list[tuple[int, int]] = []
+
+    def forget(self) -> None:
+        """Drop them: the weights may have changed."""
+        self._kept, self._key = [], []
+
+    def of(self, layers: Sequence[Sequence[nn.Linear]]) -> list[Cast]:
+        """Return the weights of each layer's parts in bf16.
+
+        With gradients they are cast anew: an optimizer that writes to `parameter.data` leaves no trace. Without, they
+        are kept for the next batch until `forget`, a change that PyTorch counts, or a pass with gradients.
+        """
+        weights = [part.weight for parts in layers for part in parts]
+        if torch.is_grad_enabled():
+            self.forget()
+            return _cast(layers)
+        key = [(weight.data_ptr(), -1 if weight.is_inference() else weight._version) for weight in weights]
+        if key != self._key:
+            self._kept, self._key = _cast(layers), key
+        return self._kept
+
+
+def _cast(layers: Sequence[Sequence[nn.Linear]]) -> list[Cast]:
+    return [tuple(part.weight.detach().to(torch.bfloat16) for part in parts) for parts in layers]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the layers of one pass share."""
+
+    kernels: Bf16Kernels
+    span: Span
+    heads: int
+    weight_noise: Noise | None
+    attended_noise: Noise | None
+    noise: Noise | None
+
+
+def layer(x: Tensor, parts: Sequence[nn.Module], cast: Cast, plan: Plan) -> Tensor:
+    """Compute a whole layer: [S, D] -> [S, D] in bf16. `parts` are qkv, out, norm, up, down, norm; `cast` of four."""
+    qkv, out, first, up, down, second = parts
+    weights = [getattr(part, name) for part in (qkv, out, first, up, down, second) for name in ("weight", "bias")]
+    eps = first.eps, second.eps
+    masks = mask(plan.weight_noise), mask(plan.attended_noise), mask(plan.noise)
+    if torch.is_grad_enabled():
+        y: Tensor = _Layer.apply(x, *weights, cast, plan, eps, masks)  # type: ignore[no-untyped-call]
+        return y
+    return _forward(x, weights, cast, plan, eps, masks)
+
+
+def _forward(x: Tensor, weights: Sequence[Tensor], cast: Cast, plan: Plan, eps: Any, masks: Any) -> Tensor:
+    """Compute the same in place where that can be, for no backward pass."""
+    _, qkv_bias, _, out_bias, gain, shift, _, up_bias, _, down_bias, second_gain, second_shift = weights
+    qkv, out, up, down = cast
+    k, span = plan.kernels, plan.span
+    mixed, _ = k.attention(x @ qkv.t(), qkv_bias, span.offsets, span.longest, plan.heads, masks[0])
+    x = k.norm_(mixed @ out.t(), out_bias, x, gain, shift, eps[0], masks[1])
+    active = k.gelu(x @ up.t(), up_bias, in_place=True)
+    return k.norm_(active @ down.t(), down_bias, x, second_gain, second_shift, eps[1], masks[2])
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+        weights, (cast, plan, eps, masks) = given[:12], given[12:]
+        _, qkv_bias, _, out_bias, gain, shift, _, up_bias, _, down_bias, second_gain, second_shift = weights
+        qkv, out, up, down = cast
+        k, span = plan.kernels, plan.span
+        wide = x @ qkv.t()  # [S, 3 D], without its bias
+        mixed, lse = k.attention(wide, qkv_bias, span.offsets, span.longest, plan.heads, masks[0])
+        unit = mixed @ out.t()
+        inner, rstd = k.norm(unit, out_bias, x, gain, shift, eps[0], masks[1])
+        wider = inner @ up.t()  # [S, I], without its bias
+        active = k.gelu(wider, up_bias, in_place=False)
+        second_unit = active @ down.t()
+        y, second_rstd = k.norm(second_unit, down_bias, inner, second_gain, second_shift, eps[1], masks[2])
+        attended = x, qkv_bias, gain, wide, mixed, lse, unit, rstd
+        ctx.save_for_backward(*attended, inner, up_bias, second_gain, wider, active, second_unit, second_rstd, *cast)
+        ctx.rest = plan, masks
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, qkv_bias, gain, wide, mixed, lse, unit, rstd, *rest = ctx.saved_tensors
+        inner, up_bias, second_gain, wider, active, second_unit, second_rstd, qkv, out, up, down = rest
+        plan, masks = ctx.rest
+        k, span = plan.kernels, plan.span
+        _, wants_qkv, _, wants_out, _, _, _, wants_up, _, wants_down = ctx.needs_input_grad[:10]
+        d_inner, d_unit, second = k.norm_backward(grad.contiguous(), second_unit, second_rstd, second_gain, masks[2])
+        d_down = _over_tokens(k, d_unit, active) if wants_down else None  # frozen weights cost nothing
+        d_wider = d_unit @ down
+        d_up_bias = k.gelu_backward_(d_wider, wider, up_bias)
+        d_up = _over_tokens(k, inner, d_wider).t() if wants_up else None
+        more = d_wider @ up
+        dx, d_unit, first = k.norm_backward(d_inner, unit, rstd, gain, masks[1], more)
+        d_out = _over_tokens(k, d_unit, mixed) if wants_out else None
+        attended = wide, qkv_bias, span.offsets, span.longest, masks[0], mixed, lse, d_unit @ out
+        d_wide, d_qkv_bias = k.attention_backward(*attended)
+        d_qkv = _over_tokens(k, x, d_wide).t() if wants_qkv else None
+        dx = dx.addmm_(d_wide, qkv)
+        of_first = _fp32(d_qkv), d_qkv_bias, _fp32(d_out), first[2], first[0], first[1]
+        of_second = _fp32(d_up), d_up_bias, _fp32(d_down), second[2], second[0], second[1]
+        return dx, *of_first, *of_second, None, None, None, None
+
+
+def _over_tokens(k: Bf16Kernels, narrow: Tensor, other: Tensor) -> Tensor:
+    """Compute narrow^T other: [S, a], [S, b] -> [a, b]."""
+    return k.transposed(narrow) @ other
+
+
+def _fp32(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else torch.empty(gradient.shape).copy_(gradient)
