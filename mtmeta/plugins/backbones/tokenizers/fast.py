@@ -79,9 +79,9 @@ class FastTokenizer:
             a, b = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in PAIR)
             one, pair = self._tokenizer.encode(PAIR[0]), self._tokenizer.encode(*PAIR)
         if pair.ids == [*a, *b] and (one.ids == a or self.around is not None):
-            prefix, middle, suffix = self._by_name()
-            if one.ids in (a, [*prefix, *a, *suffix]):  # some files have a template for single texts alone
-                return prefix, middle, suffix
+            begin, _, end = named = self._by_name()
+            if one.ids in (a, [*begin, *a, *end]):  # some files have a template for single texts alone
+                return named
         starts = [i for i in range(len(one.ids) - len(a) + 1) if one.ids[i : i + len(a)] == a]
         if a and b and starts:
             prefix, suffix = one.ids[: starts[0]], one.ids[starts[0] + len(a) :]
