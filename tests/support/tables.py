@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ def row_of(value: Any, width: int) -> dict[str, str] | None:
     pairs = dict(value) if isinstance(value, Pairs) else {str(at): one for at, one in enumerate(value)}
     flat = {key: shown(one) for key, one in pairs.items() if key.strip() and not isinstance(one, list)}
     name = pairs.get("id")
-    bad = isinstance(name, list) or any(not text.isascii() and lone(text) for text in [*flat.values(), shown(name)])
+    # a name may be anything that can be read; a byte that is no UTF-8 makes a row bad wherever it stands
+    texts = [*flat.values(), shown(name), *(key for key in pairs if re.search("[\udc80-\udcff]", key))]
+    bad = isinstance(name, list) or any(not text.isascii() and lone(text) for text in texts)
     return None if bad else flat
 
 

@@ -134,9 +134,12 @@ def _vocabulary(tokenizer: Tokenizer, path: Path, whole: dict[str, Any]) -> Iter
     """Yield the first token of a vocab.txt that has another id: one of the files is left over from another model."""
     if whole.get("model", {}).get("type") != "WordPiece" or not path.exists():
         return
-    numbers = tokenizer.get_vocab(with_added_tokens=True)
     lines = read_vocabulary(path).removesuffix("\n").split("\n")
-    for token, number in {token: number for number, token in enumerate(lines)}.items():  # of two alike the later counts
+    listed = {token: number for number, token in enumerate(lines)}  # of two alike the later counts
+    if listed == whole["model"].get("vocab"):
+        return  # nearly always; the rest takes as long as loading it
+    numbers = tokenizer.get_vocab(with_added_tokens=True)
+    for token, number in listed.items():
         if numbers.get(token, number) != number or (token.strip() and token not in numbers):
             yield _other(tokenizer, token, number)
             return

@@ -79,9 +79,9 @@ class FastTokenizer:
             a, b = (self._tokenizer.encode(text, add_special_tokens=False).ids for text in PAIR)
             one, pair = self._tokenizer.encode(PAIR[0]), self._tokenizer.encode(*PAIR)
         if pair.ids == [*a, *b] and (one.ids == a or self.around is not None):
-            prefix, middle, suffix = self._by_name()
-            if one.ids in (a, [*prefix, *a, *suffix]):  # some files have a template for single texts alone
-                return prefix, middle, suffix
+            begin, _, end = named = self._by_name()
+            if one.ids in (a, [*begin, *a, *end]):  # some files have a template for single texts alone
+                return named
         starts = [i for i in range(len(one.ids) - len(a) + 1) if one.ids[i : i + len(a)] == a]
         if a and b and starts:
             prefix, suffix = one.ids[: starts[0]], one.ids[starts[0] + len(a) :]
@@ -148,7 +148,7 @@ class FastTokenizer:
     @classmethod
     def put_around(cls, text: str, place: str) -> str:
         """Return a tokenizer.json that puts `around` there, unless it puts something else. Raises WeightsError."""
-        if cls.around is None or puts_around(text):
+        if cls.around is None or puts_around(text, place):
             return text
         begin, between, end = (" ".join(tokens) for tokens in cls.around)
         second = " ".join(f"{token}:1" for token in ("$B", *cls.around[2])) if cls.numbers_pairs else f"$B {end}"
@@ -196,9 +196,12 @@ def bare_tokenizer(text: str) -> Tokenizer:
     return tokenizer
 
 
-def puts_around(text: str) -> bool:
-    """Return whether a tokenizer.json has a post-processor that puts special tokens around both texts of a pair."""
-    with native_errors("tokenizer.json", "cannot be loaded"):
+def puts_around(text: str, place: str) -> bool:
+    """Return whether a tokenizer.json has a post-processor that puts special tokens around both texts of a pair.
+
+    Raises WeightsError for what is no tokenizer.json.
+    """
+    with native_errors(place, "cannot be loaded"):
         whole = json.loads(text).get("post_processor") or {}
         return any(
             part["type"] in PROCESSORS or any("SpecialToken" in piece for piece in part.get("pair", ()))

@@ -89,7 +89,7 @@ class TokenizerFolder:
             return ()
         text = read_vocabulary(self.folder / WHOLE)
         lines = list(contradictions(self.folder, text, self._settings))
-        if self.kind in GENERIC and self._family is not None and not puts_around(text):
+        if self.kind in GENERIC and self._family is not None and not puts_around(text, str(self.folder / WHOLE)):
             begin, _, end = map(" ".join, self._family.around or ())
             what = "puts no special tokens around the texts of a pair"
             lines.append(f"{self.folder / WHOLE}: {what}; {begin} and {end} are put there")
