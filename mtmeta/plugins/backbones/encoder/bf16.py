@@ -1,8 +1,8 @@
 """BERT layers in bf16 on a CPU: products by PyTorch (oneDNN), what lies between them by `kernels_bf16`.
 
-A layer reads and writes bf16 hidden states. Its weights are cast once a forward pass, biases and gains stay fp32, and so
-do the gradients that leave it; sums are fp32 everywhere. Forward and backward are written out, as in `compiled.py`; there
-are no second derivatives.
+A layer reads and writes bf16 hidden states. Its weights are cast once a forward pass; biases and gains stay fp32, and
+so do the gradients of all of them; sums are fp32 everywhere. Forward and backward are written out, as in `compiled.py`;
+there are no second derivatives.
 
 Products that sum over tokens, those of weight gradients, are given the transpose of their narrower side: oneDNN takes
 several times as long for a transposed view.
@@ -49,10 +49,15 @@ class Casts:
         if torch.is_grad_enabled():
             self.forget()
             return _cast(layers)
-        key = [(weight.data_ptr(), -1 if weight.is_inference() else weight._version) for weight in weights]
+        key = [(weight.data_ptr(), _changes(weight)) for weight in weights]
         if key != self._key:
             self._kept, self._key = _cast(layers), key
         return self._kept
+
+
+def _changes(weight: Tensor) -> int:
+    """Return how often PyTorch has seen a tensor change in place; it does not count in inference mode."""
+    return -1 if weight.is_inference() else int(weight._version)  # noqa: SLF001  # there is no public name
 
 
 def _cast(layers: Sequence[Sequence[nn.Linear]]) -> list[Cast]:
@@ -71,11 +76,10 @@ class Plan:
     noise: Noise | None
 
 
-def layer(x: Tensor, parts: Sequence[nn.Module], cast: Cast, plan: Plan) -> Tensor:
+def layer(x: Tensor, parts: Sequence[Any], cast: Cast, plan: Plan) -> Tensor:
     """Compute a whole layer: [S, D] -> [S, D] in bf16. `parts` are qkv, out, norm, up, down, norm; `cast` of four."""
-    qkv, out, first, up, down, second = parts
-    weights = [getattr(part, name) for part in (qkv, out, first, up, down, second) for name in ("weight", "bias")]
-    eps = first.eps, second.eps
+    weights = [tensor for part in parts for tensor in (part.weight, part.bias)]
+    eps = parts[2].eps, parts[5].eps
     masks = mask(plan.weight_noise), mask(plan.attended_noise), mask(plan.noise)
     if torch.is_grad_enabled():
         y: Tensor = _Layer.apply(x, *weights, cast, plan, eps, masks)  # type: ignore[no-untyped-call]
@@ -108,6 +112,7 @@ class _Layer(torch.autograd.Function):
         wider = inner @ up.t()  # [S, I], without its bias
         active = k.gelu(wider, up_bias, in_place=False)
         second_unit = active @ down.t()
+        y: Tensor
         y, second_rstd = k.norm(second_unit, down_bias, inner, second_gain, second_shift, eps[1], masks[2])
         attended = x, qkv_bias, gain, wide, mixed, lse, unit, rstd
         ctx.save_for_backward(*attended, inner, up_bias, second_gain, wider, active, second_unit, second_rstd, *cast)

@@ -222,7 +222,8 @@ class Encoder(nn.Module):
     def _bf16_kernels(self) -> Bf16Kernels | None:
         c = self.config
         widths = c.hidden_size, c.num_attention_heads, c.intermediate_size
-        return kernels.load(Bf16Kernels) if Bf16Kernels.fits(*widths) else None
+        found = kernels.load(Bf16Kernels) if Bf16Kernels.fits(*widths) else None
+        return found if isinstance(found, Bf16Kernels) else None
 
     @property
     def kernels_identity(self) -> str:
@@ -237,12 +238,16 @@ class Encoder(nn.Module):
     def _can_fuse(self, x: Tensor) -> bool:
         plain = x.device.type == "cpu" and x.dtype == torch.float32
         cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16
-        return plain and not cast and all(
-            isinstance(layer, Layer)
-            and layer.is_plain
-            and layer.training == self.training
-            and layer.config == self.config
-            for layer in self.layers
+        return (
+            plain
+            and not cast
+            and all(
+                isinstance(layer, Layer)
+                and layer.is_plain
+                and layer.training == self.training
+                and layer.config == self.config
+                for layer in self.layers
+            )
         )
 
     def initialise(self, seed: int) -> None:

@@ -60,7 +60,8 @@ def mask(noise: Noise | None) -> Mask:
 class Kernels:
     """The functions of csrc/ on contiguous fp32 tensors of the CPU. Shapes as there."""
 
-    files: ClassVar[tuple[str, ...]] = ("vector.h", "attention.c", "rows.c")
+    name: ClassVar[str] = "fp32"
+    files: ClassVar[tuple[str, ...]] = ("vector.h", "gelu.h", "attention.c", "rows.c")
     """What the library is made of, in csrc/."""
     functions: ClassVar[tuple[str, ...]] = (
         *("norm_forward", "norm_backward", "gelu_forward", "gelu_backward"),
@@ -171,8 +172,8 @@ class Kernels:
 
     def _pointer(self, tensor: Tensor) -> ctypes.c_void_p:
         if tensor.dtype not in self.types or not tensor.is_contiguous() or tensor.device.type != "cpu":
-            kind = str(self.types[0]).removeprefix("torch.")
-            raise ValueError(f"kernels take contiguous {kind} tensors of the CPU, not {tensor.dtype} on {tensor.device}")
+            message = f"kernels take contiguous {self.name} tensors of the CPU, not {tensor.dtype} on {tensor.device}"
+            raise ValueError(message)
         return ctypes.c_void_p(tensor.data_ptr())
 
     @classmethod
@@ -188,7 +189,7 @@ def blocks(x: Tensor) -> int:
 
 
 @functools.cache
-def load(kind: type[AnyKernels] = Kernels) -> AnyKernels | None:
+def load(kind: type[Kernels] = Kernels) -> Kernels | None:
     """Load the kernels of a kind, compiled if they are not yet; None where they cannot be had."""
     if os.environ.get("MTMETA_KERNELS") == "off" or not hasattr(os, "getuid"):
         return None

@@ -19,6 +19,7 @@ from mtmeta.plugins.backbones.encoder.kernels import Kernels, Mask, blocks
 class Bf16Kernels(Kernels):
     """The functions on contiguous bf16 tensors of the CPU; biases, gains, sums and logarithms are fp32."""
 
+    name: ClassVar = "bf16"
     files: ClassVar = ("vector.h", "bf16.h", "gelu.h", "attention_bf16.c", "rows_bf16.c")
     functions: ClassVar = (
         *("norm_forward_bf16", "norm_backward_bf16", "gelu_forward_bf16", "gelu_backward_bf16", "transpose_bf16"),

@@ -22,14 +22,12 @@ from torch.nn import functional
 
 import mtmeta
 from mtmeta.core.api.batch import Packed
-from mtmeta.core.data.dataset import TokenStore
-from mtmeta.core.data.packing import pack_sequences
 from mtmeta.core.errors import CheckpointError
-from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 from mtmeta.plugins.backbones.encoder import compiled, kernels
 from mtmeta.plugins.backbones.encoder.encoder import Attention, Encoder, Layer
 from mtmeta.plugins.backbones.encoder.fused import Noise
 from mtmeta.plugins.backbones.encoder.kernels import NO_MASK, Kernels, Mask
+from tests.support.encoders import encoder_of, offsets_of, packed_of, random
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # one token, beside and at a multiple of 8, more than a block of 48 queries, more than one block of 64 rows in all
@@ -53,39 +51,6 @@ def fresh() -> Iterator[None]:
     kernels.load.cache_clear()
 
 
-def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul_(scale)
-
-
-def offsets_of(lengths: list[int]) -> Tensor:
-    return torch.tensor([0, *np.cumsum(lengths)])
-
-
-def encoder_of(dropout: float, hidden: int = 32, heads: int = 4, intermediate: int = 40) -> Encoder:
-    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": hidden, "num_hidden_layers": 2}
-    encoder = Encoder(
-        BertConfig(
-            **sizes,
-            num_attention_heads=heads,
-            intermediate_size=intermediate,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
-    )
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            mean, deviation = (1.0, 0.3) if name.endswith("norm.weight") else (0.0, 1.5 / math.sqrt(hidden))
-            parameter.normal_(mean, deviation, generator=generator)
-    return encoder.train()
-
-
-def packed_of(lengths: list[int]) -> Packed:
-    offsets = np.cumsum([0, *lengths])
-    ids = np.random.default_rng(3).integers(0, 50, offsets[-1]).astype(np.int32)
-    return pack_sequences([TokenStore(ids, None, offsets)], np.arange(len(lengths)))
-
-
 def outcome(encoder: Encoder, packed: Packed) -> dict[str, Tensor]:
     """Hidden states, with and without a backward pass, and the gradient of every parameter."""
     encoder.zero_grad()
@@ -105,13 +70,13 @@ def test_layers_equal_the_modules(
     encoder, packed = encoder_of(0.0, hidden, heads, intermediate), packed_of(LENGTHS)
     with monkeypatch.context() as patch:
         called: list[str] = []
-        call = Kernels._call
+        call = Kernels.call
 
         def noted(self: Kernels, name: str, *arguments: object) -> None:
             called.append(name)
             call(self, name, *arguments)
 
-        patch.setattr(Kernels, "_call", noted)
+        patch.setattr(Kernels, "call", noted)
         found = outcome(encoder, packed)
         assert called.count("attention_forward") == 4 and called.count("gelu_backward") == 2
     monkeypatch.setattr(Encoder, "_can_fuse", lambda self, x: False)
@@ -285,11 +250,11 @@ def test_attention_survives_large_scores_and_shows_broken_ones(k: Kernels) -> No
 
 
 def test_widths_that_are_no_multiples_go_another_way(k: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Kernels, "_call", lambda *_: pytest.fail("a kernel was called"))
+    monkeypatch.setattr(Kernels, "call", lambda *_: pytest.fail("a kernel was called"))
     for hidden, heads, intermediate in ((24, 2, 16), (32, 4, 36), (20, 5, 8)):
-        assert not kernels.fits(hidden, heads, intermediate)
+        assert not Kernels.fits(hidden, heads, intermediate)
         encoder_of(0.1, hidden, heads, intermediate)(packed_of([3, 5])).sum().backward()
-    assert kernels.fits(768, 12, 3072) and kernels.fits(384, 12, 1536) and not kernels.fits(30, 4, 8)
+    assert Kernels.fits(768, 12, 3072) and Kernels.fits(384, 12, 1536) and not Kernels.fits(30, 4, 8)
 
 
 def test_other_tensors_are_refused(k: Kernels) -> None:

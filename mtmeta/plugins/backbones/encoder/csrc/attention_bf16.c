@@ -151,8 +151,7 @@ INLINE void pair_rows(long k, long n, const bf16 *x, long ld, pair *to) {
     for (long p = 0; p < k / 2; p++)
         for (long c = 0; c < n; c += 16) {
             const bf16 *first = x + 2 * p * ld + c;
-            *(u16 *)(to + p * n + c) = __builtin_convertvector(*(const h16 *)first, u16) |
-                                       __builtin_convertvector(*(const h16 *)(first + ld), u16) << 16;
+            *(u16 *)(to + p * n + c) = widened(first) | widened(first + ld) << 16;
         }
 }
 
@@ -248,8 +247,7 @@ void attention_forward_bf16(long n, const int64_t *offsets, long heads, long d, 
                     for (long j = t; j < columns; j++) w[j] = -INFINITY;
                     v16 most = W(w), sum = every(0);
                     for (long j = 16; j < columns; j += 16) most = pick(W(w + j) > most, W(w + j), most);
-                    float top = most[0];
-                    for (int j = 1; j < 16; j++) top = most[j] > top ? most[j] : top;
+                    const float top = largest(most);
                     for (long j = 0; j < columns; j += 16) W(w + j) = exponential16((W(w + j) - top) * scale);
                     for (long j = t; j < columns; j++) w[j] = 0.0f;
                     for (long j = 0; j < columns; j += 16) sum += W(w + j);

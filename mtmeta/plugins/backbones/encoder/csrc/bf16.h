@@ -7,7 +7,7 @@
 
 #include "vector.h"
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -22,13 +22,47 @@ typedef bf16 h16 __attribute__((vector_size(32), aligned(2), may_alias));
 INLINE v16 every(float x) { return x - (v16){0}; }
 INLINE v16 pick(i16 which, v16 a, v16 b) { return (v16)((which & (i16)a) | (~which & (i16)b)); }
 
+/* Intrinsics stand where the compiler makes several instructions of what the processor does in one. */
+
 INLINE float whole(v16 x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)x);
+#else
     v8 half;
     for (int j = 0; j < 8; j++) half[j] = x[j] + x[j + 8];
     return total(half);
+#endif
 }
 
-INLINE v16 load(const bf16 *from) { return (v16)(__builtin_convertvector(*(const h16 *)from, u16) << 16); }
+INLINE float largest(v16 x) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float top = x[0];
+    for (int j = 1; j < 16; j++) top = x[j] > top ? x[j] : top;
+    return top;
+#endif
+}
+
+INLINE u16 widened(const bf16 *from) {
+#ifdef __AVX512F__
+    return (u16)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u *)from));
+#else
+    return __builtin_convertvector(*(const h16 *)from, u16);
+#endif
+}
+
+INLINE v16 load(const bf16 *from) { return (v16)(widened(from) << 16); }
+
+/* a / b, for what will be rounded to bf16: within 1e-6 of its value. */
+INLINE v16 ratio(v16 a, v16 b) {
+#ifdef __AVX512F__
+    v16 r = (v16)_mm512_rcp14_ps((__m512)b);
+    return a * (r * (2.0f - b * r));
+#else
+    return a / b;
+#endif
+}
 
 INLINE h16 rounded_to_bf16(v16 x) {
 #ifdef __AVX512BF16__

@@ -77,7 +77,7 @@ INLINE v16 half_and16(v16 x, const float (*table)[6]) {
 #pragma GCC unroll 5
     for (int i = 4; i >= 0; i--) p = p * u + table[0][i], q = q * u + table[1][i];
     i16 sign = (i16)x & (i16)every(-0.0f);
-    return 0.5f + pick(u > every(EDGE * EDGE), (v16)(sign | (i16)every(0.5f)), x * p / q);
+    return 0.5f + pick(u > every(EDGE * EDGE), (v16)(sign | (i16)every(0.5f)), ratio(x * p, q));
 }
 
 /* y = gelu(x + bias); y may be x. */
