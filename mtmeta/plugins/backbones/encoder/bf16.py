@@ -57,7 +57,7 @@ class Casts:
 
 def _changes(weight: Tensor) -> int:
     """Return how often PyTorch has seen a tensor change in place; it does not count in inference mode."""
-    return -1 if weight.is_inference() else int(weight._version)  # noqa: SLF001  # there is no public name
+    return -1 if weight.is_inference() else int(weight._version)
 
 
 def _cast(layers: Sequence[Sequence[nn.Linear]]) -> list[Cast]:

@@ -86,10 +86,10 @@ class Kernels:
         # on Linux; elsewhere the folder's mode keeps others away. The descriptor stays open: the loader knows libraries
         # by name, and would take the next one on this number for this one
         opened = f"/proc/self/fd/{handle}"
-        self._library = ctypes.CDLL(opened if os.path.exists(opened) else str(path))
+        self.library = ctypes.CDLL(opened if os.path.exists(opened) else str(path))
         for name in self.functions:
-            getattr(self._library, name)  # AttributeError here, not in the first step
-            getattr(self._library, name).restype = ctypes.c_long  # of those that return something
+            getattr(self.library, name)  # AttributeError here, not in the first step
+            getattr(self.library, name).restype = ctypes.c_long  # of those that return something
 
     def norm(
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
@@ -161,14 +161,14 @@ class Kernels:
         return d_qkv, sums.sum(0)
 
     def _room(self, longest: int, d: int) -> tuple[Tensor, int]:
-        each = int(self._library.attention_room(ctypes.c_long(longest), ctypes.c_long(d)))
+        each = int(self.library.attention_room(ctypes.c_long(longest), ctypes.c_long(d)))
         return torch.empty(each * torch.get_num_threads(), dtype=torch.float32), each
 
     def call(self, function: str, *arguments: object) -> None:
         """Call a function with pointers for tensors, longs for integers, and the number of threads last."""
         longs = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
         passed = [self._pointer(a) if isinstance(a, Tensor) else a for a in longs]
-        getattr(self._library, function)(*passed, ctypes.c_int(torch.get_num_threads()))
+        getattr(self.library, function)(*passed, ctypes.c_int(torch.get_num_threads()))
 
     def _pointer(self, tensor: Tensor) -> ctypes.c_void_p:
         if tensor.dtype not in self.types or not tensor.is_contiguous() or tensor.device.type != "cpu":

@@ -34,7 +34,7 @@ class Bf16Kernels(Kernels):
 
     def use_matrix_unit(self, wanted: bool) -> bool:
         """Use the processor's matrix unit from now on, or leave it; returns whether it is used."""
-        used = bool(int(self._library.use_matrix_unit(ctypes.c_int(wanted))) & 1)
+        used = bool(int(self.library.use_matrix_unit(ctypes.c_int(wanted))) & 1)
         self.identity = f"{self.digest[:16]} {'amx' if used else 'vectors'}"
         return used
 
@@ -107,5 +107,5 @@ class Bf16Kernels(Kernels):
         return y
 
     def _rooms(self, longest: int, d: int) -> tuple[Tensor, int]:
-        each = int(self._library.attention_room_bf16(ctypes.c_long(longest), ctypes.c_long(d)))
+        each = int(self.library.attention_room_bf16(ctypes.c_long(longest), ctypes.c_long(d)))
         return torch.empty(each * torch.get_num_threads(), dtype=torch.uint8), each
