@@ -728,7 +728,7 @@ def test_a_root_that_a_group_of_nobody_else_may_write_to_is_used(
         Cache(root, pytest.fail).put("k", numbers(7))
         assert Cache(root, pytest.fail).get("k") is not None
     for others in ({"name": "staff"}, {"first": os.getgid() + 1}):  # whose members are those who have it first
-        set_group(monkeypatch, **others)  # type: ignore[arg-type]
+        set_group(monkeypatch, **others)
         warned = list[str]()
         assert Cache(root, warned.append).get("k") is None
         assert len(warned) == 1 and "may be written to by others" in warned[0]
