@@ -676,7 +676,10 @@ def test_what_is_no_folder_in_the_place_of_an_entry_is_replaced(lies_there: str,
 
 @pytest.mark.parametrize("name", ["a", "MANIFEST.json"])
 @pytest.mark.parametrize("lies_there", ["link", "pipe", "zeros", "group may write", "all may write"])
-def test_files_of_an_entry_are_its_own(lies_there: str, name: str, tmp_path: Path) -> None:
+def test_files_of_an_entry_are_its_own(
+    lies_there: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_group(monkeypatch, "eve")
     warned: list[str] = []
     root = tmp_path / "root"
     cache = Cache(root, warned.append)
