@@ -38,7 +38,7 @@ from mtmeta.core.api.option_types import (
     PositiveInt,
 )
 from mtmeta.core.api.schedules import ScheduleOptions, Step
-from mtmeta.core.environment import cache_folder, check_torch
+from mtmeta.core.environment import cache_folder, check_torch, why_unsafe
 from mtmeta.core.errors import (
     CheckpointError,
     DataError,
@@ -155,6 +155,7 @@ __all__ = [
     "safe",
     "scalars",
     "staged_folder",
+    "why_unsafe",
 ]
 
 

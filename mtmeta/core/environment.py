@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import grp
 import importlib.metadata
 import math
 import os
+import pwd
 import re
 import resource
 import stat
@@ -99,7 +101,8 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path | None:
 def why_unsafe(status: os.stat_result) -> str:
     """Return why a file or folder of a cache may not be used, for somebody else can write to it; empty if nobody can.
 
-    It is safe if it is the user's or the administrator's, and neither its group nor everybody may write to it. In a
+    It is safe if it is the user's or the administrator's, and neither everybody may write to it nor a group that has
+    other members: on Debian and Ubuntu every user has a group of their own, and the umask leaves that one in. In a
     folder with the sticky bit, such as /tmp, nobody can change what belongs to others.
     """
     if not hasattr(os, "getuid"):
@@ -107,5 +110,16 @@ def why_unsafe(status: os.stat_result) -> str:
     if status.st_uid not in (os.getuid(), 0):
         return f"belongs to another user ({status.st_uid})"
     sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-    open_to_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not stat.S_ISLNK(status.st_mode)
-    return "may be written to by others" if open_to_others and not sticky else ""
+    if sticky or stat.S_ISLNK(status.st_mode):
+        return ""
+    by_group = status.st_mode & stat.S_IWGRP and not _is_private(status.st_gid)
+    return "may be written to by others" if by_group or status.st_mode & stat.S_IWOTH else ""
+
+
+def _is_private(group: int) -> bool:
+    """Return whether a group is the user's own: their first one, of their name, without another member."""
+    try:
+        user, found = pwd.getpwuid(os.getuid()), grp.getgrgid(group)
+    except KeyError:  # unknown to the system, as in containers
+        return False
+    return user.pw_gid == group and found.gr_name == user.pw_name and set(found.gr_mem) <= {user.pw_name}

@@ -11,6 +11,7 @@ import pytest
 
 from mtmeta.core.storage import download as downloads
 from tests.support.commands import assert_refused, call, command, contents
+from tests.support.groups import set_group
 from tests.support.liar import TRUTH, Liar, Lie, Script, lying, serving_lies, write_recipes
 from tests.support.loopback import COMMIT, sha256
 
@@ -201,6 +202,7 @@ def test_caches_that_others_may_write_to(
     if what == "root mode":
         root.chmod(0o777)
     elif what == "root group":
+        set_group(monkeypatch, "eve")
         root.chmod(0o775)
     elif what == "root owner":
         give_away(root, monkeypatch)

@@ -8,6 +8,7 @@ metrics.jsonl and tensorboard/, where the recipe has these reporters
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -82,8 +83,13 @@ class RunDir:
 
     def check_is_run(self) -> None:
         """Raise UsageError if no run ever began here, CheckpointError if a part of it lies elsewhere."""
-        if not os.path.lexists(self.recipe):
-            raise UsageError(str(self.path), "is no mtmeta run (no recipe.yaml); give the directory of a run")
+        try:
+            self.recipe.lstat()
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                raise  # which is told as such
+            message = "is no mtmeta run (no recipe.yaml); give the directory of a run"
+            raise UsageError(str(self.path), message) from error
         for path in (self.recipe, self.lock_file, *(self.path / name for name in CONTENTS)):
             if path.is_symlink():
                 raise CheckpointError(str(path), "is a symbolic link; put what it leads to in its place")

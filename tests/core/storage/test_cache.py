@@ -39,6 +39,7 @@ from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import call
+from tests.support.groups import set_group
 
 READS: list[str] = []
 SKIP = DataOptions(on_bad_rows="skip")
@@ -675,7 +676,10 @@ def test_what_is_no_folder_in_the_place_of_an_entry_is_replaced(lies_there: str,
 
 @pytest.mark.parametrize("name", ["a", "MANIFEST.json"])
 @pytest.mark.parametrize("lies_there", ["link", "pipe", "zeros", "group may write", "all may write"])
-def test_files_of_an_entry_are_its_own(lies_there: str, name: str, tmp_path: Path) -> None:
+def test_files_of_an_entry_are_its_own(
+    lies_there: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_group(monkeypatch, "eve")
     warned: list[str] = []
     root = tmp_path / "root"
     cache = Cache(root, warned.append)
@@ -698,7 +702,10 @@ def test_files_of_an_entry_are_its_own(lies_there: str, name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775])
-def test_a_root_that_others_may_write_to_is_not_used(mode: int, tmp_path: Path) -> None:
+def test_a_root_that_others_may_write_to_is_not_used(
+    mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_group(monkeypatch, "ada", "eve")
     root, warned = tmp_path / "root", list[str]()
     assert Cache(root).put("k", numbers(7)).arrays["a"][0] == 7
     root.chmod(mode)
@@ -710,6 +717,24 @@ def test_a_root_that_others_may_write_to_is_not_used(mode: int, tmp_path: Path) 
     assert warned == [f"{root}: {text}"]
     root.chmod(0o1777)  # as /tmp: nobody can change what belongs to others
     assert Cache(root, pytest.fail).get("k") is not None
+
+
+def test_a_root_that_a_group_of_nobody_else_may_write_to_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Debian and Ubuntu every user has such a group, and folders they make are open to it."""
+    root = tmp_path / "root"
+    root.mkdir()
+    root.chmod(0o775)
+    for members in ((), ("ada",)):
+        set_group(monkeypatch, *members)
+        Cache(root, pytest.fail).put("k", numbers(7))
+        assert Cache(root, pytest.fail).get("k") is not None
+    for others in ({"name": "staff"}, {"first": os.getgid() + 1}):  # whose members are those who have it first
+        set_group(monkeypatch, **others)
+        warned = list[str]()
+        assert Cache(root, warned.append).get("k") is None
+        assert len(warned) == 1 and "may be written to by others" in warned[0]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")

@@ -28,7 +28,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from mtmeta import cache_folder, staged_folder
+from mtmeta import cache_folder, staged_folder, why_unsafe
 from mtmeta.plugins.backbones.encoder.fused import Noise
 
 SOURCES = Path(__file__).with_name("csrc")
@@ -235,9 +235,7 @@ def _is_usable(root: Path) -> bool:
         status = root.stat()
     except OSError:
         return True
-    return _is_closed(status, stat.S_ISDIR) or (
-        status.st_uid in (0, os.getuid()) and bool(status.st_mode & stat.S_ISVTX)
-    )
+    return stat.S_ISDIR(status.st_mode) and not why_unsafe(status)
 
 
 def _digest(handle: int) -> str:

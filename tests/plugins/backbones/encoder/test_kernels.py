@@ -28,6 +28,7 @@ from mtmeta.plugins.backbones.encoder.encoder import Attention, Encoder, Layer
 from mtmeta.plugins.backbones.encoder.fused import Noise
 from mtmeta.plugins.backbones.encoder.kernels import NO_MASK, Kernels, Mask
 from tests.support.encoders import encoder_of, offsets_of, packed_of, random
+from tests.support.groups import set_group
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # one token, beside and at a multiple of 8, more than a block of 48 queries, more than one block of 64 rows in all
@@ -494,6 +495,19 @@ def test_a_library_that_somebody_else_could_have_put_there_is_made_anew(
     assert len(calls.read_text().splitlines()) == (3 if what == "open root" else 2) * made
     for path in (folder, library, digest):
         assert what == "open root" or path.lstat().st_mode & 0o022 == 0
+
+
+def test_a_cache_that_a_group_of_nobody_else_may_write_to_keeps_the_library(
+    k: Kernels, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_group(monkeypatch)
+    monkeypatch.setenv("MTMETA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o775)
+    calls = counting_compiler(tmp_path, monkeypatch)
+    assert load_again()
+    made = calls.read_text()
+    assert load_again() and calls.read_text() == made
 
 
 @pytest.mark.parametrize("entry", ["", ".", "bin"])
