@@ -5,7 +5,7 @@ Shapes: `S` tokens of a packed batch in all, `N` sequences, `T` tokens of a padd
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -62,6 +62,8 @@ class LoadedBackbone:
     """Distributions that compute, beside PyTorch; another version of one may mean other last bits."""
     notes: tuple[str, ...] = ()
     """Lines on the files that a user should know, shown as warnings where a run begins."""
+    kernels_bf16: Callable[[], str] | None = None
+    """Returns the name of the compiled code of runs in bf16, where that is other code; called by them alone."""
 
 
 @dataclass(frozen=True)

@@ -308,12 +308,17 @@ def make_lock(
         "threads": torch.get_num_threads(),
         "device": device.type,
         "processor": processor(device),
-        "kernels": backbone.kernels if device.type == "cpu" else "none",
+        "kernels": _kernels(backbone, precision) if device.type == "cpu" else "none",
         "precision": precision,
         "environment": arithmetic(device),
         "backbone": backbone.identity,
         "data": dict(data),
     }
+
+
+def _kernels(backbone: LoadedBackbone, precision: str) -> str:
+    """Return the name of the compiled code that a CPU runs."""
+    return backbone.kernels_bf16() if precision == "bf16" and backbone.kernels_bf16 else backbone.kernels
 
 
 def _plugins(recipe: Recipe, registry: Registry) -> dict[str, str]:

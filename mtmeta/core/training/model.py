@@ -6,7 +6,7 @@ Shapes: `S` packed tokens, `N` sequences, `B` examples, `V` sequences an example
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -146,9 +146,10 @@ class MultiTaskModel(nn.Module):
         return pooled.view(vectors, -1, self.hidden_size).transpose(0, 1)
 
     def forward(self, task: str, packed: Packed) -> Tensor:
-        """Return raw outputs of the task's head: [B, C] or [B], as its objective says."""
+        """Return raw outputs of the task's head: [B, C] or [B], as its objective says. On a CPU a head is fp32."""
         pooled = self.pooled(task, packed)
-        with blame(self.tasks[task], "task"):
+        fp32 = torch.autocast("cpu", enabled=False) if pooled.device.type == "cpu" else nullcontext()
+        with blame(self.tasks[task], "task"), fp32:
             outputs: Tensor = self.heads[task](pooled)
             self.check_shapes(supplier(self.tasks[task]), task)
         return outputs

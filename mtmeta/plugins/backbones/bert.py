@@ -144,8 +144,8 @@ class Bert(mtmeta.Backbone):
         if config.type_vocab_size > 1:
             config = replace(config, numbers_pairs=tokenizer.typed)
         encoder = Encoder(config)
-        compiled = encoder.kernels_identity
-        return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, compiled)
+        given = encoder, tokenizer, self.max_length, files, identity, encoder.kernels_identity
+        return encoder, mtmeta.LoadedBackbone(*given, kernels_bf16=lambda: encoder.bf16_kernels_identity)
 
 
 def _family(config: BertConfig) -> type[FastTokenizer]:

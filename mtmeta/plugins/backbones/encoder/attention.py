@@ -60,7 +60,8 @@ class Sequences:
         mixed = []
         for part, (n, t) in zip(parts, self._groups, strict=True):
             q, k, v = part.view(n, t, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()  # [n, H, T, d] each
-            y = _by_products(q, k, v, p) if _is_half(q) else functional.scaled_dot_product_attention(q, k, v, dropout_p=p)
+            compute = _by_products if _is_half(q) else functional.scaled_dot_product_attention
+            y = compute(q, k, v, dropout_p=p)
             mixed.append(y.transpose(1, 2).reshape(n * t, -1))  # [n, H, T, d] -> [n * T, D]
         return torch.cat(mixed)
 
@@ -70,10 +71,10 @@ def _is_half(q: Tensor) -> bool:
     return q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
 
 
-def _by_products(q: Tensor, k: Tensor, v: Tensor, p: float) -> Tensor:
+def _by_products(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
     """Compute attention by two plain products, with an fp32 softmax: [n, H, T, d] each."""
     scores = (q @ k.transpose(2, 3)).float() / math.sqrt(q.shape[-1])
-    return functional.dropout(scores.softmax(-1).to(v.dtype), p) @ v
+    return functional.dropout(scores.softmax(-1).to(v.dtype), dropout_p) @ v
 
 
 def _flash_can(qkv: Tensor, heads: int) -> bool:
