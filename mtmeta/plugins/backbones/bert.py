@@ -145,7 +145,8 @@ class Bert(mtmeta.Backbone):
             config = replace(config, numbers_pairs=tokenizer.typed)
         encoder = Encoder(config)
         compiled = encoder.kernels_identity
-        return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, compiled)
+        options: Any = {"kernels": compiled, "bf16_on_cpu": compiled != "none"}
+        return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, **options)
 
 
 def _family(config: BertConfig) -> type[FastTokenizer]:
