@@ -185,12 +185,13 @@ class RunDir:
             message = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
             raise CheckpointError(str(self.path), message)
         # from here on it is this machine that must not change; and whoever reads the lock should know
-        current = {
-            key: lock[key] for key in (*EXACT, INSTRUCTIONS, "plugins", "packages", "environment") if key in lock
-        }
-        earlier, _ = before.get("inexact"), before.pop(INSTRUCTIONS, None)
+        keys = (*EXACT, INSTRUCTIONS, "plugins", "packages", "environment")
+        after = {**before, **{key: lock[key] for key in keys if key in lock}}
+        if INSTRUCTIONS not in lock:
+            after.pop(INSTRUCTIONS, None)
+        earlier = before.get("inexact")
         notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
-        self.write(self.lock_file.name, dump({**before, **current, "inexact": notes}))
+        self.write(self.lock_file.name, dump({**after, "inexact": notes}))
 
     def check_tokenizer(self, backbone: LoadedBackbone) -> None:
         """Raise CheckpointError if the backbone's tokenizer gives other ids than that of the run."""
