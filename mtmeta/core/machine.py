@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
+import re
 import resource
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -30,6 +32,11 @@ ARITHMETIC = {
     "cuda": ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
 }
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
+CPUINFO = Path("/proc/cpuinfo")
+# instructions for products of bf16 matrices, as CPUINFO names them; the last is Arm's
+BF16 = ("amx_bf16", "avx512_bf16", "bf16")
+FAST_BF16 = ("amx_bf16",)  # those with which `precision: auto` means bf16 on a CPU
+SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18  # of x86_64's Linux
 
 
 @contextlib.contextmanager
@@ -149,6 +156,7 @@ def _resident() -> int:
 
 
 Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @contextlib.contextmanager
@@ -203,8 +211,57 @@ def pick_device(name: str) -> torch.device:
     return torch.device(kind, int(index)) if index and kind == "cuda" else torch.device(kind)
 
 
-def pick_precision(wanted: str, device: torch.device) -> Precision:
-    """Return bf16 autocast where asked, or on GPUs that have it."""
-    if wanted == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if wanted == "bf16" else "fp32"
+def pick_precision(wanted: str, device: torch.device, *, bf16_on_cpu: bool = False) -> Precision:
+    """Return the precision that `training.precision` means on a device; `bf16_on_cpu` is the backbone's.
+
+    `auto` goes by what the hardware has and never by a timing: the same machine gives the same bits.
+    """
+    if wanted != "auto":
+        return "bf16" if wanted == "bf16" else "fp32"
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    fast = bf16_on_cpu and has_onednn and any(name in FAST_BF16 for name in bf16_cpu())
+    return "bf16" if fast else "fp32"
+
+
+def bf16_cpu(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return those of BF16 that the processor has, Linux lets us use and no variable takes away from PyTorch."""
+    has = [name for name in BF16 if name in _cpu_flags(CPUINFO)]
+    # a PyTorch that is told to be one for older processors (ATEN_CPU_CAPABILITY) is taken at its word
+    if platform.machine() == "x86_64" and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return ()
+    # of the two names oneDNN looks at the first that has a value
+    most = (environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA") or "ALL").upper()
+    if most not in ("ALL", "DEFAULT"):
+        words = {"amx_bf16": "AMX", "avx512_bf16": "AMX|BF16|FP16|AVX10", "bf16": ""}
+        has = [name for name in has if re.search(words[name], most)]
+    return tuple(name for name in has if name != "amx_bf16" or _may_use_tiles())
+
+
+def bf16_instructions(device: torch.device, precision: str) -> str:
+    """Return what a CPU computes bf16 by, `none` where it has nothing for it; empty for fp32 and on GPUs."""
+    return " ".join(bf16_cpu()) or "none" if device.type == "cpu" and precision == "bf16" else ""
+
+
+def bf16_notes(device: torch.device, precision: str) -> list[str]:
+    """Return a line for the user where bf16 is computed without instructions for it."""
+    line = "training.precision: bf16 is slow on this processor, which has no instructions for it; fp32 is faster"
+    return [line] if bf16_instructions(device, precision) == "none" else []
+
+
+@functools.cache
+def _cpu_flags(cpuinfo: Path) -> list[str]:
+    """Return the names of what the first processor can do; none where the system is another than Linux."""
+    with contextlib.suppress(OSError):
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+        return flags[1].split() if flags else []
+    return []
+
+
+@functools.cache
+def _may_use_tiles() -> bool:
+    """Ask Linux for AMX's registers, which no process has before it asked; oneDNN asks for the same at its start."""
+    with contextlib.suppress(OSError, AttributeError):
+        return bool(ctypes.CDLL(None).syscall(SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0)
+    return False

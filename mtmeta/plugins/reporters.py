@@ -103,7 +103,8 @@ class _View:
     def on_run_started(self, event: Any, more: str = "") -> None:
         tasks = ", ".join(map(mtmeta.safe, event.tasks))
         size = f"{event.parameters / 1e6:.1f} M parameters"
-        self.line(f"{event.name}: {event.algorithm} on {tasks}; {size}, {event.device}{more}")
+        precision = f", {event.precision}" if event.precision else ""
+        self.line(f"{event.name}: {event.algorithm} on {tasks}; {size}, {event.device}{precision}{more}")
 
     def on_run_resumed(self, event: Any) -> None:
         self.on_run_started(event, f", going on from step {event.step} of {mtmeta.safe(event.group)}")

@@ -58,6 +58,9 @@ class LoadedBackbone:
     """The name of the weights: their SHA-256, or a description with the seed."""
     kernels: str = "none"
     """Compiled code of the backbone's own that a CPU runs beside PyTorch's; another name means other last bits."""
+    bf16_on_cpu: bool = False
+    """Whether the encoder has a fast bf16 path on a CPU: `precision: auto` then means bf16 on processors with AMX. By
+    PyTorch's own operators under autocast it has none, for their attention's backward is slower in bf16."""
     packages: tuple[str, ...] = ()
     """Distributions that compute, beside PyTorch; another version of one may mean other last bits."""
     notes: tuple[str, ...] = ()

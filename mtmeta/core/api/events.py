@@ -47,6 +47,7 @@ class RunStarted(Event):
     device: str
     parameters: int
     time: float = 0.0
+    precision: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class RunResumed(Event):
     groups: list[list[str]] = field(default_factory=list)
     steps: dict[str, int] = field(default_factory=dict)
     """The step that each group goes on from; a group that is missing begins. Events of later steps come again."""
+    precision: str = ""
 
 
 @dataclass(frozen=True)

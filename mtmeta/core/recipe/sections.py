@@ -38,7 +38,8 @@ class TrainingOptions:
     clip: PositiveFloat | None = None
     """Largest norm of the update direction; applied once, after accumulation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto`: bf16 autocast on GPUs that have it, else fp32. Weights and optimizer state stay fp32."""
+    """`auto`: bf16 on GPUs that have it and on CPUs with AMX (amx_bf16), where the backbone is fast in it, else fp32.
+    Weights and optimizer state stay fp32."""
     grad_accumulation: PositiveInt = 1
     """Parts a batch is split into, to save memory; the gradient is that of the whole batch."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

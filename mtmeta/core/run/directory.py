@@ -47,6 +47,8 @@ REPLACED = ("recipe.yaml", "recipe.lock.yaml", "summary.json", "backbone", "chec
 TOKENIZER = "tokenizer.json"  # of `backbone`
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
+# one more, which is there for bf16 on a CPU alone; earlier versions, which computed it otherwise, wrote none
+INSTRUCTIONS = "instructions"
 # earlier versions of mtmeta that give the same bits as this one, so that their runs go on; from the next change of any
 # number in training on, this is empty again
 SAME_BITS = ("0.1.0",)
@@ -189,10 +191,13 @@ class RunDir:
             message = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
             raise CheckpointError(str(self.path), message)
         # from here on it is this machine that must not change; and whoever reads the lock should know
-        current = {key: lock[key] for key in (*EXACT, "plugins", "packages", "environment")}
+        keys = (*EXACT, INSTRUCTIONS, "plugins", "packages", "environment")
+        after = {**before, **{key: lock[key] for key in keys if key in lock}}
+        if INSTRUCTIONS not in lock:
+            after.pop(INSTRUCTIONS, None)
         earlier = before.get("inexact")
         notes = [*(earlier if isinstance(earlier, list) else []), f"{shown[0]}, then {shown[1]}"]
-        self.write(self.lock_file.name, dump({**before, **current, "inexact": notes}))
+        self.write(self.lock_file.name, dump({**after, "inexact": notes}))
 
     def check_tokenizer(self, backbone: LoadedBackbone) -> None:
         """Raise CheckpointError if the backbone's tokenizer gives other ids than that of the run."""
@@ -261,6 +266,7 @@ def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
     packages = lock.get("packages")
     versions |= {str(name): str(number) for name, number in packages.items()} if isinstance(packages, dict) else {}
     exact = {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
+    exact |= {key: str(lock[key]) for key in (INSTRUCTIONS,) if key in lock}
     variables = lock.get("environment")  # runs of earlier versions have none: they are taken to have been unset
     exact |= {str(name): str(value) for name, value in variables.items()} if isinstance(variables, dict) else {}
     if exact["mtmeta"] in SAME_BITS:
@@ -294,8 +300,9 @@ def make_lock(
     """Build the lock: versions and hashes that pin a run down. `data` maps TASK-SPLIT to a SHA-256."""
     import torch
 
-    from mtmeta.core.machine import arithmetic, processor
+    from mtmeta.core.machine import arithmetic, bf16_instructions, processor
 
+    instructions = bf16_instructions(device, precision)
     return {
         "recipe": digest(recipe),
         "mtmeta": version("mtmeta"),
@@ -310,6 +317,7 @@ def make_lock(
         "processor": processor(device),
         "kernels": _kernels(backbone, precision) if device.type == "cpu" else "none",
         "precision": precision,
+        **({INSTRUCTIONS: instructions} if instructions else {}),
         "environment": arithmetic(device),
         "backbone": backbone.identity,
         "data": dict(data),

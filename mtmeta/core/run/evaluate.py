@@ -83,6 +83,7 @@ def score_run(
         chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in chosen})
         bring(chosen_only, [split], session.sources, backbone=False)
     session.backbone = restore_backbone(session)
+    session.warn_of_slowness()
     recorded = session.folder.lock()["data"]
     scores: dict[str, evaluation.Score] = {}
     details, steps, started = {}, 0, time.perf_counter()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtmeta.core.errors import DivergedError, PluginError
-from mtmeta.core.machine import fitting_threads, peak_memory
+from mtmeta.core.machine import bf16_instructions, fitting_threads, peak_memory
 from mtmeta.core.run.estimate import Measured, Seconds, evaluation_seconds, interval_seconds, predicted, probe, together
 from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.run.request import RunRequest
@@ -115,6 +115,7 @@ class Plan:
             "max_length": session.backbone.max_length,
             "device": session.device_name(),
             "precision": session.precision,
+            "instructions": bf16_instructions(session.device, session.precision),
             "threads": torch.get_num_threads(),
             "data_root": recipe.data_root,
             "train_fraction": recipe.data.train_fraction,

@@ -130,7 +130,10 @@ class Predictor:
         if name not in self._models:
             group = next(group for group in session.groups if name in group)
             weights, _ = session.checkpoints(group).best_and_step()
-            backbone = restore_backbone(session)  # an encoder of its own: groups differ in their weights
+            # an encoder of its own: groups differ in their weights
+            session.backbone = backbone = restore_backbone(session)
+            if not self._models:
+                session.warn_of_slowness()
             self._models |= dict.fromkeys(group, (best_model(session, backbone, group, weights), backbone))
         return self._models[name]
 

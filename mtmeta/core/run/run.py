@@ -104,6 +104,7 @@ def train(request: RunRequest) -> RunSummary:
             folder.check_tokenizer(backbone)
             folder.check_same(lock, training.files, **allowed)
             folder.clear()
+            training.session.warn_of_slowness()  # a run's notes are shown where it begins
         else:
             folder.begin(recipe, lock, backbone.files)
         return training.run(continued)
@@ -142,7 +143,7 @@ class Training:
             message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise fault(recipe.backbone, message)
         session.backbone = backbone
-        session.notes += [Warned(text=note) for note in backbone.notes]
+        session.note_backbone()
         self._read_data()
         train = {name: self.datasets[name, "train"] for name in recipe.tasks}
         self.budgeted = steps_on_budget(recipe, session.groups, backbone.encoder, train, session.numbers)

@@ -22,7 +22,16 @@ from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import load_split
 from mtmeta.core.environment import cache_folder, check_launcher
-from mtmeta.core.machine import make_deterministic, memory_errors, peak_memory, pick_device, pick_precision
+from mtmeta.core.machine import (
+    PRECISIONS,
+    Precision,
+    bf16_notes,
+    make_deterministic,
+    memory_errors,
+    peak_memory,
+    pick_device,
+    pick_precision,
+)
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault
@@ -51,13 +60,14 @@ class Session:
     device: torch.device
     warn: Callable[[str], None]
     sources: Sources = field(default_factory=Sources)
+    recorded_precision: str = "auto"
+    """What `precision: auto` meant when the run began, if it goes on; it stays that."""
     backbone: LoadedBackbone = field(init=False, repr=False)
     notes: list[Event] = field(default_factory=list, init=False)
     """Events about the data, for the reporters or the terminal."""
 
     def __post_init__(self) -> None:
         make_deterministic(self.device)
-        self.precision = pick_precision(self.recipe.training.precision, self.device)
         self.groups = self._groups()
         names = dict.fromkeys(name for task in self.recipe.tasks.values() for name in task.metrics)
         self.metrics: dict[str, Metric] = {name: self.registry.get("metric", name, "tasks") for name in names}
@@ -70,6 +80,13 @@ class Session:
             message = f"algorithm '{algorithm.name}' groups tasks as {safe(str(groups))}, expected each task once"
             raise fault(algorithm, message)
         return groups
+
+    @property
+    def precision(self) -> Precision:
+        """What the recipe's `training.precision` means here. It depends on the backbone, which must be loaded."""
+        asked = self.recipe.training.precision
+        wanted = self.recorded_precision if asked == "auto" else asked
+        return pick_precision(wanted, self.device, bf16_on_cpu=self.backbone.bf16_on_cpu)
 
     def numbers(self, group: Sequence[str]) -> dict[str, float]:
         """Return the numbers that the algorithm trains beside a group's model. Raises PluginError for bad names."""
@@ -102,6 +119,16 @@ class Session:
         recipe = self.recipe
         options: Any = {"path": path, "cache": self.cache, "sources": self.sources}
         return load_split(name, recipe.tasks[name], split, recipe.data, recipe.data_root, self.backbone, **options)
+
+    def note_backbone(self) -> None:
+        """Note what a user should know of the backbone, and of its speed on this device."""
+        lines = [*self.backbone.notes, *bf16_notes(self.device, self.precision)]
+        self.notes += [Warned(text=line) for line in lines]
+
+    def warn_of_slowness(self) -> None:
+        """Warn where the recipe asks for a precision that this device is slow in."""
+        for line in bf16_notes(self.device, self.precision):
+            self.warn(line)
 
     def note(self, dataset: Dataset) -> None:
         """Note the rows that were read and skipped."""
@@ -172,6 +199,7 @@ class Session:
             "tasks": list(self.recipe.tasks),
             "groups": self.groups,
             "device": self.device_name(),
+            "precision": self.precision,
             "parameters": sum(parameter.numel() for parameter in parameters),
             "time": time.time(),
         }
@@ -213,7 +241,11 @@ class OpenRecipe:
     def session(self) -> Session:
         """Start a session on the device asked for. Raises MachineError if there is none."""
         # a run that goes on reads the commit it began with, wherever the branch is now
-        pins = pins_of(self.folder.lock()) if self.continued else {}
+        lock = self.folder.lock() if self.continued else {}
+        pins = pins_of(lock)
         sources = Sources(pins, self.request.watcher, remedy=remedy(self.request.recipe))
         device = pick_device(self.request.device)
-        return Session(self.recipe, self.registry, self.folder, device, self.request.warn, sources)
+        session = Session(self.recipe, self.registry, self.folder, device, self.request.warn, sources)
+        if lock.get("device") == device.type == "cpu" and lock.get("precision") in PRECISIONS:
+            session.recorded_precision = lock["precision"]
+        return session

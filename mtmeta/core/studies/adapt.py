@@ -112,6 +112,7 @@ def adapt(
     session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, request.warn, sources)
     starts = dict(_starts(runs))
     session.backbone = restore_backbone(first)
+    session.warn_of_slowness()
     with fitting_threads(session.backbone.encoder):
         data = {name: (session.read_split(name, "train"), session.read_split(name, split)) for name in names}
         parents = {name: (run, starts[name].step) for name, run in runs.items()}

@@ -102,7 +102,7 @@ class Keeper:
     ) -> None:
         recipe, name, steps, seconds = kept.recipe, test.task, len(tuned.steps), round(tuned.seconds, 2)
         session = Session(recipe, run.registry, folder, run.device, run.warn, self.session.sources)
-        session.precision = self.session.precision
+        session.backbone = self.session.backbone
         parent = run.folder.backbone
         files = {str(path.relative_to(parent)): path.read_bytes() for path in parent.rglob("*") if path.is_file()}
         folder.begin(recipe, kept.lock, files)

@@ -144,8 +144,9 @@ class Bert(mtmeta.Backbone):
         if config.type_vocab_size > 1:
             config = replace(config, numbers_pairs=tokenizer.typed)
         encoder = Encoder(config)
-        given = encoder, tokenizer, self.max_length, files, identity, encoder.kernels_identity
-        return encoder, mtmeta.LoadedBackbone(*given, kernels_bf16=lambda: encoder.bf16_kernels_identity)
+        options: Any = {"kernels": encoder.kernels_identity, "bf16_on_cpu": encoder.has_bf16_kernels}
+        options["kernels_bf16"] = lambda: encoder.bf16_kernels_identity
+        return encoder, mtmeta.LoadedBackbone(encoder, tokenizer, self.max_length, files, identity, **options)
 
 
 def _family(config: BertConfig) -> type[FastTokenizer]:

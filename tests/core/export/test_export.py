@@ -56,6 +56,7 @@ def make_run(folder: Path, algorithm: str, tasks: dict[str, dict[str, Any]], **c
     rows = "".join(f"{i}\tword {i}\tword {i + i % 2}\t{1 - i % 2}\n" for i in range(12))
     (folder / "pairs.tsv").write_text("id\tsentence1\tsentence2\tis_duplicate\n" + rows)
     recipe["tasks"] |= tasks
+    recipe["training"]["precision"] = "fp32"  # as other libraries compute
     (folder / "r.yaml").write_text(json.dumps(recipe))
     mtmeta.run(folder / "r.yaml", out=folder / "run", device="cpu")
     return folder / "run"
@@ -352,7 +353,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {"train": "sample", "dev": "sample", "batch_size": 4}
     tasks = {"sst": files, "para": {**files, "pair_mode": "cross"}, "sts": files}
     recipe = {"name": "p", "tasks": tasks, "backbone": "bert", "algorithm": "joint", "reporters": ["jsonl"]}
-    recipe |= {"optimizer": {"name": "adamw", "lr": 1e-4}, "training": {"steps": 1}, "data_root": str(folder)}
+    recipe |= {"optimizer": {"name": "adamw", "lr": 1e-4}, "data_root": str(folder)}
+    recipe |= {"training": {"steps": 1, "precision": "fp32"}}
     (folder / "r.yaml").write_text(json.dumps(recipe))
     mtmeta.run(folder / "r.yaml", out=folder / "run", device="cpu")
     return folder / "run"

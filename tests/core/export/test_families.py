@@ -58,7 +58,8 @@ def hf() -> Any:
 def make_run(folder: Path, backbone: str, weights: Path) -> Path:
     """A step of training on single texts, pairs in one sequence and pairs apart."""
     parts = {"name": backbone, "weights": str(weights), "max_length": 24}
-    recipe = json.loads(quick(folder, "joint", backbone=parts, training={"steps": 1}).read_text())
+    training = {"steps": 1, "precision": "fp32"}  # as other libraries compute
+    recipe = json.loads(quick(folder, "joint", backbone=parts, training=training).read_text())
     rows = "".join(f"{i}\tword {i}\tword {i + i % 2}\t{1 - i % 2}\n" for i in range(12))
     (folder / "pairs.tsv").write_text("id\tsentence1\tsentence2\tis_duplicate\n" + rows)
     recipe["tasks"] |= {"cross": {**PAIRED, "pair_mode": "cross"}, "apart": PAIRED}

@@ -291,7 +291,7 @@ def test_rewind_cuts_torn_lines_and_later_events(tmp_path: Path) -> None:
 def begun(cheap: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A recipe and its run, stopped after the first checkpoint."""
     folder = tmp_path_factory.mktemp("begun")
-    recipe = quick(folder, "joint")
+    recipe = quick(folder, "joint", training={"steps": 4, "precision": "fp32"})
     with pytest.MonkeyPatch.context() as patch:
         stop_before(patch, Trainer, "_one_step", 4)
         with pytest.raises(Killed):

@@ -216,7 +216,7 @@ def test_it_starts_from_the_best_weights_and_from_the_pretrained_ones(
 
 def test_prototypes_classify_by_the_nearest_mean(runs: Path) -> None:
     """With a learning rate of almost nothing the figures are those of a nearest-mean classifier, by hand."""
-    options = ["optimizer.lr=1e-30", "training.steps=1"]
+    options = ["optimizer.lr=1e-30", "training.steps=1", "training.precision=fp32"]
     found = few(runs, shots=(4,), draws=1, tasks=["mood", "same"], head="prototype", overrides=options)
     run = open_run(runs / "reptile")
     recipe = load_recipe(runs / "new.yaml", build_registry())

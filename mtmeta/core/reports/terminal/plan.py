@@ -24,6 +24,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         "backbone": f"{safe(plan['backbone'])}, at most {plan['max_length']} tokens, {safe(plan['weights'], 24)}",
         "parameters": f"{plan['encoder_parameters']:,} encoder + {plan['own_parameters']:,} heads",
         "device": f"{safe(plan['device'])}, {plan['precision']}"
+        + {"": "", "none": ", without instructions for it"}.get(plan["instructions"], f" by {plan['instructions']}")
         + (f", {plural(plan['threads'], 'thread')}" if plan["device"] == "cpu" else ""),
     }
     if any(task["train"]["file"] != task["train"]["name"] for task in plan["tasks"].values()):

@@ -214,6 +214,13 @@ class Encoder(nn.Module):
         return super().train(mode)
 
     @property
+    def has_bf16_kernels(self) -> bool:
+        """Whether bf16 on a CPU goes by compiled kernels; they are not compiled for the answer."""
+        c = self.config
+        fits = Bf16Kernels.fits(c.hidden_size, c.num_attention_heads, c.intermediate_size)
+        return fits and kernels.load() is not None and all(layer.is_plain for layer in self.layers)
+
+    @property
     def bf16_kernels_identity(self) -> str:
         """The compiled kernels that bf16 on a CPU goes by."""
         functions = self._bf16_kernels()
