@@ -32,7 +32,6 @@ from mtmeta.plugins.backbones.checkpoint.config import BertConfig, config_json
 from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
 from mtmeta.plugins.backbones.encoder.encoder import Encoder
 from mtmeta.plugins.backbones.hf import HuggingFace
-from mtmeta.plugins.backbones.tokenizers.bytelevel import SPECIAL_TOKENS
 
 __all__ = ["main", "write_folder"]
 
@@ -42,6 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "small": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
 }
 VOCABULARY = 30_000
+ROBERTA_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def write_folder(folder: Path, family: str, shape: str, data: str) -> None:
@@ -55,7 +55,7 @@ def write_folder(folder: Path, family: str, shape: str, data: str) -> None:
         read = task.sample("train") if data == "sample" else task.read(mtmeta.DataFile(root / str(task.train)))
         texts += [text for example in read for text in (example.text, example.pair) if text]
     tokenizer = ByteLevelBPETokenizer()
-    special = list(SPECIAL_TOKENS)
+    special = list(ROBERTA_TOKENS)
     tokenizer.train_from_iterator(texts, vocab_size=VOCABULARY, show_progress=False, special_tokens=special)
     sep, cls = (special.index(token) for token in ("</s>", "<s>"))
     tokenizer._tokenizer.post_processor = processors.RobertaProcessing(

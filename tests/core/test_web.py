@@ -11,6 +11,7 @@ import pytest
 
 from mtmeta.core.environment import why_unsafe
 from mtmeta.core.web import Misanswer, is_own_machine, redirected
+from tests.support.groups import set_group
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,9 @@ def test_other_hosts_are_other_machines() -> None:
         assert not is_own_machine(host), host
 
 
-def test_what_others_may_write_to(tmp_path: Path) -> None:
+def test_what_others_may_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with the sticky bit, as /tmp, keeps what is in it from others; a file has no such bit."""
+    set_group(monkeypatch, "ada", "grace")
     file = tmp_path / "f"
     file.touch()
     for place, modes in (

@@ -271,7 +271,7 @@ def test_every_link_is_refused_by_name_before_anything_is_written(
         inside.pop(str(scene.run / "summary.json")) if name == "continue" else None
         outcome = call(*arguments, cwd=scene.box, capsys=capsys)
         assert outcome.code in (2, 4), outcome.err
-        assert f"{entry}: is a symbolic link; remove it" in outcome.err
+        assert f"{entry}: is a symbolic link; " in outcome.err
         scene.check(outcome, name)
         after = snapshot(scene.run)
         assert {k: v[:2] + v[3:] for k, v in after.items()} == {k: v[:2] + v[3:] for k, v in inside.items()}

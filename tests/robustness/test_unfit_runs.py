@@ -14,7 +14,8 @@ import pytest
 from mtmeta.core.api.events import Evaluated, StepDone
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import assert_refused, call, contents, data_folder, quietly
-from tests.support.spoilt_runs import HUGE, REPLACEMENTS, in_time
+from tests.support.fuzzing import no_hang
+from tests.support.spoilt_runs import HUGE, REPLACEMENTS
 
 RUN = ("run", "r.yaml", "--out", "out", "--set", "reporters=[jsonl]", "--set", "checkpoint.every=1")
 EVAL = ("eval", "out")
@@ -137,7 +138,7 @@ def test_unfit(row: str, place: Path, capsys: pytest.CaptureFixture[str]) -> Non
     harm, command, code, words = UNFIT[row]
     harm(place / "out")
     before = None if (place / "elsewhere").is_dir() else sizes(place)
-    with in_time(10):
+    with no_hang(10):
         assert_refused(call(*command, cwd=place, capsys=capsys), code, *words)
     assert before is None or sizes(place) == before
 
@@ -157,7 +158,7 @@ def test_the_other_runs_are_listed(name: str, kind: str, place: Path, capsys: py
     if name == "events.jsonl":
         (place / "out" / "summary.json").unlink()  # of a finished run nobody asks for events
     replaced(name, kind)(place / "out")
-    with in_time(10):
+    with no_hang(10):
         shown = call("runs", ".", "--json", cwd=place, capsys=capsys)
     assert (shown.code, shown.err) == (0, "")
     rows = {row["run"]: row["status"] for row in json.loads(shown.out)}
@@ -225,7 +226,7 @@ def test_a_line_that_no_run_writes_is_left_out_and_said(
     good = path.read_bytes()
     call(*REPORT, "--out", "good.html", cwd=place, capsys=capsys)
     path.write_bytes(NOTHING[name] + good + NOTHING[name].rstrip(b"\n")[:1000])  # the last one may be under way
-    with in_time(20):
+    with no_hang(20):
         told = call(*REPORT, "--out", "page.html", cwd=place, capsys=capsys)
     assert told.code == 0
     assert [line.partition(" and was left out")[0] for line in told.err.splitlines()] == [
@@ -279,7 +280,7 @@ def test_a_report_leaves_out_the_run_that_is_damaged(
 ) -> None:
     shutil.copytree(place / "out", place / "other", symlinks=True)
     replaced(name, "pipe")(place / "out")
-    with in_time(20):
+    with no_hang(20):
         told = call("report", "out", "other", cwd=place, capsys=capsys)
     assert told.code == 0
     (line,) = told.err.splitlines()

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
 import shutil
-import signal
 import socket
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hypothesis import strategies as st
 
-from tests.support.fuzzing import WORDS, grafted, json_bytes, mutated, survives
+from tests.support.fuzzing import WORDS, grafted, json_bytes, mutated, no_hang, survives
 
 Snapshot = dict[str, tuple[int, int, bytes]]
 Harm = tuple[str, bytes | str, bool]
@@ -186,25 +184,6 @@ def snapshot(folder: Path) -> Snapshot:
     return found
 
 
-@contextlib.contextmanager
-def in_time(seconds: int) -> Iterator[None]:
-    """Within, no more than `seconds` of computing, and six times that of waiting for a busy machine."""
-
-    def late(number: int, frame: object) -> None:
-        raise AssertionError(f"still at it after {seconds} s")
-
-    kept = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, 6 * seconds)
-    try:
-        yield
-    finally:
-        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
-            signal.setitimer(timer, 0)
-        for number, handler in kept.items():
-            signal.signal(number, handler)
-
-
 def run_directory(good: Path, decoy: Path, commands: Sequence[tuple[str, ...]]) -> Callable[[Any], None]:
     """A fuzzer's attempt: a command on a spoilt copy of the run `good`, which lies at `out`; nothing else changes."""
     before = snapshot(decoy)
@@ -215,7 +194,7 @@ def run_directory(good: Path, decoy: Path, commands: Sequence[tuple[str, ...]]) 
         shutil.rmtree("out", ignore_errors=True)
         shutil.copytree(good, "out", symlinks=True)
         spoil(Path("out"), harms)
-        with in_time(10):
+        with no_hang(10):
             answer = survives(*command)
         assert answer.code in (0, 2, 3, 4, 5, 6), answer
         assert "bug in mtmeta" not in answer.err

@@ -10,6 +10,7 @@ import copy
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -300,10 +301,15 @@ def test_the_command_writes_a_file_and_says_the_line(tmp_path: Path, capsys: pyt
     assert (refused.code, refused.err) == (2, "error: new: is a directory; name a file\n")
 
 
-def test_a_pipe_or_a_device_is_never_replaced_by_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_is_written_into_and_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "pipe")
-    done = call("schema", "--out", "pipe", cwd=tmp_path, capsys=capsys)
-    assert (done.code, done.err) == (6, "error: pipe: is a device or a pipe; name a file\n")
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit((tmp_path / "pipe").read_text, encoding="utf-8")
+        done = call("schema", "--out", "pipe", cwd=tmp_path, capsys=capsys)
+        if done.code:  # the reader waits for whoever opens the pipe
+            os.close(os.open(tmp_path / "pipe", os.O_WRONLY | os.O_NONBLOCK))
+        assert (done.code, done.err) == (0, "")
+        assert reader.result(timeout=30) == call("schema", cwd=tmp_path, capsys=capsys).out
     assert (tmp_path / "pipe").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
