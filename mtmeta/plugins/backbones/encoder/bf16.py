@@ -128,26 +128,22 @@ class _Layer(torch.autograd.Function):
         k, span = plan.kernels, plan.span
         _, wants_qkv, _, wants_out, _, _, _, wants_up, _, wants_down = ctx.needs_input_grad[:10]
         d_inner, d_unit, second = k.norm_backward(grad.contiguous(), second_unit, second_rstd, second_gain, masks[2])
-        d_down = _over_tokens(k, d_unit, active) if wants_down else None  # frozen weights cost nothing
+        d_down = _over_tokens(k, d_unit, active).float() if wants_down else None  # frozen weights cost nothing
         d_wider = d_unit @ down
         d_up_bias = k.gelu_backward_(d_wider, wider, up_bias)
-        d_up = _over_tokens(k, inner, d_wider).t() if wants_up else None
+        d_up = k.transposed_fp32(_over_tokens(k, inner, d_wider)) if wants_up else None
         more = d_wider @ up
         dx, d_unit, first = k.norm_backward(d_inner, unit, rstd, gain, masks[1], more)
-        d_out = _over_tokens(k, d_unit, mixed) if wants_out else None
+        d_out = _over_tokens(k, d_unit, mixed).float() if wants_out else None
         attended = wide, qkv_bias, span.offsets, span.longest, masks[0], mixed, lse, d_unit @ out
         d_wide, d_qkv_bias = k.attention_backward(*attended)
-        d_qkv = _over_tokens(k, x, d_wide).t() if wants_qkv else None
+        d_qkv = k.transposed_fp32(_over_tokens(k, x, d_wide)) if wants_qkv else None
         dx = dx.addmm_(d_wide, qkv)
-        of_first = _fp32(d_qkv), d_qkv_bias, _fp32(d_out), first[2], first[0], first[1]
-        of_second = _fp32(d_up), d_up_bias, _fp32(d_down), second[2], second[0], second[1]
+        of_first = d_qkv, d_qkv_bias, d_out, first[2], first[0], first[1]
+        of_second = d_up, d_up_bias, d_down, second[2], second[0], second[1]
         return dx, *of_first, *of_second, None, None, None, None
 
 
 def _over_tokens(k: Bf16Kernels, narrow: Tensor, other: Tensor) -> Tensor:
     """Compute narrow^T other: [S, a], [S, b] -> [a, b]."""
     return k.transposed(narrow) @ other
-
-
-def _fp32(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else torch.empty(gradient.shape).copy_(gradient)

@@ -23,6 +23,7 @@ class Bf16Kernels(Kernels):
     files: ClassVar = ("vector.h", "bf16.h", "gelu.h", "attention_bf16.c", "rows_bf16.c")
     functions: ClassVar = (
         *("norm_forward_bf16", "norm_backward_bf16", "gelu_forward_bf16", "gelu_backward_bf16", "transpose_bf16"),
+        "transpose_to_fp32",
         *("attention_forward_bf16", "attention_backward_bf16", "attention_room_bf16", "use_matrix_unit"),
     )
     multiple: ClassVar = 16
@@ -104,6 +105,12 @@ class Bf16Kernels(Kernels):
         """Return a copy with rows and columns exchanged: [S, D] -> [D, S]."""
         y = x.new_empty(x.shape[1], x.shape[0])
         self.call("transpose_bf16", *x.shape, x, y)
+        return y
+
+    def transposed_fp32(self, x: Tensor) -> Tensor:
+        """Return the same in fp32; both widths are multiples of 8."""
+        y = torch.empty(x.shape[1], x.shape[0])
+        self.call("transpose_to_fp32", *x.shape, x, y)
         return y
 
     def _rooms(self, longest: int, d: int) -> tuple[Tensor, int]:

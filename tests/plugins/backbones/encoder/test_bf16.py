@@ -96,6 +96,8 @@ def test_gelu_equals_its_formula(k: Bf16Kernels) -> None:
 def test_a_transpose_is_one(k: Bf16Kernels, shape: tuple[int, int]) -> None:
     x = half(*shape, seed=1)
     assert torch.equal(k.transposed(x), x.t())
+    if not shape[0] % 8:
+        assert torch.equal(k.transposed_fp32(x), x.t().float())
 
 
 @pytest.mark.parametrize(("heads", "d"), [(1, 16), (3, 32), (14, 16), (2, 48), (2, 64), (1, 128)])

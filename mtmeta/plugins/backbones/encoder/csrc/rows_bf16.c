@@ -119,3 +119,18 @@ void transpose_bf16(long rows, long width, const bf16 *x, bf16 *to, int threads)
         }
     }
 }
+
+/* The same of a product's result, in fp32, [m, n] -> [n, m]: of multiples of 8. */
+void transpose_to_fp32(long rows, long width, const bf16 *x, float *to, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long c = 0; c < width; c += 8)
+        for (long row = 0; row < rows; row += 8) {
+            bf16 turned[64];
+            turn(x + row * width + c, width, turned, 8);
+            for (long j = 0; j < 8; j++)
+                for (long i = 0; i < 8; i++) {
+                    const uint32_t bits = (uint32_t)turned[8 * j + i] << 16;
+                    memcpy(to + (c + j) * rows + row + i, &bits, 4);
+                }
+        }
+}
