@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.robustness.conftest import Material
 from tests.robustness.forks import Forks, wait
@@ -115,6 +116,18 @@ def test_twenty_five_kills(algorithm: str, forks: Forks, tmp_path: Path, materia
     runs = _runs(forks, tmp_path, material, algorithm, tasks=tasks, steps=60)
     for story in kill_at_random_times(runs, algorithm, 25, 0.2):
         print(f"{algorithm}: {story}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_ten_kills_in_bf16(algorithm: str, forks: Forks, tmp_path: Path, material: Material) -> None:
+    """The same with an encoder that is wide enough for the kernels of bf16, by the matrix unit where there is one."""
+    changes = {"training": {"precision": "bf16"}, "backbone": {"name": "bert", "weights": "embedded", "max_length": 16}}
+    runs = _runs(forks, tmp_path, material, algorithm, steps=12, **changes)
+    lock = yaml.safe_load((tmp_path / "001" / "out" / "recipe.lock.yaml").read_text())
+    assert lock["precision"] == "bf16" and lock["kernels"].endswith((" amx", " vectors"))
+    for story in kill_at_random_times(runs, f"bf16 {algorithm}", 10, 0.5):
+        print(f"{algorithm}, kernels {lock['kernels']}: {story}")
 
 
 @pytest.mark.slow
