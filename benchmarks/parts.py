@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 import mtmeta
-from mtmeta.core.data.dataset import Dataset, TokenStore
+from mtmeta.core.data.dataset import Dataset, TokenStore, select
 from mtmeta.core.data.loading import load_split
+from mtmeta.core.machine import Precision
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
@@ -29,6 +30,7 @@ __all__ = [
     "TASKS",
     "Parts",
     "add_arguments",
+    "by_length",
     "first_rows",
     "load_backbone",
     "load_dataset",
@@ -96,10 +98,11 @@ def load_parts(
     return Parts(encoder, encoder.config, dict(backbone.files), tasks, datasets)
 
 
-def make_learner(parts: Parts, *names: str, steps: int = 1000) -> Learner:
+def make_learner(parts: Parts, *names: str, steps: int = 1000, precision: Precision = "fp32") -> Learner:
     """A learner of its own on a copy of the weights, for the tasks `names`."""
     tasks = {name: parts.tasks[name] for name in names}
-    return Learner(MultiTaskModel(copy.deepcopy(parts.encoder), tasks, SEED), seed=SEED, steps=steps)
+    model = MultiTaskModel(copy.deepcopy(parts.encoder), tasks, SEED)
+    return Learner(model, seed=SEED, steps=steps, precision=precision)
 
 
 def first_rows(dataset: Dataset, rows: int) -> Dataset:
@@ -110,3 +113,8 @@ def first_rows(dataset: Dataset, rows: int) -> Dataset:
         TokenStore(store.ids, store.types, np.asarray(store.offsets[: rows + 1])) for store in dataset.stores
     )
     return replace(dataset, ids=dataset.ids[:rows], labels=dataset.labels[:rows], stores=stores)
+
+
+def by_length(dataset: Dataset) -> Dataset:
+    """The examples in the order of their tokens, the shortest first, so that a batch needs hardly any padding."""
+    return select(dataset, np.argsort(np.sum([store.lengths for store in dataset.stores], axis=0), kind="stable"))

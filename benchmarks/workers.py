@@ -10,19 +10,24 @@ import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from benchmarks import contenders
 from benchmarks.contenders import Contender, Indices, Mtmeta
-from benchmarks.parts import Parts, first_rows, load_parts
+from benchmarks.parts import Parts, by_length, first_rows, load_parts
+from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.machine import Heap
 
 __all__ = ["MAKERS", "Worker"]
 
 MAKERS: dict[str, Callable[[Parts, str], Contender]] = {
     "mtmeta": Mtmeta,
+    "mtmeta_bf16": partial(Mtmeta, precision="bf16"),
     "mtmeta_padded": contenders.mtmeta_padded,
     "transformers": contenders.transformers,
+    "transformers_bf16_eager": partial(contenders.transformers, attention="eager", precision="bf16"),
+    "transformers_bf16_sdpa": partial(contenders.transformers, precision="bf16"),
     "sentence_transformers": contenders.sentence_transformers,
 }
 
@@ -49,9 +54,9 @@ class Worker:
         """Seconds of one training step on these examples."""
         return self._ask("step", indices)
 
-    def evaluate(self, rows: int) -> float:
-        """Seconds of predicting the first `rows` of the dev set."""
-        return self._ask("evaluate", rows)
+    def evaluate(self, rows: int, *, grouped: bool = False) -> float:
+        """Seconds of predicting the first `rows` of the dev set, in file order or in the order of their lengths."""
+        return self._ask("evaluate", (rows, grouped))
 
     def stop(self) -> None:
         """End the process."""
@@ -76,13 +81,18 @@ def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> N
     pipe.send(0.0)
     contender: Contender | None = None
     task = ""
+    dev: dict[tuple[int, bool], Dataset] = {}  # sorted before anything is timed
     while True:
         command, argument = pipe.recv()
+        if command == "evaluate" and argument not in dev:
+            rows, grouped = argument
+            first = first_rows(parts.datasets[task, "dev"], rows)
+            dev[argument] = by_length(first) if grouped else first
         started = time.perf_counter()
         if command == "stop":
             return
         if command == "start":
-            contender, task = None, argument  # the old one's memory first
+            contender, task, dev = None, argument, {}  # the old one's memory first
             contender = MAKERS[kind](parts, task)
         elif command == "step":
             assert contender is not None
@@ -91,5 +101,5 @@ def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> N
                 heap.after_step()
         else:
             assert contender is not None
-            contender.evaluate(first_rows(parts.datasets[task, "dev"], argument))
+            contender.evaluate(dev[argument])
         pipe.send(time.perf_counter() - started)

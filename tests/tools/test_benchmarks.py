@@ -20,11 +20,12 @@ from benchmarks.contenders import Mtmeta, Rival, mtmeta_padded, transformers
 from benchmarks.data import large_file
 from benchmarks.meta import PIECES, Clock
 from benchmarks.padded import masked_mean, pad, padded_forward
-from benchmarks.parts import Parts, first_rows, load_backbone, load_dataset, load_parts, make_task
+from benchmarks.parts import Parts, by_length, first_rows, load_backbone, load_dataset, load_parts, make_task
+from benchmarks.precision import FIELD, summary
 from benchmarks.profile import profile_step
 from benchmarks.scaling import TINY, point, synthetic
 from benchmarks.scaling import main as scaling
-from benchmarks.stats import layer_weights, ratios, spread, step_flops
+from benchmarks.stats import instructions, layer_weights, ratios, spread, step_flops
 from mtmeta.core.data.packing import pack_sequences
 from mtmeta.core.training.model import mean_pool
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
@@ -83,6 +84,45 @@ def test_contenders_learn_the_same(parts: Parts, task: str) -> None:
     assert np.ptp(predictions, axis=0).max() < 1e-4
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_bf16_contenders_learn_about_the_same(parts: Parts, attention: str) -> None:
+    """To the digits of bf16, and not to more: each of them computes in it."""
+    batches = [np.arange(start, start + 16) for start in (0, 16, 32)]
+
+    def losses(contender: Mtmeta | Rival) -> Any:
+        return np.array([contender.step(indices) for indices in batches])
+
+    fp32 = losses(transformers(parts, "sst"))
+    ours = losses(Mtmeta(parts, "sst", precision="bf16"))
+    theirs = losses(transformers(parts, "sst", attention, "bf16"))
+    for found in (ours, theirs):
+        assert 0 < np.abs(found / fp32 - 1).max() < 2e-2
+
+
+def test_by_length_keeps_the_examples(parts: Parts) -> None:
+    dev = first_rows(parts.datasets["para", "dev"], 20)
+    made = by_length(dev)
+    lengths = np.sum([store.lengths for store in made.stores], axis=0)
+    assert (np.diff(lengths) >= 0).all()
+    assert sorted(made.ids) == sorted(dev.ids) and list(made.ids) != list(dev.ids)
+
+
+def test_precision_summary_by_hand() -> None:
+    """Two rounds; the second setting of transformers is the faster one."""
+    times = {name: [8.0, 8.0] for name in FIELD}
+    times |= {"mtmeta": [6.0, 9.0], "mtmeta_bf16": [2.0, 3.0], "transformers_bf16_sdpa_grouped": [4.0, 6.0]}
+    found = summary(times, flops=[120, 120], rates=[100.0, 100.0])
+    assert found["transformers_best"] == "transformers_bf16_sdpa_grouped"
+    assert found["ratio_vs_fp32"] == 3.0 and found["ratio_vs_transformers_best"] == 2.0
+    assert found["fraction_of_gemm_bound"] == 0.5  # 1.2 s at that rate: 0.6 and 0.4 of the steps
+    assert found["ratio_vs_transformers"] == pytest.approx((8 / 2 + 8 / 3) / 2, abs=1e-3)
+
+
+def test_instructions_are_those_among_the_flags() -> None:
+    assert instructions("fpu sse2 amx_bf16 avx2 avx512_bf16_not") == ["avx2", "amx_bf16"]
+    assert instructions("") == []
+
+
 def test_flops_by_hand() -> None:
     config = BertConfig(vocab_size=100, hidden_size=4, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)
     # a layer: query, key, value and output 4 x 4 each, up 4 x 8, down 8 x 4
@@ -128,6 +168,21 @@ def test_quick_json_has_its_keys() -> None:
             else:
                 low, high = values[f"{key}_quartiles"]
                 assert 0 < low <= values[key] <= high
+
+
+@pytest.mark.slow
+def test_precision_json_has_its_keys() -> None:
+    small = ("--data", "sample", "--weights", "tiny", "--batch", "8", "--rounds", "1", "--rows", "16")
+    found = run("precision", "-", "--tasks", "sst", *small)
+    assert isinstance(found["machine"]["instructions"], list) and {"load_before", "load_after"} < set(found)
+    for kind in ("training", "evaluation"):
+        values = found["tasks"]["sst"][kind]
+        assert values["rounds"] == 1 and values["transformers_best"] in FIELD
+        keys = ("ratio_vs_fp32", "ratio_vs_transformers_best", "fraction_of_gemm_bound")
+        for key in (*keys, *(f"ratio_vs_{name}" for name in FIELD[2:])):
+            low, high = values[f"{key}_quartiles"]
+            assert 0 < low <= values[key] <= high, key
+        assert values["ratio_vs_transformers_best"] == min(values[f"ratio_vs_{name}"] for name in FIELD[2:])
 
 
 def test_backbones_json_has_its_keys(capsys: pytest.CaptureFixture[str]) -> None:
