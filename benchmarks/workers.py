@@ -19,7 +19,7 @@ from benchmarks.parts import Parts, by_length, first_rows, load_parts
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.machine import Heap
 
-__all__ = ["MAKERS", "Worker"]
+__all__ = ["MAKERS", "Remote", "Worker"]
 
 MAKERS: dict[str, Callable[[Parts, str], Contender]] = {
     "mtmeta": Mtmeta,
@@ -32,13 +32,13 @@ MAKERS: dict[str, Callable[[Parts, str], Contender]] = {
 }
 
 
-class Worker:
-    """One contender. A call waits for its answer; times are taken in its own process."""
+class Remote:
+    """A process that waits to be asked, and answers with the seconds that it took. A call waits for the answer."""
 
-    def __init__(self, kind: str, weights: str, data: str, tasks: Sequence[str]) -> None:
+    def __init__(self, serve: Callable[..., None], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads that are not there
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, kind, weights, data, list(tasks)), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -46,17 +46,10 @@ class Worker:
         """Wait until weights and data are loaded."""
         self._answer()
 
-    def start(self, task: str) -> None:
-        """Go on to a task, from the pretrained weights."""
-        self._ask("start", task)
-
-    def step(self, indices: Indices) -> float:
-        """Seconds of one training step on these examples."""
-        return self._ask("step", indices)
-
-    def evaluate(self, rows: int, *, grouped: bool = False) -> float:
-        """Seconds of predicting the first `rows` of the dev set, in file order or in the order of their lengths."""
-        return self._ask("evaluate", (rows, grouped))
+    def ask(self, command: str, argument: object) -> float:
+        """Seconds of what is asked for, taken in its own process."""
+        self._pipe.send((command, argument))
+        return self._answer()
 
     def stop(self) -> None:
         """End the process."""
@@ -64,15 +57,30 @@ class Worker:
             self._pipe.send(("stop", None))
         self._process.join(30)
 
-    def _ask(self, command: str, argument: object) -> float:
-        self._pipe.send((command, argument))
-        return self._answer()
-
     def _answer(self) -> float:
         try:
             return float(self._pipe.recv())
         except EOFError:
             raise SystemExit("a contender's process ended; what went wrong stands above") from None
+
+
+class Worker(Remote):
+    """One contender of training and evaluation."""
+
+    def __init__(self, kind: str, weights: str, data: str, tasks: Sequence[str]) -> None:
+        super().__init__(_serve, kind, weights, data, list(tasks))
+
+    def start(self, task: str) -> None:
+        """Go on to a task, from the pretrained weights."""
+        self.ask("start", task)
+
+    def step(self, indices: Indices) -> float:
+        """Seconds of one training step on these examples."""
+        return self.ask("step", indices)
+
+    def evaluate(self, rows: int, *, grouped: bool = False) -> float:
+        """Seconds of predicting the first `rows` of the dev set, in file order or in the order of their lengths."""
+        return self.ask("evaluate", (rows, grouped))
 
 
 def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> None:
