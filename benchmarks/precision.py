@@ -26,6 +26,7 @@ A ratio is the median over rounds of their time over ours in bf16: above 1, bf16
 from __future__ import annotations
 
 import json
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -169,29 +170,27 @@ def _rates(times: Times, examples: int) -> dict[str, Any]:
 
 
 def _measure(options: Namespace) -> dict[str, Any]:
-    """The whole document: this machine, and every task within its share of the time."""
+    """The whole document: this machine, and every task within its share of the time; written after each of them."""
     started, load_before = time.perf_counter(), load()
     names = options.tasks.split(",")
     parts = load_parts(options.weights, options.data, names, splits=("train", "dev"))
     workers = {kind: Worker(kind, options.weights, options.data, names) for kind in (*OURS, *THEIRS)}
     for worker in workers.values():
         worker.ready()
-    tasks: dict[str, Any] = {}
+    about = machine() | {"bf16_kernels": parts.encoder.bf16_kernels_identity}
+    results: dict[str, Any] = {"machine": about, "load_before": load_before, "batch": options.batch, "tasks": {}}
     for done, name in enumerate(names):
         share = max(0.0, (options.seconds - (time.perf_counter() - started)) / (len(names) - done))
-        tasks[name] = measure_task(
+        results["tasks"][name] = measure_task(
             parts, workers, name, batch=options.batch, seconds=share, rounds=options.rounds, rows=options.rows
         )
+        results |= {"load_after": load(), "seconds": round(time.perf_counter() - started, 1)}
+        if options.json and options.json != "-":  # so that what is done stays when the rest is stopped
+            Path(options.json).write_text(json.dumps(results, indent=2, allow_nan=False) + "\n")
+        print(f"{name}: done after {results['seconds']} s", file=sys.stderr)
     for worker in workers.values():
         worker.stop()
-    return {
-        "machine": machine() | {"bf16_kernels": parts.encoder.bf16_kernels_identity},
-        "load_before": load_before,
-        "load_after": load(),
-        "batch": options.batch,
-        "seconds": round(time.perf_counter() - started, 1),
-        "tasks": tasks,
-    }
+    return results
 
 
 LINES = (
@@ -231,12 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     results = _measure(options)
-    document = json.dumps(results, indent=2, allow_nan=False)
     if options.json == "-":
-        print(document)
+        print(json.dumps(results, indent=2, allow_nan=False))
         return
-    if options.json:
-        Path(options.json).write_text(document + "\n")
     console = Console(width=120)
     for kind in ("training", "evaluation"):
         console.print(_table(results["tasks"], kind))
