@@ -11,7 +11,7 @@ import copy
 import importlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +25,23 @@ from benchmarks.parts import SEED, Parts, make_learner
 from mtmeta.core.api.optimizers import AdamW
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import pack
+from mtmeta.core.machine import Precision, autocast
 from mtmeta.core.training.evaluation import predict
 from mtmeta.core.training.model import build_head
 from mtmeta.plugins.backbones.checkpoint.config import config_json
 from mtmeta.plugins.backbones.checkpoint.names import hugging_face_names
 
-__all__ = ["Contender", "Mtmeta", "Rival", "grouped_batches", "mtmeta_padded", "sentence_transformers", "transformers"]
+__all__ = [
+    "Contender",
+    "Mtmeta",
+    "Rival",
+    "grouped_batches",
+    "mtmeta_padded",
+    "random_batches",
+    "sentence_transformers",
+    "tokens_of",
+    "transformers",
+]
 
 Indices = NDArray[np.int64]
 LR = 1e-5
@@ -50,10 +61,11 @@ class Contender(Protocol):
 class Mtmeta:
     """The product's own path: pack, Learner.gradient, the recipe's AdamW."""
 
-    def __init__(self, parts: Parts, task: str) -> None:
+    def __init__(self, parts: Parts, task: str, precision: Precision = "fp32") -> None:
         self.task = task
+        self.precision = precision
         self.dataset = parts.datasets[task, "train"]
-        self.learner = make_learner(parts, task)
+        self.learner = make_learner(parts, task, precision=precision)
         self.optimizer = AdamW(lr=LR).build(self.learner.parameters.items())
         self.steps = 0
 
@@ -66,15 +78,21 @@ class Mtmeta:
         return float(loss)
 
     def evaluate(self, dataset: Dataset) -> NDArray[np.float64]:
-        return predict(self.learner.model, dataset, batch_tokens=BATCH_TOKENS).values
+        return predict(self.learner.model, dataset, batch_tokens=BATCH_TOKENS, precision=self.precision).values
 
 
 class Rival:
-    """The textbook loop on padded batches around somebody's encoder."""
+    """The textbook loop on padded batches around somebody's encoder; bf16 is torch.autocast around the forward."""
 
     def __init__(
-        self, parts: Parts, task: str, encoder: nn.Module, pooled: Callable[[nn.Module, Padded], Tensor]
+        self,
+        parts: Parts,
+        task: str,
+        encoder: nn.Module,
+        pooled: Callable[[nn.Module, Padded], Tensor],
+        precision: Precision = "fp32",
     ) -> None:
+        self.precision = precision
         self.dataset = parts.datasets[task, "train"]
         self.objective = parts.tasks[task].objective
         head = build_head(task, parts.tasks[task], parts.config.hidden_size, SEED)
@@ -85,7 +103,7 @@ class Rival:
         batches = [pad(store, indices) for store in self.dataset.stores]
         labels = torch.from_numpy(self.dataset.labels[indices].astype(np.float32))
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.loss(self.model(batches), labels)
+        loss = self.objective.loss(self._outputs(batches), labels)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())
@@ -96,10 +114,15 @@ class Rival:
         with torch.inference_mode():
             for start in range(0, len(dataset), batch_size):
                 indices = np.arange(start, min(start + batch_size, len(dataset)))
-                outputs = self.model([pad(store, indices) for store in dataset.stores])
+                outputs = self._outputs([pad(store, indices) for store in dataset.stores])
                 predictions.append(self.objective.decode(outputs).double().numpy())
         self.model.train()
         return np.concatenate(predictions)
+
+    def _outputs(self, batches: Sequence[Padded]) -> Tensor:
+        with autocast(torch.device("cpu"), self.precision):
+            outputs: Tensor = self.model(batches)
+        return outputs.float()
 
 
 def mtmeta_padded(parts: Parts, task: str) -> Rival:
@@ -111,14 +134,14 @@ def mtmeta_padded(parts: Parts, task: str) -> Rival:
     return Rival(parts, task, copy.deepcopy(parts.encoder), pooled)
 
 
-def transformers(parts: Parts, task: str) -> Rival:
-    """transformers' BertModel with attn_implementation="sdpa" and masked mean pooling."""
+def transformers(parts: Parts, task: str, attention: str = "sdpa", precision: Precision = "fp32") -> Rival:
+    """transformers' BertModel with attn_implementation "sdpa" or "eager", and masked mean pooling."""
 
     def pooled(encoder: nn.Module, batch: Padded) -> Tensor:
         output = encoder(input_ids=batch.ids, attention_mask=batch.mask.long(), token_type_ids=batch.types)
         return masked_mean(output.last_hidden_state, batch.mask)
 
-    return Rival(parts, task, bert_model(parts), pooled)
+    return Rival(parts, task, bert_model(parts, attention), pooled, precision)
 
 
 def sentence_transformers(parts: Parts, task: str) -> Rival:
@@ -140,12 +163,12 @@ def sentence_transformers(parts: Parts, task: str) -> Rival:
     return Rival(parts, task, encoder, pooled)
 
 
-def bert_model(parts: Parts) -> Any:
+def bert_model(parts: Parts, attention: str = "sdpa") -> Any:
     """transformers' BertModel with the weights of our encoder."""
     hf = importlib.import_module("transformers")
     hf.logging.set_verbosity_error()
     hf.logging.disable_progress_bar()
-    config = hf.AutoConfig.for_model(**json.loads(config_json(parts.config)), attn_implementation="sdpa")
+    config = hf.AutoConfig.for_model(**json.loads(config_json(parts.config)), attn_implementation=attention)
     model = hf.AutoModel.from_config(config, add_pooling_layer=False)
     ours = parts.encoder.state_dict()
     state: dict[str, Tensor] = {}
@@ -169,3 +192,17 @@ def grouped_batches(dataset: Dataset, batch_size: int) -> Iterator[Indices]:
         whole = [batch for batch in batches if len(batch) == batch_size] or batches
         for at in torch.randperm(len(whole), generator=generator).tolist():
             yield whole[at]
+
+
+def random_batches(dataset: Dataset, batch_size: int) -> Iterator[Indices]:
+    """Batches in random order, epoch after epoch; what is left over at the end of one is left out."""
+    generator = np.random.default_rng(SEED)
+    while True:
+        order = generator.permutation(len(dataset))
+        for start in range(0, max(1, len(order) - batch_size + 1), batch_size):
+            yield order[start : start + batch_size]
+
+
+def tokens_of(dataset: Dataset, indices: Indices) -> int:
+    """Real tokens of these examples, special ones included."""
+    return sum(int(np.sum(store.offsets[indices + 1] - store.offsets[indices])) for store in dataset.stores)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import mtmeta
-from mtmeta.core.data.dataset import Dataset, TokenStore
+from mtmeta.core.data.dataset import Dataset, TokenStore, select
 from mtmeta.core.data.loading import load_split
+from mtmeta.core.machine import Precision
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
@@ -29,6 +32,9 @@ __all__ = [
     "TASKS",
     "Parts",
     "add_arguments",
+    "add_sources",
+    "by_length",
+    "copy_in_precision",
     "first_rows",
     "load_backbone",
     "load_dataset",
@@ -54,12 +60,17 @@ class Parts:
 
 
 def add_arguments(parser: ArgumentParser, *, tasks: str = "sst,para,sts") -> None:
-    """--tasks, --data and --weights, and what they default to."""
-    data, weights = os.environ.get("MTMETA_DATA") or "sample", os.environ.get("MTMETA_MINILM") or "embedded"
+    """--tasks, --data, --weights and --batch, and what they default to."""
     parser.add_argument("--tasks", default=tasks, help=f"comma-separated, of {', '.join(TASKS)} (default: %(default)s)")
+    add_sources(parser)
+    parser.add_argument("--batch", type=int, default=128, help="examples in a batch (default: %(default)s)")
+
+
+def add_sources(parser: ArgumentParser) -> None:
+    """--data and --weights, and what they default to."""
+    data, weights = os.environ.get("MTMETA_DATA") or "sample", os.environ.get("MTMETA_MINILM") or "embedded"
     parser.add_argument("--data", default=data, help="folder of sst-train.csv and so on, or `sample`; MTMETA_DATA")
     parser.add_argument("--weights", default=weights, help="folder of a BERT, `tiny` or `embedded`; MTMETA_MINILM")
-    parser.add_argument("--batch", type=int, default=128, help="examples in a batch (default: %(default)s)")
 
 
 def load_backbone(weights: str, dropout: float | None = None) -> mtmeta.LoadedBackbone:
@@ -96,10 +107,11 @@ def load_parts(
     return Parts(encoder, encoder.config, dict(backbone.files), tasks, datasets)
 
 
-def make_learner(parts: Parts, *names: str, steps: int = 1000) -> Learner:
+def make_learner(parts: Parts, *names: str, steps: int = 1000, precision: Precision = "fp32") -> Learner:
     """A learner of its own on a copy of the weights, for the tasks `names`."""
     tasks = {name: parts.tasks[name] for name in names}
-    return Learner(MultiTaskModel(copy.deepcopy(parts.encoder), tasks, SEED), seed=SEED, steps=steps)
+    model = MultiTaskModel(copy.deepcopy(parts.encoder), tasks, SEED)
+    return Learner(model, seed=SEED, steps=steps, precision=precision)
 
 
 def first_rows(dataset: Dataset, rows: int) -> Dataset:
@@ -110,3 +122,18 @@ def first_rows(dataset: Dataset, rows: int) -> Dataset:
         TokenStore(store.ids, store.types, np.asarray(store.offsets[: rows + 1])) for store in dataset.stores
     )
     return replace(dataset, ids=dataset.ids[:rows], labels=dataset.labels[:rows], stores=stores)
+
+
+def by_length(dataset: Dataset) -> Dataset:
+    """The examples in the order of their tokens, the shortest first, so that a batch needs hardly any padding."""
+    return select(dataset, np.argsort(np.sum([store.lengths for store in dataset.stores], axis=0), kind="stable"))
+
+
+def copy_in_precision(run: Path, out: Path, precision: Precision) -> None:
+    """Copy a finished run whose recipe says fp32 to `out`: the same weights, used in another precision."""
+    shutil.copytree(run, out)
+    recipe = out / "recipe.yaml"
+    text = recipe.read_text()
+    if text.count("precision: fp32") != 1:
+        raise ValueError(f"{recipe}: expected one line with precision: fp32")
+    recipe.write_text(text.replace("precision: fp32", f"precision: {precision}"))

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +17,10 @@ import torch
 
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 
-__all__ = ["Spread", "gemm_rates", "layer_weights", "machine", "ratios", "spread", "step_flops"]
+__all__ = ["Spread", "gemm_rates", "instructions", "layer_weights", "load", "machine", "ratios", "spread", "step_flops"]
 
 GEMM_CALLS = 5
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ def step_flops(config: BertConfig, tokens: int) -> int:
     return 6 * tokens * layer_weights(config)
 
 
-def gemm_rates(tokens: int, width: int) -> list[float]:
+def gemm_rates(tokens: int, width: int, dtype: torch.dtype = torch.float32) -> list[float]:
     """FLOP/s of torch.mm [tokens, width] x [width, 3 * width] in five calls after a first one."""
-    a, b = torch.randn(tokens, width), torch.randn(width, 3 * width)
-    out = torch.empty(tokens, 3 * width)
+    a, b = torch.randn(tokens, width).to(dtype), torch.randn(width, 3 * width).to(dtype)
+    out = torch.empty(tokens, 3 * width, dtype=dtype)
     rates = []
     for _ in range(1 + GEMM_CALLS):
         started = time.perf_counter()
@@ -84,6 +86,7 @@ def machine() -> dict[str, Any]:
     """The kind of machine and the versions that matter, without names or paths."""
     return {
         "cpu": _cpu(),
+        "instructions": instructions(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -91,6 +94,18 @@ def machine() -> dict[str, Any]:
         "sentence_transformers": _version("sentence-transformers"),
         "python": platform.python_version(),
     }
+
+
+def instructions(flags: str | None = None) -> list[str]:
+    """Of the instruction sets that decide the speed of matrix products, those that the processor has."""
+    flags = _cpu_fields().get("flags", "") if flags is None else flags
+    has = set(flags.split())
+    return [name for name in INSTRUCTIONS if name in has]
+
+
+def load() -> list[float] | None:
+    """How many processes wanted a core over the last 1, 5 and 15 minutes, this one among them."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def _version(package: str) -> str | None:
@@ -101,13 +116,16 @@ def _version(package: str) -> str | None:
 
 
 def _cpu() -> str:
-    try:
-        fields: dict[str, str] = {}
+    fields = _cpu_fields()
+    name = fields.get("model name", platform.processor() or platform.machine())
+    return name + (f" family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else "")
+
+
+def _cpu_fields() -> dict[str, str]:
+    """What Linux says of the first core; nothing elsewhere."""
+    fields: dict[str, str] = {}
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             key, _, value = line.partition(":")
             fields.setdefault(key.strip(), value.strip())
-        name = fields.get("model name", platform.machine())
-        family = f" family {fields['cpu family']} model {fields['model']}" if "cpu family" in fields else ""
-        return name + family
-    except OSError:
-        return platform.processor() or platform.machine()
+    return fields

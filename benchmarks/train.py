@@ -38,10 +38,9 @@ from rich.table import Table
 from benchmarks import contenders
 from benchmarks.contenders import Indices
 from benchmarks.losses import compare_losses
-from benchmarks.parts import SEED, Parts, add_arguments, load_parts
+from benchmarks.parts import Parts, add_arguments, load_parts
 from benchmarks.stats import Spread, gemm_rates, machine, ratios, spread, step_flops
 from benchmarks.workers import MAKERS, Worker
-from mtmeta.core.data.dataset import Dataset
 
 __all__ = ["main", "measure_task"]
 
@@ -71,7 +70,7 @@ def measure_task(
     rates: list[float] = []
     fractions: list[float] = []
     examples: list[float] = []
-    batches = _random_batches(dataset, batch)
+    batches = contenders.random_batches(dataset, batch)
     grouped = contenders.grouped_batches(dataset, batch)
     reserve = seconds * EVALUATION_SHARE
     longest = 0.0
@@ -79,7 +78,7 @@ def measure_task(
     while len(rates) < least or time.perf_counter() + longest < deadline - reserve:
         started = time.perf_counter()
         indices = next(batches)
-        tokens = _tokens(dataset, indices)
+        tokens = contenders.tokens_of(dataset, indices)
         before = gemm_rates(tokens, parts.config.hidden_size)
         times["mtmeta"].append(ours.step(indices))
         rates.append(float(np.median(before + gemm_rates(tokens, parts.config.hidden_size))))
@@ -89,7 +88,7 @@ def measure_task(
         turn = len(rates) % len(names)  # no contender always follows the same one
         for name in names[turn:] + names[:turn]:
             own = next(grouped) if name == "transformers_grouped" else indices
-            times[name].append(field[name].step(own) * tokens / _tokens(dataset, own))
+            times[name].append(field[name].step(own) * tokens / contenders.tokens_of(dataset, own))
         longest = max(longest, time.perf_counter() - started)
     results: dict[str, Any] = {
         "rounds": len(rates),
@@ -128,19 +127,6 @@ def _evaluation(ours: Worker, hf: Worker, rows: int, batch: Callable[[], Indices
         "eval_rounds": len(rate),
         "eval_rows": rows,
     }
-
-
-def _random_batches(dataset: Dataset, batch: int) -> Any:
-    generator = np.random.default_rng(SEED)
-    while True:
-        order = generator.permutation(len(dataset))
-        for start in range(0, max(1, len(order) - batch + 1), batch):
-            yield order[start : start + batch]
-
-
-def _tokens(dataset: Dataset, indices: Indices) -> int:
-    """Real tokens of these examples, special ones included."""
-    return sum(int(np.sum(store.offsets[indices + 1] - store.offsets[indices])) for store in dataset.stores)
 
 
 def _measure(options: Namespace) -> dict[str, Any]:

@@ -20,11 +20,16 @@ from benchmarks.contenders import Mtmeta, Rival, mtmeta_padded, transformers
 from benchmarks.data import large_file
 from benchmarks.meta import PIECES, Clock
 from benchmarks.padded import masked_mean, pad, padded_forward
-from benchmarks.parts import Parts, first_rows, load_backbone, load_dataset, load_parts, make_task
+from benchmarks.parts import Parts, by_length, first_rows, load_backbone, load_dataset, load_parts, make_task
+from benchmarks.precision import FIELD, summary
+from benchmarks.predict import FIELD as PREDICTED
+from benchmarks.predict import read_sentences
+from benchmarks.predict import summary as predict_summary
 from benchmarks.profile import profile_step
+from benchmarks.quality import compare_predictions, compare_scores, largest_differences
 from benchmarks.scaling import TINY, point, synthetic
 from benchmarks.scaling import main as scaling
-from benchmarks.stats import layer_weights, ratios, spread, step_flops
+from benchmarks.stats import instructions, layer_weights, ratios, spread, step_flops
 from mtmeta.core.data.packing import pack_sequences
 from mtmeta.core.training.model import mean_pool
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
@@ -83,6 +88,45 @@ def test_contenders_learn_the_same(parts: Parts, task: str) -> None:
     assert np.ptp(predictions, axis=0).max() < 1e-4
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_bf16_contenders_learn_about_the_same(parts: Parts, attention: str) -> None:
+    """To the digits of bf16, and not to more: each of them computes in it."""
+    batches = [np.arange(start, start + 16) for start in (0, 16, 32)]
+
+    def losses(contender: Mtmeta | Rival) -> Any:
+        return np.array([contender.step(indices) for indices in batches])
+
+    fp32 = losses(transformers(parts, "sst"))
+    ours = losses(Mtmeta(parts, "sst", precision="bf16"))
+    theirs = losses(transformers(parts, "sst", attention, "bf16"))
+    for found in (ours, theirs):
+        assert 0 < np.abs(found / fp32 - 1).max() < 2e-2
+
+
+def test_by_length_keeps_the_examples(parts: Parts) -> None:
+    dev = first_rows(parts.datasets["para", "dev"], 20)
+    made = by_length(dev)
+    lengths = np.sum([store.lengths for store in made.stores], axis=0)
+    assert (np.diff(lengths) >= 0).all()
+    assert sorted(made.ids) == sorted(dev.ids) and list(made.ids) != list(dev.ids)
+
+
+def test_precision_summary_by_hand() -> None:
+    """Two rounds; the second setting of transformers is the faster one."""
+    times = {name: [8.0, 8.0] for name in FIELD}
+    times |= {"mtmeta": [6.0, 9.0], "mtmeta_bf16": [2.0, 3.0], "transformers_bf16_sdpa_grouped": [4.0, 6.0]}
+    found = summary(times, flops=[120, 120], rates=[100.0, 100.0])
+    assert found["transformers_best"] == "transformers_bf16_sdpa_grouped"
+    assert found["ratio_vs_fp32"] == 3.0 and found["ratio_vs_transformers_best"] == 2.0
+    assert found["fraction_of_gemm_bound"] == 0.5  # 1.2 s at that rate: 0.6 and 0.4 of the steps
+    assert found["ratio_vs_transformers"] == pytest.approx((8 / 2 + 8 / 3) / 2, abs=1e-3)
+
+
+def test_instructions_are_those_among_the_flags() -> None:
+    assert instructions("fpu sse2 amx_bf16 avx2 avx512_bf16_not") == ["avx2", "amx_bf16"]
+    assert instructions("") == []
+
+
 def test_flops_by_hand() -> None:
     config = BertConfig(vocab_size=100, hidden_size=4, num_hidden_layers=3, num_attention_heads=2, intermediate_size=8)
     # a layer: query, key, value and output 4 x 4 each, up 4 x 8, down 8 x 4
@@ -128,6 +172,95 @@ def test_quick_json_has_its_keys() -> None:
             else:
                 low, high = values[f"{key}_quartiles"]
                 assert 0 < low <= values[key] <= high
+
+
+@pytest.mark.slow
+def test_precision_json_has_its_keys() -> None:
+    small = ("--data", "sample", "--weights", "tiny", "--batch", "8", "--rounds", "1", "--rows", "16")
+    found = run("precision", "-", "--tasks", "sst", *small)
+    assert isinstance(found["machine"]["instructions"], list) and {"load_before", "load_after"} < set(found)
+    for kind in ("training", "evaluation"):
+        values = found["tasks"]["sst"][kind]
+        assert values["rounds"] == 1 and values["transformers_best"] in FIELD
+        keys = ("ratio_vs_fp32", "ratio_vs_transformers_best", "fraction_of_gemm_bound")
+        for key in (*keys, *(f"ratio_vs_{name}" for name in FIELD[2:])):
+            low, high = values[f"{key}_quartiles"]
+            assert 0 < low <= values[key] <= high, key
+        assert values["ratio_vs_transformers_best"] == min(values[f"ratio_vs_{name}"] for name in FIELD[2:])
+
+
+def test_sentences_are_distinct_until_there_are_too_few(tmp_path: Path) -> None:
+    rows = ("\tid\tsentence1\tsentence2", '0\ta\tOne  text.\tAn "odd one.', "1\tb\tOne text.\tThird.", "")
+    (tmp_path / "para-dev.csv").write_text("\n".join(rows))
+    distinct = ['An "odd one.', "One text.", "Third."]
+    found, repeated = read_sentences(str(tmp_path), 3)
+    assert (sorted(found), repeated) == (distinct, 0)
+    found, repeated = read_sentences(str(tmp_path), 7)
+    assert (sorted(set(found)), found[:3], found[3:6], repeated) == (distinct, found[3:6], found[:3], 2)
+
+
+def test_predict_summary_by_hand() -> None:
+    """Two rounds, the second of half the sentences; the sorted form of a library is its best."""
+    times = {name: [4.0, 2.0] for name in PREDICTED} | {"mtmeta_bf16": [1.0, 0.5], "onnx_sorted": [3.0, 1.5]}
+    found = predict_summary(times, counts=[100, 50])
+    assert found["sentences_each"] == 150 and found["contenders"]["mtmeta_bf16"]["sentences_per_s"] == 100.0
+    assert (found["onnx_best"], found["ratio_vs_onnx_best"]) == ("onnx_sorted", 3.0)
+    assert (found["ratio_vs_fp32"], found["ratio_vs_sentence_transformers_best"]) == (4.0, 4.0)
+
+
+@pytest.mark.slow
+def test_predict_json_has_its_keys() -> None:
+    """Contenders of other libraries give the run's own labels, in its order, sorted by them or not."""
+    found = run("predict", "-", "--data", "sample", "--weights", "tiny", "--sentences", "96", "--slice", "48")
+    assert (found["rounds"], found["sentences_each"], found["repeated"]) == (2, 96, 0)
+    assert set(found["contenders"]) == set(PREDICTED)
+    for key in ("ratio_vs_fp32", *(f"ratio_vs_{name}_best" for name in ("onnx", "onnx_int8", "sentence_transformers"))):
+        low, high = found[f"{key}_quartiles"]
+        assert 0 < low <= found[key] <= high
+    assert found["same_labels"]["onnx"] == found["same_labels"]["onnx_sorted"] == 1.0
+    assert set(found["whole_command"]) == {"mtmeta", "mtmeta_bf16"}
+
+
+def test_scores_are_compared_by_hand() -> None:
+    found = compare_scores({"fp32": [0.50, 0.60], "bf16": [0.51, 0.63]})
+    low, high = found["interval"]
+    half = 12.7062 * 0.01  # Student's t of two runs, times a deviation of .01 * sqrt(2) over sqrt(2)
+    assert (low, high) == (pytest.approx(0.02 - half, abs=1e-4), pytest.approx(0.02 + half, abs=1e-4))
+    assert found["difference"] == pytest.approx(0.02) and found["within_interval"] is True
+    assert compare_scores({"fp32": [0.5, 0.6, 0.7], "bf16": [0.6, 0.7, 0.8001]})["within_interval"] is False
+    assert compare_scores({"fp32": [0.5], "bf16": [0.6]})["within_interval"] is None
+
+
+def test_losses_and_predictions_are_compared_by_hand(tmp_path: Path) -> None:
+    """Of two steps of two batches each; what comes after the first step does not count."""
+    for name, losses, numbers in (("a", (2.0, 4.0, 8.0, 1.0), (1.0, 2.0)), ("b", (2.0, 4.1, 8.0, 9.0), (1.04, 2.06))):
+        events: list[dict[str, Any]] = [{"type": "started"}]
+        events += [{"type": "step", "step": i + 1, "losses": {"sst": losses[2 * i : 2 * i + 2]}} for i in range(2)]
+        (tmp_path / name / "predictions").mkdir(parents=True)
+        (tmp_path / name / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+        answers = {"sst": ["3", "4"], "para": ["1", "0" if name == "a" else "1"], "sts": list(map(str, numbers))}
+        for task, values in answers.items():
+            rows = "".join(f"{i},0,{value}\n" for i, value in enumerate(values))
+            (tmp_path / name / "predictions" / f"{task}-dev.csv").write_text("id,label,prediction\n" + rows)
+    found = largest_differences(tmp_path / "a", tmp_path / "b", steps=1)
+    assert found == {"first_steps": pytest.approx(0.025), "first_batches": 0.0}
+    shares = compare_predictions(tmp_path / "a", tmp_path / "b")
+    assert shares == {"sst": 1.0, "para": 0.5, "sts": 0.5, "all": pytest.approx(4 / 6, abs=1e-4)}
+
+
+@pytest.mark.slow
+def test_quality_reads_what_is_trained(tmp_path: Path) -> None:
+    """The second call trains nothing: weights and events are the same files."""
+    small = ("--data", "sample", "--weights", "tiny", "--batch", "8", "--examples", "200", "--seeds", "2")
+    first = run("quality", "-", *small, "--out", str(tmp_path))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*-*/events.jsonl")}
+    assert len(files) == 7
+    again = run("quality", "-", *small, "--out", str(tmp_path))
+    trained = [path for path in files if "used" not in path.parent.name]
+    assert len(trained) == 6 and all(path.stat().st_mtime_ns == files[path] for path in trained)
+    for key in ("scores", "difference", "interval", "training_seconds", "losses", "predictions", "same_weights"):
+        assert again[key] == first[key]
+    assert first["losses"]["first_steps"] > 0
 
 
 def test_backbones_json_has_its_keys(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,13 +17,12 @@ from typing import IO, NamedTuple, cast
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.errors import DataError, MachineError, UsageError
-from mtmeta.core.machine import trim_memory
+from mtmeta.core.machine import Heap
 from mtmeta.core.run.predictor import BLOCK, Prediction, Predictor, Text
 from mtmeta.core.storage.outputs import output_file
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.core.wording import quote, visible
 
-TRIM_EVERY = 16 * BLOCK  # texts, some seconds of work; trimming takes milliseconds
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv", ".parquet", ".json", *JSON_LINES)
 Write = Callable[[str, Prediction], None]
@@ -67,7 +66,7 @@ def predict_file(
     file = _file(source, predictor.dialect(name), table=bool(columns))
     items = _items(task, file, columns, strict=not skip_bad)
     blocks = _as_they_come(items) if source == "-" else _blocks(items)
-    done = 0
+    done, heap = 0, Heap()
     with _writer(target) as out:
         first = next(blocks, [])  # an input that cannot be read at all leaves nothing behind, not even a header
         write = _table(out, task.objective.classes) if form == "csv" else _json_lines(out)
@@ -75,8 +74,7 @@ def predict_file(
             for item, prediction in zip(block, predictor.block(name, [i.text for i in block], done), strict=True):
                 write(item.id, prediction)
             out.flush()
-            if done // TRIM_EVERY < (done + len(block)) // TRIM_EVERY:
-                trim_memory()
+            heap.after_step()
             done += len(block)
     for note in file.notes:
         warn(f"{file.place}: {note}")

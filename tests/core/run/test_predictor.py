@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,40 @@ def test_a_pipe_is_answered_while_it_is_open(run: Path) -> None:
             assert child.stdout.readline().startswith(f"{number},".encode())
         child.stdin.close()
         assert child.wait(60) == 0
+
+
+HEAP = """
+import os, sys, torch
+from pathlib import Path
+from mtmeta.cli import main
+
+def freed():
+    block = torch.ones(2**24)
+    before = resident()
+    del block
+    return (before - resident()) >> 20
+
+def resident():
+    return os.sysconf("SC_PAGE_SIZE") * int(Path("/proc/self/statm").read_text().split()[1])
+
+print(freed())
+try:
+    main(sys.argv[1:])
+except SystemExit as ended:
+    print(freed(), ended.code)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another")
+def test_predicting_keeps_the_memory_of_a_batch_for_the_next(run: Path, tmp_path: Path) -> None:
+    """Of 64 MiB that are freed, all go back to the system before a file is predicted, and none after it."""
+    (tmp_path / "t.txt").write_text("word 1\nword 2\n")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("MTMETA_")} | QUIET
+    arguments = ("predict", str(run), "--task", "kind", "--input", "t.txt", "--output", "o.csv", "--device", "cpu")
+    line = [sys.executable, "-c", HEAP, *arguments]
+    done = subprocess.run(line, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=True)
+    before, after, code = map(int, done.stdout.split())
+    assert code == 0 and before >= 60 and after < 4
 
 
 def test_head_ends_it_quietly(run: Path, tmp_path: Path) -> None:
