@@ -66,12 +66,7 @@ def fine_tune(
 
 
 def _steps(
-    model: MultiTaskModel,
-    few: Dataset,
-    recipe: Recipe,
-    rows: Occurring | Everything,
-    precision: Precision,
-    draw: int,
+    model: MultiTaskModel, few: Dataset, recipe: Recipe, rows: Occurring | Everything, precision: Precision, draw: int
 ) -> Tuned:
     name, steps, started = few.task, recipe.training.steps or 0, time.perf_counter()
     task = model.tasks[name]
