@@ -82,7 +82,7 @@ def adapt(
     session.warn_of_slowness()
     count = len(names) * len(plan.sizes) * plan.draws * len(starts)
     with fitting_threads(session.backbone.encoder):
-        copies = _copies(session, count, jobs)
+        copies = copies_for(session, count, jobs)
         with one_thread() if copies else nullcontext():
             data = {name: (session.read_split(name, "train"), session.read_split(name, split)) for name in names}
             parents = {name: (run, starts[name].step) for name, run in runs.items()}
@@ -96,7 +96,7 @@ def adapt(
     return figures
 
 
-def _copies(session: Session, count: int, jobs: int | None) -> int:
+def copies_for(session: Session, count: int, jobs: int | None) -> int:
     """Return how many copies of this process do the adaptations, each with one thread; 0: this one, with all it has.
 
     Raises UsageError for a number that cannot be had.

@@ -124,11 +124,17 @@ def _no_interrupts() -> Iterator[None]:
 
 def _serve(pipe: Connection, work: Work[T], parent: int) -> None:
     """Work on numbers as they come, until the parent ends us."""
-    signal.signal(signal.SIGTERM, _leave)
-    if not end_with(parent):
-        return
-    torch.set_num_threads(1)
-    Heap()
+    try:
+        signal.signal(signal.SIGTERM, _leave)
+        if end_with(parent):
+            torch.set_num_threads(1)
+            Heap()
+            _work_on(pipe, work)
+    finally:
+        os._exit(0)  # at once: threads and exit handlers are the parent's
+
+
+def _work_on(pipe: Connection, work: Work[T]) -> None:
     with suppress(EOFError, OSError):
         while True:
             number = pipe.recv()

@@ -107,7 +107,7 @@ def test_only_the_rows_are_there_and_then_all_again() -> None:
     assert encoder.words.weight is whole and not encoder.words._forward_pre_hooks
 
 
-# ----------------------------------------------------------------------------- encoders of which rows cannot be left out
+# ------------------------------------------------------------ encoders of which rows cannot be left out
 
 
 def test_it_is_the_embedding_of_the_tokens() -> None:
