@@ -32,11 +32,22 @@ ARITHMETIC = {
     "cuda": ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
 }
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
-CPUINFO = Path("/proc/cpuinfo")
+CPUINFO, MEMINFO, CGROUP = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 # instructions for products of bf16 matrices, as CPUINFO names them; the last is Arm's
 BF16 = ("amx_bf16", "avx512_bf16", "bf16")
 FAST_BF16 = ("amx_bf16",)  # those with which `precision: auto` means bf16 on a CPU
 SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18  # of x86_64's Linux
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread; on exit the number is as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
@@ -95,6 +106,17 @@ def peak_memory() -> int:
         return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     peak = int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def free_memory() -> int | None:
+    """Return the bytes that processes may still take, of the machine and of our control group; None if unknown."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        free = 1024 * int(MEMINFO.read_text().partition("MemAvailable:")[2].split()[0])
+        with contextlib.suppress(OSError, ValueError):  # there is no group, or it may take what there is: "max"
+            most, taken = ((CGROUP / name).read_text() for name in ("memory.max", "memory.current"))
+            free = min(free, int(most) - int(taken))
+        return free
+    return None
 
 
 def processor(device: torch.device) -> str:

@@ -83,9 +83,14 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def _follow_parent(stop: StopRequest) -> None:
     """Have the system send a SIGTERM when the process of PARENT dies, however it does; only Linux can."""
     parent = os.environ.pop(PARENT, "")  # ours alone, not of what we start
-    if not parent.isdecimal() or sys.platform != "linux":
-        return
+    if parent.isdecimal() and not end_with(int(parent)):
+        stop.handle(int(signal.SIGTERM), None)
+
+
+def end_with(parent: int) -> bool:
+    """Have the system send us a SIGTERM when our parent dies, however it does; only Linux can. False if it has died."""
+    if sys.platform != "linux":
+        return True
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != int(parent):  # it died before we asked
-        stop.handle(int(signal.SIGTERM), None)
+    return os.getppid() == parent  # it may have died before we asked

@@ -34,6 +34,10 @@ def adapt(
         Path | None,
         typer.Option(metavar="DIR", help="Keep the model of each run and task, most shots, first draw, as a run."),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, metavar="N", help="Adaptations at a time, one thread each; default: all cores."),
+    ] = None,
     set_: Set = None,
     data_root: DataRoot = None,
     device: Device = "auto",
@@ -66,11 +70,11 @@ def adapt(
     if out is not None:
         check_page(out)
     from mtmeta.core.reports.terminal.adaptation import show_adaptation
-    from mtmeta.core.studies.adapt import Shots
     from mtmeta.core.studies.adapt import adapt as run_adaptation
+    from mtmeta.core.studies.adaptations import Shots
 
     plan = Shots(counts, draws, "prototype" if head == "prototype" else "reset")
-    figures = run_adaptation(arguments[:-1], request, plan, tasks=task or [], keep=keep, say=say)
+    figures = run_adaptation(arguments[:-1], request, plan, tasks=task or [], keep=keep, jobs=jobs, say=say)
     print(json.dumps(figures)) if json_ else show_adaptation(figures)
     if out is not None:
         say(f"wrote {write_page(figures, out)}")

@@ -63,6 +63,11 @@ class _Options:
         """Return the optimizer over named parameters; `inner` picks the defaults of inner loops."""
         raise NotImplementedError
 
+    @property
+    def scales_alike(self) -> bool:
+        """Whether it multiplies all numbers of a parameter whose gradient stays zero by the same factor."""
+        return not self.weight_decay
+
     def _build(self, kind: str, parameters: Iterable[tuple[str, nn.Parameter]], **options: Any) -> Optimizer:
         """Return torch.optim's optimizer of that name."""
         from torch import optim
@@ -128,6 +133,8 @@ class SGD(_Options):
     momentum: Beta = 0.0
     """Momentum; 0 keeps the plain step of equation 4."""
 
+    scales_alike: ClassVar[bool] = True  # decay, with momentum too, is linear in the number
+
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]], *, inner: bool = False) -> Optimizer:
         return self._build("SGD", parameters, momentum=self.momentum, foreach=True)
 
@@ -163,6 +170,8 @@ class AdamW(_AdamOptions):
     name: Literal["adamw"] = "adamw"
     weight_decay: NonNegativeFloat = 0.01
     """Decay of weights; biases and LayerNorm are never decayed."""
+
+    scales_alike: ClassVar[bool] = True  # decay is a factor by itself
 
 
 @dataclass(frozen=True, kw_only=True)

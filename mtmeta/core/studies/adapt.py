@@ -8,25 +8,23 @@ same examples and with the same head.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from contextlib import closing, nullcontext
+from dataclasses import asdict, replace
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from mtmeta.core.api.schedules import Plateau
 from mtmeta.core.data.dataset import QUANTILES, Dataset
-from mtmeta.core.data.subsets import draw_shots, strata
+from mtmeta.core.data.subsets import strata
 from mtmeta.core.errors import RecipeError, UsageError
-from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
+from mtmeta.core.machine import fitting_threads, free_memory, one_thread, own_settings
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.rng import derive
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.run.fetch import bring, local_backbone
@@ -34,49 +32,14 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.storage.artifacts import remedy
 from mtmeta.core.storage.sources import Sources
+from mtmeta.core.studies.adaptations import PLAIN, Adaptations, Adapted, Channels, Outcome, Shots, Start
 from mtmeta.core.studies.adapted_runs import Keeper
-from mtmeta.core.studies.fine_tune import Tuned, fine_tune, prototypes
-from mtmeta.core.training import evaluation
-from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.studies.forks import can_fork, in_order
 from mtmeta.core.training.statistics import over_seeds
 from mtmeta.core.wording import quote
 
-HeadPolicy = Literal["reset", "prototype"]
-PLAIN = "pretrained"
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Shots:
-    """The adaptations of one start to one task."""
-
-    sizes: Sequence[int] = (4, 16, 64)
-    """Numbers of examples of each class."""
-    draws: int = 5
-    """Seeded draws of examples for each size."""
-    head: HeadPolicy = "reset"
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """The result of one adaptation."""
-
-    start: str
-    task: str
-    shots: int
-    draw: int
-    examples: int
-    metric: str
-    value: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Start:
-    """Weights of an encoder that adaptation starts from, and the step they are of."""
-
-    weights: dict[str, Tensor]
-    step: int = 0
+ROOM = 2**29  # bytes that an adaptation takes beside weights, gradient and moments
 
 
 @own_settings()
@@ -87,6 +50,7 @@ def adapt(
     *,
     tasks: Sequence[str] = (),
     keep: str | Path | None = None,
+    jobs: int | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Adapt each run, and the pretrained encoder it began from, to the tasks of a recipe; the figures of `--json`.
@@ -95,12 +59,15 @@ def adapt(
     backbone and algorithm have no say. The weights after the last step are scored on `evaluation.report_on`: few shots
     leave no examples to select with. `tasks` are those of the recipe to adapt to, all by default. In the folder `keep`,
     of every run and task, the model of the first draw of the largest number of shots becomes a run `RUN-TASK-K`: which
-    one is kept does not depend on any score. Raises MtmetaError.
+    one is kept does not depend on any score. On a CPU `jobs` adaptations are under way at a time, with one thread each,
+    by default as many as there are cores. Raises MtmetaError.
     """
     plan = plan or Shots()
     for path in run_paths if keep is not None else ():
         RunDir(Path(path)).check_is_run()
         RunDir(Path(path)).check_own()  # its backbone is copied
+    channels = Channels(request.warn, say)
+    request = replace(request, warn=channels.warn)
     runs = _open_runs(run_paths, request)
     first = next(iter(runs.values()))
     recipe = load_recipe(request.recipe, first.registry, overrides=request.overrides, data_root=request.data_root)
@@ -109,34 +76,75 @@ def adapt(
     sources = Sources(watcher=request.watcher, remedy=remedy(request.recipe))
     chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in names})
     bring(chosen_only, ("train", split), sources, backbone=False)
-    session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, request.warn, sources)
+    session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, channels.warn, sources)
     starts = dict(_starts(runs))
     session.backbone = restore_backbone(first)
     session.warn_of_slowness()
+    count = len(names) * len(plan.sizes) * plan.draws * len(starts)
     with fitting_threads(session.backbone.encoder):
-        data = {name: (session.read_split(name, "train"), session.read_split(name, split)) for name in names}
-        parents = {name: (run, starts[name].step) for name, run in runs.items()}
-        keeper = Keeper(keep, session, parents, plan.head, max(plan.sizes), say)
-        for train, test in data.values():
-            keeper.plan(train, test)
-        adapted: list[Adapted] = []
-        fewer: dict[tuple[str, int], dict[str, int]] = {}
-        for (train, test), k in product(data.values(), plan.sizes):
-            cell = _adapt_cell(session, starts, train, test, k, plan, keeper)
-            adapted += cell
-            few = fewer_rows(train, k, recipe.tasks[train.task].objective.classes)
-            fewer[train.task, k] = few
-            say(_line(cell, few))
+        copies = copies_for(session, count, jobs)
+        with one_thread() if copies else nullcontext():
+            data = {name: (session.read_split(name, "train"), session.read_split(name, split)) for name in names}
+            parents = {name: (run, starts[name].step) for name, run in runs.items()}
+            keeper = Keeper(keep, session, parents, plan.head, max(plan.sizes), channels.say)
+            for train, test in data.values():
+                keeper.plan(train, test)
+            adaptations = Adaptations(session, starts, data, plan, keeper, channels)
+            with closing(in_order(len(adaptations), adaptations, copies)) as outcomes:
+                figures = _figures(outcomes, session, data, list(starts), plan, channels)
     session.show_warnings()
+    return figures
+
+
+def copies_for(session: Session, count: int, jobs: int | None) -> int:
+    """Return how many copies of this process do the adaptations, each with one thread; 0: this one, with all it has.
+
+    Raises UsageError for a number that cannot be had.
+    """
+    possible = can_fork(session.device)
+    if jobs is not None:
+        if jobs > 1 and not possible:
+            raise UsageError("--jobs", "several adaptations at a time need Linux and no GPU; leave it out")
+        return jobs if possible else 0
+    cores, free = torch.get_num_threads(), free_memory()
+    # weights, gradient, two moments; what they start from and the data are shared
+    each = ROOM + sum(4 * p.numel() * p.element_size() for p in session.backbone.encoder.parameters())
+    most = min(cores, count, cores if free is None else free // each)
+    # a few on many cores are quicker one after another, each with all of them
+    return most if possible and most > 1 and 4 * most >= cores else 0
+
+
+def _figures(
+    outcomes: Iterator[Outcome],
+    session: Session,
+    data: Mapping[str, tuple[Dataset, Dataset]],
+    starts: Sequence[str],
+    plan: Shots,
+    channels: Channels,
+) -> dict[str, Any]:
+    """Return the figures of `--json` of outcomes as they come, cell by cell, and tell of them."""
+    recipe = session.recipe
+    adapted: list[Adapted] = []
+    kept: list[str] = []
+    fewer: dict[tuple[str, int], dict[str, int]] = {}
+    for (name, (train, _)), k in product(data.items(), plan.sizes):
+        cell = []
+        for outcome in islice(outcomes, plan.draws * len(starts)):
+            channels.release(outcome.lines)
+            cell.append(outcome.adapted)
+            kept += outcome.kept
+        adapted += cell
+        fewer[name, k] = fewer_rows(train, k, recipe.tasks[name].objective.classes)
+        channels.say(_line(cell, fewer[name, k]))
     return {
         "recipe": recipe.name,
         "head": plan.head,
-        "split": split,
+        "split": recipe.evaluation.report_on,
         "steps": recipe.training.steps,
         "starts": list(starts),
-        "cells": _cells(adapted, list(starts), session, fewer),
+        "cells": _cells(adapted, starts, session, fewer),
         "adapted": [asdict(one) for one in adapted],
-        "kept": keeper.kept,
+        "kept": kept,
     }
 
 
@@ -180,50 +188,6 @@ def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, Start]]:
         if {key: value.shape for key, value in encoder.items()} != shapes:
             raise UsageError(str(run.folder.path), "has another encoder than the first run; adapt them one by one")
         yield name, Start(encoder, step)
-
-
-def _adapt_cell(
-    session: Session, starts: Mapping[str, Start], train: Dataset, test: Dataset, k: int, plan: Shots, keeper: Keeper
-) -> list[Adapted]:
-    """Adapt from every start to every draw of `k` shots of one task."""
-    cell = []
-    for draw in range(plan.draws):
-        few = draw_shots(train, k, session.recipe.seed, train.task, draw)
-        for start, origin in starts.items():
-            session.backbone.encoder.load_state_dict(origin.weights)
-            adapted, model, tuned = _adapt_once(session, start, few, test, plan.head, k, draw)
-            cell.append(adapted)
-            if draw == 0 and k == max(plan.sizes) and start != PLAIN:
-                keeper.keep(start, model, few, test, tuned)
-    return cell
-
-
-def _adapt_once(
-    session: Session, start: str, few: Dataset, test: Dataset, head: HeadPolicy, k: int, draw: int
-) -> tuple[Adapted, MultiTaskModel, Tuned]:
-    """Adapt the session's encoder as it stands to the few examples, with a head of its own, and score it."""
-    started = time.perf_counter()
-    recipe, name = session.recipe, few.task
-    task, seed = recipe.tasks[name], derive(recipe.seed, "adapt", name, k, draw)
-    model = MultiTaskModel(session.backbone.encoder, {name: task}, seed).to(session.device)
-    options: Any = {"batch_tokens": recipe.evaluation.batch_tokens, "precision": session.precision}
-    if head == "prototype":
-        model.replace_head(name, prototypes(model, task, few, **options).to(session.device))
-    with memory_errors(f"adapting to task '{name}'", "lower batch_size"):
-        tuned = fine_tune(model, few, recipe, precision=session.precision, draw=draw)
-    predictions = evaluation.predict(model, test, **options)
-    scored = session.measure(predictions, intervals=False)
-    adapted = Adapted(
-        start=start,
-        task=name,
-        shots=k,
-        draw=draw,
-        examples=len(few),
-        metric=scored.metric,
-        value=scored.value,
-        seconds=round(time.perf_counter() - started, 3),
-    )
-    return adapted, model, tuned
 
 
 def fewer_rows(train: Dataset, k: int, classes: Sequence[str]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,6 @@ class Keeper:
     head: str
     shots: int
     say: Callable[[str], None]
-    kept: list[str] = field(default_factory=list, init=False)
-    """Paths of the runs kept so far."""
 
     def __post_init__(self) -> None:
         self._plan: dict[tuple[str, str], _Kept] = {}
@@ -84,10 +82,10 @@ class Keeper:
             place.check()
             self._plan[start, task] = _Kept(place, recipe, lock, train)
 
-    def keep(self, start: str, model: MultiTaskModel, few: Dataset, test: Dataset, tuned: Tuned) -> None:
-        """Write the run of an adapted model. One that is there already is left as it is."""
+    def keep(self, start: str, model: MultiTaskModel, few: Dataset, test: Dataset, tuned: Tuned) -> list[str]:
+        """Write the run of an adapted model; its path, if it is to be kept. One that is there is left as it is."""
         if (kept := self._plan.get((start, few.task))) is None:
-            return
+            return []
         path = str(kept.place.path)
         if kept.place.is_there():
             self.say(f"{path} is kept already")
@@ -95,7 +93,7 @@ class Keeper:
             with kept.place.staged() as draft:
                 self._write(RunDir(draft.folder), kept, self.runs[start][0], model, test, tuned)
             self.say(f"kept {path}")
-        self.kept.append(path)
+        return [path]
 
     def _write(
         self, folder: RunDir, kept: _Kept, run: Session, model: MultiTaskModel, test: Dataset, tuned: Tuned

@@ -28,6 +28,7 @@ from mtmeta.core.rng import derive
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.occurring import Everything, Occurring, occurring_rows
 from mtmeta.core.wording import quote
 
 Precision = Literal["fp32", "bf16"]
@@ -44,13 +45,29 @@ class Tuned:
 
 
 def fine_tune(
-    model: MultiTaskModel, few: Dataset, recipe: Recipe, *, precision: Precision = "fp32", draw: int = 0
+    model: MultiTaskModel,
+    few: Dataset,
+    recipe: Recipe,
+    *,
+    precision: Precision = "fp32",
+    draw: int = 0,
+    embedding: str = "",
 ) -> Tuned:
     """Train a model with the head of one task on a few examples, for the recipe's steps, in place.
 
-    A batch is the task's batch_size, or all examples where there are fewer; every epoch has another order. Raises
-    DivergedError for a loss or a gradient that is not finite.
+    A batch is the task's batch_size, or all examples where there are fewer; every epoch has another order. Of
+    `embedding`, the encoder's `token_embedding`, only the rows that occur are trained, where the optimizer moves all
+    others alike. Raises DivergedError for a loss or a gradient that is not finite, and OtherRows.
     """
+    name = embedding if recipe.optimizer.scales_alike else ""
+    ids = [torch.from_numpy(store.ids.astype(np.int64)) for store in few.stores]
+    with occurring_rows(model.encoder, name, ids) as rows:
+        return _steps(model, few, recipe, rows, precision, draw)
+
+
+def _steps(
+    model: MultiTaskModel, few: Dataset, recipe: Recipe, rows: Occurring | Everything, precision: Precision, draw: int
+) -> Tuned:
     name, steps, started = few.task, recipe.training.steps or 0, time.perf_counter()
     task = model.tasks[name]
     seed = derive(recipe.seed, "adapt", name, draw)
@@ -58,7 +75,7 @@ def fine_tune(
         {name: task}, {name: few}, recipe.sampler, seed=seed, grad_accumulation=recipe.training.grad_accumulation
     )
     learner = Learner(model, seed=seed, steps=steps, group=name, precision=precision)
-    optimizer = recipe.optimizer.build(learner.parameters.items())
+    optimizer = recipe.optimizer.build(rows.beside(learner.parameters.items()))
     limit = recipe.training.clip or math.inf  # an infinite one changes no gradient
     events = []
     model.train()
@@ -71,6 +88,7 @@ def fine_tune(
         if not math.isfinite(norm):
             message = f"gradient norm became {norm} at step {step + 1}, task '{name}'; lower the learning rate"
             raise DivergedError("", message)
+        rows.before_step()
         optimizer.step()
         events.append(
             StepDone(

@@ -26,7 +26,8 @@ from mtmeta.core.run.directory import SAME_BITS, RunDir
 from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.run.plan import plan
 from mtmeta.core.run.request import RunRequest
-from mtmeta.core.studies.adapt import Shots, adapt
+from mtmeta.core.studies.adapt import adapt
+from mtmeta.core.studies.adaptations import Shots
 from mtmeta.core.studies.comparable import Planned, notes_on_runs
 from mtmeta.core.training import evaluation
 from mtmeta.plugins.backbones.bert import TINY, Bert

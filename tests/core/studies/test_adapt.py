@@ -24,8 +24,9 @@ from mtmeta.core.reports.adaptation import notes_of
 from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
-from mtmeta.core.studies import adapt as module
-from mtmeta.core.studies.adapt import Shots, adapt
+from mtmeta.core.studies import adaptations as module
+from mtmeta.core.studies.adapt import adapt
+from mtmeta.core.studies.adaptations import Shots
 from mtmeta.core.studies.fine_tune import Tuned, fine_tune
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.statistics import over_seeds

@@ -16,7 +16,8 @@ from torch import nn
 import mtmeta
 from mtmeta.core.machine import Precision
 from mtmeta.core.run.request import RunRequest
-from mtmeta.core.studies.adapt import Shots, adapt
+from mtmeta.core.studies.adapt import adapt
+from mtmeta.core.studies.adaptations import Shots
 from mtmeta.core.training.diagnostics import gradient_cosines
 from mtmeta.core.training.learner import Learner
 from mtmeta.plugins.tasks.sst import Sst
