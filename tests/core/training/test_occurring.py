@@ -83,7 +83,8 @@ def test_where_decay_is_no_factor_all_rows_are_trained(
 ) -> None:
     recipe = recipe_of(tmp_path, f"{{name: {optimizer}, lr: 1e-2, weight_decay: 0.1}}")
     assert not recipe.optimizer.scales_alike
-    names, real = [], module.occurring_rows
+    names: list[str] = []
+    real = occurring_rows
 
     def look(encoder: nn.Module, name: str, ids: Any) -> Any:
         names.append(name)
@@ -102,7 +103,7 @@ def test_only_the_rows_are_there_and_then_all_again() -> None:
     ids = torch.from_numpy(feed.datasets["sst"].stores[0].ids.astype(np.int64))
     with pytest.raises(ZeroDivisionError), occurring_rows(encoder, "words", [ids]) as rows:
         assert isinstance(rows, Occurring)
-        assert len(encoder.words.weight) == len(ids.unique()) < len(whole) / 2
+        assert len(encoder.words.weight) == len(torch.unique(ids)) < len(whole) / 2
         raise ZeroDivisionError
     assert encoder.words.weight is whole and not encoder.words._forward_pre_hooks
 
@@ -125,8 +126,8 @@ class Strange(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.hidden_size, self.kind = 8, kind
-        options: dict[str, Any] = {"padding": {"padding_idx": 0}, "norm": {"max_norm": 1.0}}.get(kind, {})
-        self.table = nn.Embedding(300, 8, **options)
+        options: dict[str, dict[str, Any]] = {"padding": {"padding_idx": 0}, "norm": {"max_norm": 1.0}}
+        self.table = nn.Embedding(300, 8, **options.get(kind, {}))
         if kind == "frozen":
             self.table.weight.requires_grad_(False)
 
