@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -217,13 +218,18 @@ def test_ctrl_c_ends_all_processes_with_130(runs: Path, tmp_path: Path) -> None:
         "main(sys.argv[1:])\n"
     )
     command[1:3] = [str(slow)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline().startswith("mood, 2 shots: pretrained 0.")
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    _, err = process.communicate(timeout=120)
+    options: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    # a shell starts what is in the background with Ctrl-C ignored, which the tests may have inherited
+    options["preexec_fn"] = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **options) as process:
+        assert process.stderr is not None
+        try:
+            assert process.stderr.readline().startswith("mood, 2 shots: pretrained 0.")
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+            _, err = process.communicate(timeout=120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     assert (process.returncode, err) == (130, "error: interrupted; run the same command again to continue\n")
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
