@@ -28,6 +28,15 @@ from mtmeta.plugins.backbones.encoder.kernels_bf16 import Bf16Kernels
 Cast = tuple[Tensor, ...]
 
 
+def missing(tokens: int) -> int:
+    """Return how many tokens a batch should have more, a sixteenth at most of many.
+
+    oneDNN compiles a product for its sizes, which takes longer than to compute it, and buffers of a new size leave
+    holes in the heap. So batches have one of few sizes, which come again.
+    """
+    return -tokens % max(16, 1 << max(0, tokens.bit_length() - 5))
+
+
 class Casts:
     """The bf16 copies of the weights of some layers."""
 

@@ -200,14 +200,17 @@ class Encoder(nn.Module):
         noise, weight_noise = (Noise(p) if p and self.training else None for p in dropouts)
         x = self._projected(drop(x, noise)).to(torch.bfloat16)
         yield x
-        span = compiled.span_of(packed.lengths, len(x))
+        tokens, lengths = len(x), packed.lengths
+        if more := bf16.missing(tokens):  # one sequence of zeros, last, so that it moves nobody's random bits
+            x, lengths = functional.pad(x, (0, 0, 0, more)), torch.cat([lengths, lengths.new_tensor([more])])
+        span = compiled.span_of(lengths, len(x))
         attended = noise if c.attended_dropout_prob else None
         plan = bf16.Plan(functions, span, c.num_attention_heads, weight_noise, attended, noise)
         parts: list[Any] = [layer.parts for layer in self.layers]
         casts = self._casts.of([(qkv, out, up, down) for qkv, out, _, up, down, _ in parts])
         for own, cast in zip(parts, casts, strict=True):
             x = bf16.layer(x, own, cast, plan)
-            yield x
+            yield x[:tokens]
 
     def train(self, mode: bool = True) -> Encoder:
         self._casts.forget()

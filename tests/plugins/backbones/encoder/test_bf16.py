@@ -381,6 +381,24 @@ def test_weights_are_never_those_of_an_earlier_step(k: Bf16Kernels, grad: bool) 
         assert torch.equal(after, fresh), name
 
 
+def test_batches_have_few_sizes_and_hardly_more_tokens() -> None:
+    more = [bf16.missing(tokens) for tokens in range(1, 20_000)]
+    sizes = {tokens + extra for tokens, extra in enumerate(more, 1)}
+    assert len(sizes) < 160
+    assert all(0 <= extra < max(16, tokens / 16) for tokens, extra in enumerate(more, 1))
+    assert not any(bf16.missing(size) for size in sizes)
+
+
+def test_what_is_added_to_a_batch_reaches_nobody(k: Bf16Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same hidden states and gradients, up to roundings of products of another size, dropout and all."""
+    encoder, packed = encoder_of(0.3, 64, 2, 96), packed_of([3, 5, 60, 61])
+    found = outcome(encoder, packed)
+    monkeypatch.setattr(bf16, "missing", lambda tokens: 0)
+    for name, tensor in outcome(encoder, packed).items():
+        assert found[name].shape == tensor.shape
+        assert float((found[name] - tensor).norm() / tensor.norm()) < 2 * HALF, name
+
+
 def test_evaluation_casts_the_weights_once(k: Bf16Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, packed = encoder_of(0.0, 32, 2, 48).eval(), packed_of([3, 5, 60])
     times: list[int] = []
