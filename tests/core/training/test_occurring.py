@@ -83,11 +83,11 @@ def test_where_decay_is_no_factor_all_rows_are_trained(
 ) -> None:
     recipe = recipe_of(tmp_path, f"{{name: {optimizer}, lr: 1e-2, weight_decay: 0.1}}")
     assert not recipe.optimizer.scales_alike
-    names, real = [], module.occurring_rows
+    names: list[str] = []
 
     def look(encoder: nn.Module, name: str, ids: Any) -> Any:
         names.append(name)
-        return real(encoder, name, ids)
+        return occurring_rows(encoder, name, ids)
 
     monkeypatch.setattr(module, "occurring_rows", look)
     plain, fast = tuned(recipe, "")[0], tuned(recipe, "words")[0]
@@ -102,7 +102,7 @@ def test_only_the_rows_are_there_and_then_all_again() -> None:
     ids = torch.from_numpy(feed.datasets["sst"].stores[0].ids.astype(np.int64))
     with pytest.raises(ZeroDivisionError), occurring_rows(encoder, "words", [ids]) as rows:
         assert isinstance(rows, Occurring)
-        assert len(encoder.words.weight) == len(ids.unique()) < len(whole) / 2
+        assert len(encoder.words.weight) == len(torch.unique(ids)) < len(whole) / 2
         raise ZeroDivisionError
     assert encoder.words.weight is whole and not encoder.words._forward_pre_hooks
 
@@ -125,8 +125,8 @@ class Strange(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.hidden_size, self.kind = 8, kind
-        options: dict[str, Any] = {"padding": {"padding_idx": 0}, "norm": {"max_norm": 1.0}}.get(kind, {})
-        self.table = nn.Embedding(300, 8, **options)
+        padding, norm = (0 if kind == "padding" else None), (1.0 if kind == "norm" else None)
+        self.table = nn.Embedding(300, 8, padding_idx=padding, max_norm=norm)
         if kind == "frozen":
             self.table.weight.requires_grad_(False)
 
