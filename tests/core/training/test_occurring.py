@@ -84,11 +84,10 @@ def test_where_decay_is_no_factor_all_rows_are_trained(
     recipe = recipe_of(tmp_path, f"{{name: {optimizer}, lr: 1e-2, weight_decay: 0.1}}")
     assert not recipe.optimizer.scales_alike
     names: list[str] = []
-    real = occurring_rows
 
     def look(encoder: nn.Module, name: str, ids: Any) -> Any:
         names.append(name)
-        return real(encoder, name, ids)
+        return occurring_rows(encoder, name, ids)
 
     monkeypatch.setattr(module, "occurring_rows", look)
     plain, fast = tuned(recipe, "")[0], tuned(recipe, "words")[0]
@@ -126,8 +125,8 @@ class Strange(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.hidden_size, self.kind = 8, kind
-        options: dict[str, dict[str, Any]] = {"padding": {"padding_idx": 0}, "norm": {"max_norm": 1.0}}
-        self.table = nn.Embedding(300, 8, **options.get(kind, {}))
+        padding, norm = (0 if kind == "padding" else None), (1.0 if kind == "norm" else None)
+        self.table = nn.Embedding(300, 8, padding_idx=padding, max_norm=norm)
         if kind == "frozen":
             self.table.weight.requires_grad_(False)
 
