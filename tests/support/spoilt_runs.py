@@ -24,7 +24,8 @@ Harm = tuple[str, bytes | str, bool]
 HUGE = 10**10  # bytes of a file that is all hole
 
 
-def _socket(path: Path) -> None:
+def bind_socket(path: Path) -> None:
+    """Make a socket."""
     here = os.getcwd()
     os.chdir(path.parent)  # the name of a socket may not be long
     try:
@@ -34,9 +35,10 @@ def _socket(path: Path) -> None:
         os.chdir(here)
 
 
-def _sparse(path: Path) -> None:
+def make_hole(path: Path, size: int = HUGE) -> None:
+    """Make a file of `size` bytes that takes no room."""
     with open(path, "wb") as file:
-        file.truncate(HUGE)
+        file.truncate(size)
 
 
 def _link(target: str) -> Callable[[Path], None]:
@@ -54,10 +56,10 @@ REPLACEMENTS: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "zeros": lambda path: path.write_bytes(b"\0" * 300),
     "pipe": os.mkfifo,
-    "socket": _socket,
+    "socket": bind_socket,
     "folder": Path.mkdir,
     "full folder": _full_folder,
-    "ten gigabytes": _sparse,
+    "ten gigabytes": make_hole,
     "unreadable": lambda path: path.touch(0),
     **{
         f"link to {target}": _link(target)

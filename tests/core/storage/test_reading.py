@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,35 +10,21 @@ import pytest
 
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.storage.reading import LIMITS, MAX_DEPTH, UnfitFile, open_regular, parse_json, read_bytes, read_json
+from tests.support.spoilt_runs import bind_socket, make_hole
 
 LIMIT = 100
 
 
-def sparse(path: Path, size: int) -> None:
-    with open(path, "wb") as file:
-        file.truncate(size)
-
-
-def bound(path: Path) -> None:
-    here = Path.cwd()
-    os.chdir(path.parent)  # the name of a socket may not be long
-    try:
-        with socket.socket(socket.AF_UNIX) as made:
-            made.bind(path.name)
-    finally:
-        os.chdir(here)
-
-
 UNFIT: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe": (os.mkfifo, "is a pipe, not a regular file"),
-    "socket": (bound, "is a socket, not a regular file"),
+    "socket": (bind_socket, "is a socket, not a regular file"),
     "folder": (Path.mkdir, "is a folder, not a regular file"),
     "link": (lambda path: path.symlink_to("target"), "is a link, not a regular file"),
     "dangling link": (lambda path: path.symlink_to("nowhere"), "is a link, not a regular file"),
     "loop": (lambda path: path.symlink_to(path.name), "is a link, not a regular file"),
     "endless device by link": (lambda path: path.symlink_to("/dev/zero"), "is a link, not a regular file"),
-    "ten gigabytes": (lambda path: sparse(path, 10**10), "has 10.0 GB, more than the 100 B that it may have"),
-    "one byte too many": (lambda path: sparse(path, LIMIT + 1), "has 101 B, more than the 100 B that it may have"),
+    "ten gigabytes": (lambda path: make_hole(path, 10**10), "has 10.0 GB, more than the 100 B that it may have"),
+    "one byte too many": (lambda path: make_hole(path, LIMIT + 1), "has 101 B, more than the 100 B that it may have"),
 }
 
 
@@ -111,7 +96,7 @@ def test_a_file_that_grows_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
     small = tmp_path / "small"
     small.write_text("")
     status = os.stat(small)
-    sparse(tmp_path / "file", LIMITS["recipe"] + 1)
+    make_hole(tmp_path / "file", LIMITS["recipe"] + 1)
     monkeypatch.setattr(os, "stat", lambda *args, **options: status)
     monkeypatch.setattr(os, "fstat", lambda handle: status)
     with pytest.raises(UnfitFile, match=r"more than the 1\.0 MB"):

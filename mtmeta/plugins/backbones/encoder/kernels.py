@@ -61,6 +61,10 @@ class Kernels:
     """The functions of csrc/ on contiguous fp32 tensors of the CPU. Shapes as there."""
 
     name: ClassVar[str] = "fp32"
+    suffix: ClassVar[str] = ""
+    """Ends the names of the functions that every kind has."""
+    room: ClassVar[torch.dtype] = torch.float32
+    """What the memory that attention needs is counted in."""
     files: ClassVar[tuple[str, ...]] = ("vector.h", "gelu.h", "attention.c", "rows.c")
     """What the library is made of, in csrc/."""
     functions: ClassVar[tuple[str, ...]] = (
@@ -95,15 +99,41 @@ class Kernels:
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
     ) -> tuple[Tensor, Tensor]:
         """Compute LayerNorm(residual + dropout(x + bias)) and 1 / deviation [S]; x becomes the normalised rows."""
-        y, rstd = torch.empty_like(x), x.new_empty(len(x))
-        self.call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, y, x, rstd)
+        y, rstd = torch.empty_like(x), _fp32(len(x))
+        self.call(
+            f"norm_forward{self.suffix}",
+            *x.shape,
+            x,
+            bias,
+            residual,
+            gain,
+            shift,
+            ctypes.c_float(eps),
+            noise,
+            y,
+            x,
+            rstd,
+        )
         return y, rstd
 
     def norm_(
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
     ) -> Tensor:
         """Compute the same in place, for no backward pass."""
-        self.call("norm_forward", *x.shape, x, bias, residual, gain, shift, ctypes.c_float(eps), noise, x, None, None)
+        self.call(
+            f"norm_forward{self.suffix}",
+            *x.shape,
+            x,
+            bias,
+            residual,
+            gain,
+            shift,
+            ctypes.c_float(eps),
+            noise,
+            x,
+            None,
+            None,
+        )
         return x
 
     def norm_backward(
@@ -112,20 +142,20 @@ class Kernels:
         """Compute the gradients of residual and x (one tensor without dropout), and [3, D] of gain, shift and bias."""
         d_residual = torch.empty_like(grad)
         dx = torch.empty_like(grad) if noise.dropped else d_residual
-        sums = grad.new_empty(blocks(grad), 3, grad.shape[1])
-        self.call("norm_backward", *grad.shape, grad, unit, rstd, gain, noise, d_residual, dx, sums)
+        sums = _fp32(blocks(grad), 3, grad.shape[1])
+        self.call(f"norm_backward{self.suffix}", *grad.shape, grad, unit, rstd, gain, noise, d_residual, dx, sums)
         return d_residual, dx, sums.sum(0)
 
     def gelu(self, x: Tensor, bias: Tensor, *, in_place: bool) -> Tensor:
         """Compute gelu(x + bias)."""
         y = x if in_place else torch.empty_like(x)
-        self.call("gelu_forward", *x.shape, x, bias, y)
+        self.call(f"gelu_forward{self.suffix}", *x.shape, x, bias, y)
         return y
 
     def gelu_backward_(self, grad: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         """Turn the gradient of the result into that of x, in place; returns that of bias [I]."""
-        sums = grad.new_empty(blocks(grad), grad.shape[1])
-        self.call("gelu_backward", *grad.shape, grad, x, bias, sums)
+        sums = _fp32(blocks(grad), grad.shape[1])
+        self.call(f"gelu_backward{self.suffix}", *grad.shape, grad, x, bias, sums)
         return sums.sum(0)
 
     def attention(
@@ -136,9 +166,9 @@ class Kernels:
         `offsets` [n + 1], int64, say where the sequences begin.
         """
         d = qkv.shape[1] // 3 // heads
-        mixed, lse = qkv.new_empty(len(qkv), heads * d), qkv.new_empty(len(qkv), heads)
+        mixed, lse = qkv.new_empty(len(qkv), heads * d), _fp32(len(qkv), heads)
         shape = len(offsets) - 1, offsets, heads, d
-        self.call("attention_forward", *shape, qkv, bias, noise, mixed, lse, *self._room(longest, d))
+        self.call(f"attention_forward{self.suffix}", *shape, qkv, bias, noise, mixed, lse, *self._room(longest, d))
         return mixed, lse
 
     def attention_backward(
@@ -155,14 +185,15 @@ class Kernels:
         """Compute the gradients of qkv and bias."""
         n, heads = len(offsets) - 1, lse.shape[1]
         d = mixed.shape[1] // heads
-        d_qkv, sums = torch.empty_like(qkv), qkv.new_empty(n, qkv.shape[1])
+        d_qkv, sums = torch.empty_like(qkv), _fp32(n, qkv.shape[1])
         given = qkv, bias, noise, mixed, lse, d_mixed, d_qkv, sums
-        self.call("attention_backward", n, offsets, heads, d, *given, *self._room(longest, d))
+        self.call(f"attention_backward{self.suffix}", n, offsets, heads, d, *given, *self._room(longest, d))
         return d_qkv, sums.sum(0)
 
     def _room(self, longest: int, d: int) -> tuple[Tensor, int]:
-        each = int(self.library.attention_room(ctypes.c_long(longest), ctypes.c_long(d)))
-        return torch.empty(each * torch.get_num_threads(), dtype=torch.float32), each
+        size = getattr(self.library, f"attention_room{self.suffix}")
+        each = int(size(ctypes.c_long(longest), ctypes.c_long(d)))
+        return torch.empty(each * torch.get_num_threads(), dtype=self.room), each
 
     def call(self, function: str, *arguments: object) -> None:
         """Call a function with pointers for tensors, longs for integers, and the number of threads last."""
@@ -181,6 +212,11 @@ class Kernels:
         """Return whether the kernels take layers of these widths."""
         m = cls.multiple
         return not (hidden % heads or (hidden // heads) % m or intermediate % m) and hidden <= WIDEST
+
+
+def _fp32(*shape: int) -> Tensor:
+    """Return an array that is not filled, fp32 whatever the type of the others."""
+    return torch.empty(shape, dtype=torch.float32)
 
 
 def blocks(x: Tensor) -> int:
