@@ -6,6 +6,7 @@ The numbers are the rows of our list of bad inputs.
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -26,6 +27,8 @@ EXPORT = ("export", "run", "--format", "transformers")
 PREDICT = ("predict", "run", "--task", "kind", "--input", "texts.txt", "--output")
 ADAPT = ("adapt", "run", "data/quick.yaml", "--shots", "1", "--seeds", "1", "--task", "kind")
 COPY = ("recipes", "copy", "reptile_three_task")
+# The highest number that a descriptor can have here: a small one may be open in a process that has run other tests.
+CLOSED = f"/dev/fd/{resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 1}"
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +190,7 @@ CASES: dict[str, Case] = {
         full, (*PREDICT, "full"), 6, ("full: cannot be written (No space left on device)",)
     ),
     "122-predict to a closed descriptor": Case(
-        nothing, (*PREDICT, "/dev/fd/97"), 6, ("/dev/fd/97: cannot be written (Bad file descriptor)",)
+        nothing, (*PREDICT, CLOSED), 6, (f"{CLOSED}: cannot be written (Bad file descriptor)",)
     ),
     "123-schema to a socket": Case(
         bound("socket"), ("schema", "--out", "socket"), 6, ("socket: cannot be written: No such device or address",)
