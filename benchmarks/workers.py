@@ -17,6 +17,7 @@ from benchmarks import contenders
 from benchmarks.contenders import Contender, Indices, Mtmeta
 from benchmarks.parts import Parts, by_length, first_rows, load_parts
 from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.environment import want_huge_pages
 from mtmeta.core.machine import Heap
 
 __all__ = ["MAKERS", "Remote", "Worker"]
@@ -84,6 +85,8 @@ class Worker(Remote):
 
 
 def _serve(pipe: Any, kind: str, weights: str, data: str, tasks: list[str]) -> None:
+    if kind.startswith("mtmeta"):
+        want_huge_pages()  # as in every command
     parts = load_parts(weights, data, tasks, splits=("train", "dev"))
     heap = Heap() if kind.startswith("mtmeta") else None  # as in every run
     pipe.send(0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mtmeta
-from mtmeta.core.environment import LEAST_TORCH, check_launcher, check_torch
+from mtmeta.core.environment import HUGE_PAGES, LEAST_TORCH, check_launcher, check_torch
 from tests.support.commands import assert_refused, command, data_folder
 from tests.support.paths import ROOT
 
@@ -83,3 +83,13 @@ def test_versions(version: str, fine: bool, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_least_torch_is_what_the_package_asks_for() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     assert f'"torch>={LEAST_TORCH[0]}.{LEAST_TORCH[1]}"' in text
+
+
+@pytest.mark.parametrize("chosen", [None, "0"])
+def test_huge_pages_are_asked_for_unless_the_user_decided(chosen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(HUGE_PAGES, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(HUGE_PAGES, chosen)
+    check_torch()
+    linux = os.path.exists("/sys/kernel/mm/transparent_hugepage/enabled")
+    assert os.environ.get(HUGE_PAGES) == (chosen or ("1" if linux else None))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.errors import CheckpointError, UsageError
-from mtmeta.core.machine import fitting_threads, own_settings, pick_device
+from mtmeta.core.machine import Heap, fitting_threads, own_settings, pick_device
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import build_registry
@@ -84,6 +84,7 @@ def score_run(
         bring(chosen_only, [split], session.sources, backbone=False)
     session.backbone = restore_backbone(session)
     session.warn_of_slowness()
+    Heap()
     recorded = session.folder.lock()["data"]
     scores: dict[str, evaluation.Score] = {}
     details, steps, started = {}, 0, time.perf_counter()

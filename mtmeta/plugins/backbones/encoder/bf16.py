@@ -20,21 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from mtmeta.plugins.backbones.encoder import matrix_unit
 from mtmeta.plugins.backbones.encoder.compiled import Span
 from mtmeta.plugins.backbones.encoder.fused import Noise
 from mtmeta.plugins.backbones.encoder.kernels import mask
 from mtmeta.plugins.backbones.encoder.kernels_bf16 import Bf16Kernels
 
-Cast = tuple[Tensor, ...]
+Cast = tuple[Any, ...]
+"""A layer's four weights: tensors for PyTorch, `Pairs` for the matrix unit."""
 
 
-def missing(tokens: int) -> int:
-    """Return how many tokens a batch should have more, a sixteenth at most of many.
+def missing(tokens: int, *, by_unit: bool) -> int:
+    """Return how many tokens a batch should have more: to whole tiles where products are the matrix unit's.
 
-    oneDNN compiles a product for its sizes, which takes longer than to compute it, and buffers of a new size leave
-    holes in the heap. So batches have one of few sizes, which come again.
+    Else a sixteenth at most of many: oneDNN compiles a product for its sizes, which takes longer than to compute it. So
+    batches have one of few sizes, which come again.
     """
-    return -tokens % max(16, 1 << max(0, tokens.bit_length() - 5))
+    return -tokens % (matrix_unit.ROWS if by_unit else max(16, 1 << max(0, tokens.bit_length() - 5)))
 
 
 class Casts:
@@ -48,8 +50,8 @@ class Casts:
         """Drop them: the weights may have changed."""
         self._kept, self._key = [], []
 
-    def of(self, layers: Sequence[Sequence[nn.Linear]]) -> list[Cast]:
-        """Return the weights of each layer's parts in bf16.
+    def of(self, layers: Sequence[Sequence[nn.Linear]], unit: Bf16Kernels | None) -> list[Cast]:
+        """Return the weights of each layer's parts in bf16, in the layout that products by `unit` or PyTorch take.
 
         With gradients they are cast anew: an optimizer that writes to `parameter.data` leaves no trace. Without, they
         are kept for the next batch until `forget`, a change that PyTorch counts, or a pass with gradients.
@@ -57,10 +59,10 @@ class Casts:
         weights = [part.weight for parts in layers for part in parts]
         if torch.is_grad_enabled():
             self.forget()
-            return _cast(layers)
-        key = [(weight.data_ptr(), _changes(weight)) for weight in weights]
+            return _cast(layers, unit)
+        key = [(id(unit), 0), *((weight.data_ptr(), _changes(weight)) for weight in weights)]
         if key != self._key:
-            self._kept, self._key = _cast(layers), key
+            self._kept, self._key = _cast(layers, unit), key
         return self._kept
 
 
@@ -69,7 +71,9 @@ def _changes(weight: Tensor) -> int:
     return -1 if weight.is_inference() else int(weight._version)
 
 
-def _cast(layers: Sequence[Sequence[nn.Linear]]) -> list[Cast]:
+def _cast(layers: Sequence[Sequence[nn.Linear]], unit: Bf16Kernels | None) -> list[Cast]:
+    if unit:
+        return [tuple(unit.pairs(part.weight, both=torch.is_grad_enabled()) for part in parts) for parts in layers]
     return [tuple(part.weight.detach().to(torch.bfloat16) for part in parts) for parts in layers]
 
 
@@ -78,6 +82,8 @@ class Plan:
     """What the layers of one pass share."""
 
     kernels: Bf16Kernels
+    by_unit: bool
+    """Whether products are the matrix unit's, not PyTorch's."""
     span: Span
     heads: int
     weight_noise: Noise | None
@@ -90,6 +96,8 @@ def layer(x: Tensor, parts: Sequence[Any], cast: Cast, plan: Plan) -> Tensor:
     weights = [tensor for part in parts for tensor in (part.weight, part.bias)]
     eps = parts[2].eps, parts[5].eps
     masks = mask(plan.weight_noise), mask(plan.attended_noise), mask(plan.noise)
+    if plan.by_unit:
+        return matrix_unit.layer(x, weights, cast, plan, eps, masks)
     if torch.is_grad_enabled():
         y: Tensor = _Layer.apply(x, *weights, cast, plan, eps, masks)  # type: ignore[no-untyped-call]
         return y

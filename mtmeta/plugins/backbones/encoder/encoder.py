@@ -18,7 +18,7 @@ from torch.nn import functional
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
-from mtmeta.plugins.backbones.encoder import bf16, compiled, kernels
+from mtmeta.plugins.backbones.encoder import bf16, compiled, kernels, matrix_unit
 from mtmeta.plugins.backbones.encoder.attention import Sequences
 from mtmeta.plugins.backbones.encoder.fused import Noise, attend, drop, feed_forward
 from mtmeta.plugins.backbones.encoder.kernels import Kernels
@@ -200,14 +200,20 @@ class Encoder(nn.Module):
         noise, weight_noise = (Noise(p) if p and self.training else None for p in dropouts)
         x = self._projected(drop(x, noise)).to(torch.bfloat16)
         yield x
+        by_unit = functions.multiplies and not (
+            c.hidden_size % matrix_unit.ROWS or c.intermediate_size % matrix_unit.ROWS
+        )
         tokens, lengths = len(x), packed.lengths
-        if more := bf16.missing(tokens):  # one sequence of zeros, last, so that it moves nobody's random bits
+        if more := bf16.missing(
+            tokens, by_unit=by_unit
+        ):  # one sequence of zeros, last, so that it moves nobody's random bits
             x, lengths = functional.pad(x, (0, 0, 0, more)), torch.cat([lengths, lengths.new_tensor([more])])
         span = compiled.span_of(lengths, len(x))
         attended = noise if c.attended_dropout_prob else None
-        plan = bf16.Plan(functions, span, c.num_attention_heads, weight_noise, attended, noise)
+        plan = bf16.Plan(functions, by_unit, span, c.num_attention_heads, weight_noise, attended, noise)
         parts: list[Any] = [layer.parts for layer in self.layers]
-        casts = self._casts.of([(qkv, out, up, down) for qkv, out, _, up, down, _ in parts])
+        weights = [(qkv, out, up, down) for qkv, out, _, up, down, _ in parts]
+        casts = self._casts.of(weights, functions if by_unit else None)
         for own, cast in zip(parts, casts, strict=True):
             x = bf16.layer(x, own, cast, plan)
             yield x[:tokens]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from mtmeta.core.api.batch import Packed
 from mtmeta.core.machine import autocast
-from mtmeta.plugins.backbones.encoder import bf16, compiled, kernels
+from mtmeta.plugins.backbones.encoder import bf16, compiled, kernels, matrix_unit
 from mtmeta.plugins.backbones.encoder.encoder import Encoder
 from mtmeta.plugins.backbones.encoder.fused import Noise
 from mtmeta.plugins.backbones.encoder.kernels import NO_MASK, Mask
@@ -26,6 +26,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # one token, beside and at a tile's 16 and 32, more than a block of 64 queries, more than one block of 64 rows in all
 LENGTHS = [1, 1, 2, 15, 16, 17, 31, 32, 33, 64, 65, 97, 130]
 TOKENS = sum(LENGTHS)
+WHOLE = [*LENGTHS, -TOKENS % matrix_unit.ROWS]
+"""A multiple of 32 in all, which products by the matrix unit take."""
 HALF = 2.0**-8  # what rounding to bf16 costs at most, relative
 CPU = torch.device("cpu")
 
@@ -169,10 +171,14 @@ def weight_masks(k: Bf16Kernels, mask: Mask, lengths: list[int], heads: int, d: 
     return found
 
 
-def test_dropout_is_that_of_the_formula(k: Bf16Kernels) -> None:
+@pytest.mark.parametrize(
+    ("heads", "size", "wide", "by_unit"), [(3, 48, 80, False), (3, 96, 160, False), (3, 96, 160, True)]
+)
+def test_dropout_is_that_of_the_formula(k: Bf16Kernels, heads: int, size: int, wide: int, by_unit: bool) -> None:
     """A layer with known masks against plain operations in fp64 that autograd differentiates."""
-    heads, size, wide, p = 3, 48, 80, 0.3
-    d, offsets = size // heads, offsets_of(LENGTHS)
+    if by_unit and not k.multiplies:
+        pytest.skip("products are PyTorch's without the matrix unit")
+    p, d, offsets, tokens = 0.3, size // heads, offsets_of(WHOLE), sum(WHOLE)
     qkv, out, up, down = nn.Linear(size, 3 * size), nn.Linear(size, size), nn.Linear(size, wide), nn.Linear(wide, size)
     parts: tuple[Any, ...] = (qkv, out, nn.LayerNorm(size, eps=1e-5), up, down, nn.LayerNorm(size, eps=1e-5))
     with torch.no_grad():
@@ -180,26 +186,26 @@ def test_dropout_is_that_of_the_formula(k: Bf16Kernels) -> None:
             part.weight.copy_(part.weight.bfloat16())  # what is multiplied, so that no cast of weights is compared
             part.bias.copy_(random(*part.bias.shape, seed=20 + i, scale=0.5))
     parameters = [parameter for part in parts for parameter in (part.weight, part.bias)]
-    x = half(TOKENS, size, seed=2).requires_grad_()
-    direction = half(TOKENS, size, seed=4)
+    x = half(tokens, size, seed=2).requires_grad_()
+    direction = half(tokens, size, seed=4)
 
     def noises() -> tuple[Noise, Noise]:
         torch.manual_seed(6)
         return Noise(p), Noise(p / 2)
 
     noise, weight_noise = noises()
-    plan = bf16.Plan(k, compiled.Span(offsets, max(LENGTHS)), heads, weight_noise, noise, noise)
-    cast = bf16.Casts().of([(qkv, out, up, down)])[0]
+    plan = bf16.Plan(k, by_unit, compiled.Span(offsets, max(WHOLE)), heads, weight_noise, noise, noise)
+    cast = bf16.Casts().of([(qkv, out, up, down)], k if by_unit else None)[0]
     found = bf16.layer(x, parts, cast, plan)
     gradients = torch.autograd.grad(found, [x, *parameters], direction)
 
     noise, weight_noise = noises()
-    weight_mask = weight_masks(k, kernels.mask(weight_noise), LENGTHS, heads, d)
-    masks = [row_mask(k, kernels.mask(noise), TOKENS, size) for _ in range(2)]
+    weight_mask = weight_masks(k, kernels.mask(weight_noise), WHOLE, heads, d)
+    masks = [row_mask(k, kernels.mask(noise), tokens, size) for _ in range(2)]
     exact = [copy.deepcopy(part).double() for part in parts]
     at = x.detach().double().requires_grad_()
     mixed = []
-    for start, t, kept in zip(offsets.tolist(), LENGTHS, weight_mask, strict=False):
+    for start, t, kept in zip(offsets.tolist(), WHOLE, weight_mask, strict=False):
         q, key, v = exact[0](at[start : start + t]).view(t, 3, heads, d).permute(1, 2, 0, 3)
         mixed.append(
             (((q @ key.transpose(1, 2) / math.sqrt(d)).softmax(-1) * kept) @ v).transpose(0, 1).reshape(t, size)
@@ -306,7 +312,9 @@ def test_an_encoder_is_that_in_fp32_up_to_roundings(
 
         patch.setattr(Bf16Kernels, "call", noted)
         found = outcome(encoder, packed)
-    assert called.count("attention_forward_bf16") == 4 and called.count("gelu_backward_bf16") == 2
+    by_unit = k.multiplies and not hidden % 32 and not intermediate % 32
+    backward = "feed_backward_bf16" if by_unit else "gelu_backward_bf16"
+    assert called.count("attention_forward_bf16") == 4 and called.count(backward) == 2
     encoder.zero_grad()
     wanted = encoder(packed)
     torch.autograd.backward(wanted, random(*wanted.shape, seed=7))
@@ -382,18 +390,19 @@ def test_weights_are_never_those_of_an_earlier_step(k: Bf16Kernels, grad: bool) 
 
 
 def test_batches_have_few_sizes_and_hardly_more_tokens() -> None:
-    more = [bf16.missing(tokens) for tokens in range(1, 20_000)]
+    assert all((tokens + bf16.missing(tokens, by_unit=True)) % 32 == 0 for tokens in range(1, 100))
+    more = [bf16.missing(tokens, by_unit=False) for tokens in range(1, 20_000)]
     sizes = {tokens + extra for tokens, extra in enumerate(more, 1)}
     assert len(sizes) < 160
     assert all(0 <= extra < max(16, tokens / 16) for tokens, extra in enumerate(more, 1))
-    assert not any(bf16.missing(size) for size in sizes)
+    assert not any(bf16.missing(size, by_unit=False) for size in sizes)
 
 
 def test_what_is_added_to_a_batch_reaches_nobody(k: Bf16Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same hidden states and gradients, up to roundings of products of another size, dropout and all."""
-    encoder, packed = encoder_of(0.3, 64, 2, 96), packed_of([3, 5, 60, 61])
+    encoder, packed = encoder_of(0.3, 64, 2, 96), packed_of([3, 5, 60, 60])
     found = outcome(encoder, packed)
-    monkeypatch.setattr(bf16, "missing", lambda tokens: 0)
+    monkeypatch.setattr(bf16, "missing", lambda tokens, by_unit: 32 - tokens % 32 if by_unit else 0)
     for name, tensor in outcome(encoder, packed).items():
         assert found[name].shape == tensor.shape
         assert float((found[name] - tensor).norm() / tensor.norm()) < 2 * HALF, name
@@ -404,9 +413,9 @@ def test_evaluation_casts_the_weights_once(k: Bf16Kernels, monkeypatch: pytest.M
     times: list[int] = []
     cast = bf16._cast
 
-    def counted(layers: Any) -> Any:
+    def counted(layers: Any, unit: Any) -> Any:
         times.append(len(layers))
-        return cast(layers)
+        return cast(layers, unit)
 
     monkeypatch.setattr(bf16, "_cast", counted)
     with torch.inference_mode():

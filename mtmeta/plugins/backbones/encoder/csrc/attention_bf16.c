@@ -1,27 +1,16 @@
 /* attention.c on bf16 arrays: its products are of bf16 numbers with fp32 sums, by the processor's matrix unit (AMX) where
-   it has one. Scores and their softmax are fp32; weights are rounded to bf16 before they are multiplied. */
+   it has one. Scores and their softmax are fp32; weights are rounded to bf16 before they are multiplied.
 
-#include "bf16.h"
+   Scores lie with a row for each key and a column for each query, so that sixteen queries are worked on side by side. */
 
-#ifdef _OPENMP
-#include <omp.h>
-#define THREAD omp_get_thread_num()
-#else
-#define THREAD 0
-#endif
+#include "amx.h"
 
-#if defined(__AMX_BF16__) && defined(__linux__)
-#include <immintrin.h>
+#if AMX
 #include <sys/syscall.h>
 #include <unistd.h>
-#define AMX 1
-#else
-#define AMX 0
 #endif
 
-enum { QUERIES = 64, TOGETHER = 12 }; /* rows of scores and heads that are worked on at once */
-
-typedef uint32_t pair; /* two bf16 numbers of one column, the upper one in the low half */
+enum { QUERIES = 64, TOGETHER = 12 }; /* columns of scores and heads that are worked on at once */
 
 static int matrix_unit;
 
@@ -35,17 +24,6 @@ int use_matrix_unit(int wanted) {
 }
 
 #if AMX
-/* Eight tiles of 16 rows of 64 bytes. */
-INLINE void begin_tiles(void) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
-    _tile_loadconfig(&config);
-}
-
 /* Up to 32 rows and columns of c at a time. */
 static void product_by_tiles(int add, long m, long n, long k, const bf16 *a, long lda, const pair *b, long ldb, float *c,
                              long ldc) {
@@ -131,8 +109,6 @@ static void product(int add, long m, long n, long k, const bf16 *a, long lda, co
 
 /* ---- the layouts that products want */
 
-INLINE long up_to(long multiple, long t) { return (t + multiple - 1) / multiple * multiple; }
-
 /* A token's vectors of `heads` heads, x + bias, to its place in [heads, T, d] with strides of `each` and 1. */
 INLINE void take(long heads, long d, const bf16 *x, const float *bias, long each, bf16 *to) {
     for (long h = 0; h < heads; h++)
@@ -146,35 +122,18 @@ INLINE void fill(long t, long d, long rows, long ld, bf16 *x) {
     memset(x + t * ld, 0, (rows - t) * ld * sizeof(bf16));
 }
 
-/* x [k, n] as pairs of rows, [k / 2, n]. */
-INLINE void pair_rows(long k, long n, const bf16 *x, long ld, pair *to) {
-    for (long p = 0; p < k / 2; p++)
-        for (long c = 0; c < n; c += 16) {
-            const bf16 *first = x + 2 * p * ld + c;
-            *(u16 *)(to + p * n + c) = widened(first) | widened(first + ld) << 16;
-        }
-}
-
-#define LOW32(a, b) __builtin_shuffle(a, b, (u8){0, 8, 1, 9, 2, 10, 3, 11})
-#define HIGH32(a, b) __builtin_shuffle(a, b, (u8){4, 12, 5, 13, 6, 14, 7, 15})
-
-/* The transpose of x [n, k] as pairs of rows, [k / 2, n]: x's own pairs of columns, transposed. */
-INLINE void pair_columns(long n, long k, const bf16 *x, long ld, pair *to) {
-    for (long i = 0; i < n; i += 8)
-        for (long p = 0; p < k / 2; p += 8) {
-            u8 a[8], b[8];
-            for (int r = 0; r < 8; r++) a[r] = *(const u8 *)(x + (i + r) * ld + 2 * p);
-            for (int r = 0; r < 4; r++) b[2 * r] = LOW32(a[r], a[r + 4]), b[2 * r + 1] = HIGH32(a[r], a[r + 4]);
-            for (int r = 0; r < 4; r++) a[2 * r] = LOW32(b[r], b[r + 4]), a[2 * r + 1] = HIGH32(b[r], b[r + 4]);
-            for (int r = 0; r < 4; r++) b[2 * r] = LOW32(a[r], a[r + 4]), b[2 * r + 1] = HIGH32(a[r], a[r + 4]);
-            for (int r = 0; r < 8; r++) *(u8 *)(to + (p + r) * n + i) = b[r];
-        }
-}
-
-/* x [m, n] -> [n, m]. */
-INLINE void transpose(long m, long n, const bf16 *x, bf16 *to) {
+/* x [m, n] -> [n, m], rows of x being `ld` apart. */
+INLINE void transpose(long m, long n, const bf16 *x, long ld, bf16 *to) {
     for (long j = 0; j < n; j += 8)
-        for (long i = 0; i < m; i += 8) turn(x + i * n + j, n, to + j * m + i, m);
+        for (long i = 0; i < m; i += 8) turn(x + i * ld + j, ld, to + j * m + i, m);
+}
+
+/* Two rows of sixteen numbers as pairs. */
+INLINE void pair_of(v16 upper, v16 lower, pair *to) {
+    bf16 both[32];
+    store(both, upper);
+    store(both + 16, lower);
+    *(u16 *)to = widened(both) | widened(both + 16) << 16;
 }
 
 /* A task is some heads of a sequence, as in attention.c. T is rounded up to tiles: `rows`; d to `wide`. */
@@ -191,19 +150,60 @@ INLINE Task task_of(long at, long heads, long d, const int64_t *offsets) {
 
 INLINE long tasks(long n, long heads) { return n * ((heads + TOGETHER - 1) / TOGETHER); }
 
-/* Parts of a thread's room, each beginning at a cache line. */
-INLINE void *part(char **room, long bytes) {
-    char *begin = *room;
-    *room += up_to(64, bytes);
-    return begin;
-}
-
 /* Bytes that a thread needs beside its arguments, for sequences of up to T tokens. */
 long attention_room_bf16(long t, long d) {
     const long rows = up_to(32, t), wide = up_to(32, d);
-    const long heads = TOGETHER * rows * (4 * wide * 2 + 3 * d * 4 + 4);
+    const long heads = TOGETHER * rows * (4 * wide * 2 + 3 * d * 4 + 2 * 4);
     const long head = rows * wide * 2 * 5 + 3 * QUERIES * wide * 4;
-    return heads + head + QUERIES * rows * (2 * 4 + 4 * 2) + (rows + 32) * 4 + 64 * 32;
+    return heads + head + QUERIES * rows * (2 * 4 + 3 * 2) + (2 * QUERIES + 64) * 4 + 64 * 32;
+}
+
+/* The softmax over keys, in place, of scores [T, m] times `scale`: the inverse of each query's sum and its logarithm. */
+INLINE void soften(long t, long m, float scale, float *scores, float *share, float *logs) {
+    for (long i = 0; i < m; i += 16) {
+        v16 top = W(scores + i), sum = every(0);
+        for (long j = 1; j < t; j++) top = pick(W(scores + j * m + i) > top, W(scores + j * m + i), top);
+        for (long j = 0; j < t; j++) {
+            v16 weight = exponential16((W(scores + j * m + i) - top) * scale);
+            W(scores + j * m + i) = weight;
+            sum += weight;
+        }
+        W(share + i) = 1.0f / sum;
+        W(logs + i) = top * scale + logarithm16(sum);
+    }
+}
+
+/* Weights [T, m] times their query's share and dropout's factors, as pairs of rows up to `rows`. */
+INLINE void weigh(long t, long m, long rows, const float *weights, const float *share, Stream16 *s, Noise noise,
+                  float *keep, pair *to) {
+    float *below = keep + QUERIES + 32;
+    for (long j = 0; j < t; j += 2) {
+        const int both = j + 1 < t;
+        if (noise.dropped) {
+            factors16(s, noise, m, keep);
+            if (both) factors16(s, noise, m, below);
+        }
+        for (long i = 0; i < m; i += 16) {
+            v16 one = W(weights + j * m + i) * W(share + i), other = every(0);
+            if (both) other = W(weights + (j + 1) * m + i) * W(share + i);
+            if (noise.dropped) one *= W(keep + i);
+            if (noise.dropped && both) other *= W(below + i);
+            pair_of(one, other, to + j / 2 * m + i);
+        }
+    }
+    memset(to + (t + 1) / 2 * m, 0, (rows / 2 - (t + 1) / 2) * m * sizeof(pair));
+}
+
+/* x [d, m] to the places of `real` tokens, `ld` apart. */
+INLINE void give_columns(long d, long m, long real, const bf16 *x, bf16 *to, long ld) {
+    for (long i = 0; i < real; i += 8)
+        for (long c = 0; c < d; c += 8) {
+            bf16 part[64];
+            const int whole_part = i + 8 <= real;
+            turn(x + c * m + i, m, whole_part ? to + i * ld + c : part, whole_part ? ld : 8);
+            if (!whole_part)
+                for (long r = 0; r < real - i; r++) memcpy(to + (i + r) * ld + c, part + 8 * r, 16);
+        }
 }
 
 /* As attention_forward. */
@@ -220,9 +220,11 @@ void attention_forward_bf16(long n, const int64_t *offsets, long heads, long d, 
         const float *b = bias + column;
         char *room = rooms + room_each * THREAD;
         bf16 *qs = part(&room, 2 * task.heads * each), *ks = part(&room, 2 * task.heads * each);
-        bf16 *vs = part(&room, 2 * task.heads * each), *weights = part(&room, 2 * QUERIES * rows);
-        pair *kt = part(&room, 2 * each), *vp = part(&room, 2 * rows * d);
-        float *scores = part(&room, 4 * QUERIES * rows), *out = part(&room, 4 * QUERIES * d), *keep = (float *)room;
+        bf16 *vs = part(&room, 2 * task.heads * each), *vt = part(&room, 2 * rows * d);
+        pair *qt = part(&room, 2 * each), *weights = part(&room, 2 * QUERIES * rows);
+        float *scores = part(&room, 4 * QUERIES * rows), *out = part(&room, 4 * QUERIES * d);
+        bf16 *rounded = part(&room, 2 * QUERIES * d);
+        float *keep = part(&room, 4 * (2 * QUERIES + 64)), share[QUERIES], logs[QUERIES];
         for (long i = 0; i < t; i++, x += 3 * width) {
             take(task.heads, d, x, b, each, qs + i * wide);
             take(task.heads, d, x + width, b + width, each, ks + i * wide);
@@ -237,34 +239,17 @@ void attention_forward_bf16(long n, const int64_t *offsets, long heads, long d, 
             fill(t, d, rows, wide, q);
             fill(t, d, rows, wide, k);
             fill(t, d, rows, wide, v);
-            pair_columns(columns, wide, k, wide, kt);
-            pair_rows(rows, d, v, wide, vp);
+            pair_columns(columns, wide, q, wide, qt);
+            transpose(rows, d, v, wide, vt);
             for (long first = 0; first < t; first += QUERIES) {
-                const long m = least(QUERIES, columns - first), real = least(m, t - first);
-                product(0, m, columns, wide, q + first * wide, wide, kt, columns, scores, columns);
-                for (long i = 0; i < real; i++) {
-                    float *w = scores + i * columns, *lse_ = lse + (task.start + first + i) * heads + task.first + h;
-                    for (long j = t; j < columns; j++) w[j] = -INFINITY;
-                    v16 most = W(w), sum = every(0);
-                    for (long j = 16; j < columns; j += 16) most = pick(W(w + j) > most, W(w + j), most);
-                    const float top = largest(most);
-                    for (long j = 0; j < columns; j += 16) W(w + j) = exponential16((W(w + j) - top) * scale);
-                    for (long j = t; j < columns; j++) w[j] = 0.0f;
-                    for (long j = 0; j < columns; j += 16) sum += W(w + j);
-                    const float all_weights = whole(sum), share = 1.0f / all_weights;
-                    *lse_ = top * scale + logf(all_weights);
-                    if (noise.dropped) {
-                        factors16(&s, noise, t, keep);
-                        for (long j = 0; j < columns; j += 16)
-                            store(weights + i * rows + j, W(w + j) * (W(keep + j) * share));
-                    } else
-                        for (long j = 0; j < columns; j += 16) store(weights + i * rows + j, W(w + j) * share);
-                }
-                fill(real, columns, m, rows, weights);
-                product(0, m, d, rows, weights, rows, vp, d, out, d);
-                bf16 *y = mixed + (task.start + first) * width + column + h * d;
-                for (long i = 0; i < real; i++)
-                    for (long c = 0; c < d; c += 16) store(y + i * width + c, W(out + i * d + c));
+                const long m = least(QUERIES, columns - first), real = least(m, t - first), token = task.start + first;
+                product(0, columns, m, wide, k, wide, qt + first, columns, scores, m);
+                soften(t, m, scale, scores, share, logs);
+                for (long i = 0; i < real; i++) lse[(token + i) * heads + task.first + h] = logs[i];
+                weigh(t, m, rows, scores, share, &s, noise, keep, weights);
+                product(0, d, m, rows, vt, rows, weights, m, out, m);
+                for (long c = 0; c < d * m; c += 16) store(rounded + c, W(out + c));
+                give_columns(d, m, real, rounded, mixed + token * width + column + h * d, width);
             }
         }
 #if AMX
@@ -301,11 +286,12 @@ void attention_backward_bf16(long n, const int64_t *offsets, long heads, long d,
         bf16 *vs = part(&room, 2 * task.heads * each), *dys = part(&room, 2 * task.heads * each);
         float *dqs = part(&room, 4 * task.heads * own), *dks = part(&room, 4 * task.heads * own);
         float *dvs = part(&room, 4 * task.heads * own), *means = part(&room, 4 * task.heads * rows);
-        pair *kt = part(&room, 2 * each), *vt = part(&room, 2 * each), *kp = part(&room, 2 * own);
+        float *logs = part(&room, 4 * task.heads * rows);
+        pair *qt = part(&room, 2 * each), *dyt = part(&room, 2 * each), *kp = part(&room, 2 * own);
         pair *qp = part(&room, 2 * QUERIES * d), *dyp = part(&room, 2 * QUERIES * d);
         float *weights = part(&room, 4 * QUERIES * rows), *d_weights = part(&room, 4 * QUERIES * rows);
-        bf16 *dropped = part(&room, 2 * QUERIES * rows), *turned = part(&room, 2 * QUERIES * rows);
-        bf16 *d_scores = part(&room, 2 * QUERIES * rows), *d_turned = part(&room, 2 * QUERIES * rows);
+        bf16 *dropped = part(&room, 2 * QUERIES * rows), *d_scores = part(&room, 2 * QUERIES * rows);
+        bf16 *d_turned = part(&room, 2 * QUERIES * rows);
         float *keep = (float *)room;
         for (long i = 0; i < t; i++, x += 3 * width) {
             take(task.heads, d, x, b, each, qs + i * wide);
@@ -319,9 +305,12 @@ void attention_backward_bf16(long n, const int64_t *offsets, long heads, long d,
                     along += load(mixed + from + c) * load(d_mixed + from + c);
                 }
                 means[h * rows + i] = whole(along);
+                logs[h * rows + i] = lse[(task.start + i) * heads + task.first + h];
             }
         }
-        ones(columns, keep);
+        for (long h = 0; h < task.heads; h++)
+            for (long i = t; i < rows; i++) means[h * rows + i] = 0.0f, logs[h * rows + i] = INFINITY; /* no weights */
+        ones(QUERIES, keep);
         Stream16 s = stream16(noise, at);
 #if AMX
         if (matrix_unit) begin_tiles();
@@ -332,35 +321,32 @@ void attention_backward_bf16(long n, const int64_t *offsets, long heads, long d,
             fill(t, d, rows, wide, k);
             fill(t, d, rows, wide, v);
             fill(t, d, rows, wide, dy);
-            pair_columns(columns, wide, k, wide, kt);
-            pair_columns(columns, wide, v, wide, vt);
+            pair_columns(columns, wide, q, wide, qt);
+            pair_columns(columns, wide, dy, wide, dyt);
             pair_rows(rows, d, k, wide, kp);
             for (long first = 0; first < t; first += QUERIES) {
-                const long m = least(QUERIES, columns - first), real = least(m, t - first), deep = up_to(32, m);
-                product(0, m, columns, wide, q + first * wide, wide, kt, columns, weights, columns);
-                product(0, m, columns, wide, dy + first * wide, wide, vt, columns, d_weights, columns);
-                for (long i = 0; i < real; i++) {
-                    const float l = lse[(task.start + first + i) * heads + task.first + h];
-                    const float mean = means[h * rows + first + i];
-                    float *w = weights + i * columns, *dw = d_weights + i * columns;
-                    if (noise.dropped) factors16(&s, noise, t, keep);
-                    for (long j = t; j < columns; j++) w[j] = -INFINITY;
-                    for (long j = 0; j < columns; j += 16) {
-                        v16 p = W(w + j) * scale - l;
+                const long m = least(QUERIES, columns - first), deep = up_to(32, m);
+                product(0, columns, m, wide, k, wide, qt + first, columns, weights, m);
+                product(0, columns, m, wide, v, wide, dyt + first, columns, d_weights, m);
+                for (long j = 0; j < t; j++) {
+                    const float *w = weights + j * m, *dw = d_weights + j * m;
+                    const float *l = logs + h * rows + first, *mean = means + h * rows + first;
+                    if (noise.dropped) factors16(&s, noise, m, keep);
+                    for (long i = 0; i < m; i += 16) {
+                        v16 p = W(w + i) * scale - W(l + i);
                         p = pick(p < every(-87.0f), every(0), exponential16(pick(p > every(0), every(0), p)));
-                        store(dropped + i * rows + j, p * W(keep + j));
-                        store(d_scores + i * rows + j, p * (W(keep + j) * W(dw + j) - mean));
+                        store(dropped + j * deep + i, p * W(keep + i));
+                        store(d_scores + j * deep + i, p * (W(keep + i) * W(dw + i) - W(mean + i)));
                     }
                 }
-                fill(real, columns, deep, rows, dropped);
-                fill(real, columns, deep, rows, d_scores);
-                transpose(deep, rows, dropped, turned);
-                transpose(deep, rows, d_scores, d_turned);
+                fill(t, m, rows, deep, dropped);
+                fill(t, m, rows, deep, d_scores);
+                transpose(rows, deep, d_scores, deep, d_turned);
                 pair_rows(deep, d, q + first * wide, wide, qp);
                 pair_rows(deep, d, dy + first * wide, wide, dyp);
-                product(0, m, d, rows, d_scores, rows, kp, d, dqs + h * own + first * d, d);
-                product(first > 0, columns, d, deep, d_turned, deep, qp, d, dks + h * own, d);
-                product(first > 0, columns, d, deep, turned, deep, dyp, d, dvs + h * own, d);
+                product(0, m, d, rows, d_turned, rows, kp, d, dqs + h * own + first * d, d);
+                product(first > 0, columns, d, deep, d_scores, deep, qp, d, dks + h * own, d);
+                product(first > 0, columns, d, deep, dropped, deep, dyp, d, dvs + h * own, d);
             }
         }
 #if AMX

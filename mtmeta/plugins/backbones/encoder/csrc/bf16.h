@@ -75,21 +75,41 @@ INLINE h16 rounded_to_bf16(v16 x) {
 
 INLINE void store(bf16 *to, v16 x) { *(h16 *)to = rounded_to_bf16(x); }
 
-/* e^x for x <= 0, as in vector.h. */
+/* e^x for x <= 0, within 8e-6 of its value; below -87 that of -87. */
 INLINE v16 exponential16(v16 x) {
-    x = pick(x < every(-87.0f), every(-87.0f), x);
-    v16 n = x * 1.44269504f + 12582912.0f;
+    x = pick(x < every(-87.0f), every(-87.0f), x) * 1.44269504f;
+#ifdef __AVX512F__
+    const v16 n = (v16)_mm512_roundscale_ps((__m512)x, 8); /* to the nearest whole number */
+#else
+    v16 n = x + 12582912.0f;
     n -= 12582912.0f;
-    x -= n * 0.693359375f;
-    x -= n * -2.12194440e-4f;
-    v16 y = 1.0f / 5040.0f * x + 1.0f / 720.0f;
-    y = y * x + 1.0f / 120.0f;
-    y = y * x + 1.0f / 24.0f;
-    y = y * x + 1.0f / 6.0f;
-    y = y * x + 0.5f;
+#endif
+    x -= n;
+    v16 y = 1.32764715e-3f * x + 9.67554191e-3f; /* 2^x up to 1/2, by weighted least squares */
+    y = y * x + 5.55071328e-2f;
+    y = y * x + 2.40221197e-1f;
+    y = y * x + 6.93146967e-1f;
     y = y * x + 1.0f;
-    y = y * x + 1.0f;
+#ifdef __AVX512F__
+    return (v16)_mm512_scalef_ps((__m512)y, (__m512)n);
+#else
     return y * (v16)((__builtin_convertvector(n, i16) + 127) << 23);
+#endif
+}
+
+/* ln x for x >= 1, within 1e-7 of it. */
+INLINE v16 logarithm16(v16 x) {
+    const i16 bits = (i16)x, high = (bits & 0x7FFFFF) > 0x3504F3; /* more than sqrt(2) */
+    const i16 exponent = (bits >> 23) - 127 - high;
+    const v16 f = (v16)(bits - (exponent << 23)) - 1.0f;
+    v16 y = f * -1.01020158e-1f + 1.64199173e-1f; /* ln (1 + f) / f, by weighted least squares */
+    y = y * f - 1.73335094e-1f;
+    y = y * f + 1.98730581e-1f;
+    y = y * f - 2.49593409e-1f;
+    y = y * f + 3.33361815e-1f;
+    y = y * f - 5.00006675e-1f;
+    y = y * f + 9.99999814e-1f;
+    return __builtin_convertvector(exponent, v16) * 0.693147181f + y * f;
 }
 
 /* ---- dropout: sixteen SFC32 generators side by side */
