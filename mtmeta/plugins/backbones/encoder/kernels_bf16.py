@@ -135,7 +135,7 @@ class Bf16Kernels(Kernels):
             _fp32(*shape) if yes else None for yes, shape in zip(wanted, ((width, wide), (wide, width)), strict=True)
         )
         given = grad, unit, rstd, gain, noise, down, wider, up_bias, up, x, d_x, d_down, d_up, sums, up_sums
-        shared = self._shared("feed_room_bf16", width, wide)
+        shared = self._shared("feed_room_bf16", len(grad), width, wide)
         self.call("feed_backward_bf16", *grad.shape, wide, *given, shared, *self._rooms(width, wide))
         return d_x, d_down, d_up, sums.sum(0), up_sums.sum(0)
 
@@ -154,7 +154,7 @@ class Bf16Kernels(Kernels):
         width, d_residual, d_x = grad.shape[1], torch.empty_like(grad), torch.empty_like(grad)
         d_weight, sums = _fp32(width, width) if wanted else None, _fp32(blocks(grad), 3, width)
         given = grad, unit, rstd, gain, noise, pairs, x, d_residual, d_x, d_weight, sums
-        shared = self._shared("out_room_bf16", width)
+        shared = self._shared("out_room_bf16", len(grad), width)
         self.call("out_backward_bf16", *grad.shape, *given, shared, *self._rooms(width, 0))
         return d_residual, d_x, d_weight, sums.sum(0)
 
@@ -162,7 +162,7 @@ class Bf16Kernels(Kernels):
         """Add to `d_x` what comes from the gradient of x W; returns that of the weight as wanted."""
         width = x.shape[1]
         d_weight = _fp32(3 * width, width) if wanted else None
-        shared = self._shared("qkv_room_bf16", width)
+        shared = self._shared("qkv_room_bf16", len(grad), width)
         self.call("qkv_backward_bf16", *x.shape, grad, pairs, x, d_x, d_weight, shared, *self._rooms(width, width))
         return d_weight
 
@@ -170,10 +170,10 @@ class Bf16Kernels(Kernels):
         each = int(self.library.layer_room_bf16(ctypes.c_long(width), ctypes.c_long(wide)))
         return torch.empty(each * torch.get_num_threads(), dtype=torch.uint8), each
 
-    def _shared(self, function: str, *widths: int) -> Tensor:
+    def _shared(self, function: str, *sizes: int) -> Tensor:
         size = getattr(self.library, function)
         size.restype = ctypes.c_long
-        return torch.empty(size(*map(ctypes.c_long, widths), ctypes.c_int(torch.get_num_threads())), dtype=torch.uint8)
+        return torch.empty(size(*map(ctypes.c_long, sizes), ctypes.c_int(torch.get_num_threads())), dtype=torch.uint8)
 
     # ------------------------------------------------------------------------------- for products by PyTorch
 

@@ -165,7 +165,7 @@ def test_results_do_not_depend_on_the_number_of_threads(k: Bf16Kernels, p: float
         assert out[1] is not None and up[1] is not None and down[1] is not None and qkv[1] is not None
         fed = k.feed_backward(y, kept[1], kept[2], bias, mask, down[1], kept[0], wide_bias, up[1], inner, (True, True))
         back = k.out_backward(fed[0], unit, rstd, bias, mask, out[1], x, True)
-        return [wide, inner, y, *fed, *back, k.qkv_backward_(back[0].clone(), wide, qkv[1], x, True)]
+        return [wide, inner, y, *kept, *fed, *back, k.qkv_backward_(back[0].clone(), wide, qkv[1], x, True)]
 
     one = everything()
     for threads in (3, 11):

@@ -7,7 +7,9 @@
 
    tiles   of x [m, k]: [m / 16][k / 32][16][32], what stands left in a product
    pairs   of x [k, n]: [n / 32][k / 32][2][16][16] pairs of rows, what stands right
-   blocks  of x [m, n]: 32 x 32 after 32 x 32 in the order in which a product makes them */
+   blocks  of x [m, n]: [m / BLOCK][n / 32][BLOCK / 32][32][32], nearly in the order in which a product makes them
+
+   Nothing here depends on the number of threads but how many rows are worked on at once. */
 
 #include "amx.h"
 #include "rows_bf16.h"
@@ -15,10 +17,16 @@
 #if AMX
 
 enum { STEP = 512 };   /* pairs of a step, and numbers of a tile */
-enum { ROWS = 256 };   /* rows that go through a chain of products together */
-enum { TOKENS = 1024 }; /* tokens that a weight's gradient is summed over at once, if threads are few */
+enum { ROWS = 256 };    /* rows that go through a chain of products together, if threads are few */
+enum { TOKENS = 1024 }; /* tokens that a weight's gradient is summed over at once, likewise */
 
 #define TOUCH __asm__ volatile("" ::: "memory") /* a tile's load does not tell the compiler that it reads memory */
+/* Fewer rows where all threads would not have two chunks of them. */
+static long rows_of(long rows, int threads) {
+    const long each = up_to(BLOCK, (rows + 2 * threads - 1) / (2 * threads));
+    return least(ROWS, each > BLOCK ? each : BLOCK);
+}
+
 #define EACH_CHUNK(each) \
     _Pragma("omp parallel for num_threads(threads) schedule(dynamic, 1)") for (long first = 0; first < rows; first += each)
 
@@ -54,6 +62,7 @@ typedef struct {
     float *sums;         /* BACK: of that, [ceil(rows / BLOCK), n] */
     pair *active, *wide; /* BACK: gelu, and what is in `tiles`, from the first of `steps` steps on */
     long steps;
+    long rows; /* ACTIVATE, BACK */
 } Result;
 
 INLINE __m512i rounded(v16 low, v16 high) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low); }
@@ -72,7 +81,7 @@ INLINE void interleave(v16 upper, v16 lower, pair *to) {
 
 /* Where 32 x 32 results belong. */
 typedef struct {
-    long i, j, number;
+    long i, j;
 } Place;
 
 /* Two rows of 32 sums, `row` and the next, to their places. */
@@ -87,7 +96,8 @@ INLINE void put(Kind kind, long n, const Result *to, Place at, long row, const f
         return;
     }
     bf16 *tile = to->tiles + ((at.i + row) / 16 * (n / 32) + at.j / 32) * STEP + row % 16 * 32;
-    bf16 *block = to->blocks ? to->blocks + at.number * 1024 + 32 * row : NULL;
+    const long group = at.i / BLOCK * BLOCK, tall = least(BLOCK, to->rows - group) / 32;
+    bf16 *block = to->blocks ? to->blocks + group * n + (at.j / 32 * tall + at.i % BLOCK / 32) * 1024 + 32 * row : NULL;
     const float *bias = to->bias + at.j;
     if (kind == ACTIVATE) {
         for (int r = 0; r < 2; r++) {
@@ -162,10 +172,10 @@ INLINE void multiply_panels(Kind kind, int near, long rows, long n, long k, cons
     float sums[2][32 * 32] __attribute__((aligned(64)));
     const long steps = k / 32, tall = rows / 32, blocks = tall * (n / 32), each = (16 + steps - 1) / steps * 2;
     const long share = 2048 / tall;
-    Place before = {0, 0, 0};
+    Place before = {0, 0};
     TOUCH;
     for (long block = 0; block < blocks; block++) {
-        const Place at = {block % tall * 32, block / tall * 32, block};
+        const Place at = {block % tall * 32, block / tall * 32};
         const bf16 *upper = a + at.i / 16 * steps * STEP, *lower = upper + steps * STEP;
         const pair *panel = b + at.j / 32 * steps * STEP;
         const float *old = sums[~block & 1];
@@ -225,8 +235,9 @@ INLINE void norm_chunk(long first, long count, long width, const bf16 *x, const 
 void out_forward_bf16(long rows, long width, const bf16 *x, const pair *out, const float *bias, const bf16 *residual,
                       const float *gain, const float *shift, float eps, Noise noise, bf16 *y, bf16 *unit, float *rstd,
                       char *rooms, long room_each, int threads) {
-    EACH_CHUNK(ROWS) {
-        const long count = least(ROWS, rows - first);
+    const long each = rows_of(rows, threads);
+    EACH_CHUNK(each) {
+        const long count = least(each, rows - first);
         bf16 *tiles = (bf16 *)(rooms + room_each * THREAD), *product = tiles + ROWS * width;
         tile_rows(count, width, x + first * width, tiles);
         begin_tiles();
@@ -242,12 +253,13 @@ void feed_forward_bf16(long rows, long width, long wide, const bf16 *x, const pa
                        const pair *down, const float *down_bias, const float *gain, const float *shift, float eps,
                        Noise noise, bf16 *wider, bf16 *y, bf16 *unit, float *rstd, char *rooms, long room_each,
                        int threads) {
-    EACH_CHUNK(ROWS) {
-        const long count = least(ROWS, rows - first);
+    const long each = rows_of(rows, threads);
+    EACH_CHUNK(each) {
+        const long count = least(each, rows - first);
         bf16 *tiles = (bf16 *)(rooms + room_each * THREAD), *product = tiles + ROWS * width;
         bf16 *active = product + ROWS * width;
         tile_rows(count, width, x + first * width, tiles);
-        const Result gelu = {.bias = up_bias, .blocks = wider ? wider + first * wide : NULL, .tiles = active};
+        const Result gelu = {.bias = up_bias, .blocks = wider ? wider + first * wide : NULL, .tiles = active, .rows = count};
         begin_tiles();
         multiply(ACTIVATE, count, wide, width, tiles, up, &gelu);
         multiply(ROUND, count, width, wide, active, down, &(Result){.c = product});
@@ -258,7 +270,10 @@ void feed_forward_bf16(long rows, long width, long wide, const bf16 *x, const pa
 
 /* ---- backward: chunk by chunk of tokens, first their gradients and then the sums over them */
 
-static long chunk_of(int threads) { return TOKENS > ROWS * threads ? TOKENS : ROWS * threads; }
+static long chunk_of(long rows, int threads) {
+    const long each = rows_of(rows, threads), chunk = up_to(each, TOKENS > each * threads ? TOKENS : each * threads);
+    return least(up_to(each, rows), chunk);
+}
 
 /* A weight's gradient x^T y, [a, b]: tiles of x^T and pairs of y for a chunk, and sums in blocks of 32 x 32. */
 typedef struct {
@@ -271,11 +286,11 @@ typedef struct {
 } Gradient;
 
 /* Bytes of what all threads share. */
-static long gradient_room(long a, long b, int threads) { return chunk_of(threads) * (a + b) * 2 + a * b * 4; }
+static long gradient_room(long chunk, long a, long b) { return chunk * (a + b) * 2 + a * b * 4 + 3 * 64; }
 
-static Gradient gradient(long a, long b, float *result, int turned, char **room, int threads) {
-    bf16 *left = part(room, chunk_of(threads) * a * 2);
-    pair *right = part(room, chunk_of(threads) * b * 2);
+static Gradient gradient(long chunk, long a, long b, float *result, int turned, char **room) {
+    bf16 *left = part(room, chunk * a * 2);
+    pair *right = part(room, chunk * b * 2);
     return (Gradient){a, b, left, right, part(room, a * b * 4), result, turned};
 }
 
@@ -314,11 +329,11 @@ static void add_tokens(const Gradient *g, long j, long steps, int is_first, int 
 }
 
 #define EACH_SHARED_CHUNK \
-    for (long chunk = chunk_of(threads), first = 0, steps = least(chunk, rows) / 32; first < rows; \
+    for (long first = 0, steps = least(chunk, rows) / 32; first < rows; \
          first += chunk, steps = least(chunk, rows - first) / 32)
 
 #define EACH_OF_IT \
-    _Pragma("omp for schedule(dynamic, 1)") for (long at = first; at < least(rows, first + chunk); at += ROWS)
+    _Pragma("omp for schedule(dynamic, 1)") for (long at = first; at < least(rows, first + chunk); at += each)
 
 #define SUM(g, columns) \
     _Pragma("omp for schedule(static)") for (long j = 0; j < columns; j += 32) if ((g).result) \
@@ -333,7 +348,9 @@ INLINE void norm_backward_chunk(long at, long count, long width, const bf16 *gra
 }
 
 /* Bytes that all threads share beside those of layer_room_bf16. */
-long feed_room_bf16(long width, long wide, int threads) { return 2 * gradient_room(width, wide, threads) + 6 * 64; }
+long feed_room_bf16(long rows, long width, long wide, int threads) {
+    return 2 * gradient_room(chunk_of(rows, threads), width, wide);
+}
 
 /* From the gradient of y those of x, `d_x`; of the weights, unless NULL; and sums by blocks of rows: of gain, shift and bias
    [.., 3, D], of the first bias [.., I]. */
@@ -341,15 +358,16 @@ void feed_backward_bf16(long rows, long width, long wide, const bf16 *grad, cons
                         const float *gain, Noise noise, const pair *down, const bf16 *wider, const float *up_bias,
                         const pair *up, const bf16 *x, bf16 *d_x, float *d_down, float *d_up, float *sums, float *up_sums,
                         char *shared, char *rooms, long room_each, int threads) {
-    const Gradient of_down = gradient(width, wide, d_down, 0, &shared, threads);
-    const Gradient of_up = gradient(width, wide, d_up, 1, &shared, threads);
+    const long each = rows_of(rows, threads), chunk = chunk_of(rows, threads);
+    const Gradient of_down = gradient(chunk, width, wide, d_down, 0, &shared);
+    const Gradient of_up = gradient(chunk, width, wide, d_up, 1, &shared);
 #pragma omp parallel num_threads(threads)
     {
         bf16 *tiles = (bf16 *)(rooms + room_each * THREAD), *d_unit = tiles + ROWS * width, *d_wide = d_unit + ROWS * width;
         begin_tiles();
         EACH_SHARED_CHUNK {
             EACH_OF_IT {
-                const long count = least(ROWS, rows - at), step = (at - first) / 32;
+                const long count = least(each, rows - at), step = (at - first) / 32;
                 norm_backward_chunk(at, count, width, grad, unit, rstd, gain, noise, d_x, d_unit, sums);
                 for (long i = 0; i < count; i += 32) {
                     tile_columns(width, d_unit + i * width, steps, of_down.left + (step + i / 32) * STEP);
@@ -359,7 +377,7 @@ void feed_backward_bf16(long rows, long width, long wide, const bf16 *grad, cons
                 memset(up_sums + at / BLOCK * wide, 0, (count + BLOCK - 1) / BLOCK * wide * sizeof(float));
                 const Result slope = {.bias = up_bias, .blocks = (bf16 *)wider + at * wide, .tiles = d_wide,
                                       .sums = up_sums + at / BLOCK * wide, .active = of_down.right + step * STEP,
-                                      .wide = of_up.right + step * STEP, .steps = steps};
+                                      .wide = of_up.right + step * STEP, .steps = steps, .rows = count};
                 multiply(BACK, count, wide, width, tiles, down, &slope);
                 multiply(ADD, count, width, wide, d_wide, up, &(Result){.c = d_x + at * width});
             }
@@ -370,20 +388,23 @@ void feed_backward_bf16(long rows, long width, long wide, const bf16 *grad, cons
     }
 }
 
-long out_room_bf16(long width, int threads) { return gradient_room(width, width, threads) + 3 * 64; }
+long out_room_bf16(long rows, long width, int threads) {
+    return gradient_room(chunk_of(rows, threads), width, width);
+}
 
 /* From the gradient of y those of the residual; of x, the attention's result; and of the weight, unless NULL. */
 void out_backward_bf16(long rows, long width, const bf16 *grad, const bf16 *unit, const float *rstd, const float *gain,
                        Noise noise, const pair *out, const bf16 *x, bf16 *d_residual, bf16 *d_x, float *d_out, float *sums,
                        char *shared, char *rooms, long room_each, int threads) {
-    const Gradient of_out = gradient(width, width, d_out, 0, &shared, threads);
+    const long each = rows_of(rows, threads), chunk = chunk_of(rows, threads);
+    const Gradient of_out = gradient(chunk, width, width, d_out, 0, &shared);
 #pragma omp parallel num_threads(threads)
     {
         bf16 *tiles = (bf16 *)(rooms + room_each * THREAD), *d_unit = tiles + ROWS * width;
         begin_tiles();
         EACH_SHARED_CHUNK {
             EACH_OF_IT {
-                const long count = least(ROWS, rows - at), step = (at - first) / 32;
+                const long count = least(each, rows - at), step = (at - first) / 32;
                 norm_backward_chunk(at, count, width, grad, unit, rstd, gain, noise, d_residual, d_unit, sums);
                 for (long i = 0; i < count; i += 32) {
                     tile_columns(width, d_unit + i * width, steps, of_out.left + (step + i / 32) * STEP);
@@ -398,19 +419,22 @@ void out_backward_bf16(long rows, long width, const bf16 *grad, const bf16 *unit
     }
 }
 
-long qkv_room_bf16(long width, int threads) { return gradient_room(width, 3 * width, threads) + 3 * 64; }
+long qkv_room_bf16(long rows, long width, int threads) {
+    return gradient_room(chunk_of(rows, threads), width, 3 * width);
+}
 
 /* Add to `d_x` what comes from the gradient of x W, [S, 3 D]; and compute that of the weight, unless NULL. */
 void qkv_backward_bf16(long rows, long width, const bf16 *grad, const pair *qkv, const bf16 *x, bf16 *d_x, float *d_qkv,
                        char *shared, char *rooms, long room_each, int threads) {
-    const Gradient of_qkv = gradient(width, 3 * width, d_qkv, 1, &shared, threads);
+    const long each = rows_of(rows, threads), chunk = chunk_of(rows, threads);
+    const Gradient of_qkv = gradient(chunk, width, 3 * width, d_qkv, 1, &shared);
 #pragma omp parallel num_threads(threads)
     {
         bf16 *tiles = (bf16 *)(rooms + room_each * THREAD);
         begin_tiles();
         EACH_SHARED_CHUNK {
             EACH_OF_IT {
-                const long count = least(ROWS, rows - at), step = (at - first) / 32;
+                const long count = least(each, rows - at), step = (at - first) / 32;
                 for (long i = 0; i < count; i += 32) {
                     tile_columns(width, x + (at + i) * width, steps, of_qkv.left + (step + i / 32) * STEP);
                     pair_step(3 * width, grad + (at + i) * 3 * width, steps, of_qkv.right + (step + i / 32) * STEP);
