@@ -359,6 +359,7 @@ def test_a_sequence_does_not_depend_on_its_batch_mates(k: Bf16Kernels) -> None:
             alone.ids.copy_(packed.ids[start : start + length])
             mine = in_bf16(encoder, alone)
             assert float((mine - together[i]).abs().max()) <= 2 * HALF * float(mine.abs().max())
+            assert not k.multiplies or torch.equal(mine, together[i])  # oneDNN's products differ with their sizes
 
 
 @pytest.mark.parametrize("grad", [True, False])
