@@ -296,10 +296,11 @@ def test_profile_shares_are_of_everything(parts: Parts) -> None:
     assert 0 < found["gemm_share"] < 1
 
 
-def test_kernels_are_timed_one_by_one() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kernels_are_timed_one_by_one(precision: str) -> None:
     if kernels.load() is None:
         pytest.skip("no C compiler that can build the kernels")
-    found = run("kernels", "--rounds", "1")["milliseconds"]
+    found = run("kernels", "--rounds", "1", "--precision", precision)["milliseconds"]
     assert {"norm", "norm_backward", "gelu", "gelu_backward", "attention", "attention_backward"} < set(found)
     assert min(found.values()) > 0
 
