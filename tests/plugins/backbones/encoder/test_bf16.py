@@ -270,6 +270,16 @@ def test_what_is_not_finite_shows(k: Bf16Kernels) -> None:
     assert bool(k.norm_(x, zero, torch.zeros_like(x), one, zero, 1e-12, NO_MASK).isnan().all())
 
 
+def test_a_key_that_is_not_finite_shows_in_all_of_its_sequence(k: Bf16Kernels) -> None:
+    """In the logarithms of the sums, too, of which the backward pass computes weights."""
+    qkv, bias, offsets = half(65, 48), torch.zeros(48), offsets_of([5, 60])
+    qkv[8, 16 + 3] = math.nan  # not the first key, which all others are compared with
+    mixed, lse = k.attention(qkv, bias, offsets, 60, 1, NO_MASK)
+    d_qkv, _ = k.attention_backward(qkv, bias, offsets, 60, NO_MASK, mixed, lse, half(65, 16, seed=1))
+    for found in (mixed, lse, *torch.split(d_qkv, 16, 1)):
+        assert torch.equal(found.isnan().any(1), torch.arange(65) >= 5)
+
+
 def test_other_tensors_are_refused(k: Bf16Kernels) -> None:
     for wrong in (torch.zeros(2, 16, dtype=torch.float64), half(2, 32)[:, ::2]):
         with pytest.raises(ValueError, match="contiguous bf16"):
