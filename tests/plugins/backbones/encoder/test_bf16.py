@@ -399,6 +399,20 @@ def test_weights_are_never_those_of_an_earlier_step(k: Bf16Kernels, grad: bool) 
         assert torch.equal(after, fresh), name
 
 
+@pytest.mark.parametrize("wide", [48, 64])
+def test_weights_of_another_type_are_not_read_as_fp32(k: Bf16Kernels, wide: int) -> None:
+    encoder, packed = encoder_of(0.0, 32, 2, wide).eval(), packed_of([3, 5, 60])
+    with torch.inference_mode():
+        wanted = in_bf16(encoder, packed)
+    for name, parameter in encoder.named_parameters():
+        if name.startswith("layers.") and name.endswith(("qkv.weight", "up.weight")):
+            parameter.data = parameter.data.bfloat16()
+    assert not encoder.has_bf16_kernels
+    with torch.inference_mode():
+        found = in_bf16(encoder, packed)
+    assert float((found - wanted).norm() / wanted.norm()) < 6 * HALF
+
+
 def test_batches_have_few_sizes_and_hardly_more_tokens() -> None:
     assert all((tokens + bf16.missing(tokens, by_unit=True)) % 32 == 0 for tokens in range(1, 100))
     more = [bf16.missing(tokens, by_unit=False) for tokens in range(1, 20_000)]
