@@ -399,6 +399,22 @@ def test_weights_are_never_those_of_an_earlier_step(k: Bf16Kernels, grad: bool) 
         assert torch.equal(after, fresh), name
 
 
+@pytest.mark.parametrize("wide", [48, 64])  # products by PyTorch, and by the matrix unit
+def test_gradients_may_be_turned_on_between_two_layers(k: Bf16Kernels, wide: int) -> None:
+    encoder, packed = encoder_of(0.0, 32, 2, wide), packed_of([3, 5, 60])
+    whole = outcome(encoder, packed)
+    encoder.zero_grad()
+    with autocast(CPU, "bf16"):
+        states = encoder.hidden_states(packed)
+        with torch.no_grad():
+            _, _ = next(states), next(states)  # the embeddings and a layer
+        hidden = next(states).float()
+    torch.autograd.backward(hidden, random(*hidden.shape, seed=7))
+    given = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+    assert given and set(given) == {name for name in whole if name.startswith("layers.1.")}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in given.items())
+
+
 @pytest.mark.parametrize("wide", [48, 64])
 def test_weights_of_another_type_are_not_read_as_fp32(k: Bf16Kernels, wide: int) -> None:
     encoder, packed = encoder_of(0.0, 32, 2, wide).eval(), packed_of([3, 5, 60])
