@@ -342,8 +342,9 @@ def test_a_pass_with_dropout_is_the_same_without_gradient_and_each_time(k: Bf16K
     assert all(torch.equal(one[name], again[name]) for name in one)
 
 
-def test_frozen_weights_get_no_gradient_and_others_the_same(k: Bf16Kernels) -> None:
-    encoder, packed = encoder_of(0.1, 32, 2, 48), packed_of([3, 5, 60])
+@pytest.mark.parametrize("wide", [48, 64])  # products by PyTorch, and by the matrix unit
+def test_frozen_weights_get_no_gradient_and_others_the_same(k: Bf16Kernels, wide: int) -> None:
+    encoder, packed = encoder_of(0.1, 32, 2, wide), packed_of([3, 5, 60])
     whole = outcome(encoder, packed)
     layers: Any = encoder.layers
     frozen = [
@@ -371,10 +372,11 @@ def test_a_sequence_does_not_depend_on_its_batch_mates(k: Bf16Kernels) -> None:
             assert float((mine - together[i]).abs().max()) <= 2 * HALF * float(mine.abs().max())
 
 
+@pytest.mark.parametrize("wide", [48, 64])  # products by PyTorch, and by the matrix unit
 @pytest.mark.parametrize("grad", [True, False])
-def test_weights_are_never_those_of_an_earlier_step(k: Bf16Kernels, grad: bool) -> None:
+def test_weights_are_never_those_of_an_earlier_step(k: Bf16Kernels, grad: bool, wide: int) -> None:
     """Whatever way they were changed, by hands that PyTorch does not count included."""
-    encoder, packed = encoder_of(0.0, 32, 2, 48), packed_of([3, 5, 60])
+    encoder, packed = encoder_of(0.0, 32, 2, wide), packed_of([3, 5, 60])
     layers: Any = encoder.layers
     weight = layers[0].up.weight
     other = {name: 1.5 * tensor for name, tensor in encoder.state_dict().items()}
@@ -440,16 +442,18 @@ def test_batches_have_few_sizes_and_hardly_more_tokens() -> None:
 
 def test_what_is_added_to_a_batch_reaches_nobody(k: Bf16Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same hidden states and gradients, up to roundings of products of another size, dropout and all."""
-    encoder, packed = encoder_of(0.3, 64, 2, 96), packed_of([3, 5, 60, 60])
+    encoder, packed = encoder_of(0.3, 64, 2, 96), packed_of([3, 5, 60, 61])
     found = outcome(encoder, packed)
-    monkeypatch.setattr(bf16, "missing", lambda tokens, by_unit: 32 - tokens % 32 if by_unit else 0)
+    assert bf16.missing(129, by_unit=False) and bf16.missing(129, by_unit=True) == 31
+    monkeypatch.setattr(bf16, "missing", lambda tokens, by_unit: 63 if by_unit else 0)
     for name, tensor in outcome(encoder, packed).items():
         assert found[name].shape == tensor.shape
         assert float((found[name] - tensor).norm() / tensor.norm()) < 2 * HALF, name
 
 
-def test_evaluation_casts_the_weights_once(k: Bf16Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder, packed = encoder_of(0.0, 32, 2, 48).eval(), packed_of([3, 5, 60])
+@pytest.mark.parametrize("wide", [48, 64])  # products by PyTorch, and by the matrix unit
+def test_evaluation_casts_the_weights_once(k: Bf16Kernels, monkeypatch: pytest.MonkeyPatch, wide: int) -> None:
+    encoder, packed = encoder_of(0.0, 32, 2, wide).eval(), packed_of([3, 5, 60])
     times: list[int] = []
     cast = bf16._cast
 
