@@ -82,7 +82,7 @@ class Layer(nn.Module):
         whole = all(
             part.weight.shape == shape and part.bias is not None and part.weight.is_contiguous()
             for part, shape in zip(parts, shapes, strict=True)
-        )
+        ) and all(tensor.dtype == torch.float32 for part in parts for tensor in (part.weight, part.bias))
         return whole and not any(_hooked(module) for module in (self, own, *parts))
 
     def fused(self, x: Tensor, tiles: Tiles, weight_noise: Noise | None, noise: Noise | None) -> Tensor:

@@ -24,6 +24,8 @@ ROWS = 32
 def layer(x: Tensor, weights: Sequence[Tensor], pairs: Sequence[Pairs], plan: Any, eps: Any, masks: Any) -> Tensor:
     """Compute a whole layer: [S, D] -> [S, D] in bf16. `weights` are weight and bias of each part, `pairs` of four."""
     if torch.is_grad_enabled():
+        if pairs[0][1] is None:  # gradients were turned on between two layers
+            pairs = [plan.kernels.pairs(weights[at], both=True) for at in (0, 2, 6, 8)]
         y: Tensor = _Layer.apply(x, *weights, pairs, plan, eps, masks)  # type: ignore[no-untyped-call]
         return y
     _, qkv_bias, _, out_bias, gain, shift, _, up_bias, _, down_bias, second_gain, second_shift = weights

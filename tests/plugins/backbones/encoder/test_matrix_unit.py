@@ -49,7 +49,7 @@ def row_mask(k: Bf16Kernels, mask: Mask, rows: int) -> Tensor:
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize(("n", "m"), [(D, D), (3 * D, D), (D, WIDE), (32, 32)])
+@pytest.mark.parametrize(("n", "m"), [(D, D), (3 * D, D), (D, WIDE), (32, 32), (544, 480)])
 def test_a_product_is_one(k: Bf16Kernels, tokens: int, n: int, m: int) -> None:
     x, w = half(tokens, m, seed=1), weight(n, m, seed=2)
     transposed, plain = k.pairs(w, both=True)
