@@ -84,7 +84,7 @@ def score_run(
         bring(chosen_only, [split], session.sources, backbone=False)
     session.backbone = restore_backbone(session)
     session.warn_of_slowness()
-    Heap()
+    Heap()  # what a batch frees is kept for the next one, as in training
     recorded = session.folder.lock()["data"]
     scores: dict[str, evaluation.Score] = {}
     details, steps, started = {}, 0, time.perf_counter()

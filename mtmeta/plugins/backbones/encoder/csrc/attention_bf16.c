@@ -19,6 +19,8 @@ int use_matrix_unit(int wanted) {
 #if AMX
     enum { REQUEST = 0x1023, TILE_DATA = 18 };
     matrix_unit = wanted && !syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
+#else
+    (void)wanted;
 #endif
     return matrix_unit;
 }

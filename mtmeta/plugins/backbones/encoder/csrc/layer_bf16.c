@@ -21,6 +21,7 @@ enum { ROWS = 256 };    /* rows that go through a chain of products together, if
 enum { TOKENS = 1024 }; /* tokens that a weight's gradient is summed over at once, likewise */
 
 #define TOUCH __asm__ volatile("" ::: "memory") /* a tile's load does not tell the compiler that it reads memory */
+
 /* Fewer rows where all threads would not have two chunks of them. */
 static long rows_of(long rows, int threads) {
     const long each = up_to(BLOCK, (rows + 2 * threads - 1) / (2 * threads));
