@@ -99,41 +99,17 @@ class Kernels:
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
     ) -> tuple[Tensor, Tensor]:
         """Compute LayerNorm(residual + dropout(x + bias)) and 1 / deviation [S]; x becomes the normalised rows."""
-        y, rstd = torch.empty_like(x), _fp32(len(x))
-        self.call(
-            f"norm_forward{self.suffix}",
-            *x.shape,
-            x,
-            bias,
-            residual,
-            gain,
-            shift,
-            ctypes.c_float(eps),
-            noise,
-            y,
-            x,
-            rstd,
-        )
+        y, rstd = torch.empty_like(x), fp32(len(x))
+        given = x, bias, residual, gain, shift, ctypes.c_float(eps), noise
+        self.call(f"norm_forward{self.suffix}", *x.shape, *given, y, x, rstd)
         return y, rstd
 
     def norm_(
         self, x: Tensor, bias: Tensor, residual: Tensor, gain: Tensor, shift: Tensor, eps: float, noise: Mask
     ) -> Tensor:
         """Compute the same in place, for no backward pass."""
-        self.call(
-            f"norm_forward{self.suffix}",
-            *x.shape,
-            x,
-            bias,
-            residual,
-            gain,
-            shift,
-            ctypes.c_float(eps),
-            noise,
-            x,
-            None,
-            None,
-        )
+        given = x, bias, residual, gain, shift, ctypes.c_float(eps), noise
+        self.call(f"norm_forward{self.suffix}", *x.shape, *given, x, None, None)
         return x
 
     def norm_backward(
@@ -142,7 +118,7 @@ class Kernels:
         """Compute the gradients of residual and x (one tensor without dropout), and [3, D] of gain, shift and bias."""
         d_residual = torch.empty_like(grad)
         dx = torch.empty_like(grad) if noise.dropped else d_residual
-        sums = _fp32(blocks(grad), 3, grad.shape[1])
+        sums = fp32(blocks(grad), 3, grad.shape[1])
         self.call(f"norm_backward{self.suffix}", *grad.shape, grad, unit, rstd, gain, noise, d_residual, dx, sums)
         return d_residual, dx, sums.sum(0)
 
@@ -154,7 +130,7 @@ class Kernels:
 
     def gelu_backward_(self, grad: Tensor, x: Tensor, bias: Tensor) -> Tensor:
         """Turn the gradient of the result into that of x, in place; returns that of bias [I]."""
-        sums = _fp32(blocks(grad), grad.shape[1])
+        sums = fp32(blocks(grad), grad.shape[1])
         self.call(f"gelu_backward{self.suffix}", *grad.shape, grad, x, bias, sums)
         return sums.sum(0)
 
@@ -166,7 +142,7 @@ class Kernels:
         `offsets` [n + 1], int64, say where the sequences begin.
         """
         d = qkv.shape[1] // 3 // heads
-        mixed, lse = qkv.new_empty(len(qkv), heads * d), _fp32(len(qkv), heads)
+        mixed, lse = qkv.new_empty(len(qkv), heads * d), fp32(len(qkv), heads)
         shape = len(offsets) - 1, offsets, heads, d
         self.call(f"attention_forward{self.suffix}", *shape, qkv, bias, noise, mixed, lse, *self._room(longest, d))
         return mixed, lse
@@ -185,7 +161,7 @@ class Kernels:
         """Compute the gradients of qkv and bias."""
         n, heads = len(offsets) - 1, lse.shape[1]
         d = mixed.shape[1] // heads
-        d_qkv, sums = torch.empty_like(qkv), _fp32(n, qkv.shape[1])
+        d_qkv, sums = torch.empty_like(qkv), fp32(n, qkv.shape[1])
         given = qkv, bias, noise, mixed, lse, d_mixed, d_qkv, sums
         self.call(f"attention_backward{self.suffix}", n, offsets, heads, d, *given, *self._room(longest, d))
         return d_qkv, sums.sum(0)
@@ -214,7 +190,7 @@ class Kernels:
         return not (hidden % heads or (hidden // heads) % m or intermediate % m) and hidden <= WIDEST
 
 
-def _fp32(*shape: int) -> Tensor:
+def fp32(*shape: int) -> Tensor:
     """Return an array that is not filled, fp32 whatever the type of the others."""
     return torch.empty(shape, dtype=torch.float32)
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mtmeta.plugins.backbones.encoder.kernels import Kernels, Mask, blocks
+from mtmeta.plugins.backbones.encoder.kernels import Kernels, Mask, blocks, fp32
 
 Pairs = tuple[Tensor, Tensor | None]
 
@@ -54,7 +54,7 @@ class Bf16Kernels(Kernels):
         """Compute the same for the gradient `grad` + `more`."""
         d_residual = torch.empty_like(grad)
         dx = torch.empty_like(grad) if noise.dropped else d_residual
-        sums = torch.empty(blocks(grad), 3, grad.shape[1], dtype=torch.float32)
+        sums = fp32(blocks(grad), 3, grad.shape[1])
         self.call("norm_backward_bf16", *grad.shape, grad, more, unit, rstd, gain, noise, d_residual, dx, sums)
         return d_residual, dx, sums.sum(0)
 
@@ -130,9 +130,9 @@ class Bf16Kernels(Kernels):
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:
         """Compute the gradients of x, `down` and `up` as wanted, gain, shift and bias [3, D], and `up_bias` [I]."""
         (_, width), wide = grad.shape, len(up_bias)
-        d_x, sums, up_sums = torch.empty_like(grad), _fp32(blocks(grad), 3, width), _fp32(blocks(grad), wide)
+        d_x, sums, up_sums = torch.empty_like(grad), fp32(blocks(grad), 3, width), fp32(blocks(grad), wide)
         d_down, d_up = (
-            _fp32(*shape) if yes else None for yes, shape in zip(wanted, ((width, wide), (wide, width)), strict=True)
+            fp32(*shape) if yes else None for yes, shape in zip(wanted, ((width, wide), (wide, width)), strict=True)
         )
         given = grad, unit, rstd, gain, noise, down, wider, up_bias, up, x, d_x, d_down, d_up, sums, up_sums
         shared = self._shared("feed_room_bf16", len(grad), width, wide)
@@ -152,7 +152,7 @@ class Bf16Kernels(Kernels):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Compute the gradients of residual, x and the weight as wanted, and [3, D] of gain, shift and bias."""
         width, d_residual, d_x = grad.shape[1], torch.empty_like(grad), torch.empty_like(grad)
-        d_weight, sums = _fp32(width, width) if wanted else None, _fp32(blocks(grad), 3, width)
+        d_weight, sums = fp32(width, width) if wanted else None, fp32(blocks(grad), 3, width)
         given = grad, unit, rstd, gain, noise, pairs, x, d_residual, d_x, d_weight, sums
         shared = self._shared("out_room_bf16", len(grad), width)
         self.call("out_backward_bf16", *grad.shape, *given, shared, *self._rooms(width, 0))
@@ -161,7 +161,7 @@ class Bf16Kernels(Kernels):
     def qkv_backward_(self, d_x: Tensor, grad: Tensor, pairs: Tensor, x: Tensor, wanted: bool) -> Tensor | None:
         """Add to `d_x` what comes from the gradient of x W; returns that of the weight as wanted."""
         width = x.shape[1]
-        d_weight = _fp32(3 * width, width) if wanted else None
+        d_weight = fp32(3 * width, width) if wanted else None
         shared = self._shared("qkv_room_bf16", len(grad), width)
         self.call("qkv_backward_bf16", *x.shape, grad, pairs, x, d_x, d_weight, shared, *self._rooms(width, width))
         return d_weight
@@ -185,10 +185,6 @@ class Bf16Kernels(Kernels):
 
     def transposed_fp32(self, x: Tensor) -> Tensor:
         """Return the same in fp32; both widths are multiples of 8."""
-        y = torch.empty(x.shape[1], x.shape[0], dtype=torch.float32)
+        y = fp32(x.shape[1], x.shape[0])
         self.call("transpose_to_fp32", *x.shape, x, y)
         return y
-
-
-def _fp32(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.float32)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mtmeta.plugins.backbones.encoder.kernels import fp32
 from mtmeta.plugins.backbones.encoder.kernels_bf16 import Pairs
 
 ROWS = 32
@@ -47,9 +48,9 @@ class _Layer(torch.autograd.Function):
         k, span = plan.kernels, plan.span
         wide = k.product(x, qkv)  # [S, 3 D], without its bias
         mixed, lse = k.attention(wide, qkv_bias, span.offsets, span.longest, plan.heads, masks[0])
-        unit, rstd = torch.empty_like(x), _rstd(x)
+        unit, rstd = torch.empty_like(x), fp32(len(x))
         inner = k.out(mixed, out, out_bias, x, gain, shift, eps[0], masks[1], (unit, rstd))
-        wider, second_unit, second_rstd = x.new_empty(len(x), len(up_bias)), torch.empty_like(x), _rstd(x)
+        wider, second_unit, second_rstd = x.new_empty(len(x), len(up_bias)), torch.empty_like(x), fp32(len(x))
         fed = up, up_bias, down, down_bias, second_gain, second_shift, eps[1], masks[2]
         y: Tensor = k.feed(inner, *fed, (wider, second_unit, second_rstd))
         attended = x, qkv_bias, gain, wide, mixed, lse, unit, rstd
@@ -75,7 +76,3 @@ class _Layer(torch.autograd.Function):
         of_first = d_qkv, d_qkv_bias, d_out, first[2], first[0], first[1]
         of_second = d_up, d_up_bias, d_down, second[2], second[0], second[1]
         return dx, *of_first, *of_second, None, None, None, None
-
-
-def _rstd(x: Tensor) -> Tensor:
-    return torch.empty(len(x), dtype=torch.float32)
