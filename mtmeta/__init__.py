@@ -58,7 +58,7 @@ from mtmeta.core.tables.data_file import DataFile, Dialect, Row
 from mtmeta.core.wording import did_you_mean, quote, safe
 
 if TYPE_CHECKING:
-    from mtmeta.core.api.batch import Batch, Packed
+    from mtmeta.core.api.batch import Batch, Features, Packed
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.heads import CosineHead, LinearHead, MLPHead
     from mtmeta.core.api.scalars import Scalar, scalars
@@ -73,7 +73,7 @@ __version__ = _version("mtmeta")
 _LAZY = {
     name: f"mtmeta.core.{module}"
     for module, names in (
-        ("api.batch", "Batch Packed"),
+        ("api.batch", "Batch Features Packed"),
         ("api.events", "Event"),
         ("api.heads", "CosineHead LinearHead MLPHead"),
         ("api.scalars", "Scalar scalars"),
@@ -104,6 +104,7 @@ __all__ = [
     "Event",
     "Example",
     "Excursion",
+    "Features",
     "Feed",
     "Fraction",
     "Incomplete",

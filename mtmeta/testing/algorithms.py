@@ -15,7 +15,6 @@ from mtmeta.testing.tiny import check, check_documented, tiny_learner
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mtmeta.core.api.batch import Batch
     from mtmeta.core.data.feed import Feed
     from mtmeta.core.training.learner import Learner
 
@@ -32,7 +31,8 @@ def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = 
       heads of tasks it computed nothing for; the parameters stay bit for bit the same.
     - The same seed gives the same directions, whatever the state of the global random generators is, and from an
       object that has been used before: all randomness is a function of seed, step and task.
-    - Taken up in the middle from the state that a checkpoint holds, it goes on with the same directions.
+    - Taken up in the middle from the state that a checkpoint holds, its own `state` with it, it goes on with the same
+      directions. That state is of finite tensors; `after_step` changes no parameter.
     - Where a gradient fails inside `backward`, also in the middle of an inner loop, the failure comes out, the
       parameters are unchanged, and the next step can be made.
     - It trains a single task, unless its own `check` refuses one.
@@ -86,7 +86,8 @@ def _one_step(algorithm: Algorithm, learner: Learner, feed: Feed, step: int, ran
     learner.begin_step(step)
     random.seed(random_seed + step)  # none of these may decide anything
     torch.manual_seed(random_seed + step)
-    algorithm.backward(learner, feed)
+    with learner.counting():
+        algorithm.backward(learner, feed)
     check(bool(learner.losses), f"step {step}: no gradient was computed by the learner")
     used = [task for task, *_ in learner.losses]
     direction = {name: parameter.grad for name, parameter in learner.parameters.items()}
@@ -104,7 +105,24 @@ def _one_step(algorithm: Algorithm, learner: Learner, feed: Feed, step: int, ran
         for name, parameter in learner.parameters.items():
             if (grad := direction[name]) is not None:
                 parameter.add_(grad, alpha=-RATE)
+    theta = {name: parameter.detach().clone() for name, parameter in learner.parameters.items()}
+    with learner.counting():
+        algorithm.after_step(learner, feed)
+    for name, parameter in learner.parameters.items():
+        check(parameter.equal(theta[name]), f"step {step}: after_step changed {name}; it may only look")
+    _check_state(algorithm, learner, step)
     return copied
+
+
+def _check_state(algorithm: Algorithm, learner: Learner, step: int) -> None:
+    """Check that the algorithm's own state is one that a checkpoint can hold."""
+    from torch import Tensor
+
+    for name, tensor in algorithm.state(learner).items():
+        fits = isinstance(name, str) and bool(name) and "|" not in name and isinstance(tensor, Tensor)
+        check(fits, f"step {step}: state holds {name!r}: {type(tensor).__name__}; expected tensors, names without '|'")
+        finite = not tensor.is_floating_point() or bool(tensor.isfinite().all())
+        check(finite, f"step {step}: {name} of the state is not finite")
 
 
 def _check_own_memory(learner: Learner, step: int) -> None:
@@ -132,7 +150,8 @@ def _check_resume(algorithm: Algorithm, group: Mapping[str, Task], expected: Dir
 
     steps = len(expected)
     before, feed = _begin(algorithm, group, steps)
-    _one_step(copy.deepcopy(algorithm), before, feed, 0, random_seed=1)
+    stepped = copy.deepcopy(algorithm)
+    _one_step(stepped, before, feed, 0, random_seed=1)
     after, fresh = _begin(algorithm, group, steps)
     with torch.no_grad():
         for name, parameter in after.parameters.items():
@@ -143,8 +162,10 @@ def _check_resume(algorithm: Algorithm, group: Mapping[str, Task], expected: Dir
     after.episodes.update(before.episodes)
     fresh.load_state(feed.state())
     pristine = copy.deepcopy(algorithm)
+    saved = {name: tensor.detach().clone() for name, tensor in stepped.state(before).items()}
+    pristine.restore(after, saved)
     rest = [_one_step(pristine, after, fresh, step, random_seed=3) for step in range(1, steps)]
-    message = "is another after a checkpoint; it may depend on parameters, seed, step and tasks only"
+    message = "is another after a checkpoint; it may depend on parameters, seed, step, tasks and `state` only"
     _check_same(expected[1:], rest, message, first=1)
 
 
@@ -155,19 +176,18 @@ class _Failure(DivergedError):
 def _check_failure(algorithm: Algorithm, group: Mapping[str, Task]) -> None:
     """Let the first and the last gradient of a step fail, then make the step."""
     learner, feed = _begin(algorithm, group, 4)
-    gradient = learner.gradient
-    calls = _Calls(gradient)
-    learner.gradient = calls  # type: ignore[method-assign]
+    calls = _Calls(learner)
     pristine = copy.deepcopy(algorithm)
     pristine.backward(learner, feed)
     for step, failing in enumerate(dict.fromkeys((1, calls.count)), start=1):
         theta = [parameter.detach().clone() for parameter in learner.parameters.values()]
         feed.step = step
         learner.begin_step(step)
-        learner.gradient = _Calls(gradient, failing)  # type: ignore[method-assign]
+        state = {name: tensor.detach().clone() for name, tensor in pristine.state(learner).items()}
+        calls.begin(failing)
         try:
             pristine.backward(learner, feed)
-            raised = learner.gradient.count < failing  # the step computed fewer gradients than the one before
+            raised = calls.count < failing  # the step computed fewer gradients than the one before
         except _Failure:
             raised = True
         check(raised, "a DivergedError of learner.gradient was swallowed; the training loop has to see it")
@@ -175,18 +195,28 @@ def _check_failure(algorithm: Algorithm, group: Mapping[str, Task]) -> None:
             message = f"{name} is not what it was after gradient {failing} of a step failed; use learner.excursion"
             check(parameter.equal(home), message)
         learner.forget_inner_states()
-    learner.gradient = gradient  # type: ignore[method-assign]
+        pristine.restore(learner, state)
+    calls.begin()
     _one_step(pristine, learner, feed, 3, random_seed=1)
 
 
 class _Calls:
-    """Counts the gradients of a step, and lets one of them fail."""
+    """Counts the gradients that a learner computes in a step, and lets one of them fail."""
 
-    def __init__(self, gradient: Callable[..., Tensor], failing: int | None = None) -> None:
-        self.gradient, self.failing, self.count = gradient, failing, 0
+    def __init__(self, learner: Learner) -> None:
+        self.begin()
+        for name in ("gradient", "descend"):
+            setattr(learner, name, self._counted(getattr(learner, name)))
 
-    def __call__(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
-        self.count += 1
-        if self.count == self.failing:
-            raise _Failure(f"task '{batch.task}'", "fails on purpose, to see what becomes of it")
-        return self.gradient(batch, scale)
+    def begin(self, failing: int | None = None) -> None:
+        """Count from 0 again; the gradient of the number `failing` is to fail."""
+        self.failing, self.count = failing, 0
+
+    def _counted(self, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counted(*arguments: Any, **options: Any) -> Tensor:
+            self.count += 1
+            if self.count == self.failing:
+                raise _Failure("a gradient", "fails on purpose, to see what becomes of it")
+            return compute(*arguments, **options)
+
+        return counted

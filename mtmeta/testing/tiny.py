@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mtmeta.core.api.contracts import Algorithm, Component, Task
@@ -56,8 +57,8 @@ def tiny_learner(
         dataset = load_split(name, task, "train", DataOptions(), data_root, backbone)
         datasets[name] = select(dataset, np.arange(min(examples, len(dataset))))
     feed = Feed(tasks, datasets, registry.get("sampler", "uniform", "sampler")(), seed=seed)
-    numbers = algorithm.parameters(list(tasks)) if algorithm is not None else None
-    learner = Learner(MultiTaskModel(backbone.encoder, tasks, seed, numbers), seed=seed, steps=feed.steps)
+    own = (partial(algorithm.parameters_of, list(tasks)), algorithm.build_head) if algorithm is not None else ()
+    learner = Learner(MultiTaskModel(backbone.encoder, tasks, seed, *own), seed=seed, steps=feed.steps)
     return learner, feed
 
 

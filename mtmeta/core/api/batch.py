@@ -67,3 +67,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder made of a batch of B examples, with the graph that leads back into it; its length is B."""
+
+    task: str
+    vectors: Tensor
+    """Pooled vectors [B, V, D], in fp32 on a CPU."""
+    labels: Tensor
+    """Label of each example [B], float32; of a class its index."""
+
+    def __len__(self) -> int:
+        return len(self.labels)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mtmeta.core.api.backbone import Portable
-    from mtmeta.core.api.batch import Batch
+    from mtmeta.core.api.batch import Batch, Features
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.objectives import Objective
     from mtmeta.core.api.optimizers import OptimizerOptions
@@ -219,11 +219,37 @@ class Learner(Protocol):
     def drifts(self) -> Sequence[tuple[str, Tensor]]:
         """(task, |theta' - theta|) of every inner loop of this outer step."""
 
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What the algorithm keeps from step to step, by name: its own dict, empty at first. Checkpoints hold it."""
+
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         """Add `scale` times the gradient of L_t on the batch to `.grad`; return L_t, detached.
 
         Raises DivergedError for a non-finite loss.
         """
+
+    def features(self, batch: Batch) -> Features:
+        """Encode a batch and keep the graph, so that the gradient of whatever is made of the vectors can be taken.
+
+        One backward pass through the encoder is possible, a second derivative through it is not: only what is made of
+        the vectors may be differentiated twice. Takes the memory of the whole batch, whatever `grad_accumulation` says.
+        """
+
+    def head(self, task: str) -> dict[str, Tensor]:
+        """Return the parameters of a task's head by their names within it; fast weights take their place in `loss`."""
+
+    def loss(self, features: Features, head: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return L_t of encoded examples, a scalar with its graph; `head` stands in for the head's parameters."""
+
+    def descend(self, task: str, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        """Add `scale` times the gradient of a scalar `loss` to `.grad`, as a loss of `task`; return it, detached.
+
+        Raises DivergedError for a non-finite loss.
+        """
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Return L_t on the batch at the parameters as they are, a scalar, without a gradient; it costs a forward."""
 
     def clear_gradient(self) -> None:
         """Set every `.grad` to None."""
@@ -291,12 +317,44 @@ class Algorithm(Component):
         """Leave the update direction in `.grad`, as `loss.backward()` would; None for what was not touched."""
         raise NotImplementedError(f"algorithm {self.name!r} has no backward")
 
+    def after_step(self, learner: Learner, feed: Feed) -> None:
+        """Look at the model after the outer step, say with `learner.measure` at a batch of `backward` once more.
+
+        It may change `learner.memory`, no parameter. It is not called after a step that was skipped.
+        """
+
+    def before_evaluation(self, learner: Learner, feed: Feed) -> None:
+        """Make heads ready to be scored that no gradient trains, say of prototypes. Each evaluation comes after it.
+
+        It may write to the parameters of heads. What it encodes counts as evaluation, not as training.
+        """
+
+    def state(self, learner: Learner) -> dict[str, Tensor]:
+        """Return all that the next step depends on, beside parameters, seed, step and tasks; checkpoints hold it.
+
+        Names have no `|`, numbers are finite. By default `learner.memory`, which most algorithms can keep it in.
+        """
+        return dict(learner.memory)
+
+    def restore(self, learner: Learner, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` returned, so that the next step is the very same. Raises ValueError if it is unfit."""
+        learner.memory.clear()
+        learner.memory.update(state)
+
     def parameters(self, tasks: Sequence[str]) -> dict[str, float]:
         """Return numbers of the algorithm's own, trained with the model, by name with their initial values.
 
         In `Learner.parameters` they are scalars named `algorithm.NAME`; `backward` leaves their `.grad` too.
         """
         return {}
+
+    def parameters_of(self, tasks: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+        """Return the same for algorithms that have numbers for each tensor; `names` are those of encoder and heads."""
+        return self.parameters(tasks)
+
+    def build_head(self, task: Task, hidden_size: int) -> nn.Module | None:
+        """Return a head in place of the task's own; None leaves the task its own."""
+        return None
 
     def groups(self, tasks: Sequence[str]) -> list[list[str]]:
         """Return the tasks that share one learner; one group of all tasks unless the algorithm says otherwise."""

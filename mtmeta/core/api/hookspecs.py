@@ -13,7 +13,9 @@ import pluggy
 if TYPE_CHECKING:
     from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
 
-API_VERSION = 1  # a plugin that needs another says so with a module attribute `mtmeta_api`
+API_VERSION = 2  # a plugin that needs one says so with a module attribute `mtmeta_api`
+API_VERSIONS = (1, API_VERSION)
+"""Versions whose plugins work; 2 has all of 1, and more methods that an algorithm may have."""
 ENTRY_POINT_GROUP = "mtmeta"
 
 hookspec = pluggy.HookspecMarker("mtmeta")

@@ -142,7 +142,7 @@ def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any
             if plugin.foreign:
                 _MODULES[_module(loaded)] = str(plugin)
             wanted = getattr(loaded, "mtmeta_api", hookspecs.API_VERSION)
-            if wanted != hookspecs.API_VERSION:
+            if wanted not in hookspecs.API_VERSIONS:
                 raise PluginError("", f"needs mtmeta API {quote(wanted)}, this is {hookspecs.API_VERSION}")
             if manager.is_registered(loaded):
                 raise PluginError("", "the same object is registered by another plugin")

@@ -277,6 +277,7 @@ _FINISH: dict[tuple[str, str], Callable[[Accusation, Any], Any]] = {
     ("algorithm", "check"): _remarks,
     ("algorithm", "groups"): _tasks_in_groups,
     ("algorithm", "parameters"): _numbers,
+    ("algorithm", "parameters_of"): _numbers,
     ("sampler", "check"): _remarks,
     ("sampler", "probabilities"): _numbers,
     ("reporter", "open"): _Reporting,

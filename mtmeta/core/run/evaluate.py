@@ -150,8 +150,7 @@ def best_model(
     session: Session, backbone: LoadedBackbone, group: Sequence[str], weights: dict[str, Tensor]
 ) -> MultiTaskModel:
     """Build encoder and heads of a group of tasks with the given weights. Raises CheckpointError if they do not fit."""
-    tasks = {name: session.recipe.tasks[name] for name in group}
-    model = MultiTaskModel(backbone.encoder, tasks, session.recipe.seed, session.numbers(group))
+    model = session.model(backbone.encoder, group)
     with contextlib.suppress(CheckpointError):  # without a lock the weights say whether they fit
         adapted = session.folder.lock().get("adapted")
         if isinstance(adapted, dict) and adapted.get("head") == "prototype":

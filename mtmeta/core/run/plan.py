@@ -5,6 +5,7 @@ Nothing is written but the caches: the probe trains in memory, on the recipe's o
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -171,9 +172,10 @@ class Plan:
         recipe, names = self.session.recipe, list(trainer.learner.tasks)
         train = {name: self.training.datasets[name, "train"] for name in names}
         tasks, encoder = trainer.learner.tasks, self.session.backbone.encoder
-        parts = (recipe.algorithm, recipe.sampler, encoder, tasks, train, recipe.seed, self.session.numbers(names))
+        parts = (recipe.algorithm, recipe.sampler, encoder, tasks, train, recipe.seed)
+        numbers = functools.partial(self.session.numbers, names)
         try:
-            steps = islice(rehearse(trainer.steps, *parts), MOST_REHEARSED)
+            steps = islice(rehearse(trainer.steps, *parts, numbers), MOST_REHEARSED)
             return np.array([[read[name] for name in names] for read in steps], dtype=np.int64)
         except PluginError:
             return None  # it goes by what a model says

@@ -29,7 +29,6 @@ from mtmeta.core.training.budget import share_of, steps_on_budget
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.evaluation import Score
 from mtmeta.core.training.learner import Learner
-from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.trainer import Trainer
 
@@ -228,10 +227,9 @@ class Training:
         """Build the trainer of a group of tasks, at step 0."""
         session, recipe = self.session, self.session.recipe
         name, last = "+".join(group), group == session.groups[-1]
-        tasks = {task: recipe.tasks[task] for task in group}
         # every group starts from the same pretrained encoder; the last one may have the original
         encoder = session.backbone.encoder if last else copy.deepcopy(session.backbone.encoder)
-        model = MultiTaskModel(encoder, tasks, recipe.seed, session.numbers(group)).to(session.device)
+        model = session.model(encoder, group).to(session.device)
         feed = self._feed(group)
         every, epochs = recipe.evaluation.every, recipe.training.epochs
         needs_epochs = (epochs and name not in self.budgeted) or every == "epoch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 import time
@@ -13,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Metric
@@ -88,15 +89,24 @@ class Session:
         wanted = self.recorded_precision if asked == "auto" else asked
         return pick_precision(wanted, self.device, bf16_on_cpu=self.backbone.bf16_on_cpu)
 
-    def numbers(self, group: Sequence[str]) -> dict[str, float]:
-        """Return the numbers that the algorithm trains beside a group's model. Raises PluginError for bad names."""
+    def numbers(self, group: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+        """Return the numbers that the algorithm trains beside a group's model, whose parameters have these names.
+
+        Raises PluginError for bad names.
+        """
         algorithm = self.recipe.algorithm
-        numbers = algorithm.parameters(list(group))
+        numbers = algorithm.parameters_of(list(group), list(names))
         for name, value in numbers.items():
             if not name or set(name) & {".", "|"} or not math.isfinite(value):
                 message = f"trains {quote(name)} from {value}; names have no dots and numbers are finite"
                 raise fault(algorithm, f"algorithm '{algorithm.name}' {message}")
         return numbers
+
+    def model(self, encoder: nn.Module, group: Sequence[str]) -> MultiTaskModel:
+        """Build the model of a group of tasks around an encoder, its heads as they are in the beginning."""
+        recipe = self.recipe
+        tasks, numbers = {task: recipe.tasks[task] for task in group}, functools.partial(self.numbers, group)
+        return MultiTaskModel(encoder, tasks, recipe.seed, numbers, recipe.algorithm.build_head)
 
     def lock(self, recipe: Recipe, files: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Any]:
         """Build the lock of a run: `files` are hashes by TASK-SPLIT, `rows` the dev examples of tasks."""

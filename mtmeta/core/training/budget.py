@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtmeta.core.api.batch import Batch
+from mtmeta.core.api.batch import Batch, Features
 from mtmeta.core.api.contracts import Algorithm, Sampler, Task
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, Stream
@@ -25,7 +25,7 @@ from mtmeta.core.errors import MtmetaError, RecipeError
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault, plugin_of
 from mtmeta.core.training.learner import Learner
-from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.model import MultiTaskModel, NumbersOf
 
 MOST_STEPS = 10_000_000
 PROBE = 64  # steps whose mean cost tells whether a budget has an end at all
@@ -41,7 +41,7 @@ def steps_on_budget(
     groups: Sequence[Sequence[str]],
     encoder: nn.Module,
     datasets: Mapping[str, Dataset],
-    numbers: Callable[[Sequence[str]], Mapping[str, float]],
+    numbers: Callable[[Sequence[str], Sequence[str]], Mapping[str, float]],
 ) -> dict[str, int]:
     """Return the steps that the recipe's budget pays for, by group; empty if it has none. Takes training sets.
 
@@ -51,7 +51,8 @@ def steps_on_budget(
     for group in groups if recipe.budget.examples is not None else ():
         tasks = {task: recipe.tasks[task] for task in group}
         parts = (recipe.algorithm, recipe.sampler, encoder, tasks, datasets, recipe.seed)
-        steps["+".join(group)] = steps_within(share_of(recipe, group), *parts, numbers(group), recipe.budget.examples)
+        own = functools.partial(numbers, group)
+        steps["+".join(group)] = steps_within(share_of(recipe, group), *parts, own, recipe.budget.examples)
     return steps
 
 
@@ -63,7 +64,7 @@ def steps_within(
     tasks: Mapping[str, Task],
     datasets: Mapping[str, Dataset],
     seed: int,
-    numbers: Mapping[str, float] | None = None,
+    numbers: Mapping[str, float] | NumbersOf | None = None,
     whole: int | None = None,
 ) -> int:
     """Return the most steps with which training spends at most `budget` example-forwards.
@@ -115,7 +116,7 @@ def rehearse(
     tasks: Mapping[str, Task],
     datasets: Mapping[str, Dataset],
     seed: int,
-    numbers: Mapping[str, float] | None = None,
+    numbers: Mapping[str, float] | NumbersOf | None = None,
 ) -> Iterator[dict[str, int]]:
     """Example-forwards of each task in each of the `steps` steps of a run, in order.
 
@@ -144,6 +145,7 @@ def _walk(
         learner.begin_step(step)
         try:
             algorithm.backward(learner, feed)
+            algorithm.after_step(learner, feed)
         except RecipeError:
             raise
         except MtmetaError as error:
@@ -229,10 +231,26 @@ class _Rehearsal(Learner):
     """Counts what would go through the encoder. Gradients stay absent, as those of parameters that nothing touched."""
 
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
-        self.examples += len(batch)
-        self.read[batch.task] += len(batch)
-        self.losses.append((batch.task, self.inner_step, torch.zeros(())))
-        return self.losses[-1][2]
+        self.count(batch.task, len(batch))
+        return self.log(batch.task, torch.zeros(()))
+
+    def measure(self, batch: Batch) -> Tensor:
+        self.count(batch.task, len(batch))
+        return torch.zeros(())
+
+    def features(self, batch: Batch) -> Features:
+        self.count(batch.task, len(batch))
+        shape = len(batch), self.model.vectors(batch.task), self.model.hidden_size
+        return Features(batch.task, torch.zeros(shape, requires_grad=True), torch.zeros(len(batch)))
+
+    def head(self, task: str) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(p, requires_grad=True) for name, p in self.model.heads[task].named_parameters()}
+
+    def loss(self, features: Features, head: Mapping[str, Tensor] | None = None) -> Tensor:
+        return super().loss(features, self.head(features.task) if head is None else head)
+
+    def descend(self, task: str, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        return self.log(task, loss.detach())
 
     @contextmanager
     def excursion(self, task: str, *options: Any, **more: Any) -> Iterator[Any]:

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from mtmeta.core.api.batch import Batch
+from mtmeta.core.api.batch import Batch, Chunk, Features
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.optimizers import OptimizerOptions, set_lr
 from mtmeta.core.api.option_types import InnerState
@@ -25,7 +26,7 @@ from mtmeta.core.errors import DivergedError
 from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors, without_autocast
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
-from mtmeta.core.training.model import MultiTaskModel, build_head, task_loss
+from mtmeta.core.training.model import MultiTaskModel, task_loss
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
 
 Grads = list[Tensor | None]
@@ -62,11 +63,13 @@ class Learner:
         self.episodes: Counter[str] = Counter()
         self.losses: list[tuple[str, int, Tensor]] = []
         self.drifts: list[tuple[str, Tensor]] = []
+        self.memory: dict[str, Tensor] = {}
         self.inner_step = 0
         self._group = group
         self._precision = precision
         self._check_each_loss = check_each_loss
         self._draws = 0
+        self._counts_forwards = False
         self._inner: dict[str, Optimizer] = {}
         self._last_gradients: dict[Tensor, Tensor] = {}
         self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
@@ -78,32 +81,112 @@ class Learner:
         self.step, self._draws, self.inner_step, self.losses, self.drifts = step, 0, 0, [], []
         self.clear_gradient()
 
-    def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
-        """Add the gradients of the chunks, each weighted by its share of the examples: the sum is that of the batch."""
-        total = torch.zeros((), device=self.device)
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Within, count the forward passes that are made by hand, through `model` and not by an operation of ours."""
+        hook = self.model.encoder.register_forward_pre_hook(self._count_forward)
+        self._counts_forwards = True
+        try:
+            yield
+        finally:
+            self._counts_forwards = False
+            hook.remove()
+
+    def _count_forward(self, encoder: torch.nn.Module, given: tuple[Any, ...]) -> None:
+        if not self._counts_forwards:
+            return
+        task = self.model.encoding
+        if task is None:  # the encoder itself, by hand: each sequence may be an example
+            self.examples += len(given[0].lengths)
+        else:
+            self.count(task, len(given[0].lengths) // self.model.vectors(task))
+
+    def count(self, task: str, examples: int) -> None:
+        """Count example-forwards of a task."""
+        self.examples += examples
+        self.read[task] += examples
+
+    @contextmanager
+    def _forward(self, batch: Batch) -> Iterator[None]:
+        """Within, the batch is encoded, and counted as a whole; what goes wrong is told as that batch's."""
         longest = max(chunk.packed.groups[-1][1] for chunk in batch.chunks)
         remedy = f"halve batch_size or set training.grad_accumulation: {2 * len(batch.chunks)}"
         where = f"task '{batch.task}'"
-        who = supplier(self.tasks[batch.task])
         place = f"{where} (batch {len(batch)}, length {longest})"
-        # an algorithm may be in an autocast of its own
-        with without_autocast(), memory_errors(place, remedy), order_errors(who, where):
+        counts, self._counts_forwards = self._counts_forwards, False
+        try:
+            # an algorithm may be in an autocast of its own
+            with (
+                without_autocast(),
+                memory_errors(place, remedy),
+                order_errors(supplier(self.tasks[batch.task]), where),
+            ):
+                yield
+        finally:
+            self._counts_forwards = counts
+        self.count(batch.task, len(batch))
+
+    def _seed_dropout(self) -> None:
+        # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save
+        torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self._draws))
+        self._draws += 1
+
+    def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
+        """Add the gradients of the chunks, each weighted by its share of the examples: the sum is that of the batch."""
+        total = torch.zeros((), device=self.device)
+        with self._forward(batch):
             for chunk in batch.chunks:
                 share = len(chunk.labels) / len(batch)
-                # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save
-                torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self._draws))
-                self._draws += 1
-                with autocast(self.device, self._precision):
-                    outputs = self.model(batch.task, chunk.packed.to(self.device))
-                loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
+                loss = self._chunk_loss(batch.task, chunk)
                 (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
                 total = total + loss.detach() * share
-        self.examples += len(batch)
-        self.read[batch.task] += len(batch)
-        self.losses.append((batch.task, self.inner_step, total))
+        return self.log(batch.task, total)
+
+    @torch.no_grad()
+    def measure(self, batch: Batch) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        with self._forward(batch):
+            for chunk in batch.chunks:
+                total += self._chunk_loss(batch.task, chunk) * (len(chunk.labels) / len(batch))
+        return total
+
+    def _chunk_loss(self, task: str, chunk: Chunk) -> Tensor:
+        self._seed_dropout()
+        with autocast(self.device, self._precision):
+            outputs = self.model(task, chunk.packed.to(self.device))
+        return self._loss(task, outputs, chunk.labels.to(self.device, non_blocking=True))
+
+    def features(self, batch: Batch) -> Features:
+        vectors, labels = [], []
+        with self._forward(batch):
+            for chunk in batch.chunks:
+                self._seed_dropout()
+                with autocast(self.device, self._precision):
+                    vectors.append(self.model.pooled(batch.task, chunk.packed.to(self.device)))
+                labels.append(chunk.labels.to(self.device, non_blocking=True))
+        return Features(batch.task, torch.cat(vectors), torch.cat(labels))
+
+    def head(self, task: str) -> dict[str, Tensor]:
+        return dict(self.model.heads[task].named_parameters())
+
+    def loss(self, features: Features, head: Mapping[str, Tensor] | None = None) -> Tensor:
+        with without_autocast(), autocast(self.device, self._precision):
+            outputs = self.model.outputs(features.task, features.vectors, head)
+        with without_autocast():
+            return self._loss(features.task, outputs, features.labels)
+
+    def descend(self, task: str, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+        where, who = f"task '{task}'", supplier(self.tasks[task])
+        with without_autocast(), memory_errors(where, "halve batch_size"), order_errors(who, where):
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+        return self.log(task, loss.detach())
+
+    def log(self, task: str, loss: Tensor) -> Tensor:
+        """Take note of a task's loss, detached, and return it. Raises DivergedError for a non-finite one."""
+        self.losses.append((task, self.inner_step, loss))
         if self._check_each_loss:
             self.check_losses(self.losses[-1:])
-        return total
+        return loss
 
     def _loss(self, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
         task = self.tasks[name]
@@ -111,7 +194,7 @@ class Learner:
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
             raise fault(task, f"loss for task '{name}' {shape}, expected a scalar tensor")
-        if not loss.requires_grad:
+        if torch.is_grad_enabled() and not loss.requires_grad:
             raise fault(task, f"loss for task '{name}' has no gradient; was it detached?")
         return loss
 
@@ -185,8 +268,7 @@ class Learner:
             self.put_gradient(outer)
 
     def _reset_head(self, task: str) -> None:
-        purpose = ("episode", self.episodes[task])
-        fresh = build_head(task, self.tasks[task], self.model.hidden_size, self.seed, *purpose)
+        fresh = self.model.make_head(task, self.seed, "episode", self.episodes[task])
         self.model.heads[task].load_state_dict(fresh.state_dict())
 
     def _inner_optimizer(self, key: str, options: OptimizerOptions) -> Optimizer:

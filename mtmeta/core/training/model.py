@@ -5,11 +5,12 @@ Shapes: `S` packed tokens, `N` sequences, `B` examples, `V` sequences an example
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mtmeta.core.api.batch import Packed
 from mtmeta.core.api.contracts import Task
@@ -18,6 +19,11 @@ from mtmeta.core.errors import PluginError
 from mtmeta.core.registry.guard import blame, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.wording import quote
+
+NumbersOf = Callable[[Sequence[str]], Mapping[str, float]]
+"""Returns an algorithm's own numbers, given the names of the parameters of encoder and heads."""
+HeadOf = Callable[[Task, int], nn.Module | None]
+"""Returns an algorithm's own head for a task and a hidden size, or None."""
 
 
 def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
@@ -33,11 +39,18 @@ def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
     return means[packed.order]
 
 
-def build_head(name: str, task: Task, hidden_size: int, seed: int, *purpose: str | int) -> nn.Module:
-    """Return the head of a task, initialised from (seed, task name) alone, so other tasks do not move it."""
+def build_head(
+    name: str, task: Task, hidden_size: int, seed: int, *purpose: str | int, own: HeadOf | None = None
+) -> nn.Module:
+    """Return the head of a task, initialised from (seed, task name) alone, so other tasks do not move it.
+
+    `own` may give one that an algorithm puts in its place.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head", name, *purpose))
-        head: object = task.build_head(hidden_size)
+        head: object = own(task, hidden_size) if own else None
+        if head is None:
+            head = task.build_head(hidden_size)
     if not isinstance(head, nn.Module):
         message = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
         raise fault(task, message)
@@ -103,25 +116,40 @@ class MultiTaskModel(nn.Module):
     """`encoder` and `heads`; parameters are named `encoder.*` and `heads.TASK.*`.
 
     `numbers` are what an algorithm trains beside them: scalars named `algorithm.NAME`, with what they begin as.
+    `head_of` gives heads that an algorithm puts in the place of the tasks' own.
     """
 
     def __init__(
-        self, encoder: nn.Module, tasks: Mapping[str, Task], seed: int, numbers: Mapping[str, float] | None = None
+        self,
+        encoder: nn.Module,
+        tasks: Mapping[str, Task],
+        seed: int,
+        numbers: Mapping[str, float] | NumbersOf | None = None,
+        head_of: HeadOf | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.hidden_size = int(encoder.hidden_size)  # type: ignore[arg-type]
         self.seed = seed
         self.tasks = dict(tasks)
-        self.heads = Heads({name: build_head(name, task, self.hidden_size, seed) for name, task in tasks.items()})
+        self._head_of = head_of
+        self.heads = Heads({name: self.make_head(name, seed) for name in tasks})
+        if callable(numbers):
+            numbers = numbers([name for name, _ in self.named_parameters()])
         if numbers:
             self.algorithm = Numbers(numbers)
+        self.encoding: str | None = None
+        """The task whose sequences are in the encoder just now."""
 
         unsaved = sorted(set(self.state_dict()) ^ {name for name, _ in self.named_parameters()})
         if unsaved:  # they would neither come back after an inner loop nor stand in a checkpoint
             message = f"'{unsaved[0]}' is a buffer or a shared parameter; encoder and heads may hold neither"
             raise PluginError("model", message)
         self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+
+    def make_head(self, task: str, seed: int, *purpose: str | int) -> nn.Module:
+        """Build a task's head as it is in the beginning: the algorithm's own, or else the task's."""
+        return build_head(task, self.tasks[task], self.hidden_size, seed, *purpose, own=self._head_of)
 
     def replace_head(self, task: str, head: nn.Module) -> None:
         """Put another head in the place of a task's own."""
@@ -141,15 +169,26 @@ class MultiTaskModel(nn.Module):
 
     def pooled(self, task: str, packed: Packed) -> Tensor:
         """Mean-pooled vectors of a task's sequences [B, V, D]."""
-        vectors = 2 if self.tasks[task].inputs == "separate" else 1
-        pooled = mean_pool(self.encoder(packed), packed)  # [V * B, D]
-        return pooled.view(vectors, -1, self.hidden_size).transpose(0, 1)
+        self.encoding = task
+        try:
+            pooled = mean_pool(self.encoder(packed), packed)  # [V * B, D]
+        finally:
+            self.encoding = None
+        return pooled.view(self.vectors(task), -1, self.hidden_size).transpose(0, 1)
+
+    def vectors(self, task: str) -> int:
+        """Return the sequences of an example of a task, V."""
+        return 2 if self.tasks[task].inputs == "separate" else 1
 
     def forward(self, task: str, packed: Packed) -> Tensor:
         """Return raw outputs of the task's head: [B, C] or [B], as its objective says. On a CPU a head is fp32."""
-        pooled = self.pooled(task, packed)
+        return self.outputs(task, self.pooled(task, packed))
+
+    def outputs(self, task: str, pooled: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return raw outputs of the task's head on pooled vectors [B, V, D]; `head` stands in for its parameters."""
         fp32 = torch.autocast("cpu", enabled=False) if pooled.device.type == "cpu" else nullcontext()
         with blame(self.tasks[task], "task"), fp32:
-            outputs: Tensor = self.heads[task](pooled)
+            own = self.heads[task]
+            outputs: Tensor = own(pooled) if head is None else functional_call(own, dict(head), (pooled,))
             self.check_shapes(supplier(self.tasks[task]), task)
         return outputs

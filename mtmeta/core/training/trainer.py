@@ -30,7 +30,7 @@ from mtmeta.core.training.diagnostics import gradient_cosines
 from mtmeta.core.training.learner import Learner, norm_of
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.state import check_fit, flatten, optimizer_state, read_state, restore_optimizer, unflatten
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import quote, safe
 
 
 @dataclass
@@ -121,8 +121,11 @@ class Trainer:
         self.feed.step = self.step
         learner.begin_step(self.step)
         lr = self._set_lr()
+        before = self._algorithm_state() if recipe.training.on_nonfinite == "skip" else {}
+        before = {name: tensor.clone() for name, tensor in before.items()}
         try:
-            recipe.algorithm.backward(learner, self.feed)
+            with learner.counting():
+                recipe.algorithm.backward(learner, self.feed)
             learner.model.check_shapes(supplier(recipe.algorithm))
             self._check_budget()
             learner.check_losses()
@@ -132,12 +135,29 @@ class Trainer:
                 raise
             learner.clear_gradient()
             learner.forget_inner_states()
+            recipe.algorithm.restore(learner, before)
             self.skipped += 1
             self.emit(StepSkipped(group=self.group, step=self.step + 1, reason=error.message))
         else:
             self.optimizer.step()
+            with learner.counting():
+                recipe.algorithm.after_step(learner, self.feed)
+            self._check_budget()
             self._announce_step(lr, norm)
         self.step += 1
+
+    def _algorithm_state(self) -> dict[str, Tensor]:
+        """Return the algorithm's own state. Raises PluginError for one that no checkpoint can hold."""
+        algorithm = self.recipe.algorithm
+        state: object = algorithm.state(self.learner)
+        if not isinstance(state, Mapping):
+            message = f"is a {type(state).__name__}, expected a dict"
+            raise fault(algorithm, f"state of algorithm '{algorithm.name}' {message}")
+        for name, tensor in state.items():
+            if not isinstance(name, str) or not name or "|" in name or not isinstance(tensor, Tensor):
+                message = f"holds {type(tensor).__name__} under {quote(name)}, expected tensors by names without '|'"
+                raise fault(algorithm, f"state of algorithm '{algorithm.name}' {message}")
+        return {name: tensor.detach() for name, tensor in state.items()}
 
     def _announce_step(self, lr: float, norm: float) -> None:
         losses: dict[str, list[float]] = {}
@@ -196,12 +216,21 @@ class Trainer:
     def _evaluate(self) -> None:
         self._check_finite("parameter", self.weights())
         self._heap.release()  # evaluation needs other buffers than training
+        self._prepare_heads()
         evaluated = self.selection.evaluate(self.learner.model, self.step, self.weights(), self._warn)
         if isinstance(self.recipe.schedule, Plateau):
             self.plateau.update(self.recipe.schedule, evaluated.selected)
         self.emit(replace(evaluated, sampling=self.feed.usage()))
         if self.recipe.evaluation.gradients:
             self._measure_gradients()
+
+    def _prepare_heads(self) -> None:
+        """Let the algorithm make its heads ready; what it encodes for that is no training."""
+        learner = self.learner
+        counted, read, losses = learner.examples, learner.read.copy(), list(learner.losses)
+        self.recipe.algorithm.before_evaluation(learner, self.feed)
+        learner.clear_gradient()
+        learner.examples, learner.read, learner.losses = counted, read, losses
 
     def _warn(self, text: str) -> None:
         self.emit(Warned(text=text, group=self.group, step=self.step))
@@ -235,11 +264,12 @@ class Trainer:
         return {name: parameter.detach() for name, parameter in self.learner.parameters.items()}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the state of the outer and inner optimizers by name, as checkpoints hold it."""
+        """Return the state of the outer and inner optimizers and of the algorithm by name, as checkpoints hold it."""
         tensors = flatten("outer", optimizer_state(self.optimizer, self.learner.parameters))
         for key, inner in self.learner.inner_states().items():
             tensors |= flatten(f"inner/{key}", inner)
-        return tensors
+        own = {name: {"state": tensor.contiguous()} for name, tensor in self._algorithm_state().items()}
+        return tensors | flatten("algorithm", own)
 
     def _save(self) -> Path:
         self._check_finite("parameter", self.weights())
@@ -273,6 +303,8 @@ class Trainer:
                 raise ValueError(f"step {saved.step} of {self.steps}")
             nested = unflatten(tensors)
             restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
+            own = {name: slots["state"].to(self.learner.device) for name, slots in nested.pop("algorithm", {}).items()}
+            self.recipe.algorithm.restore(self.learner, own)
             self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
             self.step, self.seconds, self.skipped = saved.step, saved.seconds, saved.skipped
             self.selection.restore(saved.bests, saved.links, saved.warned)

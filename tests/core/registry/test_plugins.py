@@ -142,7 +142,7 @@ TASK = "class Part(mtmeta.Task):\n    name = 'part'\n    {}\n"
         ("class Panic(BaseException): pass\nraise Panic('rust')", "Panic: rust"),
         ("class Mute(Exception):\n    def __str__(self): raise ValueError\nraise Mute", "Mute"),
         ("raise SystemExit(3)", "SystemExit: 3"),
-        ("mtmeta_api = 2", "needs mtmeta API 2, this is 1"),
+        ("mtmeta_api = 3", "needs mtmeta API 3, this is 2"),
         ("mtmeta_api = 'two\\n'", r"needs mtmeta API 'two\n', this is 1"),
         ("", f"implements no hook; one of {', '.join(IMPLEMENTED)} is needed"),
         ("def register_tasks(): return []", "register_tasks lacks @mtmeta.hookimpl"),

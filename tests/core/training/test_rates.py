@@ -95,7 +95,7 @@ def weights_of(run: Session) -> dict[str, torch.Tensor]:
 def model_of(run: Session) -> MultiTaskModel:
     """The model that a run began from."""
     backbone = run.recipe.backbone.load(run.recipe.seed)
-    return MultiTaskModel(backbone.encoder, run.recipe.tasks, run.recipe.seed, run.numbers(run.groups[0]))
+    return run.model(backbone.encoder, run.groups[0])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_numbers_that_cannot_be_trained(numbers: Any) -> None:
     session = object.__new__(Session)
     session.recipe = type("R", (), {"algorithm": Odd(numbers)})()
     with pytest.raises(PluginError, match=r"algorithm 'odd' trains .*names have no dots and numbers are finite"):
-        session.numbers(["sst"])
+        session.numbers(["sst"], [])
 
 
 def test_the_check_for_plugin_authors_knows_them() -> None:
