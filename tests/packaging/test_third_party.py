@@ -106,7 +106,7 @@ BROKEN = {
         "register_tasks holds a part that cannot be used: ValueError: mutable default <class 'list'> for field items"
         " is not allowed: use default_factory",
     ),
-    "bad-api": ("mtmeta_api = 2", "needs mtmeta API 2, this is 1"),
+    "bad-api": ("mtmeta_api = 3", "needs mtmeta API 3, this is 2"),
 }
 MAML2 = """
 import mtmeta

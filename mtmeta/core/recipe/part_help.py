@@ -15,7 +15,7 @@ from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.errors import UsageError
 from mtmeta.core.recipe.sections import SECTIONS
 from mtmeta.core.registry.guard import KINDS
-from mtmeta.core.registry.option_fields import clean, expectation, field_docs, field_hints
+from mtmeta.core.registry.option_fields import clean, expectation, field_docs, field_hints, option_name
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.wording import did_you_mean, quote, safe
 
@@ -92,6 +92,7 @@ def _options(part: type[Any]) -> list[dict[str, Any]]:
     for field in dataclasses.fields(part):
         if field.name == "name":  # the key that names the part
             continue
+        name = option_name(part, field.name)
         default: Any = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
@@ -99,11 +100,11 @@ def _options(part: type[Any]) -> list[dict[str, Any]]:
         shown = dataclasses.asdict(default) if dataclasses.is_dataclass(default) else default  # type: ignore[arg-type]
         options.append(
             {
-                "name": field.name,
-                "takes": safe(expectation(hints[field.name]), 300),  # may hold words of a plugin
+                "name": name,
+                "takes": safe(expectation(hints[name]), 300),  # may hold words of a plugin
                 "required": required,
                 "default": None if required else json.loads(json.dumps(shown, default=str)),
-                "help": docs.get(field.name, ""),
+                "help": docs.get(name, ""),
             }
         )
     return options

@@ -21,7 +21,7 @@ from mtmeta.core.api.schedules import Plateau, ScheduleOptions
 from mtmeta.core.errors import MtmetaError, RecipeError, raise_all
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.document import RecipeDocument
-from mtmeta.core.recipe.sections import RECIPE_FORMAT, SECTIONS, EvaluationOptions, Recipe
+from mtmeta.core.recipe.sections import OPTIONAL, RECIPE_FORMAT, SECTIONS, EvaluationOptions, Recipe
 from mtmeta.core.recipe.shipped import find_recipe
 from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.recipe.validation import convert, describe_value
@@ -135,7 +135,9 @@ class _RecipeReader:
 
     def section(self, data: dict[str, Any], key: str) -> Any:
         """Return the section under `key` as its dataclass, or None where it is wrong."""
-        value = _default(data, key, {})
+        value = _default(data, key, None if key in OPTIONAL else {})
+        if value is None:
+            return None
         if not isinstance(value, dict):
             self.fail((key,), f"{key} must be a mapping, found {describe_value(value)}")
             return None

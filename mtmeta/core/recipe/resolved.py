@@ -12,9 +12,12 @@ import yaml
 
 from mtmeta.core.api.contracts import Component
 from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
+from mtmeta.core.registry.option_fields import option_name
 
-# options of a dialect that came later than the first runs, by the values that those runs had without saying so
-ADDED = {"delimiter": "auto"}
+# options that came later than the first runs, by the values that those runs had without saying so: those of a dialect,
+# which has the key `quoting`, of `training`, which has `grad_accumulation`, and sections
+ADDED: dict[str, dict[str, Any]] = {"quoting": {"delimiter": "auto"}, "grad_accumulation": {"average": None}}
+ADDED_SECTIONS = ("adapters", "teachers")
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
@@ -33,7 +36,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 def _plain(value: Any, *, named: bool = True) -> Any:
     if dataclasses.is_dataclass(value):
-        own = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        names = {option_name(type(value), field.name): field.name for field in dataclasses.fields(value)}
+        own = {option: _plain(getattr(value, name)) for option, name in names.items()}
         return {"name": value.name, **own} if named and isinstance(value, Component) else own
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
@@ -50,13 +54,14 @@ def decisive(data: dict[str, Any]) -> dict[str, Any]:
 
     Options that came later are left out at the values that runs before had, so that those runs go on.
     """
-    return {key: _without_added(value) for key, value in data.items() if key not in ("name", "data_root", "reporters")}
+    left_out = {"name", "data_root", "reporters", *(key for key in ADDED_SECTIONS if data.get(key) is None)}
+    return {key: _without_added(value) for key, value in data.items() if key not in left_out}
 
 
 def _without_added(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    added = ADDED if "quoting" in value else {}  # only of a dialect
+    added = {key: item for mark, options in ADDED.items() if mark in value for key, item in options.items()}
     return {key: _without_added(item) for key, item in value.items() if key not in added or item != added[key]}
 
 

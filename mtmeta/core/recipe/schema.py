@@ -23,7 +23,7 @@ from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.recipe.reader import KEYS, NAME, REQUIRED, TASK_NAME
 from mtmeta.core.recipe.sections import RECIPE_FORMAT, SECTIONS
 from mtmeta.core.recipe.shipped import MADE_BY
-from mtmeta.core.registry.option_fields import adapter, clean, field_docs, field_hints
+from mtmeta.core.registry.option_fields import adapter, clean, field_docs, field_hints, option_name
 from mtmeta.core.registry.registry import Registry
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -35,6 +35,7 @@ HELP = {
     "data": "How data files are read.",
     "sampler": "With which probability each task is drawn; default uniform.",
     "algorithm": "How the update direction of one step is found.",
+    "adapters": "Low-rank weights of each task's own beside the encoder's; default none.",
     "training": "How long, and with which numerics.",
     "budget": "How much training may spend, so that regimes are compared at the same cost.",
     "evaluation": "When to evaluate, and what selects the best weights.",
@@ -114,11 +115,12 @@ class _Generator(GenerateJsonSchema):
         described.pop("title", None)
         described["description"] = clean(inspect.getdoc(kind) or "")
         for field in dataclasses.fields(kind):
-            option = described.get("properties", {}).get(field.name)
+            name = option_name(kind, field.name)
+            option = described.get("properties", {}).get(name)
             if option is None:
                 continue
-            if docs.get(field.name):
-                option["description"] = docs[field.name].replace("\n", " ")
+            if docs.get(name):
+                option["description"] = docs[name].replace("\n", " ")
             if field.default_factory is not dataclasses.MISSING and "default" not in option:
                 default: Any = field.default_factory()
                 if dataclasses.is_dataclass(default) and not isinstance(default, type):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,6 +29,48 @@ class DataOptions(Dialect):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """Low-rank weights of each task's own beside the encoder's: W + (alpha / rank) B_t A_t (Hu et al. 2022).
+
+    B_t begins as zeros, so that the first step is that of the plain encoder.
+    """
+
+    kind: Literal["lora"] = "lora"
+    """The kind of adapter."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Rank of B_t A_t."""
+    alpha: PositiveFloat = 16.0
+    """Scale of B_t A_t, over `rank`."""
+    per: Literal["task"] = "task"
+    """Each task has adapters of its own."""
+    on: Annotated[tuple[Literal["qkv", "out", "up", "down"], ...], Field(min_length=1)] = ("qkv", "out", "up", "down")
+    """Matrices of a layer that have adapters: of queries, keys and values, attention's output, and the two between."""
+    layers: Literal["all"] | Annotated[str, Field(pattern="^last [1-9][0-9]{0,3}$")] = "all"
+    """`all`, or `last N` for the N layers next to the heads."""
+    norms: bool = True
+    """Whether each task also has LayerNorms of its own in these layers, which begin as the encoder's."""
+    encoder: Literal["trained", "frozen"] = "trained"
+    """`frozen`: the encoder stays as it is, and is kept once, not in every checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageOptions:
+    """Averaged weights, which evaluation, selection, checkpoints of the best and export use; training goes on without.
+
+    The average begins as the weights at its first step (Izmailov et al. 2018; Morales-Brotons et al. 2024).
+    """
+
+    kind: Literal["ema", "swa"] = "ema"
+    """`ema`: bar <- decay bar + (1 - decay) theta after every step; `swa`: the mean of all since it began."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """What `ema` keeps of the average at each step; `swa` has none."""
+    begin: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Share of the steps before the average begins; until then the weights themselves are evaluated."""
+
+    written: ClassVar[Mapping[str, str]] = {"begin": "from"}  # which is no name in Python
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """How long, and with which numerics."""
 
@@ -44,6 +87,8 @@ class TrainingOptions:
     """Parts a batch is split into, to save memory; the gradient is that of the whole batch."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A non-finite loss or gradient stops the run, or skips that step and counts it."""
+    average: AverageOptions | None = None
+    """Averaged weights beside those that are trained; default: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +134,14 @@ class CheckpointOptions:
 
 SECTIONS: dict[str, type[Any]] = {
     "data": DataOptions,
+    "adapters": AdapterOptions,
     "training": TrainingOptions,
     "budget": BudgetOptions,
     "evaluation": EvaluationOptions,
     "checkpoint": CheckpointOptions,
 }
+OPTIONAL = ("adapters",)
+"""Sections without which there is no such thing; the others have defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +168,8 @@ class Recipe:
     """What takes the steps; with an inner loop, the outer (meta) optimizer."""
     schedule: ScheduleOptions
     """How the learning rate of `optimizer` changes; default `constant`."""
+    adapters: AdapterOptions | None = None
+    """Low-rank weights of each task's own beside the encoder's; default none."""
     training: TrainingOptions
     """How long, and with which numerics."""
     budget: BudgetOptions

@@ -19,7 +19,7 @@ from mtmeta.core.wording import safe
 
 
 def field_docs(part: type[Any]) -> dict[str, str]:
-    """Return the string under each field of a dataclass and its bases."""
+    """Return the string under each field of a dataclass and its bases, by what recipes call it."""
     docs: dict[str, str] = {}
     for kind in reversed(part.__mro__):
         if not dataclasses.is_dataclass(kind):
@@ -33,7 +33,7 @@ def field_docs(part: type[Any]) -> dict[str, str]:
             if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
                 continue
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                docs[field.target.id] = clean(str(after.value.value))
+                docs[option_name(kind, field.target.id)] = clean(str(after.value.value))
     return docs
 
 
@@ -45,10 +45,18 @@ def clean(text: str) -> str:
 @functools.lru_cache(maxsize=256)  # making one takes longer than reading a recipe
 def adapter(kind: Any) -> TypeAdapter[Any]:
     """pydantic's validator of a dataclass, which refuses keys that it does not know."""
-    kind.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=False)
+    kind.__pydantic_config__ = ConfigDict(
+        extra="forbid", use_attribute_docstrings=False, alias_generator=functools.partial(option_name, kind)
+    )
     for base in _nested(kind):
-        base.__pydantic_config__ = ConfigDict(extra="forbid")
+        base.__pydantic_config__ = ConfigDict(extra="forbid", alias_generator=functools.partial(option_name, base))
     return TypeAdapter(kind)
+
+
+def option_name(kind: Any, field: str) -> str:
+    """Return what recipes call a field of a dataclass: its name, unless the class attribute `written` has another."""
+    written: Mapping[str, str] = getattr(kind, "written", {})
+    return written.get(field, field) if isinstance(written, Mapping) else field
 
 
 def field_hints(kind: Any) -> Mapping[str, Any]:
@@ -59,7 +67,8 @@ def field_hints(kind: Any) -> Mapping[str, Any]:
 @functools.lru_cache(maxsize=256)
 def _field_hints(kind: Any) -> Mapping[str, Any]:
     hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.name in hints}
+    fields = [field.name for field in dataclasses.fields(kind) if field.name in hints]
+    return {option_name(kind, name): hints[name] for name in fields}
 
 
 def union_members(hint: Any) -> Iterator[Any]:

@@ -143,7 +143,7 @@ TASK = "class Part(mtmeta.Task):\n    name = 'part'\n    {}\n"
         ("class Mute(Exception):\n    def __str__(self): raise ValueError\nraise Mute", "Mute"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("mtmeta_api = 3", "needs mtmeta API 3, this is 2"),
-        ("mtmeta_api = 'two\\n'", r"needs mtmeta API 'two\n', this is 1"),
+        ("mtmeta_api = 'two\\n'", r"needs mtmeta API 'two\n', this is 2"),
         ("", f"implements no hook; one of {', '.join(IMPLEMENTED)} is needed"),
         ("def register_tasks(): return []", "register_tasks lacks @mtmeta.hookimpl"),
         (HOOK.format("recip", "[]"), "hook register_tasks takes no argument 'recip'"),
