@@ -72,6 +72,8 @@ def _options(schema: Mapping[str, Any], node: Any, data: Any) -> dict[str, Any]:
     if "propertyNames" in node and isinstance(data, dict):  # names of the recipe's own, such as its tasks
         extra = node.get("additionalProperties")
         return {name: properties.get(name, extra) for name in data}
+    if isinstance(node.get("additionalProperties"), dict) and isinstance(data, dict):  # such names beside options
+        properties |= {name: node["additionalProperties"] for name in data if name not in properties}
     return properties
 
 

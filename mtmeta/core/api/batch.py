@@ -53,6 +53,9 @@ class Chunk:
     packed: Packed
     labels: Tensor
     """Label of each example of the part [B], float32; of a class its index."""
+    teacher: Tensor | None = None
+    """What the task's teachers say of each example, float32: class probabilities [B, C], or values [B]; None where it
+    has none."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,8 @@ class Features:
     """Pooled vectors [B, V, D], in fp32 on a CPU."""
     labels: Tensor
     """Label of each example [B], float32; of a class its index."""
+    teacher: Tensor | None = None
+    """What the task's teachers say of each example, as in `Chunk`."""
 
     def __len__(self) -> int:
         return len(self.labels)

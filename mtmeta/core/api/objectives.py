@@ -44,6 +44,14 @@ class Objective:
         """Return the mean loss over the batch, a scalar, of raw outputs [B, C] or [B] and float32 labels [B]."""
         raise NotImplementedError
 
+    def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
+        """Return the mean loss to labels mixed with what a teacher said, a scalar (Hinton et al. 2015, at T = 1).
+
+        `teacher` holds class probabilities [B, C], or values [B] where there are no classes; the target is
+        (1 - trust) label + trust teacher, so that a `trust` of 0 is `loss`, bit for bit.
+        """
+        raise ValueError(f"{type(self).__name__} has no soft_loss, so it cannot be distilled")
+
     def decode(self, outputs: Tensor) -> Tensor:
         """Return predictions [B], class indices or values, from raw outputs."""
         raise NotImplementedError
@@ -104,6 +112,16 @@ class Classification(_OfClasses):
         _require(outputs, labels, self.outputs)
         return functional.cross_entropy(outputs.float(), labels.long())
 
+    def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
+        from torch.nn import functional
+
+        if not trust:
+            return self.loss(outputs, labels)
+        _require(outputs, labels, self.outputs)
+        _require_teacher(teacher, labels, self.outputs)
+        right = functional.one_hot(labels.long(), self.outputs)
+        return functional.cross_entropy(outputs.float(), (1 - trust) * right + trust * teacher.float())
+
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(dim=-1)
 
@@ -130,6 +148,12 @@ class Binary(_OfClasses):
 
         _require(outputs, labels, 1)
         return functional.binary_cross_entropy_with_logits(outputs.float()[:, 0], labels.float())
+
+    def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
+        if not trust:
+            return self.loss(outputs, labels)
+        _require_teacher(teacher, labels, 2)
+        return self.loss(outputs, (1 - trust) * labels.float() + trust * teacher.float()[:, 1])
 
     def decode(self, outputs: Tensor) -> Tensor:
         return (outputs[:, 0] > 0).long()
@@ -168,6 +192,12 @@ class Regression(Objective):
         _require(outputs, labels)
         return functional.mse_loss(outputs.float(), labels.float())
 
+    def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
+        if not trust:
+            return self.loss(outputs, labels)
+        _require_teacher(teacher, labels)
+        return self.loss(outputs, (1 - trust) * labels.float() + trust * teacher.float())
+
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.float().clamp(self.low, self.high)
 
@@ -188,3 +218,9 @@ def _require(outputs: Tensor, labels: Tensor, *width: int) -> None:
     needed = [len(labels), *width]
     if list(outputs.shape) != needed:
         raise ValueError(f"outputs have shape {list(outputs.shape)}, the loss needs {needed}")
+
+
+def _require_teacher(teacher: Tensor, labels: Tensor, *width: int) -> None:
+    """Raise ValueError unless a teacher's rows are [B, *width] for labels [B]."""
+    if list(teacher.shape) != [len(labels), *width]:
+        raise ValueError(f"a teacher's rows have shape {list(teacher.shape)}, the loss needs {[len(labels), *width]}")

@@ -32,3 +32,16 @@ class Carve:
     share a sentence, or nothing."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     """Seed of the choice; default: the recipe's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaveOut:
+    """A fold that a run does not see: `leave_out: {folds: 5, fold: 2}`; `mtmeta teach` trains a run for each.
+
+    An example's fold is a function of its id, its task's name and the recipe's seed, so equal ids are in one fold.
+    """
+
+    folds: Annotated[int, Field(ge=2, le=100)]
+    """Parts that every training set falls into, about equal in size."""
+    fold: Annotated[int, Field(ge=1, le=100)]
+    """The part that is left out, from 1."""

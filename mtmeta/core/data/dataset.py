@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,13 @@ class TokenStore:
         return np.diff(self.offsets)
 
 
+class Teacher(Protocol):
+    """Soft labels of a dataset's examples."""
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return those of the examples `indices` [B]: class probabilities [B, C], or values [B]."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """One split of one task, ready to be packed into batches. The arrays are read-only."""
@@ -62,6 +69,8 @@ class Dataset:
     """A hash of each text [N, T]: equal where they are the same words, letter case and punctuation aside."""
     cut: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     """How many texts of each example were cut [N]."""
+    teacher: Teacher | None = None
+    """What the task's teachers say of the examples; None where it has none."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -60,7 +60,10 @@ def pack_chunk(dataset: Dataset, indices: NDArray[np.int64], *, pin: bool = Fals
     """Return the examples `indices` of a dataset, without their ids, in page-locked memory if `pin`."""
     labels = torch.from_numpy(dataset.labels[indices].astype(np.float32))
     packed = pack_sequences(dataset.stores, indices)
-    return Chunk(packed.pinned(), labels.pin_memory()) if pin else Chunk(packed, labels)
+    teacher = None if dataset.teacher is None else torch.from_numpy(dataset.teacher.rows(indices))
+    if not pin:
+        return Chunk(packed, labels, teacher)
+    return Chunk(packed.pinned(), labels.pin_memory(), None if teacher is None else teacher.pin_memory())
 
 
 def by_tokens(dataset: Dataset, budget: int) -> Iterator[NDArray[np.int64]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mtmeta.core.api.option_types import LeaveOut
 from mtmeta.core.data.dataset import QUANTILES, Dataset, select
-from mtmeta.core.rng import permutation
+from mtmeta.core.errors import DataError
+from mtmeta.core.rng import derive, permutation
 
 SCANNED = 2**20  # hashes looked at once
 
@@ -43,6 +45,24 @@ def subset(data: Dataset, fraction: float, seed: int, name: str) -> Dataset:
         order = permutation(len(members), seed, "fraction", name, label)
         kept.append(members[order[: max(1, round(fraction * len(members)))]])
     return select(data, np.sort(np.concatenate(kept)))
+
+
+def folds_of(data: Dataset, folds: int, seed: int, name: str) -> NDArray[np.int64]:
+    """Return the fold of each example [N], from 1; of two examples with one id it is the same."""
+    # ascii: ids of a plugin's own reader may hold what no encoding knows
+    drawn = (derive(seed, "fold", name, ascii(id)) % folds + 1 for id in data.ids)
+    return np.fromiter(drawn, dtype=np.int64, count=len(data))
+
+
+def without_fold(data: Dataset, left_out: LeaveOut | None, seed: int, name: str) -> Dataset:
+    """Return the examples of the other folds, in file order. Raises DataError if the fold is empty, or the others."""
+    if left_out is None:
+        return data
+    inside = folds_of(data, left_out.folds, seed, name) == left_out.fold
+    if inside.all() or not inside.any():
+        message = f"has too few examples ({len(data)}) for {left_out.folds} folds, fold {left_out.fold} has"
+        raise DataError(f"task '{name}'", f"{message} {'all' if inside.any() else 'none'}; choose fewer folds")
+    return select(data, np.flatnonzero(~inside))
 
 
 def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Dataset:

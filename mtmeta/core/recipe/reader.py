@@ -15,13 +15,23 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.api.contracts import Algorithm, Task
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.option_types import SAMPLE, Carve
 from mtmeta.core.api.schedules import Plateau, ScheduleOptions
 from mtmeta.core.errors import MtmetaError, RecipeError, raise_all
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.document import RecipeDocument
-from mtmeta.core.recipe.sections import OPTIONAL, RECIPE_FORMAT, SECTIONS, EvaluationOptions, Recipe
+from mtmeta.core.recipe.sections import (
+    OPTIONAL,
+    RECIPE_FORMAT,
+    SECTIONS,
+    EvaluationOptions,
+    Recipe,
+    TeacherOptions,
+    Teachers,
+    TeachersOptions,
+)
 from mtmeta.core.recipe.shipped import find_recipe
 from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.recipe.validation import convert, describe_value
@@ -96,11 +106,13 @@ class _RecipeReader:
             "sampler": self.component("sampler", _default(data, "sampler", "uniform"), ("sampler",)),
             "algorithm": self.component("algorithm", data.get("algorithm"), ("algorithm",)),
             **self._update_rule(data),
-            **{key: self.section(data, key) for key in SECTIONS if key != "data"},
+            **{key: self.section(data, key) for key in SECTIONS if key not in ("data", "teachers")},
+            "teachers": self._teachers(data),
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
         parts["tasks"] = {name: _with_dev_seed(task, parts["seed"]) for name, task in parts["tasks"].items()}
         self._check_tasks(parts)
+        self._check_data(parts)
         self._check_training(parts)
         raise_all(self.document.problems)
         return Recipe(**parts)
@@ -142,6 +154,32 @@ class _RecipeReader:
             self.fail((key,), f"{key} must be a mapping, found {describe_value(value)}")
             return None
         return self.convert(SECTIONS[key], value, (key,))
+
+    def _teachers(self, data: dict[str, Any]) -> Teachers | None:
+        """Return the section `teachers`, which has names of tasks beside an option common to them."""
+        value = data.get("teachers")
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            message = f"teachers must be a mapping, found {describe_value(value)}; write {{TASK: {{runs: [FOLDER]}}}}"
+            self.fail(("teachers",), message)
+            return None
+        known = data["tasks"] if isinstance(data.get("tasks"), dict) else {}
+        common = {key: value[key] for key in ("anneal",) if key in value}
+        options, of = self.convert(TeachersOptions, common, ("teachers",)), {}
+        for name in (name for name in value if name not in common):
+            path, given = ("teachers", name), value[name]
+            if name not in known:
+                message = f"teachers names no task of this recipe: {quote(name)}{choose(name, [*known, 'anneal'])}"
+                self.fail(path, message, key=True)
+            elif not isinstance(given, dict):
+                message = f"teachers.{name} must be a mapping, found {describe_value(given)}; write {{runs: [FOLDER]}}"
+                self.fail(path, message)
+            else:
+                of[name] = self.convert(TeacherOptions, given, path)
+        if len(value) == len(common):
+            self.fail(("teachers",), "teachers names no task; add TASK: {runs: [FOLDER]}, or leave the section out")
+        return Teachers(anneal=options.anneal, of=of) if options is not None and all(of.values()) else None
 
     def _update_rule(self, data: dict[str, Any]) -> dict[str, Any]:
         optimizer = _default(data, "optimizer", {"name": "sgd", "lr": 1.0})  # a missing one is reported already
@@ -217,6 +255,20 @@ class _RecipeReader:
                 self._fail_options(("algorithm",), algorithm.check(tasks) if algorithm is not None else ())
             with self.document.collect():
                 self._fail_options(("sampler",), sampler.check(list(tasks)) if sampler is not None else ())
+
+    def _check_data(self, parts: dict[str, Any]) -> None:
+        """Check folds, and that what teachers say of a task can be learned."""
+        left_out = getattr(parts["data"], "leave_out", None)
+        if left_out is not None and left_out.fold > left_out.folds:
+            message = f"must be from 1 to {left_out.folds}, the number of folds, found {left_out.fold}"
+            self.fail(("data", "leave_out", "fold"), f"data.leave_out.fold {message}")
+        tasks = _valid_tasks(parts)
+        for name in parts["teachers"].of if parts["teachers"] is not None else ():
+            with self.document.collect():
+                # under guard it is another function, which knows the one that it guards
+                if name in tasks and inspect.unwrap(type(tasks[name].objective).soft_loss) is Objective.soft_loss:
+                    message = f"the objective of task '{name}' has no soft_loss, so it cannot be distilled"
+                    self.fail(("teachers", name), f"teachers.{name}: {message}; leave it out", key=True)
 
     def _check_training(self, parts: dict[str, Any]) -> None:
         """Check steps, evaluation, learning rates and schedules against the tasks and the algorithm."""

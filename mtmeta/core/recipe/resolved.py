@@ -15,8 +15,13 @@ from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
 from mtmeta.core.registry.option_fields import option_name
 
 # options that came later than the first runs, by the values that those runs had without saying so: those of a dialect,
-# which has the key `quoting`, of `training`, which has `grad_accumulation`, and sections
-ADDED: dict[str, dict[str, Any]] = {"quoting": {"delimiter": "auto"}, "grad_accumulation": {"average": None}}
+# which has the key `quoting`, of `data`, which has `on_bad_rows`, of `training`, which has `grad_accumulation`, and
+# sections
+ADDED: dict[str, dict[str, Any]] = {
+    "quoting": {"delimiter": "auto"},
+    "on_bad_rows": {"leave_out": None},
+    "grad_accumulation": {"average": None},
+}
 ADDED_SECTIONS = ("adapters", "teachers")
 
 
@@ -29,6 +34,8 @@ def describe(recipe: Recipe) -> dict[str, Any]:
             data["tasks"] = {name: {"task": task.name, **_plain(task, named=False)} for name, task in value.items()}
         elif field.name == "reporters":
             data["reporters"] = [_plain(reporter) for reporter in value]
+        elif field.name == "teachers" and value is not None:  # tasks stand beside what is common to them
+            data["teachers"] = {**_plain(value.of), "anneal": value.anneal}
         else:
             data[field.name] = _plain(value)
     return data

@@ -21,7 +21,7 @@ from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.recipe.reader import KEYS, NAME, REQUIRED, TASK_NAME
-from mtmeta.core.recipe.sections import RECIPE_FORMAT, SECTIONS
+from mtmeta.core.recipe.sections import RECIPE_FORMAT, SECTIONS, TeacherOptions
 from mtmeta.core.recipe.shipped import MADE_BY
 from mtmeta.core.registry.option_fields import adapter, clean, field_docs, field_hints, option_name
 from mtmeta.core.registry.registry import Registry
@@ -36,6 +36,7 @@ HELP = {
     "sampler": "With which probability each task is drawn; default uniform.",
     "algorithm": "How the update direction of one step is found.",
     "adapters": "Low-rank weights of each task's own beside the encoder's; default none.",
+    "teachers": "What other models say of the training examples, to be learned beside the labels; default none.",
     "training": "How long, and with which numerics.",
     "budget": "How much training may spend, so that regimes are compared at the same cost.",
     "evaluation": "When to evaluate, and what selects the best weights.",
@@ -49,13 +50,14 @@ HELP = {
     "schedule": "The schedule of its learning rate; default constant.",
     "reporters": "What becomes of the events of a run; default [console, jsonl].",
 }
+TEACHER = "section.teachers.TASK"
 Schema = dict[str, Any]
 
 
 def recipe_schema(registry: Registry) -> Schema:
     """Return the schema of recipes that may name any part in the registry, as plain data."""
     parts = {f"{kind}.{name}": part for kind, name, part in _unambiguous_parts(registry)}
-    sections = {f"section.{name}": kind for name, kind in SECTIONS.items()}
+    sections = {f"section.{name}": kind for name, kind in SECTIONS.items()} | {TEACHER: TeacherOptions}
     adapters = {key: adapter(kind) for key, kind in {**parts, **sections}.items()}
     adapters |= {"optimizer": TypeAdapter(OptimizerOptions), "schedule": TypeAdapter(ScheduleOptions)}
     inputs: list[Any] = [(key, "validation", validator) for key, validator in adapters.items()]
@@ -70,6 +72,7 @@ def recipe_schema(registry: Registry) -> Schema:
         "not": {"allOf": [steps, epochs]},
         "errorMessage": "give either steps or epochs",
     }
+    definitions["section.teachers"] = {**definitions["section.teachers"], "additionalProperties": _ref(TEACHER)}
     definitions["schedule"] = {**definitions["schedule"], "nullable": True}
     for kind in (*COMPONENTS, "task"):
         names = {key.partition(".")[2]: key for key in parts if key.partition(".")[0] == kind}

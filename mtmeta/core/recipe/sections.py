@@ -10,7 +10,7 @@ from pydantic import Field
 
 from mtmeta.core.api.contracts import Algorithm, Backbone, Reporter, Sampler, Task
 from mtmeta.core.api.optimizers import OptimizerOptions
-from mtmeta.core.api.option_types import Fraction, PositiveFloat, PositiveInt
+from mtmeta.core.api.option_types import Fraction, LeaveOut, PositiveFloat, PositiveInt
 from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.tables.data_file import Dialect
 
@@ -26,6 +26,8 @@ class DataOptions(Dialect):
     """`error` names file and line; `skip` leaves bad rows out, counts and shows them."""
     train_fraction: Fraction = 1.0
     """Share of each training set to use, a seeded subset stratified by label."""
+    leave_out: LeaveOut | None = None
+    """A part of each training set to leave out, {folds: 5, fold: 2}; default: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,42 @@ class AverageOptions:
     """Share of the steps before the average begins; until then the weights themselves are evaluated."""
 
     written: ClassVar[Mapping[str, str]] = {"begin": "from"}  # which is no name in Python
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherOptions:
+    """The teachers of one task: `teachers: {sst: {runs: [runs/my-teachers], folds: 5}}`.
+
+    Of several runs the mean of what they say counts.
+    """
+
+    runs: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    """Folders in which `mtmeta teach` left labels of the task: outputs of its own, or runs that it had label the
+    training set. Paths are from the working directory, as runs/NAME is."""
+    folds: Annotated[int, Field(ge=2, le=100)] | None = None
+    """Only labels by so many fold models, each of which labelled what it had not seen, and how many `mtmeta teach`
+    trains; default: whatever labels the folders hold, also by models that were trained on what they label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachersOptions:
+    """Soft targets beside the labels (Hinton et al. 2015): `teachers: {TASK: {runs: [FOLDER]}, anneal: linear}`.
+
+    Training descends the loss to (1 - trust) label + trust teacher; evaluation goes by labels alone. `mtmeta teach`
+    writes what teachers say of the training examples; no teacher is loaded in training. For the options of a task see
+    `mtmeta show section teachers.TASK`.
+    """
+
+    anneal: Literal["linear"] | Annotated[float, Field(ge=0, le=1)] = "linear"
+    """Trust in teachers: `linear` falls from 1 towards 0, as 1 - step / steps (born-again networks), or a number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teachers(TeachersOptions):
+    """The section `teachers` as a whole."""
+
+    of: dict[str, TeacherOptions]
+    """Options of each task that has teachers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,12 +173,13 @@ class CheckpointOptions:
 SECTIONS: dict[str, type[Any]] = {
     "data": DataOptions,
     "adapters": AdapterOptions,
+    "teachers": TeachersOptions,
     "training": TrainingOptions,
     "budget": BudgetOptions,
     "evaluation": EvaluationOptions,
     "checkpoint": CheckpointOptions,
 }
-OPTIONAL = ("adapters",)
+OPTIONAL = ("adapters", "teachers")
 """Sections without which there is no such thing; the others have defaults."""
 
 
@@ -170,6 +209,8 @@ class Recipe:
     """How the learning rate of `optimizer` changes; default `constant`."""
     adapters: AdapterOptions | None = None
     """Low-rank weights of each task's own beside the encoder's; default none."""
+    teachers: Teachers | None = None
+    """What other models say of the training examples, to be learned beside the labels; default none."""
     training: TrainingOptions
     """How long, and with which numerics."""
     budget: BudgetOptions

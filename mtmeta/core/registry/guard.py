@@ -97,8 +97,8 @@ def blame(part: Any, kind: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ parts under guard
 
 # by method of an objective, the exceptions that are answers and no faults; whoever calls says what they mean
-_PASSING: dict[str, tuple[type[Exception], ...]] = {"parse": (ValueError,), "loss": (ValueError,)}
-_OBJECTIVE = ("outputs", "classes", "parse", "show", "loss", "decode", "probabilities")
+_PASSING: dict[str, tuple[type[Exception], ...]] = {"parse": (ValueError,)} | dict.fromkeys(("loss", "soft_loss"), (ValueError,))
+_OBJECTIVE = ("outputs", "classes", "parse", "show", "loss", "soft_loss", "decode", "probabilities")
 
 
 def guard(part: type[Any], kind: str, plugin: Plugin) -> None:

@@ -82,6 +82,10 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
     if 0 < len(single) < len(rows):
         over += f" (of {', '.join(single)}, with one run, bootstrap over its examples)"
     examples = "Examples: example-forwards in training, mean of the seeds."
+    taught = [row for row in rows if row.get("teacher_examples")]
+    if taught:
+        shares = ", ".join(f"{safe(row['name'])} {row['teacher_examples']:,.0f}" for row in taught)
+        examples += f" Among them those of its teachers, whom one run would need as well: {shares}."
     notes = [f"Brackets behind a mean: 95% interval, {over}. {examples}"]
     compared = [row for row in rows if any("delta" in cell for cell in row["columns"].values())]
     if compared:

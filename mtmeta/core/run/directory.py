@@ -39,11 +39,15 @@ if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a ru
     from mtmeta.core.training.checkpoint import Checkpoints
 
 CONTENTS = (  # beside recipe and lock
-    *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "tensorboard"),
+    *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "teachers"),
+    *("tensorboard",),
 )
 MAX_BACKBONE_FILES = 1000  # a configuration and a tokenizer are a handful
 # files that are replaced as a whole, and folders of such: that one of them has another name elsewhere does no harm
-REPLACED = ("recipe.yaml", "recipe.lock.yaml", "summary.json", "backbone", "checkpoints", "predictions", "export")
+REPLACED = (
+    *("recipe.yaml", "recipe.lock.yaml", "summary.json"),
+    *("backbone", "checkpoints", "predictions", "export", "teachers"),
+)
 TOKENIZER = "tokenizer.json"  # of `backbone`
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
@@ -177,6 +181,7 @@ class RunDir:
         before = self.lock()
         if not allow_changed_data:
             check_hashes(before.get("data", {}), files)
+            _check_teachers(before, lock)
         _check_sources(before, lock)
         if before.get("backbone") != lock["backbone"]:
             message = f"began with backbone weights {before.get('backbone')}, now they are {lock['backbone']}"
@@ -287,6 +292,15 @@ def _check_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             if was.get(file, files[file]) != files[file]:
                 message = f"{file}: sha256 {str(was[file])[:8]}.. in recipe.lock.yaml, now {files[file][:8]}.."
                 raise WeightsError(safe(entry["name"]), f"{message}; choose another --out")
+
+
+def _check_teachers(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise DataError if a table of what teachers say is not the one that the run began with."""
+    was = before.get("teachers")
+    for task, tables in now.get("teachers", {}).items():
+        known = was.get(task) if isinstance(was, dict) else None
+        hashes = {str(one.get("table")): str(one.get("sha256")) for one in known or () if isinstance(one, dict)}
+        check_hashes(hashes, {one["table"]: (one["table"], one["sha256"]) for one in tables})
 
 
 def make_lock(

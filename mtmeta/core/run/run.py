@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.events import Event, RunFinished, RunResumed, RunStarted, Warned
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, check_episode
-from mtmeta.core.data.subsets import overlap, subset
+from mtmeta.core.data.subsets import overlap, subset, without_fold
+from mtmeta.core.data.teachers import TeacherRows, hashes_of, teachers_of, teaching_cost
 from mtmeta.core.machine import fitting_threads, own_settings
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.run.directory import RunDir
@@ -128,6 +130,8 @@ class Training:
         """Path and SHA-256 of the files read, by TASK-SPLIT."""
         self.budgeted: dict[str, int] = {}
         """Steps that the recipe's budget pays for, by group; empty without one."""
+        self.teachers: dict[str, TeacherRows] = {}
+        """What teachers say of the training sets, by task; empty without any."""
         self.scores: dict[str, Score] = {}
         self.sampling: dict[str, dict[str, float]] = {}
         self.totals: dict[str, float] = {}
@@ -160,16 +164,28 @@ class Training:
                     session.notes.append(Warned(text=text))
         for (name, split), dataset in datasets.items():
             if split == "train":
-                dataset = datasets[name, split] = subset(dataset, recipe.data.train_fraction, recipe.seed, name)
+                dataset = subset(dataset, recipe.data.train_fraction, recipe.seed, name)
+                dataset = without_fold(dataset, recipe.data.leave_out, recipe.seed, name)
+                datasets[name, split] = dataset = self._taught(dataset)
                 needed = recipe.algorithm.episode_batches(recipe.tasks[name])
                 check_episode(name, needed, recipe.tasks[name].batch_size, len(dataset))
             session.note(dataset)
+
+    def _taught(self, train: Dataset) -> Dataset:
+        """Return a training set with what its task's teachers say of it, if there are any."""
+        recipe, name = self.session.recipe, train.task
+        options = recipe.teachers.of.get(name) if recipe.teachers is not None else None
+        if options is None:
+            return train
+        self.teachers[name] = teachers_of(train, recipe.tasks[name].objective, options)
+        return replace(train, teacher=self.teachers[name])
 
     def lock(self) -> dict[str, Any]:
         """Return the lock that pins this run down, to be written or compared."""
         hashes = {key: sha256 for key, (_, sha256) in self.files.items()}
         rows = {name: len(data) for (name, split), data in self.datasets.items() if split == "dev"}
-        return self.session.lock(self.session.recipe, hashes, rows)
+        lock = self.session.lock(self.session.recipe, hashes, rows)
+        return lock | {"teachers": hashes_of(self.teachers)} if self.teachers else lock
 
     def run(self, continued: bool) -> RunSummary:
         """Train every group, then score the best weights."""
@@ -244,6 +260,7 @@ class Training:
             precision=session.precision,
             # on a GPU each check is a synchronisation, so it waits for the end of the step unless a skip needs it
             check_each_loss=session.device.type == "cpu" or recipe.training.on_nonfinite == "skip",
+            anneal=recipe.teachers.anneal if recipe.teachers is not None else "linear",
         )
         return Trainer(
             recipe=recipe,
@@ -307,7 +324,8 @@ class Training:
         """Sum up the groups; `seconds` is the time that training and scoring took together."""
         scores = {task: self.scores[task] for task in self.session.recipe.tasks}
         totals = self.totals | {"seconds": round(self.totals["seconds"], 2), "total_seconds": round(seconds, 2)}
-        return self.session.summary(scores, **totals, sampling=self.sampling)
+        cost = {"teacher_examples": teaching_cost(self.teachers)} if self.teachers else {}
+        return self.session.summary(scores, **totals, **cost, sampling=self.sampling)
 
 
 def steps_of(newest: Mapping[str, Path | None]) -> dict[str, int]:

@@ -79,6 +79,8 @@ class RunSummary(_Table):
     total_seconds: Seconds
     examples: Count
     """Example-forwards in training."""
+    teacher_examples: Count = 0
+    """Example-forwards of its teachers, if it has any: in their own training, and to label the training set."""
     skipped_steps: Count
     sampling: dict[str, _Usage]
     peak_memory_bytes: Count

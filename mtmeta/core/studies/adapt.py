@@ -164,6 +164,9 @@ def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
     if recipe.training.steps is None:
         message = f"recipe {quote(recipe.name)} gives none, and adapting takes a number of steps"
         raise RecipeError("training.steps", f"{message}; --set training.steps=50")
+    for section, given in (("teachers", recipe.teachers), ("data.leave_out", recipe.data.leave_out)):
+        if given is not None:
+            raise RecipeError(section, "has no part in adapting, which goes by a few labels alone; leave it out")
     if isinstance(recipe.schedule, Plateau):
         raise RecipeError("schedule", "plateau answers to a metric, and adapting has none on its way; use linear")
     if not plan.sizes or min(plan.sizes) < 1 or len(set(plan.sizes)) < len(plan.sizes):

@@ -91,7 +91,7 @@ def compare_recipes(
         pick_device(request.device)
     _check_files(plan)
     runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # of the first seed first
-    waiting = {run.folder.path: run for run in runs if not _is_finished(run)}
+    waiting = {run.folder.path: run for run in runs if not is_finished(run)}
     jobs = [job_of(run, request) for run in waiting.values()]
     say(f"{len(runs)} runs, {len(runs) - len(jobs)} of them finished already, in {request.out}")
     check_data(runs)
@@ -151,9 +151,9 @@ def _same_carving(recipe: Recipe) -> list[str]:
     return [f"tasks.{name}.dev.seed={carve.seed}" for name, carve in carved]
 
 
-def job_of(run: Planned, request: RunRequest) -> Job:
-    """Build the command that makes a run."""
-    settings = [*request.overrides, f"seed={run.recipe.seed}", *_same_carving(run.recipe)]
+def job_of(run: Planned, request: RunRequest, also: Sequence[str] = ()) -> Job:
+    """Build the command that makes a run; `also` are overrides beside those of the request."""
+    settings = [*request.overrides, *also, f"seed={run.recipe.seed}", *_same_carving(run.recipe)]
     recipe = f"./{run.path}" if str(run.path).startswith("-") else str(run.path)  # or it would be an option
     arguments = [recipe, *(f"--set={text}" for text in settings), *(f"--no-plugin={name}" for name in request.block)]
     arguments += [f"--device={request.device}"] + ([f"--data-root={request.data_root}"] if request.data_root else [])
@@ -216,7 +216,7 @@ def _in_our_words(run: Planned) -> Iterator[None]:
         raise CheckpointError(error.place, without_options(error.message, run.folder.path)) from error
 
 
-def _is_finished(run: Planned) -> bool:
+def is_finished(run: Planned) -> bool:
     """Return whether a run of this very recipe has ended in its directory."""
     with _in_our_words(run):
         return run.folder.check_usable(run.recipe, fresh=False) and run.folder.finished() is not None

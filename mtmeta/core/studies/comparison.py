@@ -84,7 +84,8 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
         "seeds": [run.recipe.seed for run in runs],
         "runs": [str(run.folder.path) for run in runs],
         "columns": cells,
-        "examples": fmean([summary.examples for summary in summaries]),
+        "examples": fmean([summary.examples + summary.teacher_examples for summary in summaries]),
+        "teacher_examples": fmean([summary.teacher_examples for summary in summaries]),
         "seconds": fmean([summary.seconds for summary in summaries]),
         "peak_memory_bytes": max(summary.peak_memory_bytes for summary in summaries),
     }

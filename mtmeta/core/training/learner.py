@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from mtmeta.core.training.model import MultiTaskModel, task_loss
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
 
 Grads = list[Tensor | None]
+T = TypeVar("T", Tensor, Tensor | None)
 
 
 def norm_of(tensors: Sequence[Tensor]) -> Tensor:
@@ -49,6 +50,7 @@ class Learner:
         group: str = "",
         precision: Precision = "fp32",
         check_each_loss: bool = True,
+        anneal: Literal["linear"] | float = "linear",
     ) -> None:
         self.model = model
         self.parameters = dict(model.named_parameters())
@@ -68,6 +70,7 @@ class Learner:
         self._group = group
         self._precision = precision
         self._check_each_loss = check_each_loss
+        self._anneal = anneal
         self._draws = 0
         self._counts_forwards = False
         self._inner: dict[str, Optimizer] = {}
@@ -75,6 +78,11 @@ class Learner:
         self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._snapshot: list[Tensor] = []
         self._away = False
+
+    @property
+    def trust(self) -> float:
+        """How much teachers count in this step, where a batch has any, beside the labels."""
+        return 1 - self.step / self.steps if self._anneal == "linear" else self._anneal
 
     def begin_step(self, step: int) -> None:
         """Forget the last step's gradients and losses; the loop calls it."""
@@ -154,17 +162,22 @@ class Learner:
         self._seed_dropout()
         with autocast(self.device, self._precision):
             outputs = self.model(task, chunk.packed.to(self.device))
-        return self._loss(task, outputs, chunk.labels.to(self.device, non_blocking=True))
+        return self._loss(task, outputs, self._here(chunk.labels), self._here(chunk.teacher))
+
+    def _here(self, tensor: T) -> T:
+        return tensor if tensor is None else tensor.to(self.device, non_blocking=True)
 
     def features(self, batch: Batch) -> Features:
-        vectors, labels = [], []
+        vectors, labels, teachers = [], [], []
         with self._forward(batch):
             for chunk in batch.chunks:
                 self._seed_dropout()
                 with autocast(self.device, self._precision):
                     vectors.append(self.model.pooled(batch.task, chunk.packed.to(self.device)))
-                labels.append(chunk.labels.to(self.device, non_blocking=True))
-        return Features(batch.task, torch.cat(vectors), torch.cat(labels))
+                labels.append(self._here(chunk.labels))
+                teachers.append(self._here(chunk.teacher))
+        known = [rows for rows in teachers if rows is not None]
+        return Features(batch.task, torch.cat(vectors), torch.cat(labels), torch.cat(known) if known else None)
 
     def head(self, task: str) -> dict[str, Tensor]:
         return dict(self.model.heads[task].named_parameters())
@@ -173,7 +186,7 @@ class Learner:
         with without_autocast(), autocast(self.device, self._precision):
             outputs = self.model.outputs(features.task, features.vectors, head)
         with without_autocast():
-            return self._loss(features.task, outputs, features.labels)
+            return self._loss(features.task, outputs, features.labels, features.teacher)
 
     def descend(self, task: str, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         where, who = f"task '{task}'", supplier(self.tasks[task])
@@ -188,9 +201,9 @@ class Learner:
             self.check_losses(self.losses[-1:])
         return loss
 
-    def _loss(self, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, name: str, outputs: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
         task = self.tasks[name]
-        loss: object = task_loss(task, name, outputs, labels)
+        loss: object = task_loss(task, name, outputs, labels, teacher, self.trust)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
             raise fault(task, f"loss for task '{name}' {shape}, expected a scalar tensor")

@@ -65,13 +65,18 @@ def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
     return PrototypeHead(means, binary=(task.objective.outputs or 0) < classes)
 
 
-def task_loss(task: Task, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+def task_loss(
+    task: Task, name: str, outputs: Tensor, labels: Tensor, teacher: Tensor | None = None, trust: float = 0.0
+) -> Tensor:
     """Return the objective's loss of a task's outputs; `name` is what the recipe calls the task.
 
-    Raises PluginError where the outputs do not suit the objective, which says so by ValueError.
+    With a `teacher` it is that of labels and teacher, which is trusted by so much. Raises PluginError where the outputs
+    do not suit the objective, which says so by ValueError.
     """
     try:
-        return task.objective.loss(outputs, labels)
+        if teacher is None:
+            return task.objective.loss(outputs, labels)
+        return task.objective.soft_loss(outputs, labels, teacher, trust)
     except ValueError as error:
         raise fault(task, f"loss for task '{name}': {error}") from error
 

@@ -47,6 +47,8 @@ def _show_cost(console: Console, summary: Mapping[str, Any]) -> None:
     console.print("\n".join(lines))
     memory = summary["peak_memory_bytes"] / 2**30
     spent = f"{summary['examples']:,} example-forwards in training"
+    if summary.get("teacher_examples"):
+        spent += f" and {summary['teacher_examples']:,} of its teachers"
     console.print(f"{summary['total_seconds']:.0f} s in all, {spent}, peak memory {memory:.2f} GiB")
 
 
