@@ -75,7 +75,7 @@ class _Group:
     weights: int
     """Bytes of the parameters."""
     optimizer: int | None
-    """Bytes of the optimizers' state, if the probe had every task in it."""
+    """Bytes of the state of optimizers, algorithm and average, if the probe had every task in it."""
     own_parameters: int
     """Parameters of heads and algorithm."""
 
@@ -152,7 +152,7 @@ class Plan:
             else:
                 evaluating, scoring = self._evaluating(trainer, names)
                 if all(any(read.get(name) for read in measured.reads) for name in names):
-                    optimizer = sum(tensor.nbytes for tensor in trainer.optimizer_tensors().values())
+                    optimizer = trainer.state_bytes()
         parameters = trainer.learner.parameters.items()
         return _Group(
             tasks=names,
