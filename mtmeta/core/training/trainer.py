@@ -30,6 +30,7 @@ from mtmeta.core.signals import StopRequest
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.diagnostics import gradient_cosines
 from mtmeta.core.training.learner import Learner, norm_of
+from mtmeta.core.training.model import evaluation_mode
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.state import check_fit, flatten, optimizer_state, read_state, restore_optimizer, unflatten
 from mtmeta.core.wording import quote, safe
@@ -236,7 +237,8 @@ class Trainer:
         """Let the algorithm make its heads ready; what it encodes for that is no training."""
         learner = self.learner
         counted, read, losses = learner.examples, learner.read.copy(), list(learner.losses)
-        self.recipe.algorithm.before_evaluation(learner, self.feed)
+        with evaluation_mode(learner.model):
+            self.recipe.algorithm.before_evaluation(learner, self.feed)
         learner.clear_gradient()
         learner.examples, learner.read, learner.losses = counted, read, losses
 
