@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 
 from benchmarks.identities import Row
 from mtmeta.plugins.algorithms.joint import Joint
-from mtmeta.plugins.algorithms.surgery import balances, baselines, descents, gramian, projections, scalarisers
+from mtmeta.plugins.algorithms.surgery import balances, baselines, descents, extra, gramian, projections, scalarisers
 from mtmeta.plugins.algorithms.surgery.method import weigh
 from mtmeta.plugins.algorithms.surgery.surgery import Surgery
 from mtmeta.plugins.algorithms.surgery.weighting import Weighting
@@ -143,7 +143,7 @@ def _projections() -> Iterator[Row]:
         least = min((rows @ direction(method, rows)).min() for rows in CASES.values())
         yield Row(method.name, "no task is opposed: least inner product, if negative", max(0.0, -float(least)), 1e-7)
     for method, by_hand in ((up, upgrad), (dual, dualproj)):
-        small = worst(method, by_hand, scale=1e-5)
+        small = worst(method, lambda rows, by_hand=by_hand: by_hand(rows * 1e5) / 1e5, scale=1e-5)
         yield Row(method.name, "the same for gradients of length 1e-5", small, 1e-7)
 
 
@@ -169,6 +169,8 @@ def _balances() -> Iterator[Row]:
     free = ("independent", "orthogonal", "conflicting")
     off = worst(balances.IMTLG(), imtl_g, free)
     yield Row("imtl_g", "closed form of Liu et al. 2021", off, 1e-12)
+    off = worst(balances.IMTLG(), lambda rows: _torchjd("IMTLGWeighting", rows), free)
+    yield Row("imtl_g", "TorchJD's, for independent gradients", off, 1e-9)
     spread = []
     for name in ("independent", "orthogonal", "conflicting", "opposite", "parallel"):
         units = CASES[name] / np.linalg.norm(CASES[name], axis=1, keepdims=True)
@@ -178,6 +180,11 @@ def _balances() -> Iterator[Row]:
     yield Row("imtl_g", "equal projections on every g_t / |g_t|, opposite and parallel too", max(spread), 1e-12)
     yield Row("aligned_mtl", "equation 9 of Senushkin et al. 2023 by SVD", worst(balances.AlignedMTL(), aligned), 1e-7)
     yield from _fair()
+
+
+def _torchjd(name: str, rows: Array, **options: Any) -> Array:
+    weights = extra.weighting(name, **options)(torch.from_numpy(rows @ rows.T)).numpy()
+    return np.asarray(weights @ rows)
 
 
 def _fair() -> Iterator[Row]:
@@ -192,6 +199,8 @@ def _fair() -> Iterator[Row]:
                 gains, wanted = (rows @ (weights @ rows))[there], weights[there] ** (-1 / alpha)
                 off = max(off, float(np.abs(gains / wanted - 1).max()))
         yield Row("fairgrad", f"G w = w^(-1/alpha), alpha {alpha:g} (Ban and Ji 2024, equation 4), relative", off, 1e-9)
+    off = worst(balances.FairGrad(alpha=2.0), lambda rows: _torchjd("FairGradWeighting", rows, alpha=2.0), ("independent",))
+    yield Row("fairgrad", "TorchJD's least squares, gradients of length about 1", off, 1e-4)
     rows = CASES["orthogonal"]
     by_hand = ((rows**2).sum(1) ** (-2 / 3)) @ rows
     off = np.abs(direction(balances.FairGrad(alpha=2.0), rows) - by_hand).max()
