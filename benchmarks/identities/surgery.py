@@ -199,7 +199,9 @@ def _fair() -> Iterator[Row]:
                 gains, wanted = (rows @ (weights @ rows))[there], weights[there] ** (-1 / alpha)
                 off = max(off, float(np.abs(gains / wanted - 1).max()))
         yield Row("fairgrad", f"G w = w^(-1/alpha), alpha {alpha:g} (Ban and Ji 2024, equation 4), relative", off, 1e-9)
-    off = worst(balances.FairGrad(alpha=2.0), lambda rows: _torchjd("FairGradWeighting", rows, alpha=2.0), ("independent",))
+    off = worst(
+        balances.FairGrad(alpha=2.0), lambda rows: _torchjd("FairGradWeighting", rows, alpha=2.0), ("independent",)
+    )
     yield Row("fairgrad", "TorchJD's least squares, gradients of length about 1", off, 1e-4)
     rows = CASES["orthogonal"]
     by_hand = ((rows**2).sum(1) ** (-2 / 3)) @ rows
@@ -256,14 +258,20 @@ def _descents() -> Iterator[Row]:
         excess.append(found @ found - (rows @ found).min())
     yield Row("mgda", "shortest of the hull: g_t d >= |d|^2 for all t (Desideri 2012)", float(max(excess)), 1e-9)
     for c in (0.0, 0.4, 0.8):
-        off = worst(descents.CAGrad(c=c), lambda rows, c=c: cagrad(rows, c), ("independent", "orthogonal", "conflicting"))
+        off = worst(
+            descents.CAGrad(c=c), lambda rows, c=c: cagrad(rows, c), ("independent", "orthogonal", "conflicting")
+        )
         yield Row("cagrad", f"equation 3 of Liu et al. 2021 by another solver, c {c:g}", off, 2e-3 if c else 1e-12)
     within = []
     for rows in CASES.values():
         mean = rows.mean(axis=0)
         within.append(np.linalg.norm(direction(descents.CAGrad(), rows) - mean) - 0.4 * np.linalg.norm(mean))
     # where 0 is in the hull d is 0, which is |g0| away
-    inside = [away for away, rows in zip(within, CASES.values(), strict=True) if np.abs(direction(descents.CAGrad(), rows)).max() > 0]
+    inside = [
+        away
+        for away, rows in zip(within, CASES.values(), strict=True)
+        if np.abs(direction(descents.CAGrad(), rows)).max() > 0
+    ]
     yield Row("cagrad", "within c |g0| of g0", max(0.0, float(max(inside))), 1e-9)
     small = worst(descents.CAGrad(), lambda rows: cagrad(rows * 1e5, 0.4) / 1e5, ("independent", "conflicting"), 1e-5)
     yield Row("cagrad", "the same for gradients of length 1e-5", small, 2e-3)
@@ -274,7 +282,9 @@ def _priorities() -> Iterator[Row]:
     """Two tasks: d = g~1 + max(0, tau |g~2|^2 - g~1 g~2) / |g~2|^2 g~2, brought to |g1|, with g~ = g / sqrt(v + eps)."""
     tau, beta, memory, off = 0.1, 0.9, dict[str, Any](), []
     average = np.zeros(2)
-    for step, rows in enumerate((CASES["conflicting"], 3 * CASES["conflicting"], CASES["conflicting"][:, ::-1]), start=1):
+    for step, rows in enumerate(
+        (CASES["conflicting"], 3 * CASES["conflicting"], CASES["conflicting"][:, ::-1]), start=1
+    ):
         average = beta * average + (1 - beta) * (rows**2).sum(1)
         one, two = rows / np.sqrt(average / (1 - beta**step) + 1e-8)[:, None]
         wanted = one + max(0.0, tau * (two @ two) - one @ two) / (two @ two) * two
@@ -347,7 +357,9 @@ def _absent() -> Iterator[Row]:
     combined = gramian.combine(copies, weights)
     if [g is None for g in combined] != [False, False, False, True]:
         yield Row("surgery", "None where no task touched a tensor", math.inf, 0.0)
-    flat = torch.cat([torch.zeros(shape).flatten() if g is None else g.flatten() for g, shape in zip(combined, shapes, strict=True)])
+    flat = torch.cat(
+        [torch.zeros(shape).flatten() if g is None else g.flatten() for g, shape in zip(combined, shapes, strict=True)]
+    )
     off = float((flat.double() - wanted).abs().max())
     yield Row("surgery", "sum of w_t g_t over tasks that touched a tensor; None where none did", off, 2e-6)
 
@@ -405,7 +417,9 @@ def _whole_steps() -> Iterator[Row]:
     constant, _, _ = _step(Surgery(method=baselines.Constant()))
     yield Row("surgery", "a step of `constant` with equal weights: `joint`, relative", _apart(joint, constant), 1e-6)
     flat = [
-        torch.cat([grad.double().flatten() for name, grad in gradient.items() if grad is not None and "encoder" in name])
+        torch.cat(
+            [grad.double().flatten() for name, grad in gradient.items() if grad is not None and "encoder" in name]
+        )
         for gradient in _one_by_one()
     ]
     vectors = torch.stack(flat).numpy()
@@ -416,10 +430,18 @@ def _whole_steps() -> Iterator[Row]:
         yield Row("surgery", f"a step of {method.name}: w on the encoder, 1/T on heads, relative", off, 1e-6)
     found, learner, _ = _step(Surgery(method=balances.FairGrad(), norm="mean"))
     lengths = [
-        math.sqrt(sum(float(grad.double().square().sum()) for name, grad in step.items() if grad is not None and "encoder" in name))
+        math.sqrt(
+            sum(
+                float(grad.double().square().sum())
+                for name, grad in step.items()
+                if grad is not None and "encoder" in name
+            )
+        )
         for step in (found, joint)
     ]
-    yield Row("surgery", "`norm: mean`: the length of joint's direction, relative", abs(lengths[0] / lengths[1] - 1), 1e-6)
+    yield Row(
+        "surgery", "`norm: mean`: the length of joint's direction, relative", abs(lengths[0] / lengths[1] - 1), 1e-6
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- losses
@@ -433,7 +455,11 @@ def slope(function: Callable[[Array], float], losses: Array) -> Array:
 
 def _losses() -> Iterator[Row]:
     functions: list[tuple[Any, str, Callable[[Array], float]]] = [
-        (scalarisers.GLS(), "(l_1 ... l_T)^(1/T) (Chennupati et al. 2019)", lambda l: float(np.prod(l) ** (1 / len(l)))),
+        (
+            scalarisers.GLS(),
+            "(l_1 ... l_T)^(1/T) (Chennupati et al. 2019)",
+            lambda l: float(np.prod(l) ** (1 / len(l))),
+        ),
         (
             scalarisers.STCH(mu=0.3),
             "mu log sum exp(l / mu) (Lin et al. 2024)",

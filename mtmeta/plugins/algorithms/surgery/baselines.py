@@ -68,7 +68,10 @@ class Krum(Method):
 
     def check(self, tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
         if len(tasks) < self.byzantine + 3:
-            yield "byzantine", f"is {self.byzantine}, which takes {self.byzantine + 3} tasks or more; {len(tasks)} exist"
+            yield (
+                "byzantine",
+                f"is {self.byzantine}, which takes {self.byzantine + 3} tasks or more; {len(tasks)} exist",
+            )
         if self.selected > len(tasks):
             yield "selected", f"is {self.selected} but only {len(tasks)} tasks exist; lower it"
 

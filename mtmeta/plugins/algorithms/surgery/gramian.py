@@ -58,4 +58,6 @@ def combine(gradients: Sequence[Gradient], weights: Sequence[float]) -> list[Ten
 
 
 def _device(gradients: Sequence[Gradient]) -> torch.device:
-    return next((tensor.device for gradient in gradients for tensor in gradient if tensor is not None), torch.device("cpu"))
+    return next(
+        (tensor.device for gradient in gradients for tensor in gradient if tensor is not None), torch.device("cpu")
+    )

@@ -52,7 +52,9 @@ class Method:
         yield from ()
 
 
-def weigh(method: Any, tasks: Sequence[str], gramian: Array, memory: dict[str, Tensor], *, step: int, seed: int) -> Array:
+def weigh(
+    method: Any, tasks: Sequence[str], gramian: Array, memory: dict[str, Tensor], *, step: int, seed: int
+) -> Array:
     """Return the weights [T] of a method for the Gramian of the gradients; of equal parts where all gradients are 0."""
     import numpy as np
 

@@ -79,7 +79,7 @@ def _projector() -> Callable[..., Any]:
     from mtmeta.plugins.algorithms.surgery import solvers
 
     class Exact(DualConeProjector):
-        def __call__(self, U: torch.Tensor, G: Any) -> torch.Tensor:  # noqa: N803  # TorchJD's names
+        def __call__(self, U: torch.Tensor, G: Any) -> torch.Tensor:  # TorchJD's names
             gramian = G.numpy()
             found = [solvers.onto_dual_cone(row, gramian) for row in U.reshape(-1, len(gramian)).numpy()]
             return torch.from_numpy(np.stack(found)).reshape(U.shape)

@@ -11,9 +11,9 @@ from pydantic import Field
 
 import mtmeta
 from mtmeta.plugins.algorithms.surgery import extra
-from mtmeta.plugins.algorithms.surgery.balances import AlignedMTL, FairGrad, IMTLG, NashMTL
+from mtmeta.plugins.algorithms.surgery.balances import IMTLG, AlignedMTL, FairGrad, NashMTL
 from mtmeta.plugins.algorithms.surgery.baselines import Constant, Krum, Random
-from mtmeta.plugins.algorithms.surgery.descents import CAGrad, MGDA, PCD
+from mtmeta.plugins.algorithms.surgery.descents import MGDA, PCD, CAGrad
 from mtmeta.plugins.algorithms.surgery.method import weigh
 from mtmeta.plugins.algorithms.surgery.projections import DualProj, GradVac, PCGrad, UPGrad
 

@@ -59,9 +59,7 @@ class Weighting(mtmeta.Algorithm):
         if isinstance(self.method, Ahead):
             scales = {task: feed.loss_weight(task) / len(feed.tasks) for task in feed.tasks}
             weights = self.method.begin(learner, feed.tasks)
-            losses = {
-                task: learner.gradient(feed.batch(task), weights[task] * scales[task]) for task in feed.tasks
-            }
+            losses = {task: learner.gradient(feed.batch(task), weights[task] * scales[task]) for task in feed.tasks}
             self.method.end(learner, losses, scales)
         else:
             self._weigh_afterwards(learner, feed)
