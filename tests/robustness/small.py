@@ -77,6 +77,14 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "training": {"average": {"kind": "ema", "decay": 0.8, "from": 0.4}},
     },
+    "surgery": {  # a moving average, and orders that are drawn
+        "algorithm": {"name": "surgery", "method": {"name": "gradvac", "beta": 0.5}},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    },
+    "weighting": {  # an optimizer of its own, which steps after the outer step
+        "algorithm": {"name": "weighting", "method": "famo"},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    },
 }
 
 

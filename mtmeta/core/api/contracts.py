@@ -373,6 +373,16 @@ class Feed(Protocol):
 class Algorithm(Component):
     """How the update direction of one step is found. The loop owns optimizer, clipping, schedule and checkpoints."""
 
+    def require(self) -> None:
+        """Raise MachineError if a package it needs is missing; asked by `validate` and before training."""
+
+    def extra_bytes(self, shared: int, tasks: Sequence[str]) -> int:
+        """Return the bytes it holds at its peak beside what `joint` does, given those of the encoder's parameters.
+
+        The plan of a run shows them, and a run for which so much memory is not free is refused.
+        """
+        return 0
+
     def backward(self, learner: Learner, feed: Feed) -> None:
         """Leave the update direction in `.grad`, as `loss.backward()` would; None for what was not touched."""
         raise NotImplementedError(f"algorithm {self.name!r} has no backward")

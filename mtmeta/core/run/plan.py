@@ -41,6 +41,7 @@ def plan(
     first step; leaves no trace but in the caches.
     """
     opened = OpenRecipe(request)
+    opened.recipe.algorithm.require()
     folder, training = opened.folder, Training(opened.session())
     started = time.perf_counter()
     training.load()
@@ -124,6 +125,7 @@ class Plan:
             "groups": described,
             "disk_bytes": None if None in sizes else sum(sizes),
             "peak_memory_bytes": peak_memory(),
+            "algorithm_bytes": session.extra_bytes(),
             "seconds": _seconds(groups, load_seconds),
             "notes": self.notes,
         }
