@@ -24,10 +24,11 @@ from mtmeta.core.api.contracts import (
     Reporter,
     Sampler,
     Task,
+    Unrolled,
 )
 from mtmeta.core.api.hookspecs import hookimpl
 from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
-from mtmeta.core.api.optimizers import AdamW, OptimizerOptions
+from mtmeta.core.api.optimizers import SGD, AdamW, OptimizerOptions
 from mtmeta.core.api.option_types import (
     Carve,
     Fraction,
@@ -37,7 +38,7 @@ from mtmeta.core.api.option_types import (
     PositiveFloat,
     PositiveInt,
 )
-from mtmeta.core.api.schedules import ScheduleOptions, Step
+from mtmeta.core.api.schedules import Constant, ScheduleOptions, Step
 from mtmeta.core.environment import cache_folder, check_torch, why_unsafe
 from mtmeta.core.errors import (
     CheckpointError,
@@ -60,7 +61,7 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch, Features, Packed
     from mtmeta.core.api.events import Event
-    from mtmeta.core.api.heads import CosineHead, LinearHead, MLPHead
+    from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
     from mtmeta.core.api.scalars import Scalar, scalars
     from mtmeta.core.run.evaluate import evaluate
     from mtmeta.core.run.predictor import Prediction, Predictor, load
@@ -75,7 +76,7 @@ _LAZY = {
     for module, names in (
         ("api.batch", "Batch Features Packed"),
         ("api.events", "Event"),
-        ("api.heads", "CosineHead LinearHead MLPHead"),
+        ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead"),
         ("api.scalars", "Scalar scalars"),
         ("run.evaluate", "evaluate"),
         ("run.predictor", "Prediction Predictor load"),
@@ -87,6 +88,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "SGD",
     "AdamW",
     "Algorithm",
     "Backbone",
@@ -95,7 +97,9 @@ __all__ = [
     "Carve",
     "CheckpointError",
     "Classification",
+    "Constant",
     "CosineHead",
+    "CosinePrototypeHead",
     "DataError",
     "DataFile",
     "Dialect",
@@ -130,6 +134,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Problems",
+    "PrototypeHead",
     "RecipeError",
     "Regression",
     "Reporter",
@@ -142,6 +147,7 @@ __all__ = [
     "Step",
     "Task",
     "Tokenizer",
+    "Unrolled",
     "UsageError",
     "WeightsError",
     "__version__",

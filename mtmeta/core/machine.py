@@ -119,6 +119,14 @@ def free_memory() -> int | None:
     return None
 
 
+def free_memory_of(device: torch.device) -> int | None:
+    """Return the bytes that may still be taken on a device; None if unknown. What PyTorch keeps for reuse is free."""
+    if device.type != "cuda":
+        return free_memory()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
 def processor(device: torch.device) -> str:
     """Return the name of the processor: another GPU, or a CPU with other instructions, rounds sums otherwise."""
     if device.type == "cuda":

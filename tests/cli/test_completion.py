@@ -322,7 +322,7 @@ def test_in_fish(line: str, expected: str, tmp_path: Path) -> None:
     ("before", "expected"),
     [
         (["export", "runs/first", "--format"], ["transformers", "onnx", "sentence-transformers"]),
-        (["new", "algorithm", "x", "--kind"], ["gradient", "inner_loop"]),
+        (["new", "algorithm", "x", "--kind"], ["gradient", "inner_loop", "stateful"]),
         (["new", "task", "x", "--kind"], ["classification", "pair", "regression"]),
         (["new", "recipe", "x.yaml", "--algorithm"], ["fomaml", "individual", "joint", "reptile"]),
     ],

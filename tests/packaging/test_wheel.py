@@ -68,7 +68,7 @@ def test_the_templates_are_in_the_wheel_byte_for_byte(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "kind"), [("task", "pair"), ("algorithm", "inner_loop")])
+@pytest.mark.parametrize(("what", "kind"), [("task", "pair"), ("algorithm", "inner_loop"), ("algorithm", "stateful")])
 def test_a_new_package_in_a_fresh_environment(wheel: Path, tmp_path: Path, what: str, kind: str) -> None:
     """What its README says, in an environment that has nothing from this one but other people's packages."""
     venv.create(tmp_path / "venv", with_pip=importlib.util.find_spec("pip") is None)

@@ -1,4 +1,4 @@
-"""Small data, a very small encoder, recipes of all four algorithms, and what must be equal of two runs."""
+"""Small data, a very small encoder, recipes of all algorithms, and what must be equal of two runs."""
 
 from __future__ import annotations
 
@@ -71,6 +71,19 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adam", "lr": 1e-3},
         "schedule": {"name": "linear", "warmup": 3},
         "training": {"on_nonfinite": "skip"},
+    },
+    "averaged": {
+        "algorithm": "joint",
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "training": {"average": {"kind": "ema", "decay": 0.8, "from": 0.4}},
+    },
+    "surgery": {  # a moving average, and orders that are drawn
+        "algorithm": {"name": "surgery", "method": {"name": "gradvac", "beta": 0.5}},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    },
+    "weighting": {  # an optimizer of its own, which steps after the outer step
+        "algorithm": {"name": "weighting", "method": "famo"},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
     },
 }
 

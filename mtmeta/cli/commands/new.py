@@ -50,7 +50,7 @@ def task(
 @new.command()
 def algorithm(
     name: PackageName,
-    kind: Annotated[str | None, typer.Option(help="gradient or inner_loop; default the first.")] = None,
+    kind: Annotated[str | None, typer.Option(help="gradient, inner_loop or stateful; default the first.")] = None,
     out: PackageOut = None,
     no_plugin: NoPlugin = None,
 ) -> None:

@@ -163,7 +163,7 @@ CONSTANT_VALUES: dict[str, tuple[str, ...]] = {
     "head": ("reset", "prototype"),
     "shell": ("bash", "zsh", "fish"),
     "export.form": ("transformers", "onnx", "sentence-transformers"),
-    "new.algorithm.kind": ("gradient", "inner_loop"),
+    "new.algorithm.kind": ("gradient", "inner_loop", "stateful"),
     "new.task.kind": ("classification", "pair", "regression"),
     "predict.form": ("csv", "jsonl"),
 }

@@ -48,7 +48,12 @@ class LoadedBackbone:
     """An encoder with its weights, its tokenizer, and the small files that rebuild both."""
 
     encoder: nn.Module
-    """Maps a `Packed` batch of S tokens to hidden states [S, D]; has an attribute `hidden_size`."""
+    """Maps a `Packed` batch of S tokens to hidden states [S, D]; has an attribute `hidden_size`.
+
+    A module whose usual operators have no second derivatives has an attribute `twice_differentiable`, False at first;
+    while core sets it to True the module computes by operators that can be differentiated any number of times. Of
+    PyTorch's own attention core then allows the one by plain products alone.
+    """
     tokenizer: Tokenizer
     max_length: int
     """Longest sequence, special tokens included."""

@@ -151,10 +151,13 @@ class PairTask(Task):
 class Excursion(Protocol):
     """An inner loop under way: the model's parameters are theta', on their way from theta."""
 
-    def step(self, *batches: Batch, scale: Callable[[str], float] = ...) -> None:
+    def step(
+        self, *batches: Batch, scale: Callable[[str], float] = ..., rates: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Take one step of the inner optimizer on the sum of `scale(t)` L_t over the batches; `scale` is 1 by default.
 
-        Raises DivergedError for a non-finite loss.
+        `rates` are factors of the gradients, by parameter name, before the optimizer sees them: with SGD of rate 1 they
+        are learning rates. Raises DivergedError for a non-finite loss.
         """
 
     def keep_delta(self, scale: float = 1.0) -> None:
@@ -163,10 +166,39 @@ class Excursion(Protocol):
         Raises DivergedError if the difference is not finite.
         """
 
-    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
+    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> dict[str, Tensor]:
         """Add `scale` times the gradient of L_t on the batch AT theta' to the outer gradient (first-order MAML).
 
-        Raises DivergedError if the loss or the gradient is not finite.
+        Returns what it added, by parameter name, to be read only. Raises DivergedError if the loss or the gradient is
+        not finite.
+        """
+
+    def moves(self) -> dict[str, Tensor]:
+        """Return theta' - theta of every parameter that the inner loop touched, by name."""
+
+    def drift(self) -> Tensor:
+        """Return |theta' - theta|, a scalar: the norm over all parameters that the inner loop touched."""
+
+
+class Unrolled(Protocol):
+    """An inner loop of SGD under way that keeps its graph: theta' is a function of theta, to be differentiated through.
+
+    The model's own parameters stay theta.
+    """
+
+    parameters: dict[str, Tensor]
+    """theta' by name, with its graph; `Learner.loss_at` takes it."""
+
+    def step(self, *batches: Batch, scale: Callable[[str], float] = ...) -> None:
+        """Take one step of SGD on the sum of `scale(t)` L_t over the batches; `scale` is 1 by default.
+
+        Raises DivergedError for a non-finite loss, MachineError where the graph of the loop would not fit in memory.
+        """
+
+    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
+        """Add `scale` times the gradient of L_t(theta'), on the batch, with respect to THETA to the outer gradient.
+
+        That is MAML's with all second derivatives (Finn et al. 2017). The graph is gone then: it can be done once.
         """
 
     def drift(self) -> Tensor:
@@ -236,6 +268,14 @@ class Learner(Protocol):
         the vectors may be differentiated twice. Takes the memory of the whole batch, whatever `grad_accumulation` says.
         """
 
+    def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Return L_t on the batch with `parameters` in the place of the model's of these names, with its graph.
+
+        The graph can be differentiated any number of times, with respect to `parameters` and to those of the model: the
+        encoder computes by plain operators, which is slower than `gradient` and takes more memory. Gradients of other
+        tasks' heads are None (`allow_unused=True`). What was made of it goes to `descend`.
+        """
+
     def head(self, task: str) -> dict[str, Tensor]:
         """Return the parameters of a task's head by their names within it; fast weights take their place in `loss`."""
 
@@ -277,6 +317,15 @@ class Learner(Protocol):
         whose outer gradient is None. Raises RuntimeError inside another excursion.
         """
 
+    def unrolled(
+        self, task: str, optimizer: OptimizerOptions, schedule: ScheduleOptions, *, fresh_head: bool = False
+    ) -> AbstractContextManager[Unrolled]:
+        """Begin an inner loop on `task` that is differentiated through; as `excursion`, but for second derivatives.
+
+        The memory of all its steps is taken at once. Raises RecipeError unless the optimizer is SGD without momentum,
+        RuntimeError inside another excursion.
+        """
+
 
 class Feed(Protocol):
     """The source of tasks and batches in one outer step.
@@ -302,6 +351,17 @@ class Feed(Protocol):
         Raises DataError if the task has too few examples.
         """
 
+    def episode_of_classes(self, task: str, ways: int, shots: int, queries: int) -> tuple[Batch, Batch]:
+        """Return support and query of a few-shot episode: of `ways` classes `shots` and `queries` examples each.
+
+        Classes and examples are drawn anew in each episode, as a function of seed, task and the number of its episodes
+        so far; support and query are disjoint by example id. A task with fewer classes gives all of them. Raises
+        DataError if it has none, or if too few of them have `shots` + `queries` examples.
+        """
+
+    def examples_of_classes(self, task: str, most: int) -> Iterator[Batch]:
+        """Yield up to `most` training examples of every class in batches, always the same; nothing counts as read."""
+
     def inner_steps(self, task: str) -> int:
         """Return the inner steps of one episode of the task."""
 
@@ -312,6 +372,16 @@ class Feed(Protocol):
 @dataclass(frozen=True)
 class Algorithm(Component):
     """How the update direction of one step is found. The loop owns optimizer, clipping, schedule and checkpoints."""
+
+    def require(self) -> None:
+        """Raise MachineError if a package it needs is missing; asked by `validate` and before training."""
+
+    def extra_bytes(self, shared: int, tasks: Sequence[str]) -> int:
+        """Return the bytes it holds at its peak beside what `joint` does, given those of the encoder's parameters.
+
+        The plan of a run shows them, and a run for which so much memory is not free is refused.
+        """
+        return 0
 
     def backward(self, learner: Learner, feed: Feed) -> None:
         """Leave the update direction in `.grad`, as `loss.backward()` would; None for what was not touched."""
@@ -326,7 +396,7 @@ class Algorithm(Component):
     def before_evaluation(self, learner: Learner, feed: Feed) -> None:
         """Make heads ready to be scored that no gradient trains, say of prototypes. Each evaluation comes after it.
 
-        It may write to the parameters of heads. What it encodes counts as evaluation, not as training.
+        It may write to the parameters of heads. There is no dropout, and what it encodes counts as evaluation.
         """
 
     def state(self, learner: Learner) -> dict[str, Tensor]:

@@ -76,3 +76,21 @@ class PrototypeHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         outputs: Tensor = self.out(pooled.flatten(1))  # [B, V * D]
         return outputs
+
+
+class CosinePrototypeHead(nn.Module):
+    """Cosines of the pooled vectors with class means mu [C, V * D], over a temperature: [B, V, D] -> [B, C].
+
+    For a `binary` task [B, 1]: the second less the first.
+    """
+
+    def __init__(self, means: Tensor, *, temperature: float = 0.1, binary: bool = False) -> None:
+        super().__init__()
+        self.means = nn.Parameter(means.clone())
+        self.temperature = temperature
+        self.binary = binary
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        vectors = functional.normalize(pooled.flatten(1), dim=1)  # [B, V * D]
+        cosines: Tensor = vectors @ functional.normalize(self.means, dim=1).T / self.temperature  # [B, C]
+        return cosines[:, 1:] - cosines[:, :1] if self.binary else cosines

@@ -110,7 +110,7 @@ class Classification(_OfClasses):
         from torch.nn import functional
 
         _require(outputs, labels, self.outputs)
-        return functional.cross_entropy(outputs.float(), labels.long())
+        return functional.cross_entropy(_wide(outputs), labels.long())
 
     def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
         from torch.nn import functional
@@ -147,7 +147,8 @@ class Binary(_OfClasses):
         from torch.nn import functional
 
         _require(outputs, labels, 1)
-        return functional.binary_cross_entropy_with_logits(outputs.float()[:, 0], labels.float())
+        logits = _wide(outputs)[:, 0]
+        return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
     def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
         if not trust:
@@ -190,7 +191,8 @@ class Regression(Objective):
         from torch.nn import functional
 
         _require(outputs, labels)
-        return functional.mse_loss(outputs.float(), labels.float())
+        values = _wide(outputs)
+        return functional.mse_loss(values, labels.to(values.dtype))
 
     def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
         if not trust:
@@ -209,6 +211,11 @@ def _number(label: object) -> float:
         return math.nan if "_" in text else float(text)
     except ValueError:
         return math.nan
+
+
+def _wide(outputs: Tensor) -> Tensor:
+    """Return the outputs in fp32 at least: 16-bit numbers would lose digits in a loss, float64 keeps its own."""
+    return outputs.float() if outputs.dtype.itemsize < 8 else outputs
 
 
 def _require(outputs: Tensor, labels: Tensor, *width: int) -> None:

@@ -62,6 +62,7 @@ def check_recipe(
 
     try:
         recipe = load_recipe(path, registry, overrides=overrides, data_root=data_root)
+        recipe.algorithm.require()
         if data or weights:
             from mtmeta.core.storage.artifacts import remedy
             from mtmeta.core.storage.sources import Sources

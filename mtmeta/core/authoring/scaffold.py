@@ -19,20 +19,21 @@ NAME = re.compile("[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 LONGEST = 40  # characters; the name stands in file names, a class name and recipes
 # words that YAML, unquoted, does not take for text, or that mean something else in recipes
 RESERVED = ("false", "mean", "no", "none", "null", "off", "on", "true", "yes")
-KINDS_OF = {"task": ("classification", "pair", "regression"), "algorithm": ("gradient", "inner_loop")}
+KINDS_OF = {"task": ("classification", "pair", "regression"), "algorithm": ("gradient", "inner_loop", "stateful")}
 ABOUT = {
     "classification": "one sentence with one of two labels.",
     "pair": "whether the second of two sentences follows from the first.",
     "regression": "how urgent a message is, from 0 to 5.",
     "gradient": "the mean of the gradients of a few drawn tasks.",
     "inner_loop": "an inner loop on each of a few drawn tasks, in the manner of Reptile.",
+    "stateful": "a few drawn tasks, weighted by their losses over the means of those before.",
 }
 COLUMNS = {
     "classification": "`sentence` and `label`",
     "pair": "`sentence1`, `sentence2` and `label`",
     "regression": "`message` and `score`",
 }
-OPTIMIZER = {"gradient": "{name: adamw, lr: 3e-4}", "inner_loop": "{name: sgd, lr: 1.0}"}
+OPTIMIZER = {"inner_loop": "{name: sgd, lr: 1.0}"} | dict.fromkeys(("gradient", "stateful"), "{name: adamw, lr: 3e-4}")
 
 
 def _distribution(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from mtmeta.core.api.batch import Batch
 from mtmeta.core.api.contracts import Draw, Sampler, Task
+from mtmeta.core.data.classes import Classes
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import pack
 from mtmeta.core.errors import DataError, RecipeError
@@ -25,7 +26,7 @@ from mtmeta.core.registry.guard import fault
 from mtmeta.core.rng import permutation, uniform
 from mtmeta.core.wording import safe
 
-COUNTERS = ("epoch", "offset", "batches", "examples")  # of a stream: how far it has been read
+COUNTERS = ("epoch", "offset", "batches", "examples", "episodes")  # of a stream: how far it has been read
 
 
 def check_episode(name: str, batches: int, batch_size: int, examples: int) -> None:
@@ -43,10 +44,13 @@ class Stream:
     dataset: Dataset
     batch_size: int
     seed: int
+    has_classes: bool = True
     epoch: int = 0
     offset: int = 0
     batches: int = 0
     examples: int = 0
+    episodes: int = 0
+    """Episodes of classes drawn so far."""
 
     def __post_init__(self) -> None:
         # a permutation costs as much as its task has rows, so it is drawn once an epoch, not once a batch
@@ -87,6 +91,25 @@ class Stream:
         self.count(support * self.batch_size + len(query), batches=support + 1)
         return batches, query
 
+    @functools.cached_property
+    def classes(self) -> Classes:
+        """The examples by class; they take a pass over the labels. Raises DataError for a task without classes."""
+        if not self.has_classes:
+            raise DataError(f"task '{self.name}'", "has no classes to draw an episode from; leave it out")
+        return Classes(self.name, self.dataset, self.seed)
+
+    def take_classes(self, ways: int, shots: int, queries: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the indices of the support and the query of the next episode of classes."""
+        ways = self.classes.ways(ways, shots + queries)
+        support, query = self.classes.episode(ways, shots, queries, self.episodes)
+        self.count_episode(len(support) + len(query))
+        return support, query
+
+    def count_episode(self, examples: int) -> None:
+        """Count an episode of classes."""
+        self.episodes += 1
+        self.count(examples, batches=2)
+
     def count(self, examples: int, batches: int = 1) -> None:
         """Count what was read."""
         self.examples += examples
@@ -114,7 +137,10 @@ class Feed:
         self._tasks = dict(tasks)
         self._sampler, self._seed = sampler, seed
         self._chunks, self._pin = grad_accumulation, pin
-        self.streams = {name: Stream(name, datasets[name], task.batch_size, seed) for name, task in tasks.items()}
+        self.streams = {
+            name: Stream(name, datasets[name], task.batch_size, seed, bool(task.objective.classes))
+            for name, task in tasks.items()
+        }
         self._sizes = {name: len(datasets[name]) for name in self.tasks}
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="mtmeta-feed")
         self._ahead: dict[str, tuple[tuple[int, int], Future[Batch]]] = {}
@@ -158,6 +184,19 @@ class Feed:
         stream = self.streams[task]
         support_indices, query = stream.take_episode(support)
         return [self._pack(stream, indices) for indices in support_indices], self._pack(stream, query)
+
+    def episode_of_classes(self, task: str, ways: int, shots: int, queries: int) -> tuple[Batch, Batch]:
+        """Return support and query of an episode of few shots, which is a function of seed, task and their number."""
+        stream = self.streams[task]
+        support, query = stream.take_classes(ways, shots, queries)
+        return self._pack(stream, support), self._pack(stream, query)
+
+    def examples_of_classes(self, task: str, most: int) -> Iterator[Batch]:
+        """Yield up to `most` training examples of every class, always the same, in batches of the task's size."""
+        stream = self.streams[task]
+        indices = stream.classes.some_of_each(most)
+        for start in range(0, len(indices), stream.batch_size):
+            yield self._pack(stream, indices[start : start + stream.batch_size])
 
     def inner_steps(self, task: str) -> int:
         """Inner steps of one episode of the task."""

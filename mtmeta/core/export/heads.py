@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtmeta.core.api.contracts import Task
-from mtmeta.core.api.heads import CosineHead, LinearHead, MLPHead, PrototypeHead
+from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
 from mtmeta.core.api.objectives import Binary, Classification, Regression
 from mtmeta.core.errors import MtmetaError, PluginError, raise_all
 from mtmeta.core.registry.guard import fault, unguarded
@@ -43,6 +43,9 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
         return {"kind": "linear", "outputs": outputs, "vectors": vectors}
     if kind is CosineHead:
         return {"kind": "cosine", "scale": head.scale, "activation": head.activation}
+    if kind is CosinePrototypeHead:
+        classes, options = len(task.objective.classes), {"temperature": head.temperature, "binary": head.binary}
+        return {"kind": "cosine_prototypes", "classes": classes, "vectors": vectors, **options}
     raise _refusal(name, task, f"a head of its own, {kind.__name__}")
 
 

@@ -41,6 +41,7 @@ def plan(
     first step; leaves no trace but in the caches.
     """
     opened = OpenRecipe(request)
+    opened.recipe.algorithm.require()
     folder, training = opened.folder, Training(opened.session())
     started = time.perf_counter()
     training.load()
@@ -75,7 +76,7 @@ class _Group:
     weights: int
     """Bytes of the parameters."""
     optimizer: int | None
-    """Bytes of the optimizers' state, if the probe had every task in it."""
+    """Bytes of the state of optimizers, algorithm and average, if the probe had every task in it."""
     own_parameters: int
     """Parameters of heads and algorithm."""
 
@@ -124,6 +125,7 @@ class Plan:
             "groups": described,
             "disk_bytes": None if None in sizes else sum(sizes),
             "peak_memory_bytes": peak_memory(),
+            "algorithm_bytes": session.extra_bytes(),
             "seconds": _seconds(groups, load_seconds),
             "notes": self.notes,
         }
@@ -152,7 +154,7 @@ class Plan:
             else:
                 evaluating, scoring = self._evaluating(trainer, names)
                 if all(any(read.get(name) for read in measured.reads) for name in names):
-                    optimizer = sum(tensor.nbytes for tensor in trainer.optimizer_tensors().values())
+                    optimizer = trainer.state_bytes()
         parameters = trainer.learner.parameters.items()
         return _Group(
             tasks=names,

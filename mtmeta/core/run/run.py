@@ -85,6 +85,7 @@ def train(request: RunRequest) -> RunSummary:
         return summary
     for reporter in recipe.reporters:
         reporter.require()  # before anything that takes time
+    recipe.algorithm.require()
     training = Training(opened.session(), request.stop)
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
@@ -147,6 +148,7 @@ class Training:
             raise fault(recipe.backbone, message)
         session.backbone = backbone
         session.note_backbone()
+        session.check_memory()
         self._read_data()
         train = {name: self.datasets[name, "train"] for name in recipe.tasks}
         self.budgeted = steps_on_budget(recipe, session.groups, backbone.encoder, train, session.numbers)

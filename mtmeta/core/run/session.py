@@ -23,10 +23,12 @@ from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import load_split
 from mtmeta.core.environment import cache_folder, check_launcher
+from mtmeta.core.errors import MachineError
 from mtmeta.core.machine import (
     PRECISIONS,
     Precision,
     bf16_notes,
+    free_memory_of,
     make_deterministic,
     memory_errors,
     peak_memory,
@@ -46,7 +48,7 @@ from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.model import MultiTaskModel
-from mtmeta.core.wording import quote, safe
+from mtmeta.core.wording import byte_text, quote, safe
 
 BAD_LINES_SHOWN = 5
 
@@ -107,6 +109,20 @@ class Session:
         recipe = self.recipe
         tasks, numbers = {task: recipe.tasks[task] for task in group}, functools.partial(self.numbers, group)
         return MultiTaskModel(encoder, tasks, recipe.seed, numbers, recipe.algorithm.build_head)
+
+    def extra_bytes(self) -> int:
+        """Return the bytes that the algorithm holds beside what `joint` does, of the group for which they are most."""
+        algorithm = self.recipe.algorithm
+        shared = sum(parameter.nbytes for parameter in self.backbone.encoder.parameters() if parameter.requires_grad)
+        return max(algorithm.extra_bytes(shared, group) for group in self.groups)
+
+    def check_memory(self) -> None:
+        """Raise MachineError where the algorithm holds more than is free; what all training takes comes on top."""
+        needed, free = self.extra_bytes(), free_memory_of(self.device)
+        if needed and free is not None and needed > free:
+            holds = f"holds {byte_text(needed, 'kB')} beside the model"
+            message = f"{holds}, and only {byte_text(max(0, free), 'kB')} are free; use joint, or a smaller encoder"
+            raise MachineError(f"algorithm '{self.recipe.algorithm.name}'", message)
 
     def lock(self, recipe: Recipe, files: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Any]:
         """Build the lock of a run: `files` are hashes by TASK-SPLIT, `rows` the dev examples of tasks."""

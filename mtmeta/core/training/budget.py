@@ -222,6 +222,17 @@ class _Counted(Feed):
         ids = _Ids(size, lambda: [stream.dataset.ids[i] for i in stream.at(*place)[0]])
         return Batch(task, ids, ())  # type: ignore[arg-type]  # a sequence of them will do
 
+    def episode_of_classes(self, task: str, ways: int, shots: int, queries: int) -> tuple[Batch, Batch]:
+        stream = self.streams[task]
+        ways, at = stream.classes.ways(ways, shots + queries), stream.episodes
+        stream.count_episode(ways * (shots + queries))
+
+        def one(part: int, size: int) -> Batch:
+            draw = functools.partial(stream.classes.episode, ways, shots, queries, at)
+            return Batch(task, _Ids(size, lambda: [stream.dataset.ids[i] for i in draw()[part]]), ())  # type: ignore[arg-type]
+
+        return one(0, ways * shots), one(1, ways * queries)
+
     def _pack(self, stream: Stream, indices: Any) -> Batch:
         ids = _Ids(len(indices), lambda: [stream.dataset.ids[i] for i in indices])
         return Batch(stream.name, ids, ())  # type: ignore[arg-type]
@@ -252,6 +263,16 @@ class _Rehearsal(Learner):
     def descend(self, task: str, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
         return self.log(task, loss.detach())
 
+    def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        self.count(batch.task, len(batch))
+        zero: Tensor = _Zero.apply(*parameters.values())  # type: ignore[no-untyped-call]
+        return zero
+
+    @contextmanager
+    def unrolled(self, task: str, *options: Any, **more: Any) -> Iterator[Any]:
+        with self.excursion(task) as trip:
+            yield trip
+
     @contextmanager
     def excursion(self, task: str, *options: Any, **more: Any) -> Iterator[Any]:
         if self._away:
@@ -266,13 +287,26 @@ class _Rehearsal(Learner):
             self._away = False
 
 
+class _Zero(torch.autograd.Function):
+    """0 as a function of parameters, which are on the meta device, to be differentiated as often as one likes."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return tuple(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+
+
 @dataclass
 class _Trip:
     """An excursion that goes nowhere."""
 
     learner: _Rehearsal
 
-    def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0) -> None:
+    def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0, rates: Any = None) -> None:
         for batch in batches:
             self.learner.gradient(batch, scale(batch.task))
         self.learner.inner_step += 1
@@ -280,8 +314,12 @@ class _Trip:
     def keep_delta(self, scale: float = 1.0) -> None:
         pass
 
-    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
+    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> dict[str, Tensor]:
         self.step(batch, scale=lambda task: scale)
+        return {}
+
+    def moves(self) -> dict[str, Tensor]:
+        return {}
 
     def drift(self) -> Tensor:
         return torch.zeros(())

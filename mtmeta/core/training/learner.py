@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from mtmeta.core.api.batch import Batch, Chunk, Features
@@ -26,7 +27,9 @@ from mtmeta.core.errors import DivergedError
 from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors, without_autocast
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
-from mtmeta.core.training.model import MultiTaskModel, task_loss
+from mtmeta.core.training.model import MultiTaskModel, task_loss, twice_differentiable
+from mtmeta.core.training.second_order.loop import Unrolled, rates_of
+from mtmeta.core.training.second_order.memory import Estimates
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
 
 Grads = list[Tensor | None]
@@ -78,6 +81,7 @@ class Learner:
         self._pending: dict[str, dict[str, dict[str, Tensor]]] = {}
         self._snapshot: list[Tensor] = []
         self._away = False
+        self._estimates = Estimates(model)
 
     @property
     def trust(self) -> float:
@@ -178,6 +182,18 @@ class Learner:
                 teachers.append(self._here(chunk.teacher))
         known = [rows for rows in teachers if rows is not None]
         return Features(batch.task, torch.cat(vectors), torch.cat(labels), torch.cat(known) if known else None)
+
+    def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
+        losses = []
+        with self._forward(batch):
+            for chunk in batch.chunks:
+                self._seed_dropout()
+                given = batch.task, chunk.packed.to(self.device)
+                with twice_differentiable(self.model), autocast(self.device, self._precision):
+                    outputs = functional_call(self.model, dict(parameters), given)
+                loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
+                losses.append(loss if len(batch.chunks) == 1 else loss * (len(chunk.labels) / len(batch)))
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def head(self, task: str) -> dict[str, Tensor]:
         return dict(self.model.heads[task].named_parameters())
@@ -280,6 +296,27 @@ class Learner:
                 torch._foreach_copy_(parameters, self._snapshot)
             self.put_gradient(outer)
 
+    @contextmanager
+    def unrolled(
+        self, task: str, optimizer: OptimizerOptions, schedule: ScheduleOptions, *, fresh_head: bool = False
+    ) -> Iterator[Unrolled]:
+        if self._away:
+            raise RuntimeError("an excursion is under way already; they cannot be nested")
+        rates = rates_of(optimizer, self.parameters, schedule.factor(self.episodes[task], self.steps))
+        theta: dict[str, Tensor] = {**self.parameters}
+        if fresh_head:  # its outer gradient stays with it, and goes when the loop does
+            head = self.model.make_head(task, self.seed, "episode", self.episodes[task]).to(self.device)
+            theta |= head.named_parameters(f"heads.{task}")
+        self.inner_step, self._away = 0, True
+        self._estimates.begin(self.device)
+        try:
+            trip = Unrolled(self, theta, rates, self._estimates)
+            yield trip
+            self.drifts.append((task, trip.drift()))
+            self.episodes[task] += 1
+        finally:
+            self._away = False
+
     def _reset_head(self, task: str) -> None:
         fresh = self.model.make_head(task, self.seed, "episode", self.episodes[task])
         self.model.heads[task].load_state_dict(fresh.state_dict())
@@ -335,10 +372,18 @@ class Excursion:
         self._touched = [False] * len(self.theta)
         self._drift: Tensor | None = None
 
-    def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0) -> None:
+    def step(
+        self,
+        *batches: Batch,
+        scale: Callable[[str], float] = lambda task: 1.0,
+        rates: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.learner.clear_gradient()
         for batch in batches:
             self.learner.gradient(batch, scale(batch.task))
+        for name, rate in (rates or {}).items():
+            if (grad := self.learner.parameters[name].grad) is not None:
+                grad.mul_(rate)
         for i, parameter in enumerate(self.learner.parameters.values()):
             self._touched[i] |= parameter.grad is not None
         self.optimizer.step()
@@ -362,17 +407,27 @@ class Excursion:
         for (i, _), delta in zip(touched, deltas, strict=True):
             self._add(i, delta)
 
-    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> None:
+    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> dict[str, Tensor]:
         self.learner.clear_gradient()
         self.learner.gradient(batch, scale)
         self.learner.inner_step += 1
         with torch.no_grad():
             named = enumerate(self.learner.parameters.items())
-            grads = [(i, p.grad) for i, (name, p) in named if p.grad is not None and not self._is_dropped(name)]
-            self.learner.check_direction(norm_of([grad for _, grad in grads]), "query gradient", self.task)
-            for i, grad in grads:
+            grads = [(i, name, p.grad) for i, (name, p) in named if p.grad is not None and not self._is_dropped(name)]
+            self.learner.check_direction(norm_of([grad for *_, grad in grads]), "query gradient", self.task)
+            for i, _, grad in grads:
                 self._add(i, grad)
         self.learner.clear_gradient()
+        return {name: grad for _, name, grad in grads}
+
+    @torch.no_grad()
+    def moves(self) -> dict[str, Tensor]:
+        named = zip(self.learner.parameters.items(), self.theta, self._touched, strict=True)
+        touched = [(name, there, home) for (name, there), home, moved in named if moved]
+        if not touched:
+            return {}
+        names, there, home = zip(*touched, strict=True)
+        return dict(zip(names, torch._foreach_sub(there, home), strict=True))
 
     @torch.no_grad()
     def drift(self) -> Tensor:

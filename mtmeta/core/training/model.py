@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,11 @@ HeadOf = Callable[[Task, int], nn.Module | None]
 """Returns an algorithm's own head for a task and a hidden size, or None."""
 
 
-def mean_pool(hidden: Tensor, packed: Packed) -> Tensor:
+def mean_pool(hidden: Tensor, packed: Packed, *, twice_differentiable: bool = False) -> Tensor:
     """Return the mean of each sequence's hidden states [S, D] -> [N, D], in the order the sequences were given."""
     if hidden.dtype in (torch.bfloat16, torch.float16):
         hidden = hidden.float()  # 16-bit sums would lose digits
-    if hidden.is_cuda:  # deterministic there, and quick; on a CPU it runs on one thread
+    if hidden.is_cuda and not twice_differentiable:  # deterministic there, and quick; on a CPU it runs on one thread
         means = torch.segment_reduce(hidden, "mean", lengths=packed.lengths, unsafe=True)  # checks would synchronise
     else:
         sequence = torch.repeat_interleave(packed.lengths, output_size=len(hidden))  # [S]
@@ -109,6 +110,25 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def twice_differentiable(model: MultiTaskModel) -> Iterator[None]:
+    """Within, a model computes by operators that can be differentiated any number of times.
+
+    Modules that have others are told by their attribute `twice_differentiable`.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # a second of imports
+
+    told: list[Any] = [module for module in model.modules() if getattr(module, "twice_differentiable", None) is False]
+    try:
+        for module in told:
+            module.twice_differentiable = True
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        for module in told:
+            module.twice_differentiable = False
+
+
 class Numbers(nn.Module):
     """Scalar parameters by name."""
 
@@ -145,6 +165,8 @@ class MultiTaskModel(nn.Module):
             self.algorithm = Numbers(numbers)
         self.encoding: str | None = None
         """The task whose sequences are in the encoder just now."""
+        self.twice_differentiable = False
+        """Whether to compute by operators that have second derivatives; see `twice_differentiable`."""
 
         unsaved = sorted(set(self.state_dict()) ^ {name for name, _ in self.named_parameters()})
         if unsaved:  # they would neither come back after an inner loop nor stand in a checkpoint
@@ -176,7 +198,8 @@ class MultiTaskModel(nn.Module):
         """Mean-pooled vectors of a task's sequences [B, V, D]."""
         self.encoding = task
         try:
-            pooled = mean_pool(self.encoder(packed), packed)  # [V * B, D]
+            twice = self.twice_differentiable
+            pooled = mean_pool(self.encoder(packed), packed, twice_differentiable=twice)  # [V * B, D]
         finally:
             self.encoding = None
         return pooled.view(self.vectors(task), -1, self.hidden_size).transpose(0, 1)

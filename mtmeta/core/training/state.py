@@ -103,6 +103,7 @@ class _Stream(_Strict):
     examples: Count
     draws: Count
     planned: Finite
+    episodes: Count = 0  # not in checkpoints of earlier versions
 
 
 class Saved(_Strict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +23,14 @@ from mtmeta.core.api.schedules import Plateau, PlateauState
 from mtmeta.core.data.feed import Feed
 from mtmeta.core.errors import CheckpointError, DivergedError
 from mtmeta.core.machine import Heap, memory_errors
+from mtmeta.core.methods.averaging import Average
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault, supplier
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.diagnostics import gradient_cosines
 from mtmeta.core.training.learner import Learner, norm_of
+from mtmeta.core.training.model import evaluation_mode
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.state import check_fit, flatten, optimizer_state, read_state, restore_optimizer, unflatten
 from mtmeta.core.wording import quote, safe
@@ -60,6 +63,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizer = self.recipe.optimizer.build(self.learner.parameters.items())
+        options = self.recipe.training.average
+        self.average = Average(options, self.learner.parameters, self.steps) if options else None
         self._heap = Heap()
 
     def run(self) -> None:
@@ -69,7 +74,8 @@ class Trainer:
         """
         self.start()
         if self.step < self.steps:
-            self.checkpoints.check_space(self.weights(), self.optimizer_tensors(), self.weights())  # and the best
+            average = self.weights() if self.average and not self.average.state() else {}
+            self.checkpoints.check_space(self.weights(), self.optimizer_tensors(), average, self.weights())  # the best
         with self.stop.deferred():
             while self.step < self.steps:
                 self.make_step()
@@ -143,6 +149,8 @@ class Trainer:
             with learner.counting():
                 recipe.algorithm.after_step(learner, self.feed)
             self._check_budget()
+            if self.average:
+                self.average.after_step(self.step + 1)
             self._announce_step(lr, norm)
         self.step += 1
 
@@ -216,8 +224,9 @@ class Trainer:
     def _evaluate(self) -> None:
         self._check_finite("parameter", self.weights())
         self._heap.release()  # evaluation needs other buffers than training
-        self._prepare_heads()
-        evaluated = self.selection.evaluate(self.learner.model, self.step, self.weights(), self._warn)
+        with self.average.in_place() if self.average else nullcontext():
+            self._prepare_heads()
+            evaluated = self.selection.evaluate(self.learner.model, self.step, self.weights(), self._warn)
         if isinstance(self.recipe.schedule, Plateau):
             self.plateau.update(self.recipe.schedule, evaluated.selected)
         self.emit(replace(evaluated, sampling=self.feed.usage()))
@@ -228,7 +237,8 @@ class Trainer:
         """Let the algorithm make its heads ready; what it encodes for that is no training."""
         learner = self.learner
         counted, read, losses = learner.examples, learner.read.copy(), list(learner.losses)
-        self.recipe.algorithm.before_evaluation(learner, self.feed)
+        with evaluation_mode(learner.model):
+            self.recipe.algorithm.before_evaluation(learner, self.feed)
         learner.clear_gradient()
         learner.examples, learner.read, learner.losses = counted, read, losses
 
@@ -264,12 +274,18 @@ class Trainer:
         return {name: parameter.detach() for name, parameter in self.learner.parameters.items()}
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Return the state of the outer and inner optimizers and of the algorithm by name, as checkpoints hold it."""
+        """Return the state of optimizers, outer and inner, algorithm and average by name, as checkpoints hold it."""
         tensors = flatten("outer", optimizer_state(self.optimizer, self.learner.parameters))
         for key, inner in self.learner.inner_states().items():
             tensors |= flatten(f"inner/{key}", inner)
         own = {name: {"state": tensor.contiguous()} for name, tensor in self._algorithm_state().items()}
-        return tensors | flatten("algorithm", own)
+        average = self.average.state() if self.average else {}
+        return tensors | flatten("algorithm", own) | flatten("average", average)
+
+    def state_bytes(self) -> int:
+        """Return the bytes of `optimizer_tensors` with the average that may still have to begin."""
+        to_come = self.average.nbytes if self.average and not self.average.state() else 0
+        return sum(tensor.nbytes for tensor in self.optimizer_tensors().values()) + to_come
 
     def _save(self) -> Path:
         self._check_finite("parameter", self.weights())
@@ -305,6 +321,8 @@ class Trainer:
             restore_optimizer(self.optimizer, self.learner.parameters, nested.pop("outer", {}))
             own = {name: slots["state"].to(self.learner.device) for name, slots in nested.pop("algorithm", {}).items()}
             self.recipe.algorithm.restore(self.learner, own)
+            if self.average:
+                self.average.restore(nested.pop("average", {}))
             self.learner.load_inner_states({key.removeprefix("inner/"): slots for key, slots in nested.items()})
             self.step, self.seconds, self.skipped = saved.step, saved.seconds, saved.skipped
             self.selection.restore(saved.bests, saved.links, saved.warned)

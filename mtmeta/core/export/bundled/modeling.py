@@ -63,7 +63,26 @@ class CosineHead(nn.Module):
         return self.scale * (functional.relu(cosine) if self.activation == "relu" else cosine)
 
 
-HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "linear": LinearHead, "cosine": CosineHead}
+class CosinePrototypes(nn.Module):
+    """Cosines with class means, over a temperature: [B, V, D] -> [B, C]; `binary`: the second less the first [B, 1]."""
+
+    def __init__(self, hidden_size: int, classes: int, vectors: int, temperature: float, binary: bool) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.zeros(classes, vectors * hidden_size))
+        self.temperature, self.binary = temperature, binary
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        vectors = functional.normalize(pooled.flatten(1), dim=1)
+        cosines = vectors @ functional.normalize(self.means, dim=1).T / self.temperature
+        return cosines[:, 1:] - cosines[:, :1] if self.binary else cosines
+
+
+HEADS: dict[str, type[nn.Module]] = {
+    "mlp": MLPHead,
+    "linear": LinearHead,
+    "cosine": CosineHead,
+    "cosine_prototypes": CosinePrototypes,
+}
 
 
 class MultiTaskModel(nn.Module):

@@ -44,6 +44,8 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         forms = ", ".join(form for form, reason in plan["not_exported"].items() if reason == why)
         rows["not exported"] = f"{rows['not exported']}; " if "not exported" in rows else ""
         rows["not exported"] += f"{forms} ({safe(why, 300)})"
+    if plan["algorithm_bytes"]:
+        rows["algorithm holds"] = f"{byte_text(plan['algorithm_bytes'], 'kB')} of memory beside what joint takes"
     rows["memory so far"] = byte_text(plan["peak_memory_bytes"], "kB")
     width = max(map(len, rows))
     for name, text in rows.items():

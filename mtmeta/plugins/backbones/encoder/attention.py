@@ -23,7 +23,8 @@ OLDEST_GPU = (8, 0)  # compute capability FlashAttention 2 needs
 class Sequences:
     """Where the sequences of one packed batch begin and end, the same for all layers."""
 
-    def __init__(self, packed: mtmeta.Packed) -> None:
+    def __init__(self, packed: mtmeta.Packed, *, twice_differentiable: bool = False) -> None:
+        self._by_products = twice_differentiable  # of PyTorch's own kernels few have second derivatives
         self._groups = packed.groups
         self._lengths = packed.lengths
         self._longest = packed.groups[-1][1]
@@ -35,7 +36,7 @@ class Sequences:
 
     def attention(self, qkv: Tensor, heads: int, p: float) -> Tensor:
         """Compute softmax(q k^T / sqrt(d)) v within each sequence, dropout `p` of the weights: [S, 3 D] -> [S, D]."""
-        if _flash_can(qkv, heads):
+        if not self._by_products and _flash_can(qkv, heads):
             return self._flash(qkv, heads, p)
         return self._by_group(qkv, heads, p)
 
@@ -60,7 +61,8 @@ class Sequences:
         mixed = []
         for part, (n, t) in zip(parts, self._groups, strict=True):
             q, k, v = part.view(n, t, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind()  # [n, H, T, d] each
-            compute = _by_products if _is_half(q) else functional.scaled_dot_product_attention
+            plainly = self._by_products or _is_half(q)
+            compute = _by_products if plainly else functional.scaled_dot_product_attention
             y = compute(q, k, v, dropout_p=p)
             mixed.append(y.transpose(1, 2).reshape(n * t, -1))  # [n, H, T, d] -> [n * T, D]
         return torch.cat(mixed)
@@ -72,8 +74,11 @@ def _is_half(q: Tensor) -> bool:
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, dropout_p: float) -> Tensor:
-    """Compute attention by two plain products, with an fp32 softmax: [n, H, T, d] each."""
-    scores = (q @ k.transpose(2, 3)).float() / math.sqrt(q.shape[-1])
+    """Compute attention by two plain products, with a softmax in fp32 at least: [n, H, T, d] each."""
+    scores = q @ k.transpose(2, 3)
+    if scores.dtype != torch.float64:
+        scores = scores.float()
+    scores = scores / math.sqrt(q.shape[-1])
     return functional.dropout(scores.softmax(-1).to(v.dtype), dropout_p) @ v
 
 

@@ -127,11 +127,13 @@ class Encoder(nn.Module):
             self.projection = nn.Linear(config.embedded, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self._casts = bf16.Casts()
+        self.twice_differentiable = False
+        """Whether to compute by operators that have second derivatives, slower; core sets it where it asks for them."""
 
     def forward(self, packed: mtmeta.Packed) -> Tensor:
         for x in self.hidden_states(packed):  # noqa: B007  # the last
             pass
-        return x.float()
+        return x if x.dtype == torch.float64 else x.float()
 
     def hidden_states(self, packed: mtmeta.Packed) -> Iterator[Tensor]:
         """Yield the hidden states [S, D] after the embeddings and after each layer, in fp32 or bf16."""
@@ -170,7 +172,7 @@ class Encoder(nn.Module):
     def _plain(self, x: Tensor, packed: mtmeta.Packed) -> Iterator[Tensor]:
         x = self._projected(functional.dropout(x, self.config.hidden_dropout_prob, self.training))
         yield x
-        sequences = Sequences(packed)
+        sequences = Sequences(packed, twice_differentiable=self.twice_differentiable)
         for layer in self.layers:
             x = layer(x, sequences)
             yield x
@@ -252,7 +254,7 @@ class Encoder(nn.Module):
         return kernels.load() if Kernels.fits(c.hidden_size, c.num_attention_heads, c.intermediate_size) else None
 
     def _can_fuse(self, x: Tensor) -> bool:
-        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not self.twice_differentiable
         cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16
         return (
             plain

@@ -1,0 +1,1 @@
+"""What a recipe may put beside any algorithm."""

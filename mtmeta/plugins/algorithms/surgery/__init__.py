@@ -1,0 +1,1 @@
+"""Weighting of tasks: by their gradients (`surgery`) and by their losses (`weighting`)."""
