@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from mtmeta.cli.commands.adapt import adapt
-from mtmeta.cli.commands.compare import compare
+from mtmeta.cli.commands.compare import compare, teach
 from mtmeta.cli.commands.evaluate import eval_
 from mtmeta.cli.commands.export import export
 from mtmeta.cli.commands.fetch import fetch
@@ -66,7 +66,7 @@ def common(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(run, validate, plugins, show, eval_, predict, fetch, compare, report, adapt, export, runs, schema, completion),
+    *(run, validate, plugins, show, eval_, predict, fetch, compare, teach, report, adapt, export, runs, schema, completion),
 )
 for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)

@@ -119,8 +119,9 @@ class Classification(_OfClasses):
             return self.loss(outputs, labels)
         _require(outputs, labels, self.outputs)
         _require_teacher(teacher, labels, self.outputs)
+        logits = _wide(outputs)
         right = functional.one_hot(labels.long(), self.outputs)
-        return functional.cross_entropy(outputs.float(), (1 - trust) * right + trust * teacher.float())
+        return functional.cross_entropy(logits, (1 - trust) * right + trust * teacher.to(logits.dtype))
 
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(dim=-1)
@@ -154,7 +155,7 @@ class Binary(_OfClasses):
         if not trust:
             return self.loss(outputs, labels)
         _require_teacher(teacher, labels, 2)
-        return self.loss(outputs, (1 - trust) * labels.float() + trust * teacher.float()[:, 1])
+        return self.loss(outputs, _mixed(labels, teacher[:, 1], trust))
 
     def decode(self, outputs: Tensor) -> Tensor:
         return (outputs[:, 0] > 0).long()
@@ -198,7 +199,7 @@ class Regression(Objective):
         if not trust:
             return self.loss(outputs, labels)
         _require_teacher(teacher, labels)
-        return self.loss(outputs, (1 - trust) * labels.float() + trust * teacher.float())
+        return self.loss(outputs, _mixed(labels, teacher, trust))
 
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.float().clamp(self.low, self.high)
@@ -225,6 +226,11 @@ def _require(outputs: Tensor, labels: Tensor, *width: int) -> None:
     needed = [len(labels), *width]
     if list(outputs.shape) != needed:
         raise ValueError(f"outputs have shape {list(outputs.shape)}, the loss needs {needed}")
+
+
+def _mixed(labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
+    """Return the targets [B] between labels and what a teacher said."""
+    return (1 - trust) * _wide(labels) + trust * _wide(teacher)
 
 
 def _require_teacher(teacher: Tensor, labels: Tensor, *width: int) -> None:

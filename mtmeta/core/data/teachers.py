@@ -117,9 +117,9 @@ def write_table(folder: Path, facts: TableFacts, data: Dataset, outputs: NDArray
         "outputs": outputs.astype(np.float32),
         "texts": data.examples.view(np.int64),
         "offsets": offsets,
-        "ids": np.frombuffer(bytearray(b"".join(encoded)), dtype=np.uint8),
+        "ids": np.frombuffer(b"".join(encoded), dtype=np.uint8),
     }
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}  # copies: some are read-only
     place = table_folder(folder, facts.task)
     about = {KEY: json.dumps(facts.model_dump(), ensure_ascii=True)}
     with disk_errors(place):

@@ -23,7 +23,7 @@ from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.optimizers import OptimizerOptions, set_lr
 from mtmeta.core.api.option_types import InnerState
 from mtmeta.core.api.schedules import ScheduleOptions
-from mtmeta.core.errors import DivergedError
+from mtmeta.core.errors import DivergedError, RecipeError
 from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors, without_autocast
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
@@ -75,6 +75,8 @@ class Learner:
         self._check_each_loss = check_each_loss
         self._anneal = anneal
         self._draws = 0
+        self._taught: dict[str, bool] = {}
+        """Of the tasks with teachers that were encoded in this step, whether a loss took note of what they say."""
         self._counts_forwards = False
         self._inner: dict[str, Optimizer] = {}
         self._last_gradients: dict[Tensor, Tensor] = {}
@@ -91,6 +93,7 @@ class Learner:
     def begin_step(self, step: int) -> None:
         """Forget the last step's gradients and losses; the loop calls it."""
         self.step, self._draws, self.inner_step, self.losses, self.drifts = step, 0, 0, [], []
+        self._taught = {}
         self.clear_gradient()
 
     @contextmanager
@@ -122,6 +125,8 @@ class Learner:
     def _forward(self, batch: Batch) -> Iterator[None]:
         """Within, the batch is encoded, and counted as a whole; what goes wrong is told as that batch's."""
         longest = max(chunk.packed.groups[-1][1] for chunk in batch.chunks)
+        if batch.chunks[0].teacher is not None:
+            self._taught.setdefault(batch.task, False)
         remedy = f"halve batch_size or set training.grad_accumulation: {2 * len(batch.chunks)}"
         where = f"task '{batch.task}'"
         place = f"{where} (batch {len(batch)}, length {longest})"
@@ -191,7 +196,7 @@ class Learner:
                 given = batch.task, chunk.packed.to(self.device)
                 with twice_differentiable(self.model), autocast(self.device, self._precision):
                     outputs = functional_call(self.model, dict(parameters), given)
-                loss = self._loss(batch.task, outputs, chunk.labels.to(self.device, non_blocking=True))
+                loss = self._loss(batch.task, outputs, self._here(chunk.labels), self._here(chunk.teacher))
                 losses.append(loss if len(batch.chunks) == 1 else loss * (len(chunk.labels) / len(batch)))
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
@@ -219,6 +224,8 @@ class Learner:
 
     def _loss(self, name: str, outputs: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
         task = self.tasks[name]
+        if teacher is not None:
+            self._taught[name] = True
         loss: object = task_loss(task, name, outputs, labels, teacher, self.trust)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
@@ -226,6 +233,14 @@ class Learner:
         if torch.is_grad_enabled() and not loss.requires_grad:
             raise fault(task, f"loss for task '{name}' has no gradient; was it detached?")
         return loss
+
+    def check_teachers(self, algorithm: str) -> None:
+        """Raise RecipeError if the algorithm made losses of its own of a task that has teachers: it would learn nothing
+        of them."""
+        for task, heard in self._taught.items():
+            if not heard:
+                message = f"algorithm '{algorithm}' makes the loss of task '{task}' by itself, without its teachers"
+                raise RecipeError(f"teachers.{task}", f"{message}; leave the task out, or choose another algorithm")
 
     def check_losses(self, losses: list[tuple[str, int, Tensor]] | None = None) -> None:
         """Raise DivergedError naming step, task and inner step of the first non-finite loss. One synchronisation."""

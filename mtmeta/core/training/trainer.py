@@ -132,6 +132,7 @@ class Trainer:
         try:
             with learner.counting():
                 recipe.algorithm.backward(learner, self.feed)
+            learner.check_teachers(recipe.algorithm.name)
             learner.model.check_shapes(supplier(recipe.algorithm))
             self._check_budget()
             learner.check_losses()
