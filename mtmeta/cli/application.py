@@ -66,7 +66,8 @@ def common(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(run, validate, plugins, show, eval_, predict, fetch, compare, teach, report, adapt, export, runs, schema, completion),
+    *(run, validate, plugins, show, eval_, predict, fetch, compare, teach),
+    *(report, adapt, export, runs, schema, completion),
 )
 for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)

@@ -1,4 +1,4 @@
-"""`mtmeta compare`: recipes against each other, over seeds; `mtmeta teach`: fold models that label what they did not see."""
+"""Commands of many runs. `mtmeta compare`: recipes against each other, over seeds; `mtmeta teach`: labels by others."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from mtmeta.core.tables.bad_rows import BadRowError, BadRowKind
 from mtmeta.core.wording import did_you_mean, quote
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -121,7 +122,7 @@ class Classification(_OfClasses):
         _require_teacher(teacher, labels, self.outputs)
         logits = _wide(outputs)
         right = functional.one_hot(labels.long(), self.outputs)
-        return functional.cross_entropy(logits, (1 - trust) * right + trust * teacher.to(logits.dtype))
+        return functional.cross_entropy(logits, _mixed(right, teacher, trust, logits.dtype))
 
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(dim=-1)
@@ -155,7 +156,7 @@ class Binary(_OfClasses):
         if not trust:
             return self.loss(outputs, labels)
         _require_teacher(teacher, labels, 2)
-        return self.loss(outputs, _mixed(labels, teacher[:, 1], trust))
+        return self.loss(outputs, _mixed(labels, teacher[:, 1], trust, _wide(outputs).dtype))
 
     def decode(self, outputs: Tensor) -> Tensor:
         return (outputs[:, 0] > 0).long()
@@ -199,7 +200,7 @@ class Regression(Objective):
         if not trust:
             return self.loss(outputs, labels)
         _require_teacher(teacher, labels)
-        return self.loss(outputs, _mixed(labels, teacher, trust))
+        return self.loss(outputs, _mixed(labels, teacher, trust, _wide(outputs).dtype))
 
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.float().clamp(self.low, self.high)
@@ -228,9 +229,9 @@ def _require(outputs: Tensor, labels: Tensor, *width: int) -> None:
         raise ValueError(f"outputs have shape {list(outputs.shape)}, the loss needs {needed}")
 
 
-def _mixed(labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
-    """Return the targets [B] between labels and what a teacher said."""
-    return (1 - trust) * _wide(labels) + trust * _wide(teacher)
+def _mixed(labels: Tensor, teacher: Tensor, trust: float, dtype: torch.dtype) -> Tensor:
+    """Return the targets between labels and what a teacher said, of one shape."""
+    return (1 - trust) * labels.to(dtype) + trust * teacher.to(dtype)
 
 
 def _require_teacher(teacher: Tensor, labels: Tensor, *width: int) -> None:

@@ -97,7 +97,7 @@ def blame(part: Any, kind: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ parts under guard
 
 # by method of an objective, the exceptions that are answers and no faults; whoever calls says what they mean
-_PASSING: dict[str, tuple[type[Exception], ...]] = {"parse": (ValueError,)} | dict.fromkeys(("loss", "soft_loss"), (ValueError,))
+_PASSING: dict[str, tuple[type[Exception], ...]] = dict.fromkeys(("parse", "loss", "soft_loss"), (ValueError,))
 _OBJECTIVE = ("outputs", "classes", "parse", "show", "loss", "soft_loss", "decode", "probabilities")
 
 

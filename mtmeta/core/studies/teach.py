@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,12 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.disk import fingerprint
-from mtmeta.core.studies.compare import is_finished, job_of
 from mtmeta.core.studies.comparable import Planned
+from mtmeta.core.studies.compare import is_finished, job_of
 from mtmeta.core.studies.pool import run_all
 from mtmeta.core.training.evaluation import checked, forward
 from mtmeta.core.wording import did_you_mean, quote
 
-MOST_FOLDS = 100
 Say = Callable[[str], None]
 
 
@@ -104,9 +103,7 @@ def _check_place(folder: Path) -> None:
 # -------------------------------------------------------------------------------------------------- fold models
 
 
-def _train(
-    folder: Path, folds: int, registry: Registry, request: RunRequest, at_once: int, say: Say
-) -> list[Planned]:
+def _train(folder: Path, folds: int, registry: Registry, request: RunRequest, at_once: int, say: Say) -> list[Planned]:
     """Train the fold models, as far as they are not; return their runs, finished, in order."""
     runs, settings = [], {}
     for fold in range(1, folds + 1):
@@ -162,8 +159,8 @@ def _by_runs(recipe: Recipe, request: RunRequest, say: Say) -> Iterator[dict[str
         for folder in map(Path, options.runs):
             if not os.path.lexists(folder / "recipe.yaml"):
                 if read_table(folder, name) is None:
-                    message = f"holds neither a run nor labels of task '{name}'"
-                    raise UsageError(str(folder), f"{message}; mtmeta teach TEACHER --folds 5 --out {folder} makes them")
+                    message = f"is no run and has no labels of task '{name}'"
+                    raise UsageError(str(folder), f"{message}; mtmeta teach RECIPE --folds 5 --out {folder} makes some")
                 say(f"{folder} has labels of {name} already")
                 continue
             session = _open(RunDir(folder), request)

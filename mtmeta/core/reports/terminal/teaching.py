@@ -19,11 +19,12 @@ def show_teaching(taught: Mapping[str, Any]) -> None:
     for column in ("task", "examples", "labelled by", "agreement", "sha256"):
         table.add_column(column, justify="right" if column == "examples" else "left")
     for row in taught["tables"]:
-        made = f"{row['folds']} fold models" if row["folds"] else safe(row["table"].removesuffix(f"/teachers/{row['task']}"))
+        made = f"{row['folds']} fold models" if row["folds"] else "a run"
         agreement = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row["agreement"].items())
         cells = [safe(row["task"]), f"{row['rows']:,}", made, agreement, f"{row['sha256'][:8]}.."]
         table.add_row(*map(Text, cells))
     console.print(table)
-    spent = {row["table"].rpartition("/")[0]: row["training_examples"] for row in taught["tables"]}  # once for all tasks
+    # the models of a folder were trained once, for all their tasks
+    spent = {row["table"].rpartition("/")[0]: row["training_examples"] for row in taught["tables"]}
     labelled = sum(row["rows"] for row in taught["tables"])
     console.print(f"labelling took {labelled:,} example-forwards, training the models {sum(spent.values()):,}")
