@@ -18,6 +18,7 @@ LAYERS = (  # from the top down; folders on one line know nothing of each other
     ("mtmeta.core.studies",),
     ("mtmeta.core.run",),
     ("mtmeta.core.training",),
+    ("mtmeta.core.methods",),
     ("mtmeta.core.data",),
     ("mtmeta.core.recipe",),
     ("mtmeta.core.registry",),

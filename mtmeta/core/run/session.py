@@ -106,7 +106,7 @@ class Session:
         """Build the model of a group of tasks around an encoder, its heads as they are in the beginning."""
         recipe = self.recipe
         tasks, numbers = {task: recipe.tasks[task] for task in group}, functools.partial(self.numbers, group)
-        return MultiTaskModel(encoder, tasks, recipe.seed, numbers, recipe.algorithm.build_head)
+        return MultiTaskModel(encoder, tasks, recipe.seed, numbers, recipe.algorithm.build_head, recipe.adapters)
 
     def lock(self, recipe: Recipe, files: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Any]:
         """Build the lock of a run: `files` are hashes by TASK-SPLIT, `rows` the dev examples of tasks."""
@@ -117,7 +117,14 @@ class Session:
 
     def checkpoints(self, group: list[str]) -> Checkpoints:
         """Return the checkpoints of a group."""
-        return self.folder.checkpoints("+".join(group), len(self.groups), self.recipe.checkpoint.keep)
+        keep = self.recipe.checkpoint.keep
+        return self.folder.checkpoints("+".join(group), len(self.groups), keep, frozen=self.is_frozen)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the encoder stays as it is, and is kept once for all checkpoints of all groups."""
+        adapters = self.recipe.adapters
+        return adapters is not None and adapters.encoder == "frozen"
 
     def newest(self) -> str:
         """Return the name of the newest checkpoint that verifies, of the last group that has one, or an empty text."""

@@ -1,0 +1,1 @@
+"""What a method adds to a model, below the loop that trains it."""
