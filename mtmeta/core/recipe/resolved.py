@@ -15,8 +15,12 @@ from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
 from mtmeta.core.registry.option_fields import option_name
 
 # options that came later than the first runs, by the values that those runs had without saying so: those of a dialect,
-# which has the key `quoting`, of `training`, which has `grad_accumulation`, and sections
-ADDED: dict[str, dict[str, Any]] = {"quoting": {"delimiter": "auto"}, "grad_accumulation": {"average": None}}
+# which has the key `quoting`, of `training`, which has `grad_accumulation`, of optimizers, and sections
+ADDED: dict[str, dict[str, Any]] = {
+    "quoting": {"delimiter": "auto"},
+    "grad_accumulation": {"average": None},
+    "layer_decay": {"adapter_lr": None},
+}
 ADDED_SECTIONS = ("adapters", "teachers")
 
 

@@ -54,7 +54,7 @@ class Learner:
         check_each_loss: bool = True,
     ) -> None:
         self.model = model
-        self.parameters = dict(model.named_parameters())
+        self.parameters = model.trained()
         self.tasks: Mapping[str, Task] = model.tasks
         self.device = next(iter(self.parameters.values())).device
         self.seed = seed
