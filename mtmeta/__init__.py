@@ -10,7 +10,7 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer, Portable, Tokenizer
+from mtmeta.core.api.backbone import AdapterPlaces, LoadedBackbone, LoadedTokenizer, Portable, Tokenizer
 from mtmeta.core.api.contracts import (
     Algorithm,
     Backbone,
@@ -90,6 +90,7 @@ _LAZY = {
 __all__ = [
     "SGD",
     "AdamW",
+    "AdapterPlaces",
     "Algorithm",
     "Backbone",
     "Batch",

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +31,7 @@ TRUSTS = (0.0, 0.3, 1.0)
 FOLDS = 3
 WORDS = "good bad fine dull film plot very not a the".split()
 Array = NDArray[np.float64]
+ByHand = Callable[[Array, Array, Array, float], float]
 
 
 def rows() -> Iterator[Row]:
@@ -43,7 +45,7 @@ def rows() -> Iterator[Row]:
 # -------------------------------------------------------------------------------------------------- losses
 
 
-def _cases() -> Iterator[tuple[Any, Tensor, Tensor, Tensor, str, Callable[[Array, Array, Array, float], float]]]:
+def _cases() -> Iterator[tuple[Any, Tensor, Tensor, Tensor, str, ByHand]]:
     """Yield each objective with outputs, labels and teacher's rows of 7 examples, and its loss in NumPy."""
     draw = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(7, 5, generator=draw, dtype=torch.float64)
@@ -76,12 +78,7 @@ def _squared(outputs: Array, labels: Array, teacher: Array, trust: float) -> flo
 
 
 def _of_loss(
-    objective: Any,
-    outputs: Tensor,
-    labels: Tensor,
-    teacher: Tensor,
-    formula: str,
-    by_hand: Callable[[Array, Array, Array, float], float],
+    objective: Any, outputs: Tensor, labels: Tensor, teacher: Tensor, formula: str, by_hand: ByHand
 ) -> Iterator[Row]:
     method = f"distil: {type(objective).__name__.lower()}"
     arrays = outputs.numpy(), labels.double().numpy(), teacher.numpy()
@@ -91,7 +88,7 @@ def _of_loss(
         loss = objective.soft_loss(leaf, labels, teacher, trust)
         off = max(off, abs(loss.item() - by_hand(*arrays, trust)))
         (found,) = torch.autograd.grad(loss, leaf)
-        expected = _finite_differences(lambda at, u=trust: by_hand(at, *arrays[1:], u), arrays[0])
+        expected = _finite_differences(partial(_at, by_hand, trust, *arrays[1:]), arrays[0])
         slope = max(slope, float(np.abs(found.numpy() - expected).max()))
     yield Row(method, formula, off, 1e-12)
     yield Row(method, "its gradient by finite differences in float64", slope, 1e-7)
@@ -102,6 +99,10 @@ def _of_loss(
     plain = objective.loss(outputs, labels)
     same = max(abs((objective.soft_loss(outputs, labels, right, trust) - plain).item()) for trust in TRUSTS)
     yield Row(method, "a teacher that says the labels is the plain loss at any u", same, 1e-12)
+
+
+def _at(loss: ByHand, trust: float, labels: Array, teacher: Array, outputs: Array) -> float:
+    return loss(outputs, labels, teacher, trust)
 
 
 def _as_teacher(objective: Any, labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.api.contracts import Algorithm, Component, Task
 from mtmeta.core.registry.discovery import load_plugins
@@ -30,19 +30,20 @@ def tiny_learner(
     seed: int = 0,
     examples: int = 48,
     algorithm: Algorithm | None = None,
+    adapters: Mapping[str, Any] | None = None,
 ) -> tuple[Learner, Feed]:
     """Make a learner on backbone `tiny` without dropout, and a feed of each task's first `examples` training examples.
 
     `tasks` are instances by name; their `train` is a file under `data_root` or `sample`. Without them there are
     sst, para and sts on sample data, with batches of 4 and 2 inner steps. The same seed gives the same of everything.
-    The learner has the numbers that `algorithm` trains beside the model.
+    The learner has the numbers that `algorithm` trains beside the model. `adapters` are options of that section.
     """
     import numpy as np
 
     from mtmeta.core.data.dataset import select
     from mtmeta.core.data.feed import Feed
     from mtmeta.core.data.loading import load_split
-    from mtmeta.core.recipe.sections import DataOptions
+    from mtmeta.core.recipe.sections import AdapterOptions, DataOptions
     from mtmeta.core.training.learner import Learner
     from mtmeta.core.training.model import MultiTaskModel
 
@@ -58,7 +59,9 @@ def tiny_learner(
         datasets[name] = select(dataset, np.arange(min(examples, len(dataset))))
     feed = Feed(tasks, datasets, registry.get("sampler", "uniform", "sampler")(), seed=seed)
     own = (partial(algorithm.parameters_of, list(tasks)), algorithm.build_head) if algorithm is not None else ()
-    learner = Learner(MultiTaskModel(backbone.encoder, tasks, seed, *own), seed=seed, steps=feed.steps)
+    options = AdapterOptions(**adapters) if adapters is not None else None
+    model = MultiTaskModel(backbone.encoder, tasks, seed, *own, adapters=options)
+    learner = Learner(model, seed=seed, steps=feed.steps)
     return learner, feed
 
 

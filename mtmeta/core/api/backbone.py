@@ -6,7 +6,7 @@ Shapes: `S` tokens of a packed batch in all, `N` sequences, `T` tokens of a padd
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -75,6 +75,21 @@ class LoadedBackbone:
 
 
 @dataclass(frozen=True)
+class AdapterPlaces:
+    """Where a layer of an encoder takes adapters, by the names of the encoder's own parameters.
+
+    An encoder that can have adapters has a method `adapter_places()`, which returns these of each layer, the one next
+    to the embeddings first. While a task's sequences go through it, other tensors of the same shape, which are no
+    leaves of the graph, stand in for the parameters named; the encoder reads them anew in every pass.
+    """
+
+    matrices: Mapping[str, str]
+    """The weight [out, in] of each of `qkv`, `out`, `up` and `down` that the layer has, under that word."""
+    norms: Sequence[str] = ()
+    """Gains and shifts of the layer's norms."""
+
+
+@dataclass(frozen=True)
 class Portable:
     """An encoder that other libraries load. It takes N sequences padded to T tokens."""
 
@@ -86,5 +101,8 @@ class Portable:
     """model.safetensors, in fp32, under the names that transformers' AutoModel looks for."""
     files: Mapping[str, bytes]
     """tokenizer.json, tokenizer_config.json and all else that AutoTokenizer reads."""
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of each parameter of the encoder the names in `tensors` of the equal parts that its rows are cut into, one or
+    more; `mtmeta export --format peft` goes by them."""
     foreign: bool = False
     """True where the encoder is another library's code, which may not become an ONNX graph: `--dry-run` tries it."""

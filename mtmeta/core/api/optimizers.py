@@ -53,9 +53,11 @@ class _Options:
     """Learning rate."""
     head_lr: PositiveFloat | dict[str, PositiveFloat] | None = None
     """Learning rate of the task heads, one for all or one for each task named, as {sst: 1e-3}; default: `lr`."""
+    adapter_lr: PositiveFloat | None = None
+    """Learning rate of adapters, which may want one ten times larger than the encoder's weights; default: `lr`."""
     layer_decay: Fraction = 1.0
     """Factor on the learning rate from each encoder layer to the one below it, down to the embeddings (discriminative
-    fine-tuning, Howard and Ruder 2018); 1 for the same everywhere."""
+    fine-tuning, Howard and Ruder 2018); 1 for the same everywhere. Adapters have that of their layer."""
     weight_decay: NonNegativeFloat = 0.0
     """Decay of weights; biases and LayerNorm are never decayed."""
 
@@ -101,7 +103,8 @@ class _Options:
         rates = []
         for name in names:
             if name in depths:
-                rates.append(self.lr * self.layer_decay ** (top - depths[name]))
+                base = self.adapter_lr or self.lr if name.startswith("adapters.") else self.lr
+                rates.append(base * self.layer_decay ** (top - depths[name]))
             elif isinstance(self.head_lr, dict):
                 rates.append(self.head_lr.get(name.split(".")[1], self.lr))
             else:

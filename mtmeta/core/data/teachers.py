@@ -92,8 +92,7 @@ class TeacherRows:
         parts = [table.outputs[at[indices]] for table, at in zip(self.tables, self.places, strict=True)]
         if len(parts) == 1:
             return parts[0]
-        mean: NDArray[np.float32] = np.mean(parts, axis=0, dtype=np.float64).astype(np.float32)
-        return mean
+        return np.asarray(np.mean(parts, axis=0, dtype=np.float64), dtype=np.float32)
 
 
 def table_folder(folder: Path, task: str) -> Path:

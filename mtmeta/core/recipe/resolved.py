@@ -15,12 +15,13 @@ from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
 from mtmeta.core.registry.option_fields import option_name
 
 # options that came later than the first runs, by the values that those runs had without saying so: those of a dialect,
-# which has the key `quoting`, of `data`, which has `on_bad_rows`, of `training`, which has `grad_accumulation`, and
-# sections
+# which has the key `quoting`, of `data`, which has `on_bad_rows`, of `training`, which has `grad_accumulation`, of
+# optimizers, and sections
 ADDED: dict[str, dict[str, Any]] = {
     "quoting": {"delimiter": "auto"},
     "on_bad_rows": {"leave_out": None},
     "grad_accumulation": {"average": None},
+    "layer_decay": {"adapter_lr": None},
 }
 ADDED_SECTIONS = ("adapters", "teachers")
 

@@ -32,7 +32,7 @@ class DataOptions(Dialect):
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
-    """Low-rank weights of each task's own beside the encoder's: W + (alpha / rank) B_t A_t (Hu et al. 2022).
+    """Low-rank weights beside the encoder's, of each task or of all: W + (alpha / rank) B_t A_t (Hu et al. 2022).
 
     B_t begins as zeros, so that the first step is that of the plain encoder.
     """
@@ -43,14 +43,14 @@ class AdapterOptions:
     """Rank of B_t A_t."""
     alpha: PositiveFloat = 16.0
     """Scale of B_t A_t, over `rank`."""
-    per: Literal["task"] = "task"
-    """Each task has adapters of its own."""
+    per: Literal["task", "all"] = "task"
+    """`task`: each task has adapters of its own; `all`: all tasks share one set, a start for tasks to come."""
     on: Annotated[tuple[Literal["qkv", "out", "up", "down"], ...], Field(min_length=1)] = ("qkv", "out", "up", "down")
     """Matrices of a layer that have adapters: of queries, keys and values, attention's output, and the two between."""
     layers: Literal["all"] | Annotated[str, Field(pattern="^last [1-9][0-9]{0,3}$")] = "all"
     """`all`, or `last N` for the N layers next to the heads."""
     norms: bool = True
-    """Whether each task also has LayerNorms of its own in these layers, which begin as the encoder's."""
+    """Whether these layers also have LayerNorms of the task's own, which begin as the encoder's."""
     encoder: Literal["trained", "frozen"] = "trained"
     """`frozen`: the encoder stays as it is, and is kept once, not in every checkpoint."""
 
@@ -208,9 +208,9 @@ class Recipe:
     schedule: ScheduleOptions
     """How the learning rate of `optimizer` changes; default `constant`."""
     adapters: AdapterOptions | None = None
-    """Low-rank weights of each task's own beside the encoder's; default none."""
+    """Low-rank weights of each task's own beside the encoder's; default: none."""
     teachers: Teachers | None = None
-    """What other models say of the training examples, to be learned beside the labels; default none."""
+    """What other models say of the training examples, to be learned beside the labels; default: none."""
     training: TrainingOptions
     """How long, and with which numerics."""
     budget: BudgetOptions

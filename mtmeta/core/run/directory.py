@@ -1,6 +1,7 @@
 """A run directory: its files, whether a command may use it, and checks that nothing has changed since it began.
 
 recipe.yaml  recipe.lock.yaml  backbone/  checkpoints/  events.jsonl  predictions/  summary.json
+encoder/, where it is not trained
 metrics.jsonl and tensorboard/, where the recipe has these reporters
 
 `.lock` is there while a process trains in it.
@@ -39,14 +40,30 @@ if TYPE_CHECKING:  # PyTorch takes a second to load, and whoever only reads a ru
     from mtmeta.core.training.checkpoint import Checkpoints
 
 CONTENTS = (  # beside recipe and lock
-    *("backbone", "checkpoints", "events.jsonl", "metrics.jsonl", "predictions", "summary.json", "teachers"),
-    *("tensorboard",),
+    *(
+        "backbone",
+        "checkpoints",
+        "encoder",
+        "events.jsonl",
+        "metrics.jsonl",
+        "predictions",
+        "summary.json",
+        "teachers",
+        "tensorboard",
+    ),
 )
 MAX_BACKBONE_FILES = 1000  # a configuration and a tokenizer are a handful
 # files that are replaced as a whole, and folders of such: that one of them has another name elsewhere does no harm
 REPLACED = (
-    *("recipe.yaml", "recipe.lock.yaml", "summary.json"),
-    *("backbone", "checkpoints", "predictions", "export", "teachers"),
+    "recipe.yaml",
+    "recipe.lock.yaml",
+    "summary.json",
+    "backbone",
+    "checkpoints",
+    "encoder",
+    "predictions",
+    "teachers",
+    "export",
 )
 TOKENIZER = "tokenizer.json"  # of `backbone`
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
@@ -80,12 +97,16 @@ class RunDir:
     def backbone(self) -> Path:
         return self.path / "backbone"
 
-    def checkpoints(self, group: str, groups: int, keep: int = 2) -> Checkpoints:
-        """Return the checkpoints of a group, which has a folder of its own where there are several."""
+    def checkpoints(self, group: str, groups: int, keep: int = 2, *, frozen: bool = False) -> Checkpoints:
+        """Return the checkpoints of a group, which has a folder of its own where there are several.
+
+        A `frozen` encoder is the same in all of them, and lies beside.
+        """
         from mtmeta.core.training.checkpoint import Checkpoints
 
         folder = self.path / "checkpoints"
-        return Checkpoints(folder / group if groups > 1 else folder, keep, self.path)
+        encoder = self.path / "encoder" if frozen else None
+        return Checkpoints(folder / group if groups > 1 else folder, keep, self.path, encoder)
 
     def check_is_run(self) -> None:
         """Raise UsageError if no run ever began here, CheckpointError if a part of it lies elsewhere."""

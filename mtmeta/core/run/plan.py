@@ -177,7 +177,8 @@ class Plan:
         parts = (recipe.algorithm, recipe.sampler, encoder, tasks, train, recipe.seed)
         numbers = functools.partial(self.session.numbers, names)
         try:
-            steps = islice(rehearse(trainer.steps, *parts, numbers), MOST_REHEARSED)
+            rehearsal = rehearse(trainer.steps, *parts, numbers, adapters=recipe.adapters)
+            steps = islice(rehearsal, MOST_REHEARSED)
             return np.array([[read[name] for name in names] for read in steps], dtype=np.int64)
         except PluginError:
             return None  # it goes by what a model says

@@ -17,6 +17,7 @@ from mtmeta.core.data.feed import Feed, check_episode
 from mtmeta.core.data.subsets import overlap, subset, without_fold
 from mtmeta.core.data.teachers import TeacherRows, hashes_of, teachers_of, teaching_cost
 from mtmeta.core.machine import fitting_threads, own_settings
+from mtmeta.core.methods.adapters import find_places
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.event_stream import Recorded, open_reporters, rewind_events
@@ -147,6 +148,8 @@ class Training:
             message = f"backbone '{recipe.backbone.name}' loaded {type(backbone).__name__}, expected a LoadedBackbone"
             raise fault(recipe.backbone, message)
         session.backbone = backbone
+        if recipe.adapters is not None:
+            find_places(backbone.encoder, recipe.adapters)  # before anything is written
         session.note_backbone()
         session.check_memory()
         self._read_data()
@@ -197,6 +200,8 @@ class Training:
             steps = steps_of(newest)
             recorded = rewind_events(session.folder.path / "events.jsonl", steps) if continued else Recorded()
             emit = self.open_reporters(stack)
+            if session.is_frozen:
+                self._keep_encoder()
             for group in session.groups:
                 trainer = self.trainer(group, emit)
                 path = newest.get(trainer.group)
@@ -215,6 +220,12 @@ class Training:
             emit(RunFinished(summary=summary.plain()))
             summary.write(session.folder.summary)  # with this the run is over
         return summary
+
+    def _keep_encoder(self) -> None:
+        """Have the encoder that no group trains in the run directory, once."""
+        encoder = self.session.backbone.encoder.state_dict(prefix="encoder.")
+        if damaged := self.session.checkpoints(self.session.groups[0]).keep_frozen(encoder):
+            self.session.warn(damaged)
 
     def newest(self) -> dict[str, Path | None]:
         """Return the checkpoint that each group goes on from. Warns of damaged ones."""
@@ -245,8 +256,9 @@ class Training:
         """Build the trainer of a group of tasks, at step 0."""
         session, recipe = self.session, self.session.recipe
         name, last = "+".join(group), group == session.groups[-1]
-        # every group starts from the same pretrained encoder; the last one may have the original
-        encoder = session.backbone.encoder if last else copy.deepcopy(session.backbone.encoder)
+        # every group starts from the same pretrained encoder; the last one, or who leaves it as it is, has the original
+        original = last or session.is_frozen
+        encoder = session.backbone.encoder if original else copy.deepcopy(session.backbone.encoder)
         model = session.model(encoder, group).to(session.device)
         feed = self._feed(group)
         every, epochs = recipe.evaluation.every, recipe.training.epochs

@@ -108,7 +108,7 @@ class Session:
         """Build the model of a group of tasks around an encoder, its heads as they are in the beginning."""
         recipe = self.recipe
         tasks, numbers = {task: recipe.tasks[task] for task in group}, functools.partial(self.numbers, group)
-        return MultiTaskModel(encoder, tasks, recipe.seed, numbers, recipe.algorithm.build_head)
+        return MultiTaskModel(encoder, tasks, recipe.seed, numbers, recipe.algorithm.build_head, recipe.adapters)
 
     def extra_bytes(self) -> int:
         """Return the bytes that the algorithm holds beside what `joint` does, of the group for which they are most."""
@@ -133,7 +133,14 @@ class Session:
 
     def checkpoints(self, group: list[str]) -> Checkpoints:
         """Return the checkpoints of a group."""
-        return self.folder.checkpoints("+".join(group), len(self.groups), self.recipe.checkpoint.keep)
+        keep = self.recipe.checkpoint.keep
+        return self.folder.checkpoints("+".join(group), len(self.groups), keep, frozen=self.is_frozen)
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the encoder stays as it is, and is kept once for all checkpoints of all groups."""
+        adapters = self.recipe.adapters
+        return adapters is not None and adapters.encoder == "frozen"
 
     def newest(self) -> str:
         """Return the name of the newest checkpoint that verifies, of the last group that has one, or an empty text."""

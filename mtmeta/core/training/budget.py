@@ -22,7 +22,7 @@ from mtmeta.core.api.contracts import Algorithm, Sampler, Task
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, Stream
 from mtmeta.core.errors import MtmetaError, RecipeError
-from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.recipe.sections import AdapterOptions, Recipe
 from mtmeta.core.registry.guard import fault, plugin_of
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel, NumbersOf
@@ -52,7 +52,8 @@ def steps_on_budget(
         tasks = {task: recipe.tasks[task] for task in group}
         parts = (recipe.algorithm, recipe.sampler, encoder, tasks, datasets, recipe.seed)
         own = functools.partial(numbers, group)
-        steps["+".join(group)] = steps_within(share_of(recipe, group), *parts, own, recipe.budget.examples)
+        whole = recipe.budget.examples
+        steps["+".join(group)] = steps_within(share_of(recipe, group), *parts, own, whole, adapters=recipe.adapters)
     return steps
 
 
@@ -66,6 +67,8 @@ def steps_within(
     seed: int,
     numbers: Mapping[str, float] | NumbersOf | None = None,
     whole: int | None = None,
+    *,
+    adapters: AdapterOptions | None = None,
 ) -> int:
     """Return the most steps with which training spends at most `budget` example-forwards.
 
@@ -73,7 +76,7 @@ def steps_within(
     learner's share of it. Raises RecipeError if that is not one step or more than a run may have, PluginError if the
     algorithm cannot be gone through without a model.
     """
-    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
+    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers, adapters=adapters)
     given = f"{budget:,} example-forwards"
     if whole not in (None, budget):
         given = f"of {whole:,} example-forwards, the {budget:,} of task {', '.join(map(repr, tasks))}"
@@ -117,12 +120,14 @@ def rehearse(
     datasets: Mapping[str, Dataset],
     seed: int,
     numbers: Mapping[str, float] | NumbersOf | None = None,
+    *,
+    adapters: AdapterOptions | None = None,
 ) -> Iterator[dict[str, int]]:
     """Example-forwards of each task in each of the `steps` steps of a run, in order.
 
     Raises PluginError if the algorithm cannot be gone through without a model.
     """
-    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers)
+    shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers, adapters=adapters)
     before = dict.fromkeys(tasks, 0)
     for learner in _walk(shape, algorithm, sampler, datasets, steps):
         now = {task: learner.read[task] for task in tasks}

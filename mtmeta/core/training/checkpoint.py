@@ -3,6 +3,8 @@
     checkpoints/step-00000400/    model.safetensors  optimizer.safetensors  state.json  MANIFEST.json
     checkpoints/best-00000380/    model.safetensors  MANIFEST.json
     checkpoints/best -> best-00000380, best-sst -> ...
+    encoder/                      model.safetensors  MANIFEST.json     where the encoder is not trained
+
 
 A directory is written beside its target, every file and the directory flushed to disk, then renamed, read back and
 compared; only then is an older one dropped. MANIFEST.json holds the size and SHA-256 of every file and is written
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -44,6 +47,8 @@ class Checkpoints:
     folder: Path
     keep: int = 2
     root: Path | None = None
+    frozen: Path | None = None
+    """Where the weights lie that are not trained and in no checkpoint; None where all are."""
 
     # -- writing
 
@@ -60,7 +65,9 @@ class Checkpoints:
         One that was saved off schedule, because the run was asked to stop, goes when the run has got further.
         """
         tensors = {"model.safetensors": model, "optimizer.safetensors": optimizer}
-        path = self._commit(f"step-{step:08d}", tensors, {"state.json": json.dumps(state, indent=1).encode()})
+        path = self._commit(
+            self.folder / f"step-{step:08d}", tensors, {"state.json": json.dumps(state, indent=1).encode()}
+        )
         for later in self._steps():  # damaged, or the run would have gone on from there
             if _number(later) > step:
                 self._remove(later)
@@ -70,7 +77,7 @@ class Checkpoints:
     def save_best(self, step: int, model: Mapping[str, Tensor], links: list[str]) -> str:
         """Commit the weights of `step` and point `links` at them; returns the name of their directory."""
         name = f"best-{step:08d}"
-        self._commit(name, {"model.safetensors": model}, {})
+        self._commit(self.folder / name, {"model.safetensors": model}, {})
         for link in links:
             self._point(link, name)
         self._prune()
@@ -95,6 +102,21 @@ class Checkpoints:
                 self._point(link, name)
         self._retain(step, scheduled)
 
+    def keep_frozen(self, weights: Mapping[str, Tensor]) -> str:
+        """Commit the weights that no checkpoint holds, unless they are there; returns a line if what was is damaged."""
+        assert self.frozen is not None
+        damaged = ""
+        if os.path.lexists(self.frozen):
+            try:
+                there = self._frozen_weights()
+                if there.keys() == weights.keys() and all(torch.equal(there[name], weights[name]) for name in weights):
+                    return ""
+                damaged = f"{self.frozen}: other weights than the run began with; written again"
+            except CheckpointError as error:
+                damaged = f"{error}; written again"
+        self._commit(self.frozen, {"model.safetensors": weights}, {})
+        return damaged
+
     def check_space(self, *parts: Mapping[str, Tensor]) -> None:
         """Raise MachineError unless these tensors fit on the disk."""
         needed = sum(tensor.nbytes for part in parts for tensor in part.values())
@@ -103,7 +125,7 @@ class Checkpoints:
     # -- reading
 
     def best(self, name: str = "best") -> dict[str, Tensor]:
-        """Return the best weights. Raises CheckpointError if there are none or they are damaged."""
+        """Return the best weights, frozen ones too. Raises CheckpointError if there are none or they are damaged."""
         return self.best_and_step(name)[0]
 
     def best_and_step(self, name: str = "best") -> tuple[dict[str, Tensor], int]:
@@ -123,7 +145,7 @@ class Checkpoints:
                     raise
                 raise CheckpointError(str(link), f"cannot be read ({safe(str(error))})") from error
             if self._links().get(name, "") == target:
-                return weights, _number(Path(target)) if target else 0
+                return self._frozen_weights() | weights, _number(Path(target)) if target else 0
 
     def newest(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that verifies, its best weights too, and a line for each damaged one."""
@@ -151,6 +173,16 @@ class Checkpoints:
         return model, optimizer, read_json(path / "state.json", "state")
 
     # -- within
+
+    def _frozen_weights(self) -> dict[str, Tensor]:
+        """Return the weights that no checkpoint holds. Raises CheckpointError if they are gone or damaged."""
+        if self.frozen is None:
+            return {}
+        _verify(self.frozen, BEST_FILES)
+        try:
+            return load_file(self.frozen / "model.safetensors")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(str(self.frozen), f"damaged ({safe(str(error))})") from error
 
     def _steps(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if re.fullmatch(r"step-[0-9]{8}", path.name))
@@ -193,8 +225,7 @@ class Checkpoints:
         with disk.disk_errors(path, "cannot remove an old checkpoint", self._newest_name):
             remove(path, self.root)
 
-    def _commit(self, name: str, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes]) -> Path:
-        target = self.folder / name
+    def _commit(self, target: Path, tensors: Mapping[str, Mapping[str, Tensor]], files: Mapping[str, bytes]) -> Path:
         self.check_space(*tensors.values())
         with disk.disk_errors(target, "cannot write checkpoint", self._newest_name):
             # what is there already is damaged, or of a timeline that the run has left

@@ -56,7 +56,7 @@ class Learner:
         anneal: Literal["linear"] | float = "linear",
     ) -> None:
         self.model = model
-        self.parameters = dict(model.named_parameters())
+        self.parameters = model.trained()
         self.tasks: Mapping[str, Task] = model.tasks
         self.device = next(iter(self.parameters.values())).device
         self.seed = seed

@@ -17,6 +17,8 @@ from mtmeta.core.api.batch import Packed
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.heads import PrototypeHead
 from mtmeta.core.errors import PluginError
+from mtmeta.core.methods.adapters import Adapters
+from mtmeta.core.recipe.sections import AdapterOptions
 from mtmeta.core.registry.guard import blame, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.wording import quote
@@ -138,7 +140,7 @@ class Numbers(nn.Module):
 
 
 class MultiTaskModel(nn.Module):
-    """`encoder` and `heads`; parameters are named `encoder.*` and `heads.TASK.*`.
+    """`encoder`, `heads` and `adapters`; parameters are named `encoder.*`, `heads.TASK.*` and `adapters.TASK.*`.
 
     `numbers` are what an algorithm trains beside them: scalars named `algorithm.NAME`, with what they begin as.
     `head_of` gives heads that an algorithm puts in the place of the tasks' own.
@@ -151,6 +153,7 @@ class MultiTaskModel(nn.Module):
         seed: int,
         numbers: Mapping[str, float] | NumbersOf | None = None,
         head_of: HeadOf | None = None,
+        adapters: AdapterOptions | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -159,8 +162,13 @@ class MultiTaskModel(nn.Module):
         self.tasks = dict(tasks)
         self._head_of = head_of
         self.heads = Heads({name: self.make_head(name, seed) for name in tasks})
+        self.adapters = Adapters(adapters, encoder, tasks, seed) if adapters is not None else None
+        self.frozen = adapters is not None and adapters.encoder == "frozen"
+        """Whether the encoder stays as it is."""
+        if self.frozen:
+            encoder.requires_grad_(False)
         if callable(numbers):
-            numbers = numbers([name for name, _ in self.named_parameters()])
+            numbers = numbers(list(self.trained()))
         if numbers:
             self.algorithm = Numbers(numbers)
         self.encoding: str | None = None
@@ -173,6 +181,11 @@ class MultiTaskModel(nn.Module):
             message = f"'{unsaved[0]}' is a buffer or a shared parameter; encoder and heads may hold neither"
             raise PluginError("model", message)
         self._shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, by name, in their order: all of them, or all beside the encoder."""
+        named = self.named_parameters()
+        return {name: parameter for name, parameter in named if not (self.frozen and name.startswith("encoder."))}
 
     def make_head(self, task: str, seed: int, *purpose: str | int) -> nn.Module:
         """Build a task's head as it is in the beginning: the algorithm's own, or else the task's."""
@@ -196,13 +209,21 @@ class MultiTaskModel(nn.Module):
 
     def pooled(self, task: str, packed: Packed) -> Tensor:
         """Mean-pooled vectors of a task's sequences [B, V, D]."""
+        hidden = self.encode(task, packed)
+        pooled = mean_pool(hidden, packed, twice_differentiable=self.twice_differentiable)  # [V * B, D]
+        return pooled.view(self.vectors(task), -1, self.hidden_size).transpose(0, 1)
+
+    def encode(self, task: str, packed: Packed) -> Tensor:
+        """Hidden states [S, D] of a task's sequences, by its own adapters where it has some."""
         self.encoding = task
         try:
-            twice = self.twice_differentiable
-            pooled = mean_pool(self.encoder(packed), packed, twice_differentiable=twice)  # [V * B, D]
+            if self.adapters is None:
+                hidden: Tensor = self.encoder(packed)
+            else:
+                hidden = functional_call(self.encoder, self.adapters.merged(task, self.encoder), (packed,))
+            return hidden
         finally:
             self.encoding = None
-        return pooled.view(self.vectors(task), -1, self.hidden_size).transpose(0, 1)
 
     def vectors(self, task: str) -> int:
         """Return the sequences of an example of a task, V."""

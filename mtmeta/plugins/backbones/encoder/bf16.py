@@ -12,6 +12,7 @@ Shapes: `S` packed tokens, `D` hidden, `I` intermediate, `H` heads.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,10 +46,11 @@ class Casts:
     def __init__(self) -> None:
         self._kept: list[Cast] = []
         self._key: list[tuple[int, int]] = []
+        self._weights: list[Tensor] = []
 
     def forget(self) -> None:
         """Drop them: the weights may have changed."""
-        self._kept, self._key = [], []
+        self._kept, self._key, self._weights = [], [], []
 
     def of(self, layers: Sequence[Sequence[nn.Linear]], unit: Bf16Kernels | None) -> list[Cast]:
         """Return the weights of each layer's parts in bf16, in the layout that products by `unit` or PyTorch take.
@@ -61,8 +63,10 @@ class Casts:
             self.forget()
             return _cast(layers, unit)
         key = [(id(unit), 0), *((weight.data_ptr(), _changes(weight)) for weight in weights)]
-        if key != self._key:
-            self._kept, self._key = _cast(layers, unit), key
+        same = len(weights) == len(self._weights) and all(map(operator.is_, weights, self._weights))
+        if key != self._key or not same:
+            # the tensors are kept too: while they live, no other one, such as another task's, can take their address
+            self._kept, self._key, self._weights = _cast(layers, unit), key, weights
         return self._kept
 
 

@@ -220,6 +220,17 @@ class Encoder(nn.Module):
             x = bf16.layer(x, own, cast, plan)
             yield x[:tokens]
 
+    def adapter_places(self) -> list[mtmeta.AdapterPlaces]:
+        """Return where each layer takes adapters."""
+        matrices = {"qkv": "attention.qkv", "out": "attention.out", "up": "up", "down": "down"}
+        return [
+            mtmeta.AdapterPlaces(
+                {kind: f"layers.{i}.{part}.weight" for kind, part in matrices.items()},
+                [f"layers.{i}.{norm}.{kind}" for norm in ("attention_norm", "norm") for kind in ("weight", "bias")],
+            )
+            for i in range(len(self.layers))
+        ]
+
     def train(self, mode: bool = True) -> Encoder:
         self._casts.forget()
         return super().train(mode)

@@ -1,0 +1,165 @@
+"""Low-rank adapters: of each task a W + (alpha / rank) B A in place of each adapted W (LoRA, Hu et al. 2022).
+
+A batch holds sequences of one task, so the sum is formed once a pass and takes the place of W: the encoder runs the
+code that it runs without adapters, at the same speed, and a merged export computes what training computed.
+
+Shapes: W [out, in], A [rank, in], B [out, rank].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+
+import torch
+from torch import Tensor, nn
+
+from mtmeta.core.api.backbone import AdapterPlaces
+from mtmeta.core.errors import RecipeError
+from mtmeta.core.machine import without_autocast
+from mtmeta.core.recipe.sections import AdapterOptions
+from mtmeta.core.rng import derive
+from mtmeta.core.wording import plural
+
+SHARED = "all"
+"""The name of adapters that all tasks share."""
+
+
+def find_places(encoder: nn.Module, options: AdapterOptions) -> list[AdapterPlaces]:
+    """Return where an encoder takes the adapters of a recipe: of its layers, those it names, the lowest first.
+
+    Raises RecipeError for an encoder that does not say where, and for options that it has no room for.
+    """
+    say = getattr(encoder, "adapter_places", None)
+    if say is None:
+        message = f"encoder {type(encoder).__name__} does not say where adapters go; use backbone `bert`"
+        raise RecipeError("adapters", f"{message}, or leave them out")
+    layers: list[AdapterPlaces] = list(say())
+    count = len(layers) if options.layers == "all" else int(options.layers.removeprefix("last "))
+    if count > len(layers):
+        message = f"are the {options.layers}, the encoder has {plural(len(layers), 'layer')}; write `all`"
+        raise RecipeError("adapters.layers", message)
+    places = [_chosen(layer, options) for layer in layers[len(layers) - count :]]
+    for name in (name for layer in places for name in layer.matrices.values()):
+        narrow = min(attrgetter(name)(encoder).shape)
+        if options.rank > narrow:
+            message = f"is {options.rank}, no rank of a matrix whose narrower side is {narrow}; lower it"
+            raise RecipeError("adapters.rank", message)
+    return places
+
+
+def _chosen(layer: AdapterPlaces, options: AdapterOptions) -> AdapterPlaces:
+    missing = [kind for kind in options.on if kind not in layer.matrices]
+    if missing:
+        message = f"names {missing[0]}, the encoder has {', '.join(layer.matrices)}; leave it out"
+        raise RecipeError("adapters.on", message)
+    matrices = {kind: name for kind, name in layer.matrices.items() if kind in options.on}
+    return AdapterPlaces(matrices, layer.norms if options.norms else ())
+
+
+class _Branch(nn.Module):
+    """Parameters and further branches by name."""
+
+
+class Adapters(nn.Module):
+    """The adapters of some tasks, or of all together; parameters are named by task, then as the encoder's.
+
+    `TASK.layers.0.up.A`, `TASK.layers.0.up.B` beside the encoder's `layers.0.up.weight`, and `TASK.layers.0.norm.bias`
+    in the place of its `layers.0.norm.bias`. Every B begins as zeros and every norm as the encoder's, so that the first
+    step is that of the plain encoder; A is uniform within 1 / sqrt(in), drawn from (seed, task, place) alone, so that
+    no other task moves it.
+    """
+
+    def __init__(self, options: AdapterOptions, encoder: nn.Module, tasks: Iterable[str], seed: int) -> None:
+        """Make them for an encoder, which is not kept. Raises RecipeError as `find_places` does."""
+        super().__init__()
+        self.options = options
+        self.scale = options.alpha / options.rank
+        places = find_places(encoder, options)
+        self.matrices = tuple(name for layer in places for name in layer.matrices.values())
+        """Names of the encoder's weights that a low-rank product is added to."""
+        self.norms = tuple(name for layer in places for name in layer.norms)
+        """Names of the encoder's parameters that the task's own stand in for."""
+        for task in dict.fromkeys(map(self.owner, tasks)):
+            self._modules[task] = self._make(encoder, task, seed)
+        self._kept: tuple[str, list[Tensor], list[int], dict[str, Tensor]] | None = None
+
+    def owner(self, task: str) -> str:
+        """Return under which name the adapters of a task stand."""
+        return SHARED if self.options.per == "all" else task
+
+    def _make(self, encoder: nn.Module, task: str, seed: int) -> _Branch:
+        own, rank = _Branch(), self.options.rank
+        for name in self.matrices:
+            weight: Tensor = attrgetter(name)(encoder)
+            generator = torch.Generator().manual_seed(derive(seed, "adapter", task, name))
+            bound = 1.0 / math.sqrt(weight.shape[1])
+            a = torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator)
+            _put(own, [*_stem(name), "A"], a.to(weight.device))
+            _put(own, [*_stem(name), "B"], weight.new_zeros(weight.shape[0], rank))
+        for name in self.norms:
+            _put(own, name.split("."), attrgetter(name)(encoder).detach().clone())
+        return own
+
+    def pair(self, task: str, name: str) -> tuple[Tensor, Tensor]:
+        """Return A and B of a task beside the encoder's weight of this name."""
+        place = attrgetter(".".join(_stem(name)))(self._modules[self.owner(task)])
+        return place.A, place.B
+
+    def norm(self, task: str, name: str) -> Tensor:
+        """Return what a task has in the place of the encoder's parameter of this name, one of `norms`."""
+        own: Tensor = attrgetter(name)(self._modules[self.owner(task)])
+        return own
+
+    def merged(self, task: str, encoder: nn.Module) -> dict[str, Tensor]:
+        """Return what stands in for the encoder's parameters while a task's sequences go through it, by their names.
+
+        With gradients, and in training, it is formed anew. In evaluation it is kept for the task's next batch, beside
+        the tensors that it was made of: as long as these are alive and unchanged it is what they make.
+        """
+        if self.training or torch.is_grad_enabled():
+            self._kept = None
+            return self._merge(task, encoder)
+        sources = self._sources(task, encoder)
+        if any(source.is_inference() for source in sources):  # of which PyTorch counts no changes
+            return self._merge(task, encoder)
+        versions = [source._version for source in sources]
+        if self._kept is not None:
+            owner, were, counts, merged = self._kept
+            same = owner == self.owner(task) and counts == versions
+            if same and all(source is was for source, was in zip(sources, were, strict=True)):
+                return merged
+        merged = self._merge(task, encoder)
+        self._kept = self.owner(task), sources, versions, merged
+        return merged
+
+    def train(self, mode: bool = True) -> Adapters:
+        self._kept = None
+        return super().train(mode)
+
+    def _sources(self, task: str, encoder: nn.Module) -> list[Tensor]:
+        made = [tensor for name in self.matrices for tensor in (attrgetter(name)(encoder), *self.pair(task, name))]
+        return [*made, *(self.norm(task, name) for name in self.norms)]
+
+    def _merge(self, task: str, encoder: nn.Module) -> dict[str, Tensor]:
+        merged = {}
+        with without_autocast():  # which would make W one of 16 bits
+            for name in self.matrices:
+                a, b = self.pair(task, name)
+                merged[name] = torch.addmm(attrgetter(name)(encoder), b, a, alpha=self.scale)
+        return merged | {name: self.norm(task, name) for name in self.norms}
+
+
+def _put(root: nn.Module, path: Sequence[str], values: Tensor) -> None:
+    """Make a parameter at a path, with the branches on its way."""
+    for name in path[:-1]:
+        branch = root._modules.setdefault(name, _Branch())
+        assert branch is not None
+        root = branch
+    root._parameters[path[-1]] = nn.Parameter(values)
+
+
+def _stem(name: str) -> list[str]:
+    """Return the path of the module that has a weight of this name."""
+    return name.split(".")[:-1]
