@@ -34,6 +34,7 @@ from mtmeta.core.run.fetch import bring
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.run.summary import RunSummary
+from mtmeta.core.storage.atomic import clear_leftovers
 from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.studies.comparable import Planned
 from mtmeta.core.studies.compare import is_finished, job_of
@@ -127,6 +128,7 @@ def _by_folds(
     folder: Path, runs: Sequence[Planned], names: Sequence[str], request: RunRequest, say: Say
 ) -> Iterator[dict[str, Any]]:
     """Have each fold model label its fold; yield the description of each task's table."""
+    clear_leftovers(folder / "teachers", folder)
     sessions = [_open(run.folder, request) for run in runs]
     spent = sum(_spent(session) for session in sessions)
     for name in names:
@@ -165,6 +167,7 @@ def _by_runs(recipe: Recipe, request: RunRequest, say: Say) -> Iterator[dict[str
                 continue
             session = _open(RunDir(folder), request)
             session.folder.check_own()
+            clear_leftovers(folder / "teachers", folder)
             task = _same_task(recipe, session, name)
             bring(replace(recipe, tasks={name: task}), ["train"], session.sources, backbone=False)
             session.backbone = restore_backbone(session)

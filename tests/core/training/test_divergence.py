@@ -178,7 +178,7 @@ def test_a_gpu_is_asked_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """There neither a loss nor a delta is looked at by itself: each look would wait for the GPU."""
     made, feed = tiny.tiny("sst", inner_steps=2)
     made._check_each_loss = False
-    monkeypatch.setattr(made, "_loss", lambda task, outputs, labels: outputs.sum() * math.nan)
+    monkeypatch.setattr(made, "_loss", lambda task, outputs, *labels: outputs.sum() * math.nan)
     algorithm = mtmeta_reptile()
     algorithm.backward(made, feed)
     with pytest.raises(DivergedError, match="loss became nan at meta-step 1, task 'sst', inner step 1"):
