@@ -94,7 +94,7 @@ def teach(
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
-    """Label training sets with fold models, or with runs, for others to learn.
+    """Label training sets, for other models to learn from.
 
     With --folds the recipe is trained K times, each time without one part of the training data, which that model then
     labels. Without it, and without folds in the recipe, the finished runs under its `teachers` label its training

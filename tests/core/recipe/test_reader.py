@@ -24,7 +24,7 @@ from tests.support.paths import ROOT
 FOLDER = ROOT / "recipes"
 KINDS = {"individual": Individual, "joint": Joint, "reptile": Reptile, "fomaml": Fomaml}
 OTHERS = {"annealed": Joint, "new": Individual}
-METHODS = {"average": Joint}
+METHODS = {"average": Joint, "distil": Joint}
 ROWS = ("individual", "joint", "reptile", "reptile_para8", "individual_10", "joint_10", "reptile_10")  # section 5.4
 EXPECTED = sorted(
     [
