@@ -201,7 +201,7 @@ def test_labels_of_another_kind(folder: Path, tmp_path: Path) -> None:
         teachers_of(dataset(), Sst(train="x").objective, options(tmp_path / "none"))
     values = np.linspace(0, 5, len(TEXTS), dtype=np.float32)
     scaled = facts(classes=[], objective=repr(mtmeta.Regression(low=0, high=1)))
-    write_table(tmp_path / "values", scaled, dataset(), values / 5)
+    write_table(tmp_path / "values", scaled, dataset(), (values / 5).astype(np.float32))
     with pytest.raises(DataError, match=r"is of Regression\(low=0.*1\), task 'sst' is Regression\(low=0.0, high=5.0\)"):
         teachers_of(dataset(), Sts(train="x").objective, options(tmp_path / "values"))
 

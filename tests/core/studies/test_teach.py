@@ -186,7 +186,8 @@ def test_every_algorithm_hears_them_in_training_alone(
         ) -> Tensor:
             assert not torch.is_inference_mode_enabled(), "evaluation goes by labels"
             heard.append((type(self).__name__, trust))
-            return soft(self, outputs, labels, teacher, trust)
+            loss: Tensor = soft(self, outputs, labels, teacher, trust)
+            return loss
 
         monkeypatch.setattr(kind, "soft_loss", watched)
     recipe = student(made, tmp_path, base, **changes)
