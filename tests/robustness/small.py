@@ -77,6 +77,11 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "training": {"average": {"kind": "ema", "decay": 0.8, "from": 0.4}},
     },
+    "adapters": {
+        "algorithm": {"name": "reptile", "inner_optimizer": {"name": "adamw", "lr": 1e-2}},
+        "adapters": {"rank": 2, "encoder": "frozen"},
+        "optimizer": {"name": "sgd", "lr": 1.0},
+    },
     "surgery": {  # a moving average, and orders that are drawn
         "algorithm": {"name": "surgery", "method": {"name": "gradvac", "beta": 0.5}},
         "optimizer": {"name": "adamw", "lr": 1e-3},
