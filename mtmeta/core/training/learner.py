@@ -28,9 +28,9 @@ from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.training.model import MultiTaskModel, task_loss, twice_differentiable
-from mtmeta.core.training.second_order.loop import Unrolled, rates_of
-from mtmeta.core.training.second_order.memory import Estimates
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
+from mtmeta.core.training.unrolling.loop import Unrolled, rates_of
+from mtmeta.core.training.unrolling.memory import Estimates
 
 Grads = list[Tensor | None]
 
