@@ -81,6 +81,10 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "algorithm": {"name": "anil", "inner_lr": 0.1, "tasks_per_step": 2},
         "optimizer": {"name": "adamw", "lr": 1e-3},
     },
+    "maml": {
+        "algorithm": {"name": "maml", "order": 2, "inner_optimizer": {"name": "sgd", "lr": 1e-2}},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    },
     "metasgd": {
         "algorithm": {"name": "metasgd", "inner_lr": 1e-2},
         "optimizer": {"name": "adamw", "lr": 1e-3, "head_lr": 1e-2},

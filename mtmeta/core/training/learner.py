@@ -97,7 +97,7 @@ class Learner:
             hook.remove()
 
     def _count_forward(self, encoder: torch.nn.Module, given: tuple[Any, ...]) -> None:
-        if not self._counts_forwards:
+        if not self._counts_forwards or given[0].ids.is_meta:  # where only the memory of a graph is found out
             return
         task = self.model.encoding
         if task is None:  # the encoder itself, by hand: each sequence may be an example
