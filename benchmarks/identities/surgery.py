@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,11 @@ def onto_cone(vector: Array, rows: Array) -> Array:
     return min(found, key=lambda there: float(np.linalg.norm(there - vector)))
 
 
+def _scaled(by_hand: Callable[[Array], Array], rows: Array) -> Array:
+    """Compute by hand on gradients of usual length what is asked of very short ones."""
+    return np.asarray(by_hand(rows * 1e5) / 1e5)
+
+
 def _projections() -> Iterator[Row]:
     yield Row("pcgrad", "algorithm 1 of Yu et al. 2020 on vectors, over T", worst(projections.PCGrad(), pcgrad), 1e-12)
     orders = [INDEPENDENT, -INDEPENDENT[::-1], np.stack([INDEPENDENT[0], -INDEPENDENT[0] + INDEPENDENT[1], _DRAWN[3]])]
@@ -139,12 +145,13 @@ def _projections() -> Iterator[Row]:
     up, dual = projections.UPGrad(), projections.DualProj()
     yield Row("upgrad", "mean of projections on the dual cone, by active sets", worst(up, upgrad), 1e-7)
     yield Row("dualproj", "projection of the mean on the dual cone, by active sets", worst(dual, dualproj), 1e-7)
-    for method in (up, dual):
-        least = min((rows @ direction(method, rows)).min() for rows in CASES.values())
-        yield Row(method.name, "no task is opposed: least inner product, if negative", max(0.0, -float(least)), 1e-7)
-    for method, by_hand in ((up, upgrad), (dual, dualproj)):
-        small = worst(method, lambda rows, by_hand=by_hand: by_hand(rows * 1e5) / 1e5, scale=1e-5)
-        yield Row(method.name, "the same for gradients of length 1e-5", small, 1e-7)
+    for cone in (up, dual):
+        least = min((rows @ direction(cone, rows)).min() for rows in CASES.values())
+        yield Row(cone.name, "no task is opposed: least inner product, if negative", max(0.0, -float(least)), 1e-7)
+    scaled: list[tuple[Any, Callable[[Array], Array]]] = [(up, upgrad), (dual, dualproj)]
+    for one, by_hand in scaled:
+        small = worst(one, partial(_scaled, by_hand), scale=1e-5)
+        yield Row(one.name, "the same for gradients of length 1e-5", small, 1e-7)
 
 
 # ------------------------------------------------------------------------------------------------ IMTL-G to Nash-MTL
@@ -216,9 +223,9 @@ def _fair() -> Iterator[Row]:
     yield Row("nash_mtl", "|d| = sqrt(T)", float(np.abs(lengths).max()), 1e-12)
     limited = np.linalg.norm(direction(balances.NashMTL(), INDEPENDENT))
     yield Row("nash_mtl", "|d| = max_norm where it would be longer", abs(float(limited) - 1.0), 1e-12)
-    for method in (nash, balances.FairGrad()):
-        gone = float(np.abs(direction(method, CASES["opposite"])).max())
-        yield Row(method.name, "opposite gradients: no direction serves both, 0", gone, 0.0)
+    for fair in (nash, balances.FairGrad()):
+        gone = float(np.abs(direction(fair, CASES["opposite"])).max())
+        yield Row(fair.name, "opposite gradients: no direction serves both, 0", gone, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------- MGDA, CAGrad, PCD
@@ -258,9 +265,7 @@ def _descents() -> Iterator[Row]:
         excess.append(found @ found - (rows @ found).min())
     yield Row("mgda", "shortest of the hull: g_t d >= |d|^2 for all t (Desideri 2012)", float(max(excess)), 1e-9)
     for c in (0.0, 0.4, 0.8):
-        off = worst(
-            descents.CAGrad(c=c), lambda rows, c=c: cagrad(rows, c), ("independent", "orthogonal", "conflicting")
-        )
+        off = worst(descents.CAGrad(c=c), partial(cagrad, c=c), ("independent", "orthogonal", "conflicting"))
         yield Row("cagrad", f"equation 3 of Liu et al. 2021 by another solver, c {c:g}", off, 2e-3 if c else 1e-12)
     within = []
     for rows in CASES.values():
@@ -279,7 +284,7 @@ def _descents() -> Iterator[Row]:
 
 
 def _priorities() -> Iterator[Row]:
-    """Two tasks: d = g~1 + max(0, tau |g~2|^2 - g~1 g~2) / |g~2|^2 g~2, brought to |g1|, with g~ = g / sqrt(v + eps)."""
+    """Two tasks: d = g~1 + max(0, tau |g~2|^2 - g~1 g~2) / |g~2|^2 g~2 of length |g1|, with g~ = g / sqrt(v + eps)."""
     tau, beta, memory, off = 0.1, 0.9, dict[str, Any](), []
     average = np.zeros(2)
     for step, rows in enumerate(
@@ -335,7 +340,7 @@ def _scales() -> Iterator[Row]:
         (balances.FairGrad(alpha=0.5), 2 ** (1 / 3)),
     ):
         off = np.abs(direction(method, 2 * INDEPENDENT) - factor * direction(method, INDEPENDENT)).max()
-        text = "d stays" if factor == 1 else f"d times 2^((1-alpha)/(1+alpha)), alpha {method.alpha:g}"
+        text = "d stays" if factor == 1 else f"d times 2^((1-alpha)/(1+alpha)), alpha {getattr(method, 'alpha', 1.0):g}"
         yield Row(method.name, f"every g doubled: {text}", float(off), 1e-9)
 
 
@@ -428,7 +433,7 @@ def _whole_steps() -> Iterator[Row]:
         weights = weigh(method, TASKS[:3], vectors @ vectors.T, {}, step=0, seed=SEED)
         off = _apart(found, _combined(weights.tolist(), [1 / 3] * 3))
         yield Row("surgery", f"a step of {method.name}: w on the encoder, 1/T on heads, relative", off, 1e-6)
-    found, learner, _ = _step(Surgery(method=balances.FairGrad(), norm="mean"))
+    found, _, _ = _step(Surgery(method=balances.FairGrad(), norm="mean"))
     lengths = [
         math.sqrt(
             sum(

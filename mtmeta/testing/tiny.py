@@ -58,9 +58,10 @@ def tiny_learner(
         dataset = load_split(name, task, "train", DataOptions(), data_root, backbone)
         datasets[name] = select(dataset, np.arange(min(examples, len(dataset))))
     feed = Feed(tasks, datasets, registry.get("sampler", "uniform", "sampler")(), seed=seed)
-    own = (partial(algorithm.parameters_of, list(tasks)), algorithm.build_head) if algorithm is not None else ()
+    numbers = partial(algorithm.parameters_of, list(tasks)) if algorithm is not None else None
+    head_of = algorithm.build_head if algorithm is not None else None
     options = AdapterOptions(**adapters) if adapters is not None else None
-    model = MultiTaskModel(backbone.encoder, tasks, seed, *own, adapters=options)
+    model = MultiTaskModel(backbone.encoder, tasks, seed, numbers, head_of, options)
     learner = Learner(model, seed=seed, steps=feed.steps)
     return learner, feed
 

@@ -77,6 +77,27 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adamw", "lr": 1e-3},
         "training": {"average": {"kind": "ema", "decay": 0.8, "from": 0.4}},
     },
+    "anil": {
+        "algorithm": {"name": "anil", "inner_lr": 0.1, "tasks_per_step": 2},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    },
+    "maml": {
+        "algorithm": {"name": "maml", "order": 2, "inner_optimizer": {"name": "sgd", "lr": 1e-2}},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    },
+    "metasgd": {
+        "algorithm": {"name": "metasgd", "inner_lr": 1e-2},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "head_lr": 1e-2},
+    },
+    "protonet": {
+        "algorithm": {"name": "protonet", "shots": 2, "queries": 2},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+    },
+    "adapters": {
+        "algorithm": {"name": "reptile", "inner_optimizer": {"name": "adamw", "lr": 1e-2}},
+        "adapters": {"rank": 2, "encoder": "frozen"},
+        "optimizer": {"name": "sgd", "lr": 1.0},
+    },
     "surgery": {  # a moving average, and orders that are drawn
         "algorithm": {"name": "surgery", "method": {"name": "gradvac", "beta": 0.5}},
         "optimizer": {"name": "adamw", "lr": 1e-3},

@@ -27,6 +27,8 @@ TASKS = ("sst", "para")
 # what a part needs, or what makes it keep state
 OPTIONS: dict[str, dict[str, Any]] = {
     "joint": {"step": "alternate"},
+    "maml": {"order": 1},  # order 2 takes sgd alone
+    "protonet": {"shots": 2, "queries": 2},
     "fixed": {"weights": {"sst": 0.7, "para": 0.3}},
     "annealed": {"epochs": 4},
     "temperature": {"temperature": 3.0},

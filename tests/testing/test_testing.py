@@ -177,8 +177,12 @@ def test_check_algorithm_tries_one_task() -> None:
 def test_check_algorithm_passes_what_is_right() -> None:
     check_algorithm(Spoiled(), steps=2)
     registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
+    tasks = dict(tiny_learner()[0].tasks)
+    classes = {name: task for name, task in tasks.items() if task.objective.classes}  # protonet takes no other
     for name in registry.names("algorithm"):
-        check_algorithm(registry.get("algorithm", name, "")(), steps=1)
+        options = {"shots": 2, "queries": 2} if name == "protonet" else {}
+        algorithm = registry.get("algorithm", name, "")(**options)
+        check_algorithm(algorithm, tasks=classes if name == "protonet" else tasks, steps=1)
 
 
 ROWS: list[dict[str, object]] = [{"sentence": "They sleep.", "label": 1}, {"sentence": "Sleep they the.", "label": 0}]

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone, Portable
@@ -105,6 +106,8 @@ def _write_models(
 ) -> Facts:
     """Write the model of every group of tasks, checked, and the cards; return the facts that the cards state."""
     groups = [(group, names) for group in session.groups if (names := [name for name in group if name in chosen])]
+    if session.recipe.adapters is not None and session.recipe.adapters.per == "task":
+        groups = [(group, [name]) for group, names in groups for name in names]  # each has an encoder of its own
     write = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers}[form]
     differences: dict[str, float] = {}
     steps: dict[str, int] = {}
@@ -139,10 +142,24 @@ def load_part(session: Session, group: list[str], names: list[str], *, heads: bo
     weights, step = session.checkpoints(group).best_and_step()
     backbone = restore_backbone(session)
     model = best_model(session, backbone, group, weights)
+    if model.adapters is not None:
+        _merge_adapters(model, names[0])
     portable = session.recipe.backbone.portable(backbone)
     tasks = {name: model.tasks[name] for name in names}
     described = describe_tasks(tasks, {name: model.heads[name] for name in names}) if heads else {}
     return Part(names, model, backbone, portable, described, step)
+
+
+def _merge_adapters(model: MultiTaskModel, task: str) -> None:
+    """Write a task's encoder, adapters and all, into the encoder itself; what is left of them adds nothing more."""
+    adapters = model.adapters
+    assert adapters is not None
+    parameters = dict(model.encoder.named_parameters())
+    with torch.no_grad():
+        merged = {name: tensor.clone() for name, tensor in adapters.merged(task, model.encoder).items()}
+        for name, tensor in merged.items():
+            parameters[name].copy_(tensor)
+    model.adapters = None
 
 
 def _check(part: Part, name: str, answers: Callable[[Sequence[checks.Inputs]], checks.Outputs], limit: float) -> float:

@@ -1,1 +1,1 @@
-"""What a recipe may put beside any algorithm."""
+"""What a recipe may put beside any algorithm, below the loop that trains it."""

@@ -54,7 +54,8 @@ def _chosen(layer: AdapterPlaces, options: AdapterOptions) -> AdapterPlaces:
     if missing:
         message = f"names {missing[0]}, the encoder has {', '.join(layer.matrices)}; leave it out"
         raise RecipeError("adapters.on", message)
-    matrices = {kind: name for kind, name in layer.matrices.items() if kind in options.on}
+    on: tuple[str, ...] = options.on
+    matrices = {kind: name for kind, name in layer.matrices.items() if kind in on}
     return AdapterPlaces(matrices, layer.norms if options.norms else ())
 
 

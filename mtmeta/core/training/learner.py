@@ -28,9 +28,9 @@ from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.training.model import MultiTaskModel, task_loss, twice_differentiable
-from mtmeta.core.training.second_order.loop import Unrolled, rates_of
-from mtmeta.core.training.second_order.memory import Estimates
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
+from mtmeta.core.training.unrolling.loop import Unrolled, rates_of
+from mtmeta.core.training.unrolling.memory import Estimates
 
 Grads = list[Tensor | None]
 T = TypeVar("T", Tensor, Tensor | None)
@@ -108,7 +108,7 @@ class Learner:
             hook.remove()
 
     def _count_forward(self, encoder: torch.nn.Module, given: tuple[Any, ...]) -> None:
-        if not self._counts_forwards:
+        if not self._counts_forwards or given[0].ids.is_meta:  # where only the memory of a graph is found out
             return
         task = self.model.encoding
         if task is None:  # the encoder itself, by hand: each sequence may be an example

@@ -13,18 +13,33 @@ from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import describe, differences, digest, dump
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry, build_registry
+from mtmeta.plugins.algorithms.anil import Anil
 from mtmeta.plugins.algorithms.fomaml import Fomaml
 from mtmeta.plugins.algorithms.individual import Individual
 from mtmeta.plugins.algorithms.inner_loop import InnerLoop
 from mtmeta.plugins.algorithms.joint import Joint
+from mtmeta.plugins.algorithms.maml import Maml
+from mtmeta.plugins.algorithms.metasgd import MetaSgd
+from mtmeta.plugins.algorithms.protonet import Protonet
 from mtmeta.plugins.algorithms.reptile import Reptile
+from mtmeta.plugins.algorithms.surgery.surgery import Surgery
+from mtmeta.plugins.algorithms.surgery.weighting import Weighting
 from mtmeta.plugins.samplers import Fixed
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "recipes"
 KINDS = {"individual": Individual, "joint": Joint, "reptile": Reptile, "fomaml": Fomaml}
 OTHERS = {"annealed": Joint, "new": Individual}
-METHODS = {"average": Joint, "distil": Joint}
+METHODS = {
+    "anil": Anil,
+    "average": Joint,
+    "distil": Joint,
+    "maml": Maml,
+    "metasgd": MetaSgd,
+    "protonet": Protonet,
+    "surgery": Surgery,
+    "weighting": Weighting,
+}
 ROWS = ("individual", "joint", "reptile", "reptile_para8", "individual_10", "joint_10", "reptile_10")  # section 5.4
 EXPECTED = sorted(
     [

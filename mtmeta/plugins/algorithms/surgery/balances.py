@@ -77,7 +77,7 @@ class NashMTL(Method):
             weights = _fair(look, 1.0)
             if self.every > 1:
                 look.memory["weights"] = torch.from_numpy(weights.copy())
-        length = float(np.sqrt(max(0.0, look.scale * (weights @ look.gramian @ weights))))
+        length = float(np.sqrt(max(0.0, float(look.scale * (weights @ look.gramian @ weights)))))
         if self.max_norm is not None and length > self.max_norm:
             weights *= self.max_norm / length
         return weights
@@ -90,4 +90,5 @@ def _fair(look: Look, alpha: float) -> Array:
         return gramian[0] * 0 if solvers.is_stationary(gramian) else solvers.fair(gramian, alpha)
 
     # of G / s it is the w of G, times s^(alpha / (1 + alpha))
-    return on_nonzero(look.gramian, solve) * look.scale ** (-alpha / (1.0 + alpha))
+    weights: Array = on_nonzero(look.gramian, solve) * look.scale ** (-alpha / (1.0 + alpha))
+    return weights

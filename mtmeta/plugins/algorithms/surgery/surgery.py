@@ -114,7 +114,7 @@ class Surgery(mtmeta.Algorithm):
         seed = random.Random(f"surgery {learner.seed} {learner.step}").getrandbits(63)
         weights = weigh(self.method, tasks, products, learner.memory, step=learner.step, seed=seed)
         if self.norm == "mean":
-            length = float(np.sqrt(max(0.0, weights @ products @ weights)))
-            mean = float(np.sqrt(max(0.0, products.sum()))) / len(tasks)
+            length = float(np.sqrt(max(0.0, float(weights @ products @ weights))))
+            mean = float(np.sqrt(max(0.0, float(products.sum())))) / len(tasks)
             weights = weights * (mean / length) if length > 0 else weights
         return weights

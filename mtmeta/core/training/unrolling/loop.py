@@ -12,7 +12,7 @@ from torch import Tensor
 from mtmeta.core.api.batch import Batch
 from mtmeta.core.api.optimizers import SGD, OptimizerOptions, set_lr
 from mtmeta.core.errors import RecipeError
-from mtmeta.core.training.second_order.memory import Estimates
+from mtmeta.core.training.unrolling.memory import Estimates
 
 
 @dataclass(frozen=True)

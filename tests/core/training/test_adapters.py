@@ -1,0 +1,152 @@
+"""`adapters`: low-rank weights of each task beside the encoder's, with their gradients, in runs and in exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.func import functional_call
+
+import mtmeta
+from mtmeta.core.errors import CheckpointError, RecipeError
+from mtmeta.core.export.export import export
+from mtmeta.core.methods.adapters import Adapters
+from mtmeta.core.training.model import mean_pool
+from mtmeta.testing.tiny import tiny_learner
+from tests.core.run.test_run import weights, write_recipe
+from tests.support.tiny import gradients
+
+ON = {"rank": 3, "alpha": 6.0}
+
+
+def stirred(**options: Any) -> Any:
+    """A learner whose adapters are no longer what they begin as."""
+    learner, feed = tiny_learner(adapters={**ON, **options})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in learner.parameters.items():
+            if name.startswith("adapters."):
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return learner, feed
+
+
+@pytest.mark.parametrize("task", ["sst", "para", "sts"])
+def test_the_first_step_is_that_of_the_plain_encoder(task: str) -> None:
+    plain, feed = tiny_learner()
+    adapted, _ = tiny_learner(adapters=ON)
+    batch = feed.batch(task)
+    assert plain.gradient(batch).equal(adapted.gradient(batch))
+    of_plain, of_adapted = gradients(plain), gradients(adapted)
+    for name, grad in of_plain.items():
+        other = of_adapted[name]
+        if ".norm." in name or "attention_norm" in name:
+            assert other is None or "layers" not in name  # the task's own stand in
+        else:
+            assert (grad is None) == (other is None), name
+            assert grad is None or (other is not None and grad.equal(other)), name
+
+
+def test_gradients_are_those_of_the_explicit_form() -> None:
+    learner, feed = stirred()
+    batch = feed.batch("sst")
+    learner.gradient(batch)
+    found = gradients(learner)
+    adapters: Adapters = learner.model.adapters
+    encoder, (chunk,) = learner.model.encoder, batch.chunks
+    parts = dict(adapters.named_parameters())
+    explicit = {}
+    for name, weight in encoder.named_parameters():
+        stem = f"sst.{name.removesuffix('.weight')}"
+        if f"{stem}.A" in parts:
+            explicit[name] = weight + 2.0 * parts[f"{stem}.B"] @ parts[f"{stem}.A"]
+        elif f"sst.{name}" in parts:
+            explicit[name] = parts[f"sst.{name}"]
+    hidden = functional_call(encoder, explicit, (chunk.packed,))
+    pooled = mean_pool(hidden, chunk.packed)[:, None]
+    loss = learner.tasks["sst"].objective.loss(learner.model.heads["sst"](pooled), chunk.labels)
+    names = list(learner.parameters)
+    expected = torch.autograd.grad(loss, [learner.parameters[name] for name in names], allow_unused=True)
+    for name, grad in zip(names, expected, strict=True):
+        own = found[name]
+        assert (grad is None) == (own is None), name
+        if grad is not None and own is not None:
+            torch.testing.assert_close(own, grad, rtol=1e-4, atol=1e-7)
+    assert all(found[name] is None for name in names if name.startswith(("adapters.para.", "adapters.sts.")))
+    assert found["adapters.sst.layers.0.up.A"] is not None
+
+
+def test_a_frozen_encoder_is_no_parameter_and_takes_no_gradient() -> None:
+    learner, feed = stirred(encoder="frozen")
+    assert not [name for name in learner.parameters if name.startswith("encoder.")]
+    learner.gradient(feed.batch("para"))
+    assert all(parameter.grad is None for parameter in learner.model.encoder.parameters())
+    grad = learner.parameters["adapters.para.layers.1.down.B"].grad
+    assert grad is not None and float(grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("encoder", ["trained", "frozen"])
+@pytest.mark.parametrize("algorithm", ["joint", "individual"])
+def test_what_is_evaluated_again_and_exported_is_what_was_trained(algorithm: str, encoder: str, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, algorithm, adapters={**ON, "encoder": encoder})
+    done = mtmeta.run(recipe, out=tmp_path / "run", overrides=["optimizer.lr=0.01"])
+    scored = mtmeta.evaluate(tmp_path / "run")
+    for task in ("sst", "para", "sts"):
+        assert scored["tasks"][task]["value"] == done["tasks"][task]["value"]
+    sizes = {path: path.stat().st_size for path in (tmp_path / "run").rglob("model.safetensors")}
+    if encoder == "frozen":
+        whole = (tmp_path / "run" / "encoder" / "model.safetensors").stat().st_size
+        others = [size for path, size in sizes.items() if path.parent.name.startswith(("step-", "best-"))]
+        assert others and max(others) < whole
+    out = export(tmp_path / "run", form="transformers", out=tmp_path / "export")
+    assert sorted(out["tasks"]) == ["para", "sst", "sts"]
+    files = sorted((tmp_path / "export").rglob("model.safetensors"))
+    assert len(files) == 3 and len({path.read_bytes() for path in files}) == 3
+
+
+def test_a_merged_encoder_gives_the_outputs_of_the_adapters() -> None:
+    from mtmeta.core.export import export as module
+
+    learner, feed = stirred()
+    model = learner.model.eval()
+    (chunk,) = feed.batch("para").chunks
+    with torch.no_grad():
+        before = model("para", chunk.packed)
+        other = model("sts", feed.batch("sts").chunks[0].packed)
+        assert model("para", chunk.packed).equal(before)  # whatever another task had in between
+        module._merge_adapters(model, "para")
+        assert model.adapters is None
+        assert model("para", chunk.packed).equal(before) and other.isfinite().all()
+
+
+def test_a_flipped_bit_in_the_frozen_encoder_is_noticed(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "joint", adapters={**ON, "encoder": "frozen"})
+    mtmeta.run(recipe, out=tmp_path / "run")
+    path = tmp_path / "run" / "encoder" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(CheckpointError, match="sha256 mismatch"):
+        mtmeta.evaluate(tmp_path / "run")
+
+
+def test_two_runs_give_the_same_bits(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "reptile", adapters=ON)
+    for name in ("one", "two"):
+        mtmeta.run(recipe, out=tmp_path / name)
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 999}, "adapters.rank is 999, no rank of a matrix whose narrower side is 32; lower it"),
+        ({"layers": "last 9"}, "adapters.layers are the last 9, the encoder has 2 layers; write `all`"),
+    ],
+)
+def test_what_the_encoder_has_no_room_for(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        mtmeta.run(write_recipe(tmp_path, "joint", adapters=options), out=tmp_path / "run")
+    assert message in str(raised.value).replace(": ", " "), json.dumps(str(raised.value))
