@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.api.contracts import Example, Task
-from mtmeta.core.api.objectives import Objective
+from mtmeta.core.api.objectives import Objective, has_soft_loss
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.testing.tiny import builtins, check, check_documented, tiny_learner
@@ -138,6 +138,7 @@ def _check_model(learner: Learner, batch: Batch, task: Task) -> None:
         for shift in range(1, count):
             turned = objective.loss(outputs.roll(shift, dims=0), chunk.labels.roll(shift))
             check(_close(straight, turned), f"the loss is {float(straight)}, with the order changed {float(turned)}")
+        _check_soft_loss(objective, outputs, chunk.labels)
         _check_alone(learner, task, outputs)
     learner.model.train()
     check(bool(loss.isfinite()), f"the loss is {float(loss)}")
@@ -153,6 +154,17 @@ def _check_outputs(outputs: Tensor, objective: Objective, count: int) -> None:
         shape = [count, len(objective.classes)]
         check(list(probabilities.shape) == shape, f"probabilities have shape {list(probabilities.shape)}, not {shape}")
         check(_close(probabilities.sum(dim=1), outputs.new_ones(count)), "probabilities of an example do not sum to 1")
+
+
+def _check_soft_loss(objective: Objective, outputs: Tensor, labels: Tensor) -> None:
+    """Check that a teacher who is not trusted changes nothing, of an objective that can have one."""
+    teacher = objective.probabilities(outputs) if objective.classes else objective.decode(outputs)
+    if not has_soft_loss(type(objective)) or teacher is None:
+        return
+    plain, deaf = objective.loss(outputs, labels), objective.soft_loss(outputs, labels, teacher, 0.0)
+    check(plain.equal(deaf), f"soft_loss at trust 0 is {float(deaf)}, loss {float(plain)}; they must be the same bits")
+    heard = objective.soft_loss(outputs, labels, teacher, 1.0)
+    check(heard.ndim == 0 and bool(heard.isfinite()), f"soft_loss at trust 1 is {heard}, expected a finite scalar")
 
 
 def _check_alone(learner: Learner, task: Task, outputs: Tensor) -> None:

@@ -214,6 +214,15 @@ class CutsTask(Plain):
     objective = Cuts(labels=2)
 
 
+class Deafened(mtmeta.Classification):
+    def soft_loss(self, outputs: Any, labels: Any, teacher: Any, trust: float) -> Any:
+        return self.loss(outputs, labels) * (1.5 - trust)
+
+
+class DeafenedTask(Plain):
+    objective = Deafened(labels=2)
+
+
 class Undecoded(mtmeta.Classification):
     def decode(self, outputs: Any) -> Any:
         return outputs
@@ -319,6 +328,7 @@ class Silent(mtmeta.Task):
     [
         (Swallows, "2 of 4 rows became examples"),
         (CutsTask, r"the loss has no gradient in encoder\.\*"),
+        (DeafenedTask, "soft_loss at trust 0 is .* they must be the same bits"),
         (UndecodedTask, r"decode gives shape \[4, 2\], expected \[B\]"),
         (UnshownTask, "is no class"),
         (VagueTask, r"prediction 'about 0\.\d' cannot be read as a label: label 'about 0\.\d' is not a finite number"),

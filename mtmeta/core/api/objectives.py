@@ -62,6 +62,16 @@ class Objective:
         return None
 
 
+def has_soft_loss(kind: type[Objective]) -> bool:
+    """Return whether a class has a soft loss that goes with its loss: one that is not older than it."""
+    for one in kind.__mro__:
+        if "soft_loss" in vars(one):
+            return one is not Objective
+        if "loss" in vars(one):
+            return False
+    return False
+
+
 @dataclass(frozen=True)
 class _OfClasses(Objective):
     """One of several classes."""

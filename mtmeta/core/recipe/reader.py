@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.api.contracts import Algorithm, Task
-from mtmeta.core.api.objectives import Objective
+from mtmeta.core.api.objectives import has_soft_loss
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.option_types import SAMPLE, Carve
 from mtmeta.core.api.schedules import Plateau, ScheduleOptions
@@ -35,6 +35,7 @@ from mtmeta.core.recipe.sections import (
 from mtmeta.core.recipe.shipped import find_recipe
 from mtmeta.core.recipe.strict_yaml import KeyPath
 from mtmeta.core.recipe.validation import convert, describe_value
+from mtmeta.core.registry.guard import unguarded
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.storage.addresses import is_remote, parse_file, part_address
 from mtmeta.core.wording import choose, did_you_mean, quote
@@ -265,9 +266,8 @@ class _RecipeReader:
         tasks = _valid_tasks(parts)
         for name in parts["teachers"].of if parts["teachers"] is not None else ():
             with self.document.collect():
-                # under guard it is another function, which knows the one that it guards
-                if name in tasks and inspect.unwrap(type(tasks[name].objective).soft_loss) is Objective.soft_loss:
-                    message = f"the objective of task '{name}' has no soft_loss, so it cannot be distilled"
+                if name in tasks and not has_soft_loss(unguarded(type(tasks[name].objective))):
+                    message = f"the objective of task '{name}' has no soft_loss for its loss, so it cannot be distilled"
                     self.fail(("teachers", name), f"teachers.{name}: {message}; leave it out", key=True)
 
     def _check_training(self, parts: dict[str, Any]) -> None:

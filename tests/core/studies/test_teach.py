@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mtmeta
-from mtmeta.core.api.objectives import Binary, Classification
+from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression, has_soft_loss
 from mtmeta.core.data.teachers import read_table, table_folder
 from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, RecipeError, UsageError
 from mtmeta.core.reports.comparison import as_markdown
@@ -378,11 +378,32 @@ def test_an_algorithm_that_makes_its_own_loss(made: Path, tmp_path: Path) -> Non
 
 def test_an_objective_without_soft_loss(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(Classification, "soft_loss")
-    with pytest.raises(RecipeError, match="the objective of task 'sst' has no soft_loss, so it cannot be distilled"):
+    with pytest.raises(RecipeError, match="the objective of task 'sst' has no soft_loss for its loss, so it cannot"):
         mtmeta.run(student(made, tmp_path), out=tmp_path / "run")
     outputs, labels = torch.zeros(2, 3), torch.zeros(2)
     with pytest.raises(ValueError, match="Classification has no soft_loss, so it cannot be distilled"):
         Classification(labels=3).soft_loss(outputs, labels, torch.ones(2, 3) / 3, 0.5)
+
+
+def test_a_soft_loss_goes_with_the_loss_it_was_made_for() -> None:
+    class Sharper(Classification):
+        def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+            return super().loss(2 * outputs, labels)
+
+    class Whole(Sharper):
+        def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
+            return super().soft_loss(2 * outputs, labels, teacher, trust)
+
+    class Named(Whole):
+        pass
+
+    assert [has_soft_loss(kind) for kind in (Objective, Classification, Binary, Regression)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert [has_soft_loss(kind) for kind in (Sharper, Whole, Named)] == [False, True, True]
 
 
 def test_an_objective_without_probabilities(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
