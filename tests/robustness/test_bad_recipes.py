@@ -95,11 +95,14 @@ CASES: list[tuple[int, str | bytes, tuple[str, ...]]] = [
     (
         17,
         changed("name: reptile", "name: reptil"),
-        ("r.yaml:8:9: unknown algorithm 'reptil'; did you mean 'reptile'?", "fomaml, individual, joint, reptile"),
+        (
+            "r.yaml:8:9: unknown algorithm 'reptil'; did you mean 'reptile'?",
+            "anil, fomaml, individual, joint, maml, metasgd, protonet, reptile, surgery, weighting",
+        ),
     ),
     (17, changed("name: reptile", "name: os.path:join"), ("unknown algorithm 'os.path:join'", "joint")),
-    (17, changed("name: reptile", "name: [reptile]"), ("algorithm must be a name", "one of fomaml")),
-    (17, changed("  name: reptile\n", ""), ("algorithm needs 'name'; one of fomaml",)),
+    (17, changed("name: reptile", "name: [reptile]"), ("algorithm must be a name", "one of anil, fomaml")),
+    (17, changed("  name: reptile\n", ""), ("algorithm needs 'name'; one of anil, fomaml",)),
     (17, changed("name: sgd", "name: sdg"), ("r.yaml:10:19: unknown optimizer 'sdg'; did you mean 'sgd'?",)),
     (17, changed("{name: sgd, lr: 1.0}", "{lr: 1.0}"), ("optimizer needs 'name'; one of sgd, adam",)),
     (17, section("schedule: cosin"), ("r.yaml:12:11: unknown schedule 'cosin'; did you mean 'cosine'?",)),

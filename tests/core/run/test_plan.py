@@ -112,7 +112,7 @@ def test_what_is_left_of_a_run_that_was_cut(tmp_path: Path) -> None:
 
 
 def test_an_algorithm_that_cannot_be_gone_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> Iterator[dict[str, int]]:
+    def refuse(*arguments: Any, **options: Any) -> Iterator[dict[str, int]]:
         raise PluginError("", "cannot be counted")
 
     monkeypatch.setattr(planning, "rehearse", refuse)

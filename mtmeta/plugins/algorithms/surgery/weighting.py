@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
@@ -36,7 +36,8 @@ class Weighting(mtmeta.Algorithm):
     epoch: Literal["mean", "min", "max"] = "mean"
     """Steps in an epoch: the mean, least or greatest number of batches among the tasks."""
 
-    seen: ClassVar[WeakKeyDictionary[mtmeta.Learner, dict[str, tuple[mtmeta.Batch, float]]]] = WeakKeyDictionary()
+    # by learner; a Batch is `Any` here because whoever reads the options resolves these types, and it would load torch
+    seen: ClassVar[WeakKeyDictionary[mtmeta.Learner, dict[str, tuple[Any, float]]]] = WeakKeyDictionary()
     # batch and loss of each task, from `backward` to `after_step` of one step
 
     def check(self, tasks: Mapping[str, mtmeta.Task]) -> Iterator[tuple[str, str]]:
