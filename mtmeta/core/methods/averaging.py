@@ -34,9 +34,9 @@ class Average:
         self._count = 0
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that the average takes, in memory and in a checkpoint, once it has begun."""
-        return sum(parameter.nbytes for parameter in self._parameters.values())
+    def to_come(self) -> Mapping[str, Tensor]:
+        """What the average will take as much room as, in memory and in a checkpoint; empty once it has begun."""
+        return {} if self._bars else self._parameters
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:

@@ -212,6 +212,12 @@ class _Ids(Sequence[str]):
         return self._look_up()[at]
 
 
+def _of_size(stream: Stream, size: int, indices: Callable[[], Any]) -> Batch:
+    """Return a batch without tokens, whose examples are found out only if the algorithm asks for their ids."""
+    ids = _Ids(size, lambda: [stream.dataset.ids[i] for i in indices()])
+    return Batch(stream.name, ids, ())  # type: ignore[arg-type]  # a sequence of them will do
+
+
 class _Counted(Feed):
     """Draws as the feed does, and packs nothing."""
 
@@ -224,23 +230,19 @@ class _Counted(Feed):
         size = min(stream.batch_size, len(stream.dataset) - stream.offset)
         stream.offset += size
         stream.count(size)
-        ids = _Ids(size, lambda: [stream.dataset.ids[i] for i in stream.at(*place)[0]])
-        return Batch(task, ids, ())  # type: ignore[arg-type]  # a sequence of them will do
+        return _of_size(stream, size, lambda: stream.at(*place)[0])
 
     def episode_of_classes(self, task: str, ways: int, shots: int, queries: int) -> tuple[Batch, Batch]:
         stream = self.streams[task]
         ways, at = stream.classes.ways(ways, shots + queries), stream.episodes
         stream.count_episode(ways * (shots + queries))
 
-        def one(part: int, size: int) -> Batch:
-            draw = functools.partial(stream.classes.episode, ways, shots, queries, at)
-            return Batch(task, _Ids(size, lambda: [stream.dataset.ids[i] for i in draw()[part]]), ())  # type: ignore[arg-type]
-
-        return one(0, ways * shots), one(1, ways * queries)
+        draw = functools.partial(stream.classes.episode, ways, shots, queries, at)
+        support = _of_size(stream, ways * shots, lambda: draw()[0])
+        return support, _of_size(stream, ways * queries, lambda: draw()[1])
 
     def _pack(self, stream: Stream, indices: Any) -> Batch:
-        ids = _Ids(len(indices), lambda: [stream.dataset.ids[i] for i in indices])
-        return Batch(stream.name, ids, ())  # type: ignore[arg-type]
+        return _of_size(stream, len(indices), lambda: indices)
 
 
 class _Rehearsal(Learner):

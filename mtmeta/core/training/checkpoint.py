@@ -5,7 +5,6 @@
     checkpoints/best -> best-00000380, best-sst -> ...
     encoder/                      model.safetensors  MANIFEST.json     where the encoder is not trained
 
-
 A directory is written beside its target, every file and the directory flushed to disk, then renamed, read back and
 compared; only then is an older one dropped. MANIFEST.json holds the size and SHA-256 of every file and is written
 last; a directory without a valid one does not exist to us. state.json says where the best links pointed when it was

@@ -63,8 +63,8 @@ def build_head(
 def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
     """Return a prototype head of the shape that a task of a model needs, for weights that are to be filled in."""
     task = model.tasks[name]
-    vectors, classes = 2 if task.inputs == "separate" else 1, len(task.objective.classes)
-    means = torch.zeros(classes, vectors * model.hidden_size)
+    classes = len(task.objective.classes)
+    means = torch.zeros(classes, model.vectors(name) * model.hidden_size)
     return PrototypeHead(means, binary=(task.objective.outputs or 0) < classes)
 
 

@@ -74,7 +74,7 @@ class Trainer:
         """
         self.start()
         if self.step < self.steps:
-            average = self.weights() if self.average and not self.average.state() else {}
+            average = self.average.to_come if self.average else {}
             self.checkpoints.check_space(self.weights(), self.optimizer_tensors(), average, self.weights())  # the best
         with self.stop.deferred():
             while self.step < self.steps:
@@ -285,8 +285,8 @@ class Trainer:
 
     def state_bytes(self) -> int:
         """Return the bytes of `optimizer_tensors` with the average that may still have to begin."""
-        to_come = self.average.nbytes if self.average and not self.average.state() else 0
-        return sum(tensor.nbytes for tensor in self.optimizer_tensors().values()) + to_come
+        to_come = self.average.to_come if self.average else {}
+        return sum(tensor.nbytes for tensor in (*self.optimizer_tensors().values(), *to_come.values()))
 
     def _save(self) -> Path:
         self._check_finite("parameter", self.weights())

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 import mtmeta
 
@@ -34,3 +38,29 @@ class InnerLoop(Drawing):
     """Schedule of the inner learning rate; its step is the task's own count of episodes."""
     inner_state: mtmeta.InnerState = "per_task"
     """Whose inner optimizer state lives on: each task's own, one `shared`, or none (`reset`)."""
+
+
+@dataclass(frozen=True)
+class Episodic(InnerLoop):
+    """Draws episodes: an inner loop on support batches, and a query batch that tells where it led."""
+
+    inner_steps: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """Support steps of every task; default: each task's own `inner_steps`. 0 gives the plain query gradient."""
+    head_policy: Literal["persistent", "reset"] = "persistent"
+    """`reset` starts every episode from a fresh head, for few-shot work; evaluation then needs adaptation."""
+
+    def episode_batches(self, task: mtmeta.Task) -> int:
+        return (task.inner_steps if self.inner_steps is None else self.inner_steps) + 1  # support and query
+
+    def episodes(self, feed: mtmeta.Feed) -> Iterator[tuple[str, list[mtmeta.Batch], mtmeta.Batch, float]]:
+        """Yield task, support, query and the scale of its direction, of each task drawn for a step."""
+        for task in feed.draw(self.tasks_per_step, with_replacement=self.with_replacement):
+            steps = feed.inner_steps(task) if self.inner_steps is None else self.inner_steps
+            support, query = feed.episode(task, steps)
+            yield task, support, query, feed.loss_weight(task) / self.tasks_per_step
+
+    def excursion(self, learner: mtmeta.Learner, task: str) -> AbstractContextManager[mtmeta.Excursion]:
+        """Leave theta for the inner loop of an episode, to come back with a gradient of first order."""
+        fresh_head = self.head_policy == "reset"
+        options = self.inner_optimizer, self.inner_schedule
+        return learner.excursion(task, *options, state=self.inner_state, fresh_head=fresh_head)

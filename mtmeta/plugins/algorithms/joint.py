@@ -8,6 +8,14 @@ from typing import Literal
 
 import mtmeta
 
+Epoch = Literal["mean", "min", "max"]
+
+
+def steps_of_epoch(epoch: Epoch, batches: Mapping[str, int]) -> int:
+    """Return the steps in an epoch in which every step takes a batch of each task, given each task's batches."""
+    counts = list(batches.values())
+    return {"mean": round(sum(counts) / len(counts)), "min": min(counts), "max": max(counts)}[epoch]
+
 
 @dataclass(frozen=True)
 class Joint(mtmeta.Algorithm):
@@ -20,7 +28,7 @@ class Joint(mtmeta.Algorithm):
 
     step: Literal["sum", "alternate"] = "sum"
     """`sum` (paper): one batch of every task, one step; `alternate`: one sampled task a step."""
-    epoch: Literal["mean", "min", "max"] = "mean"
+    epoch: Epoch = "mean"
     """Steps in an epoch: the mean, least or greatest number of batches among the tasks."""
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     """`fixed`: lambda_t as the recipe gives it; `uncertainty` (Kendall et al. 2018): times exp(-s_t), where s_t, the
@@ -34,8 +42,7 @@ class Joint(mtmeta.Algorithm):
         return dict.fromkeys(tasks, 0.0) if self.weighting == "uncertainty" else {}
 
     def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
-        counts = list(batches.values())
-        return {"mean": round(sum(counts) / len(counts)), "min": min(counts), "max": max(counts)}[self.epoch]
+        return steps_of_epoch(self.epoch, batches)
 
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         if self.step == "alternate":

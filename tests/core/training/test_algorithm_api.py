@@ -143,18 +143,24 @@ def as_joint(monkeypatch: pytest.MonkeyPatch, algorithm: type[mtmeta.Algorithm],
         monkeypatch.setattr(Joint, name, getattr(algorithm, name))
 
 
+def cut_after_two_steps(folder: Path) -> Path:
+    """Train a run `whole` of six steps, and make `cut` as it was after two of them; returns their recipe."""
+    recipe = write_recipe(folder, "joint", checkpoint={"every": 2, "keep": 9})
+    mtmeta.run(recipe, out=folder / "whole")
+    shutil.copytree(folder / "whole", folder / "cut", symlinks=True)
+    (folder / "cut" / "summary.json").unlink()
+    for step in (4, 6):
+        shutil.rmtree(folder / "cut" / "checkpoints" / f"step-{step:08d}")
+    return recipe
+
+
 def test_the_check_for_plugin_authors_knows_it() -> None:
     check_algorithm(Remembering())
 
 
 def test_a_run_taken_up_in_the_middle_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     as_joint(monkeypatch, Remembering, "backward", "after_step")
-    recipe = write_recipe(tmp_path, "joint", checkpoint={"every": 2, "keep": 9})
-    mtmeta.run(recipe, out=tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
-    (tmp_path / "cut" / "summary.json").unlink()
-    for step in (4, 6):
-        shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"step-{step:08d}")
+    recipe = cut_after_two_steps(tmp_path)
     mtmeta.run(recipe, out=tmp_path / "cut")
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
 
@@ -162,12 +168,7 @@ def test_a_run_taken_up_in_the_middle_has_it(tmp_path: Path, monkeypatch: pytest
 def test_it_is_lost_without_its_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What proves the two runs equal would notice."""
     as_joint(monkeypatch, Remembering, "backward", "after_step")
-    recipe = write_recipe(tmp_path, "joint", checkpoint={"every": 2, "keep": 9})
-    mtmeta.run(recipe, out=tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
-    (tmp_path / "cut" / "summary.json").unlink()
-    for step in (4, 6):
-        shutil.rmtree(tmp_path / "cut" / "checkpoints" / f"step-{step:08d}")
+    recipe = cut_after_two_steps(tmp_path)
     monkeypatch.setattr(Joint, "restore", lambda self, learner, state: None)
     mtmeta.run(recipe, out=tmp_path / "cut")
     assert weights(tmp_path / "cut") != weights(tmp_path / "whole")

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from mtmeta.core.api.batch import Batch
 from mtmeta.core.errors import MachineError
-from mtmeta.core.machine import free_memory
+from mtmeta.core.machine import free_memory_of
 from mtmeta.core.training.model import MultiTaskModel
 
 GIB = 2**30
@@ -42,7 +42,7 @@ class Estimates:
         """Begin a loop."""
         self.steps = self.taken = 0
         if self._free is None:
-            self._free = free_bytes(device)
+            self._free = free_memory_of(device)
 
     def add(self, batch: Batch, *, second: bool) -> None:
         """Count one batch more; `second` if its gradient has a graph too.
@@ -62,14 +62,6 @@ class Estimates:
             message = f"second derivatives of {counted} of task '{batch.task}' take about {needed / GIB:.1f} GiB"
             fix = "lower inner_steps, batch_size or max_length, or take order: 1"
             raise MachineError("", f"{message}, {self._free / GIB:.1f} GiB are free; {fix}")
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes that may still be taken on a device; None if unknown."""
-    if device.type != "cuda":
-        return free_memory()
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def graph_bytes(model: MultiTaskModel, batch: Batch, *, second: bool = True) -> int:

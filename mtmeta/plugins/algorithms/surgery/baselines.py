@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,7 +23,7 @@ class Constant(Method):
     name: Literal["constant"] = "constant"
     weights_of: dict[str, mtmeta.NonNegativeFloat] | None = None
     """The weight of each task's gradient; default: 1 / T each, T being the number of tasks."""
-    written = {"weights_of": "weights"}  # noqa: RUF012  # `weights` is the method that has them
+    written: ClassVar[Mapping[str, str]] = {"weights_of": "weights"}  # `weights` is the method that has them
 
     def check(self, tasks: Sequence[str]) -> Iterator[tuple[str, str]]:
         if self.weights_of is None:

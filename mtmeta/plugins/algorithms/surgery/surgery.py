@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 import mtmeta
+from mtmeta.plugins.algorithms.joint import Epoch, steps_of_epoch
 from mtmeta.plugins.algorithms.surgery import extra
 from mtmeta.plugins.algorithms.surgery.balances import IMTLG, AlignedMTL, FairGrad, NashMTL
 from mtmeta.plugins.algorithms.surgery.baselines import Constant, Krum, Random
@@ -63,7 +64,7 @@ class Surgery(mtmeta.Algorithm):
     norm: Literal["method", "mean"] = "method"
     """Length of the direction on the encoder: as the method leaves it, or that of the mean of the g_t, as in `joint`
     (nash_mtl and fairgrad are as long for small gradients as for large ones)."""
-    epoch: Literal["mean", "min", "max"] = "mean"
+    epoch: Epoch = "mean"
     """Steps in an epoch: the mean, least or greatest number of batches among the tasks."""
 
     def require(self) -> None:
@@ -79,8 +80,7 @@ class Surgery(mtmeta.Algorithm):
         return shared * (len(tasks) - 1)
 
     def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
-        counts = list(batches.values())
-        return {"mean": round(sum(counts) / len(counts)), "min": min(counts), "max": max(counts)}[self.epoch]
+        return steps_of_epoch(self.epoch, batches)
 
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         from mtmeta.plugins.algorithms.surgery import gramian

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from pydantic import Field
 
 import mtmeta
+from mtmeta.plugins.algorithms.joint import Epoch, steps_of_epoch
 from mtmeta.plugins.algorithms.surgery.scalarisers import DWA, FAMO, GLS, IMTLL, STCH, UW, Ahead
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Weighting(mtmeta.Algorithm):
     method: ScalariserOptions = field(default_factory=UW)
     """The function, by name (`method: uw`) or with options (`method: {name: stch, mu: 0.5}`): uw, dwa (temperature,
     every), famo (lr, decay), gls, imtl_l, stch (mu)."""
-    epoch: Literal["mean", "min", "max"] = "mean"
+    epoch: Epoch = "mean"
     """Steps in an epoch: the mean, least or greatest number of batches among the tasks."""
 
     # by learner; a Batch is `Any` here because whoever reads the options resolves these types, and it would load torch
@@ -52,8 +53,7 @@ class Weighting(mtmeta.Algorithm):
         return 0 if isinstance(self.method, Ahead) else shared
 
     def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
-        counts = list(batches.values())
-        return {"mean": round(sum(counts) / len(counts)), "min": min(counts), "max": max(counts)}[self.epoch]
+        return steps_of_epoch(self.epoch, batches)
 
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         learner.clear_gradient()

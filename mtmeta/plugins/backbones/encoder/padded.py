@@ -112,7 +112,7 @@ def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
     files, padding = tokenizer_files(text, loaded.tokenizer, loaded.max_length, typed=c.typed)
     config = {"architectures": [ARCHITECTURES[c.model_type]], **json.loads(loaded.files["config.json"])}
     config.setdefault("pad_token_id", padding)  # RoBERTa's own decides the first position
-    return mtmeta.Portable(padded, config, tensors, files, names=hugging_face_names(c))
+    return mtmeta.Portable(padded, config, tensors, files)
 
 
 def portable_model(loaded: mtmeta.LoadedBackbone, place: str) -> mtmeta.Portable:
