@@ -171,6 +171,23 @@ def test_state_that_is_forgotten_shows(piece: str, rich: Cut, tmp_path: Path) ->
     assert "KeyError" not in found[0], found  # that would be a piece with no such value, not one forgotten
 
 
+@pytest.mark.parametrize("task", ["sst", "para"])
+def test_episodes_that_are_forgotten_show(task: str, tmp_path: Path, material: Material) -> None:
+    """How many episodes of classes were drawn, which only such a run has in its state."""
+    options: dict[str, Any] = {"weights": str(material.weights), "steps": STEPS, "checkpoint_every": STOP}
+    run = cut(tmp_path, write_recipe(tmp_path / "recipe.yaml", "protonet", data=material.data, **options))
+    assert run.resumed(tmp_path / "again", lambda checkpoint: None) == []
+
+    def forget(checkpoint: Path) -> None:
+        state = json.loads((checkpoint / "state.json").read_bytes())
+        assert state["feed"][task]["episodes"] > 0
+        del state["feed"][task]["episodes"]
+        (checkpoint / "state.json").write_text(json.dumps(state))
+
+    found = run.resumed(tmp_path / "run", forget)
+    assert f"checkpoints/step-{STEPS:08d}/model.safetensors" in found, found
+
+
 def test_state_that_is_not_there_is_refused(rich: Cut, tmp_path: Path) -> None:
     for piece in {piece.partition(".")[0] for piece in STATE}:
 

@@ -26,7 +26,7 @@ from mtmeta.core.registry.guard import fault
 from mtmeta.core.rng import permutation, uniform
 from mtmeta.core.wording import safe
 
-COUNTERS = ("epoch", "offset", "batches", "examples", "episodes")  # of a stream: how far it has been read
+COUNTERS = ("epoch", "offset", "batches", "examples")  # of a stream: how far it has been read
 
 
 def check_episode(name: str, batches: int, batch_size: int, examples: int) -> None:
@@ -232,13 +232,18 @@ class Feed:
     def state(self) -> dict[str, dict[str, float]]:
         """Return how far each stream has been read."""
         read = {name: {key: getattr(stream, key) for key in COUNTERS} for name, stream in self.streams.items()}
-        return {name: read[name] | {"draws": self.draws[name], "planned": self.planned[name]} for name in read}
+        for name, stream in self.streams.items():
+            read[name] |= {"draws": self.draws[name], "planned": self.planned[name]}
+            if stream.episodes:  # where there are none, a checkpoint is as it was before there could be any
+                read[name]["episodes"] = stream.episodes
+        return read
 
     def load_state(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Go on where `state` was taken."""
         for name, stream in self.streams.items():
             for key in COUNTERS:
                 setattr(stream, key, int(state[name][key]))
+            stream.episodes = int(state[name].get("episodes", 0))
             self.draws[name], self.planned[name] = int(state[name]["draws"]), state[name]["planned"]
 
     def _pack(self, stream: Stream, indices: NDArray[np.int64]) -> Batch:

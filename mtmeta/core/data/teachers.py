@@ -28,7 +28,7 @@ from mtmeta.core.errors import DataError
 from mtmeta.core.recipe.sections import TeacherOptions
 from mtmeta.core.storage.atomic import make_folder, staged_folder
 from mtmeta.core.storage.disk import disk_errors, write_synced, write_tensors
-from mtmeta.core.storage.reading import LIMITS, open_regular, parse_json, read_bytes, why
+from mtmeta.core.storage.reading import LIMITS, map_array, open_regular, parse_json, read_bytes, why
 from mtmeta.core.wording import quote, safe
 
 TABLE, HASH = "table.safetensors", "table.sha256"
@@ -260,7 +260,7 @@ def _mapped(file: Any, start: int, described: Any, dtype: str, kind: str) -> NDA
         raise ValueError("arrays of other sizes")
     if not size:
         return np.empty(shape, dtype=kind)
-    return np.memmap(file, dtype=kind, mode="r", offset=start + begin, shape=tuple(shape)).view(np.ndarray)
+    return map_array(file, np.dtype(kind), shape, offset=start + begin)
 
 
 def _ids(arrays: Mapping[str, NDArray[Any]]) -> Ids:

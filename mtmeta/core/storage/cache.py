@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from mtmeta.core.environment import why_unsafe
 from mtmeta.core.storage.atomic import staged_folder
+from mtmeta.core.storage.reading import map_array
 
 MANIFEST = "MANIFEST.json"
 ENTRY, SCRATCH = "tokens-", ".mtmeta-"  # how the names of our folders begin; a root may hold other things too
@@ -326,7 +327,7 @@ def _load(folder: Path, name: str, described: Mapping[str, Any]) -> NDArray[Any]
 
 def _mapped(file: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     if math.prod(shape) * dtype.itemsize >= MAPPED_BYTES:
-        return np.memmap(file, dtype=dtype, mode="r", shape=shape).view(np.ndarray)
+        return map_array(file, dtype, shape)
     file.seek(0)
     return np.frombuffer(file.read(), dtype=dtype).reshape(shape)
 

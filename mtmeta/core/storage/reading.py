@@ -14,13 +14,17 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.wording import byte_text, safe
+
+if TYPE_CHECKING:  # whoever only reads a run's texts needs none of it
+    import numpy as np
+    from numpy.typing import NDArray
 
 Kind = Literal[
     "recipe", "lock", "summary", "state", "manifest", "config", "labels", "tokenizer", "events", "predictions",
@@ -108,6 +112,13 @@ def read_bytes(path: Path, kind: Kind, *, links: bool = False, within: Path | No
     if len(data) > limit:  # it has grown since
         raise UnfitFile(path, "size", f"has more than the {byte_text(limit)} that it may have")
     return data
+
+
+def map_array(file: IO[bytes], dtype: np.dtype[Any], shape: Sequence[int], offset: int = 0) -> NDArray[Any]:
+    """Return an array that lies in a file, from the byte `offset` on, mapped for reading alone; none may be empty."""
+    import numpy as np
+
+    return np.memmap(file, dtype=dtype, mode="r", offset=offset, shape=tuple(shape)).view(np.ndarray)
 
 
 def read_lines(file: BufferedReader) -> Iterator[bytes]:
