@@ -98,6 +98,11 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "adapters": {"rank": 2, "encoder": "frozen"},
         "optimizer": {"name": "sgd", "lr": 1.0},
     },
+    "adapters_trained": {
+        "algorithm": {"name": "joint"},
+        "adapters": {"rank": 2},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "adapter_lr": 1e-2},
+    },
     "surgery": {  # a moving average, and orders that are drawn
         "algorithm": {"name": "surgery", "method": {"name": "gradvac", "beta": 0.5}},
         "optimizer": {"name": "adamw", "lr": 1e-3},

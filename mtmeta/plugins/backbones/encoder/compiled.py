@@ -95,7 +95,9 @@ class _Attend(torch.autograd.Function):
         given = wide, qkv_bias, span.offsets, span.longest, weight_noise, mixed, lse, d_mixed
         d_wide, d_qkv_bias = kernels.attention_backward(*given)
         d_qkv = d_wide.t() @ x if ctx.needs_input_grad[1] else None
-        return dx.addmm_(d_wide, qkv), d_qkv, d_qkv_bias, d_out, d_out_bias, d_gain, d_shift, *[None] * 6
+        if ctx.needs_input_grad[0]:  # not so of the lowest layer that is trained
+            dx.addmm_(d_wide, qkv)
+        return dx, d_qkv, d_qkv_bias, d_out, d_out_bias, d_gain, d_shift, *[None] * 6
 
 
 def feed_forward(

@@ -83,9 +83,14 @@ def _add(residual: Tensor, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tens
     return torch.addcmul(residual, x, noise.kept(bits), value=noise.scale), bits
 
 
-def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of x, weight and bias for the gradient `scale` * grad of x weight^T + bias."""
-    dw = torch.addmm(weight, grad.t(), x, beta=0, alpha=scale)
+def _linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, scale: float, wanted: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Compute the gradients of x, weight and bias for the gradient `scale` * grad of x weight^T + bias.
+
+    That of the weight only where it is `wanted`.
+    """
+    dw = torch.addmm(weight, grad.t(), x, beta=0, alpha=scale) if wanted else None
     d_bias = grad.sum(0).mul_(scale)
     return torch.addmm(x, grad, weight, beta=0, alpha=scale), dw, d_bias  # dx last: it is read next
 
@@ -114,9 +119,10 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, wide, active, up, down, bits = ctx.saved_tensors
         kept, scale = (grad, 1.0) if bits is None else (ctx.noise.kept(bits).mul_(grad), ctx.noise.scale)
-        d_wide, d_down, d_down_bias = _linear_backward(kept, active, down, scale)
+        d_wide, d_down, d_down_bias = _linear_backward(kept, active, down, scale, ctx.needs_input_grad[3])
         torch.ops.aten.gelu_backward.grad_input(d_wide, wide, grad_input=d_wide)
-        d_up, d_up_bias = d_wide.t() @ x, d_wide.sum(0)
+        d_up = d_wide.t() @ x if ctx.needs_input_grad[1] else None  # frozen weights cost nothing
+        d_up_bias = d_wide.sum(0)
         return torch.addmm(grad, d_wide, up), d_up, d_up_bias, d_down, d_down_bias, None, None
 
 
@@ -173,7 +179,7 @@ class _Attend(torch.autograd.Function):
         tiles: Tiles = ctx.tiles
         d = by_head.shape[1]
         kept, scale = (grad, 1.0) if out_bits is None else (ctx.noise.kept(out_bits).mul_(grad), ctx.noise.scale)
-        d_mixed, d_out, d_out_bias = _linear_backward(kept, mixed, out, scale)
+        d_mixed, d_out, d_out_bias = _linear_backward(kept, mixed, out, scale, ctx.needs_input_grad[3])
         dy_by_head = torch.index_select(d_mixed.view(-1, d), 0, tiles.by_head)
         dy = tiles.split(dy_by_head.index_fill_(0, tiles.padded, 0.0))
         q, k, v = (tiles.split(part) for part in by_head.view(3, -1, d))
@@ -197,5 +203,6 @@ class _Attend(torch.autograd.Function):
             torch.baddbmm(dq_, ds, k_, beta=0, alpha=1 / math.sqrt(d), out=dq_)
             torch.baddbmm(dk_, ds.transpose(1, 2), q_, beta=0, alpha=1 / math.sqrt(d), out=dk_)
         d_qkv = torch.index_select(d_by_head, 0, tiles.qkv_by_token).view(len(x), -1)  # [S, 3 D]
-        d_weight, d_bias = d_qkv.t() @ x, d_qkv.sum(0)
+        d_weight = d_qkv.t() @ x if ctx.needs_input_grad[1] else None
+        d_bias = d_qkv.sum(0)
         return torch.addmm(grad, d_qkv, qkv), d_weight, d_bias, d_out, d_out_bias, None, None, None
