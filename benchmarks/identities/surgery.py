@@ -5,6 +5,7 @@ The matrices hold one gradient a row: independent, orthogonal, parallel, opposit
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,6 +119,11 @@ def onto_cone(vector: Array, rows: Array) -> Array:
     return min(found, key=lambda there: float(np.linalg.norm(there - vector)))
 
 
+def _of_length_one(by_hand: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The formula for gradients of length 1e-5, computed for those of length 1."""
+    return lambda rows: by_hand(rows * 1e5) / 1e5
+
+
 def _projections() -> Iterator[Row]:
     yield Row("pcgrad", "algorithm 1 of Yu et al. 2020 on vectors, over T", worst(projections.PCGrad(), pcgrad), 1e-12)
     orders = [INDEPENDENT, -INDEPENDENT[::-1], np.stack([INDEPENDENT[0], -INDEPENDENT[0] + INDEPENDENT[1], _DRAWN[3]])]
@@ -139,12 +145,12 @@ def _projections() -> Iterator[Row]:
     up, dual = projections.UPGrad(), projections.DualProj()
     yield Row("upgrad", "mean of projections on the dual cone, by active sets", worst(up, upgrad), 1e-7)
     yield Row("dualproj", "projection of the mean on the dual cone, by active sets", worst(dual, dualproj), 1e-7)
-    for method in (up, dual):
-        least = min((rows @ direction(method, rows)).min() for rows in CASES.values())
-        yield Row(method.name, "no task is opposed: least inner product, if negative", max(0.0, -float(least)), 1e-7)
-    for method, by_hand in ((up, upgrad), (dual, dualproj)):
-        small = worst(method, lambda rows, by_hand=by_hand: by_hand(rows * 1e5) / 1e5, scale=1e-5)
-        yield Row(method.name, "the same for gradients of length 1e-5", small, 1e-7)
+    cones: tuple[tuple[Any, Callable[[Array], Array]], ...] = ((up, upgrad), (dual, dualproj))
+    for cone, by_hand in cones:
+        least = min((rows @ direction(cone, rows)).min() for rows in CASES.values())
+        yield Row(cone.name, "no task is opposed: least inner product, if negative", max(0.0, -float(least)), 1e-7)
+        small = worst(cone, _of_length_one(by_hand), scale=1e-5)
+        yield Row(cone.name, "the same for gradients of length 1e-5", small, 1e-7)
 
 
 # ------------------------------------------------------------------------------------------------ IMTL-G to Nash-MTL
@@ -216,9 +222,10 @@ def _fair() -> Iterator[Row]:
     yield Row("nash_mtl", "|d| = sqrt(T)", float(np.abs(lengths).max()), 1e-12)
     limited = np.linalg.norm(direction(balances.NashMTL(), INDEPENDENT))
     yield Row("nash_mtl", "|d| = max_norm where it would be longer", abs(float(limited) - 1.0), 1e-12)
-    for method in (nash, balances.FairGrad()):
-        gone = float(np.abs(direction(method, CASES["opposite"])).max())
-        yield Row(method.name, "opposite gradients: no direction serves both, 0", gone, 0.0)
+    neither: tuple[Any, ...] = (nash, balances.FairGrad())
+    for one in neither:
+        gone = float(np.abs(direction(one, CASES["opposite"])).max())
+        yield Row(one.name, "opposite gradients: no direction serves both, 0", gone, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------- MGDA, CAGrad, PCD
@@ -258,9 +265,8 @@ def _descents() -> Iterator[Row]:
         excess.append(found @ found - (rows @ found).min())
     yield Row("mgda", "shortest of the hull: g_t d >= |d|^2 for all t (Desideri 2012)", float(max(excess)), 1e-9)
     for c in (0.0, 0.4, 0.8):
-        off = worst(
-            descents.CAGrad(c=c), lambda rows, c=c: cagrad(rows, c), ("independent", "orthogonal", "conflicting")
-        )
+        cases = ("independent", "orthogonal", "conflicting")
+        off = worst(descents.CAGrad(c=c), functools.partial(cagrad, c=c), cases)
         yield Row("cagrad", f"equation 3 of Liu et al. 2021 by another solver, c {c:g}", off, 2e-3 if c else 1e-12)
     within = []
     for rows in CASES.values():
@@ -273,13 +279,14 @@ def _descents() -> Iterator[Row]:
         if np.abs(direction(descents.CAGrad(), rows)).max() > 0
     ]
     yield Row("cagrad", "within c |g0| of g0", max(0.0, float(max(inside))), 1e-9)
-    small = worst(descents.CAGrad(), lambda rows: cagrad(rows * 1e5, 0.4) / 1e5, ("independent", "conflicting"), 1e-5)
+    tiny = _of_length_one(functools.partial(cagrad, c=0.4))
+    small = worst(descents.CAGrad(), tiny, ("independent", "conflicting"), 1e-5)
     yield Row("cagrad", "the same for gradients of length 1e-5", small, 2e-3)
     yield from _priorities()
 
 
 def _priorities() -> Iterator[Row]:
-    """Two tasks: d = g~1 + max(0, tau |g~2|^2 - g~1 g~2) / |g~2|^2 g~2, brought to |g1|, with g~ = g / sqrt(v + eps)."""
+    """Two tasks: d = g~1 + max(0, tau |g~2|^2 - g~1 g~2) / |g~2|^2 g~2, brought to |g1|; g~ = g / sqrt(v + eps)."""
     tau, beta, memory, off = 0.1, 0.9, dict[str, Any](), []
     average = np.zeros(2)
     for step, rows in enumerate(
@@ -329,11 +336,12 @@ def _scales() -> Iterator[Row]:
         off = np.abs(direction(method, 2 * INDEPENDENT) - 2 * direction(method, INDEPENDENT)).max()
         # PCD adds 1e-8 to squared lengths
         yield Row(method.name, "every g doubled: d doubles", float(off), 1e-6 if method.name == "pcd" else 1e-9)
-    for method, factor in (
+    others: tuple[tuple[Any, float], ...] = (
         (balances.NashMTL(max_norm=None), 1.0),
         (balances.FairGrad(alpha=2.0), 2 ** (-1 / 3)),
         (balances.FairGrad(alpha=0.5), 2 ** (1 / 3)),
-    ):
+    )
+    for method, factor in others:
         off = np.abs(direction(method, 2 * INDEPENDENT) - factor * direction(method, INDEPENDENT)).max()
         text = "d stays" if factor == 1 else f"d times 2^((1-alpha)/(1+alpha)), alpha {method.alpha:g}"
         yield Row(method.name, f"every g doubled: {text}", float(off), 1e-9)
@@ -412,6 +420,12 @@ def _combined(weights: Sequence[float], heads: Sequence[float]) -> dict[str, tor
     return total
 
 
+def _length(step: Mapping[str, torch.Tensor | None]) -> float:
+    """The length of a direction on the encoder."""
+    shared = [grad for name, grad in step.items() if grad is not None and name.startswith("encoder.")]
+    return math.sqrt(sum(float(grad.double().square().sum()) for grad in shared))
+
+
 def _whole_steps() -> Iterator[Row]:
     joint, _, _ = _step(Joint())
     constant, _, _ = _step(Surgery(method=baselines.Constant()))
@@ -428,20 +442,9 @@ def _whole_steps() -> Iterator[Row]:
         weights = weigh(method, TASKS[:3], vectors @ vectors.T, {}, step=0, seed=SEED)
         off = _apart(found, _combined(weights.tolist(), [1 / 3] * 3))
         yield Row("surgery", f"a step of {method.name}: w on the encoder, 1/T on heads, relative", off, 1e-6)
-    found, learner, _ = _step(Surgery(method=balances.FairGrad(), norm="mean"))
-    lengths = [
-        math.sqrt(
-            sum(
-                float(grad.double().square().sum())
-                for name, grad in step.items()
-                if grad is not None and "encoder" in name
-            )
-        )
-        for step in (found, joint)
-    ]
-    yield Row(
-        "surgery", "`norm: mean`: the length of joint's direction, relative", abs(lengths[0] / lengths[1] - 1), 1e-6
-    )
+    found, _, _ = _step(Surgery(method=balances.FairGrad(), norm="mean"))
+    off = abs(_length(found) / _length(joint) - 1)
+    yield Row("surgery", "`norm: mean`: the length of joint's direction, relative", off, 1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------- losses
@@ -458,19 +461,19 @@ def _losses() -> Iterator[Row]:
         (
             scalarisers.GLS(),
             "(l_1 ... l_T)^(1/T) (Chennupati et al. 2019)",
-            lambda l: float(np.prod(l) ** (1 / len(l))),
+            lambda losses: float(np.prod(losses) ** (1 / len(losses))),
         ),
         (
             scalarisers.STCH(mu=0.3),
             "mu log sum exp(l / mu) (Lin et al. 2024)",
-            lambda l: float(0.3 * np.log(np.exp(l / 0.3).sum())),
+            lambda losses: float(0.3 * np.log(np.exp(losses / 0.3).sum())),
         ),
         (
             scalarisers.UW(),
             "exp(-s) l + s/2, half for regression (Kendall et al. 2018), over T",
-            lambda l: float((l * [1, 1, 0.5]).sum() / 3),
+            lambda losses: float((losses * [1, 1, 0.5]).sum() / 3),
         ),
-        (scalarisers.IMTLL(), "exp(s) l - s (Liu et al. 2021), over T", lambda l: float(l.sum() / 3)),
+        (scalarisers.IMTLL(), "exp(s) l - s (Liu et al. 2021), over T", lambda losses: float(losses.sum() / 3)),
     ]
     for method, text, function in functions:
         found, learner, _ = _step(Weighting(method=method))
@@ -486,8 +489,8 @@ def _losses() -> Iterator[Row]:
 def _trained_along() -> Iterator[Row]:
     """The gradients of s_t, away from s = 0."""
     forms: list[tuple[Any, Callable[[float, float, bool], float]]] = [
-        (scalarisers.UW(), lambda s, l, number: (0.5 if number else 1.0) * math.exp(-s) * l + s / 2),
-        (scalarisers.IMTLL(), lambda s, l, number: math.exp(s) * l - s),
+        (scalarisers.UW(), lambda s, loss, number: (0.5 if number else 1.0) * math.exp(-s) * loss + s / 2),
+        (scalarisers.IMTLL(), lambda s, loss, number: math.exp(s) * loss - s),
     ]
     for method, form in forms:
         algorithm = Weighting(method=method)

@@ -1,4 +1,4 @@
-"""Algorithms `surgery` and `weighting`: the contract, state and seeds, refusals; their formulas are in benchmarks.identities."""
+"""Algorithms `surgery` and `weighting`: contract, state, refusals; their formulas are in benchmarks.identities."""
 
 from __future__ import annotations
 

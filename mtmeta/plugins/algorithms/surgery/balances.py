@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -32,7 +33,7 @@ class AlignedMTL(Method):
     packages = ("torchjd",)
     name: Literal["aligned_mtl"] = "aligned_mtl"
     scale: Literal["min", "median", "rmse"] = "min"
-    """The singular value of the gradients that all get: the least (the paper), the median, or the mean square's root."""
+    """The singular value that all get: the least (the paper), the median, or the root of their mean square."""
 
     def weights(self, look: Look) -> Array:
         return by_torchjd("AlignedMTLWeighting", look.gramian, scale_mode=self.scale)
@@ -68,7 +69,6 @@ class NashMTL(Method):
     """Steps between two solutions; between them the last weights serve."""
 
     def weights(self, look: Look) -> Array:
-        import numpy as np
         import torch
 
         if look.step % self.every and "weights" in look.memory:
@@ -77,7 +77,7 @@ class NashMTL(Method):
             weights = _fair(look, 1.0)
             if self.every > 1:
                 look.memory["weights"] = torch.from_numpy(weights.copy())
-        length = float(np.sqrt(max(0.0, look.scale * (weights @ look.gramian @ weights))))
+        length = math.sqrt(max(0.0, look.scale * float(weights @ look.gramian @ weights)))
         if self.max_norm is not None and length > self.max_norm:
             weights *= self.max_norm / length
         return weights
@@ -87,7 +87,8 @@ def _fair(look: Look, alpha: float) -> Array:
     from mtmeta.plugins.algorithms.surgery import solvers
 
     def solve(gramian: Array) -> Array:
-        return gramian[0] * 0 if solvers.is_stationary(gramian) else solvers.fair(gramian, alpha)
+        return 0.0 * gramian[0] if solvers.is_stationary(gramian) else solvers.fair(gramian, alpha)
 
     # of G / s it is the w of G, times s^(alpha / (1 + alpha))
-    return on_nonzero(look.gramian, solve) * look.scale ** (-alpha / (1.0 + alpha))
+    factor = float(look.scale ** (-alpha / (1.0 + alpha)))
+    return factor * on_nonzero(look.gramian, solve)

@@ -107,7 +107,7 @@ class DWA(Ahead):
     temperature: mtmeta.PositiveFloat = 2.0
     """The larger, the more equal are the weights."""
     every: mtmeta.PositiveInt = 100
-    """Steps whose mean losses are compared, in place of the paper's epochs, which tasks of one run end at other times."""
+    """Steps whose mean losses are compared, in place of the paper's epochs, which differ from task to task."""
 
     def begin(self, learner: mtmeta.Learner, tasks: Sequence[str]) -> dict[str, float | Tensor]:
         memory = learner.memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class Surgery(mtmeta.Algorithm):
         seed = random.Random(f"surgery {learner.seed} {learner.step}").getrandbits(63)
         weights = weigh(self.method, tasks, products, learner.memory, step=learner.step, seed=seed)
         if self.norm == "mean":
-            length = float(np.sqrt(max(0.0, weights @ products @ weights)))
-            mean = float(np.sqrt(max(0.0, products.sum()))) / len(tasks)
+            length = math.sqrt(max(0.0, float(weights @ products @ weights)))
+            mean = math.sqrt(max(0.0, float(products.sum()))) / len(tasks)
             weights = weights * (mean / length) if length > 0 else weights
         return weights
