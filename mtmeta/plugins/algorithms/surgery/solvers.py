@@ -38,7 +38,8 @@ def min_norm(gramian: Array) -> Array:
     count = len(gramian)
     whole = np.vstack([root(gramian), np.ones(count)])
     found: Array = nnls(whole, np.append(np.zeros(count), 1.0))[0]
-    return found / found.sum()
+    weights: Array = found / found.sum()
+    return weights
 
 
 def is_stationary(gramian: Array) -> bool:

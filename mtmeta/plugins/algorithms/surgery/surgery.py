@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -42,6 +42,7 @@ MethodOptions = Annotated[
     | Constant,
     Field(discriminator="name"),
 ]
+METHODS = get_args(get_args(MethodOptions)[0])
 
 
 @dataclass(frozen=True)
