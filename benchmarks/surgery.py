@@ -24,7 +24,7 @@ from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.plugins.algorithms.joint import Joint
-from mtmeta.plugins.algorithms.surgery import gramian, surgery
+from mtmeta.plugins.algorithms.surgery import gramian, method, surgery
 from mtmeta.testing.tiny import builtins
 
 WARM = 2  # rounds that count for nothing: buffers are not there yet
@@ -68,8 +68,9 @@ def main() -> None:
     learner, feed = prepare(options.weights, options.batch)
     methods = {kind.name: kind for kind in surgery.METHODS}
     regimes: dict[str, Any] = {"joint": Joint(), "surgery": surgery.Surgery(method=methods[options.method]())}
-    products, solver = Timed(gramian.gramian), Timed(surgery.weigh)
-    gramian.gramian, surgery.weigh = products, solver  # type: ignore[assignment]
+    products, solver = Timed(gramian.gramian), Timed(method.weigh)
+    for module, name, timed in ((gramian, "gramian", products), (surgery, "weigh", solver)):
+        setattr(module, name, timed)
     rows: list[tuple[float, float, float, float]] = []
     heap, state = Heap(), feed.state()
     for turn in range(options.rounds + WARM):

@@ -18,16 +18,20 @@ from mtmeta.plugins.algorithms.individual import Individual
 from mtmeta.plugins.algorithms.inner_loop import InnerLoop
 from mtmeta.plugins.algorithms.joint import Joint
 from mtmeta.plugins.algorithms.reptile import Reptile
+from mtmeta.plugins.algorithms.surgery.surgery import Surgery
+from mtmeta.plugins.algorithms.surgery.weighting import Weighting
 from mtmeta.plugins.samplers import Fixed
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "recipes"
 KINDS = {"individual": Individual, "joint": Joint, "reptile": Reptile, "fomaml": Fomaml}
 OTHERS = {"annealed": Joint, "new": Individual}
+METHODS = {"surgery": Surgery, "weighting": Weighting}
 ROWS = ("individual", "joint", "reptile", "reptile_para8", "individual_10", "joint_10", "reptile_10")  # section 5.4
 EXPECTED = sorted(
     [
         "reptile_three_task.yaml",
+        *(f"methods/{name}.yaml" for name in METHODS),
         *(f"minilm/{kind}.yaml" for kind in KINDS),
         *(f"paper/{name}.yaml" for name in (*ROWS, "fomaml")),
         *(f"study/{part}/{kind}.yaml" for part in ("full", "ten") for kind in KINDS),
@@ -48,7 +52,7 @@ def load(name: str, registry: Registry) -> Recipe:
 
 
 def test_these_and_no_other_recipes_are_shipped() -> None:
-    assert len(EXPECTED) == 29
+    assert len(EXPECTED) == 29 + len(METHODS)
     assert FOUND == EXPECTED
 
 
@@ -57,6 +61,9 @@ def test_it_validates_and_is_named_after_its_file(name: str, registry: Registry)
     recipe = load(name, registry)
     path = Path(name)
     assert recipe.name == (path.stem if path.parent == Path() else f"{path.parent.name}_{path.stem}")
+    if path.parent.name == "methods":
+        assert type(recipe.algorithm) is METHODS[path.stem]
+        return
     if path.parent.name != "few_shot":
         assert list(recipe.tasks) == ["sst", "para", "sts"]
     assert type(recipe.algorithm) is (KINDS | OTHERS)[path.stem.partition("_")[0]]
