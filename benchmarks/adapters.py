@@ -83,7 +83,8 @@ def measure(precision: Precision, batch: int, steps: int) -> None:
     tasks = {"sst": sst(train="sst-train.csv" if "MTMETA_DATA" in os.environ else "sample", batch_size=batch)}
     batches = _batches(tasks, folder, batch)
     contenders = {name: Contender(options, tasks, folder, precision) for name, options in CONTENDERS.items()}
-    heap, seconds = Heap(), {name: [] for name in contenders}
+    heap = Heap()
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for number in range(steps + 3):
         for name, contender in contenders.items():
             taken = contender.step(batches[number % len(batches)])

@@ -27,7 +27,7 @@ from tests.robustness.test_exact_resume import assert_resumes
 from tests.support.paths import ROOT
 
 __all__ = ["material"]  # a fixture
-METHODS = get_args(get_args(surgery.MethodOptions)[0])
+METHODS = surgery.METHODS
 SCALARISERS = get_args(get_args(weighting.ScalariserOptions)[0])
 STATEFUL = (
     {"name": "surgery", "method": {"name": "gradvac", "beta": 0.5}},

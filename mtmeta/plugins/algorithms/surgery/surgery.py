@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from mtmeta.plugins.algorithms.surgery import extra
 from mtmeta.plugins.algorithms.surgery.balances import IMTLG, AlignedMTL, FairGrad, NashMTL
 from mtmeta.plugins.algorithms.surgery.baselines import Constant, Krum, Random
 from mtmeta.plugins.algorithms.surgery.descents import MGDA, PCD, CAGrad
-from mtmeta.plugins.algorithms.surgery.method import weigh
+from mtmeta.plugins.algorithms.surgery.method import Method, weigh
 from mtmeta.plugins.algorithms.surgery.projections import DualProj, GradVac, PCGrad, UPGrad
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ MethodOptions = Annotated[
     | Constant,
     Field(discriminator="name"),
 ]
+METHODS: tuple[type[Method], ...] = get_args(get_args(MethodOptions)[0])
+"""Every method, as a class."""
 
 
 @dataclass(frozen=True)
