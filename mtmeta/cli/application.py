@@ -27,7 +27,7 @@ from mtmeta.cli.completion.command import completion
 from mtmeta.cli.errors import explained, usage_error
 from mtmeta.core.environment import check_memory
 from mtmeta.core.errors import MtmetaError, Problems, Stopped
-from mtmeta.core.studies.error_pipe import PIPE, send_error
+from mtmeta.core.studies.processes.error_pipe import PIPE, send_error
 
 app = typer.Typer(
     name="mtmeta",

@@ -24,7 +24,12 @@ DataRoot = Annotated[
 Device = Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
 Baseline = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Recipe that differences are to; default: the individual one.")
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Recipe that differences are to; repeatable; default: the individual one."),
+]
+Margin = Annotated[
+    float | None,
+    typer.Option(metavar="X", help="Say which rows are not inferior to a baseline: surely better than a loss of X."),
 ]
 NoPlugin = Annotated[
     list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mtmeta.cli.options import Baseline, DataRoot, Device, Json, NoPlugin, Set, run_request, say
+from mtmeta.cli.options import Baseline, DataRoot, Device, Json, Margin, NoPlugin, Set, run_request, say
 from mtmeta.core.errors import Incomplete, UsageError
+
+
+class Until(StrEnum):
+    """When a row of a comparison has run enough."""
+
+    interval = "interval"
 
 
 def compare(
@@ -22,9 +29,18 @@ def compare(
         ),
     ],
     seeds: Annotated[
-        int, typer.Option(min=1, max=1000, metavar="N", help="Runs of each recipe: its seed and those after it.")
-    ] = 3,
+        int | None,
+        typer.Option(min=1, max=1000, metavar="N", help="Runs of each recipe: its seed and those after it; default 3."),
+    ] = None,
+    add_seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, metavar="N", help="So many seeds more than the comparison has.")
+    ] = None,
     baseline: Baseline = None,
+    margin: Margin = None,
+    until: Annotated[
+        Until | None,
+        typer.Option(help="Give a row no further seeds once its interval excludes 0; --seeds is the most."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Runs at a time; they share the cores.")] = 1,
     set_: Set = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs/compare"),
@@ -43,6 +59,7 @@ def compare(
     \b
     Examples:
       mtmeta compare minilm/joint minilm/reptile minilm/individual --data-root DATA --seeds 3
+      mtmeta compare alone.yaml together.yaml --seeds 10 --margin 0.005 --until interval
     """
     if json_ + markdown + csv > 1:
         raise UsageError("--json, --markdown, --csv", "say three ways of printing; give one of them")
@@ -51,10 +68,13 @@ def compare(
     with stop_on_signals() as stop:
         request = run_request(set_=set_, out=out, data_root=data_root, device=device, no_plugin=no_plugin, stop=stop)
         from mtmeta.core.studies.compare import compare_recipes
+        from mtmeta.core.studies.protocol import Protocol
 
+        protocol = Protocol(tuple(baseline or ()), margin, until is not None)
+        numbers: dict[str, Any] = {"seeds": seeds, "add_seeds": add_seeds, "at_once": jobs}
         incomplete: Incomplete | None = None
         try:
-            table = compare_recipes(recipes, request, seeds=seeds, baseline=baseline, at_once=jobs, say=say)
+            table = compare_recipes(recipes, request, protocol, **numbers, say=say)
         except Incomplete as error:
             table, incomplete = error.comparison, error
     _show(table, json_=json_, markdown=markdown, csv=csv)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import Baseline, Json, NoPlugin, warn
+from mtmeta.cli.options import Baseline, Json, Margin, NoPlugin, warn
 
 
 def runs(
@@ -35,6 +35,7 @@ def report(
     ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default report.html.")] = None,
     baseline: Baseline = None,
+    margin: Margin = None,
     no_plugin: NoPlugin = None,
 ) -> None:
     """Write one self-contained HTML page about runs.
@@ -50,6 +51,6 @@ def report(
     from mtmeta.core.storage.outputs import is_stream
     from mtmeta.core.wording import visible
 
-    page = write_report(runs, out=out, baseline=baseline, block=no_plugin or [], warn=warn)
+    page = write_report(runs, out=out, baseline=baseline, margin=margin, block=no_plugin or [], warn=warn)
     if not is_stream(page):
         print(visible(str(page)))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mtmeta.core.reports.table import Cell, Table
 from mtmeta.core.wording import safe
 
-COSTS = ("examples", "time", "memory")
+COSTS = ("examples", "time", "memory", "parameters", "encodings")
+"""Headings of what a row cost, and of what it costs to use."""
 
 
 def as_markdown(comparison: Mapping[str, Any]) -> str:
@@ -20,7 +21,7 @@ def as_markdown(comparison: Mapping[str, Any]) -> str:
     lines = [[*table.header], ["---:" if heading in COSTS else "---" for heading in table.header]]
     for cells in table.rows:
         values = [f"**{cell.value}**" if cell.best else cell.value for cell in cells]
-        below = [f"<br>{cell.below}" if cell.below else "" for cell in cells]
+        below = [f"\n{cell.below}".replace("\n", "<br>") if cell.below else "" for cell in cells]
         lines.append(list(map("".join, zip(values, below, strict=True))))
     text = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
     notes = [re.sub(r"([\\`<>|])", r"\\\1", note) for note in notes_of(comparison)]  # values of locks are among them
@@ -35,29 +36,37 @@ def table_of(comparison: Mapping[str, Any], between: str = " ") -> Table:
     for row in comparison["rows"]:
         cells = [Cell(row["name"])]
         for cell in row["columns"].values():
-            below = _delta(cell["delta"], between) if "delta" in cell else ""
+            below = "\n".join(_deltas(cell, comparison, between))
             interval = "" if cell["low"] is None else f"{between}[{cell['low']:.3f}, {cell['high']:.3f}]"
             cells.append(Cell(f"{cell['mean']:.4f}{interval}", below, cell["best"]))
-        memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB"
-        rows.append([*cells, *map(Cell, (f"{row['examples']:,.0f}", f"{row['seconds']:,.0f} s", memory))])
+        rows.append([*cells, *map(Cell, costs_of(row))])
     return Table(["regime", *columns, *COSTS], rows)
+
+
+def costs_of(row: Mapping[str, Any]) -> list[str]:
+    """Return the costs of a row as texts, one for each of COSTS; empty where its summaries do not say."""
+    memory = f"{row['peak_memory_bytes'] / 2**30:.2f} GiB"
+    sizes = [f"{row[key]:,}" if row.get(key) is not None else "" for key in ("parameters", "encodings")]
+    return [f"{row['examples']:,.0f}", f"{row['seconds']:,.0f} s", memory, *sizes]
 
 
 def as_csv(comparison: Mapping[str, Any]) -> str:
     """Return a line for each regime and column, with every number of the table, unrounded."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    keys = ("value", "low", "high", "p", "negative_transfer")
-    header = ["regime", "algorithm", "column", "metric", "split", "seeds", "mean", "low", "high", "best"]
-    writer.writerow([*header, *(f"delta_{key}" for key in keys), "examples", "seconds", "peak_memory_bytes"])
+    keys = ("value", "low", "high", "p", "effect", "negative_transfer", "non_inferior")
+    costs = ("examples", "seconds", "peak_memory_bytes", "parameters", "encodings")
+    header = ["regime", "algorithm", "column", "metric", "split", "seeds", "mean", "low", "high", "best", "baseline"]
+    writer.writerow([*header, *(f"delta_{key}" for key in keys), *costs])
     for row in comparison["rows"]:
         seeds = " ".join(map(str, row["seeds"]))
         for column, cell in row["columns"].items():
-            delta = cell.get("delta", {})
             metric = comparison["metrics"].get(column, "")
             front = [row["name"], row["algorithm"], column, metric, comparison["split"], seeds]
-            middle = [cell[key] for key in ("mean", "low", "high", "best")] + [delta.get(key) for key in keys]
-            writer.writerow([*front, *middle, row["examples"], row["seconds"], row["peak_memory_bytes"]])
+            front += [cell[key] for key in ("mean", "low", "high", "best")]
+            for baseline, delta in cell.get("deltas", {"": {}}).items():
+                middle = [baseline, *(delta.get(key) for key in keys)]
+                writer.writerow([*front, *middle, *(row[key] for key in costs)])
     return text.getvalue()
 
 
@@ -68,10 +77,14 @@ def title_of(comparison: Mapping[str, Any]) -> str:
     return f"{comparison['split']}, best weights of each run, seeds: {'; '.join(shown)}"
 
 
-def _delta(delta: Mapping[str, Any], between: str) -> str:
-    worse = f"{between}worse" if delta["negative_transfer"] else ""
-    interval = "" if delta["low"] is None else f"{between}[{delta['low']:+.3f}, {delta['high']:+.3f}]"
-    return f"{delta['value']:+.4f}{interval}{worse}"
+def _deltas(cell: Mapping[str, Any], comparison: Mapping[str, Any], between: str) -> Iterator[str]:
+    """Yield a text for each baseline: the difference, its interval, what it surely is, and of several to which."""
+    for baseline, delta in cell.get("deltas", {}).items():
+        interval = "" if delta["low"] is None else f"{between}[{delta['low']:+.3f}, {delta['high']:+.3f}]"
+        sure = f"{between}worse" if delta["negative_transfer"] else ""
+        sure += f"{between}not inferior" if delta["non_inferior"] else ""
+        to = f"{between}to {safe(baseline)}" if len(comparison["baselines"]) > 1 else ""
+        yield f"{delta['value']:+.4f}{interval}{sure}{to}"
 
 
 def notes_of(comparison: Mapping[str, Any]) -> list[str]:
@@ -87,10 +100,16 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
         shares = ", ".join(f"{safe(row['name'])} {row['teacher_examples']:,.0f}" for row in taught)
         examples += f" Among them those of its teachers, whom one run would need as well: {shares}."
     notes = [f"Brackets behind a mean: 95% interval, {over}. {examples}"]
-    compared = [row for row in rows if any("delta" in cell for cell in row["columns"].values())]
+    if any(row.get("parameters") is not None for row in rows):
+        notes.append(
+            "Parameters: of all models that a run leaves. Encodings: passes of an encoder that answer all tasks on one "
+            "text."
+        )
+    compared = [row for row in rows if any("deltas" in cell for cell in row["columns"].values())]
     if compared:
-        below = f"Below: differences to {safe(comparison['baseline'])} with a 95% interval."
-        notes.append(f"{below} {_covers(comparison, compared)}")
+        baselines = ", ".join(map(safe, comparison["baselines"]))
+        notes.append(f"Below: differences to {baselines} with a 95% interval. {_covers(comparison, compared)}")
+        notes += [*_of_margin(comparison), *_of_looks(comparison), *_effects(comparison)]
     if len(rows) > 1 and not any(row["columns"]["mean"]["best"] for row in rows):
         notes.append("The metrics point in different directions, so of the mean nothing is better or worse.")
     if comparison["baseline"] is None and len(rows) > 1 and not comparison["left_out"]:
@@ -102,7 +121,8 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
 def _covers(comparison: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence on what the intervals of the differences stand for."""
     alone = {row["name"]: len(row["seeds"]) == 1 for row in comparison["rows"]}
-    examples = [safe(row["name"]) for row in compared if alone[row["name"]] or alone[comparison["baseline"]]]
+    single_base = any(alone[name] for name in comparison["baselines"])
+    examples = [safe(row["name"]) for row in compared if single_base or alone[row["name"]]]
     one_seed = "covers other examples, not other seeds: one seed cannot tell, so nothing is marked 'worse'"
     if len(examples) == len(compared):
         return f"It {one_seed}."
@@ -111,3 +131,36 @@ def _covers(comparison: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]
         "Student's t); 'worse' marks negative transfer: no part of it is better."
     )
     return text + (f" Of {', '.join(examples)} it {one_seed}." if examples else "")
+
+
+def _of_margin(comparison: Mapping[str, Any]) -> Iterator[str]:
+    if comparison["margin"] is not None:
+        yield (
+            f"'not inferior': the whole interval is better than a loss of {comparison['margin']:g} (the margin; a "
+            "one-sided test at 2.5%)."
+        )
+
+
+def _of_looks(comparison: Mapping[str, Any]) -> Iterator[str]:
+    looked = [row for row in comparison["rows"] if row["look"] is not None]
+    if not looked:
+        return
+    levels = ", ".join(f"{safe(row['name'])} {len(row['seeds'])} seeds, {row['look']['level']:.2%}" for row in looked)
+    yield (
+        "Of the mean, differences have intervals of another level, for rows were looked at on the way and got no "
+        "further seeds once an interval excluded 0; all looks at a row together err in at most 5% of comparisons "
+        f"between equals (error spending of Kim and DeMets, by the union bound): {levels}. A row with fewer seeds "
+        "stands beside the same seeds of the baseline."
+    )
+
+
+def _effects(comparison: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the effect sizes of the means, in a line for each baseline."""
+    for baseline in comparison["baselines"]:
+        deltas = {row["name"]: row["columns"]["mean"].get("deltas", {}).get(baseline) for row in comparison["rows"]}
+        sizes = [f"{safe(name)} {delta['effect']:+.2f}" for name, delta in deltas.items() if delta and delta["effect"]]
+        if sizes:
+            yield (
+                f"Effect on the mean, in standard deviations of the seeds (Hedges' g), beside {safe(baseline)}: "
+                f"{', '.join(sizes)}."
+            )

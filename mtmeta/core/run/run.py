@@ -32,6 +32,7 @@ from mtmeta.core.training.budget import share_of, steps_on_budget
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.evaluation import Score
 from mtmeta.core.training.learner import Learner
+from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.trainer import Trainer
 
@@ -331,8 +332,16 @@ class Training:
             self.scores[task], _ = self.session.score(model, self.datasets[task, split])
         self.sampling |= trainer.feed.usage()
         counts = {"steps": trainer.steps, "examples": trainer.learner.examples, "skipped_steps": trainer.skipped}
-        for key, value in {**counts, "seconds": trainer.seconds}.items():
+        for key, value in {**counts, **self._size(model), "seconds": trainer.seconds}.items():
             self.totals[key] = self.totals.get(key, 0) + value
+
+    def _size(self, model: MultiTaskModel) -> dict[str, int]:
+        """Return what a group's model adds to the size of what the run leaves, and to its cost for one text."""
+        shared = self.session.is_frozen and "parameters" in self.totals  # the encoder, with the groups before
+        parts = [model.heads, model.adapters, None if shared else model.encoder]
+        parameters = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
+        owners = {model.adapters.owner(task) for task in model.tasks} if model.adapters is not None else {""}
+        return {"parameters": parameters, "encodings": len(owners)}
 
     def summarise(self, seconds: float) -> RunSummary:
         """Sum up the groups; `seconds` is the time that training and scoring took together."""

@@ -82,6 +82,10 @@ class RunSummary(_Table):
     teacher_examples: Count = 0
     """Example-forwards of its teachers, if it has any: in their own training, and to label the training set."""
     skipped_steps: Count
+    parameters: Count | None = None
+    """Of all models that the run leaves, as they are used later; None in summaries of earlier versions."""
+    encodings: Count | None = None
+    """Passes of an encoder that answer all tasks on one text; None in summaries of earlier versions."""
     sampling: dict[str, _Usage]
     peak_memory_bytes: Count
     adapted: dict[str, Any] = {}

@@ -34,7 +34,7 @@ from mtmeta.core.storage.artifacts import remedy
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.adaptations import PLAIN, Adaptations, Adapted, Channels, Outcome, Shots, Start
 from mtmeta.core.studies.adapted_runs import Keeper
-from mtmeta.core.studies.forks import can_fork, in_order
+from mtmeta.core.studies.processes.forks import can_fork, in_order
 from mtmeta.core.training.statistics import over_seeds
 from mtmeta.core.wording import quote
 

@@ -5,45 +5,46 @@ recipes x seeds -> runs, each trained, continued or reused -> the comparison of 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.option_types import SAMPLE, Carve
-from mtmeta.core.errors import CheckpointError, DataError, Incomplete, MtmetaError, Problems, RecipeError, raise_all
+from mtmeta.core.errors import DataError, MtmetaError, Problems, RecipeError, UsageError, raise_all
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.run.directory import RunDir
-from mtmeta.core.run.fetch import splits_read, wanted
+from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.addresses import is_remote
-from mtmeta.core.storage.artifacts import by_name, remedy
 from mtmeta.core.storage.download import Watcher
-from mtmeta.core.storage.sources import Sources
-from mtmeta.core.studies.comparable import Planned, check_alike, check_data
-from mtmeta.core.studies.comparison import baseline_of, comparison
-from mtmeta.core.studies.pool import Job, run_all, without_options
+from mtmeta.core.studies.comparable import Planned, check_alike
+from mtmeta.core.studies.planned_run import is_finished, lock_of, same_carving
+from mtmeta.core.studies.protocol import Protocol, Register, departures
+from mtmeta.core.studies.study import Study
 from mtmeta.core.tables.data_file import DataFile
 from mtmeta.core.wording import quote
 
 Say = Callable[[str], None]
+SEEDS = 3
 
 
 def compare(
     recipes: Sequence[str | Path],
     *,
-    seeds: int = 3,
+    seeds: int | None = None,
+    add_seeds: int | None = None,
     overrides: Sequence[str] = (),
     out: str | Path = "runs/compare",
     data_root: str | None = None,
     device: str = "auto",
-    baseline: str | None = None,
+    baseline: str | Sequence[str] | None = None,
+    margin: float | None = None,
+    until: Literal["interval"] | None = None,
     jobs: int = 1,
     block: Sequence[str] = (),
     warn: Say = lambda text: None,
@@ -53,11 +54,14 @@ def compare(
 ) -> dict[str, Any]:
     """Run every recipe with every seed, and return the comparison that `--json` shows.
 
-    The seeds of a recipe are its own and the `seeds` - 1 numbers after it. Runs lie in `out`, named after recipe, seed
-    and digest: those that are finished are used as they are, those that were cut go on. `baseline` names the recipe
-    that differences are to; by default the one that trains each task alone. Recipes, files and device are checked
-    before the first run begins. Raises MtmetaError, RecipeError where the recipes do not measure the same, DataError
-    where they read other data, Incomplete, with the comparison of the others, where runs of some recipes failed.
+    The seeds of a recipe are its own and the `seeds` - 1 numbers after it, by default 3 in all, or as many as the
+    comparison had before; `add_seeds` adds to them. Runs lie in `out`, named after recipe, seed and digest: those that
+    are finished are used as they are, those that were cut go on. `baseline` names the recipes that differences are to;
+    by default the one that trains each task alone. With a `margin` a row is not inferior to a baseline if its interval
+    lies above -margin. `until="interval"` gives a row no further seeds once its interval excludes 0 at one of a few
+    looks; see `mtmeta.core.training.statistics.looks`. Recipes, files and device are checked before the first run
+    begins. Raises MtmetaError, RecipeError where the recipes do not measure the same, DataError where they read other
+    data, Incomplete, with the comparison of the others, where runs of some recipes failed.
     """
     request = RunRequest(
         overrides=overrides,
@@ -69,48 +73,66 @@ def compare(
         watcher=watcher,
         stop=stop,
     )
-    return compare_recipes(recipes, request, seeds=seeds, baseline=baseline, at_once=jobs, say=say)
+    baselines = (baseline,) if isinstance(baseline, str) else tuple(baseline or ())
+    protocol = Protocol(baselines, margin, until == "interval")
+    return compare_recipes(recipes, request, protocol, seeds=seeds, add_seeds=add_seeds, at_once=jobs, say=say)
 
 
 def compare_recipes(
     recipes: Sequence[str | Path],
     request: RunRequest,
+    protocol: Protocol | None = None,
     *,
-    seeds: int = 3,
-    baseline: str | None = None,
+    seeds: int | None = None,
+    add_seeds: int | None = None,
     at_once: int = 1,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Carry out a comparison; see `compare`. The request holds all but the recipes."""
     registry = build_registry(block=request.block, warn=request.warn)
-    plan = plan_runs(recipes, registry, seeds, request)
-    baseline = baseline_of(plan, baseline)
+    plan = plan_runs(recipes, registry, 1, request)
+    protocol = (protocol or Protocol()).settled(plan)
+    register = Register.of(Path(request.out or "."), plan)
+    plan = plan_runs(recipes, registry, _seeds(register, plan, seeds, add_seeds, recipes, registry, request), request)
+    looks = protocol.looks(len(next(iter(plan.values()))))
     if request.device not in ("auto", "cpu"):  # which are there always; to look for others takes PyTorch
         from mtmeta.core.machine import pick_device
 
         pick_device(request.device)
     _check_files(plan)
-    runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # of the first seed first
-    waiting = {run.folder.path: run for run in runs if not is_finished(run)}
-    jobs = [job_of(run, request) for run in waiting.values()]
-    say(f"{len(runs)} runs, {len(runs) - len(jobs)} of them finished already, in {request.out}")
-    check_data(runs)
-    # before the first run begins, so that no two of them wait for it
-    needs = (wanted(run.recipe, splits_read(run.recipe)).values() for run in waiting.values())
-    Sources(watcher=request.watcher, remedy=remedy(*recipes)).fetch(by_name(chain(*chain(*needs))).values())
-    errors: dict[Path, MtmetaError] = {}
+    study = Study(plan, protocol, registry, request, at_once, say)
+    study.check(recipes)
+    record = register.write(protocol, seeds=looks[-1].seeds, finished=study.finished)
+    table = study.run(looks)
+    return table | {"notes": departures(record, protocol) + table["notes"]}
 
-    def ended(job: Job) -> None:
-        _check_recipe(waiting[job.folder])
-        check_data(runs)
 
-    def failed(job: Job, error: MtmetaError) -> None:
-        errors[job.folder] = error
+def _seeds(
+    register: Register,
+    plan: Mapping[str, Sequence[Planned]],
+    seeds: int | None,
+    add_seeds: int | None,
+    recipes: Sequence[str | Path],
+    registry: Registry,
+    request: RunRequest,
+) -> int:
+    """Return how many seeds each recipe gets: those asked for, or those of the last start, or some more than these.
 
-    run_all(jobs, at_once=at_once, say=say, ended=ended, failed=failed, stop=request.stop)
-    if errors:
-        _raise_incomplete(plan, baseline, registry, errors)
-    return comparison(plan, baseline, registry)
+    A start that was cut is gone on with first: more are added to seeds that are all finished alone.
+    """
+    if seeds is not None and add_seeds is not None:
+        raise UsageError("--seeds, --add-seeds", "say two numbers of seeds; give one of them")
+    if seeds is not None:
+        return seeds
+    record = register.read()
+    if add_seeds is None:
+        return record.seeds if record else SEEDS
+    if record is None:
+        message = f"has nothing to add to: {request.out} holds no comparison of these recipes; --seeds {add_seeds}"
+        raise UsageError("--add-seeds", message)
+    planned = plan_runs(recipes, registry, record.seeds, request)
+    finished = all(is_finished(run) for row in planned.values() for run in row)
+    return record.seeds + add_seeds if finished else record.seeds
 
 
 def plan_runs(
@@ -139,26 +161,10 @@ def _seeded(path: str | Path, registry: Registry, seeds: int, request: RunReques
     first = load_recipe(path, registry, overrides=request.overrides, data_root=request.data_root)
     recipes = [first]
     for seed in range(first.seed + 1, first.seed + seeds):
-        overrides = [*request.overrides, f"seed={seed}", *_same_carving(first)]
+        overrides = [*request.overrides, f"seed={seed}", *same_carving(first)]
         recipes.append(load_recipe(path, registry, overrides=overrides, data_root=request.data_root))
     folder = Path(request.out or ".")
     return [Planned(path, one, RunDir(folder / f"{one.name}-{one.seed}-{digest(one)[:8]}")) for one in recipes]
-
-
-def _same_carving(recipe: Recipe) -> list[str]:
-    """Return the overrides that carve the same dev splits with another seed: seeds are compared on one dev set."""
-    carved = [(name, task.dev) for name, task in recipe.tasks.items() if isinstance(task.dev, Carve)]
-    return [f"tasks.{name}.dev.seed={carve.seed}" for name, carve in carved]
-
-
-def job_of(run: Planned, request: RunRequest, also: Sequence[str] = ()) -> Job:
-    """Build the command that makes a run; `also` are overrides beside those of the request."""
-    settings = [*request.overrides, *also, f"seed={run.recipe.seed}", *_same_carving(run.recipe)]
-    recipe = f"./{run.path}" if str(run.path).startswith("-") else str(run.path)  # or it would be an option
-    arguments = [recipe, *(f"--set={text}" for text in settings), *(f"--no-plugin={name}" for name in request.block)]
-    arguments += [f"--device={request.device}"] + ([f"--data-root={request.data_root}"] if request.data_root else [])
-    threads = _lock(run).get("threads") if run.has_begun else None  # with others it is not allowed to go on
-    return Job(run.label, run.folder.path, arguments, threads if type(threads) is int and threads > 0 else None)
 
 
 def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
@@ -178,7 +184,7 @@ def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
                     message = f"{key} has sha256 {other[:6]}.. in {quote(who)}, {sha256[:6]}.. in {quote(name)}"
                     raise DataError(str(path or SAMPLE), f"{message}; compare recipes on the same data")
                 for run in row:
-                    if path is not None and run.has_begun and _lock(run)["data"].get(key) != sha256:
+                    if path is not None and run.has_begun and lock_of(run)["data"].get(key) != sha256:
                         message = f"is not the file that {run.folder.path} was trained with; choose another --out"
                         raise DataError(str(path), message)
             except MtmetaError as error:
@@ -205,52 +211,3 @@ def _look(path: Path, task: Task, recipe: Recipe) -> str:
     sha256 = file.sha256()
     next(iter(task.read(file)), None)
     return sha256
-
-
-@contextlib.contextmanager
-def _in_our_words(run: Planned) -> Iterator[None]:
-    """Raise errors about a run directory without the options that `mtmeta run` has and we have not."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(error.place, without_options(error.message, run.folder.path)) from error
-
-
-def is_finished(run: Planned) -> bool:
-    """Return whether a run of this very recipe has ended in its directory."""
-    with _in_our_words(run):
-        return run.folder.check_usable(run.recipe, fresh=False) and run.folder.finished() is not None
-
-
-def _lock(run: Planned) -> dict[str, Any]:
-    with _in_our_words(run):
-        return run.folder.lock()
-
-
-def _check_recipe(run: Planned) -> None:
-    """Raise RecipeError if a run was trained with another recipe than the one that was read in the beginning."""
-    try:
-        run.folder.check_usable(run.recipe, fresh=False)
-    except CheckpointError as error:
-        message = f"was edited while the comparison ran; remove {run.folder.path} and run the same command again"
-        raise RecipeError(str(run.path), message) from error
-
-
-def _raise_incomplete(
-    plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry, errors: Mapping[Path, MtmetaError]
-) -> None:
-    """Raise the errors of the runs that failed, with the comparison of the recipes whose runs all ended well."""
-    problems = list(errors.values())
-    left: dict[str, str] = {}
-    for name, row in plan.items():
-        reasons = [str(errors[run.folder.path]) for run in row if run.folder.path in errors]
-        if reasons:
-            left[name] = reasons[0] + (f" (and {len(reasons) - 1} more of its runs)" if len(reasons) > 1 else "")
-    complete = {name: row for name, row in plan.items() if name not in left}
-    if not complete:
-        raise_all(problems)
-    try:
-        table = comparison(complete, baseline if baseline in complete else None, registry)
-    except MtmetaError as error:
-        raise Problems([*problems, error]) from error
-    raise Incomplete(problems, table | {"left_out": left})

@@ -7,7 +7,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,30 +15,39 @@ from typing import Any
 import numpy as np
 
 from mtmeta.core.api.contracts import Metric, Task
-from mtmeta.core.errors import CheckpointError, UsageError
+from mtmeta.core.errors import CheckpointError
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.rng import derive
 from mtmeta.core.run.summary import LARGEST, RunSummary
 from mtmeta.core.storage.reading import LIMITS, UnfitFile, open_regular
 from mtmeta.core.studies.comparable import Planned, notes_on_recipes, notes_on_runs
-from mtmeta.core.training.statistics import Array, difference, difference_draws, on_resamples, over_seeds
-from mtmeta.core.wording import did_you_mean, exception_line, quote
+from mtmeta.core.studies.protocol import Protocol
+from mtmeta.core.training.statistics import (
+    Array,
+    Look,
+    difference,
+    difference_draws,
+    effect_size,
+    interval_at,
+    on_resamples,
+    over_seeds,
+)
+from mtmeta.core.wording import exception_line
 
 MEAN = "mean"
 
 
-def baseline_of(plan: Mapping[str, Sequence[Planned]], given: str | None) -> str | None:
-    """Return the name of the row that differences are to. Raises UsageError if there is none of the name given."""
-    if given is None:
-        return next((name for name, row in plan.items() if row[0].recipe.algorithm.name == "individual"), None)
-    if given not in plan:
-        message = f"{quote(given)} is none of these recipes{did_you_mean(given, plan)} ({', '.join(plan)})"
-        raise UsageError("--baseline", message)
-    return given
+def comparison(
+    plan: Mapping[str, Sequence[Planned]],
+    protocol: Protocol,
+    registry: Registry,
+    looks: Mapping[str, Look] | None = None,
+) -> dict[str, Any]:
+    """Build rows of means, intervals and differences, from the summaries and predictions of finished runs.
 
-
-def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, registry: Registry) -> dict[str, Any]:
-    """Build rows of means, intervals and differences, from the summaries and predictions of finished runs."""
+    `protocol` must be settled for these rows. `looks` names the look at which each row got no further seeds, of those
+    that were looked at on the way.
+    """
     first = next(iter(plan.values()))[0].recipe
     metrics = {name: registry.get("metric", task.metrics[0], "tasks") for name, task in first.tasks.items()}
     summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
@@ -57,11 +66,15 @@ def comparison(plan: Mapping[str, Sequence[Planned]], baseline: str | None, regi
         top = max(sign * cell["mean"] for cell in cells)
         for cell in cells:
             cell["best"] = len(rows) > 1 and sign != 0 and sign * cell["mean"] == top
-    if baseline is not None and len(rows) > 1:
-        _add_differences(rows, predictions, baseline, metrics, signs)
+    for row in rows:
+        row["look"] = asdict(look) if looks and (look := looks.get(row["name"])) else None
+    if protocol.baselines and len(rows) > 1:
+        _add_differences(rows, _draws(predictions, metrics), protocol, signs)
     return {
         "split": first.evaluation.report_on,
-        "baseline": baseline,
+        "baseline": next(iter(protocol.baselines), None),
+        "baselines": list(protocol.baselines),
+        "margin": protocol.margin,
         "metrics": {task: metric.name for task, metric in metrics.items()},
         "rows": rows,
         "notes": notes_on_recipes([row[0].recipe for row in plan.values()]) + notes_on_runs(plan),
@@ -88,39 +101,82 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
         "teacher_examples": fmean([summary.teacher_examples for summary in summaries]),
         "seconds": fmean([summary.seconds for summary in summaries]),
         "peak_memory_bytes": max(summary.peak_memory_bytes for summary in summaries),
+        "parameters": summaries[0].parameters,
+        "encodings": summaries[0].encodings,
     }
+
+
+def _draws(
+    predictions: Mapping[str, tuple[Array, list[Array]]], metrics: Mapping[str, Metric]
+) -> dict[str, list[Array]]:
+    """Return of each column, and in it of each row, the values of its seeds on resamples of the examples [K, D]."""
+    draws = {  # the same resamples in every comparison of these predictions
+        task: on_resamples(*predictions[task], metric, derive(0, "paired", task)) for task, metric in metrics.items()
+    }
+    return draws | {MEAN: [np.mean(parts, axis=0) for parts in zip(*draws.values(), strict=True)]}
 
 
 def _add_differences(
-    rows: Sequence[dict[str, Any]],
-    predictions: Mapping[str, tuple[Array, list[Array]]],
-    baseline: str,
-    metrics: Mapping[str, Metric],
-    signs: Mapping[str, float],
+    rows: Sequence[dict[str, Any]], draws: Mapping[str, Sequence[Array]], protocol: Protocol, signs: Mapping[str, float]
 ) -> None:
-    """Add to every row but the baseline its differences, and whether they are a transfer that is surely negative."""
-    base = [row["name"] for row in rows].index(baseline)
-    draws: dict[str, list[Array]] = {  # column -> of each row the values of its seeds [K, D]
-        # the same resamples in every comparison of these predictions
-        task: on_resamples(*predictions[task], metric, derive(0, "paired", task))
-        for task, metric in metrics.items()
-    }
-    draws[MEAN] = [np.mean(parts, axis=0) for parts in zip(*(draws[task] for task in metrics), strict=True)]
-    for number, row in enumerate(rows):
-        if number == base:
-            continue
-        seeds, base_seeds = row["seeds"], rows[base]["seeds"]
-        for column, sign in signs.items():
-            if not sign:
+    """Add to every row its differences to each baseline but itself, and what these surely are."""
+    names = [row["name"] for row in rows]
+    for baseline in protocol.baselines:
+        base = names.index(baseline)
+        for number, row in enumerate(rows):
+            if number == base:
                 continue
-            cell = row["columns"][column]
-            observed = cell["mean"] - rows[base]["columns"][column]["mean"]
-            pair = draws[column][number], draws[column][base]
-            delta = difference(observed, difference_draws(*pair, same_seeds=seeds == base_seeds))
-            worst = delta.high if sign > 0 else delta.low
-            # one seed says nothing of how far another would be off
-            worse = None if worst is None or min(len(seeds), len(base_seeds)) == 1 else sign * worst < 0
-            cell["delta"] = asdict(delta) | {"negative_transfer": worse}
+            for column, sign in signs.items():
+                if not sign:
+                    continue
+                pair = _pair(row, rows[base], column, draws[column][number], draws[column][base])
+                cell = row["columns"][column]
+                delta = _delta(pair, row["look"] if column == MEAN else None, sign, protocol.margin)
+                cell.setdefault("deltas", {})[baseline] = delta
+                if baseline == protocol.baselines[0]:
+                    cell["delta"] = delta
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The values of a column in a row and in a baseline: of their seeds [K], and on resamples [K, D]."""
+
+    values: Sequence[float]
+    base_values: Sequence[float]
+    draws: Array
+    base_draws: Array
+    same_seeds: bool
+
+
+def _pair(row: Mapping[str, Any], base: Mapping[str, Any], column: str, draws: Array, base_draws: Array) -> _Pair:
+    """Return what a difference is made of: where a row got fewer seeds on purpose, of the baseline the same ones."""
+    values, base_values = row["columns"][column]["values"], base["columns"][column]["values"]
+    seeds, base_seeds = row["seeds"], base["seeds"]
+    if row["look"] is not None and seeds != base_seeds:
+        common = [seed for seed in seeds if seed in base_seeds]
+        mine, its = [seeds.index(seed) for seed in common], [base_seeds.index(seed) for seed in common]
+        values, base_values = [values[at] for at in mine], [base_values[at] for at in its]
+        return _Pair(values, base_values, draws[mine], base_draws[its], same_seeds=True)
+    return _Pair(values, base_values, draws, base_draws, same_seeds=seeds == base_seeds)
+
+
+def _delta(pair: _Pair, look: Mapping[str, Any] | None, sign: float, margin: float | None) -> dict[str, Any]:
+    """Return a difference as plain data; of a mean that was looked at on the way at the level of that look."""
+    observed = fmean(pair.values) - fmean(pair.base_values)
+    delta = difference(observed, difference_draws(pair.draws, pair.base_draws, same_seeds=pair.same_seeds))
+    effect = effect_size(pair.values, pair.base_values, same_seeds=pair.same_seeds)
+    low, high, p = delta.low, delta.high, delta.p
+    if look is not None:
+        found = interval_at(
+            look["level"], np.subtract(pair.values, pair.base_values).tolist(), (pair.draws - pair.base_draws).mean(0)
+        )
+        low, high, p = (*found, None) if found else (None, None, None)
+    worse = not_inferior = None  # one seed says nothing of how far another would be off
+    if low is not None and high is not None and min(len(pair.values), len(pair.base_values)) > 1:
+        worst, best = (low, high) if sign > 0 else (-high, -low)
+        worse, not_inferior = best < 0, None if margin is None else worst > -margin
+    changed = replace(delta, low=low, high=high, p=p, effect=effect)
+    return asdict(changed) | {"negative_transfer": worse, "non_inferior": not_inferior}
 
 
 def _summary(run: Planned) -> RunSummary:

@@ -37,8 +37,8 @@ from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.atomic import clear_leftovers
 from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.studies.comparable import Planned
-from mtmeta.core.studies.compare import is_finished, job_of
-from mtmeta.core.studies.pool import run_all
+from mtmeta.core.studies.planned_run import is_finished, job_of
+from mtmeta.core.studies.processes.pool import run_all
 from mtmeta.core.training.evaluation import checked, forward
 from mtmeta.core.wording import did_you_mean, quote
 

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,23 @@ Array = NDArray[np.float64]
 class Difference:
     """How far one row is from another: the observed difference, its 95% interval, and a two-sided p-value.
 
-    Interval and p-value are None where the metric is undefined on every resample.
+    Interval and p-value are None where the metric is undefined on every resample. `effect` is the difference in
+    standard deviations of the seeds, None where there is none; see `effect_size`.
     """
 
     value: float
     low: float | None
     high: float | None
     p: float | None
+    effect: float | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at a comparison that goes on seed by seed: after how many seeds, and the level of its intervals."""
+
+    seeds: int
+    level: float
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | None]:
@@ -46,11 +57,11 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float | None, float | No
     return mean, mean - half, mean + half
 
 
-def _t_quantile(runs: int) -> float:
-    """Return the 97.5% point of Student's t for the mean of so many runs."""
+def _t_quantile(runs: int, level: float = 0.95) -> float:
+    """Return how many standard errors of the mean of so many runs Student's t gives an interval, to either side."""
     from scipy.stats import t  # slow to import
 
-    return float(t.ppf(0.975, runs - 1))
+    return float(t.ppf((1 + level) / 2, runs - 1))
 
 
 def on_resamples(
@@ -134,3 +145,56 @@ def difference(observed: float, draws: Array) -> Difference:
     low, high = np.percentile(draws, [2.5, 97.5])
     side = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
     return Difference(observed, float(low), float(high), min(1.0, 2 * (side + 1) / (len(draws) + 1)))
+
+
+def effect_size(one: Sequence[float], other: Sequence[float], *, same_seeds: bool) -> float | None:
+    """Return Hedges' g: the difference of two rows' means over the seeds, in standard deviations, less its bias.
+
+    Of the `same_seeds` the deviation is that of the seeds' own differences, else the pooled one of both rows; the
+    factor 1 - 3 / (4 f - 1) for f degrees of freedom takes out most of the bias of few runs (Hedges 1981, "Distribution
+    theory for Glass's estimator of effect size"). None where a deviation cannot be had, or is 0.
+    """
+    difference = np.mean(one) - np.mean(other)
+    if same_seeds:
+        freedom = len(one) - 1
+        squares = float(np.sum((np.subtract(one, other) - difference) ** 2))
+    else:
+        freedom = len(one) + len(other) - 2
+        squares = sum(float(np.sum((np.array(values) - np.mean(values)) ** 2)) for values in (one, other))
+    if freedom < 1 or min(len(one), len(other)) < 2 or squares <= 0:
+        return None
+    return float(difference / math.sqrt(squares / freedom) * (1 - 3 / (4 * freedom - 1)))
+
+
+def looks(seeds: int, least: int = 3, alpha: float = 0.05) -> list[Look]:
+    """Return when a comparison of at most `seeds` seeds is looked at, and the level of the intervals at each look.
+
+    After 30, 50, 70 and 100% of the seeds, but not before `least`. With the share u of the seeds, alpha u^3 of the
+    error may have been spent (Kim and DeMets 1987, "Design and analysis of group sequential tests based on the type I
+    error spending rate function"): a look's own part is what was added since the one before, and its interval has
+    level 1 - part. The parts add up to alpha, so whatever the looks have to do with each other, an interval that
+    excludes 0 at any of them is wrong in at most alpha of the comparisons between equals (by the union bound, which
+    makes them a little wider than need be).
+    """
+    at = sorted({max(least, math.ceil(seeds * share)) for share in (0.3, 0.5, 0.7, 1.0)})
+    spent = [0.0, *(alpha * (count / at[-1]) ** 3 for count in at)]
+    return [Look(count, 1 - (after - before)) for count, (before, after) in zip(at, pairwise(spent), strict=True)]
+
+
+def interval_at(level: float, observed: Sequence[float], draws: Array) -> tuple[float, float] | None:
+    """Return the interval of a mean difference at any level, however near to 1 it is.
+
+    `observed` are the differences of the K seeds, K >= 2, `draws` [D] the mean difference on resamples of the examples.
+    The seeds' standard error counts by Student's t, that of the examples by the normal distribution, and the squares of
+    both add up: what `difference` has at 95%, without the need for draws in the far tails. None without finite draws.
+    """
+    from scipy.stats import norm
+
+    finite = draws[np.isfinite(draws)]
+    if len(finite) < 2:
+        return None
+    mean = float(np.mean(observed))
+    of_seeds = float(np.std(observed, ddof=1)) / math.sqrt(len(observed)) * _t_quantile(len(observed), level)
+    of_examples = float(np.std(finite, ddof=1)) * float(norm.ppf((1 + level) / 2))
+    half = math.hypot(of_seeds, of_examples)
+    return mean - half, mean + half

@@ -31,7 +31,8 @@ from mtmeta.core.recipe.strict_yaml import read_file
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.storage.cache import Cache
-from mtmeta.core.studies.compare import job_of, plan_runs
+from mtmeta.core.studies.compare import plan_runs
+from mtmeta.core.studies.planned_run import job_of
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import ClassificationTask, PairClassificationTask, RegressionTask
 from tests.core.data.test_loading import letters

@@ -115,6 +115,7 @@ def test_it_shows_every_part(runs: Path, tmp_path: Path) -> None:
     for words in (
         "2 recipes: individual, reptile",
         "Results",
+        "Every seed",
         "On the way",
         "Run by run",
         "Training losses",
@@ -130,8 +131,9 @@ def test_it_shows_every_part(runs: Path, tmp_path: Path) -> None:
         assert words in shown, words
     for name in ("individual, seed 3", "reptile, seed 3", "reptile, seed 4"):
         assert name in shown
-    # three curves of the metric; losses 3 + 1, epochs, norms, sts of one run alone; draws, drift, cosines of the others
-    assert text.count("<svg") == 3 + 3 * (4 + 1 + 1 + 1) + 2 * 3
+    # every seed of four columns; three curves of the metric
+    # losses 3 + 1, epochs, norms, sts of one run alone; draws, drift, cosines of the others
+    assert text.count("<svg") == 4 + 3 + 3 * (4 + 1 + 1 + 1) + 2 * 3
 
 
 @pytest.mark.slow

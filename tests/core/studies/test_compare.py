@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 
 import mtmeta
 from mtmeta.core.errors import (
@@ -41,8 +42,8 @@ from mtmeta.core.reports.comparison import as_csv, as_markdown
 from mtmeta.core.reports.terminal import comparison as compare_view
 from mtmeta.core.storage.lock import lock_folder, lock_owner
 from mtmeta.core.studies.comparable import check_alike, notes_on_recipes
-from mtmeta.core.studies.error_pipe import PIPE, send_error
-from mtmeta.core.studies.pool import Job, run_all, without_options
+from mtmeta.core.studies.processes.error_pipe import PIPE, send_error
+from mtmeta.core.studies.processes.pool import Job, run_all, without_options
 from tests.core.run.test_run import write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import quietly
@@ -103,7 +104,7 @@ def rows(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_runs_are_named_after_recipe_seed_and_digest(done: Path) -> None:
-    names = sorted(path.name for path in (done / "runs").iterdir())
+    names = sorted(path.name for path in (done / "runs").iterdir() if path.is_dir())
     assert [name.rpartition("-")[0] for name in names] == ["individual-3", "individual-4", "reptile-3", "reptile-4"]
     for name in names:
         assert (
@@ -181,7 +182,8 @@ def test_negative_transfer_is_flagged(done: Path) -> None:
     rewrite(done, "reptile", "sst", lambda label, made: label)
     found = rows(again(done))["reptile"]["columns"]
     assert found["para"]["delta"] == {
-        "value": -1.0, "low": -1.0, "high": -1.0, "p": pytest.approx(2 / 1001), "negative_transfer": True
+        "value": -1.0, "low": -1.0, "high": -1.0, "p": pytest.approx(2 / 1001), "effect": None,
+        "negative_transfer": True, "non_inferior": None,
     }  # fmt: skip
     assert found["sst"]["delta"]["value"] == 1.0
     assert found["sst"]["delta"]["negative_transfer"] is False
@@ -218,6 +220,163 @@ def test_the_table_as_people_and_programs_read_it(done: Path, capsys: pytest.Cap
     assert sum(line.count("**") for line in table) == 2 * 4 or any(
         a["mean"] == b["mean"] for a, b in zip(*(row["columns"].values() for row in found["rows"]), strict=True)
     )
+
+
+# --------------------------------------------------------------- margins, baselines, seeds, and looks on the way
+
+
+@pytest.mark.usefixtures("no_process")
+def test_several_baselines(done: Path) -> None:
+    found = again(done, baseline=["reptile", "individual"])
+    both = rows(found)
+    assert (found["baseline"], found["baselines"]) == ("reptile", ["reptile", "individual"])
+    for column in (*TASKS, "mean"):
+        one, two = both["individual"]["columns"][column], both["reptile"]["columns"][column]
+        assert (list(one["deltas"]), list(two["deltas"])) == (["reptile"], ["individual"])
+        assert one["delta"] == one["deltas"]["reptile"]
+        assert "delta" not in two  # which stands for the first baseline alone
+        assert one["deltas"]["reptile"]["value"] == pytest.approx(-two["deltas"]["individual"]["value"])
+    text = as_markdown(found)
+    assert "to reptile" in text
+    assert "differences to reptile, individual with a 95% interval" in text
+    flat = [(line["regime"], line["column"], line["baseline"]) for line in csv.DictReader(io.StringIO(as_csv(found)))]
+    assert flat == [
+        (row, column, other)
+        for row, other in (("individual", "reptile"), ("reptile", "individual"))
+        for column in (*TASKS, "mean")
+    ]
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_margin_tells_what_is_not_inferior(done: Path) -> None:
+    """A row with the baseline's own predictions is at no margin inferior, one that is worse than it is."""
+    for name in ("individual", "reptile"):
+        rewrite(done, name, "para", lambda label, made: label)
+        rewrite(done, name, "sst", lambda label, made: label)
+    rewrite(done, "reptile", "sst", lambda label, made: "0")
+    found = rows(again(done, margin=0.02))["reptile"]["columns"]
+    assert (found["para"]["delta"]["low"], found["para"]["delta"]["non_inferior"]) == (0.0, True)
+    assert found["sst"]["delta"]["high"] < -0.02
+    assert found["sst"]["delta"]["non_inferior"] is False
+    low = found["sts"]["delta"]["low"]
+    assert rows(again(done, margin=1.01 * abs(low)))["reptile"]["columns"]["sts"]["delta"]["non_inferior"] is True
+    assert rows(again(done, margin=0.99 * abs(low)))["reptile"]["columns"]["sts"]["delta"]["non_inferior"] is False
+    assert "not inferior" in as_markdown(again(done, margin=0.02))
+    alone = rows(again(done, margin=0.02, seeds=1))["reptile"]["columns"]
+    assert alone["para"]["delta"]["non_inferior"] is None  # one seed cannot tell
+    for margin in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="--margin: must be a number > 0 and finite"):
+            again(done, margin=margin)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_a_margin_that_was_not_planned_is_told_of(done: Path) -> None:
+    assert again(done)["notes"] == []
+    (record,) = (done / "runs").glob(".compare-*.json")
+    planned = json.loads(record.read_text())
+    assert (planned["margin"], planned["seeds"]) == (None, 2)
+    (note,) = again(done, margin=0.005)["notes"]
+    assert note.startswith(f"The margin changed: none when the runs began on {planned['began']}, now 0.005")
+    assert json.loads(record.read_text()) == planned
+    record.unlink()  # as for runs of an earlier version
+    lines = again(done, margin=0.005)["notes"]
+    assert lines == ["This was planned when 4 of the runs were finished already."]
+    assert json.loads(record.read_text())["finished"] == 4
+    record.write_text(json.dumps(planned | {"seeds": 0}))
+    with pytest.raises(CheckpointError, match=r"\.compare-.*damaged \(.*\); remove it to plan anew"):
+        again(done)
+
+
+def jobs_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> list[str]:
+    """The labels of the runs that a comparison would start first."""
+    seen: list[str] = []
+
+    def capture(jobs: list[Job], **options: Any) -> None:
+        if jobs:
+            seen.extend(job.label for job in jobs)
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mtmeta.core.studies.study.run_all", capture)
+        try:
+            again(folder, **options)
+        except KeyboardInterrupt:
+            pass
+    return seen
+
+
+def test_more_seeds(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (record,) = (done / "runs").glob(".compare-*.json")
+    record.unlink()
+    with pytest.raises(UsageError, match="--add-seeds: has nothing to add to"):
+        again(done, seeds=None, add_seeds=2)
+    again(done)
+    assert jobs_of(monkeypatch, done, seeds=None) == []  # as many as before
+    more = [f"{name} seed {seed}" for seed in (5, 6) for name in ("individual", "reptile")]
+    assert jobs_of(monkeypatch, done, seeds=None, add_seeds=2) == more
+    # cut, and the same command again: it goes on, and adds no more
+    assert jobs_of(monkeypatch, done, seeds=None, add_seeds=2) == more
+    with pytest.raises(UsageError, match="--seeds, --add-seeds: say two numbers"):
+        again(done, add_seeds=2)
+
+
+def test_looks_on_the_way(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "done"
+    shutil.copytree(finished, folder, symlinks=True)
+    again(folder, seeds=3, jobs=2)
+    # of at most 5 seeds the first look is at 3; between the two is nothing that three seeds could tell
+    undecided = jobs_of(monkeypatch, folder, seeds=5, until="interval")
+    assert undecided == ["individual seed 6", "reptile seed 6"]
+    for task in ("sst", "para"):
+        rewrite(folder, "individual", task, lambda label, made: label)
+        rewrite(folder, "reptile", task, lambda label, made: "0" if label != "0" else "1")
+    said: list[str] = []
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing more is run
+    found = again(folder, seeds=5, until="interval", say=said.append)
+    row = rows(found)["reptile"]
+    level = 1 - 0.05 * (3 / 5) ** 3
+    assert row["seeds"] == [3, 4, 5]
+    assert row["look"] == {"seeds": 3, "level": pytest.approx(level)}
+    assert rows(found)["individual"]["look"] is None
+    delta = row["columns"]["mean"]["delta"]
+    assert delta["high"] < 0
+    assert (delta["p"], delta["negative_transfer"]) == (None, True)
+    assert said[0].startswith("at most 10 runs, 6 of them finished already")
+    assert "no further seeds after 3" in said[1]
+    assert f"reptile 3 seeds, {level:.2%}" in as_markdown(found)
+    # 95% of the tasks stay as they are
+    plain = rows(again(folder, seeds=3))["reptile"]["columns"]
+    assert row["columns"]["sst"]["delta"] == plain["sst"]["delta"]
+    assert delta["low"] < plain["mean"]["delta"]["low"] < plain["mean"]["delta"]["high"] < delta["high"]  # the interval of a look is wider
+
+
+@pytest.mark.usefixtures("no_process")
+def test_looks_that_cannot_be(done: Path) -> None:
+    with pytest.raises(UsageError, match="--until: needs --seeds 4 or more, the most that a row may get; found 3"):
+        again(done, seeds=3, until="interval")
+    path = done / "reptile.yaml"
+    with pytest.raises(UsageError, match="--until: needs a baseline"):
+        mtmeta.compare([path], seeds=4, out=done / "runs", until="interval")
+
+
+@pytest.mark.usefixtures("no_process")
+def test_what_a_row_costs_to_use(done: Path) -> None:
+    """Three encoders with a head each, or one with three: the numbers are those of the saved weights."""
+    found = rows(again(done))
+    sizes = {}
+    for name, groups in (("individual", TASKS), ("reptile", ("",))):
+        (run,) = (done / "runs").glob(f"{name}-3-*")
+        saved = [load_file(run / "checkpoints" / group / "best" / "model.safetensors") for group in groups]
+        sizes[name] = sum(tensor.numel() for model in saved for tensor in model.values())
+        assert found[name]["parameters"] == sizes[name]
+    assert (found["individual"]["encodings"], found["reptile"]["encodings"]) == (3, 1)
+    assert f"| {sizes['reptile']:,} | 1 |" in as_markdown(again(done))
+    for run in (done / "runs").glob("*-3-*"):  # of an earlier version
+        summary = json.loads((run / "summary.json").read_text())
+        del summary["parameters"], summary["encodings"]
+        (run / "summary.json").write_text(json.dumps(summary))
+    assert "Parameters:" not in as_markdown(again(done))
+    assert rows(again(done))["reptile"]["parameters"] is None
 
 
 # ------------------------------------------------------------------------------------------- what is kept and goes on
@@ -263,14 +422,14 @@ def test_cut_off_and_started_again(number: signal.Signals, finished: Path, tmp_p
     )
     first = tmp_path / "runs" / next(path.name for path in (finished / "runs").glob("individual-3-*"))
     wait_for((first / "summary.json").exists, cut)
-    wait_for(lambda: len(list((tmp_path / "runs").iterdir())) > 1, cut)
+    wait_for(lambda: len(list((tmp_path / "runs").glob("[!.]*"))) > 1, cut)
     cut.send_signal(number)
     _, told = cut.communicate(timeout=60)
     if number != signal.SIGKILL:
         assert cut.returncode == (75 if number == signal.SIGTERM else 130)
         how = "stopped by SIGTERM" if number == signal.SIGTERM else "interrupted"
         assert f"error: {how} with 1 of 4 runs done; rerun the same command to continue" in told.splitlines()
-        for run in (tmp_path / "runs").iterdir():
+        for run in (tmp_path / "runs").glob("[!.]*"):
             assert lock_owner(run) == ""  # no process is left
     before = (first / "summary.json").stat().st_mtime_ns
     done = subprocess.run(command(tmp_path, "--json"), capture_output=True, text=True, check=False, timeout=300)
@@ -721,7 +880,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(done: Path, monkeypatch: p
     relock(done, "reptile-4", r"^threads: 1", "threads: 3")
     (next((done / "runs").glob("individual-4-*")) / "recipe.yaml").unlink()  # that one has not begun
     seen: list[Job] = []
-    monkeypatch.setattr("mtmeta.core.studies.compare.run_all", lambda jobs, **options: seen.extend(jobs))
+    monkeypatch.setattr("mtmeta.core.studies.study.run_all", lambda jobs, **options: seen.extend(jobs))
     with pytest.raises(CheckpointError, match="is not finished"):
         again(done, jobs=2)
     assert {job.label: job.threads for job in seen} == {"individual seed 4": None, "reptile seed 4": 3}
@@ -829,7 +988,7 @@ def test_a_run_does_not_outlive_a_comparison_that_is_killed(tmp_path: Path) -> N
     more = ["--set=training.steps=100000", "--set=evaluation.every=100000", "--set=checkpoint.every=100000"]
     cut = subprocess.Popen(command(tmp_path, *more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list((tmp_path / "runs").glob("*/events.jsonl")), cut)
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("[!.]*")
     wait_for(lambda: '"step"' in (run / "events.jsonl").read_text(), cut)
     cut.kill()
     cut.communicate()
@@ -855,7 +1014,7 @@ def test_the_others_are_shown_where_one_fails(
         for job in jobs:
             failed(job, DivergedError(job.label, "loss became nan at meta-step 2; lower the learning rate"))
 
-    monkeypatch.setattr("mtmeta.core.studies.compare.run_all", diverge)
+    monkeypatch.setattr("mtmeta.core.studies.study.run_all", diverge)
     with pytest.raises(Incomplete) as raised:
         again(done)
     found = raised.value.comparison
@@ -908,16 +1067,17 @@ def test_no_number_is_cut_in_a_narrow_terminal(
 
 def test_rows_of_other_seeds_say_so() -> None:
     cell = {"values": [0.5], "mean": 0.5, "low": 0.4, "high": 0.6, "best": False}
-    delta = {"value": 0.1, "low": -0.1, "high": 0.3, "p": 0.4, "negative_transfer": None}
-    undefined = {"value": 0.1, "low": None, "high": None, "p": None, "negative_transfer": None}
-    costs = {"examples": 10, "seconds": 1, "peak_memory_bytes": 1}
-    below = {"sst": cell | {"delta": delta}, "mean": cell | {"delta": undefined}}
+    sure = {"negative_transfer": None, "non_inferior": None}
+    delta = {"value": 0.1, "low": -0.1, "high": 0.3, "p": 0.4, "effect": None} | sure
+    undefined = {"value": 0.1, "low": None, "high": None, "p": None, "effect": None} | sure
+    costs = {"examples": 10, "seconds": 1, "peak_memory_bytes": 1, "parameters": None, "encodings": None, "look": None}
+    below = {"sst": cell | {"deltas": {"one": delta}}, "mean": cell | {"deltas": {"one": undefined}}}
     made: list[dict[str, Any]] = [
         {"name": "one", "algorithm": "a", "seeds": [3, 4], "columns": {"sst": cell, "mean": cell}, **costs},
         {"name": "two", "algorithm": "b", "seeds": [3], "columns": below, **costs},
     ]
     found: dict[str, Any] = {"split": "dev", "baseline": "one", "metrics": {"sst": "accuracy"}, "rows": made}
-    found |= {"notes": [], "left_out": {}}
+    found |= {"baselines": ["one"], "margin": None, "notes": [], "left_out": {}}
     text = as_markdown(found)
     assert "seeds: one 3, 4; two 3" in text
     assert "Student's t over the seeds (of two, with one run, bootstrap over its examples)" in text
@@ -961,7 +1121,7 @@ def test_a_model_of_millions_goes_on_with_other_jobs(tmp_path: Path, monkeypatch
     path = write_recipe(tmp_path, "joint", **{**SMALL, **changes, "tasks": {"sst": one}})
     whole = mtmeta.compare([path], seeds=2, jobs=2, out=tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut", symlinks=True)
-    for run in (tmp_path / "cut").iterdir():
+    for run in (tmp_path / "cut").glob("[!.]*"):
         (run / "summary.json").unlink()
         shutil.rmtree(run / "checkpoints" / "step-00000002")
     found = mtmeta.compare([path], seeds=2, jobs=1, out=tmp_path / "cut")

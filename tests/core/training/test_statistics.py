@@ -10,7 +10,16 @@ import pytest
 
 import mtmeta
 from mtmeta.core.errors import PluginError
-from mtmeta.core.training.statistics import Difference, difference, difference_draws, on_resamples, over_seeds
+from mtmeta.core.training.statistics import (
+    Difference,
+    difference,
+    difference_draws,
+    effect_size,
+    interval_at,
+    looks,
+    on_resamples,
+    over_seeds,
+)
 from mtmeta.plugins.metrics import accuracy, pearson, register_metrics
 
 ACCURACY = mtmeta.Metric("accuracy", accuracy, needs="classes")
@@ -206,3 +215,59 @@ def test_a_metric_that_gives_another_number_of_values() -> None:
     metric = mtmeta.Metric("wrong", accuracy, resampled=lambda labels, predictions, counts: counts)
     with pytest.raises(PluginError, match=r"metric 'wrong' gives shape \[5, 60\] for 5 resamples, expected \[5\]"):
         on_resamples(labels, [predictions], metric, seed=0, draws=5)
+
+
+# ---------------------------------------------------------------------------------------- looks on the way, and effects
+
+
+def test_looks_spend_the_whole_error_and_no_more() -> None:
+    for seeds in range(3, 41):
+        planned = looks(seeds)
+        assert planned[-1].seeds == seeds
+        assert planned[0].seeds >= 3
+        assert [look.seeds for look in planned] == sorted({look.seeds for look in planned})
+        assert math.fsum(1 - look.level for look in planned) == pytest.approx(0.05, abs=1e-15)
+    assert [(look.seeds, round(1 - look.level, 10)) for look in looks(10)] == [
+        (3, 0.00135), (5, 0.0049), (7, 0.0109), (10, 0.03285),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seeds", [4, 10])
+def test_equals_are_told_apart_in_at_most_five_percent_of_comparisons(seeds: int) -> None:
+    """4,000 comparisons between equals; looking at plain 95% intervals as often would err far more."""
+    generator = np.random.default_rng(5)
+    nothing = np.zeros(2)  # of the examples
+    wrong = naive = 0
+    for observed in generator.normal(0.0, 1.0, (4000, seeds)):
+        at = [(look, observed[: look.seeds]) for look in looks(seeds)]
+        ends = [interval_at(look.level, values.tolist(), nothing) for look, values in at]
+        wrong += any(end is not None and (end[0] > 0 or end[1] < 0) for end in ends)
+        plain = [over_seeds(values.tolist()) for _, values in at]
+        naive += any(low > 0 or high < 0 for _, low, high in plain if low is not None and high is not None)
+    assert 0.025 < wrong / 4000 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
+    assert naive / 4000 > 0.06
+
+
+def test_an_interval_at_95_percent_is_students_and_the_normal_ones() -> None:
+    observed = [0.02, 0.05, 0.11]
+    mean, low, high = over_seeds(observed)
+    assert interval_at(0.95, observed, np.full(9, 0.06)) == pytest.approx((low, high))  # the examples add nothing
+    draws = np.array([-1.0, 0.0, 1.0, np.nan]) / 100
+    found = interval_at(0.95, [0.06, 0.06], draws)  # the seeds add nothing
+    assert found == pytest.approx((0.06 - 1.959963984540054 * 0.01, 0.06 + 1.959963984540054 * 0.01))
+    both = interval_at(0.95, observed, draws)
+    assert both is not None
+    assert high is not None
+    assert (both[1] - mean) ** 2 == pytest.approx((high - mean) ** 2 + (1.959963984540054 * 0.01) ** 2)
+    assert interval_at(0.95, observed, np.array([np.nan, np.nan])) is None
+
+
+def test_effects_by_hand() -> None:
+    one, other = [0.7, 0.8, 0.9], [0.6, 0.6, 0.6]
+    # differences .1, .2, .3: mean .2, deviation .1, two degrees of freedom: 1 - 3 / 7
+    assert effect_size(one, other, same_seeds=True) == pytest.approx(2.0 * (1 - 3 / 7))
+    # pooled: (.02 + 0) / 4 -> deviation sqrt(.005), four degrees of freedom: 1 - 3 / 15
+    assert effect_size(one, other, same_seeds=False) == pytest.approx(0.2 / math.sqrt(0.005) * (1 - 3 / 15))
+    assert effect_size([0.5], [0.4], same_seeds=True) is None
+    assert effect_size([0.5, 0.5], [0.25, 0.25], same_seeds=True) is None
+    assert effect_size([0.5, 0.6], [0.4], same_seeds=False) is None

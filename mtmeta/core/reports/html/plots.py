@@ -77,6 +77,17 @@ class Curve:
     dashed: bool = False
 
 
+@dataclass(frozen=True)
+class Strip:
+    """The values of a row, one for each seed, with their mean and its interval (None where there is none)."""
+
+    label: str
+    values: Sequence[float]
+    mean: float
+    low: float | None
+    high: float | None
+
+
 def require(who: str) -> None:
     """Raise MachineError, in the name of a command, without matplotlib."""
     try:
@@ -163,6 +174,23 @@ def _room(curves: Sequence[Curve], zero: bool) -> tuple[float, float]:
     top = min(max([most, *ends]), most + (most - least) / 2)
     margin = 0.05 * (top - bottom) or 0.05
     return bottom - margin, top + margin
+
+
+@_panel
+def strips(axes: Any, strips: Sequence[Strip]) -> None:
+    """Draw a row below the other: a dot for each seed, the interval as a bar, the mean as a line across it."""
+    for number, strip in enumerate(strips):
+        colour = SERIES[number % len(SERIES)]
+        if strip.low is not None and strip.high is not None:
+            axes.plot([strip.low, strip.high], [number, number], color=colour, linewidth=7, alpha=0.3)
+        axes.plot([strip.mean] * 2, [number - 0.3, number + 0.3], color=colour, linewidth=1.8)
+        # dots that would hide each other stand apart, in an order that is the same for the same values
+        aside = [0.24 * ((at % 3) - 1) for at in range(len(strip.values))]
+        at = [number + one for one in aside]
+        axes.plot(strip.values, at, "o", color=colour, markersize=3, alpha=0.7, markeredgewidth=0)
+    axes.set_yticks(range(len(strips)), [safe(strip.label) for strip in strips])
+    axes.set_ylim(len(strips) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
 
 
 @_panel

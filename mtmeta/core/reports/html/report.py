@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtmeta.core.errors import MtmetaError, UsageError, raise_all
 from mtmeta.core.recipe.resolved import describe, digest
 from mtmeta.core.registry.registry import Registry, build_registry
-from mtmeta.core.reports.comparison import notes_of, table_of, title_of
+from mtmeta.core.reports.comparison import COSTS, notes_of, table_of, title_of
 from mtmeta.core.reports.html import plots
 from mtmeta.core.reports.html.history import History, read_history
 from mtmeta.core.reports.html.page import Figure, render
@@ -18,7 +18,8 @@ from mtmeta.core.reports.html.run_section import run_section
 from mtmeta.core.reports.table import Cell, Table
 from mtmeta.core.storage.outputs import write_output
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
-from mtmeta.core.studies.comparison import baseline_of, comparison
+from mtmeta.core.studies.comparison import comparison
+from mtmeta.core.studies.protocol import Protocol
 from mtmeta.core.wording import plural, safe
 
 Warn = Callable[[str], None]
@@ -28,15 +29,18 @@ def report(
     runs: Sequence[str | Path],
     *,
     out: str | Path | None = None,
-    baseline: str | None = None,
+    baseline: str | Sequence[str] | None = None,
+    margin: float | None = None,
     block: Sequence[str] = (),
     warn: Warn = lambda text: None,
 ) -> Path:
     """Write the page of these run directories to `out`, by default report.html here; return its path.
 
-    Runs of one recipe with several seeds are one row of the comparison. Of several runs, those that cannot be read are
-    warned of and named on the page. Raises MtmetaError, where no run can be read too; MachineError without matplotlib.
+    Runs of one recipe with several seeds are one row of the comparison; `baseline` and `margin` are as in `compare`. Of
+    several runs, those that cannot be read are warned of and named on the page. Raises MtmetaError, where no run can be
+    read too; MachineError without matplotlib.
     """
+    protocol = Protocol((baseline,) if isinstance(baseline, str) else tuple(baseline or ()), margin)
     registry = build_registry(block=block, warn=warn)
     histories, damaged = _read(list(dict.fromkeys(map(str, runs))), registry, warn)
     names = list(dict.fromkeys(run.recipe.name for run in histories))
@@ -44,7 +48,7 @@ def report(
         "report.html.j2",
         title=names[0] if len(names) == 1 else f"{len(names)} recipes: {', '.join(names)}",
         overview=[*_overview(histories), *damaged],
-        results=_results(histories, baseline, registry, warn),
+        results=_results(histories, protocol, registry, warn),
         selected_on=histories[0].recipe.evaluation.select_on,
         metrics=_metric_curves(histories),
         runs=[run_section(run, warn) for run in histories],
@@ -81,25 +85,38 @@ def _overview(runs: Sequence[History]) -> list[str]:
     return [sentence, *(f"{label} is not finished; what it has so far is shown." for label in unfinished)]
 
 
-def _results(runs: Sequence[History], baseline: str | None, registry: Registry, warn: Warn) -> dict[str, Any]:
+def _results(runs: Sequence[History], protocol: Protocol, registry: Registry, warn: Warn) -> dict[str, Any]:
     """Return the comparison where there are recipes that can be compared, else the table of each finished run."""
-    results: dict[str, Any] = {"comparison": None, "notes": [], "summaries": []}
+    results: dict[str, Any] = {"comparison": None, "costs": len(COSTS), "notes": [], "strips": [], "summaries": []}
     finished = [run for run in runs if run.summary is not None]
     if not finished:
         return results | {"lead": "No run is finished."}
     plan = _rows(finished)
-    chosen = baseline_of(plan, baseline)
+    asked, protocol = bool(protocol.baselines), protocol.settled(plan)
     try:
         check_alike([row[0].recipe for row in plan.values()])
         check_data([run for row in plan.values() for run in row])
-        compared = comparison(plan, chosen, registry)
+        compared = comparison(plan, protocol, registry)
     except MtmetaError as error:
-        if baseline is not None:
+        if asked:
             raise
         warn(f"{error}; the report shows the runs without comparing them")
         return results | {"lead": f"These runs cannot be compared: {error}.", "summaries": [*map(_summary, finished)]}
     results |= {"lead": f"{title_of(compared)}.", "comparison": table_of(compared), "notes": notes_of(compared)}
+    if any(len(row["seeds"]) > 1 for row in compared["rows"]):
+        results["strips"] = _strips(compared)
     return results | ({"summaries": [_summary(finished[0])]} if len(finished) == 1 else {})
+
+
+def _strips(compared: Mapping[str, Any]) -> list[Figure]:
+    """Draw a plot for each column of a comparison: every seed of every row, with the row's mean and interval."""
+    figures = []
+    for column in compared["rows"][0]["columns"]:
+        cells = {row["name"]: row["columns"][column] for row in compared["rows"]}
+        strips = [plots.Strip(n, c["values"], c["mean"], c["low"], c["high"]) for n, c in cells.items()]
+        metric = compared["metrics"].get(column, column)
+        figures.append(plots.strips(column if column == metric else f"{column}: {metric}", metric, "", strips))
+    return figures
 
 
 def _rows(runs: Sequence[History]) -> dict[str, list[Planned]]:

@@ -11,11 +11,14 @@ from mtmeta.core.reports.comparison import COSTS, notes_of, table_of, title_of
 from mtmeta.core.reports.terminal.console import Folding, console_for_tables, text_of
 from mtmeta.core.wording import safe
 
+WORDS = ("examples", "", "", "parameters", "encodings")
+"""What stands behind each of COSTS where they have no column."""
+
 
 def show_comparison(comparison: Mapping[str, Any]) -> None:
     """Print the table; in each cell mean and interval, below them the difference to the baseline."""
     console = console_for_tables()
-    needed = 42 + max(len(row["name"]) for row in comparison["rows"]) + 28 * len(comparison["rows"][0]["columns"])
+    needed = 66 + max(len(row["name"]) for row in comparison["rows"]) + 28 * len(comparison["rows"][0]["columns"])
     wide = console.width >= needed
     contents = table_of(comparison, " " if wide else "\n")
     shown = len(contents.header) - (0 if wide else len(COSTS))
@@ -25,7 +28,8 @@ def show_comparison(comparison: Mapping[str, Any]) -> None:
     for cells in contents.rows:
         table.add_row(Text(safe(cells[0].value)), *map(text_of, cells[1:shown]))
     console.print(table)
-    for name, *_, examples, seconds, memory in contents.rows if not wide else ():
-        console.print(f"  {safe(name.value)}: {examples.value} examples, {seconds.value}, {memory.value}")
+    for cells in contents.rows if not wide else ():
+        texts = [f"{cell.value} {word}".strip() for cell, word in zip(cells[shown:], WORDS, strict=True) if cell.value]
+        console.print(f"  {safe(cells[0].value)}: {', '.join(texts)}")
     for line in notes_of(comparison):
         console.print(line)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtmeta.core.errors import CheckpointError, DataError, MachineError, MtmetaError, Problems, RunInUse, Stopped
-from mtmeta.core.studies.error_pipe import PIPE, receive_errors, send_error
+from mtmeta.core.studies.processes.error_pipe import PIPE, receive_errors, send_error
 
 
 def sent(error: MtmetaError | Stopped) -> list[MtmetaError]:

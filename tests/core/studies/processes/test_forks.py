@@ -24,7 +24,7 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.studies import adapt as module
 from mtmeta.core.studies.adapt import adapt
 from mtmeta.core.studies.adaptations import Shots
-from mtmeta.core.studies.forks import can_fork, in_order
+from mtmeta.core.studies.processes.forks import can_fork, in_order
 from tests.core.run.test_run import write_recipe
 from tests.core.studies.test_adapt import NEW
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from mtmeta.core.errors import MachineError, MtmetaError, RunInUse, Stopped, raise_all
 from mtmeta.core.signals import PARENT, StopRequest
 from mtmeta.core.storage.lock import lock_owner
-from mtmeta.core.studies.error_pipe import PIPE, receive_errors
+from mtmeta.core.studies.processes.error_pipe import PIPE, receive_errors
 from mtmeta.core.wording import safe
 
 OF_RUN = re.compile(r"--(fresh|allow-[a-z]+)\b")

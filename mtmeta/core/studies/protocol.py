@@ -1,0 +1,142 @@
+"""How a comparison is judged, fixed before its runs: baselines, margin, seeds, and when a row has run enough.
+
+A protocol stands in a hidden file beside the runs from the first start on, so that a table can tell what was planned
+from what was chosen after a look at the results.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mtmeta.core.errors import CheckpointError, UsageError
+from mtmeta.core.recipe.resolved import digest
+from mtmeta.core.storage.disk import write_file
+from mtmeta.core.storage.reading import read_json
+from mtmeta.core.studies.comparable import Planned
+from mtmeta.core.training.statistics import Look, looks
+from mtmeta.core.wording import did_you_mean, quote, safe
+
+FEWEST = 4
+"""Seeds that `until` needs at least: with fewer there is one look alone."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a comparison is judged.
+
+    `baselines` are the rows that differences are to; without any it is the row that trains each task alone. A row is
+    not inferior to a baseline if its interval lies above -`margin`. With `until_interval` a row gets no further seeds
+    once its interval of the mean, beside the first baseline, excludes 0 at one of the looks.
+    """
+
+    baselines: tuple[str, ...] = ()
+    margin: float | None = None
+    until_interval: bool = False
+
+    def settled(self, plan: Mapping[str, Sequence[Planned]]) -> Protocol:
+        """Return the protocol with its baselines found among the rows. Raises UsageError for one that is none."""
+        if self.margin is not None and not 0 < self.margin < float("inf"):
+            raise UsageError("--margin", f"must be a number > 0 and finite, found {self.margin:g}")
+        for name in self.baselines:
+            if name not in plan:
+                message = f"{quote(name)} is none of these recipes{did_you_mean(name, plan)} ({', '.join(plan)})"
+                raise UsageError("--baseline", message)
+        alone = [name for name, row in plan.items() if row[0].recipe.algorithm.name == "individual"]
+        return replace(self, baselines=tuple(dict.fromkeys(self.baselines)) or tuple(alone[:1]))
+
+    def within(self, names: Sequence[str]) -> Protocol:
+        """Return the protocol for a comparison of these rows alone."""
+        return replace(self, baselines=tuple(name for name in self.baselines if name in names))
+
+    def looks(self, seeds: int) -> list[Look]:
+        """Return the looks at a comparison of so many seeds. Raises UsageError where there is nothing to decide."""
+        if not self.until_interval:
+            return [Look(seeds, 0.95)]
+        if seeds < FEWEST:
+            raise UsageError("--until", f"needs --seeds {FEWEST} or more, the most that a row may get; found {seeds}")
+        if not self.baselines:
+            raise UsageError("--until", "needs a baseline, and no recipe here trains each task alone; --baseline NAME")
+        return looks(seeds)
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    began: Annotated[str, Field(max_length=40)]
+    finished: Annotated[int, Field(ge=0)]
+    seeds: Annotated[int, Field(ge=1, le=1000)]
+    baselines: list[str]
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    until_interval: bool
+
+
+@dataclass(frozen=True)
+class Register:
+    """The file in which the protocol of a comparison stands, in the folder of its runs."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, folder: Path, plan: Mapping[str, Sequence[Planned]]) -> Register:
+        """Return that of a comparison of these rows: its name is made of their recipes with their first seeds."""
+        rows = sorted(f"{name} {digest(row[0].recipe)}" for name, row in plan.items())
+        key = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:8]
+        return cls(folder / f".compare-{key}.json")
+
+    def read(self) -> _Record | None:
+        """Return what was planned, None before the first start. Raises CheckpointError for a damaged file."""
+        if not self.path.exists() and not self.path.is_symlink():
+            return None
+        try:
+            return _Record.model_validate(read_json(self.path, "summary"))
+        except ValidationError as error:
+            reason = safe(str(error.errors()[0]["msg"]).lower(), 200)
+            raise CheckpointError(str(self.path), f"damaged ({reason}); remove it to plan anew") from error
+
+    def write(self, protocol: Protocol, *, seeds: int, finished: int) -> _Record:
+        """Write what is planned now, when so many of the runs are finished, unless it was before; returns what holds.
+
+        What was planned stays; the number of seeds alone is brought up to date.
+        """
+        record = self.read()
+        if record is None:
+            began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            plan = asdict(protocol) | {"baselines": list(protocol.baselines)}
+            record = _Record(began=began, finished=finished, seeds=seeds, **plan)
+        elif record.seeds == seeds:
+            return record
+        record = record.model_copy(update={"seeds": seeds})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.path, record.model_dump_json(indent=2) + "\n")
+        return record
+
+
+def departures(record: _Record, protocol: Protocol) -> list[str]:
+    """Return a line for each part of a protocol that was not planned before its runs."""
+    if protocol.margin is None and not protocol.until_interval:
+        return []
+    lines = []
+    if record.finished:
+        lines.append(f"This was planned when {record.finished} of the runs were finished already.")
+    words = {"margin": "margin", "baselines": "baselines", "until_interval": "rule of when a row has run enough"}
+    before: dict[str, Any] = record.model_dump() | {"baselines": tuple(record.baselines)}
+    for key, value in asdict(protocol).items():
+        if before[key] != value:
+            change = f"{_shown(before[key])} when the runs began on {safe(record.began)}, now {_shown(value)}"
+            lines.append(f"The {words[key]} changed: {change}; it may have been chosen by what they came to.")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(safe, value)) or "none"
+    if isinstance(value, bool):
+        return "until the interval" if value else "all seeds"
+    return "none" if value is None else f"{value:g}"

@@ -1,0 +1,124 @@
+"""The runs of a comparison, from the first to its table; with looks on the way, until each row is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core.errors import Incomplete, MtmetaError, Problems, UsageError, raise_all
+from mtmeta.core.registry.registry import Registry
+from mtmeta.core.run.fetch import splits_read, wanted
+from mtmeta.core.run.request import RunRequest
+from mtmeta.core.storage.artifacts import by_name, remedy
+from mtmeta.core.storage.sources import Sources
+from mtmeta.core.studies.comparable import Planned, check_data
+from mtmeta.core.studies.comparison import MEAN, comparison
+from mtmeta.core.studies.planned_run import check_unedited, is_finished, job_of
+from mtmeta.core.studies.processes.pool import Job, run_all
+from mtmeta.core.studies.protocol import Protocol
+from mtmeta.core.training.statistics import Look
+
+Say = Callable[[str], None]
+
+
+class Study:
+    """The runs of a comparison, from the first to its table."""
+
+    def __init__(
+        self,
+        plan: Mapping[str, Sequence[Planned]],
+        protocol: Protocol,
+        registry: Registry,
+        request: RunRequest,
+        at_once: int,
+        say: Say,
+    ) -> None:
+        self.plan, self.protocol, self.registry, self.request = plan, protocol, registry, request
+        self.at_once, self.say = at_once, say
+        self.runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # first seeds first
+        self.waiting = {run.folder.path: run for run in self.runs if not is_finished(run)}
+        self.errors: dict[Path, MtmetaError] = {}
+
+    @property
+    def finished(self) -> int:
+        """Return how many of the runs were finished before."""
+        return len(self.runs) - len(self.waiting)
+
+    def check(self, recipes: Sequence[str | Path]) -> None:
+        """Check and fetch what the runs need before the first of them begins, so that no two of them wait for it."""
+        most = "at most " if self.protocol.until_interval else ""
+        self.say(f"{most}{len(self.runs)} runs, {self.finished} of them finished already, in {self.request.out}")
+        check_data(self.runs)
+        needs = (wanted(run.recipe, splits_read(run.recipe)).values() for run in self.waiting.values())
+        wants = by_name(chain(*chain(*needs)))
+        Sources(watcher=self.request.watcher, remedy=remedy(*recipes)).fetch(wants.values())
+
+    def run(self, looks: Sequence[Look]) -> dict[str, Any]:
+        """Run all seeds, those of a row until a look decides on it, and compare."""
+        ended: dict[str, Look] = {}
+        table: dict[str, Any] = {}
+        for look in looks:
+            rows = {name: row[: ended[name].seeds if name in ended else look.seeds] for name, row in self.plan.items()}
+            self._run([run for row in rows.values() for run in row])
+            if self.errors:
+                self._raise_incomplete(rows)
+            if not self.protocol.until_interval:
+                return comparison(rows, self.protocol, self.registry)
+            others = {name: ended.get(name, look) for name in rows if name not in self.protocol.baselines}
+            table = comparison(rows, self.protocol, self.registry, others)
+            for row in table["rows"]:
+                if row["name"] in others and row["name"] not in ended and self._is_decided(row, look, looks[-1]):
+                    ended[row["name"]] = look
+            if len(ended) == len(others):
+                break
+        return table
+
+    def _is_decided(self, row: Mapping[str, Any], look: Look, last: Look) -> bool:
+        """Return whether a row's interval of the mean excludes 0, and say so where it spares seeds."""
+        delta = row["columns"][MEAN].get("delta")
+        if delta is None:
+            message = "compares means, and these metrics point in different directions; leave it out"
+            raise UsageError("--until", message)
+        low, high = delta["low"], delta["high"]
+        decided = low is not None and high is not None and (low > 0 or high < 0)
+        if decided and look.seeds < last.seeds:
+            interval = f"[{low:+.4f}, {high:+.4f}] at level {look.level:.4f}"
+            text = f"{row['name']}: {delta['value']:+.4f} {interval} beside {self.protocol.baselines[0]}"
+            self.say(f"{text}; no further seeds after {look.seeds}")
+        return decided
+
+    def _run(self, runs: Sequence[Planned]) -> None:
+        """Run those that are not finished, the first seeds of all rows first."""
+        wanted_here = {run.folder.path for run in runs}
+        waiting = {path: run for path, run in self.waiting.items() if path in wanted_here}
+        jobs = [job_of(run, self.request) for run in waiting.values()]
+
+        def ended(job: Job) -> None:
+            check_unedited(waiting[job.folder])
+            check_data(self.runs)
+
+        def failed(job: Job, error: MtmetaError) -> None:
+            self.errors[job.folder] = error
+
+        run_all(jobs, at_once=self.at_once, say=self.say, ended=ended, failed=failed, stop=self.request.stop)
+        for path in waiting:
+            del self.waiting[path]
+
+    def _raise_incomplete(self, rows: Mapping[str, Sequence[Planned]]) -> None:
+        """Raise the errors of the runs that failed, with the comparison of the recipes whose runs all ended well."""
+        problems = list(self.errors.values())
+        left: dict[str, str] = {}
+        for name, row in rows.items():
+            reasons = [str(self.errors[run.folder.path]) for run in row if run.folder.path in self.errors]
+            if reasons:
+                left[name] = reasons[0] + (f" (and {len(reasons) - 1} more of its runs)" if len(reasons) > 1 else "")
+        complete = {name: row for name, row in rows.items() if name not in left}
+        if not complete:
+            raise_all(problems)
+        try:
+            table = comparison(complete, self.protocol.within(list(complete)), self.registry)
+        except MtmetaError as error:
+            raise Problems([*problems, error]) from error
+        raise Incomplete(problems, table | {"left_out": left})
