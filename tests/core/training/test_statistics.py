@@ -245,7 +245,7 @@ def test_equals_are_told_apart_in_at_most_five_percent_of_comparisons(seeds: int
         plain = [over_seeds(values.tolist()) for _, values in at]
         naive += any(low > 0 or high < 0 for _, low, high in plain if low is not None and high is not None)
     assert 0.025 < wrong / 4000 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 4000)
-    assert naive / 4000 > 0.06
+    assert naive / 4000 > {4: 0.06, 10: 0.11}[seeds]
 
 
 def test_an_interval_at_95_percent_is_students_and_the_normal_ones() -> None:
