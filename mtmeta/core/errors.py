@@ -70,6 +70,10 @@ class DataError(MtmetaError):
     exit_code = 3
 
 
+class NoExamples(DataError):
+    """A data file that is in order, and holds not one example."""
+
+
 class CheckpointError(MtmetaError):
     """A checkpoint or a run directory cannot be used."""
 

@@ -27,6 +27,9 @@ def adapt(
     head: Annotated[
         str, typer.Option(metavar="HEAD", help="reset: a fresh head; prototype: one made of class means.")
     ] = "reset",
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A run that the others are compared with too, by its directory.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A page with curves and table, such as adapt.html.")
     ] = None,
@@ -52,7 +55,7 @@ def adapt(
     \b
     Examples:
       mtmeta adapt runs/reptile_three_task new.yaml --shots 4,16,64 --head prototype
-      mtmeta adapt runs/joint runs/reptile new.yaml --seeds 10 --out adapt.html
+      mtmeta adapt runs/joint runs/reptile new.yaml --seeds 10 --baseline joint --out adapt.html
       mtmeta adapt runs/reptile new.yaml --shots 64 --seeds 1 --keep runs/adapted
       mtmeta predict runs/adapted/reptile-trec-64 --task trec --input questions.txt
     """
@@ -73,7 +76,7 @@ def adapt(
     from mtmeta.core.studies.adapt import adapt as run_adaptation
     from mtmeta.core.studies.adaptations import Shots
 
-    plan = Shots(counts, draws, "prototype" if head == "prototype" else "reset")
+    plan = Shots(counts, draws, "prototype" if head == "prototype" else "reset", baseline)
     figures = run_adaptation(arguments[:-1], request, plan, tasks=task or [], keep=keep, jobs=jobs, say=say)
     print(json.dumps(figures)) if json_ else show_adaptation(figures)
     if out is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from mtmeta.core.api.contracts import Example, Task
 from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, hashes
-from mtmeta.core.errors import DataError
+from mtmeta.core.errors import DataError, NoExamples
 from mtmeta.core.registry.guard import blame
 from mtmeta.core.storage.cache import Writer
 from mtmeta.core.tables.bad_rows import MISSING, BadRow, BadRowError, BadRowKind, BadRows
@@ -67,7 +67,7 @@ def write_examples(
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)
     if not parser.good:
-        raise NoGoodRows(shown, bad, skipped) if skipped else DataError(shown, "no examples")
+        raise NoGoodRows(shown, bad, skipped) if skipped else NoExamples(shown, "no examples")
     first_rows = [asdict(row) for row in bad]
     kinds, notes = dict(bad.kinds.most_common()), file.notes if file else []
     return {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": kinds, "notes": notes}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -74,6 +77,31 @@ def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Datase
     for label, members in strata(data).items():
         kept.append(members[permutation(len(members), seed, "shots", name, draw, label)[:k]])
     return select(data, np.sort(np.concatenate(kept)))
+
+
+@dataclass(frozen=True)
+class FewShots:
+    """The few examples of a task, by their number of each class and the draw.
+
+    Drawn of a training set, or, where a protocol has fixed samples, those of `fixed` by (k, draw): then `train` is one
+    of them, and a sample that holds nothing is missing.
+    """
+
+    train: Dataset
+    seed: int
+    fixed: Mapping[tuple[int, int], Dataset] = field(default_factory=dict)
+
+    def draws(self, k: int, count: int) -> list[int]:
+        """Return the draws that there are of the first `count`."""
+        return [draw for draw in range(count) if not self.fixed or (k, draw) in self.fixed]
+
+    def first(self, k: int) -> int:
+        """Return the first draw that there is."""
+        return min((draw for size, draw in self.fixed if size == k), default=0)
+
+    def draw(self, k: int, draw: int) -> Dataset:
+        """Return the examples of a draw, counted from 0, with `k` of each class."""
+        return self.fixed[k, draw] if self.fixed else draw_shots(self.train, k, self.seed, self.train.task, draw)
 
 
 def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:

@@ -15,23 +15,26 @@ def title_of(adaptation: Mapping[str, Any]) -> str:
 
 
 def cells_of(adapted: Mapping[str, Any]) -> list[Cell]:
-    """Return a cell for every start of a task and number of shots: its mean, below it the gain over the pretrained."""
-    return [
-        Cell(
-            _with_interval(score),
-            _with_interval(score["gain"], "+") if "gain" in score else "",
-            start == adapted["best"],
-        )
-        for start, score in adapted["starts"].items()
-    ]
+    """Return a cell for every start of a task and number of shots: its mean, below it what it is ahead of others."""
+    cells = []
+    for start, score in adapted["starts"].items():
+        below = [_with_interval(score[key], "+") for key in ("gain", "beside") if key in score]
+        cells.append(Cell(_with_interval(score), "\n".join(below), start == adapted["best"]))
+    return cells
 
 
 def notes_of(adaptation: Mapping[str, Any]) -> list[str]:
     """Return the lines under the table."""
-    draws = len(next(iter(adaptation["cells"][0]["starts"].values()))["values"])
+    draws = adaptation["draws"]
     over = f"95% interval by Student's t over the {draws} draws" if draws > 1 else "of one draw, so without interval"
     gained = "below, the gain over the pretrained encoder on the same examples"
-    return [f"Shots: examples of each class. Brackets: {over}; {gained}.", *_fewer(adaptation["cells"])]
+    if adaptation.get("baseline") is not None:
+        gained += f", and below that the difference to {safe(adaptation['baseline'])} on them"
+    return [
+        f"Shots: examples of each class. Brackets: {over}; {gained}.",
+        *_fewer(adaptation["cells"]),
+        *_empty(adaptation),
+    ]
 
 
 def _fewer(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -43,6 +46,15 @@ def _fewer(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             drawn = f"so {cell['examples']} examples were drawn"
             of = f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}"
             yield f"{of}: fewer rows are there of {shown}{more}; {drawn}."
+
+
+def _empty(adaptation: Mapping[str, Any]) -> Iterator[str]:
+    """Yield for each task and number of shots how many fixed samples are missing, for they hold nothing."""
+    for cell in adaptation["cells"]:
+        if missing := adaptation["draws"] - cell["draws"]:
+            of = f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}"
+            holds = f"{missing} of the {adaptation['draws']} samples {'holds' if missing == 1 else 'hold'} no example"
+            yield f"{of}: {plural(cell['draws'], 'draw')}, for {holds}."
 
 
 def _with_interval(score: Mapping[str, Any], sign: str = "") -> str:

@@ -13,15 +13,17 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from itertools import islice, product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
 
+from mtmeta.core.api.option_types import Carve
 from mtmeta.core.api.schedules import Plateau
 from mtmeta.core.data.dataset import QUANTILES, Dataset
-from mtmeta.core.data.subsets import strata
-from mtmeta.core.errors import RecipeError, UsageError
+from mtmeta.core.data.loading import load_split
+from mtmeta.core.data.subsets import FewShots, strata
+from mtmeta.core.errors import DataError, NoExamples, RecipeError, UsageError
 from mtmeta.core.machine import fitting_threads, free_memory, one_thread, own_settings
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
@@ -30,15 +32,18 @@ from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.run.fetch import bring, local_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
+from mtmeta.core.storage.addresses import is_remote
 from mtmeta.core.storage.artifacts import remedy
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.adaptations import PLAIN, Adaptations, Adapted, Channels, Outcome, Shots, Start
 from mtmeta.core.studies.adapted_runs import Keeper
 from mtmeta.core.studies.processes.forks import can_fork, in_order
 from mtmeta.core.training.statistics import over_seeds
-from mtmeta.core.wording import quote
+from mtmeta.core.wording import did_you_mean, plural, quote
 
 Say = Callable[[str], None]
+PLACES = ("{shots}", "{draw}")
+"""In the path of a training file: fixed samples with so many examples of each class, numbered by draw from 0."""
 ROOM = 2**29  # bytes that an adaptation takes beside weights, gradient and moments
 
 
@@ -78,17 +83,20 @@ def adapt(
     bring(chosen_only, ("train", split), sources, backbone=False)
     session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, channels.warn, sources)
     starts = dict(_starts(runs))
+    if plan.baseline is not None and (plan.baseline not in starts or plan.baseline == PLAIN):
+        message = f"{quote(plan.baseline)} is none of the runs{did_you_mean(plan.baseline, runs)} ({', '.join(runs)})"
+        raise UsageError("--baseline", message)
     session.backbone = restore_backbone(first)
     session.warn_of_slowness()
-    count = len(names) * len(plan.sizes) * plan.draws * len(starts)
+    count = len(names) * len(plan.sizes) * plan.draws * len(starts)  # at most
     with fitting_threads(session.backbone.encoder):
         copies = copies_for(session, count, jobs)
         with one_thread() if copies else nullcontext():
-            data = {name: (session.read_split(name, "train"), session.read_split(name, split)) for name in names}
+            data = {name: (few_shots(session, name, plan), session.read_split(name, split)) for name in names}
             parents = {name: (run, starts[name].step) for name, run in runs.items()}
             keeper = Keeper(keep, session, parents, plan.head, max(plan.sizes), channels.say)
-            for train, test in data.values():
-                keeper.plan(train, test)
+            for shots, test in data.values():
+                keeper.plan(shots, test)
             adaptations = Adaptations(session, starts, data, plan, keeper, channels)
             with closing(in_order(len(adaptations), adaptations, copies)) as outcomes:
                 figures = _figures(outcomes, session, data, list(starts), plan, channels)
@@ -117,7 +125,7 @@ def copies_for(session: Session, count: int, jobs: int | None) -> int:
 def _figures(
     outcomes: Iterator[Outcome],
     session: Session,
-    data: Mapping[str, tuple[Dataset, Dataset]],
+    data: Mapping[str, tuple[FewShots, Dataset]],
     starts: Sequence[str],
     plan: Shots,
     channels: Channels,
@@ -127,14 +135,14 @@ def _figures(
     adapted: list[Adapted] = []
     kept: list[str] = []
     fewer: dict[tuple[str, int], dict[str, int]] = {}
-    for (name, (train, _)), k in product(data.items(), plan.sizes):
-        cell = []
-        for outcome in islice(outcomes, plan.draws * len(starts)):
+    for (name, (shots, _)), k in product(data.items(), plan.sizes):
+        cell, draws = [], shots.draws(k, plan.draws)
+        for outcome in islice(outcomes, len(draws) * len(starts)):
             channels.release(outcome.lines)
             cell.append(outcome.adapted)
             kept += outcome.kept
         adapted += cell
-        fewer[name, k] = fewer_rows(train, k, recipe.tasks[name].objective.classes)
+        fewer[name, k] = fewer_rows(shots.draw(k, draws[0]), k, recipe.tasks[name].objective.classes)
         channels.say(_line(cell, fewer[name, k]))
     return {
         "recipe": recipe.name,
@@ -142,7 +150,9 @@ def _figures(
         "split": recipe.evaluation.report_on,
         "steps": recipe.training.steps,
         "starts": list(starts),
-        "cells": _cells(adapted, starts, session, fewer),
+        "baseline": plan.baseline,
+        "draws": plan.draws,
+        "cells": _cells(adapted, starts, session, fewer, plan.baseline),
         "adapted": [asdict(one) for one in adapted],
         "kept": kept,
     }
@@ -161,6 +171,11 @@ def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
     for name in tasks:
         if name not in recipe.tasks:
             raise UsageError("--task", f"the recipe has no task {quote(name)} (tasks: {', '.join(recipe.tasks)})")
+    for name, task in recipe.tasks.items():
+        named = [place for place in PLACES if place in task.train]
+        if named and (len(named) < len(PLACES) or isinstance(task.dev, Carve) or is_remote(task.train)):
+            message = "names fixed samples of a few examples; it takes {shots} and {draw}, files here, and a dev file"
+            raise RecipeError(f"tasks.{name}.train", message)
     if recipe.training.steps is None:
         message = f"recipe {quote(recipe.name)} gives none, and adapting takes a number of steps"
         raise RecipeError("training.steps", f"{message}; --set training.steps=50")
@@ -195,10 +210,32 @@ def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, Start]]:
         yield name, Start(encoder, step)
 
 
-def fewer_rows(train: Dataset, k: int, classes: Sequence[str]) -> dict[str, int]:
-    """Return the rows of each class that has fewer than `k`, or of each fifth of the ranking by a number."""
-    rows = {label: len(members) for label, members in strata(train).items()}
-    names = classes if train.whole and classes else [f"fifth {number + 1} of the labels" for number in range(QUANTILES)]
+def few_shots(session: Session, name: str, plan: Shots) -> FewShots:
+    """Read what the few examples of a task are drawn of; of one with `{shots}` and `{draw}` in its path, all of them.
+
+    Raises RecipeError, DataError.
+    """
+    recipe, task = session.recipe, session.recipe.tasks[name]
+    if not any(place in task.train for place in PLACES):
+        return FewShots(session.read_split(name, "train"), recipe.seed)
+    options: dict[str, Any] = {"cache": session.cache, "sources": session.sources}
+    fixed = {}
+    for k, draw in product(plan.sizes, range(plan.draws)):
+        one = replace(task, train=task.train.replace("{shots}", str(k)).replace("{draw}", str(draw)))
+        try:
+            fixed[k, draw] = load_split(name, one, "train", recipe.data, recipe.data_root, session.backbone, **options)
+        except NoExamples as error:
+            session.warn(f"{error}; left out of the {plural(plan.draws, 'draw')} of {plural(k, 'shot')}")
+    for k in plan.sizes:
+        if not any(size == k for size, _ in fixed):
+            raise DataError(f"task {quote(name)}", f"has no sample with {plural(k, 'shot')} that holds an example")
+    return FewShots(next(iter(fixed.values())), recipe.seed, fixed)
+
+
+def fewer_rows(few: Dataset, k: int, classes: Sequence[str]) -> dict[str, int]:
+    """Return the rows of each class that has fewer than `k` in a draw, or of each fifth of the ranking by a number."""
+    rows = {label: len(members) for label, members in strata(few).items()}
+    names = classes if few.whole and classes else [f"fifth {number + 1} of the labels" for number in range(QUANTILES)]
     return {name: rows.get(label, 0) for label, name in enumerate(names) if rows.get(label, 0) < k}
 
 
@@ -207,10 +244,12 @@ def _cells(
     starts: Sequence[str],
     session: Session,
     fewer: Mapping[tuple[str, int], Mapping[str, int]],
+    baseline: str | None,
 ) -> list[dict[str, Any]]:
     """Return for each task and k: mean and interval of every start over the draws, and its gain on the pretrained one.
 
-    Gains are paired: both starts saw the same examples. `fewer` are the classes that have fewer rows than k.
+    Gains are paired: both starts saw the same examples; so are differences to another start, the `baseline`. `fewer`
+    are the classes that have fewer rows than k.
     """
     cells = []
     for task, k in dict.fromkeys((one.task, one.shots) for one in adapted):
@@ -218,14 +257,22 @@ def _cells(
         values = {start: [one.value for one in here if one.start == start] for start in starts}
         columns: dict[str, Any] = {}
         for start, of_start in values.items():
-            columns[start] = {**_interval(of_start), "values": of_start}
+            deviation = stdev(of_start) if len(of_start) > 1 else None
+            columns[start] = {**_interval(of_start), "deviation": deviation, "values": of_start}
             if start != PLAIN:
-                columns[start]["gain"] = _interval([a - b for a, b in zip(of_start, values[PLAIN], strict=True)])
+                columns[start]["gain"] = _interval(_paired(of_start, values[PLAIN]))
+            if baseline is not None and start not in (PLAIN, baseline):
+                columns[start]["beside"] = _interval(_paired(of_start, values[baseline]))
         sign = 1 if session.metrics[here[0].metric].greater_is_better else -1
         best = max(starts, key=lambda start: sign * columns[start]["mean"])
         cell = {"task": task, "shots": k, "metric": here[0].metric, "starts": columns, "best": best}
-        cells.append({**cell, "examples": here[0].examples, "fewer": dict(fewer[task, k])})
+        draws = len(next(iter(values.values())))
+        cells.append({**cell, "examples": here[0].examples, "draws": draws, "fewer": dict(fewer[task, k])})
     return cells
+
+
+def _paired(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [one - other for one, other in zip(values, others, strict=True)]
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None]:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import pack_chunk
-from mtmeta.core.data.subsets import draw_shots
+from mtmeta.core.data.subsets import FewShots
 from mtmeta.core.machine import memory_errors
 from mtmeta.core.rng import derive
 from mtmeta.core.run.session import Session
-from mtmeta.core.studies.adapted_runs import DRAW, Keeper
+from mtmeta.core.studies.adapted_runs import Keeper
 from mtmeta.core.studies.fine_tune import Tuned, fine_tune, prototypes
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.model import MultiTaskModel
@@ -41,6 +41,8 @@ class Shots:
     draws: int = 5
     """Seeded draws of examples for each size."""
     head: HeadPolicy = "reset"
+    baseline: str | None = None
+    """A run that differences are to, beside those to the pretrained encoder."""
 
 
 @dataclass(frozen=True)
@@ -115,18 +117,20 @@ class Adaptations:
         self,
         session: Session,
         starts: Mapping[str, Start],
-        data: Mapping[str, tuple[Dataset, Dataset]],
+        data: Mapping[str, tuple[FewShots, Dataset]],
         plan: Shots,
         keeper: Keeper,
         channels: Channels,
     ) -> None:
         self._session, self._starts, self._data, self._plan = session, starts, data, plan
         self._keeper, self._channels = keeper, channels
-        self._all = list(product(data, plan.sizes, range(plan.draws), starts))
-        self._draw = lru_cache(maxsize=1)(
-            lambda task, k, draw: draw_shots(data[task][0], k, session.recipe.seed, task, draw)
-        )
-        first = next(iter(data.values()))[0]
+        self._all = [
+            (task, k, draw, start)
+            for (task, (shots, _)), k in product(data.items(), plan.sizes)
+            for draw, start in product(shots.draws(k, plan.draws), starts)
+        ]
+        self._draw = lru_cache(maxsize=1)(lambda task, k, draw: data[task][0].draw(k, draw))
+        first = next(iter(data.values()))[0].train
         tried = pack_chunk(first, np.arange(min(TRIED, len(first))))
         self._embedding = token_embedding(session.backbone.encoder.to(session.device), tried.packed.to(session.device))
 
@@ -136,11 +140,11 @@ class Adaptations:
     def __call__(self, number: int) -> Outcome:
         """Adapt, score, and keep the model if it is one to be kept."""
         task, k, draw, start = self._all[number]
-        few, test = self._draw(task, k, draw), self._data[task][1]
+        few, (shots, test) = self._draw(task, k, draw), self._data[task]
         lines = self._channels.hold()
         try:
             adapted, model, tuned = self._adapt(start, few, test, k, draw)
-            kept = draw == DRAW and k == max(self._plan.sizes) and start != PLAIN
+            kept = draw == shots.first(k) and k == max(self._plan.sizes) and start != PLAIN
             paths = self._keeper.keep(start, model, few, test, tuned) if kept else []
         finally:
             self._channels.release()

@@ -14,7 +14,7 @@ from typing import Any
 
 from mtmeta.core.api.events import Evaluated, RunFinished, RunStarted
 from mtmeta.core.data.dataset import Dataset
-from mtmeta.core.data.subsets import draw_shots
+from mtmeta.core.data.subsets import FewShots
 from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.recipe.reader import NAME
 from mtmeta.core.recipe.sections import BudgetOptions, Recipe
@@ -25,7 +25,6 @@ from mtmeta.core.storage.staging import Destination, check_way, identity
 from mtmeta.core.studies.fine_tune import Tuned
 from mtmeta.core.training.model import MultiTaskModel
 
-DRAW = 0
 FIX = "choose another folder with --keep"
 
 
@@ -56,12 +55,14 @@ class Keeper:
         self._plan: dict[tuple[str, str], _Kept] = {}
         self._parents = {name: _parent(name, *run) for name, run in self.runs.items() if self.folder is not None}
 
-    def plan(self, train: Dataset, test: Dataset) -> None:
+    def plan(self, shots: FewShots, test: Dataset) -> None:
         """Plan the runs to keep of a task. Raises UsageError if something else is in its place."""
         for start, parent in self._parents.items():
             assert self.folder is not None
-            run, task = self.runs[start][0], train.task
-            few = draw_shots(train, self.shots, self.session.recipe.seed, task, DRAW)
+            run, task = self.runs[start][0], test.task
+            draw = shots.first(self.shots)
+            few = shots.draw(self.shots, draw)
+            train = few if shots.fixed else shots.train
             title = f"{start}-{task}-{self.shots}"
             recipe = _recipe(self.session, run.recipe, task, title)
             files = {f"{task}-train": train.sha256, f"{task}-{test.split}": test.sha256}
@@ -71,7 +72,7 @@ class Keeper:
                 **parent,
                 "head": self.head,
                 "shots": self.shots,
-                "draw": DRAW + 1,
+                "draw": draw + 1,
                 "seed": recipe.seed,
                 "examples": len(few),
                 "ids": list(few.ids),

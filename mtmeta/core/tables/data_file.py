@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from mtmeta.core.errors import DataError
+from mtmeta.core.errors import DataError, NoExamples
 from mtmeta.core.tables import parquet
 from mtmeta.core.tables.bad_rows import BadRowError, BadRows
 from mtmeta.core.tables.delimited import DelimitedReader
@@ -131,7 +131,7 @@ class DataFile(os.PathLike[str]):
             for number, raw in lines:
                 with suppress(BadRowError):
                     return _named(parse(number, raw))
-        raise DataError(self.place, "no examples")
+        raise NoExamples(self.place, "no examples")
 
     def rows(self, *columns: str) -> Iterator[Row]:
         """Yield the good rows with the named columns (all if none is named); DataError if the file is unusable."""
@@ -152,7 +152,7 @@ class DataFile(os.PathLike[str]):
                 yield row
             self.notes = notes()
         if row is None and not self.bad:
-            raise DataError(self.place, "no examples")
+            raise NoExamples(self.place, "no examples")
 
     def texts(self) -> Iterator[tuple[int, str]]:
         """Yield each line with its 1-based number, as text that is no table; bad ones are kept as those of rows are."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtmeta.core.errors import DataError
+from mtmeta.core.errors import DataError, NoExamples
 from mtmeta.core.tables import text_file
 from mtmeta.core.tables.bad_rows import BadRowError
 from mtmeta.core.tables.text_file import decode
@@ -111,7 +111,7 @@ class DelimitedReader:
         self._first_swallowed = self._first_unnamed = self.unnamed_filled = 0
         number, raw = next((line for line in lines if line[1]), (0, b""))
         if not number:
-            raise DataError(place, "no examples")
+            raise NoExamples(place, "no examples")
         try:
             text = decode(raw, encoding)
             if delimiter == "auto":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,14 @@ import mtmeta
 from mtmeta.cli import main
 from mtmeta.core.api.heads import PrototypeHead
 from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.loading import load_split
 from mtmeta.core.data.packing import pack
 from mtmeta.core.data.subsets import draw_shots, strata
-from mtmeta.core.errors import RecipeError, UsageError
+from mtmeta.core.errors import DataError, RecipeError, UsageError
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.reports.adaptation import notes_of
+from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
@@ -306,6 +311,97 @@ def test_bad_arguments(arguments: list[str], what: str, capsys: pytest.CaptureFi
         main(["adapt", *arguments])
     assert ended.value.code == 2
     assert capsys.readouterr().err == f"error: {what}\n"
+
+
+# ------------------------------------------------------------------------------------------------------ fixed samples
+
+
+def mixed(folder: Path, **changes: Any) -> RunRequest:
+    """A task of 40 rows and two classes, and a recipe that reads it from `train`."""
+    rows = [f"words {i} {'good' if i % 3 else 'bad'},{'up' if i % 3 else 'down'}" for i in range(40)]
+    (folder / "all.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    kind = {"task": "classification", "text": "text", "labels": ["down", "up"], "train": "all.csv", "dev": "all.csv"}
+    new = {**NEW, "data_root": str(folder), "tasks": {"kind": {**kind, "batch_size": 8, **changes}}}
+    (folder / "mixed.yaml").write_text(json.dumps(new))
+    return RunRequest(folder / "mixed.yaml")
+
+
+def write_samples(folder: Path, sizes: Sequence[int], draws: int) -> None:
+    """Write what would be drawn of it into files of their own."""
+    request = mixed(folder)
+    recipe = load_recipe(request.recipe, build_registry())
+    bert = build_registry().get("backbone", "bert", "backbone")(weights="tiny", max_length=64)
+    whole = load_split("kind", recipe.tasks["kind"], "train", recipe.data, recipe.data_root, bert.load(0))
+    header, *lines = (folder / "all.csv").read_text().splitlines()
+    for k, draw in product(sizes, range(draws)):
+        taken = np.isin(whole.ids, draw_shots(whole, k, recipe.seed, "kind", draw).ids)
+        kept = [line for line, take in zip(lines, taken, strict=True) if take]
+        (folder / f"few_{draw}_{k}.csv").write_text("\n".join([header, *kept]) + "\n")
+
+
+def test_fixed_samples_are_adapted_to_as_the_same_rows_drawn(runs: Path, tmp_path: Path) -> None:
+    write_samples(tmp_path, (2, 4), 3)
+    plan = Shots((2, 4), 3, baseline="joint")
+    drawn = adapt([runs / "reptile", runs / "joint"], mixed(tmp_path), plan)
+    fixed = adapt([runs / "reptile", runs / "joint"], mixed(tmp_path, train="few_{draw}_{shots}.csv"), plan)
+    assert timeless(fixed) == timeless(drawn)
+    assert len(fixed["adapted"]) == 2 * 3 * 3
+    assert [cell["fewer"] for cell in fixed["cells"]] == [{}, {}]
+    for cell in fixed["cells"]:
+        values = {start: made["values"] for start, made in cell["starts"].items()}
+        beside = cell["starts"]["reptile"]["beside"]
+        gained = [a - b for a, b in zip(values["reptile"], values["joint"], strict=True)]
+        assert (beside["mean"], beside["low"], beside["high"]) == over_seeds(gained)
+        assert cell["starts"]["reptile"]["deviation"] == pytest.approx(np.std(values["reptile"], ddof=1))
+        assert "beside" not in cell["starts"]["joint"]
+        assert "beside" not in cell["starts"]["pretrained"]
+
+
+def test_a_sample_that_holds_nothing_is_left_out(runs: Path, tmp_path: Path) -> None:
+    """As one of LEOPARD's is: the others count, and it is said."""
+    write_samples(tmp_path, (2, 4), 3)
+    (tmp_path / "few_0_4.csv").write_text("text,label\n")
+    warned: list[str] = []
+    request = replace(mixed(tmp_path, train="few_{draw}_{shots}.csv"), warn=warned.append)
+    found = adapt([runs / "reptile"], request, Shots((2, 4), 3), keep=tmp_path / "kept")
+    assert warned == [f"{tmp_path}/few_0_4.csv: no examples; left out of the 3 draws of 4 shots"]
+    drawn = [(row["shots"], row["draw"]) for row in found["adapted"] if row["start"] == "reptile"]
+    assert drawn == [(2, 0), (2, 1), (2, 2), (4, 1), (4, 2)]
+    (line,) = [line for line in notes_of(found) if "draws" in line and "kind" in line]
+    assert line == "kind, 4 shots: 2 draws, for 1 of the 3 samples holds no example."
+    (kept,) = found["kept"]  # of the first draw that there is
+    lock = RunDir(Path(kept)).lock()
+    assert (lock["adapted"]["draw"], lock["adapted"]["examples"]) == (2, 8)
+    for draw in (1, 2):
+        (tmp_path / f"few_{draw}_4.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match="task 'kind': has no sample with 4 shots that holds an example"):
+        adapt([runs / "reptile"], request, Shots((2, 4), 3))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": "few_{shots}.csv"},
+        {"train": "few_{draw}.csv"},
+        {"train": "hf://datasets/a/b/few_{draw}_{shots}.csv"},
+        {"train": "few_{draw}_{shots}.csv", "dev": {"fraction": 0.5}},
+    ],
+)
+def test_fixed_samples_that_cannot_be(changes: dict[str, Any], runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"tasks.kind.train: names fixed samples .* takes {shots} and {draw}"):
+        adapt([runs / "reptile"], mixed(tmp_path, **changes), Shots((2,), 2))
+
+
+def test_a_fixed_sample_that_is_not_there(runs: Path, tmp_path: Path) -> None:
+    write_samples(tmp_path, (2,), 2)
+    with pytest.raises(DataError, match=r"few_2_2\.csv"):
+        adapt([runs / "reptile"], mixed(tmp_path, train="few_{draw}_{shots}.csv"), Shots((2,), 3))
+
+
+def test_a_baseline_is_one_of_the_runs(runs: Path) -> None:
+    for name in ("joined", "pretrained"):
+        with pytest.raises(UsageError, match=f"--baseline: '{name}' is none of the runs"):
+            adapt([runs / "joint"], RunRequest(runs / "new.yaml"), Shots((2,), 1, baseline=name), tasks=["mood"])
 
 
 # ------------------------------------------------------------------------------------------ fewer rows than shots

@@ -347,7 +347,9 @@ def test_looks_on_the_way(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
     # 95% of the tasks stay as they are
     plain = rows(again(folder, seeds=3))["reptile"]["columns"]
     assert row["columns"]["sst"]["delta"] == plain["sst"]["delta"]
-    assert delta["low"] < plain["mean"]["delta"]["low"] < plain["mean"]["delta"]["high"] < delta["high"]  # the interval of a look is wider
+    assert (
+        delta["low"] < plain["mean"]["delta"]["low"] < plain["mean"]["delta"]["high"] < delta["high"]
+    )  # the interval of a look is wider
 
 
 @pytest.mark.usefixtures("no_process")

@@ -41,7 +41,7 @@ def write_page(adaptation: Mapping[str, Any], out: str | Path) -> Path:
         title=title_of(adaptation),
         adaptation=adaptation,
         runs=runs,
-        draws=len(cells[0]["starts"][plain]["values"]),
+        draws=adaptation["draws"],
         curves=curves,
         means=Table(["task", "shots", *adaptation["starts"]], means),
         each_draw=_each_draw(adaptation),
