@@ -194,6 +194,52 @@ def test_a_skipped_step_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert looks == [0, 2, 3]
 
 
+@dataclass(frozen=True)
+class SecondLook(mtmeta.Algorithm):
+    """Hands its batches on, to see by how much the step lowered their losses, and weighs the next step by that."""
+
+    name = "second_look"
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        assert not learner.scratch
+        batches = [feed.batch(task) for task in feed.tasks]
+        for batch in batches:
+            learner.gradient(batch, learner.memory.get(f"fall/{batch.task}", torch.tensor(1.0)).abs() + 0.5)
+        learner.scratch["batches"] = batches
+
+    def after_step(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        for batch, (task, _, before) in zip(learner.scratch["batches"], learner.losses, strict=True):
+            assert task == batch.task
+            learner.memory[f"fall/{task}"] = before - learner.measure(batch)
+
+
+def test_batches_are_handed_on_to_the_look_after_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_algorithm(SecondLook())
+    as_joint(monkeypatch, SecondLook, "backward", "after_step")
+    left: list[dict[str, Any]] = []
+    monkeypatch.setattr(Joint, "before_evaluation", lambda self, learner, feed: left.append(dict(learner.scratch)))
+    recipe = cut_after_two_steps(tmp_path)
+    mtmeta.run(recipe, out=tmp_path / "cut")
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert left and not any(left)  # evaluation has the memory of the batches
+
+
+def test_nothing_is_handed_on_from_a_skipped_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def backward(self: Joint, learner: Any, feed: mtmeta.Feed) -> None:
+        found.append(len(learner.scratch))
+        SecondLook.backward(self, learner, feed)  # type: ignore[arg-type]
+        if learner.step == 1:
+            raise mtmeta.DivergedError("", "on purpose")
+
+    monkeypatch.setattr(Joint, "backward", backward)
+    as_joint(monkeypatch, SecondLook, "after_step")
+    skip = ("training.on_nonfinite=skip", "training.steps=3")
+    mtmeta.run(write_recipe(tmp_path, "joint"), out=tmp_path / "run", overrides=skip)
+    assert found == [0, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [
@@ -380,12 +426,38 @@ class Infinite(Remembering):
         return {"best": torch.tensor(float("inf"))}
 
 
+@dataclass(frozen=True)
+class Tokens(Remembering):
+    """Looks at what a batch holds, of which there is nothing where only examples are counted."""
+
+    name = "tokens"
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        for task in feed.tasks:
+            batch = feed.batch(task)
+            learner.gradient(batch, 1 / len(batch.chunks[0].packed.ids))
+
+
+@dataclass(frozen=True)
+class Thirsty(Remembering):
+    """Reads once more where a loss is above 0, as no loss is where only examples are counted."""
+
+    name = "thirsty"
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        for task in feed.tasks:
+            if learner.gradient(feed.batch(task)) > 0:
+                learner.gradient(feed.batch(task))
+
+
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
         (Elsewhere(), "differs between two runs of the same object|is another after a checkpoint"),
         (Meddling(), "after_step changed encoder"),
         (Infinite(), "best of the state is not finite"),
+        (Tokens(), "cannot be gone through without a model, as budget.examples does: IndexError"),
+        (Thirsty(), "takes 36 example-forwards by step 0, 24 when gone through without a model"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
