@@ -380,6 +380,9 @@ class Feed(Protocol):
 class Algorithm(Component):
     """How the update direction of one step is found. The loop owns optimizer, clipping, schedule and checkpoints."""
 
+    hears_teachers: ClassVar[bool] = True
+    """Whether losses come from the learner, which mixes in what `teachers` say; recipes may not give any to others."""
+
     def require(self) -> None:
         """Raise MachineError if a package it needs is missing; asked by `validate` and before training."""
 
