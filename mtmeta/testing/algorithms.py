@@ -186,7 +186,7 @@ def _check_rehearsal(algorithm: Algorithm, group: Mapping[str, Task], steps: int
     except Exception as error:  # of any kind: it is the algorithm's own
         message = f"it cannot be gone through without a model, as budget.examples does: {type(error).__name__}: {error}"
         raise AssertionError(
-            f"{message}; batches have ids and a length there, every .grad is None, losses are 0"
+            f"{message}; a batch has ids and a length there and no chunks, every .grad is None, losses are 0"
         ) from error
     trained = copy.deepcopy(algorithm)
     for step in range(steps):

@@ -117,6 +117,12 @@ def test_one_task_or_weights_without_effect_are_refused() -> None:
         assert "in which the loss_weight of sts has no part" in problem[1]
 
 
+def test_a_frozen_encoder_has_no_gradients_to_combine() -> None:
+    learner, feed = tiny_learner(adapters={"rank": 2, "encoder": "frozen"})
+    with pytest.raises(mtmeta.RecipeError, match=r"the encoder, which is frozen; set adapters\.encoder: trained"):
+        surgery.Surgery(method=descents.MGDA()).backward(learner, feed)
+
+
 def test_without_the_extra_only_what_needs_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("torchjd", "cvxpy") else found(name))
