@@ -75,6 +75,25 @@ def test_measuring_leaves_no_gradient() -> None:
     assert learner.examples == 2 * len(batch)
 
 
+def test_each_look_draws_a_dropout_mask_of_its_own() -> None:
+    """A function of seed, step and the number of the look; where there is no dropout all looks are equal."""
+    for dropout in (0.0, 0.5):
+        learner, feed = tiny("sst", dropout=dropout)
+        learner.model.train()
+        batch = feed.batch("sst")
+
+        def looks(learner: Learner = learner, batch: mtmeta.Batch = batch) -> list[float]:
+            learner.begin_step(1)
+            features = learner.features(batch)
+            alike = [float(learner.loss(features).detach()) for _ in range(2)]
+            assert alike[0] == alike[1]
+            return [alike[0], float(learner.gradient(batch)), float(learner.measure(batch))]
+
+        first = looks()
+        assert len(set(first)) == (3 if dropout else 1)
+        assert looks() == first
+
+
 # ------------------------------------------------------------------------------------------------- forwards are counted
 
 
@@ -358,6 +377,56 @@ def test_a_rehearsal_counts_what_training_counts() -> None:
         Remembering().after_step(learner, feed)
         trained.append(learner.examples - before)
     assert rehearsed == trained and len(set(trained)) > 1
+
+
+@dataclass(frozen=True)
+class Curious(mtmeta.Algorithm):
+    """Notes what there is to be seen."""
+
+    name = "curious"
+    seen: dict[str, Any] = field(default_factory=dict)
+    """By name."""
+
+    def __deepcopy__(self, memo: Any) -> Curious:
+        return self
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        batch = feed.batch("sst")
+        assert not learner.scratch and all(parameter.grad is None for parameter in learner.parameters.values())
+        loss, features = learner.gradient(batch), learner.features(batch)
+        with learner.excursion("sst", mtmeta.SGD(lr=0.1), mtmeta.Constant()) as inner:
+            inner.step(batch)
+            moves = inner.moves()
+        learner.scratch["batch"] = batch
+        self.seen.update(
+            batch=(batch.task, len(batch), len(list(batch.ids)), batch.chunks),
+            losses=[float(loss), float(learner.measure(batch))],
+            zeros=[float(t.abs().max()) for t in (features.vectors.detach(), features.labels)],
+            head={name: float(parameter.detach().abs().max()) for name, parameter in learner.head("sst").items()},
+            gradient=learner.take_gradient(),
+            moves=moves,
+            parameters={(name.split(".")[0], p.device.type) for name, p in learner.parameters.items()},
+            device=learner.device.type,
+            drawn=feed.draw(2),
+        )
+
+    def after_step(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        self.seen["handed on"] = learner.scratch["batch"].task
+
+
+def test_what_an_algorithm_finds_where_only_examples_are_counted() -> None:
+    """The table of docs/plugins.md."""
+    learner, feed = tiny("sst", "para", batch_size=8, examples=50)
+    datasets = {name: feed.streams[name].dataset for name in feed.tasks}
+    curious = Curious()
+    list(rehearse(1, curious, Uniform(), learner.model.encoder, learner.tasks, datasets, 3))
+    seen = curious.seen
+    assert seen["batch"] == ("sst", 8, 8, ())
+    assert seen["losses"] == seen["zeros"] == [0.0, 0.0]
+    assert set(seen["head"].values()) == {0.0}
+    assert set(seen["gradient"]) == {None} and seen["moves"] == {}
+    assert (seen["parameters"], seen["device"]) == ({("encoder", "meta"), ("heads", "cpu")}, "cpu")
+    assert seen["drawn"] == ["sst", "para"] and seen["handed on"] == "sst"
 
 
 # ------------------------------------------------------------------------------------------------------------- API 1
