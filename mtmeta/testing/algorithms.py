@@ -6,11 +6,12 @@ import copy
 import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.api.contracts import Algorithm, Task
 from mtmeta.core.errors import DivergedError, RecipeError
-from mtmeta.testing.tiny import check, check_documented, tiny_learner
+from mtmeta.testing.tiny import builtins, check, check_documented, tiny_learner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +34,8 @@ def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = 
       object that has been used before: all randomness is a function of seed, step and task.
     - Taken up in the middle from the state that a checkpoint holds, its own `state` with it, it goes on with the same
       directions. That state is of finite tensors; `after_step` changes no parameter.
+    - A budget in examples can go through it without a model, as `budget.examples` does to count its steps, and finds
+      no fewer example-forwards than it then takes.
     - Where a gradient fails inside `backward`, also in the middle of an inner loop, the failure comes out, the
       parameters are unchanged, and the next step can be made.
     - It trains a single task, unless its own `check` refuses one.
@@ -46,6 +49,7 @@ def check_algorithm(algorithm: Algorithm, *, tasks: Mapping[str, Task] | None = 
             _check_same(first, _walk(again, group, steps, random_seed=2), f"differs between two runs {who}")
         if steps > 1:
             _check_resume(algorithm, group, first)
+        _check_rehearsal(algorithm, group, steps)
         _check_failure(algorithm, group)
     alone = dict(list(tasks.items())[:1])
     if len(tasks) > 1 and not list(algorithm.check(alone)):
@@ -108,6 +112,7 @@ def _one_step(algorithm: Algorithm, learner: Learner, feed: Feed, step: int, ran
     theta = {name: parameter.detach().clone() for name, parameter in learner.parameters.items()}
     with learner.counting():
         algorithm.after_step(learner, feed)
+    learner.scratch.clear()
     for name, parameter in learner.parameters.items():
         check(parameter.equal(theta[name]), f"step {step}: after_step changed {name}; it may only look")
     _check_state(algorithm, learner, step)
@@ -167,6 +172,30 @@ def _check_resume(algorithm: Algorithm, group: Mapping[str, Task], expected: Dir
     rest = [_one_step(pristine, after, fresh, step, random_seed=3) for step in range(1, steps)]
     message = "is another after a checkpoint; it may depend on parameters, seed, step, tasks and `state` only"
     _check_same(expected[1:], rest, message, first=1)
+
+
+def _check_rehearsal(algorithm: Algorithm, group: Mapping[str, Task], steps: int) -> None:
+    """Check that what the algorithm reads can be counted before training, for a budget in examples."""
+    from mtmeta.core.training.budget import rehearse
+
+    learner, feed = _begin(algorithm, group, steps)
+    parts = (algorithm, builtins().get("sampler", "uniform", "sampler")(), learner.model.encoder, group, feed.datasets)
+    numbers = partial(algorithm.parameters_of, list(group))
+    try:
+        counted = list(rehearse(steps, *parts, learner.seed, numbers))
+    except Exception as error:  # of any kind: it is the algorithm's own
+        message = f"it cannot be gone through without a model, as budget.examples does: {type(error).__name__}: {error}"
+        raise AssertionError(
+            f"{message}; a batch has ids and a length there and no chunks, every .grad is None, losses are 0"
+        ) from error
+    trained = copy.deepcopy(algorithm)
+    for step in range(steps):
+        _one_step(trained, learner, feed, step, random_seed=1)
+        expected = sum(sum(read.values()) for read in counted[: step + 1])
+        message = (
+            f"takes {learner.examples} example-forwards by step {step}, {expected} when gone through without a model"
+        )
+        check(learner.examples <= expected, f"{message}; a budget.examples would end it")
 
 
 class _Failure(DivergedError):

@@ -1,4 +1,4 @@
-"""Packages that pip really installed: the two examples, and the worst neighbours a plugin can have.
+"""Packages that pip really installed: three of the examples, and the worst neighbours a plugin can have.
 
 A scratch environment sees the packages of the running one through a .pth file, so nothing is downloaded. Commands run
 in forks of one interpreter that has torch loaded; one run goes through `python -m mtmeta` as a user's would.
@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sysconfig
 import venv
@@ -20,12 +21,15 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
+from tests.robustness.small import outcome
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="commands run in forks")
 
 EXAMPLES = ROOT / "examples"
+INSTALLED = ("mtmeta-cola", "mtmeta-gradnorm", "mtmeta-pcgrad")
 
 PYPROJECT = """
 [build-system]
@@ -301,6 +305,24 @@ for line in sys.stdin:
 """
 
 
+# a command line that dies after the checkpoint of a step
+KILLED_AT = """
+import os, signal, sys
+from mtmeta.cli import main
+from mtmeta.core.training.trainer import Trainer
+
+make_step = Trainer.make_step
+
+def step(trainer):
+    if trainer.step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    make_step(trainer)
+
+Trainer.make_step = step
+main(sys.argv[1:])
+"""
+
+
 @dataclass(frozen=True)
 class Done:
     code: int
@@ -357,7 +379,7 @@ class Scratch:
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scratch]:
     folder = tmp_path_factory.mktemp("third-party")
     python = make_environment(folder / "env")
-    sources = [shutil.copytree(EXAMPLES / name, folder / name) for name in ("mtmeta-cola", "mtmeta-pcgrad")]
+    sources = [shutil.copytree(EXAMPLES / name, folder / name) for name in INSTALLED]
     modules = {name: module for name, (module, _) in BROKEN.items()}
     modules |= {"mtmeta-a": MAML2, "mtmeta-b": MAML2, "mtmeta-rude": RUDE}
     sources += [write_package(folder / name, name, module) for name, module in modules.items()]
@@ -417,7 +439,8 @@ def test_the_examples_appear(scratch: Scratch) -> None:
         "broken": None,
     }
     assert rows["mtmeta-pcgrad"]["provides"] == {"algorithms": ["pcgrad"]}
-    assert set(rows) == {"mtmeta-cola", "mtmeta-pcgrad", "mtmeta-a", "mtmeta-b", "mtmeta-rude", *BROKEN}
+    assert rows["mtmeta-gradnorm"]["provides"] == {"algorithms": ["gradnorm"]}
+    assert set(rows) == {*INSTALLED, "mtmeta-a", "mtmeta-b", "mtmeta-rude", *BROKEN}
 
 
 def test_show_explains_them(scratch: Scratch) -> None:
@@ -452,8 +475,27 @@ def test_pcgrad_trains(scratch: Scratch) -> None:
     assert "broken" not in done.stderr
 
 
+def test_gradnorm_goes_on_exactly_after_it_was_stopped(scratch: Scratch) -> None:
+    """Killed as the second of its checkpoints is there, which hold its weights, and started again."""
+    options = ["--set", "algorithm={name: gradnorm, rate: 20.0}", "--set", "checkpoint={every: 1, keep: 9}"]
+    command = ["run", scratch.recipe("sst", "cola"), *options, "--set", "training.steps=4", "--out"]
+    whole = scratch.run(*command, "runs/whole", "--json", allow="mtmeta-cola,mtmeta-gradnorm").works()
+    assert whole["algorithm"] == "gradnorm" and whole["examples"] == 4 * 2 * 4
+    environ = {**environment(), "MTMETA_PLUGINS": "mtmeta-cola,mtmeta-gradnorm"}
+    started = [scratch.python, "-c", KILLED_AT.format(step=2), *command, "runs/cut"]
+    assert subprocess.run(started, cwd=scratch.folder, env=environ, capture_output=True).returncode == -signal.SIGKILL
+    run = scratch.folder / "runs/cut"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
+    scratch.run(*command, "runs/cut", allow="mtmeta-cola,mtmeta-gradnorm").works()
+    ends = [outcome(scratch.folder / "runs" / name) for name in ("whole", "cut")]
+    saved = [{name: value for name, value in end.items() if name.endswith(".safetensors")} for end in ends]
+    assert saved[0] == saved[1] and len(saved[0]) >= 8
+    weights = load_file(run / "checkpoints/step-00000004/optimizer.safetensors")["algorithm|state|weights"]
+    assert float(weights.sum()) == pytest.approx(2) and float((weights - 1).abs().max()) > 0.1
+
+
 def test_their_own_tests_pass(scratch: Scratch) -> None:
-    folders = [scratch.folder / name / "tests" for name in ("mtmeta-cola", "mtmeta-pcgrad")]
+    folders = [scratch.folder / name / "tests" for name in INSTALLED]
     options = ["-q", "-p", "no:cacheprovider", "-c", str(scratch.folder / "mtmeta-cola" / "pyproject.toml")]
     command = [scratch.python, "-m", "pytest", *options, *map(str, folders)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
@@ -518,7 +560,7 @@ def test_leaving_plugins_out(scratch: Scratch) -> None:
     def listed(done: Done) -> list[str]:
         return [row["distribution"] for row in done.works()["plugins"] if row["distribution"] != "mtmeta"]
 
-    everything = sorted([*BROKEN, "mtmeta-a", "mtmeta-b", "mtmeta-cola", "mtmeta-pcgrad", "mtmeta-rude"])
+    everything = sorted([*BROKEN, "mtmeta-a", "mtmeta-b", "mtmeta-rude", *INSTALLED])
     assert listed(scratch.run("plugins", "--json")) == everything
     assert listed(scratch.run("plugins", "--json", allow="none")) == []
     assert listed(scratch.run("plugins", "--json", allow="mtmeta-pcgrad, cola")) == ["mtmeta-cola", "mtmeta-pcgrad"]

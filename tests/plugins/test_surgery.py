@@ -12,6 +12,7 @@ import pytest
 import mtmeta
 from mtmeta.core import machine
 from mtmeta.core.errors import MachineError
+from mtmeta.plugins.algorithms.joint import Joint
 from mtmeta.plugins.algorithms.surgery import (
     balances,
     baselines,
@@ -115,6 +116,27 @@ def test_one_task_or_weights_without_effect_are_refused() -> None:
     for method in (scalarisers.FAMO(), scalarisers.GLS()):
         (problem,) = weighting.Weighting(method=method).check(heavy)
         assert "in which the loss_weight of sts has no part" in problem[1]
+
+
+def test_uncertainty_of_joint_is_uw_but_for_a_regression() -> None:
+    directions = []
+    for algorithm in (Joint(weighting="uncertainty"), weighting.Weighting(method=scalarisers.UW())):
+        learner, feed = tiny_learner(algorithm=algorithm)
+        learner.begin_step(0)
+        algorithm.backward(learner, feed)
+        named = learner.parameters.items()
+        directions.append({name: p.grad for name, p in named if p.grad is not None and not name.startswith("encoder.")})
+    one, other = directions
+    assert set(one) == set(other)
+    different = {name for name in one if not one[name].allclose(other[name])}
+    assert different == {name for name in one if name.startswith("heads.sts.") or name == "algorithm.sts"}
+    assert other["heads.sts.dense.weight"].mul(2).allclose(one["heads.sts.dense.weight"])
+
+
+def test_a_frozen_encoder_has_no_gradients_to_combine() -> None:
+    learner, feed = tiny_learner(adapters={"rank": 2, "encoder": "frozen"})
+    with pytest.raises(mtmeta.RecipeError, match=r"the encoder, which is frozen; set adapters\.encoder: trained"):
+        surgery.Surgery(method=descents.MGDA()).backward(learner, feed)
 
 
 def test_without_the_extra_only_what_needs_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

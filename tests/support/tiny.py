@@ -48,6 +48,7 @@ def tiny(
     grad_accumulation: int = 1,
     weights: Mapping[str, float] | None = None,
     ids: Sequence[str] | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Learner, Feed]:
     """A learner and a feed over the sample data of `names` (default: all three tasks)."""
     names = names or tuple(TASKS)
@@ -56,7 +57,7 @@ def tiny(
         n: TASKS[n](train="sample", batch_size=batch_size, inner_steps=inner_steps, loss_weight=weights.get(n, 1.0))
         for n in names
     }
-    backbone = Bert(weights="tiny", max_length=64, dropout=0.0).load(seed)
+    backbone = Bert(weights="tiny", max_length=64, dropout=dropout).load(seed)
     datasets: dict[str, Dataset] = {}
     for name, task in tasks.items():
         datasets[name] = from_examples(name, task, "train", list(task.sample("train"))[:examples], backbone)

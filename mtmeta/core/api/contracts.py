@@ -255,6 +255,13 @@ class Learner(Protocol):
     def memory(self) -> dict[str, Tensor]:
         """What the algorithm keeps from step to step, by name: its own dict, empty at first. Checkpoints hold it."""
 
+    @property
+    def scratch(self) -> dict[str, Any]:
+        """What `backward` hands to `after_step` of the same step, by name: anything, say its batches.
+
+        It is empty at the start of every `backward` and of no checkpoint.
+        """
+
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         """Add `scale` times the gradient of L_t on the batch to `.grad`; return L_t, detached.
 
@@ -373,6 +380,9 @@ class Feed(Protocol):
 class Algorithm(Component):
     """How the update direction of one step is found. The loop owns optimizer, clipping, schedule and checkpoints."""
 
+    hears_teachers: ClassVar[bool] = True
+    """Whether losses come from the learner, which mixes in what `teachers` say; recipes may not give any to others."""
+
     def require(self) -> None:
         """Raise MachineError if a package it needs is missing; asked by `validate` and before training."""
 
@@ -390,7 +400,8 @@ class Algorithm(Component):
     def after_step(self, learner: Learner, feed: Feed) -> None:
         """Look at the model after the outer step, say with `learner.measure` at a batch of `backward` once more.
 
-        It may change `learner.memory`, no parameter. It is not called after a step that was skipped.
+        `learner.scratch` has what `backward` put there, `learner.losses` the losses of the step. It may change
+        `learner.memory`, no parameter. It is not called after a step that was skipped.
         """
 
     def before_evaluation(self, learner: Learner, feed: Feed) -> None:

@@ -263,8 +263,12 @@ class _RecipeReader:
         if left_out is not None and left_out.fold > left_out.folds:
             message = f"must be from 1 to {left_out.folds}, the number of folds, found {left_out.fold}"
             self.fail(("data", "leave_out", "fold"), f"data.leave_out.fold {message}")
-        tasks = _valid_tasks(parts)
+        tasks, algorithm = _valid_tasks(parts), parts["algorithm"]
         for name in parts["teachers"].of if parts["teachers"] is not None else ():
+            if algorithm is not None and not algorithm.hears_teachers:
+                message = f"algorithm '{algorithm.name}' makes the loss of task '{name}' by itself, without teachers"
+                self.fail(("teachers", name), f"teachers.{name}: {message}; leave it out", key=True)
+                continue
             with self.document.collect():
                 if name in tasks and not has_soft_loss(unguarded(type(tasks[name].objective))):
                     message = f"the objective of task '{name}' has no soft_loss for its loss, so it cannot be distilled"

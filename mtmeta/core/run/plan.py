@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mtmeta.core.data.teachers import teaching_cost
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.machine import bf16_instructions, fitting_threads, peak_memory
 from mtmeta.core.run.estimate import Measured, Seconds, evaluation_seconds, interval_seconds, predicted, probe, together
@@ -126,6 +127,7 @@ class Plan:
             "disk_bytes": None if None in sizes else sum(sizes),
             "peak_memory_bytes": peak_memory(),
             "algorithm_bytes": session.extra_bytes(),
+            "teacher_examples": teaching_cost(self.training.teachers),
             "seconds": _seconds(groups, load_seconds),
             "notes": self.notes,
         }

@@ -5,7 +5,7 @@ Yu et al. 2020 (Gradient Surgery) call two tasks in conflict where the cosine of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +18,11 @@ from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_los
 
 Norms = dict[str, float]
 Cosines = dict[str, dict[str, float | None]]
+
+
+def norm_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all tensors as one vector, a scalar."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors)))) if tensors else torch.zeros(())
 
 
 @without_autocast()

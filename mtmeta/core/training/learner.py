@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -27,6 +27,7 @@ from mtmeta.core.errors import DivergedError, RecipeError
 from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors, without_autocast
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
+from mtmeta.core.training.diagnostics import norm_of
 from mtmeta.core.training.model import MultiTaskModel, task_loss, twice_differentiable
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
 from mtmeta.core.training.unrolling.loop import Unrolled, rates_of
@@ -34,11 +35,6 @@ from mtmeta.core.training.unrolling.memory import Estimates
 
 Grads = list[Tensor | None]
 T = TypeVar("T", Tensor, Tensor | None)
-
-
-def norm_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all tensors as one vector, a scalar."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(tensors)))) if tensors else torch.zeros(())
 
 
 class Learner:
@@ -69,6 +65,7 @@ class Learner:
         self.losses: list[tuple[str, int, Tensor]] = []
         self.drifts: list[tuple[str, Tensor]] = []
         self.memory: dict[str, Tensor] = {}
+        self.scratch: dict[str, Any] = {}
         self.inner_step = 0
         self._group = group
         self._precision = precision
@@ -94,6 +91,7 @@ class Learner:
         """Forget the last step's gradients and losses; the loop calls it."""
         self.step, self._draws, self.inner_step, self.losses, self.drifts = step, 0, 0, [], []
         self._taught = {}
+        self.scratch.clear()
         self.clear_gradient()
 
     @contextmanager

@@ -28,8 +28,8 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault, supplier
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.training.checkpoint import Checkpoints
-from mtmeta.core.training.diagnostics import gradient_cosines
-from mtmeta.core.training.learner import Learner, norm_of
+from mtmeta.core.training.diagnostics import gradient_cosines, norm_of
+from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import evaluation_mode
 from mtmeta.core.training.selection import Selection
 from mtmeta.core.training.state import check_fit, flatten, optimizer_state, read_state, restore_optimizer, unflatten
@@ -149,6 +149,7 @@ class Trainer:
             self.optimizer.step()
             with learner.counting():
                 recipe.algorithm.after_step(learner, self.feed)
+            learner.scratch.clear()  # batches may be large, and evaluation comes next
             self._check_budget()
             if self.average:
                 self.average.after_step(self.step + 1)

@@ -23,6 +23,7 @@ class Protonet(Drawing):
     """
 
     name = "protonet"
+    hears_teachers = False  # the classes of an episode are not those that teachers know
 
     ways: mtmeta.PositiveInt | None = None
     """Classes of an episode; a task with fewer has all of its own. Default: all."""

@@ -534,7 +534,9 @@ def test_examples_use_only_what_is_public() -> None:
     found = trees("examples")
     used = {f: private_uses(tree, *["mtmeta.testing"] * ("/tests/" in f)) for f, tree in found.items()}
     assert {file: names for file, names in used.items() if names} == {}
-    assert {Path(file).parts[1] for file in found} == {"mtmeta-cola", "mtmeta-mlflow", "mtmeta-pcgrad", "mtmeta-wandb"}
+    assert {Path(file).parts[1] for file in found} == {
+        f"mtmeta-{name}" for name in ("cola", "gradnorm", "mlflow", "pcgrad", "wandb")
+    }
 
 
 def test_nothing_runs_what_is_in_a_file() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,18 @@ from torch import Tensor
 import mtmeta
 from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression, has_soft_loss
 from mtmeta.core.data.teachers import read_table, table_folder
-from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, RecipeError, UsageError
+from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, Problems, RecipeError, UsageError
+from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.reports.comparison import as_markdown
+from mtmeta.core.reports.terminal.plan import show_plan
 from mtmeta.core.reports.terminal.teaching import show_teaching
+from mtmeta.core.run.plan import plan
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.studies.adapt import adapt
 from mtmeta.core.studies.adaptations import Shots
 from mtmeta.core.studies.teach import teach
+from mtmeta.plugins.algorithms.protonet import Protonet
 from tests.robustness.small import ALGORITHMS, differences, make_backbone, make_data, outcome, train, write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import quietly
@@ -165,6 +171,21 @@ def test_the_cost_of_teachers_is_compared(made: Path, tmp_path: Path) -> None:
     assert f"Among them those of its teachers, whom one run would need as well: joint {labelling:,}." in as_markdown(
         table
     )
+
+
+def test_the_plan_of_a_run_tells_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labelling = spent(made) + 36 + 30
+    taught = plan(RunRequest(student(made, tmp_path), out=tmp_path / "run"), probe_steps=0)
+    assert taught["teacher_examples"] == labelling
+    show_plan(taught)
+    assert f"teachers took  {labelling:,} example-forwards, to be trained and to label\n" in re.sub(
+        "  +", "  ", capsys.readouterr().out
+    )
+    alone = write_recipe(tmp_path / "plain.yaml", "joint", **common(made), name="plain")
+    plain = plan(RunRequest(alone, out=tmp_path / "plain"), probe_steps=0)
+    assert plain["teacher_examples"] == 0
+    show_plan(plain)
+    assert "teachers took" not in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------- learning
@@ -368,6 +389,20 @@ def test_another_recipe_in_the_folder(made: Path, tmp_path: Path) -> None:
 
 def test_an_algorithm_that_makes_its_own_loss(made: Path, tmp_path: Path) -> None:
     """Prototypical networks have classes of the episode, not of the task."""
+    algorithm = {"name": "protonet", "shots": 1, "queries": 1, "ways": 2}
+    recipe = student(made, tmp_path, "joint", algorithm=algorithm, training={})
+    with pytest.raises(Problems) as raised:
+        load_recipe(recipe, build_registry())
+    lines = raised.value.lines()
+    assert len(lines) == 2 and all(line.startswith(f"error: {recipe}:1:") for line in lines)
+    message = "algorithm 'protonet' makes the loss of task 'sst' by itself, without teachers; leave it out"
+    assert lines[0].endswith(f" teachers.sst: {message}")
+
+
+def test_an_algorithm_that_says_it_hears_them_and_does_not(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Protonet, "hears_teachers", True)
     algorithm = {"name": "protonet", "shots": 1, "queries": 1, "ways": 2}
     recipe = student(made, tmp_path, "joint", algorithm=algorithm, training={})
     with pytest.raises(

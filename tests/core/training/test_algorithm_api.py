@@ -75,6 +75,25 @@ def test_measuring_leaves_no_gradient() -> None:
     assert learner.examples == 2 * len(batch)
 
 
+def test_each_look_draws_a_dropout_mask_of_its_own() -> None:
+    """A function of seed, step and the number of the look; where there is no dropout all looks are equal."""
+    for dropout in (0.0, 0.5):
+        learner, feed = tiny("sst", dropout=dropout)
+        learner.model.train()
+        batch = feed.batch("sst")
+
+        def looks(learner: Learner = learner, batch: mtmeta.Batch = batch) -> list[float]:
+            learner.begin_step(1)
+            features = learner.features(batch)
+            alike = [float(learner.loss(features).detach()) for _ in range(2)]
+            assert alike[0] == alike[1]
+            return [alike[0], float(learner.gradient(batch)), float(learner.measure(batch))]
+
+        first = looks()
+        assert len(set(first)) == (3 if dropout else 1)
+        assert looks() == first
+
+
 # ------------------------------------------------------------------------------------------------- forwards are counted
 
 
@@ -192,6 +211,52 @@ def test_a_skipped_step_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     mtmeta.run(write_recipe(tmp_path, "joint"), out=tmp_path / "run", overrides=skip)
     assert [float(memory.get("count", -1)) for memory in seen] == [-1, 1, 1, 2]
     assert looks == [0, 2, 3]
+
+
+@dataclass(frozen=True)
+class SecondLook(mtmeta.Algorithm):
+    """Hands its batches on, to see by how much the step lowered their losses, and weighs the next step by that."""
+
+    name = "second_look"
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        assert not learner.scratch
+        batches = [feed.batch(task) for task in feed.tasks]
+        for batch in batches:
+            learner.gradient(batch, learner.memory.get(f"fall/{batch.task}", torch.tensor(1.0)).abs() + 0.5)
+        learner.scratch["batches"] = batches
+
+    def after_step(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        for batch, (task, _, before) in zip(learner.scratch["batches"], learner.losses, strict=True):
+            assert task == batch.task
+            learner.memory[f"fall/{task}"] = before - learner.measure(batch)
+
+
+def test_batches_are_handed_on_to_the_look_after_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_algorithm(SecondLook())
+    as_joint(monkeypatch, SecondLook, "backward", "after_step")
+    left: list[dict[str, Any]] = []
+    monkeypatch.setattr(Joint, "before_evaluation", lambda self, learner, feed: left.append(dict(learner.scratch)))
+    recipe = cut_after_two_steps(tmp_path)
+    mtmeta.run(recipe, out=tmp_path / "cut")
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert left and not any(left)  # evaluation has the memory of the batches
+
+
+def test_nothing_is_handed_on_from_a_skipped_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def backward(self: Joint, learner: Any, feed: mtmeta.Feed) -> None:
+        found.append(len(learner.scratch))
+        SecondLook.backward(self, learner, feed)  # type: ignore[arg-type]
+        if learner.step == 1:
+            raise mtmeta.DivergedError("", "on purpose")
+
+    monkeypatch.setattr(Joint, "backward", backward)
+    as_joint(monkeypatch, SecondLook, "after_step")
+    skip = ("training.on_nonfinite=skip", "training.steps=3")
+    mtmeta.run(write_recipe(tmp_path, "joint"), out=tmp_path / "run", overrides=skip)
+    assert found == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +379,56 @@ def test_a_rehearsal_counts_what_training_counts() -> None:
     assert rehearsed == trained and len(set(trained)) > 1
 
 
+@dataclass(frozen=True)
+class Curious(mtmeta.Algorithm):
+    """Notes what there is to be seen."""
+
+    name = "curious"
+    seen: dict[str, Any] = field(default_factory=dict)
+    """By name."""
+
+    def __deepcopy__(self, memo: Any) -> Curious:
+        return self
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        batch = feed.batch("sst")
+        assert not learner.scratch and all(parameter.grad is None for parameter in learner.parameters.values())
+        loss, features = learner.gradient(batch), learner.features(batch)
+        with learner.excursion("sst", mtmeta.SGD(lr=0.1), mtmeta.Constant()) as inner:
+            inner.step(batch)
+            moves = inner.moves()
+        learner.scratch["batch"] = batch
+        self.seen.update(
+            batch=(batch.task, len(batch), len(list(batch.ids)), batch.chunks),
+            losses=[float(loss), float(learner.measure(batch))],
+            zeros=[float(t.abs().max()) for t in (features.vectors.detach(), features.labels)],
+            head={name: float(parameter.detach().abs().max()) for name, parameter in learner.head("sst").items()},
+            gradient=learner.take_gradient(),
+            moves=moves,
+            parameters={(name.split(".")[0], p.device.type) for name, p in learner.parameters.items()},
+            device=learner.device.type,
+            drawn=feed.draw(2),
+        )
+
+    def after_step(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        self.seen["handed on"] = learner.scratch["batch"].task
+
+
+def test_what_an_algorithm_finds_where_only_examples_are_counted() -> None:
+    """The table of docs/plugins.md."""
+    learner, feed = tiny("sst", "para", batch_size=8, examples=50)
+    datasets = {name: feed.streams[name].dataset for name in feed.tasks}
+    curious = Curious()
+    list(rehearse(1, curious, Uniform(), learner.model.encoder, learner.tasks, datasets, 3))
+    seen = curious.seen
+    assert seen["batch"] == ("sst", 8, 8, ())
+    assert seen["losses"] == seen["zeros"] == [0.0, 0.0]
+    assert set(seen["head"].values()) == {0.0}
+    assert set(seen["gradient"]) == {None} and seen["moves"] == {}
+    assert (seen["parameters"], seen["device"]) == ({("encoder", "meta"), ("heads", "cpu")}, "cpu")
+    assert seen["drawn"] == ["sst", "para"] and seen["handed on"] == "sst"
+
+
 # ------------------------------------------------------------------------------------------------------------- API 1
 
 
@@ -380,12 +495,38 @@ class Infinite(Remembering):
         return {"best": torch.tensor(float("inf"))}
 
 
+@dataclass(frozen=True)
+class Tokens(Remembering):
+    """Looks at what a batch holds, of which there is nothing where only examples are counted."""
+
+    name = "tokens"
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        for task in feed.tasks:
+            batch = feed.batch(task)
+            learner.gradient(batch, 1 / len(batch.chunks[0].packed.ids))
+
+
+@dataclass(frozen=True)
+class Thirsty(Remembering):
+    """Reads once more where a loss is above 0, as no loss is where only examples are counted."""
+
+    name = "thirsty"
+
+    def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
+        for task in feed.tasks:
+            if learner.gradient(feed.batch(task)) > 0:
+                learner.gradient(feed.batch(task))
+
+
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
         (Elsewhere(), "differs between two runs of the same object|is another after a checkpoint"),
         (Meddling(), "after_step changed encoder"),
         (Infinite(), "best of the state is not finite"),
+        (Tokens(), "cannot be gone through without a model, as budget.examples does: IndexError"),
+        (Thirsty(), "takes 36 example-forwards by step 0, 24 when gone through without a model"),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

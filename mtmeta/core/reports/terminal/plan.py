@@ -38,6 +38,8 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         name = f" {'+'.join(map(safe, group['tasks']))}" * (len(plan["groups"]) > 1)
         rows[f"steps{name}"] = _steps(group)
         rows[f"checkpoints{name}"] = _checkpoints(group)
+    if plan["teacher_examples"]:
+        rows["teachers took"] = f"{plan['teacher_examples']:,} example-forwards, to be trained and to label"
     if plan["disk_bytes"] is not None:
         rows["on disk"] = f"{byte_text(plan['disk_bytes'], 'kB')} at most, one checkpoint more while it is written"
     for why in dict.fromkeys(plan["not_exported"].values()):

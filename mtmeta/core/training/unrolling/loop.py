@@ -12,6 +12,7 @@ from torch import Tensor
 from mtmeta.core.api.batch import Batch
 from mtmeta.core.api.optimizers import SGD, OptimizerOptions, set_lr
 from mtmeta.core.errors import RecipeError
+from mtmeta.core.training.diagnostics import norm_of
 from mtmeta.core.training.unrolling.memory import Estimates
 
 
@@ -88,4 +89,4 @@ class Unrolled:
     @torch.no_grad()
     def drift(self) -> Tensor:
         moves = [self.parameters[name].detach() - home for name, home in self._touched.items()]
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(moves))) if moves else torch.zeros(())
+        return norm_of(moves)

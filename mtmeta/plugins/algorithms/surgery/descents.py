@@ -37,7 +37,8 @@ class CAGrad(Method):
     packages = ("torchjd", "cvxpy", "clarabel")
     name: Literal["cagrad"] = "cagrad"
     c: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.4
-    """How far from the mean: 0 is `joint`; below 1 the mean loss still falls."""
+    """How far from the mean: 0 is `joint`; below 1 the mean loss still falls. With 0.4 the
+    authors' code runs NYU-v2."""
 
     def weights(self, look: Look) -> Array:
         # with a Gramian as it comes, TorchJD takes gradients of squared length below 1e-4 for 0

@@ -34,7 +34,8 @@ class GradVac(Method):
     packages = ("torchjd",)
     name: Literal["gradvac"] = "gradvac"
     beta: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.01
-    """Share of a step's cosine in the moving average that a pair's cosine is compared with."""
+    """Share of a step's cosine in the moving average that a pair's cosine is compared with; LibMTL and
+    TorchJD take 0.5, by which it is mostly that of the last few steps."""
 
     def weights(self, look: Look) -> Array:
         kept = {"_phi_t": look.memory["cosines"]} if look.memory else {}

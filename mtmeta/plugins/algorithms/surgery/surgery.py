@@ -88,6 +88,9 @@ class Surgery(mtmeta.Algorithm):
         from mtmeta.plugins.algorithms.surgery import gramian
 
         shared = [name.startswith(SHARED) for name in learner.parameters]
+        if not any(shared):
+            message = "surgery combines gradients of the encoder, which is frozen; set adapters.encoder: trained"
+            raise mtmeta.RecipeError("algorithm", message)
         gradients: list[list[Tensor | None]] = []
         total: list[Tensor | None] = [None] * len(shared)
         learner.clear_gradient()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -37,10 +36,6 @@ class Weighting(mtmeta.Algorithm):
     epoch: Epoch = "mean"
     """Steps in an epoch: the mean, least or greatest number of batches among the tasks."""
 
-    # by learner; a Batch is `Any` here because whoever reads the options resolves these types, and it would load torch
-    seen: ClassVar[WeakKeyDictionary[mtmeta.Learner, dict[str, tuple[Any, float]]]] = WeakKeyDictionary()
-    # batch and loss of each task, from `backward` to `after_step` of one step
-
     def check(self, tasks: Mapping[str, mtmeta.Task]) -> Iterator[tuple[str, str]]:
         if len(tasks) < 2:
             yield "method", f"{self.method.name} weighs tasks against each other, there is only one; use joint"
@@ -70,12 +65,12 @@ class Weighting(mtmeta.Algorithm):
         assert not isinstance(self.method, Ahead)
         total: list[Tensor | None] = [None] * len(learner.parameters)
         weights, losses, parts, top = [], [], [], -math.inf
-        seen = {}
+        batches = []
         for position, task in enumerate(feed.tasks):
             batch = feed.batch(task)
             weights.append(feed.loss_weight(task))
             losses.append(self._positive(task, float(learner.gradient(batch))))
-            seen[task] = batch, losses[-1]
+            batches.append(batch)
             parts.append(self.method.part(learner, position, weights[-1], losses[-1]))
             higher = max(top, parts[-1])
             _add(total, learner.take_gradient(), math.exp(top - higher), math.exp(parts[-1] - higher))
@@ -86,7 +81,7 @@ class Weighting(mtmeta.Algorithm):
                 grad.mul_(scale)
         learner.put_gradient(total)
         if isinstance(self.method, FAMO):
-            self.seen[learner] = seen
+            learner.scratch.update(batches=batches, losses=losses)
 
     def _positive(self, task: str, loss: float) -> float:
         if loss < 0 and not isinstance(self.method, STCH):
@@ -96,9 +91,9 @@ class Weighting(mtmeta.Algorithm):
 
     def after_step(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         if isinstance(self.method, FAMO):
-            seen = self.seen.pop(learner)
-            after = [self._positive(task, float(learner.measure(batch))) for task, (batch, _) in seen.items()]
-            self.method.update(learner, [loss for _, loss in seen.values()], after)
+            batches, losses = learner.scratch["batches"], learner.scratch["losses"]
+            after = [self._positive(batch.task, float(learner.measure(batch))) for batch in batches]
+            self.method.update(learner, losses, after)
 
 
 def _add(total: list[Tensor | None], taken: Sequence[Tensor | None], old: float, new: float) -> None:
