@@ -23,6 +23,7 @@ from mtmeta.core.export.libraries import AdaptedEncoder, LibraryEncoder, check_t
 from mtmeta.core.export.model_card import Facts, card
 from mtmeta.core.export.peft_files import check_sums, peft_files
 from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
@@ -35,6 +36,7 @@ from mtmeta.core.wording import choose, did_you_mean, quote
 LIMITS = {"transformers": 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5, "peft": 1e-5}
 """Formats, and how far outputs may be from those of `mtmeta predict`."""
 FORMATS = tuple(LIMITS)
+ADAPTERS_ONLY = "peft"  # the format that only a run with adapters has
 BUNDLED = Path(__file__).with_name("bundled")  # modules that go with an export as they stand; never imported
 
 
@@ -85,8 +87,8 @@ def export(
     if load_transformers() is None:
         say("transformers is not installed: AutoModel and AutoTokenizer are not tried on what is exported")
     session = open_run(run, RunRequest(device="cpu", block=block, warn=warn))
-    if form == "peft":
-        if session.recipe.adapters is None:
+    if form == ADAPTERS_ONLY:
+        if form not in formats_of(session.recipe):
             raise UsageError("--format peft", "this run has no adapters; use --format transformers")
         if load_peft() is None:
             say("peft is not installed: it is not tried on what is exported; pip install 'mtmeta[peft]'")
@@ -99,6 +101,11 @@ def export(
         manifest = place.manifest(draft, {"tasks": chosen, "steps": facts.steps, "differences": facts.differences})
     document = {key: manifest[key] for key in ("format", "tasks", "steps", "differences")}
     return {"folder": str(place.path), **document, "files": {name: f["size"] for name, f in manifest["files"].items()}}
+
+
+def formats_of(recipe: Recipe) -> list[str]:
+    """Return the formats that a run of a recipe has."""
+    return [form for form in FORMATS if form != ADAPTERS_ONLY or recipe.adapters is not None]
 
 
 def _choose_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[str]:
@@ -115,7 +122,7 @@ def _write_models(
 ) -> Facts:
     """Write the model of every group of tasks, checked, and the cards; return the facts that the cards state."""
     groups = [(group, names) for group in session.groups if (names := [name for name in group if name in chosen])]
-    base_of = _base_folders(session, [group for group, _ in groups]) if form == "peft" else {}
+    base_of = _base_folders(session, [group for group, _ in groups]) if form == ADAPTERS_ONLY else {}
     if session.recipe.adapters is not None and session.recipe.adapters.per == "task":
         groups = [(group, [name]) for group, names in groups for name in names]  # each has an encoder of its own
     write = WRITERS[form]

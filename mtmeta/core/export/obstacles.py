@@ -13,7 +13,7 @@ from torch import nn
 from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.errors import DivergedError, MtmetaError, Problems
 from mtmeta.core.export import check as checks
-from mtmeta.core.export.export import FORMATS, LIMITS, merged_backbone
+from mtmeta.core.export.export import FORMATS, LIMITS, formats_of, merged_backbone
 from mtmeta.core.export.heads import Answer, describe_tasks
 from mtmeta.core.export.libraries import check_tokenizer
 from mtmeta.core.export.peft_files import check_sums, peft_files
@@ -44,7 +44,7 @@ def obstacles(session: Session) -> dict[str, str]:
 
     models = [session.model(loaded.encoder, group) for group in session.groups]
     first, task = models[0], session.groups[0][0]
-    formats = [name for name in FORMATS if name != "peft" or recipe.adapters is not None]
+    formats = formats_of(recipe)
     with noting(*formats):
         portable = recipe.backbone.portable(merged_backbone(first, task, loaded))
         _try_tokenizer(portable, loaded)
