@@ -30,7 +30,7 @@ import mtmeta
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.data.packing import pack_sequences
 from mtmeta.core.export.check import Single
-from mtmeta.core.export.export import FORMATS, export
+from mtmeta.core.export.export import FORMATS, export, formats_of
 from mtmeta.core.run.predictor import Predictor, Text
 from mtmeta.core.training.evaluation import forward
 from mtmeta.core.training.model import mean_pool
@@ -74,8 +74,7 @@ def _answers(predictor: Predictor, name: str, texts: Sequence[Text]) -> Array:
 def differences(run: Path, form: str, folder: Path, texts: dict[str, list[Text]]) -> dict[str, dict[str, float]]:
     """By task, and within by kind of output, the largest difference of an export in `folder` to the run."""
     predictor = mtmeta.load(run, device="cpu")
-    check = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers}[form]
-    return {name: check(predictor, name, _folder_of(folder, name), given) for name, given in texts.items()}
+    return {name: CHECKS[form](predictor, name, _folder_of(folder, name), given) for name, given in texts.items()}
 
 
 def _folder_of(folder: Path, name: str) -> Path:
@@ -132,9 +131,17 @@ def _sentence_transformers(predictor: Predictor, name: str, folder: Path, texts:
     wanted = []
     for start in range(0, len(sentences), 32):
         packed = pack_sequences(dataset.stores, np.arange(start, min(start + 32, len(sentences))))
-        wanted.append(mean_pool(model.eval().encoder(packed), packed))
+        wanted.append(mean_pool(model.eval().encode(name, packed), packed))
     encoded = SentenceTransformer(str(folder), device="cpu").encode(sentences, show_progress_bar=False)
     return {"vectors": _largest(torch.cat(wanted).numpy(), encoded)}
+
+
+CHECKS = {
+    "transformers": _transformers,
+    "onnx": _onnx,
+    "sentence-transformers": _sentence_transformers,
+    "peft": _transformers,  # modeling.py is the same
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -153,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for form in options.format or FORMATS:
+        for form in options.format or formats_of(predictor._session.recipe):
             export(options.run, form, out=Path(folder) / form)
             results[form] = differences(options.run, form, Path(folder) / form, texts)
     if options.json:

@@ -13,7 +13,7 @@ from mtmeta.cli.options import Json, NoPlugin, say, warn
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
-    form: Annotated[str, typer.Option("--format", help="transformers, onnx or sentence-transformers.")],
+    form: Annotated[str, typer.Option("--format", help="transformers, onnx, sentence-transformers or peft.")],
     task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default RUN/export/FORMAT.")] = None,
     fresh: Annotated[

@@ -6,7 +6,7 @@ Shapes: `S` tokens of a packed batch in all, `N` sequences, `T` tokens of a padd
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -101,5 +101,8 @@ class Portable:
     """model.safetensors, in fp32, under the names that transformers' AutoModel looks for."""
     files: Mapping[str, bytes]
     """tokenizer.json, tokenizer_config.json and all else that AutoTokenizer reads."""
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Where the parameters of the run's encoder stand in `tensors`, by their names there: under one name, or under
+    several that each have an equal share of its rows. Wanted of encoders that have adapters, for format peft."""
     foreign: bool = False
     """True where the encoder is another library's code, which may not become an ONNX graph: `--dry-run` tries it."""

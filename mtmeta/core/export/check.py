@@ -58,14 +58,14 @@ def probes(task: Task, backbone: LoadedBackbone) -> tuple[Dataset, list[Inputs]]
 
 
 @torch.inference_mode()
-def encoder_difference(model: MultiTaskModel, encoder: torch.nn.Module, backbone: LoadedBackbone) -> float:
-    """Return how far the mean-pooled vectors of texts, and of pairs, are from those of the run's own encoder."""
+def encoder_difference(model: MultiTaskModel, name: str, encoder: torch.nn.Module, backbone: LoadedBackbone) -> float:
+    """Return how far the mean-pooled vectors of texts, and of pairs, are from those that task `name` has in the run."""
     worst = 0.0
     for task in (Single(train=""), Cross(train="", pair_mode="cross")):
         dataset, batches = probes(task, backbone)
         packed = pack_sequences(dataset.stores, np.arange(len(dataset)))
         with evaluation_mode(model):
-            wanted = mean_pool(model.encoder(packed), packed).numpy()
+            wanted = mean_pool(model.encode(name, packed), packed).numpy()
         vector = Vector(encoder)
         found = [[vector(*map(torch.from_numpy, batch)).numpy()] for batch in batches]
         worst = max(worst, difference([wanted], found))

@@ -7,22 +7,23 @@ run directory -> packed model (what `mtmeta predict` runs) -> the backbone's `po
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
 from mtmeta.core.export.heads import Answer, describe_tasks, head_tensors
-from mtmeta.core.export.libraries import LibraryEncoder, check_tokenizer, load_transformers
+from mtmeta.core.export.libraries import AdaptedEncoder, LibraryEncoder, check_tokenizer, load_peft, load_transformers
 from mtmeta.core.export.model_card import Facts, card
+from mtmeta.core.export.peft_files import check_sums, peft_files
 from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
@@ -32,9 +33,10 @@ from mtmeta.core.storage.staging import Destination, StagingFolder, identity
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-LIMITS = {"transformers": 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5}
+LIMITS = {"transformers": 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5, "peft": 1e-5}
 """Formats, and how far outputs may be from those of `mtmeta predict`."""
 FORMATS = tuple(LIMITS)
+ADAPTERS_ONLY = "peft"  # the format that only a run with adapters has
 BUNDLED = Path(__file__).with_name("bundled")  # modules that go with an export as they stand; never imported
 
 
@@ -46,9 +48,13 @@ class Part:
     model: MultiTaskModel
     backbone: LoadedBackbone
     portable: Portable
+    """With the adapters in it, where the tasks have some."""
     tasks: dict[str, dict[str, Any]]
     """The description of each task in heads.json; empty where no heads are exported."""
     step: int
+    base: Portable | None = None
+    """The encoder without adapters, where these are exported beside it."""
+    base_folder: str = ""
 
 
 @own_settings()
@@ -81,6 +87,11 @@ def export(
     if load_transformers() is None:
         say("transformers is not installed: AutoModel and AutoTokenizer are not tried on what is exported")
     session = open_run(run, RunRequest(device="cpu", block=block, warn=warn))
+    if form == ADAPTERS_ONLY:
+        if form not in formats_of(session.recipe):
+            raise UsageError("--format peft", "this run has no adapters; use --format transformers")
+        if load_peft() is None:
+            say("peft is not installed: it is not tried on what is exported; pip install 'mtmeta[peft]'")
     chosen = _choose_tasks(list(session.recipe.tasks), tasks)
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
     place = Destination(Path(out) if out is not None else default, identity(session.folder.lock()), form, fresh=fresh)
@@ -90,6 +101,11 @@ def export(
         manifest = place.manifest(draft, {"tasks": chosen, "steps": facts.steps, "differences": facts.differences})
     document = {key: manifest[key] for key in ("format", "tasks", "steps", "differences")}
     return {"folder": str(place.path), **document, "files": {name: f["size"] for name, f in manifest["files"].items()}}
+
+
+def formats_of(recipe: Recipe) -> list[str]:
+    """Return the formats that a run of a recipe has."""
+    return [form for form in FORMATS if form != ADAPTERS_ONLY or recipe.adapters is not None]
 
 
 def _choose_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[str]:
@@ -106,15 +122,18 @@ def _write_models(
 ) -> Facts:
     """Write the model of every group of tasks, checked, and the cards; return the facts that the cards state."""
     groups = [(group, names) for group in session.groups if (names := [name for name in group if name in chosen])]
+    base_of = _base_folders(session, [group for group, _ in groups]) if form == ADAPTERS_ONLY else {}
     if session.recipe.adapters is not None and session.recipe.adapters.per == "task":
         groups = [(group, [name]) for group, names in groups for name in names]  # each has an encoder of its own
-    write = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers}[form]
+    write = WRITERS[form]
     differences: dict[str, float] = {}
     steps: dict[str, int] = {}
     folders: dict[str, list[str]] = {}
     described: dict[str, dict[str, Any]] = {}
     for group, names in groups:
-        part = load_part(session, group, names, heads=form != "sentence-transformers")
+        part = load_part(
+            session, group, names, heads=form != "sentence-transformers", base_folder=base_of.get(group[0], "")
+        )
         under = "+".join(names) if len(groups) > 1 and form != "onnx" else ""
         folders.setdefault(under, []).extend(names)
         described |= part.tasks
@@ -129,37 +148,60 @@ def _write_models(
     summary = session.folder.finished()
     figures = summary.plain() if summary is not None else {}
     facts = Facts(session.recipe, session.folder.lock(), figures, steps, part.backbone.max_length, differences)
-    for under, names in folders.items():
-        text = card(form, facts, names, {name: described.get(name, {}) for name in names})
-        draft.write(f"{under}/README.md" if under else "README.md", text)
-    if "" not in folders:
-        draft.write("README.md", card(form, facts, chosen, described, folders=folders))
+    bases = {name: base for group, _ in groups if (base := base_of.get(group[0])) for name in group}
+    _write_cards(draft, form, facts, folders, described, bases)
     return facts
 
 
-def load_part(session: Session, group: list[str], names: list[str], *, heads: bool) -> Part:
-    """Load the best weights of a group of tasks, of which `names` are to be exported, with the padded twin."""
+def _base_folders(session: Session, groups: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return the folder of the encoder that a group's adapters belong to, by its first task; no task is called so."""
+    shared = len(groups) == 1 or session.is_frozen
+    return {group[0]: "_base" if shared else "_base-" + "+".join(group) for group in groups}
+
+
+def _write_cards(
+    draft: StagingFolder,
+    form: str,
+    facts: Facts,
+    folders: Mapping[str, Sequence[str]],
+    described: Mapping[str, Mapping[str, Any]],
+    bases: Mapping[str, str],
+) -> None:
+    """Write the card of every model, and one above them where they lie in folders of their own."""
+    for under, names in folders.items():
+        tasks = {name: described.get(name, {}) for name in names}
+        base = _beside(under, bases.get(names[0], ""))
+        draft.write(f"{under}/README.md" if under else "README.md", card(form, facts, names, tasks, base=base))
+    if "" not in folders:
+        chosen = [name for names in folders.values() for name in names]
+        draft.write("README.md", card(form, facts, chosen, described, folders=folders))
+
+
+def _beside(under: str, base: str) -> str:
+    """Return the way from the folder of a model to that of its base."""
+    return f"../{base}" if under and base else base
+
+
+def load_part(session: Session, group: list[str], names: list[str], *, heads: bool, base_folder: str = "") -> Part:
+    """Load the best weights of a group of tasks, of which `names` are to be exported, with the padded twin.
+
+    With a `base_folder` the encoder without adapters is there too.
+    """
     weights, step = session.checkpoints(group).best_and_step()
-    backbone = restore_backbone(session)
+    backbone, to_portable = restore_backbone(session), session.recipe.backbone.portable
     model = best_model(session, backbone, group, weights)
-    if model.adapters is not None:
-        _merge_adapters(model, names[0])
-    portable = session.recipe.backbone.portable(backbone)
     tasks = {name: model.tasks[name] for name in names}
     described = describe_tasks(tasks, {name: model.heads[name] for name in names}) if heads else {}
-    return Part(names, model, backbone, portable, described, step)
+    whole = to_portable(merged_backbone(model, names[0], backbone))
+    base = to_portable(backbone) if base_folder else None
+    return Part(names, model, backbone, whole, described, step, base, base_folder)
 
 
-def _merge_adapters(model: MultiTaskModel, task: str) -> None:
-    """Write a task's encoder, adapters and all, into the encoder itself; what is left of them adds nothing more."""
-    adapters = model.adapters
-    assert adapters is not None
-    parameters = dict(model.encoder.named_parameters())
-    with torch.no_grad():
-        merged = {name: tensor.clone() for name, tensor in adapters.merged(task, model.encoder).items()}
-        for name, tensor in merged.items():
-            parameters[name].copy_(tensor)
-    model.adapters = None
+def merged_backbone(model: MultiTaskModel, task: str, backbone: LoadedBackbone) -> LoadedBackbone:
+    """Return a backbone whose encoder is the one that a task's sequences go through, adapters and all."""
+    if model.adapters is None:
+        return backbone
+    return replace(backbone, encoder=model.adapters.merged_copy(task, model.encoder))
 
 
 def _check(part: Part, name: str, answers: Callable[[Sequence[checks.Inputs]], checks.Outputs], limit: float) -> float:
@@ -176,12 +218,42 @@ def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) ->
         answer = Answer(part.model.heads[name], part.model.tasks[name]).eval()
         differences[name] = _check(part, name, partial(checks.padded_answers, part.portable.encoder, answer), limit)
     _encoder_files(draft, under, part.portable)
+    _head_files(draft, under, part)
+    loaded = _check_loaded(draft, under, part, limit)
+    return {name: max(difference, loaded) for name, difference in differences.items()}
+
+
+def _head_files(draft: StagingFolder, under: str, part: Part) -> None:
     _tensors(draft, f"{under}heads.safetensors", head_tensors({name: part.model.heads[name] for name in part.names}))
     description = {"hidden_size": part.model.hidden_size, **_sequences(part.backbone), "tasks": part.tasks}
     draft.write(f"{under}heads.json", _json(description))
     draft.write(f"{under}modeling.py", (BUNDLED / "modeling.py").read_bytes())
-    loaded = _check_loaded(draft, under, part, limit)
-    return {name: max(difference, loaded) for name, difference in differences.items()}
+
+
+def _peft(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
+    """Write the adapters as peft has them, the heads, which it does not have, and once the encoder they belong to."""
+    assert part.base is not None and part.model.adapters is not None
+    below = f"{part.base_folder}/"
+    if f"{below}config.json" not in draft.files:
+        _encoder_files(draft, below, part.base)
+    files = peft_files(part.model.adapters, part.names[0], part.base)
+    check_sums(files, part.base, part.portable)
+    config = {**files.config, "base_model_name_or_path": _beside(under, part.base_folder)}
+    draft.write(f"{under}adapter_config.json", _json(config))
+    _tensors(draft, f"{under}adapter_model.safetensors", files.tensors)
+    _head_files(draft, under, part)
+    base = draft.folder / part.base_folder
+    check_tokenizer(base, part.backbone)
+    encoders = [part.portable.encoder]
+    library, peft = load_transformers(), load_peft()
+    if library is not None and peft is not None:
+        encoders.append(AdaptedEncoder(library, peft, base, draft.folder / under, files.tensors))
+    differences = {}
+    for name in part.names:
+        answer = Answer(part.model.heads[name], part.model.tasks[name]).eval()
+        checked = [_check(part, name, partial(checks.padded_answers, one, answer), limit) for one in encoders]
+        differences[name] = max(checked)
+    return differences
 
 
 def _onnx(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
@@ -229,7 +301,7 @@ def _sentence_transformers(draft: StagingFolder, under: str, part: Part, limit: 
     library: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
     draft.write(f"{under}config_sentence_transformers.json", _json(library))
     difference = checks.check(
-        "encoder", checks.encoder_difference(part.model, part.portable.encoder, part.backbone), limit
+        "encoder", checks.encoder_difference(part.model, part.names[0], part.portable.encoder, part.backbone), limit
     )
     return {"encoder of " + ", ".join(part.names): max(difference, _check_loaded(draft, under, part, limit))}
 
@@ -245,7 +317,8 @@ def _check_loaded(draft: StagingFolder, under: str, part: Part, limit: float) ->
     if library is None:
         return 0.0
     encoder = LibraryEncoder(library, folder)
-    return checks.check("AutoModel", checks.encoder_difference(part.model, encoder, part.backbone), limit)
+    difference = checks.encoder_difference(part.model, part.names[0], encoder, part.backbone)
+    return checks.check("AutoModel", difference, limit)
 
 
 def _sequences(backbone: LoadedBackbone) -> dict[str, Any]:
@@ -267,3 +340,6 @@ def _tensors(draft: StagingFolder, name: str, tensors: dict[str, Tensor]) -> Non
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+WRITERS = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers, "peft": _peft}

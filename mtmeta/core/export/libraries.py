@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -49,9 +49,19 @@ def load_transformers() -> ModuleType | None:
     return library
 
 
+def load_peft() -> ModuleType | None:
+    """Import peft, silently; None where it is not installed or cannot be imported."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module("peft")
+    except Exception:  # whatever a broken installation raises
+        return None
+
+
 @contextmanager
 def _errors(doing: str) -> Iterator[None]:
-    """Raise whatever transformers or tokenizers raise as a MachineError of one line."""
+    """Raise whatever transformers, peft or tokenizers raise as a MachineError of one line."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -146,3 +156,19 @@ class LibraryEncoder(nn.Module):
         with _errors("AutoModel"):
             hidden: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
         return hidden
+
+
+class AdaptedEncoder(LibraryEncoder):
+    """AutoModel's encoder of a folder, with the adapters that peft makes of another."""
+
+    def __init__(
+        self, library: ModuleType, peft: ModuleType, base: Path, folder: Path, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Load both. Raises MachineError unless peft then has the very tensors, for it does not tell what it drops."""
+        super().__init__(library, base)
+        with _errors("PeftModel.from_pretrained"), torch.random.fork_rng(devices=[]):
+            self.model = peft.PeftModel.from_pretrained(self.model, str(folder)).eval()
+            found = peft.get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        for name in sorted(found.keys() | tensors.keys()):
+            if name not in found or name not in tensors or not torch.equal(found[name], tensors[name]):
+                raise _refusal(f"peft has not {quote(name)} as it was written")

@@ -21,7 +21,11 @@ from mtmeta.core.studies.adapted_runs import origin
 from mtmeta.core.wording import markdown, visible
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
-PIPELINES = {"sentence-transformers": "sentence-similarity", "transformers": "feature-extraction"}
+PIPELINES = {
+    "sentence-transformers": "sentence-similarity",
+    "transformers": "feature-extraction",
+    "peft": "feature-extraction",
+}
 SINGLE = ["A joy from start to end.", "Two hours I will not get back."]
 PAIRS = [("A dog runs.", "A dog is running."), ("It rains.", "The sun shines.")]
 INPUTS = {"single": "a text", "cross": "a pair in one sequence", "separate": "a pair, two sequences"}
@@ -46,10 +50,12 @@ def card(
     described: Mapping[str, Mapping[str, Any]],
     *,
     folders: Mapping[str, Sequence[str]] | None = None,
+    base: str = "",
 ) -> str:
     """Return the card for tasks `names`; `folders` are those of models that each have a card of their own.
 
-    Of a run that is not finished there are no figures yet, and the card says so.
+    `base` is the way to the encoder that adapters belong to. Of a run that is not finished there are no figures yet, as
+    the card says.
     """
     recipe, lock = facts.recipe, facts.lock
     many = f"{len(recipe.tasks)} tasks" if len(recipe.tasks) > 1 else "one task"
@@ -63,6 +69,7 @@ def card(
         lock=lock,
         summary=facts.summary,
         folders=folders,
+        base=base,
         trained_on=f"{many} ({_codes(recipe.tasks)})",
         held=_codes(names),
         names=names,

@@ -13,22 +13,23 @@ from torch import nn
 from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.errors import DivergedError, MtmetaError, Problems
 from mtmeta.core.export import check as checks
-from mtmeta.core.export.export import FORMATS, LIMITS
+from mtmeta.core.export.export import FORMATS, LIMITS, formats_of, merged_backbone
 from mtmeta.core.export.heads import Answer, describe_tasks
 from mtmeta.core.export.libraries import check_tokenizer
+from mtmeta.core.export.peft_files import check_sums, peft_files
 from mtmeta.core.run.session import Session
-from mtmeta.core.training.model import build_head
 
-HEADED = ("transformers", "onnx")  # formats that hold heads
+HEADED = ("transformers", "onnx", "peft")  # formats that hold heads
 
 
 def obstacles(session: Session) -> dict[str, str]:
     """Return the formats that a session's model could not be exported in, each with why; empty where it could be.
 
-    The encoder is taken as it is now, heads are made anew. Nothing is written but a temporary folder.
+    The encoder is taken as it is now, with adapters of the first group; heads and adapters are made anew. A run without
+    adapters has none for peft, which is no obstacle. Nothing is written but a temporary folder.
     """
     found: dict[str, str] = {}
-    loaded = session.backbone
+    loaded, recipe = session.backbone, session.recipe
 
     @contextmanager
     def noting(*formats: str) -> Iterator[None]:
@@ -41,16 +42,23 @@ def obstacles(session: Session) -> dict[str, str]:
             for name in formats:
                 found.setdefault(name, str(first))
 
-    with noting(*FORMATS):
-        portable = session.recipe.backbone.portable(loaded)
+    models = [session.model(loaded.encoder, group) for group in session.groups]
+    first, task = models[0], session.groups[0][0]
+    formats = formats_of(recipe)
+    with noting(*formats):
+        portable = recipe.backbone.portable(merged_backbone(first, task, loaded))
         _try_tokenizer(portable, loaded)
-    recipe, width = session.recipe, loaded.encoder.hidden_size
-    heads = {name: build_head(name, task, width, recipe.seed) for name, task in recipe.tasks.items()}  # type: ignore[arg-type]
-    with noting(*HEADED):
+    heads = {name: model.heads[name] for model in models for name in model.tasks}
+    with noting(*(name for name in HEADED if name in formats)):
         describe_tasks(recipe.tasks, heads)
     if "onnx" not in found:
         with noting("onnx"):
             _try_onnx(portable, loaded, session, heads)
+    if "peft" in formats and "peft" not in found:
+        with noting("peft"):
+            assert first.adapters is not None
+            base = recipe.backbone.portable(loaded)
+            check_sums(peft_files(first.adapters, task, base), base, portable)
     return {name: found[name] for name in FORMATS if name in found}
 
 

@@ -8,6 +8,7 @@ Shapes: W [out, in], A [rank, in], B [out, rank].
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
@@ -136,6 +137,16 @@ class Adapters(nn.Module):
         merged = self._merge(task, encoder)
         self._kept = self.owner(task), sources, versions, merged
         return merged
+
+    @torch.no_grad()
+    def merged_copy(self, task: str, encoder: nn.Module) -> nn.Module:
+        """Return a copy of an encoder that has a task's adapters in it; all other weights are the encoder's own."""
+        merged = self.merged(task, encoder)
+        own = {
+            id(parameter): nn.Parameter(merged.get(name, parameter).detach(), requires_grad=False)
+            for name, parameter in encoder.named_parameters()
+        }
+        return copy.deepcopy(encoder, own).eval()
 
     def train(self, mode: bool = True) -> Adapters:
         self._kept = None

@@ -17,6 +17,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtmeta.core.api.option_types import Carve
 from mtmeta.core.api.schedules import Plateau
@@ -28,7 +29,7 @@ from mtmeta.core.machine import fitting_threads, free_memory, one_thread, own_se
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.directory import RunDir
-from mtmeta.core.run.evaluate import open_run, restore_backbone
+from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.fetch import bring, local_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
@@ -82,7 +83,7 @@ def adapt(
     chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in names})
     bring(chosen_only, ("train", split), sources, backbone=False)
     session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, channels.warn, sources)
-    starts = dict(_starts(runs))
+    starts = dict(_starts(runs, names, channels))
     if plan.baseline is not None and (plan.baseline not in starts or plan.baseline == PLAIN):
         message = f"{quote(plan.baseline)} is none of the runs{did_you_mean(plan.baseline, runs)} ({', '.join(runs)})"
         raise UsageError("--baseline", message)
@@ -182,6 +183,9 @@ def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
     for section, given in (("teachers", recipe.teachers), ("data.leave_out", recipe.data.leave_out)):
         if given is not None:
             raise RecipeError(section, "has no part in adapting, which goes by a few labels alone; leave it out")
+    if recipe.adapters is not None:
+        message = "have no part in adapting, which trains the whole encoder; leave them out, those of a run are used"
+        raise RecipeError("adapters", message)
     if isinstance(recipe.schedule, Plateau):
         raise RecipeError("schedule", "plateau answers to a metric, and adapting has none on its way; use linear")
     if recipe.training.average is not None:
@@ -192,8 +196,11 @@ def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
         raise UsageError("--seeds", "must be at least 1")
 
 
-def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, Start]]:
-    """Yield the encoder's weights that adaptation starts from, by name: the pretrained ones, then those of each run."""
+def _starts(runs: Mapping[str, Session], tasks: Sequence[str], channels: Channels) -> Iterator[tuple[str, Start]]:
+    """Yield the encoder's weights that adaptation starts from, by name: the pretrained ones, then those of each run.
+
+    A run's adapters are added to them: of a task that the run has, its own, and those that all tasks of it share.
+    """
     shapes: dict[str, torch.Size] | None = None
     for name, run in runs.items():
         if len(run.groups) > 1:
@@ -207,7 +214,26 @@ def _starts(runs: Mapping[str, Session]) -> Iterator[tuple[str, Start]]:
         encoder = {k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}
         if {key: value.shape for key, value in encoder.items()} != shapes:
             raise UsageError(str(run.folder.path), "has another encoder than the first run; adapt them one by one")
-        yield name, Start(encoder, step)
+        yield name, Start(encoder, step, _adapted_starts(name, run, weights, tasks, channels))
+
+
+def _adapted_starts(
+    name: str, run: Session, weights: dict[str, Tensor], tasks: Sequence[str], channels: Channels
+) -> dict[str, dict[str, Tensor]]:
+    """Return, of each task that a run has adapters for, what these make of the encoder's weights."""
+    options = run.recipe.adapters
+    if options is None:
+        return {}
+    own = [task for task in tasks if options.per == "all" or task in run.recipe.tasks]
+    if options.encoder == "frozen" and (new := [task for task in tasks if task not in own]):
+        message = f"run {name} has no adapters for {', '.join(new)} and its encoder was frozen"
+        channels.warn(f"{message}: it starts there as {PLAIN} does; adapters of `per: all` would be used")
+    model = best_model(run, restore_backbone(run), run.groups[0], weights)
+    assert model.adapters is not None
+    with torch.no_grad():
+        # of adapters that all tasks share, the name does not matter
+        merged = {task: model.adapters.merged(task, model.encoder) for task in own}
+        return {task: {key: value.detach().cpu().clone() for key, value in of.items()} for task, of in merged.items()}
 
 
 def few_shots(session: Session, name: str, plan: Shots) -> FewShots:

@@ -65,6 +65,12 @@ class Start:
 
     weights: dict[str, Tensor]
     step: int = 0
+    own: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """By task, what its adapters make of some of the weights."""
+
+    def of(self, task: str) -> dict[str, Tensor]:
+        """Return the weights that the adaptation to a task starts from."""
+        return {**self.weights, **self.own.get(task, {})}
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class Adaptations:
 
     def _tune(self, start: str, few: Dataset, k: int, draw: int, embedding: str) -> tuple[MultiTaskModel, Tuned]:
         recipe, encoder, name = self._session.recipe, self._session.backbone.encoder, few.task
-        encoder.load_state_dict(self._starts[start].weights)
+        encoder.load_state_dict(self._starts[start].of(name))
         task, seed = recipe.tasks[name], derive(recipe.seed, "adapt", name, k, draw)
         model = MultiTaskModel(encoder, {name: task}, seed).to(self._session.device)
         if self._plan.head == "prototype":

@@ -242,7 +242,7 @@ def test_a_head_of_a_plugins_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_backbone_that_has_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.delattr(Bert, "portable")
     found, line = planned(quick(tmp_path), capsys)
-    assert set(found) == set(exporting.FORMATS)
+    assert set(found) == set(exporting.FORMATS) - {"peft"}  # which a run without adapters has not
     assert "has no method `portable` and cannot be exported" in line
 
 

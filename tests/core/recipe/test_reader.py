@@ -34,6 +34,8 @@ METHODS = {
     "anil": Anil,
     "average": Joint,
     "distil": Joint,
+    "lora": Joint,
+    "lora_reptile": Reptile,
     "maml": Maml,
     "metasgd": MetaSgd,
     "protonet": Protonet,

@@ -220,6 +220,49 @@ def test_it_starts_from_the_best_weights_and_from_the_pretrained_ones(
     assert all(value.equal(best[f"encoder.{name}"]) for name, value in seen[1].items())
 
 
+@pytest.mark.parametrize(("per", "encoder"), [("task", "trained"), ("task", "frozen"), ("all", "frozen")])
+def test_it_starts_from_a_tasks_own_adapters(
+    per: str, encoder: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that the run has: from W + s B A and its norms, by hand; a new one: from W, or from adapters of all."""
+    options = {"rank": 3, "alpha": 6.0, "per": per, "encoder": encoder}
+    recipe = write_recipe(tmp_path, "reptile", adapters=options)
+    mtmeta.run(recipe, out=tmp_path / "run")
+    seen: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
+    monkeypatch.setattr("mtmeta.core.studies.adapt.copies_for", lambda *arguments: 0)  # where it can be looked at
+
+    def look(model: MultiTaskModel, few: Dataset, *arguments: Any, **options: Any) -> Tuned:
+        number = sum(task == few.task for task, _ in seen)
+        seen[few.task, number] = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+        return Tuned()
+
+    monkeypatch.setattr(module, "fine_tune", look)
+    new = json.loads(json.dumps(NEW))
+    new["tasks"]["sst"] = new["tasks"]["mood"]
+    (tmp_path / "new.yaml").write_text(json.dumps(new))
+    warned: list[str] = []
+    request = RunRequest(tmp_path / "new.yaml", warn=warned.append)
+    adapt([tmp_path / "run"], request, Shots((2,), 1), tasks=["sst", "mood"])
+    run = open_run(tmp_path / "run")
+    plain = run.recipe.backbone.load(run.recipe.seed).encoder.state_dict()
+    best = run.checkpoints(run.groups[0]).best()
+    weights = {name.removeprefix("encoder."): t for name, t in best.items() if name.startswith("encoder.")}
+    for task, owner in (("sst", "all" if per == "all" else "sst"), ("mood", "all")):  # of `per: task` nobody is `all`
+        moved = 0
+        for name, weight in weights.items():
+            stem, expected = f"adapters.{owner}.{name.removesuffix('.weight')}", weight
+            if f"{stem}.A" in best:
+                expected = weight + 2.0 * best[f"{stem}.B"] @ best[f"{stem}.A"]
+            expected = best.get(f"adapters.{owner}.{name}", expected)
+            torch.testing.assert_close(seen[task, 1][name], expected, rtol=0, atol=1e-7)
+            assert seen[task, 0][name].equal(plain[name])
+            moved += not expected.equal(plain[name])
+        assert (moved > 0) == (task == "sst" or per == "all" or encoder == "trained")
+    told = [line for line in warned if "no adapters for" in line]
+    line = "run run has no adapters for mood and its encoder was frozen: it starts there as pretrained does"
+    assert told == ([f"{line}; adapters of `per: all` would be used"] if (per, encoder) == ("task", "frozen") else [])
+
+
 def test_prototypes_classify_by_the_nearest_mean(runs: Path) -> None:
     """With a learning rate of almost nothing the figures are those of a nearest-mean classifier, by hand."""
     options = ["optimizer.lr=1e-30", "training.steps=1", "training.precision=fp32"]
@@ -263,6 +306,7 @@ def test_prototypes_classify_by_the_nearest_mean(runs: Path) -> None:
         ({"shots": (0,)}, UsageError, "--shots: takes different whole numbers from 1"),
         ({"draws": 0}, UsageError, "--seeds: must be at least 1"),
         ({"overrides": ["schedule=plateau"]}, RecipeError, "schedule: plateau answers to a metric"),
+        ({"overrides": ["adapters={rank: 2}"]}, RecipeError, "adapters: have no part in adapting"),
         ({"overrides": ["training={epochs: 2}"]}, RecipeError, "training.steps: recipe 'new' gives none"),
         ({"tasks": ["near"], "head": "prototype"}, UsageError, "--head: prototype needs classes, task 'near' has none"),
     ],

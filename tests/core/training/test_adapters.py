@@ -6,15 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.func import functional_call
 
 import mtmeta
+from mtmeta.core.data.loading import from_texts
+from mtmeta.core.data.packing import pack_sequences
 from mtmeta.core.errors import CheckpointError, RecipeError
 from mtmeta.core.export.export import export
 from mtmeta.core.methods.adapters import Adapters
-from mtmeta.core.training.model import mean_pool
+from mtmeta.core.run.evaluate import open_run, restore_backbone
+from mtmeta.core.training.model import MultiTaskModel, mean_pool
 from mtmeta.testing.tiny import tiny_learner
 from tests.core.run.test_run import weights, write_recipe
 from tests.support.tiny import gradients
@@ -107,8 +111,6 @@ def test_what_is_evaluated_again_and_exported_is_what_was_trained(algorithm: str
 
 
 def test_a_merged_encoder_gives_the_outputs_of_the_adapters() -> None:
-    from mtmeta.core.export import export as module
-
     learner, feed = stirred()
     model = learner.model.eval()
     (chunk,) = feed.batch("para").chunks
@@ -116,9 +118,40 @@ def test_a_merged_encoder_gives_the_outputs_of_the_adapters() -> None:
         before = model("para", chunk.packed)
         other = model("sts", feed.batch("sts").chunks[0].packed)
         assert model("para", chunk.packed).equal(before)  # whatever another task had in between
-        module._merge_adapters(model, "para")
-        assert model.adapters is None
-        assert model("para", chunk.packed).equal(before) and other.isfinite().all()
+        encoder = model.adapters.merged_copy("para", model.encoder)
+        plain = MultiTaskModel(encoder, model.tasks, 0)
+        plain.heads.load_state_dict(model.heads.state_dict())
+        assert plain.eval()("para", chunk.packed).equal(before) and other.isfinite().all()
+        assert encoder.words.weight.data_ptr() == model.encoder.words.weight.data_ptr()  # what has none is shared
+
+
+def test_predict_uses_the_tasks_own_adapters(tmp_path: Path) -> None:
+    """Its answers are those of the encoder with W + s B A and the task's norms, formed from the files by hand."""
+    recipe = write_recipe(tmp_path, "joint", adapters=ON)
+    mtmeta.run(recipe, out=tmp_path / "run", overrides=["optimizer.lr=0.01", "training.precision=fp32"])
+    run = open_run(tmp_path / "run")
+    saved = run.checkpoints(run.groups[0]).best()
+    texts = ["a film that nobody will forget", "dull , long and loud", "good"]
+    answers = {}
+    for owner in ("sst", "para"):  # its own, and another task's
+        backbone = restore_backbone(run)
+        explicit = {name.removeprefix("encoder."): t for name, t in saved.items() if name.startswith("encoder.")}
+        for name in list(explicit):
+            stem = f"adapters.{owner}.{name.removesuffix('.weight')}"
+            if f"{stem}.A" in saved:
+                explicit[name] = explicit[name] + 2.0 * saved[f"{stem}.B"] @ saved[f"{stem}.A"]
+            explicit[name] = saved.get(f"adapters.{owner}.{name}", explicit[name])
+        backbone.encoder.load_state_dict(explicit)
+        plain = MultiTaskModel(backbone.encoder, {"sst": run.recipe.tasks["sst"]}, 0).eval()
+        heads = {name.removeprefix("heads."): t for name, t in saved.items() if name.startswith("heads.sst.")}
+        plain.heads.load_state_dict(heads)
+        dataset = from_texts("sst", run.recipe.tasks["sst"], texts, [], backbone)
+        with torch.inference_mode():
+            answers[owner] = plain("sst", pack_sequences(dataset.stores, np.arange(3))).softmax(dim=-1)
+    predictions = mtmeta.load(tmp_path / "run", device="cpu").predict("sst", texts)
+    found = torch.tensor([list((prediction.probabilities or {}).values()) for prediction in predictions])
+    torch.testing.assert_close(found, answers["sst"], rtol=0, atol=1e-6)
+    assert float((found - answers["para"]).abs().max()) > 1e-3
 
 
 def test_a_flipped_bit_in_the_frozen_encoder_is_noticed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
     from modeling import MultiTaskModel
     model = MultiTaskModel.from_folder("folder")   # config.json, model.safetensors, heads.json, heads.safetensors, ...
+                                                   # or adapter_config.json, adapter_model.safetensors, for peft
     model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")]
 
 Shapes: `B` texts or pairs, `T` tokens of the longest, padding included, `D` hidden, `V` vectors an example (2 where
@@ -102,10 +103,18 @@ class MultiTaskModel(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> MultiTaskModel:
-        """Load the model that `mtmeta export --format transformers` left in a folder, ready to predict."""
-        folder = Path(folder)
-        encoder = AutoModel.from_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        """Load what `mtmeta export`, of format transformers or peft, left in a folder, ready to predict."""
+        folder = base = Path(folder)
+        adapted = (folder / "adapter_config.json").exists()
+        if adapted:
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            base = folder / config["base_model_name_or_path"]  # the encoder that the adapters were trained beside
+        encoder: Any = AutoModel.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        if adapted:
+            from peft import PeftModel
+
+            encoder = PeftModel.from_pretrained(encoder, folder)
         model = cls(encoder, tokenizer, json.loads((folder / "heads.json").read_text(encoding="utf-8")))
         model.heads.load_state_dict(load_file(folder / "heads.safetensors"))
         return model.eval()

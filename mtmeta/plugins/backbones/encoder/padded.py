@@ -102,8 +102,8 @@ def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
     assert isinstance(encoder, Encoder)
     c = encoder.config
     padded = PaddedEncoder(encoder)
-    state, tensors = padded.encoder.state_dict(), {}
-    for ours, theirs in hugging_face_names(c).items():
+    state, tensors, names = padded.encoder.state_dict(), {}, hugging_face_names(c)
+    for ours, theirs in names.items():
         for name, tensor in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
             tensors[name] = tensor.contiguous()
     if c.model_type in POOLED:
@@ -112,7 +112,7 @@ def portable(loaded: mtmeta.LoadedBackbone) -> mtmeta.Portable:
     files, padding = tokenizer_files(text, loaded.tokenizer, loaded.max_length, typed=c.typed)
     config = {"architectures": [ARCHITECTURES[c.model_type]], **json.loads(loaded.files["config.json"])}
     config.setdefault("pad_token_id", padding)  # RoBERTa's own decides the first position
-    return mtmeta.Portable(padded, config, tensors, files)
+    return mtmeta.Portable(padded, config, tensors, files, names)
 
 
 def portable_model(loaded: mtmeta.LoadedBackbone, place: str) -> mtmeta.Portable:
