@@ -35,10 +35,11 @@ from mtmeta.core.training.model import build_head
 from mtmeta.plugins.algorithms.anil import Anil
 from mtmeta.plugins.algorithms.fomaml import Fomaml
 
-__all__ = ["KINDS", "LEARN2LEARN", "HIGHER", "Episode", "EpisodeWorker", "fetch_rivals"]
+__all__ = ["CLOCKS", "HIGHER", "KINDS", "LEARN2LEARN", "Episode", "EpisodeWorker", "fetch_rivals"]
 
 LEARN2LEARN, HIGHER = "learn2learn==0.2.0", "higher==0.2.1"
 INNER_LR = 0.05
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Episode = Sequence[Indices]
 """Indices of support batches, then of the query."""
 
@@ -235,8 +236,8 @@ def fetch_rivals(folder: Path) -> Path:
 class EpisodeWorker(Remote):
     """One contender on one task, in a process of its own."""
 
-    def __init__(self, kind: str, weights: str, data: str, task: str, steps: int, library: str) -> None:
-        super().__init__(_serve, kind, weights, data, task, steps, library)
+    def __init__(self, kind: str, weights: str, data: str, task: str, steps: int, library: str, clock: str) -> None:
+        super().__init__(_serve, kind, weights, data, task, steps, library, clock)
 
     def step(self, episode: Episode) -> float:
         """Seconds of a whole outer step."""
@@ -255,7 +256,7 @@ class EpisodeWorker(Remote):
         return self.ask("peak", None)
 
 
-def _serve(pipe: Any, kind: str, weights: str, data: str, task: str, steps: int, library: str) -> None:
+def _serve(pipe: Any, kind: str, weights: str, data: str, task: str, steps: int, library: str, clock: str) -> None:
     if ours := kind.startswith("mtmeta"):
         want_huge_pages()  # as in every command
     with suppress(ValueError):
@@ -263,10 +264,11 @@ def _serve(pipe: Any, kind: str, weights: str, data: str, task: str, steps: int,
     sys.path.append(library)
     contender = KINDS[kind](load_parts(weights, data, [task]), task, steps)
     heap = Heap() if ours else None  # as in every run
+    now = CLOCKS[clock]
     pipe.send(0.0)
     while True:
         command, episode = pipe.recv()
-        started = time.perf_counter()
+        started = now()
         if command == "stop":
             return
         if command == "peak":
@@ -275,7 +277,7 @@ def _serve(pipe: Any, kind: str, weights: str, data: str, task: str, steps: int,
             contender.step(episode)
             if heap is not None:
                 heap.after_step()
-            pipe.send(time.perf_counter() - started)
+            pipe.send(now() - started)
         else:
             pipe.send(_still(contender, command, episode))
 
