@@ -290,6 +290,18 @@ def test_meta_books_all_pieces_of_a_run() -> None:
         assert all(share > 0 for share in shares.values()), name
 
 
+def test_anil_and_fomaml_without_inner_steps_are_one_gradient() -> None:
+    """Both contenders have the same weights and query, so loss and gradient without dropout are the same numbers."""
+    ours = "mtmeta anil", "mtmeta fomaml"
+    small = ("--tasks", "sst", "--weights", "tiny", "--batch", "4", "--rounds", "1", "--kinds", ",".join(ours))
+    anil, fomaml = map(run("anil", "--data", "sample", "--steps", "0", *small)["tasks"]["sst"].get, ours)
+    for key in ("query_loss", "gradient_norm"):
+        assert anil[key] == pytest.approx(fomaml[key], rel=1e-6) and anil[key] > 0
+    moved = run("anil", "--data", "sample", "--steps", "2", *small)["tasks"]["sst"]
+    assert moved["mtmeta anil"]["query_loss"] != moved["mtmeta fomaml"]["query_loss"]
+    assert all(kind["examples_per_s"] > 0 and kind["peak_mib"] > 0 for kind in moved.values())
+
+
 def test_profile_shares_are_of_everything(parts: Parts) -> None:
     found = profile_step(parts, "sst", batch=8, steps=1)
     assert sum(each["share"] for each in found["operators"]) == pytest.approx(1.0)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Protonet(Drawing):
     """Draws episodes of N classes and has the query examples find the mean of their own class's support vectors.
 
-    Vectors are the pooled ones, of pairs that are encoded apart both after one another; there is no head to train.
+    Vectors are the pooled ones; there is no head to train. Pairs want `pair_mode: cross`: encoded apart they are both
+    vectors after one another, whose distance to a mean does not see whether the two belong together.
     For evaluation, prediction and export the class means over training examples are the head. Takes tasks with classes
     alone.
     """
