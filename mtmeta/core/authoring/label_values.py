@@ -87,16 +87,15 @@ def _case(text: str) -> tuple[bool, bool]:
     return text.islower(), text.isupper()
 
 
-def notes_on_marks(values: LabelValues) -> list[str]:
-    """Return what was made of marks of missing labels, and how to have it otherwise."""
-    total = max(1, sum(values.missing.values()) + sum(values.counts.values()))
-    notes = []
-    if values.missing:
-        shown = ", ".join(f"{quote(mark)} {rows:,} rows ({rows / total:.1%})" for mark, rows in values.missing.items())
-        notes.append(
-            f"missing labels: {safe(shown, 160)}; no class, these rows are skipped; "
-            "if it is one, write it into labels, a list of all names"
-        )
+def notes_on_marks(values: LabelValues, empty: int) -> list[str]:
+    """Return what was made of labels that are missing, `empty` or marked as such, and how to have marks otherwise."""
+    total = max(1, empty + sum(values.missing.values()) + sum(values.counts.values()))
+    notes, marks = [], [("empty", empty)] if empty else []
+    marks += [(quote(mark), rows) for mark, rows in values.missing.items()]
+    if marks:
+        shown = ", ".join(f"{mark} {rows:,} rows ({rows / total:.1%})" for mark, rows in marks)
+        otherwise = "; if it is one, write it into labels, a list of all names" if values.missing else ""
+        notes.append(f"missing labels: {safe(shown, 160)}; no class, these rows are skipped{otherwise}")
     for mark, rows in values.doubtful.items():
         notes.append(
             f"{quote(mark)}, {rows / total:.1%} of the rows, is taken for a class; if it marks missing labels, take it "

@@ -140,7 +140,7 @@ def _notes(
 ) -> Iterator[str]:
     if not numbers:
         yield f"labels: {_shares(labels.counts)}"
-        yield from notes_on_marks(labels)
+        yield from notes_on_marks(labels, sum(table.columns[roles.label.name].empty for table in (train, dev) if table))
     if roles.ignored:
         yield f"columns not used: {safe(', '.join(roles.ignored), 200)}"
     if dev and not numbers:

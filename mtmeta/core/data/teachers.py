@@ -12,14 +12,15 @@ import hashlib
 import json
 import math
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.data.dataset import Dataset
@@ -36,6 +37,8 @@ FORMAT = 1
 KEY = "mtmeta.teacher"  # of the facts in the metadata
 MAX_HEADER = 2**24  # bytes
 ARRAYS = {"outputs": ("F32", "<f4"), "texts": ("I64", "<i8"), "offsets": ("I64", "<i8"), "ids": ("U8", "|u1")}
+MOST = 2**53
+"""Example-forwards; no models together took more, and sums of such numbers stay what a summary may hold."""
 SLACK = 1e-3  # by which probabilities of an example may miss 1 in sum: they were computed in fp32
 
 
@@ -49,15 +52,15 @@ class TableFacts(BaseModel):
     """Names in the order of the columns; none where outputs are values."""
     objective: str
     """The objective as it describes itself, where there are no classes: values have a range."""
-    folds: int
+    folds: Annotated[int, Field(ge=0, le=2**31)]
     """Fold models, each of which labelled what it had not seen; 0 for a run that labelled what it was given."""
-    seed: int
+    seed: Annotated[int, Field(ge=0, le=2**63)]
     """Of the folds; 0 without."""
     weights: list[str]
     """SHA-256 of the weights of every model."""
     train: str
     """SHA-256 of the file that was labelled."""
-    training_examples: int
+    training_examples: Annotated[int, Field(ge=0, le=MOST)]
     """Example-forwards that it took to train the models, for all their tasks."""
     format: int = FORMAT
 
@@ -141,12 +144,15 @@ def read_table(folder: Path, task: str) -> Table | None:
     try:
         recorded = read_bytes(place / HASH, "config", within=folder)
         with open_regular(path, LIMITS["weights"], within=folder) as file:
+            header, start = _header(file.read(8), file)
+            arrays = {name: _mapped(file, start, header.get(name), *types) for name, types in ARRAYS.items()}
+            # before all of it is read, however long it may be
+            if start + sum(array.nbytes for array in arrays.values()) != os.fstat(file.fileno()).st_size:
+                raise ValueError("arrays of other sizes")
+            file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             if recorded != _hash_line(sha256):
                 raise ValueError("sha256 mismatch")
-            file.seek(0)
-            header, start = _header(file.read(8), file)
-            arrays = {name: _mapped(file, start, header.get(name), *types) for name, types in ARRAYS.items()}
         about = header["__metadata__"][KEY]
         facts = TableFacts.model_validate(parse_json(about.encode()))
         table = Table(path, sha256, facts, arrays["outputs"], _ids(arrays), arrays["texts"].view(np.uint64))
@@ -266,9 +272,11 @@ def _mapped(file: Any, start: int, described: Any, dtype: str, kind: str) -> NDA
 def _ids(arrays: Mapping[str, NDArray[Any]]) -> Ids:
     data, offsets = arrays["ids"], arrays["offsets"]
     whole = offsets.ndim == 1 and len(offsets) and not offsets[0] and offsets[-1] == len(data)
-    if data.ndim != 1 or not whole or (np.diff(offsets) < 0).any():
+    if data.ndim != 1 or not whole or (offsets[1:] < offsets[:-1]).any():  # no difference, which may be beyond an int64
         raise ValueError("ids that do not fit together")
-    return Ids(data, offsets)
+    ids = Ids(data, offsets)
+    deque(ids, maxlen=0)  # each is text, or this is a UnicodeDecodeError
+    return ids
 
 
 def _check(table: Table, task: str) -> None:

@@ -21,8 +21,8 @@ from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.dataset import Dataset, select
 from mtmeta.core.data.loading import load_split
 from mtmeta.core.data.subsets import folds_of
-from mtmeta.core.data.teachers import TableFacts, description, read_table, table_folder, write_table
-from mtmeta.core.errors import DataError, DivergedError, RecipeError, UsageError
+from mtmeta.core.data.teachers import MOST, TableFacts, description, read_table, table_folder, write_table
+from mtmeta.core.errors import CheckpointError, DataError, DivergedError, RecipeError, UsageError
 from mtmeta.core.machine import Heap, fitting_threads, memory_errors, own_settings
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
@@ -95,9 +95,13 @@ def _check_place(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise UsageError(str(folder), "is a file; choose another folder with --out")
-    others = [path.name for path in folder.iterdir() if path.name != "teachers" and not path.name.startswith("fold-")]
+    entries = sorted(folder.iterdir())
+    for path in entries:  # what lies deeper is looked at by each run, and by who writes labels
+        if path.is_symlink():
+            raise UsageError(str(path), "is a symbolic link; remove it, or choose another folder with --out")
+    others = [path.name for path in entries if path.name != "teachers" and not path.name.startswith("fold-")]
     if others:
-        message = f"holds {quote(sorted(others)[0])}, which is not of mtmeta teach"
+        message = f"holds {quote(others[0])}, which is not of mtmeta teach"
         raise UsageError(str(folder), f"{message}; choose another folder with --out")
 
 
@@ -130,7 +134,7 @@ def _by_folds(
     """Have each fold model label its fold; yield the description of each task's table."""
     clear_leftovers(folder / "teachers", folder)
     sessions = [_open(run.folder, request) for run in runs]
-    spent = sum(_spent(session) for session in sessions)
+    spent = _spent(*sessions)
     for name in names:
         recipe = sessions[0].recipe
         task, weights = recipe.tasks[name], [_weights(session, name) for session in sessions]
@@ -231,10 +235,17 @@ def _open(folder: RunDir, request: RunRequest) -> Session:
     return session
 
 
-def _spent(session: Session) -> int:
-    """Return the example-forwards that a finished run took, with those of its own teachers."""
-    summary = RunSummary.read(session.folder.summary)
-    return summary.examples + summary.teacher_examples
+def _spent(*sessions: Session) -> int:
+    """Return the example-forwards that finished runs took, with those of their own teachers.
+
+    Raises CheckpointError for more than a table of labels may hold.
+    """
+    summaries = [RunSummary.read(session.folder.summary) for session in sessions]
+    spent = [summary.examples + summary.teacher_examples for summary in summaries]
+    if sum(spent) > MOST:
+        place = sessions[spent.index(max(spent))].folder.summary
+        raise CheckpointError(str(place), f"says that training took {max(spent):,} examples; train that run again")
+    return sum(spent)
 
 
 def _weights(session: Session, name: str) -> str:

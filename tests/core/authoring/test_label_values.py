@@ -94,6 +94,20 @@ def test_marks_of_missing_labels_are_no_classes(case: str, tmp_path: Path, capsy
     assert first["reason"].endswith(": it may mark a missing label")
 
 
+def test_empty_labels_are_counted_with_them(tmp_path: Path, capsys: Capture) -> None:
+    """In CSV what is empty or blank, in JSON null; by themselves, and beside marks."""
+    task, shown = drafted(tmp_path, capsys, spread(yes=40, no=36, **{"": 3, " ": 1}))
+    assert (task["labels"], task["data"]) == (["no", "yes"], {"on_bad_rows": "skip"})
+    assert "missing labels: empty 4 rows (5.0%); no class, these rows are skipped\n" in shown
+    (tmp_path / "marks").mkdir()
+    _, shown = drafted(tmp_path / "marks", capsys, spread(yes=40, no=32, **{"": 4, "?": 4}))
+    assert "missing labels: empty 4 rows (5.0%), '?' 4 rows (5.0%); no class, these rows are skipped; if it" in shown
+    rows = [{"text": f"some words {i}", "label": None if i % 10 == 0 else "ab"[i % 2]} for i in range(80)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = call(*NEW, "--task", "t=t.jsonl", "--backbone", "tiny", "--force", cwd=tmp_path, capsys=capsys)
+    assert "missing labels: empty 8 rows (10.0%); no class" in outcome.out
+
+
 def test_a_run_says_that_it_skips_them(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "t.csv").write_text(table(with_marks("-")))
     command = (*NEW, "--task", "t=t.csv", "--backbone", "tiny")

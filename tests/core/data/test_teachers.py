@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from mtmeta.core.recipe.sections import TeacherOptions
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
+from tests.support.fuzzing import no_hang
 
 TEXTS = ("a good film", "a dull plot", "not bad at all", "very fine", "the very worst", "a film")
 IDS = ("17", "4", "4", "ü", "a b", "5")
@@ -134,12 +136,20 @@ def spoil(name: str, at: Any, value: Any) -> Callable[[dict[str, Any], dict[str,
         (spoil("outputs", (2, 3), 0.9), "no probabilities"),
         (spoil("outputs", (2, 3), -0.1), "no probabilities"),
         (spoil("offsets", 2, 99), "ids that do not fit"),
+        (
+            spoil("offsets", slice(1, 3), (2**63 - 1, -2)),
+            "ids that do not fit",
+        ),  # their difference is positive in 64 bits
+        (spoil("ids", 0, 0xFF), "no table of mtmeta teach"),  # no text
         (lambda arrays, about: arrays.update(outputs=arrays["outputs"][1:]), "other sizes"),
         (lambda arrays, about: arrays.update(outputs=arrays["outputs"].astype("f8")), "other types"),
         (lambda arrays, about: arrays.pop("texts"), "no table of mtmeta teach"),
         (lambda arrays, about: about.update(task="para"), "of task 'para', not 'sst'"),
         (lambda arrays, about: about.update(format=2), "format 2"),
         (lambda arrays, about: about.update(folds="3"), "no table of mtmeta teach"),
+        (lambda arrays, about: about.update(folds=10**300), "no table of mtmeta teach"),
+        (lambda arrays, about: about.update(training_examples=2**53 + 1), "no table of mtmeta teach"),
+        (lambda arrays, about: about.update(training_examples=-1), "no table of mtmeta teach"),
     ],
 )
 def test_a_table_that_means_nothing(folder: Path, change: Any, message: str) -> None:
@@ -147,6 +157,20 @@ def test_a_table_that_means_nothing(folder: Path, change: Any, message: str) -> 
     with pytest.raises(DataError, match=message) as error:
         read_table(folder, "sst")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("grown", "message"), [(True, "arrays of other sizes"), (False, "no header")])
+def test_a_file_that_is_a_hole_is_not_read_through(grown: bool, message: str, folder: Path) -> None:
+    """Nor is its hash asked for, which would take minutes."""
+    path = table_folder(folder, "sst") / "table.safetensors"
+    if not grown:
+        path.write_bytes(b"")
+    try:
+        os.truncate(path, 2**36)
+    except OSError:
+        pytest.skip("no room for a file with a hole of that size")
+    with no_hang(), pytest.raises(DataError, match=message):
+        read_table(folder, "sst")
 
 
 def test_what_lies_elsewhere_is_not_read(folder: Path) -> None:

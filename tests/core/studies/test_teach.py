@@ -380,6 +380,16 @@ def test_an_unfinished_run_cannot_teach(made: Path, tmp_path: Path) -> None:
         mtmeta.run(recipe, out=tmp_path / "run")
 
 
+def test_a_run_that_says_it_took_more_than_any_can(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "labels", tmp_path / "labels", symlinks=True)
+    path = tmp_path / "labels" / "fold-2" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"examples": 2**63}))
+    with pytest.raises(
+        CheckpointError, match=r"fold-2/summary.json: says that training took 9,223,372,036,854,775,808"
+    ):
+        teach(RunRequest(made / "alone.yaml", out=tmp_path / "labels"), folds=2)
+
+
 def test_another_recipe_in_the_folder(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made / "labels", tmp_path / "labels", symlinks=True)
     request = RunRequest(made / "alone.yaml", out=tmp_path / "labels", overrides=["seed=4"])
