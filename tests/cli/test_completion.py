@@ -321,7 +321,7 @@ def test_in_fish(line: str, expected: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        (["export", "runs/first", "--format"], ["transformers", "onnx", "sentence-transformers"]),
+        (["export", "runs/first", "--format"], ["transformers", "onnx", "sentence-transformers", "peft"]),
         (["new", "algorithm", "x", "--kind"], ["gradient", "inner_loop", "stateful"]),
         (["new", "task", "x", "--kind"], ["classification", "pair", "regression"]),
         (["new", "recipe", "x.yaml", "--algorithm"], ["fomaml", "individual", "joint", "reptile"]),

@@ -162,7 +162,7 @@ CONSTANT_VALUES: dict[str, tuple[str, ...]] = {
     "split": ("dev", "test", "train"),
     "head": ("reset", "prototype"),
     "shell": ("bash", "zsh", "fish"),
-    "export.form": ("transformers", "onnx", "sentence-transformers"),
+    "export.form": ("transformers", "onnx", "sentence-transformers", "peft"),
     "new.algorithm.kind": ("gradient", "inner_loop", "stateful"),
     "new.task.kind": ("classification", "pair", "regression"),
     "predict.form": ("csv", "jsonl"),
