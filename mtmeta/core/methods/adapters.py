@@ -24,7 +24,6 @@ from mtmeta.core.recipe.sections import AdapterOptions
 from mtmeta.core.rng import derive
 from mtmeta.core.wording import plural
 
-ROWS = 256  # of a gradient in the processor's cache at once
 SHARED = "all"
 """The name of adapters that all tasks share."""
 
@@ -166,7 +165,7 @@ class Adapters(nn.Module):
 
 
 class _Sum(torch.autograd.Function):
-    """W + scale B A, whose backward reads the gradient from memory once for both, a block of rows after the other."""
+    """W + scale B A; W's gradient is that of the sum itself, not a copy of it."""
 
     @staticmethod
     def forward(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -181,14 +180,7 @@ class _Sum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         a, b = ctx.saved_tensors
         own = grad if ctx.needs_input_grad[0] else None
-        if torch.is_grad_enabled() or not grad.is_cpu:  # `out=` has no derivative
-            return own, ctx.scale * (b.t() @ grad), ctx.scale * (grad @ a.t()), None
-        da, db = torch.zeros_like(a), a.new_empty(a.shape[0], b.shape[0])  # of B the transpose, which is quicker
-        for start in range(0, len(grad), ROWS):
-            rows = grad[start : start + ROWS]
-            da.addmm_(b[start : start + ROWS].t(), rows, alpha=ctx.scale)
-            torch.mm(a, rows.t(), out=db[:, start : start + ROWS])
-        return own, da, db.t().mul(ctx.scale).contiguous(), None
+        return own, ctx.scale * (b.t() @ grad), ctx.scale * (grad @ a.t()), None
 
 
 def _put(root: nn.Module, path: Sequence[str], values: Tensor) -> None:
