@@ -161,7 +161,10 @@ def effect_size(one: Sequence[float], other: Sequence[float], *, same_seeds: boo
     else:
         freedom = len(one) + len(other) - 2
         squares = sum(float(np.sum((np.array(values) - np.mean(values)) ** 2)) for values in (one, other))
-    if freedom < 1 or min(len(one), len(other)) < 2 or squares <= 0:
+    if freedom < 1 or min(len(one), len(other)) < 2:
+        return None
+    # equal numbers are a few units in the last place apart, by how they were rounded
+    if squares <= (1e-12 * max(map(abs, (*one, *other)))) ** 2:
         return None
     return float(difference / math.sqrt(squares / freedom) * (1 - 3 / (4 * freedom - 1)))
 
