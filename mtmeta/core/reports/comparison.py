@@ -158,11 +158,8 @@ def _effects(comparison: Mapping[str, Any]) -> Iterator[str]:
     """Yield the effect sizes of the means, in a line for each baseline."""
     for baseline in comparison["baselines"]:
         deltas = {row["name"]: row["columns"]["mean"].get("deltas", {}).get(baseline) for row in comparison["rows"]}
-        sizes = [
-            f"{safe(name)} {delta['effect']:+.2f}"
-            for name, delta in deltas.items()
-            if delta and delta["effect"] is not None
-        ]
+        effects = {name: delta["effect"] for name, delta in deltas.items() if delta and delta["effect"] is not None}
+        sizes = [f"{safe(name)} {round(effect, 2) + 0.0:+.2f}" for name, effect in effects.items()]
         if sizes:
             yield (
                 f"Effect on the mean, in standard deviations of the seeds (Hedges' g), beside {safe(baseline)}: "

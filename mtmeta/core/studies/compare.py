@@ -105,7 +105,7 @@ def compare_recipes(
     _check_files(plan)
     study = Study(plan, protocol, registry, request, at_once, say)
     study.check(recipes)
-    record = register.write(protocol, seeds=looks[-1].seeds, finished=study.finished)
+    record = register.write(protocol, seeds=looks[-1].seeds, finished=study.finished, runs=len(study.runs))
     table = study.run(looks, departures(record, protocol))
     register.note_end(protocol)
     return table

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtmeta.core.errors import CheckpointError, MtmetaError, UsageError
+from mtmeta.core.errors import CheckpointError, MachineError, MtmetaError, UsageError
 from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.reading import read_json
@@ -106,15 +106,22 @@ class Register:
         if not self.path.exists() and not self.path.is_symlink():
             return None
         try:
-            return _Record.model_validate(read_json(self.path, "summary"))
+            data = read_json(self.path, "summary")
+            if not isinstance(data, dict):
+                raise CheckpointError(str(self.path), "damaged (it holds no mapping)")
+            return _Record.model_validate(data)
         except ValidationError as error:
-            reason = safe(str(error.errors()[0]["msg"]).lower(), 200)
+            first = error.errors()[0]
+            reason = safe(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}", 200)
             raise CheckpointError(str(self.path), f"damaged ({reason}); remove it to plan anew") from error
+        except CheckpointError as error:
+            raise CheckpointError(error.place, f"{error.message}; remove it to plan anew") from error
 
-    def write(self, protocol: Protocol, *, seeds: int, finished: int) -> _Record:
-        """Write what is planned now, when so many of the runs are finished, unless it was before; returns what holds.
+    def write(self, protocol: Protocol, *, seeds: int, finished: int, runs: int) -> _Record:
+        """Write what is planned now, when so many of the `runs` are finished, unless it was before; returns what holds.
 
-        What was planned stays; the number of seeds alone is brought up to date.
+        What was planned stays; the number of seeds alone is brought up to date. Raises MachineError where it cannot be
+        written, unless no run is to come: finished runs may lie where nobody writes.
         """
         record = self.read()
         if record is None:
@@ -124,7 +131,11 @@ class Register:
         elif record.seeds == seeds and (protocol.until_interval or not record.ended):
             return record
         record = record.model_copy(update={"seeds": seeds, "ended": False})
-        self._write(record)
+        try:
+            self._write(record)
+        except MachineError:
+            if finished < runs:
+                raise
         return record
 
     def note_end(self, protocol: Protocol) -> None:

@@ -283,8 +283,28 @@ def test_a_margin_that_was_not_planned_is_told_of(done: Path) -> None:
     assert lines == ["This was planned when 4 of the runs were finished already."]
     assert json.loads(record.read_text())["finished"] == 4
     record.write_text(json.dumps(planned | {"seeds": 0}))
-    with pytest.raises(CheckpointError, match=r"\.compare-.*damaged \(.*\); remove it to plan anew"):
+    with pytest.raises(CheckpointError, match=r"\.compare-.*damaged \(seeds: .*\); remove it to plan anew"):
         again(done)
+    record.write_text("[]")
+    with pytest.raises(CheckpointError, match=r"\.compare-.*damaged \(it holds no mapping\); remove it to plan anew"):
+        again(done)
+    record.unlink()
+    record.symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"\.compare-.*is a link, not a regular file; remove it to plan anew"):
+        again(done)
+
+
+def test_finished_runs_may_lie_where_nobody_writes(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, data: str) -> None:
+        raise MachineError(str(path), "cannot be written")
+
+    (record,) = (done / "runs").glob(".compare-*.json")
+    record.unlink()
+    monkeypatch.setattr("mtmeta.core.studies.protocol.write_file", refuse)
+    found = again(done, margin=0.005)
+    assert found["notes"] == ["This was planned when 4 of the runs were finished already."]
+    with pytest.raises(MachineError, match=r"\.compare-.*: cannot be written"):
+        again(done, seeds=3)
 
 
 def jobs_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> list[str]:
