@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,6 +100,16 @@ class Register:
         rows = sorted(f"{name} {digest(row[0].recipe)}" for name, row in plan.items())
         key = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:8]
         return cls(folder / f".compare-{key}.json")
+
+    @classmethod
+    def gave_seeds_by_looks(cls, folders: Iterable[Path]) -> bool:
+        """Return whether a comparison in one of these folders let looks on the way decide on seeds of rows."""
+        for path in (path for folder in folders for path in sorted(folder.glob(".compare-*.json"))):
+            with contextlib.suppress(MtmetaError):  # one that is damaged says nothing
+                record = cls(path).read()
+                if record is not None and (record.until_interval or record.ended):
+                    return True
+        return False
 
     def read(self) -> _Record | None:
         """Return what was planned, None before the first start. Raises CheckpointError for a damaged file."""

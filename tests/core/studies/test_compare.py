@@ -475,6 +475,27 @@ def test_seeds_are_added_to_rows_that_were_decided(
 
 
 @pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("greater", [True, False])
+def test_a_margin_where_less_is_better(greater: bool, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers from the other side: what loses at most the margin there gains at least its negative here."""
+    get = Registry.get
+
+    def turned(self: Registry, kind: str, name: str, place: str) -> Any:
+        found = get(self, kind, name, place)
+        return dataclasses.replace(found, greater_is_better=greater) if kind == "metric" else found
+
+    monkeypatch.setattr(Registry, "get", turned)
+    for task in ("sst", "para"):
+        rewrite(done, "individual", task, lambda label, made: label)
+        rewrite(done, "reptile", task, lambda label, made: "0" if label != "0" else "1")
+    columns = rows(again(done, margin=0.25))["reptile"]["columns"]
+    for task in ("sst", "para"):
+        delta = columns[task]["delta"]
+        assert delta["high"] < 0  # surely lower
+        assert (delta["negative_transfer"], delta["non_inferior"]) == (greater, not greater)
+
+
+@pytest.mark.usefixtures("no_process")
 def test_seeds_beyond_every_number_are_refused(done: Path) -> None:
     with pytest.raises(UsageError, match="--seeds: must be a number from 1 to 1000, found 0"):
         again(done, seeds=0)
