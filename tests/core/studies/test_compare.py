@@ -155,7 +155,9 @@ def test_another_baseline_and_a_single_seed(done: Path) -> None:
     assert (one["sst"]["mean"], one["sst"]["low"], one["sst"]["high"]) == (made["value"], made["low"], made["high"])
     assert one["mean"]["low"] is None
     shown = as_markdown(again(done, seeds=1))
-    assert "one seed cannot tell, so nothing is marked 'worse'" in shown
+    assert "one seed cannot tell, so nothing is marked 'worse'." in shown
+    with_margin = as_markdown(again(done, seeds=1, margin=0.9))
+    assert "so nothing is marked 'worse' or 'not inferior'." in with_margin
 
 
 def rewrite(folder: Path, name: str, task: str, change: Any) -> None:
@@ -364,6 +366,10 @@ def test_looks_on_the_way(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert said[0].startswith("at most 10 runs, 6 of them finished already")
     assert "no further seeds after 3" in said[1]
     assert f"reptile 3 seeds, {level:.2%}" in as_markdown(found)
+    lines = {(line["regime"], line["column"]): line for line in csv.DictReader(io.StringIO(as_csv(found)))}
+    levels = [lines["reptile", column]["delta_level"] for column in (*TASKS, "mean")]
+    assert levels == ["0.95"] * 3 + [str(row["look"]["level"])]
+    assert lines["individual", "mean"]["delta_level"] == ""
     # 95% of the tasks stay as they are
     plain = rows(again(folder, seeds=3))["reptile"]["columns"]
     assert row["columns"]["sst"]["delta"] == plain["sst"]["delta"]
