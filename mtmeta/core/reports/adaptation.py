@@ -41,7 +41,7 @@ def _fewer(adaptation: Mapping[str, Any]) -> Iterator[str]:
         if fewer := cell.get("fewer"):
             shown = ", ".join(f"{safe(name, 40)} {rows}" for name, rows in list(fewer.items())[:MAX_NAMES])
             more = f", and {len(fewer) - MAX_NAMES} more" if len(fewer) > MAX_NAMES else ""
-            drawn = f"so {examples} examples were drawn"
+            drawn = f"so {examples} {'example was' if examples == '1' else 'examples were'} drawn"
             of = f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}"
             yield f"{of}: fewer rows are there of {shown}{more}; {drawn}."
 

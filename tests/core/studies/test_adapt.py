@@ -436,6 +436,9 @@ def test_fixed_samples_that_hold_fewer_rows_than_their_name_says(runs: Path, tmp
     assert [cell["fewer"] for cell in found["cells"]] == [{}, {"down": 1}]
     assert "kind, 4 shots: fewer rows are there of down 1; so 5 to 8 examples were drawn." in notes_of(found)
     assert said[-1].endswith("(5 to 8 examples: fewer rows than shots)")
+    (tmp_path / "few_0_2.csv").write_text("\n".join([header, downs[0]]) + "\n")
+    notes = notes_of(adapt([runs / "reptile"], request, Shots((2,), 1)))
+    assert "kind, 2 shots: fewer rows are there of down 1, up 0; so 1 example was drawn." in notes
 
 
 def test_a_run_kept_of_a_fixed_sample_names_it(runs: Path, tmp_path: Path) -> None:
