@@ -82,6 +82,13 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def span(counts: Iterable[int]) -> str:
+    """Return `8`, or `5 to 8` of counts that differ."""
+    listed = list(counts)
+    least, most = min(listed), max(listed)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
 def exception_line(error: BaseException) -> str:
     """Return type and text of an exception, fit for one line; its own `__str__` may fail."""
     try:

@@ -79,6 +79,11 @@ def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Datase
     return select(data, np.sort(np.concatenate(kept)))
 
 
+def sample_path(train: str, k: int, draw: int) -> str:
+    """Return the path of a fixed sample, of one with `{shots}` and `{draw}` in it."""
+    return train.replace("{shots}", str(k)).replace("{draw}", str(draw))
+
+
 @dataclass(frozen=True)
 class FewShots:
     """The few examples of a task, by their number of each class and the draw.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mtmeta.core.reports.table import Cell
-from mtmeta.core.wording import MAX_NAMES, plural, safe
+from mtmeta.core.wording import MAX_NAMES, plural, safe, span
 
 
 def title_of(adaptation: Mapping[str, Any]) -> str:
@@ -28,22 +28,20 @@ def notes_of(adaptation: Mapping[str, Any]) -> list[str]:
     draws = adaptation["draws"]
     over = f"95% interval by Student's t over the {draws} draws" if draws > 1 else "of one draw, so without interval"
     gained = "below, the gain over the pretrained encoder on the same examples"
-    if adaptation.get("baseline") is not None:
+    if any("beside" in score for cell in adaptation["cells"] for score in cell["starts"].values()):
         gained += f", and below that the difference to {safe(adaptation['baseline'])} on them"
-    return [
-        f"Shots: examples of each class. Brackets: {over}; {gained}.",
-        *_fewer(adaptation["cells"]),
-        *_empty(adaptation),
-    ]
+    return [f"Shots: examples of each class. Brackets: {over}; {gained}.", *_fewer(adaptation), *_empty(adaptation)]
 
 
-def _fewer(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _fewer(adaptation: Mapping[str, Any]) -> Iterator[str]:
     """Yield for each task and number of shots the classes that have fewer rows, all of which were taken."""
-    for cell in cells:
+    for cell in adaptation["cells"]:
+        key = (cell["task"], cell["shots"])
+        examples = span(one["examples"] for one in adaptation["adapted"] if (one["task"], one["shots"]) == key)
         if fewer := cell.get("fewer"):
             shown = ", ".join(f"{safe(name, 40)} {rows}" for name, rows in list(fewer.items())[:MAX_NAMES])
             more = f", and {len(fewer) - MAX_NAMES} more" if len(fewer) > MAX_NAMES else ""
-            drawn = f"so {cell['examples']} examples were drawn"
+            drawn = f"so {examples} {'example was' if examples == '1' else 'examples were'} drawn"
             of = f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}"
             yield f"{of}: fewer rows are there of {shown}{more}; {drawn}."
 

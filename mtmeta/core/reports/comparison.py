@@ -57,7 +57,7 @@ def as_csv(comparison: Mapping[str, Any]) -> str:
     keys = ("value", "low", "high", "p", "effect", "negative_transfer", "non_inferior")
     costs = ("examples", "seconds", "peak_memory_bytes", "parameters", "encodings")
     header = ["regime", "algorithm", "column", "metric", "split", "seeds", "mean", "low", "high", "best", "baseline"]
-    writer.writerow([*header, *(f"delta_{key}" for key in keys), *costs])
+    writer.writerow([*header, *(f"delta_{key}" for key in keys), *costs, "delta_level"])
     for row in comparison["rows"]:
         seeds = " ".join(map(str, row["seeds"]))
         for column, cell in row["columns"].items():
@@ -66,7 +66,8 @@ def as_csv(comparison: Mapping[str, Any]) -> str:
             front += [cell[key] for key in ("mean", "low", "high", "best")]
             for baseline, delta in cell.get("deltas", {"": {}}).items():
                 middle = [baseline, *(delta.get(key) for key in keys)]
-                writer.writerow([*front, *middle, *(row[key] for key in costs)])
+                level = "" if not delta else row["look"]["level"] if column == "mean" and row["look"] else 0.95
+                writer.writerow([*front, *middle, *(row[key] for key in costs), level])
     return text.getvalue()
 
 
@@ -124,6 +125,7 @@ def _covers(comparison: Mapping[str, Any], compared: Sequence[Mapping[str, Any]]
     single_base = any(alone[name] for name in comparison["baselines"])
     examples = [safe(row["name"]) for row in compared if single_base or alone[row["name"]]]
     one_seed = "covers other examples, not other seeds: one seed cannot tell, so nothing is marked 'worse'"
+    one_seed += " or 'not inferior'" if comparison["margin"] is not None else ""
     if len(examples) == len(compared):
         return f"It {one_seed}."
     text = (
@@ -158,7 +160,8 @@ def _effects(comparison: Mapping[str, Any]) -> Iterator[str]:
     """Yield the effect sizes of the means, in a line for each baseline."""
     for baseline in comparison["baselines"]:
         deltas = {row["name"]: row["columns"]["mean"].get("deltas", {}).get(baseline) for row in comparison["rows"]}
-        sizes = [f"{safe(name)} {delta['effect']:+.2f}" for name, delta in deltas.items() if delta and delta["effect"]]
+        effects = {name: delta["effect"] for name, delta in deltas.items() if delta and delta["effect"] is not None}
+        sizes = [f"{safe(name)} {round(effect, 2) + 0.0:+.2f}" for name, effect in effects.items()]
         if sizes:
             yield (
                 f"Effect on the mean, in standard deviations of the seeds (Hedges' g), beside {safe(baseline)}: "

@@ -23,7 +23,7 @@ from mtmeta.core.api.option_types import Carve
 from mtmeta.core.api.schedules import Plateau
 from mtmeta.core.data.dataset import QUANTILES, Dataset
 from mtmeta.core.data.loading import load_split
-from mtmeta.core.data.subsets import FewShots, strata
+from mtmeta.core.data.subsets import FewShots, sample_path, strata
 from mtmeta.core.errors import DataError, NoExamples, RecipeError, UsageError
 from mtmeta.core.machine import fitting_threads, free_memory, one_thread, own_settings
 from mtmeta.core.recipe.reader import load_recipe
@@ -40,7 +40,7 @@ from mtmeta.core.studies.adaptations import PLAIN, Adaptations, Adapted, Channel
 from mtmeta.core.studies.adapted_runs import Keeper
 from mtmeta.core.studies.processes.forks import can_fork, in_order
 from mtmeta.core.training.statistics import over_seeds
-from mtmeta.core.wording import did_you_mean, plural, quote
+from mtmeta.core.wording import did_you_mean, plural, quote, span
 
 Say = Callable[[str], None]
 PLACES = ("{shots}", "{draw}")
@@ -75,6 +75,9 @@ def adapt(
     channels = Channels(request.warn, say)
     request = replace(request, warn=channels.warn)
     runs = _open_runs(run_paths, request)
+    if plan.baseline is not None and plan.baseline not in runs:
+        message = f"{quote(plan.baseline)} is none of the runs{did_you_mean(plan.baseline, runs)} ({', '.join(runs)})"
+        raise UsageError("--baseline", message)
     first = next(iter(runs.values()))
     recipe = load_recipe(request.recipe, first.registry, overrides=request.overrides, data_root=request.data_root)
     _check(recipe, tasks, plan)
@@ -84,9 +87,6 @@ def adapt(
     bring(chosen_only, ("train", split), sources, backbone=False)
     session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, channels.warn, sources)
     starts = dict(_starts(runs, names, channels))
-    if plan.baseline is not None and (plan.baseline not in starts or plan.baseline == PLAIN):
-        message = f"{quote(plan.baseline)} is none of the runs{did_you_mean(plan.baseline, runs)} ({', '.join(runs)})"
-        raise UsageError("--baseline", message)
     session.backbone = restore_backbone(first)
     session.warn_of_slowness()
     count = len(names) * len(plan.sizes) * plan.draws * len(starts)  # at most
@@ -143,7 +143,10 @@ def _figures(
             cell.append(outcome.adapted)
             kept += outcome.kept
         adapted += cell
-        fewer[name, k] = fewer_rows(shots.draw(k, draws[0]), k, recipe.tasks[name].objective.classes)
+        classes = recipe.tasks[name].objective.classes
+        # what is drawn of one training set has as many of each class every time; fixed samples hold what they hold
+        few = [shots.draw(k, draw) for draw in (draws if shots.fixed else draws[:1])]
+        fewer[name, k] = _fewest([fewer_rows(one, k, classes) for one in few])
         channels.say(_line(cell, fewer[name, k]))
     return {
         "recipe": recipe.name,
@@ -247,7 +250,7 @@ def few_shots(session: Session, name: str, plan: Shots) -> FewShots:
     options: dict[str, Any] = {"cache": session.cache, "sources": session.sources}
     fixed = {}
     for k, draw in product(plan.sizes, range(plan.draws)):
-        one = replace(task, train=task.train.replace("{shots}", str(k)).replace("{draw}", str(draw)))
+        one = replace(task, train=sample_path(task.train, k, draw))
         try:
             fixed[k, draw] = load_split(name, one, "train", recipe.data, recipe.data_root, session.backbone, **options)
         except NoExamples as error:
@@ -263,6 +266,11 @@ def fewer_rows(few: Dataset, k: int, classes: Sequence[str]) -> dict[str, int]:
     rows = {label: len(members) for label, members in strata(few).items()}
     names = classes if few.whole and classes else [f"fifth {number + 1} of the labels" for number in range(QUANTILES)]
     return {name: rows.get(label, 0) for label, name in enumerate(names) if rows.get(label, 0) < k}
+
+
+def _fewest(counts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Return of each class the fewest rows in any draw, of those that have fewer than asked for in some."""
+    return {name: min(one[name] for one in counts if name in one) for one in counts for name in one}
 
 
 def _cells(
@@ -309,5 +317,6 @@ def _line(cell: Sequence[Adapted], fewer: Mapping[str, int]) -> str:
     """Return a line of progress for one task and number of shots."""
     starts = dict.fromkeys(one.start for one in cell)
     means = (f"{start} {fmean(one.value for one in cell if one.start == start):.3f}" for start in starts)
-    short = f" ({cell[0].examples} examples: fewer rows than shots)" if fewer else ""
+    examples = span(one.examples for one in cell)
+    short = f" ({examples} examples: fewer rows than shots)" if fewer else ""
     return f"{cell[0].task}, {cell[0].shots} shots: {', '.join(means)}{short}"

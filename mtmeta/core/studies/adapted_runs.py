@@ -14,7 +14,7 @@ from typing import Any
 
 from mtmeta.core.api.events import Evaluated, RunFinished, RunStarted
 from mtmeta.core.data.dataset import Dataset
-from mtmeta.core.data.subsets import FewShots
+from mtmeta.core.data.subsets import FewShots, sample_path
 from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.recipe.reader import NAME
 from mtmeta.core.recipe.sections import BudgetOptions, Recipe
@@ -65,6 +65,10 @@ class Keeper:
             train = few if shots.fixed else shots.train
             title = f"{start}-{task}-{self.shots}"
             recipe = _recipe(self.session, run.recipe, task, title)
+            if shots.fixed:
+                options = recipe.tasks[task]
+                options = replace(options, train=sample_path(options.train, self.shots, draw))
+                recipe = replace(recipe, tasks={task: options})
             files = {f"{task}-train": train.sha256, f"{task}-{test.split}": test.sha256}
             lock = self.session.lock(recipe, files, {task: len(test)} if test.split == "dev" else {})
             lock["backbone"] = run.folder.lock().get("backbone")

@@ -24,7 +24,7 @@ from mtmeta.core.storage.addresses import is_remote
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.studies.comparable import Planned, check_alike
 from mtmeta.core.studies.planned_run import is_finished, lock_of, same_carving
-from mtmeta.core.studies.protocol import Protocol, Register, departures
+from mtmeta.core.studies.protocol import MOST, Protocol, Register, departures
 from mtmeta.core.studies.study import Study
 from mtmeta.core.tables.data_file import DataFile
 from mtmeta.core.wording import quote
@@ -73,6 +73,8 @@ def compare(
         watcher=watcher,
         stop=stop,
     )
+    if until not in (None, "interval"):
+        raise UsageError("--until", f"must be interval, found {quote(str(until))}")
     baselines = (baseline,) if isinstance(baseline, str) else tuple(baseline or ())
     protocol = Protocol(baselines, margin, until == "interval")
     return compare_recipes(recipes, request, protocol, seeds=seeds, add_seeds=add_seeds, at_once=jobs, say=say)
@@ -93,7 +95,8 @@ def compare_recipes(
     plan = plan_runs(recipes, registry, 1, request)
     protocol = (protocol or Protocol()).settled(plan)
     register = Register.of(Path(request.out or "."), plan)
-    plan = plan_runs(recipes, registry, _seeds(register, plan, seeds, add_seeds, recipes, registry, request), request)
+    count = _seeds(register, seeds, add_seeds, lambda count: plan_runs(recipes, registry, count, request), say)
+    plan = plan_runs(recipes, registry, count, request)
     looks = protocol.looks(len(next(iter(plan.values()))))
     if request.device not in ("auto", "cpu"):  # which are there always; to look for others takes PyTorch
         from mtmeta.core.machine import pick_device
@@ -102,37 +105,43 @@ def compare_recipes(
     _check_files(plan)
     study = Study(plan, protocol, registry, request, at_once, say)
     study.check(recipes)
-    record = register.write(protocol, seeds=looks[-1].seeds, finished=study.finished)
-    table = study.run(looks)
-    return table | {"notes": departures(record, protocol) + table["notes"]}
+    record = register.write(protocol, seeds=looks[-1].seeds, finished=study.finished, runs=len(study.runs))
+    table = study.run(looks, departures(record, protocol))
+    register.note_end(protocol)
+    return table
 
 
 def _seeds(
     register: Register,
-    plan: Mapping[str, Sequence[Planned]],
     seeds: int | None,
     add_seeds: int | None,
-    recipes: Sequence[str | Path],
-    registry: Registry,
-    request: RunRequest,
+    plan: Callable[[int], Mapping[str, Sequence[Planned]]],
+    say: Say,
 ) -> int:
     """Return how many seeds each recipe gets: those asked for, or those of the last start, or some more than these.
 
-    A start that was cut is gone on with first: more are added to seeds that are all finished alone.
+    A start that was cut is gone on with first: more are added to a comparison alone that came to its end. `plan` plans
+    the runs of so many seeds.
     """
     if seeds is not None and add_seeds is not None:
         raise UsageError("--seeds, --add-seeds", "say two numbers of seeds; give one of them")
     if seeds is not None:
+        if not 1 <= seeds <= MOST:
+            raise UsageError("--seeds", f"must be a number from 1 to {MOST}, found {seeds}")
         return seeds
     record = register.read()
     if add_seeds is None:
         return record.seeds if record else SEEDS
     if record is None:
-        message = f"has nothing to add to: {request.out} holds no comparison of these recipes; --seeds {add_seeds}"
+        folder = register.path.parent
+        message = f"has nothing to add to: {folder} holds no comparison of these recipes; --seeds {add_seeds}"
         raise UsageError("--add-seeds", message)
-    planned = plan_runs(recipes, registry, record.seeds, request)
-    finished = all(is_finished(run) for row in planned.values() for run in row)
-    return record.seeds + add_seeds if finished else record.seeds
+    if record.ended or all(is_finished(run) for row in plan(record.seeds).values() for run in row):
+        if record.seeds + add_seeds > MOST:
+            raise UsageError("--add-seeds", f"comes to {record.seeds + add_seeds} seeds, at most {MOST} are allowed")
+        return record.seeds + add_seeds
+    say(f"not all runs of the {record.seeds} seeds before are finished: these come first, and none is added")
+    return record.seeds
 
 
 def plan_runs(

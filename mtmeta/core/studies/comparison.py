@@ -16,6 +16,7 @@ import numpy as np
 
 from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.errors import CheckpointError
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.rng import derive
 from mtmeta.core.run.summary import LARGEST, RunSummary
@@ -49,7 +50,7 @@ def comparison(
     that were looked at on the way.
     """
     first = next(iter(plan.values()))[0].recipe
-    metrics = {name: registry.get("metric", task.metrics[0], "tasks") for name, task in first.tasks.items()}
+    metrics = _metrics(first, registry)
     summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
     several = sum(map(len, plan.values())) > 1  # a run alone is compared with nothing
     predictions = {task: _predictions(plan, task) for task in metrics if several}
@@ -57,9 +58,7 @@ def comparison(
         for runs, run_summaries, run_predictions in zip(plan.values(), summaries.values(), by_row, strict=True):
             for run, summary, values in zip(runs, run_summaries, run_predictions, strict=True):
                 _check_value(run, summary, task, metrics[task], labels, values)
-    signs = {task: 1.0 if metric.greater_is_better else -1.0 for task, metric in metrics.items()}
-    # of metrics that point in different directions the mean says nothing of better or worse
-    signs[MEAN] = next(iter(signs.values())) if len(set(signs.values())) == 1 else 0.0
+    signs = signs_of(first, registry)
     rows = [_row(runs, summaries[name], list(signs)) for name, runs in plan.items()]
     for column, sign in signs.items():
         cells = [row["columns"][column] for row in rows]
@@ -82,6 +81,19 @@ def comparison(
     }
 
 
+def signs_of(recipe: Recipe, registry: Registry) -> dict[str, float]:
+    """Return of each task, and of the mean, 1 where more is better, -1 where less is, and 0 where nothing is.
+
+    Of metrics that point in different directions the mean says nothing of better or worse.
+    """
+    signs = {task: 1.0 if metric.greater_is_better else -1.0 for task, metric in _metrics(recipe, registry).items()}
+    return signs | {MEAN: next(iter(signs.values())) if len(set(signs.values())) == 1 else 0.0}
+
+
+def _metrics(recipe: Recipe, registry: Registry) -> dict[str, Metric]:
+    return {name: registry.get("metric", task.metrics[0], "tasks") for name, task in recipe.tasks.items()}
+
+
 def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequence[str]) -> dict[str, Any]:
     """Build the row of one recipe, without differences; which column is best is settled among all rows."""
     cells = {}
@@ -101,8 +113,8 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
         "teacher_examples": fmean([summary.teacher_examples for summary in summaries]),
         "seconds": fmean([summary.seconds for summary in summaries]),
         "peak_memory_bytes": max(summary.peak_memory_bytes for summary in summaries),
-        "parameters": summaries[0].parameters,
-        "encodings": summaries[0].encodings,
+        "parameters": next((size for summary in summaries if (size := summary.parameters) is not None), None),
+        "encodings": next((count for summary in summaries if (count := summary.encodings) is not None), None),
     }
 
 

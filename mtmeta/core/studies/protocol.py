@@ -6,16 +6,17 @@ from what was chosen after a look at the results.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtmeta.core.errors import CheckpointError, UsageError
+from mtmeta.core.errors import CheckpointError, MachineError, MtmetaError, UsageError
 from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.reading import read_json
@@ -25,6 +26,8 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 
 FEWEST = 4
 """Seeds that `until` needs at least: with fewer there is one look alone."""
+MOST = 1000
+"""Seeds that a recipe may have."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,14 @@ class Protocol:
             if name not in plan:
                 message = f"{quote(name)} is none of these recipes{did_you_mean(name, plan)} ({', '.join(plan)})"
                 raise UsageError("--baseline", message)
+        protocol = replace(self, baselines=self._baselines_among(plan))
+        if self.until_interval and protocol.baselines and set(plan) <= set(protocol.baselines):
+            raise UsageError("--until", "has no row to decide on, for every recipe here is a baseline; leave it out")
+        return protocol
+
+    def _baselines_among(self, plan: Mapping[str, Sequence[Planned]]) -> tuple[str, ...]:
         alone = [name for name, row in plan.items() if row[0].recipe.algorithm.name == "individual"]
-        return replace(self, baselines=tuple(dict.fromkeys(self.baselines)) or tuple(alone[:1]))
+        return tuple(dict.fromkeys(self.baselines)) or tuple(alone[:1])
 
     def within(self, names: Sequence[str]) -> Protocol:
         """Return the protocol for a comparison of these rows alone."""
@@ -71,7 +80,9 @@ class _Record(BaseModel):
 
     began: Annotated[str, Field(max_length=40)]
     finished: Annotated[int, Field(ge=0)]
-    seeds: Annotated[int, Field(ge=1, le=1000)]
+    seeds: Annotated[int, Field(ge=1, le=MOST)]
+    planned_seeds: Annotated[int, Field(ge=1, le=MOST)] | None = None  # at the first start
+    ended: bool = False  # whether the comparison of so many seeds came to its table, some rows maybe with fewer
     baselines: list[str]
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     until_interval: bool
@@ -90,32 +101,63 @@ class Register:
         key = hashlib.sha256("\n".join(rows).encode()).hexdigest()[:8]
         return cls(folder / f".compare-{key}.json")
 
+    @classmethod
+    def gave_seeds_by_looks(cls, folders: Iterable[Path]) -> bool:
+        """Return whether a comparison in one of these folders let looks on the way decide on seeds of rows."""
+        for path in (path for folder in folders for path in sorted(folder.glob(".compare-*.json"))):
+            with contextlib.suppress(MtmetaError):  # one that is damaged says nothing
+                record = cls(path).read()
+                if record is not None and (record.until_interval or record.ended):
+                    return True
+        return False
+
     def read(self) -> _Record | None:
         """Return what was planned, None before the first start. Raises CheckpointError for a damaged file."""
         if not self.path.exists() and not self.path.is_symlink():
             return None
         try:
-            return _Record.model_validate(read_json(self.path, "summary"))
+            data = read_json(self.path, "summary")
+            if not isinstance(data, dict):
+                raise CheckpointError(str(self.path), "damaged (it holds no mapping)")
+            return _Record.model_validate(data)
         except ValidationError as error:
-            reason = safe(str(error.errors()[0]["msg"]).lower(), 200)
+            first = error.errors()[0]
+            reason = safe(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}", 200)
             raise CheckpointError(str(self.path), f"damaged ({reason}); remove it to plan anew") from error
+        except CheckpointError as error:
+            raise CheckpointError(error.place, f"{error.message}; remove it to plan anew") from error
 
-    def write(self, protocol: Protocol, *, seeds: int, finished: int) -> _Record:
-        """Write what is planned now, when so many of the runs are finished, unless it was before; returns what holds.
+    def write(self, protocol: Protocol, *, seeds: int, finished: int, runs: int) -> _Record:
+        """Write what is planned now, when so many of the `runs` are finished, unless it was before; returns what holds.
 
-        What was planned stays; the number of seeds alone is brought up to date.
+        What was planned stays; the number of seeds alone is brought up to date. Raises MachineError where it cannot be
+        written, unless no run is to come: finished runs may lie where nobody writes.
         """
         record = self.read()
         if record is None:
             began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             plan = asdict(protocol) | {"baselines": list(protocol.baselines)}
-            record = _Record(began=began, finished=finished, seeds=seeds, **plan)
-        elif record.seeds == seeds:
+            record = _Record(began=began, finished=finished, seeds=seeds, planned_seeds=seeds, **plan)
+        elif record.seeds == seeds and (protocol.until_interval or not record.ended):
             return record
-        record = record.model_copy(update={"seeds": seeds})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, record.model_dump_json(indent=2) + "\n")
+        record = record.model_copy(update={"seeds": seeds, "ended": False})
+        try:
+            self._write(record)
+        except MachineError:
+            if finished < runs:
+                raise
         return record
+
+    def note_end(self, protocol: Protocol) -> None:
+        """Note that the comparison came to its table: of rows that were decided on the way no runs are missing."""
+        if protocol.until_interval:
+            with contextlib.suppress(MtmetaError):  # the table is there, and is worth more than the note
+                record = self.read()
+                if record is not None and not record.ended:
+                    self._write(record.model_copy(update={"ended": True}))
+
+    def _write(self, record: _Record) -> None:
+        write_file(self.path, record.model_dump_json(indent=2) + "\n")
 
 
 def departures(record: _Record, protocol: Protocol) -> list[str]:
@@ -127,7 +169,11 @@ def departures(record: _Record, protocol: Protocol) -> list[str]:
         lines.append(f"This was planned when {record.finished} of the runs were finished already.")
     words = {"margin": "margin", "baselines": "baselines", "until_interval": "rule of when a row has run enough"}
     before: dict[str, Any] = record.model_dump() | {"baselines": tuple(record.baselines)}
-    for key, value in asdict(protocol).items():
+    now = asdict(protocol)
+    if record.planned_seeds is not None:
+        words["seeds"] = "number of seeds"
+        before["seeds"], now["seeds"] = record.planned_seeds, record.seeds
+    for key, value in now.items():
         if before[key] != value:
             change = f"{_shown(before[key])} when the runs began on {safe(record.began)}, now {_shown(value)}"
             lines.append(f"The {words[key]} changed: {change}; it may have been chosen by what they came to.")

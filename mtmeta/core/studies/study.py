@@ -14,7 +14,7 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.storage.artifacts import by_name, remedy
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.comparable import Planned, check_data
-from mtmeta.core.studies.comparison import MEAN, comparison
+from mtmeta.core.studies.comparison import MEAN, comparison, signs_of
 from mtmeta.core.studies.planned_run import check_unedited, is_finished, job_of
 from mtmeta.core.studies.processes.pool import Job, run_all
 from mtmeta.core.studies.protocol import Protocol
@@ -48,6 +48,9 @@ class Study:
 
     def check(self, recipes: Sequence[str | Path]) -> None:
         """Check and fetch what the runs need before the first of them begins, so that no two of them wait for it."""
+        if self.protocol.until_interval and not signs_of(self.runs[0].recipe, self.registry)[MEAN]:
+            message = "compares means, and these metrics point in different directions; leave it out"
+            raise UsageError("--until", message)
         most = "at most " if self.protocol.until_interval else ""
         self.say(f"{most}{len(self.runs)} runs, {self.finished} of them finished already, in {self.request.out}")
         check_data(self.runs)
@@ -55,32 +58,35 @@ class Study:
         wants = by_name(chain(*chain(*needs)))
         Sources(watcher=self.request.watcher, remedy=remedy(*recipes)).fetch(wants.values())
 
-    def run(self, looks: Sequence[Look]) -> dict[str, Any]:
-        """Run all seeds, those of a row until a look decides on it, and compare."""
+    def run(self, looks: Sequence[Look], notes: Sequence[str] = ()) -> dict[str, Any]:
+        """Run all seeds, those of a row until a look decides on it, and compare; `notes` come first under the table.
+
+        A row of which a run failed gets no further ones, the others go on. Raises Incomplete in the end.
+        """
         ended: dict[str, Look] = {}
         table: dict[str, Any] = {}
         for look in looks:
             rows = {name: row[: ended[name].seeds if name in ended else look.seeds] for name, row in self.plan.items()}
-            self._run([run for row in rows.values() for run in row])
-            if self.errors:
-                self._raise_incomplete(rows)
-            if not self.protocol.until_interval:
-                return comparison(rows, self.protocol, self.registry)
-            others = {name: ended.get(name, look) for name in rows if name not in self.protocol.baselines}
-            table = comparison(rows, self.protocol, self.registry, others)
+            failed = self._left_out()
+            self._run([run for name, row in rows.items() if name not in failed for run in row])
+            failed = self._left_out()
+            complete = {name: row for name, row in rows.items() if name not in failed}
+            others = {name: ended.get(name, look) for name in complete if name not in self.protocol.baselines}
+            table = self._table(complete, others if self.protocol.until_interval else {}, notes)
+            if not self.protocol.until_interval or self.protocol.baselines[0] in failed:
+                break  # without the baseline nothing more can be decided
             for row in table["rows"]:
                 if row["name"] in others and row["name"] not in ended and self._is_decided(row, look, looks[-1]):
                     ended[row["name"]] = look
-            if len(ended) == len(others):
+            if ended.keys() >= others.keys():
                 break
+        if self.errors:
+            raise Incomplete(list(self.errors.values()), table | {"left_out": self._left_out()})
         return table
 
     def _is_decided(self, row: Mapping[str, Any], look: Look, last: Look) -> bool:
         """Return whether a row's interval of the mean excludes 0, and say so where it spares seeds."""
-        delta = row["columns"][MEAN].get("delta")
-        if delta is None:
-            message = "compares means, and these metrics point in different directions; leave it out"
-            raise UsageError("--until", message)
+        delta = row["columns"][MEAN]["delta"]
         low, high = delta["low"], delta["high"]
         decided = low is not None and high is not None and (low > 0 or high < 0)
         if decided and look.seeds < last.seeds:
@@ -106,19 +112,26 @@ class Study:
         for path in waiting:
             del self.waiting[path]
 
-    def _raise_incomplete(self, rows: Mapping[str, Sequence[Planned]]) -> None:
-        """Raise the errors of the runs that failed, with the comparison of the recipes whose runs all ended well."""
-        problems = list(self.errors.values())
+    def _left_out(self) -> dict[str, str]:
+        """Return of each row of which a run failed why it is left out."""
         left: dict[str, str] = {}
-        for name, row in rows.items():
+        for name, row in self.plan.items():
             reasons = [str(self.errors[run.folder.path]) for run in row if run.folder.path in self.errors]
             if reasons:
                 left[name] = reasons[0] + (f" (and {len(reasons) - 1} more of its runs)" if len(reasons) > 1 else "")
-        complete = {name: row for name, row in rows.items() if name not in left}
-        if not complete:
+        return left
+
+    def _table(
+        self, rows: Mapping[str, Sequence[Planned]], looks: Mapping[str, Look], notes: Sequence[str]
+    ) -> dict[str, Any]:
+        """Compare the rows of which no run failed. Raises the errors of the others where there is nothing to show."""
+        problems = list(self.errors.values())
+        if not rows:
             raise_all(problems)
         try:
-            table = comparison(complete, self.protocol.within(list(complete)), self.registry)
+            table = comparison(rows, self.protocol.within(list(rows)), self.registry, looks)
         except MtmetaError as error:
+            if not problems:
+                raise
             raise Problems([*problems, error]) from error
-        raise Incomplete(problems, table | {"left_out": left})
+        return table | {"notes": [*notes, *table["notes"]]}

@@ -152,7 +152,8 @@ def effect_size(one: Sequence[float], other: Sequence[float], *, same_seeds: boo
 
     Of the `same_seeds` the deviation is that of the seeds' own differences, else the pooled one of both rows; the
     factor 1 - 3 / (4 f - 1) for f degrees of freedom takes out most of the bias of few runs (Hedges 1981, "Distribution
-    theory for Glass's estimator of effect size"). None where a deviation cannot be had, or is 0.
+    theory for Glass's estimator of effect size"). None where a deviation cannot be had, or is 0, and of two seeds' own
+    differences: with one degree of freedom the bias has no bound.
     """
     difference = np.mean(one) - np.mean(other)
     if same_seeds:
@@ -161,7 +162,10 @@ def effect_size(one: Sequence[float], other: Sequence[float], *, same_seeds: boo
     else:
         freedom = len(one) + len(other) - 2
         squares = sum(float(np.sum((np.array(values) - np.mean(values)) ** 2)) for values in (one, other))
-    if freedom < 1 or min(len(one), len(other)) < 2 or squares <= 0:
+    if freedom < 2 or min(len(one), len(other)) < 2:
+        return None
+    # equal numbers are a few units in the last place apart, by how they were rounded
+    if squares <= (1e-12 * max(map(abs, (*one, *other)))) ** 2:
         return None
     return float(difference / math.sqrt(squares / freedom) * (1 - 3 / (4 * freedom - 1)))
 

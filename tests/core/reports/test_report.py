@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import mtmeta
 from mtmeta.cli import main
 from mtmeta.core.errors import MachineError, UsageError
 from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.reports.html import plots
 from mtmeta.core.reports.html.history import read_history
 from mtmeta.core.reports.html.page import HeatTable, environment
 from mtmeta.core.reports.html.report import report
@@ -147,6 +149,34 @@ def test_its_figures_are_those_of_the_comparison(runs: Path, tmp_path: Path) -> 
         assert f"{alone[task]['value']:.4f} [{alone[task]['low']:.3f}, {alone[task]['high']:.3f}]" in shown
         assert f"{mean:.4f} [" in shown
         assert f"{mean - alone[task]['value']:+.4f} [" in shown
+
+
+def test_seeds_given_by_looks_are_told_of(runs: Path, tmp_path: Path) -> None:
+    """Plain intervals of rows that were looked at on the way err more often than they say."""
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder, symlinks=True)
+    assert "if looks on the way" not in page_text(folder, tmp_path)
+    plan = {"began": "2026-01-01", "finished": 0, "seeds": 4, "baselines": ["individual"], "margin": None}
+    (folder / ".compare-0.json").write_text("{")  # damaged: says nothing
+    (folder / ".compare-1.json").write_text(json.dumps(plan | {"until_interval": False}))
+    assert "if looks on the way" not in page_text(folder, tmp_path)
+    (folder / ".compare-1.json").write_text(json.dumps(plan | {"until_interval": True}))
+    assert "if looks on the way" in page_text(folder, tmp_path)
+    as_many = [folder / "individual-3", folder / "reptile-3"]
+    assert "if looks on the way" not in page_text(folder, tmp_path, *as_many)
+
+
+def test_strips_have_room_for_many_rows_and_long_names() -> None:
+    names = [f"recipe-of-a-long-study-{number}" for number in range(20)] + ["n" * 128]
+    few, many = ([plots.Strip(name, [0.8, 0.9], 0.85, 0.7, 1.0) for name in part] for part in (names[:2], names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a layout that leaves the plot no room
+        heights = [
+            float(re.search(r'viewBox="0 0 [0-9.]+ ([0-9.]+)"', plots.strips("sst", "", "", one).svg)[1])  # type: ignore[index]
+            for one in (few, many)
+        ]
+    assert heights[0] == pytest.approx(72 * 2.5)
+    assert heights[1] / len(many) > 12  # points: as high as a label
 
 
 def test_history_is_what_the_events_say(runs: Path) -> None:

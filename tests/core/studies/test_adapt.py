@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -422,6 +423,36 @@ def test_a_sample_that_holds_nothing_is_left_out(runs: Path, tmp_path: Path) -> 
         adapt([runs / "reptile"], request, Shots((2, 4), 3))
 
 
+def test_fixed_samples_that_hold_fewer_rows_than_their_name_says(runs: Path, tmp_path: Path) -> None:
+    """Whichever of them it is: each holds what it holds."""
+    write_samples(tmp_path, (2, 4), 3)
+    header, *lines = (tmp_path / "few_1_4.csv").read_text().splitlines()
+    downs = [line for line in lines if line.endswith("down")]
+    rest = [line for line in lines if line not in downs[1:]]
+    (tmp_path / "few_1_4.csv").write_text("\n".join([header, *rest]) + "\n")
+    request = mixed(tmp_path, train="few_{draw}_{shots}.csv")
+    said: list[str] = []
+    found = adapt([runs / "reptile"], request, Shots((2, 4), 3), say=said.append)
+    assert [cell["fewer"] for cell in found["cells"]] == [{}, {"down": 1}]
+    assert "kind, 4 shots: fewer rows are there of down 1; so 5 to 8 examples were drawn." in notes_of(found)
+    assert said[-1].endswith("(5 to 8 examples: fewer rows than shots)")
+    (tmp_path / "few_0_2.csv").write_text("\n".join([header, downs[0]]) + "\n")
+    notes = notes_of(adapt([runs / "reptile"], request, Shots((2,), 1)))
+    assert "kind, 2 shots: fewer rows are there of down 1, up 0; so 1 example was drawn." in notes
+
+
+def test_a_run_kept_of_a_fixed_sample_names_it(runs: Path, tmp_path: Path) -> None:
+    write_samples(tmp_path, (4,), 2)
+    (tmp_path / "few_0_4.csv").write_text("text,label\n")
+    request = mixed(tmp_path, train="few_{draw}_{shots}.csv")
+    for _ in range(2):  # the second time it is there
+        found = adapt([runs / "reptile"], request, Shots((4,), 2), keep=tmp_path / "kept")
+    (kept,) = map(Path, found["kept"])
+    task = load_recipe(kept / "recipe.yaml", build_registry()).tasks["kind"]
+    assert task.train == "few_1_4.csv"
+    assert RunDir(kept).lock()["data"]["kind-train"] == hashlib.sha256((tmp_path / task.train).read_bytes()).hexdigest()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -446,6 +477,10 @@ def test_a_baseline_is_one_of_the_runs(runs: Path) -> None:
     for name in ("joined", "pretrained"):
         with pytest.raises(UsageError, match=f"--baseline: '{name}' is none of the runs"):
             adapt([runs / "joint"], RunRequest(runs / "new.yaml"), Shots((2,), 1, baseline=name), tasks=["mood"])
+    # alone it has nothing beside it, and the notes speak of no difference
+    found = adapt([runs / "joint"], RunRequest(runs / "new.yaml"), Shots((2,), 1, baseline="joint"), tasks=["mood"])
+    assert "beside" not in found["cells"][0]["starts"]["joint"]
+    assert "difference to joint" not in notes_of(found)[0]
 
 
 # ------------------------------------------------------------------------------------------ fewer rows than shots

@@ -155,7 +155,9 @@ def test_another_baseline_and_a_single_seed(done: Path) -> None:
     assert (one["sst"]["mean"], one["sst"]["low"], one["sst"]["high"]) == (made["value"], made["low"], made["high"])
     assert one["mean"]["low"] is None
     shown = as_markdown(again(done, seeds=1))
-    assert "one seed cannot tell, so nothing is marked 'worse'" in shown
+    assert "one seed cannot tell, so nothing is marked 'worse'." in shown
+    with_margin = as_markdown(again(done, seeds=1, margin=0.9))
+    assert "so nothing is marked 'worse' or 'not inferior'." in with_margin
 
 
 def rewrite(folder: Path, name: str, task: str, change: Any) -> None:
@@ -283,8 +285,28 @@ def test_a_margin_that_was_not_planned_is_told_of(done: Path) -> None:
     assert lines == ["This was planned when 4 of the runs were finished already."]
     assert json.loads(record.read_text())["finished"] == 4
     record.write_text(json.dumps(planned | {"seeds": 0}))
-    with pytest.raises(CheckpointError, match=r"\.compare-.*damaged \(.*\); remove it to plan anew"):
+    with pytest.raises(CheckpointError, match=r"\.compare-.*damaged \(seeds: .*\); remove it to plan anew"):
         again(done)
+    record.write_text("[]")
+    with pytest.raises(CheckpointError, match=r"\.compare-.*damaged \(it holds no mapping\); remove it to plan anew"):
+        again(done)
+    record.unlink()
+    record.symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match=r"\.compare-.*is a link, not a regular file; remove it to plan anew"):
+        again(done)
+
+
+def test_finished_runs_may_lie_where_nobody_writes(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, data: str) -> None:
+        raise MachineError(str(path), "cannot be written")
+
+    (record,) = (done / "runs").glob(".compare-*.json")
+    record.unlink()
+    monkeypatch.setattr("mtmeta.core.studies.protocol.write_file", refuse)
+    found = again(done, margin=0.005)
+    assert found["notes"] == ["This was planned when 4 of the runs were finished already."]
+    with pytest.raises(MachineError, match=r"\.compare-.*: cannot be written"):
+        again(done, seeds=3)
 
 
 def jobs_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> list[str]:
@@ -344,6 +366,10 @@ def test_looks_on_the_way(finished: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert said[0].startswith("at most 10 runs, 6 of them finished already")
     assert "no further seeds after 3" in said[1]
     assert f"reptile 3 seeds, {level:.2%}" in as_markdown(found)
+    lines = {(line["regime"], line["column"]): line for line in csv.DictReader(io.StringIO(as_csv(found)))}
+    levels = [lines["reptile", column]["delta_level"] for column in (*TASKS, "mean")]
+    assert levels == ["0.95"] * 3 + [str(row["look"]["level"])]
+    assert lines["individual", "mean"]["delta_level"] == ""
     # 95% of the tasks stay as they are
     plain = rows(again(folder, seeds=3))["reptile"]["columns"]
     assert row["columns"]["sst"]["delta"] == plain["sst"]["delta"]
@@ -362,6 +388,128 @@ def test_looks_that_cannot_be(done: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_process")
+def test_looks_that_have_nothing_to_decide(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told before anything is trained, and before the plan is written down."""
+    (record,) = (done / "runs").glob(".compare-*.json")
+    record.unlink()
+    with pytest.raises(UsageError, match="--until: has no row to decide on, for every recipe here is a baseline"):
+        again(done, seeds=4, until="interval", baseline=["individual", "reptile"])
+    with pytest.raises(UsageError, match="--until: must be interval, found 'always'"):
+        again(done, seeds=4, until="always")
+    get = Registry.get
+
+    def lower(self: Registry, kind: str, name: str, place: str) -> Any:
+        found = get(self, kind, name, place)
+        return dataclasses.replace(found, greater_is_better=False) if name == "pearson" else found
+
+    monkeypatch.setattr(Registry, "get", lower)
+    with pytest.raises(UsageError, match="--until: compares means, and these metrics point in different directions"):
+        again(done, seeds=4, until="interval")
+    assert not record.exists()
+
+
+def run_here(jobs: list[Job], *, ended: Any = None, failed: Any = None, **options: Any) -> None:
+    """What a pool does, in this process; runs of `joint` diverge."""
+    for job in jobs:
+        name, _, seed = job.label.partition(" seed ")
+        if name == "joint":
+            failed(job, DivergedError(job.label, "loss became nan"))
+            continue
+        mtmeta.run(job.arguments[0], overrides=[f"seed={seed}"], out=job.folder)
+
+
+def test_a_row_that_fails_on_the_way_does_not_end_the_looks(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [*recipes(tmp_path, "joint"), done / "individual.yaml", done / "reptile.yaml"]
+    monkeypatch.setattr("mtmeta.core.studies.study.run_all", run_here)
+    options: dict[str, Any] = {"seeds": 5, "out": done / "runs", "until": "interval", "margin": 0.5}
+    with pytest.raises(Incomplete) as raised:
+        mtmeta.compare(given, **options)
+    found = raised.value.comparison
+    # the first look is at three seeds, and nothing was decided there: the others go on, the failed one does not
+    assert found["left_out"] == {"joint": "joint seed 3: loss became nan (and 2 more of its runs)"}
+    assert rows(found)["reptile"]["seeds"] == [3, 4, 5, 6, 7]
+    assert rows(found)["reptile"]["look"] == {"seeds": 5, "level": pytest.approx(1 - 0.05 * (1 - (4 / 5) ** 3))}
+    assert "This was planned when 4 of the runs were finished already." in found["notes"]
+    for run in (done / "runs").glob("individual-7-*"):
+        shutil.rmtree(run)
+    # a baseline that fails: its differences are not shown, and nothing more is run for them
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "mtmeta.core.studies.study.run_all",
+            lambda jobs, failed, **rest: [failed(job, DivergedError(job.label, "loss became nan")) for job in jobs],
+        )
+        with pytest.raises(Incomplete) as without:
+            mtmeta.compare(given[1:], **options)
+    assert list(without.value.comparison["left_out"]) == ["individual"]
+    assert "delta" not in rows(without.value.comparison)["reptile"]["columns"]["mean"]
+
+
+def test_seeds_are_added_to_rows_that_were_decided(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "done"
+    shutil.copytree(finished, folder, symlinks=True)
+    (record,) = (folder / "runs").glob(".compare-*.json")
+    record.unlink()
+    assert jobs_of(monkeypatch, folder, seeds=5, until="interval") == ["individual seed 5", "reptile seed 5"]
+    again(folder, seeds=3, jobs=2)
+    for task in ("sst", "para"):
+        rewrite(folder, "individual", task, lambda label, made: label)
+        rewrite(folder, "reptile", task, lambda label, made: "0" if label != "0" else "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", None)  # nothing more is run
+        found = again(folder, seeds=5, until="interval")
+    assert rows(found)["reptile"]["seeds"] == [3, 4, 5]
+    assert not any("number of seeds" in note for note in found["notes"])
+    # of 5 + 6 seeds the first look is at four
+    more = jobs_of(monkeypatch, folder, seeds=None, add_seeds=6, until="interval")
+    assert more == ["individual seed 6", "reptile seed 6"]
+    # cut, it goes on, and says so
+    said: list[str] = []
+    assert jobs_of(monkeypatch, folder, seeds=None, add_seeds=6, until="interval", say=said.append) == more
+    assert said[0].startswith("not all runs of the 11 seeds before are finished")
+    with monkeypatch.context() as patch:
+        patch.setattr("mtmeta.core.studies.study.run_all", run_here)
+        found = again(folder, seeds=4)
+    assert not any("number of seeds" in note for note in found["notes"])  # nothing was planned that depends on it
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", None)
+        found = again(folder, seeds=4, margin=0.5)
+    assert any(note.startswith("The number of seeds changed: 5 when the runs began on") for note in found["notes"])
+
+
+@pytest.mark.usefixtures("no_process")
+@pytest.mark.parametrize("greater", [True, False])
+def test_a_margin_where_less_is_better(greater: bool, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers from the other side: what loses at most the margin there gains at least its negative here."""
+    get = Registry.get
+
+    def turned(self: Registry, kind: str, name: str, place: str) -> Any:
+        found = get(self, kind, name, place)
+        return dataclasses.replace(found, greater_is_better=greater) if kind == "metric" else found
+
+    monkeypatch.setattr(Registry, "get", turned)
+    for task in ("sst", "para"):
+        rewrite(done, "individual", task, lambda label, made: label)
+        rewrite(done, "reptile", task, lambda label, made: "0" if label != "0" else "1")
+    columns = rows(again(done, margin=0.25))["reptile"]["columns"]
+    for task in ("sst", "para"):
+        delta = columns[task]["delta"]
+        assert delta["high"] < 0  # surely lower
+        assert (delta["negative_transfer"], delta["non_inferior"]) == (greater, not greater)
+
+
+@pytest.mark.usefixtures("no_process")
+def test_seeds_beyond_every_number_are_refused(done: Path) -> None:
+    with pytest.raises(UsageError, match="--seeds: must be a number from 1 to 1000, found 0"):
+        again(done, seeds=0)
+    with pytest.raises(UsageError, match="--add-seeds: comes to 1001 seeds, at most 1000 are allowed"):
+        again(done, seeds=None, add_seeds=999)
+
+
+@pytest.mark.usefixtures("no_process")
 def test_what_a_row_costs_to_use(done: Path) -> None:
     """Three encoders with a head each, or one with three: the numbers are those of the saved weights."""
     found = rows(again(done))
@@ -373,10 +521,12 @@ def test_what_a_row_costs_to_use(done: Path) -> None:
         assert found[name]["parameters"] == sizes[name]
     assert (found["individual"]["encodings"], found["reptile"]["encodings"]) == (3, 1)
     assert f"| {sizes['reptile']:,} | 1 |" in as_markdown(again(done))
-    for run in (done / "runs").glob("*-3-*"):  # of an earlier version
-        summary = json.loads((run / "summary.json").read_text())
-        del summary["parameters"], summary["encodings"]
-        (run / "summary.json").write_text(json.dumps(summary))
+    for seed in (3, 4):
+        assert rows(again(done))["reptile"]["parameters"] == sizes["reptile"]  # those of one seed are those of all
+        for run in (done / "runs").glob(f"*-{seed}-*"):  # of an earlier version
+            summary = json.loads((run / "summary.json").read_text())
+            del summary["parameters"], summary["encodings"]
+            (run / "summary.json").write_text(json.dumps(summary))
     assert "Parameters:" not in as_markdown(again(done))
     assert rows(again(done))["reptile"]["parameters"] is None
 

@@ -271,3 +271,7 @@ def test_effects_by_hand() -> None:
     assert effect_size([0.5], [0.4], same_seeds=True) is None
     assert effect_size([0.5, 0.5], [0.25, 0.25], same_seeds=True) is None
     assert effect_size([0.5, 0.6], [0.4], same_seeds=False) is None
+    assert effect_size([0.5, 0.7], [0.4, 0.5], same_seeds=True) is None  # its bias has no bound
+    # 0.9 - 0.7 and 0.8 - 0.6 are not the same number, but no spread of seeds either
+    assert effect_size([0.9, 0.8, 0.7], [0.7, 0.6, 0.5], same_seeds=True) is None
+    assert effect_size([0.1 + 0.2, 0.3], [0.2, 0.2], same_seeds=False) is None

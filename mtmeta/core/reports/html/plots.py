@@ -27,6 +27,8 @@ FOREGROUND, GRID = "#010101", "#020202"
 SERIES = [f"#0300{number:02x}" for number in range(8)]  # --s0 to --s7
 VARIABLES = {FOREGROUND: "var(--fg)", GRID: "var(--grid)"} | {c: f"var(--s{i})" for i, c in enumerate(SERIES)}
 PANEL = (3.6, 2.5)  # inches; a page shows as many beside each other as fit
+ROW = 0.19  # inches of height that a row of a strip plot takes
+LABEL = 26  # characters of a row's label
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mtmeta",
@@ -178,7 +180,11 @@ def _room(curves: Sequence[Curve], zero: bool) -> tuple[float, float]:
 
 @_panel
 def strips(axes: Any, strips: Sequence[Strip]) -> None:
-    """Draw a row below the other: a dot for each seed, the interval as a bar, the mean as a line across it."""
+    """Draw a row below the other: a dot for each seed, the interval as a bar, the mean as a line across it.
+
+    The plot is as high as its rows ask for, and of a long label the middle is left out.
+    """
+    axes.figure.set_size_inches(PANEL[0], max(PANEL[1], 0.6 + ROW * len(strips)))
     for number, strip in enumerate(strips):
         colour = SERIES[number % len(SERIES)]
         if strip.low is not None and strip.high is not None:
@@ -188,9 +194,14 @@ def strips(axes: Any, strips: Sequence[Strip]) -> None:
         aside = [0.24 * ((at % 3) - 1) for at in range(len(strip.values))]
         at = [number + one for one in aside]
         axes.plot(strip.values, at, "o", color=colour, markersize=3, alpha=0.7, markeredgewidth=0)
-    axes.set_yticks(range(len(strips)), [safe(strip.label) for strip in strips])
+    axes.set_yticks(range(len(strips)), [_short(safe(strip.label)) for strip in strips])
     axes.set_ylim(len(strips) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
+
+
+def _short(label: str) -> str:
+    """Return a label that leaves room for what it stands beside; names of a study differ at either end."""
+    return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}..{label[1 - LABEL // 2 :]}"
 
 
 @_panel

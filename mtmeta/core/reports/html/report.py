@@ -19,7 +19,7 @@ from mtmeta.core.reports.table import Cell, Table
 from mtmeta.core.storage.outputs import write_output
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
 from mtmeta.core.studies.comparison import comparison
-from mtmeta.core.studies.protocol import Protocol
+from mtmeta.core.studies.protocol import Protocol, Register
 from mtmeta.core.wording import plural, safe
 
 Warn = Callable[[str], None]
@@ -102,10 +102,24 @@ def _results(runs: Sequence[History], protocol: Protocol, registry: Registry, wa
             raise
         warn(f"{error}; the report shows the runs without comparing them")
         return results | {"lead": f"These runs cannot be compared: {error}.", "summaries": [*map(_summary, finished)]}
+    compared["notes"] += _of_looks(compared, finished)
     results |= {"lead": f"{title_of(compared)}.", "comparison": table_of(compared), "notes": notes_of(compared)}
     if any(len(row["seeds"]) > 1 for row in compared["rows"]):
         results["strips"] = _strips(compared)
     return results | ({"summaries": [_summary(finished[0])]} if len(finished) == 1 else {})
+
+
+def _of_looks(compared: Mapping[str, Any], runs: Sequence[History]) -> list[str]:
+    """Return a line where rows may have got their numbers of seeds by what they came to."""
+    counts = {len(row["seeds"]) for row in compared["rows"]}
+    folders = dict.fromkeys(run.folder.path.parent for run in runs)
+    if len(counts) < 2 or compared["baseline"] is None or not Register.gave_seeds_by_looks(folders):
+        return []
+    return [
+        "These runs lie beside a comparison with --until interval, and rows have different numbers of seeds: if looks "
+        "on the way gave them these, plain 95% intervals of differences err in more than 5% of comparisons; those "
+        "of mtmeta compare --until interval count the looks."
+    ]
 
 
 def _strips(compared: Mapping[str, Any]) -> list[Figure]:
