@@ -134,7 +134,7 @@ def place(trained: Path, tmp_path: Path) -> Path:
     plant(place / "out")
     plant(place / EVIL.replace("/", ""))
     plant(place / "twin", summary=False)
-    for run in (place / "compared").iterdir():
+    for run in (place / "compared").glob("[!.]*"):  # the record of what was planned is no run
         plant(run, summary=False)
     return place
 

@@ -124,7 +124,7 @@ def test_a_cut_leaves_the_old_export_and_nothing_else(
 ) -> None:
     before = contents(out)
 
-    def cut(*_: Any) -> None:
+    def cut(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(exporting, "card", cut)
