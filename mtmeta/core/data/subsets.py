@@ -14,6 +14,8 @@ from mtmeta.core.errors import DataError
 from mtmeta.core.rng import derive, permutation
 
 SCANNED = 2**20  # hashes looked at once
+SAMPLE_PLACES = ("{shots}", "{draw}")
+"""In the path of a training file: fixed samples with so many examples of each class, numbered by draw from 0."""
 
 
 def shared(hashes: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -80,8 +82,10 @@ def draw_shots(data: Dataset, k: int, seed: int, name: str, draw: int) -> Datase
 
 
 def sample_path(train: str, k: int, draw: int) -> str:
-    """Return the path of a fixed sample, of one with `{shots}` and `{draw}` in it."""
-    return train.replace("{shots}", str(k)).replace("{draw}", str(draw))
+    """Return the path of a fixed sample, of one with SAMPLE_PLACES in it."""
+    for place, number in zip(SAMPLE_PLACES, (k, draw), strict=True):
+        train = train.replace(place, str(number))
+    return train
 
 
 @dataclass(frozen=True)

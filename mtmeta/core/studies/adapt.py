@@ -23,7 +23,7 @@ from mtmeta.core.api.option_types import Carve
 from mtmeta.core.api.schedules import Plateau
 from mtmeta.core.data.dataset import QUANTILES, Dataset
 from mtmeta.core.data.loading import load_split
-from mtmeta.core.data.subsets import FewShots, sample_path, strata
+from mtmeta.core.data.subsets import SAMPLE_PLACES, FewShots, sample_path, strata
 from mtmeta.core.errors import DataError, NoExamples, RecipeError, UsageError
 from mtmeta.core.machine import fitting_threads, free_memory, one_thread, own_settings
 from mtmeta.core.recipe.reader import load_recipe
@@ -43,8 +43,6 @@ from mtmeta.core.training.statistics import over_seeds
 from mtmeta.core.wording import did_you_mean, plural, quote, span
 
 Say = Callable[[str], None]
-PLACES = ("{shots}", "{draw}")
-"""In the path of a training file: fixed samples with so many examples of each class, numbered by draw from 0."""
 ROOM = 2**29  # bytes that an adaptation takes beside weights, gradient and moments
 
 
@@ -176,8 +174,8 @@ def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
         if name not in recipe.tasks:
             raise UsageError("--task", f"the recipe has no task {quote(name)} (tasks: {', '.join(recipe.tasks)})")
     for name, task in recipe.tasks.items():
-        named = [place for place in PLACES if place in task.train]
-        if named and (len(named) < len(PLACES) or isinstance(task.dev, Carve) or is_remote(task.train)):
+        named = [place for place in SAMPLE_PLACES if place in task.train]
+        if named and (len(named) < len(SAMPLE_PLACES) or isinstance(task.dev, Carve) or is_remote(task.train)):
             message = "names fixed samples of a few examples; it takes {shots} and {draw}, files here, and a dev file"
             raise RecipeError(f"tasks.{name}.train", message)
     if recipe.training.steps is None:
@@ -245,7 +243,7 @@ def few_shots(session: Session, name: str, plan: Shots) -> FewShots:
     Raises RecipeError, DataError.
     """
     recipe, task = session.recipe, session.recipe.tasks[name]
-    if not any(place in task.train for place in PLACES):
+    if not any(place in task.train for place in SAMPLE_PLACES):
         return FewShots(session.read_split(name, "train"), recipe.seed)
     options: dict[str, Any] = {"cache": session.cache, "sources": session.sources}
     fixed = {}
