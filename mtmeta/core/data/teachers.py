@@ -165,17 +165,19 @@ def read_table(folder: Path, task: str) -> Table | None:
     return table
 
 
-def teachers_of(data: Dataset, objective: Objective, options: TeacherOptions) -> TeacherRows:
-    """Return what the folders that a recipe names say of a training set.
+def teachers_of(data: Dataset, objective: Objective, options: TeacherOptions, seed: int) -> TeacherRows:
+    """Return what the folders that a recipe of this seed names say of a training set.
 
     Raises DataError for a folder without labels of the task, and for labels that are not of these examples or classes.
     """
     tables, places = [], []
-    for folder in options.runs:
-        table = read_table(Path(folder), data.task)
+    for folder in options.folders(seed):
+        table = read_table(folder, data.task)
         if table is None:
             message = f"no labels of task '{data.task}' by a teacher"
-            raise DataError(folder, f"{message}; `mtmeta teach RECIPE` writes them (see teachers.{data.task}.runs)")
+            raise DataError(
+                str(folder), f"{message}; `mtmeta teach RECIPE` writes them (see teachers.{data.task}.runs)"
+            )
         for message in _unfit(table, data, objective, options):
             raise DataError(str(table.path), message)
         tables.append(table)

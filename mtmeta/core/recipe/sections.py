@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -81,10 +82,15 @@ class TeacherOptions:
 
     runs: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
     """Folders in which `mtmeta teach` left labels of the task: outputs of its own, or runs that it had label the
-    training set. Paths are from the working directory, as runs/NAME is."""
+    training set. Paths are from the working directory, as runs/NAME is; `{seed}` in them stands for the recipe's seed,
+    for a comparison in which every seed has teachers of its own."""
     folds: Annotated[int, Field(ge=2, le=100)] | None = None
     """Only labels by so many fold models, each of which labelled what it had not seen, and how many `mtmeta teach`
     trains; default: whatever labels the folders hold, also by models that were trained on what they label."""
+
+    def folders(self, seed: int) -> tuple[Path, ...]:
+        """Return the folders of `runs` for a recipe of this seed."""
+        return tuple(Path(run.replace("{seed}", str(seed))) for run in self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)

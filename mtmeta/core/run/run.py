@@ -183,7 +183,7 @@ class Training:
         options = recipe.teachers.of.get(name) if recipe.teachers is not None else None
         if options is None:
             return train
-        self.teachers[name] = teachers_of(train, recipe.tasks[name].objective, options)
+        self.teachers[name] = teachers_of(train, recipe.tasks[name].objective, options, recipe.seed)
         return replace(train, teacher=self.teachers[name])
 
     def lock(self) -> dict[str, Any]:

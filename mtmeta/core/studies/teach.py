@@ -162,7 +162,7 @@ def _by_runs(recipe: Recipe, request: RunRequest, say: Say) -> Iterator[dict[str
     """Have the finished runs that the recipe names label its training sets; yield the description of each table."""
     assert recipe.teachers is not None
     for name, options in recipe.teachers.of.items():
-        for folder in map(Path, options.runs):
+        for folder in options.folders(recipe.seed):
             if not os.path.lexists(folder / "recipe.yaml"):
                 if read_table(folder, name) is None:
                     message = f"is no run and has no labels of task '{name}'"

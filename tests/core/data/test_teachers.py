@@ -187,7 +187,7 @@ def test_what_lies_elsewhere_is_not_read(folder: Path) -> None:
 def test_rows_go_by_id_and_text_wherever_they_stand(folder: Path) -> None:
     order = np.array([5, 3, 0, 2])
     data = select(dataset(), order)
-    taught = replace(data, teacher=teachers_of(data, Sst(train="x").objective, options(folder)))
+    taught = replace(data, teacher=teachers_of(data, Sst(train="x").objective, options(folder), seed=1))
     (one, two) = pack(taught, np.array([3, 1, 0]), chunks=2).chunks
     assert one.teacher is not None and two.teacher is not None
     rows = np.concatenate([one.teacher.numpy(), two.teacher.numpy()])
@@ -197,7 +197,9 @@ def test_rows_go_by_id_and_text_wherever_they_stand(folder: Path) -> None:
 
 def test_several_teachers_are_averaged(folder: Path, tmp_path: Path) -> None:
     write_table(tmp_path / "two", facts(folds=0), dataset(), said(seed=1))
-    rows = teachers_of(dataset(), Sst(train="x").objective, options(folder, tmp_path / "two")).rows(np.array([4, 0]))
+    rows = teachers_of(dataset(), Sst(train="x").objective, options(folder, tmp_path / "two"), seed=1).rows(
+        np.array([4, 0])
+    )
     by_hand = (said()[[4, 0]].astype(np.float64) + said(seed=1)[[4, 0]]) / 2
     assert rows.dtype == np.float32
     assert np.array_equal(rows, by_hand.astype(np.float32))
@@ -212,22 +214,22 @@ def test_several_teachers_are_averaged(folder: Path, tmp_path: Path) -> None:
 )
 def test_examples_that_nobody_labelled(folder: Path, data: Dataset, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        teachers_of(data, Sst(train="x").objective, options(folder))
+        teachers_of(data, Sst(train="x").objective, options(folder), seed=1)
 
 
 def test_labels_of_another_kind(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"says 0, 1, 2, 3, 4 of task 'sst', whose labels are no, yes; name another"):
-        teachers_of(dataset(), mtmeta.Classification(labels=("no", "yes")), options(folder))
+        teachers_of(dataset(), mtmeta.Classification(labels=("no", "yes")), options(folder), seed=1)
     with pytest.raises(DataError, match=r"was labelled by 3 fold models, teachers.sst.folds is 5"):
-        teachers_of(dataset(), Sst(train="x").objective, options(folder, folds=5))
-    assert teachers_of(dataset(), Sst(train="x").objective, options(folder, folds=3))
+        teachers_of(dataset(), Sst(train="x").objective, options(folder, folds=5), seed=1)
+    assert teachers_of(dataset(), Sst(train="x").objective, options(folder, folds=3), seed=1)
     with pytest.raises(DataError, match="no labels of task 'sst' by a teacher; `mtmeta teach RECIPE`"):
-        teachers_of(dataset(), Sst(train="x").objective, options(tmp_path / "none"))
+        teachers_of(dataset(), Sst(train="x").objective, options(tmp_path / "none"), seed=1)
     values = np.linspace(0, 5, len(TEXTS), dtype=np.float32)
     scaled = facts(classes=[], objective=repr(mtmeta.Regression(low=0, high=1)))
     write_table(tmp_path / "values", scaled, dataset(), (values / 5).astype(np.float32))
     with pytest.raises(DataError, match=r"is of Regression\(low=0.*1\), task 'sst' is Regression\(low=0.0, high=5.0\)"):
-        teachers_of(dataset(), Sts(train="x").objective, options(tmp_path / "values"))
+        teachers_of(dataset(), Sts(train="x").objective, options(tmp_path / "values"), seed=1)
 
 
 # ---------------------------------------------------------------------------------------------------- folds

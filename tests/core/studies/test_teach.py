@@ -173,6 +173,20 @@ def test_the_cost_of_teachers_is_compared(made: Path, tmp_path: Path) -> None:
     )
 
 
+def test_every_seed_may_have_teachers_of_its_own(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "labels", tmp_path / "labels-11")
+    recipe = student(made, tmp_path, teachers=teachers(tmp_path / "labels-{seed}"))
+    mtmeta.run(recipe, out=tmp_path / "named")
+    mtmeta.run(student(made, tmp_path, teachers=teachers(made / "labels")), out=tmp_path / "same")
+    assert not bits_differ(tmp_path / "named", tmp_path / "same")
+    student(made, tmp_path, teachers=teachers(tmp_path / "labels-{seed}"))  # the same file again
+    with pytest.raises(MtmetaError, match="labels-12: no labels of task 'sst' by a teacher"):
+        mtmeta.run(recipe, out=tmp_path / "other", overrides=["seed=12"])
+    said: list[str] = []
+    teach(RunRequest(recipe), say=said.append)
+    assert said == [f"{tmp_path / 'labels-11'} has labels of {task} already" for task in ("sst", "para")]
+
+
 def test_the_plan_of_a_run_tells_it(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labelling = spent(made) + 36 + 30
     taught = plan(RunRequest(student(made, tmp_path), out=tmp_path / "run"), probe_steps=0)
