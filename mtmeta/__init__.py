@@ -10,7 +10,7 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.api.backbone import AdapterPlaces, LoadedBackbone, LoadedTokenizer, Portable, Tokenizer
+from mtmeta.core.api.backbone import AdapterPlaces, LoadedBackbone, LoadedTokenizer, LowRankSum, Portable, Tokenizer
 from mtmeta.core.api.contracts import (
     Algorithm,
     Backbone,
@@ -119,6 +119,7 @@ __all__ = [
     "LinearHead",
     "LoadedBackbone",
     "LoadedTokenizer",
+    "LowRankSum",
     "MLPHead",
     "MachineError",
     "Metric",

@@ -81,12 +81,28 @@ class AdapterPlaces:
     An encoder that can have adapters has a method `adapter_places()`, which returns these of each layer, the one next
     to the embeddings first. While a task's sequences go through it, other tensors of the same shape, which are no
     leaves of the graph, stand in for the parameters named; the encoder reads them anew in every pass.
+
+    A method `forms_sums()` is optional. Where it returns True the next pass, one with gradients, forms the sums itself:
+    what stands in for a weight has an attribute `low_rank_sum`, a `LowRankSum`, and no values but NaN.
     """
 
     matrices: Mapping[str, str]
     """The weight [out, in] of each of `qkv`, `out`, `up` and `down` that the layer has, under that word."""
     norms: Sequence[str] = ()
     """Gains and shifts of the layer's norms."""
+
+
+@dataclass(frozen=True)
+class LowRankSum:
+    """W + scale B A, for an encoder that forms it where its kernels read a weight anyway."""
+
+    weight: Tensor
+    """W [out, in]."""
+    a: Tensor
+    """A [rank, in]."""
+    b: Tensor
+    """B [out, rank]."""
+    scale: float
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtmeta.core.api.backbone import AdapterPlaces
+from mtmeta.core.api.backbone import AdapterPlaces, LowRankSum
 from mtmeta.core.errors import RecipeError
 from mtmeta.core.machine import without_autocast
 from mtmeta.core.recipe.sections import AdapterOptions
@@ -115,11 +115,23 @@ class Adapters(nn.Module):
         own: Tensor = attrgetter(name)(self._modules[self.owner(task)])
         return own
 
-    def merged(self, task: str, encoder: nn.Module) -> dict[str, Tensor]:
+    def standing_in(self, task: str, encoder: nn.Module) -> dict[str, Tensor]:
         """Return what stands in for the encoder's parameters while a task's sequences go through it, by their names.
 
-        With gradients, and in training, it is formed anew. In evaluation it is kept for the task's next batch, beside
-        the tensors that it was made of: as long as these are alive and unchanged it is what they make.
+        An encoder that forms sums itself is given what they are of.
+        """
+        forms_sums = getattr(encoder, "forms_sums", None)
+        if forms_sums is None or not torch.is_grad_enabled() or not forms_sums():
+            return self.merged(task, encoder)
+        self._kept = None
+        sums = {name: _unformed(self._sum(task, name, encoder)) for name in self.matrices}
+        return sums | {name: self.norm(task, name) for name in self.norms}
+
+    def merged(self, task: str, encoder: nn.Module) -> dict[str, Tensor]:
+        """Return the encoder's parameters that a task's adapters change, as they make them, by their names.
+
+        With gradients, and in training, they are formed anew. In evaluation they are kept for the task's next batch,
+        beside the tensors that they were made of: as long as these are alive and unchanged they are what these make.
         """
         if self.training or torch.is_grad_enabled():
             self._kept = None
@@ -159,9 +171,20 @@ class Adapters(nn.Module):
         merged = {}
         with without_autocast():  # which would make W one of 16 bits
             for name in self.matrices:
-                a, b = self.pair(task, name)
-                merged[name] = _Sum.apply(attrgetter(name)(encoder), a, b, self.scale)  # type: ignore[no-untyped-call]
+                s = self._sum(task, name, encoder)
+                merged[name] = _Sum.apply(s.weight, s.a, s.b, s.scale)  # type: ignore[no-untyped-call]
         return merged | {name: self.norm(task, name) for name in self.norms}
+
+    def _sum(self, task: str, name: str, encoder: nn.Module) -> LowRankSum:
+        return LowRankSum(attrgetter(name)(encoder), *self.pair(task, name), self.scale)
+
+
+def _unformed(sum_: LowRankSum) -> Tensor:
+    """Return what stands in for a weight whose sum the encoder forms: of its shape, without memory, and NaN, so that
+    code that does not know it cannot compute with it unnoticed."""
+    stand_in: Any = sum_.weight.new_full((), math.nan).expand_as(sum_.weight)
+    stand_in.low_rank_sum = sum_
+    return stand_in  # type: ignore[no-any-return]
 
 
 class _Sum(torch.autograd.Function):

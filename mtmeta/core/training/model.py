@@ -220,7 +220,7 @@ class MultiTaskModel(nn.Module):
             if self.adapters is None:
                 hidden: Tensor = self.encoder(packed)
             else:
-                hidden = functional_call(self.encoder, self.adapters.merged(task, self.encoder), (packed,))
+                hidden = functional_call(self.encoder, self.adapters.standing_in(task, self.encoder), (packed,))
             return hidden
         finally:
             self.encoding = None

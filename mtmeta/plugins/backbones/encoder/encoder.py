@@ -22,7 +22,7 @@ from mtmeta.plugins.backbones.encoder import bf16, compiled, kernels, matrix_uni
 from mtmeta.plugins.backbones.encoder.attention import Sequences
 from mtmeta.plugins.backbones.encoder.fused import Noise, attend, drop, feed_forward
 from mtmeta.plugins.backbones.encoder.kernels import Kernels
-from mtmeta.plugins.backbones.encoder.kernels_bf16 import Bf16Kernels
+from mtmeta.plugins.backbones.encoder.kernels_bf16 import Bf16Kernels, low_rank_sum
 from mtmeta.plugins.backbones.encoder.tiles import Tiles
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -80,7 +80,7 @@ class Layer(nn.Module):
         if not known or own.heads != self.config.num_attention_heads or self.activation is not functional.gelu:
             return False
         whole = all(
-            part.weight.shape == shape and part.bias is not None and part.weight.is_contiguous()
+            part.weight.shape == shape and part.bias is not None and _is_whole(part.weight)
             for part, shape in zip(parts, shapes, strict=True)
         ) and all(tensor.dtype == torch.float32 for part in parts for tensor in (part.weight, part.bias))
         return whole and not any(_hooked(module) for module in (self, own, *parts))
@@ -104,6 +104,10 @@ class Layer(nn.Module):
         a, attended = self.attention, noise if self.config.attended_dropout_prob else None
         x = compiled.attend(functions, x, a.qkv, a.out, self.attention_norm, a.heads, span, weight_noise, attended)
         return compiled.feed_forward(functions, x, self.up, self.down, self.norm, noise)
+
+
+def _is_whole(weight: Tensor) -> bool:
+    return weight.is_contiguous() or low_rank_sum(weight) is not None
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -202,9 +206,7 @@ class Encoder(nn.Module):
         noise, weight_noise = (Noise(p) if p and self.training else None for p in dropouts)
         x = self._projected(drop(x, noise)).to(torch.bfloat16)
         yield x
-        by_unit = functions.multiplies and not (
-            c.hidden_size % matrix_unit.ROWS or c.intermediate_size % matrix_unit.ROWS
-        )
+        by_unit = self._by_unit(functions)
         tokens, lengths = len(x), packed.lengths
         if more := bf16.missing(
             tokens, by_unit=by_unit
@@ -219,6 +221,17 @@ class Encoder(nn.Module):
         for own, cast in zip(parts, casts, strict=True):
             x = bf16.layer(x, own, cast, plan)
             yield x[:tokens]
+
+    def _by_unit(self, functions: Bf16Kernels) -> bool:
+        widths = self.config.hidden_size, self.config.intermediate_size
+        return functions.multiplies and not any(width % matrix_unit.ROWS for width in widths)
+
+    def forms_sums(self) -> bool:
+        """Return whether the next pass, one with gradients, would form low-rank sums itself."""
+        if not (torch.is_autocast_enabled("cpu") and self._can_fuse(self.words.weight)):
+            return False
+        functions = self._bf16_kernels()
+        return functions is not None and self._by_unit(functions)
 
     def adapter_places(self) -> list[mtmeta.AdapterPlaces]:
         """Return where each layer takes adapters."""

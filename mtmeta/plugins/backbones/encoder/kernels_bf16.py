@@ -13,9 +13,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+import mtmeta
 from mtmeta.plugins.backbones.encoder.kernels import Kernels, Mask, blocks, fp32
 
 Pairs = tuple[Tensor, Tensor | None]
+
+
+def low_rank_sum(weight: Tensor) -> mtmeta.LowRankSum | None:
+    """Return the sum that a tensor stands in for, or None for a weight."""
+    found: mtmeta.LowRankSum | None = getattr(weight, "low_rank_sum", None)
+    return found
 
 
 class Bf16Kernels(Kernels):
@@ -61,12 +68,26 @@ class Bf16Kernels(Kernels):
     # ------------------------------------------------------------- products and what lies around them, for `multiplies`
 
     def pairs(self, weight: Tensor, *, both: bool) -> Pairs:
-        """Return a weight [N, K] for products with its transpose and, if `both`, for those with itself."""
-        weight = weight.detach()
+        """Return a weight [N, K] for products with its transpose and, if `both`, for those with itself.
+
+        Of what stands in for a low-rank sum, the sum.
+        """
         transposed = torch.empty(weight.numel(), dtype=torch.bfloat16)
         plain = torch.empty_like(transposed) if both else None
-        self.call("pair_weights", *weight.shape, weight, transposed, plain)
+        low_rank: tuple[Tensor | None, Tensor | None, int, float] = None, None, 0, 0.0
+        if one := low_rank_sum(weight):
+            weight, low_rank = one.weight, (one.a.detach(), one.b.detach().t().contiguous(), len(one.a), one.scale)
+        *matrices, scale = low_rank
+        given = weight.detach(), *matrices, ctypes.c_float(scale)
+        self.call("pair_weights", *weight.shape, *given, transposed, plain)
         return transposed, plain
+
+    def low_rank_backward(self, grad: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Compute the gradients of a [rank, K] and b [N, rank] by that of W + scale b a, [N, K]."""
+        rank, rows = len(a), int(self.library.rank_blocks(ctypes.c_long(len(grad))))
+        d_a, d_b = fp32(rows, *a.shape), fp32(*b.shape)
+        self.call("rank_backward", *grad.shape, grad, a, b, rank, ctypes.c_float(scale), d_a, d_b)
+        return d_a.sum(0).mul_(scale), d_b
 
     def product(self, x: Tensor, pairs: Tensor) -> Tensor:
         """Compute x W: [S, K] -> [S, N]."""

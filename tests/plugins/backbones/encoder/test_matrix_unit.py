@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional
 
+import mtmeta
+from mtmeta.core.machine import autocast
+from mtmeta.core.methods.adapters import Adapters
+from mtmeta.core.recipe.sections import AdapterOptions
 from mtmeta.plugins.backbones.encoder import kernels
 from mtmeta.plugins.backbones.encoder.fused import Noise
 from mtmeta.plugins.backbones.encoder.kernels import NO_MASK, Mask
 from mtmeta.plugins.backbones.encoder.kernels_bf16 import Bf16Kernels
-from tests.support.encoders import random
+from tests.support.encoders import encoder_of, packed_of, random
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HALF = 2.0**-8
@@ -145,6 +152,81 @@ def test_gradients_of_queries_keys_and_values_go_on(k: Bf16Kernels, tokens: int)
     assert bool(((d_x.double() - wanted).abs() <= HALF * wanted.abs() + 1e-5).all())
     exactly = grad.double().t() @ x.double()
     assert float((d_w.double() - exactly).norm() / exactly.norm()) < 1e-6  # in fp32 to the end
+
+
+def low_rank(n: int, m: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight, A and B of small whole numbers, whose sums and products have no rounding in fp32."""
+    generator = torch.Generator().manual_seed(rank)
+    weight, a, b = (torch.randint(-8, 9, shape, generator=generator) for shape in ((n, m), (rank, m), (n, rank)))
+    return weight.float(), a.float(), b.float()
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4, 8, 13, 32])
+@pytest.mark.parametrize(("n", "m"), [(32, 32), (96, 64), (64, 1152)])
+def test_a_low_rank_sum_is_formed_where_a_weight_is_read(k: Bf16Kernels, n: int, m: int, rank: int) -> None:
+    weight, a, b = low_rank(n, m, rank)
+    stand_in: Any = torch.tensor(torch.nan).expand(n, m)
+    stand_in.low_rank_sum = mtmeta.LowRankSum(weight, a, b, 0.5)
+    for both in (True, False):
+        found, wanted = k.pairs(stand_in, both=both), k.pairs(weight + 0.5 * b @ a, both=both)
+        assert torch.equal(found[0], wanted[0])
+        assert (found[1] is None) != both
+        assert found[1] is None or wanted[1] is None or torch.equal(found[1], wanted[1])
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4, 8, 13, 32])
+@pytest.mark.parametrize(("n", "m"), [(32, 32), (96, 64), (64, 1152), (416, 800)])
+def test_gradients_of_a_low_rank_sum_are_those_of_the_formula(k: Bf16Kernels, n: int, m: int, rank: int) -> None:
+    grad, a, b = random(n, m, seed=1), random(rank, m, seed=2), random(n, rank, seed=3)
+    found = k.low_rank_backward(grad, a, b, 0.7)
+    for own, wanted in zip(found, (b.double().t() @ grad.double(), grad.double() @ a.double().t()), strict=True):
+        assert own.shape == wanted.shape
+        assert float((own.double() - 0.7 * wanted).norm() / (0.7 * wanted).norm()) < 1e-6
+    for threads in (3, 11):
+        torch.set_num_threads(threads)
+        assert all(map(torch.equal, k.low_rank_backward(grad, a, b, 0.7), found))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("on", [("qkv", "out", "up", "down"), ("up",)])
+def test_an_encoder_forms_the_sums_of_its_adapters(k: Bf16Kernels, on: Any, frozen: bool) -> None:
+    encoder, packed = encoder_of(0.1, 64, 2, 96), packed_of([3, 5, 60])
+    encoder.requires_grad_(not frozen)
+    adapters = Adapters(AdapterOptions(rank=3, alpha=6.0, on=on), encoder, ["own"], seed=1)
+    for at, (name, parameter) in enumerate(adapters.named_parameters()):
+        if name.endswith(".B"):
+            parameter.data = random(*parameter.shape, seed=at, scale=0.1)
+    everything = [*encoder.named_parameters(), *adapters.named_parameters()]
+
+    def outcome(*, formed: bool) -> dict[str, Tensor]:
+        torch.manual_seed(11)
+        with autocast(torch.device("cpu"), "bf16"):
+            assert encoder.forms_sums()
+            own = adapters.merged("own", encoder) if formed else adapters.standing_in("own", encoder)
+            assert formed or all(own[name].isnan().all() for name in adapters.matrices)
+            hidden = functional_call(encoder, own, (packed,))
+        wanted = [parameter for _, parameter in everything if parameter.requires_grad]
+        grads = torch.autograd.grad(hidden, wanted, random(*hidden.shape, seed=7), allow_unused=True)
+        names = [name for name, parameter in everything if parameter.requires_grad]
+        return {"hidden": hidden.detach()} | {n: g for n, g in zip(names, grads, strict=True) if g is not None}
+
+    found, explicit = outcome(formed=False), outcome(formed=True)
+    assert found.keys() == explicit.keys() and len([name for name in found if name.endswith(".A")]) == 2 * len(on)
+    for name, tensor in explicit.items():
+        # an element of a sum, in fp32 the same up to its last bit, may be rounded to the other side
+        assert float((found[name] - tensor).norm() / tensor.norm()) < HALF / 4, name
+
+
+def test_what_stands_in_for_a_sum_is_no_number_elsewhere(k: Bf16Kernels) -> None:
+    encoder, packed = encoder_of(0.0, 64, 2, 96), packed_of([3, 5, 60])
+    adapters = Adapters(AdapterOptions(), encoder, ["own"], seed=1)
+    assert not encoder.forms_sums()  # in fp32
+    assert all(tensor.isfinite().all() for tensor in adapters.standing_in("own", encoder).values())
+    with autocast(torch.device("cpu"), "bf16"):
+        own = adapters.standing_in("own", encoder)
+        with torch.no_grad():
+            assert all(tensor.isfinite().all() for tensor in adapters.standing_in("own", encoder).values())
+    assert functional_call(encoder, own, (packed,)).isnan().all()
 
 
 @pytest.mark.parametrize("p", [0.0, 0.3])

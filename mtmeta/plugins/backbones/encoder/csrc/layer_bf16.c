@@ -451,20 +451,109 @@ void qkv_backward_bf16(long rows, long width, const bf16 *grad, const pair *qkv,
 
 /* ---- weights */
 
-/* A weight [N, K] in fp32 as pairs for products with its transpose, and for those with itself unless that is NULL. */
-void pair_weights(long n, long k, const float *weight, pair *transposed, pair *plain, int threads) {
+/* 32 x 32 numbers of W + scale B A: from `weight` on, of B^T [rank, n] and A [rank, k] from its row and column on. */
+INLINE void store_sums_of_rank(long n, long k, const float *weight, const float *a, const float *b, long rank, float scale,
+                               bf16 *square) {
+    for (long r = 0; r < 32; r += 8)
+        for (long c = 0; c < 32; c += 16) {
+            v16 more[8] = {0}; /* eight rows, for one sum waits for itself */
+            for (long q = 0; q < rank; q++) {
+                const v16 at = W(a + q * k + c);
+#pragma GCC unroll 8
+                for (int e = 0; e < 8; e++) more[e] += b[q * n + r + e] * at;
+            }
+#pragma GCC unroll 8
+            for (int e = 0; e < 8; e++) store(square + 32 * (r + e) + c, W(weight + (r + e) * k + c) + scale * more[e]);
+        }
+}
+
+/* A weight [N, K] in fp32, or weight + scale b^T a, b [rank, N], a [rank, K], as pairs for products with its transpose, and
+   for those with itself unless `plain` is NULL. */
+void pair_weights(long n, long k, const float *weight, const float *a, const float *b, long rank, float scale,
+                  pair *transposed, pair *plain, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < n; i += 32)
         for (long p = 0; p < k; p += 32) {
             bf16 square[32 * 32];
             for (long r = 0; r < 32; r++)
-                for (long c = 0; c < 32; c += 16) store(square + 32 * r + c, W(weight + (i + r) * k + p + c));
+                for (long c = 32; c < 64; c += 16) _mm_prefetch(weight + (i + r) * k + p + c, _MM_HINT_T0); /* the next */
+            if (rank)
+                store_sums_of_rank(n, k, weight + i * k + p, a + p, b + i, rank, scale, square);
+            else
+                for (long r = 0; r < 32; r++)
+                    for (long c = 0; c < 32; c += 16) store(square + 32 * r + c, W(weight + (i + r) * k + p + c));
             for (long half = 0; half < 2; half++) {
                 pair *to = transposed + (i * k / 32 + p) / 32 * STEP + half * STEP / 2;
                 pair_columns(16, 32, square + half * 16 * 32, 32, to);
                 to = plain + (p * n / 32 + i) / 32 * STEP + half * STEP / 2;
                 if (plain) pair_rows(32, 16, square + half * 16, 32, to);
             }
+        }
+}
+
+enum { TALL = 64 };      /* rows of a weight whose part of A's gradient is summed up together */
+enum { AHEAD = 8 };
+enum { ACROSS = 384 };   /* columns that stay in L1 meanwhile */
+
+long rank_blocks(long n) { return (n + TALL - 1) / TALL; }
+
+/* Of `q` rows of A, and up to TALL rows of a weight [.., k] and of B: the gradients by that of the weight. */
+INLINE void rank_rows(int q, long rows, long k, const float *grad, const float *a, const float *b, long rank, float scale,
+                      float *d_a, float *d_b) {
+    /* sixteen columns of each row of A, and of its gradient, and so on */
+    float near[2 * 8 * ACROSS] __attribute__((aligned(64)));
+    for (long left = 0; left < k; left += ACROSS) {
+        const long wide = least(ACROSS, k - left);
+        for (long c = 0; c < wide; c += 16)
+            for (int e = 0; e < q; e++) {
+                float *to = near + 2 * c * q + 16 * e;
+                W(to) = W(a + e * k + left + c), W(to + 16 * q) = (v16){0};
+            }
+        for (long i = 0; i < rows; i += 2) {
+            const float *of = b + i * rank, *row = grad + i * k + left;
+            v16 upper[8] = {0}, lower[8] = {0};
+            for (long c = 0; c < wide; c += 16) {
+                const v16 x = W(row + c), y = W(row + k + c);
+                _mm_prefetch(row + AHEAD * k + c, _MM_HINT_T0);
+                _mm_prefetch(row + (AHEAD + 1) * k + c, _MM_HINT_T0);
+#pragma GCC unroll 8
+                for (int e = 0; e < q; e++) {
+                    float *to = near + 2 * c * q + 16 * e;
+                    const v16 of_a = W(to);
+                    upper[e] += x * of_a, lower[e] += y * of_a;
+                    v16 sum = W(to + 16 * q);
+                    sum += of[e] * x;
+                    sum += of[rank + e] * y;
+                    W(to + 16 * q) = sum;
+                }
+            }
+#pragma GCC unroll 8
+            for (int e = 0; e < q; e++) {
+                d_b[i * rank + e] = (left ? d_b[i * rank + e] : 0) + scale * whole(upper[e]);
+                d_b[(i + 1) * rank + e] = (left ? d_b[(i + 1) * rank + e] : 0) + scale * whole(lower[e]);
+            }
+        }
+        for (long c = 0; c < wide; c += 16)
+            for (int e = 0; e < q; e++) W(d_a + e * k + left + c) = W(near + 2 * c * q + 16 * (q + e));
+    }
+}
+
+/* From the gradient of weight + scale b a, [N, K]: those of b [N, rank], and of a without the scale, by TALL rows of the
+   weight, [rank_blocks(N), rank, K]. */
+void rank_backward(long n, long k, const float *grad, const float *a, const float *b, long rank, float scale, float *d_a,
+                   float *d_b, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < n; i += TALL)
+        for (long q = 0, more; q < rank; q += more) {
+            more = rank - q >= 8 ? 8 : rank - q >= 4 ? 4 : 1;
+#define SOME(q_) \
+    if (more == q_) \
+    rank_rows(q_, least(TALL, n - i), k, grad + i * k, a + q * k, b + i * rank + q, rank, scale, \
+              d_a + (i / TALL * rank + q) * k, d_b + i * rank + q)
+            SOME(8);
+            SOME(4);
+            SOME(1);
+#undef SOME
         }
 }
 
