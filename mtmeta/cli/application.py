@@ -10,8 +10,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mtmeta.cli.commands.adapt import adapt
-from mtmeta.cli.commands.compare import compare, teach
 from mtmeta.cli.commands.evaluate import eval_
 from mtmeta.cli.commands.export import export
 from mtmeta.cli.commands.fetch import fetch
@@ -21,6 +19,9 @@ from mtmeta.cli.commands.predict import predict
 from mtmeta.cli.commands.recipes import recipes, schema
 from mtmeta.cli.commands.run import run
 from mtmeta.cli.commands.runs import report, runs
+from mtmeta.cli.commands.studies.adapt import adapt
+from mtmeta.cli.commands.studies.compare import compare
+from mtmeta.cli.commands.studies.teach import teach
 from mtmeta.cli.commands.validate import validate
 from mtmeta.cli.completion.answer import VARIABLE, answer
 from mtmeta.cli.completion.command import completion

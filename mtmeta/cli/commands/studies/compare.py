@@ -1,4 +1,4 @@
-"""Commands of many runs. `mtmeta compare`: recipes against each other, over seeds; `mtmeta teach`: labels by others."""
+"""`mtmeta compare`: recipes against each other, over seeds."""
 
 from __future__ import annotations
 
@@ -94,45 +94,3 @@ def _show(table: dict[str, Any], *, json_: bool, markdown: bool, csv: bool) -> N
         print(as_csv(table), end="")
     else:
         show_comparison(table)
-
-
-def teach(
-    recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A YAML file, or a name of `mtmeta recipes`.", show_default=False)
-    ],
-    folds: Annotated[
-        int | None,
-        typer.Option(min=2, max=100, metavar="K", help="Fold models; default: those under the recipe's `teachers`."),
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Runs at a time; they share the cores.")] = 1,
-    set_: Set = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of fold models and labels; default runs/NAME-teachers.")
-    ] = None,
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    no_plugin: NoPlugin = None,
-    json_: Json = False,
-) -> None:
-    """Label training sets, for other models to learn from.
-
-    With --folds the recipe is trained K times, each time without one part of the training data, which that model then
-    labels. Without it, and without folds in the recipe, the finished runs under its `teachers` label its training
-    sets. The same command again goes on where it was cut. A recipe learns from the labels by
-    `teachers: {TASK: {runs: [DIR]}}`.
-
-    \b
-    Examples:
-      mtmeta teach alone.yaml --folds 5 --out runs/teachers
-      mtmeta run together.yaml --set 'teachers={sst: {runs: [runs/teachers]}}'
-    """
-    from mtmeta.core.signals import stop_on_signals
-
-    with stop_on_signals() as stop:
-        options: dict[str, Any] = {"set_": set_, "out": out, "data_root": data_root, "no_plugin": no_plugin}
-        request = run_request(recipe, **options, device=device, stop=stop)
-        from mtmeta.core.reports.terminal.teaching import show_teaching
-        from mtmeta.core.studies.teach import teach as write_labels
-
-        taught = write_labels(request, folds=folds, at_once=jobs, say=say)
-    print(json.dumps(taught)) if json_ else show_teaching(taught)

@@ -1,0 +1,1 @@
+"""Commands that make or adapt several models, one a file."""
