@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 MAX_TOKEN = 80  # characters of user text quoted in a message
 MAX_NAMES = 20  # names listed where none is near
@@ -96,3 +96,9 @@ def exception_line(error: BaseException) -> str:
     except BaseException:
         text = ""
     return safe(f"{type(error).__name__}: {text}" if text else type(error).__name__, 300)
+
+
+def first_fault(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Return where, and why, a document is none that its model takes: the first of what pydantic has against it."""
+    place = ".".join(map(str, errors[0]["loc"])) or "it"
+    return safe(f"{place}: {errors[0]['msg'].lower()}", 200)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.reading import read_json
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import first_fault
 
 Count = Annotated[int, Field(ge=0, le=2**63)]
 LARGEST = 1e100
@@ -100,9 +100,7 @@ class RunSummary(_Table):
         except CheckpointError as error:
             raise CheckpointError(error.place, f"{error.message}; {remedy}") from error
         except ValidationError as error:
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg'].lower()}"
-            raise CheckpointError(str(path), f"damaged ({safe(reason, 200)}); {remedy}") from error
+            raise CheckpointError(str(path), f"damaged ({first_fault(error.errors())}); {remedy}") from error
 
     def write(self, path: Path) -> None:
         """Write summary.json atomically: with it a run is over."""

@@ -22,7 +22,7 @@ from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.reading import read_json
 from mtmeta.core.studies.comparable import Planned
 from mtmeta.core.training.statistics import Look, looks
-from mtmeta.core.wording import did_you_mean, quote, safe
+from mtmeta.core.wording import did_you_mean, first_fault, quote, safe
 
 FEWEST = 4
 """Seeds that `until` needs at least: with fewer there is one look alone."""
@@ -121,9 +121,8 @@ class Register:
                 raise CheckpointError(str(self.path), "damaged (it holds no mapping)")
             return _Record.model_validate(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            reason = safe(f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}", 200)
-            raise CheckpointError(str(self.path), f"damaged ({reason}); remove it to plan anew") from error
+            message = f"damaged ({first_fault(error.errors())}); remove it to plan anew"
+            raise CheckpointError(str(self.path), message) from error
         except CheckpointError as error:
             raise CheckpointError(error.place, f"{error.message}; remove it to plan anew") from error
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.storage.disk import BEST, LINK
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import first_fault, safe
 
 
 def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -126,5 +126,4 @@ def read_state(state: Any) -> Saved:
     try:
         return Saved.model_validate_json(json.dumps(state))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise ValueError(first_fault(error.errors())) from error
