@@ -44,7 +44,12 @@ def importance_table(search: Mapping[str, Any]) -> Table | None:
     rows = []
     for key, row in found["keys"].items():
         interval = f"{row['low']:.2f} to {row['high']:.2f}"
-        rows.append([Cell(safe(key), best=row["value"] > row["chance"]), *map(Cell, (f"{row['value']:.2f}", interval, f"{row['chance']:.2f}"))])
+        rows.append(
+            [
+                Cell(safe(key), best=row["value"] > row["chance"]),
+                *map(Cell, (f"{row['value']:.2f}", interval, f"{row['chance']:.2f}")),
+            ]
+        )
     return Table(["key", "importance", "95% of resamples", "by chance below"], rows)
 
 

@@ -123,12 +123,7 @@ class Search:
     def _note(self, number: int, outcome: Outcome) -> None:
         with self.journal.locked():
             self.journal.tell(
-                number,
-                outcome.state,
-                outcome.value,
-                course=outcome.course,
-                marks=outcome.marks,
-                facts=outcome.facts,
+                number, outcome.state, outcome.value, course=outcome.course, marks=outcome.marks, facts=outcome.facts
             )
             trials = self.journal.trials()
             if not self.keep_weights:

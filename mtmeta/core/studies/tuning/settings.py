@@ -55,7 +55,9 @@ class Recipes:
             for dimension in space.dimensions:
                 one, other = f"{key}.", f"{dimension.key}."
                 if one.startswith(other):
-                    raise UsageError(f"--set {safe(key)}", f"is for the space to choose ({dimension.place}); leave it out")
+                    raise UsageError(
+                        f"--set {safe(key)}", f"is for the space to choose ({dimension.place}); leave it out"
+                    )
         recipes = cls(request, space, registry, base)
         recipes.read({})  # on dev alone it is a recipe, too
         return recipes
@@ -101,9 +103,7 @@ class Recipes:
     def best(self, settings: Settings, heading: Sequence[str]) -> str:
         """Return the file of the recipe with the best settings: what the user's own says, these settings on top."""
         path = find_recipe(self.request.recipe)
-        document = RecipeDocument(
-            strict_yaml.read_file(path), [*self.request.overrides, *self.overrides(settings)]
-        )
+        document = RecipeDocument(strict_yaml.read_file(path), [*self.request.overrides, *self.overrides(settings)])
         raise_all(document.problems)
         base = self.base
         data = {"name": f"{base.name[:120]}-best"} | {k: v for k, v in document.data.items() if k != "name"}

@@ -1,9 +1,9 @@
 """What a search may choose: ranges and choices for any key of `--set`, in strict YAML, and on which choices they hang.
 
-    optimizer.lr: {low: 1e-5, high: 1e-3, log: true}
-    tasks.sst.inner_steps: {low: 2, high: 16, step: 2}
-    algorithm.name: {choices: [reptile, fomaml, joint]}
-    algorithm.tasks_per_step: {choices: [1, 2, 4], when: {algorithm.name: [reptile, fomaml]}}
+optimizer.lr: {low: 1e-5, high: 1e-3, log: true}
+tasks.sst.inner_steps: {low: 2, high: 16, step: 2}
+algorithm.name: {choices: [reptile, fomaml, joint]}
+algorithm.tasks_per_step: {choices: [1, 2, 4], when: {algorithm.name: [reptile, fomaml]}}
 """
 
 from __future__ import annotations
@@ -252,7 +252,9 @@ class _Reader:
             steps = (high - low) / step
             if steps < 1 or abs(steps - round(steps)) > GRID * max(1.0, steps):
                 last = low + math.floor(steps) * step
-                nearest = f"write {last:g} or {last + step:g}" if steps > 1 else f"write {low + step:g} or a smaller step"
+                nearest = (
+                    f"write {last:g} or {last + step:g}" if steps > 1 else f"write {low + step:g} or a smaller step"
+                )
                 self.fail((key, "high"), f"high {high} is no number of steps of {step} from {low}; {nearest}")
 
     def conditions(self, key: str, when: Any) -> dict[str, tuple[str, ...]]:

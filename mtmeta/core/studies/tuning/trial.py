@@ -35,11 +35,7 @@ class Outcome:
 
 
 def run_planned(
-    jobs: Sequence[Job],
-    *,
-    say: Say,
-    failed: Callable[[Job, MtmetaError], None],
-    stop: StopRequest,
+    jobs: Sequence[Job], *, say: Say, failed: Callable[[Job, MtmetaError], None], stop: StopRequest
 ) -> None:
     """Make the runs of one trial, in order and one at a time; the one place from which a trial's runs are started.
 
@@ -185,7 +181,5 @@ class Running:
             raise error
         return self._outcome("failed", None, reason=str(error))
 
-    def _outcome(
-        self, state: Literal["complete", "pruned", "failed"], value: float | None, **facts: Any
-    ) -> Outcome:
+    def _outcome(self, state: Literal["complete", "pruned", "failed"], value: float | None, **facts: Any) -> Outcome:
         return Outcome(state, value, self.judge.values, self.judge.marks, {"seeds": self.values, **facts})
