@@ -22,8 +22,10 @@ pytest.importorskip("optuna")
 SPACE = """\
 algorithm.name: {choices: [reptile, fomaml, joint]}
 optimizer.lr: {low: 1e-2, high: 2.0, log: true}
-tasks.kind.inner_steps: {low: 1, high: 3}
-algorithm.inner_optimizer: {choices: [{name: adamw, lr: 1e-3}, {name: sgd, lr: 0.1}], when: {algorithm.name: [reptile, fomaml]}}
+tasks.kind.inner_steps: {low: 1, high: 2}
+algorithm.inner_optimizer:
+  choices: [{name: adamw, lr: 1e-3}, {name: sgd, lr: 0.1}]
+  when: {algorithm.name: [reptile, fomaml]}
 """
 TRIALS, KILLS = 20, 5
 

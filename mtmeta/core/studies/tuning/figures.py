@@ -103,9 +103,9 @@ def importance(trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
         return None
     found = _shares(complete, keys)
     random = np.random.Generator(np.random.PCG64(derive(0, "tune", "importance")))
-    draws = [
-        _shares([complete[i] for i in random.integers(0, len(complete), len(complete))], keys) for _ in range(RESAMPLES)
-    ]
+    count = len(complete)
+    picks = [random.integers(0, count, count) for _ in range(RESAMPLES)]
+    draws = [_shares([complete[at] for at in pick], keys) for pick in picks]
     rows = {}
     for number, key in enumerate(keys):
         chance = [_shares(_permuted(complete, key, random), keys)[number] for _ in range(RESAMPLES // 2)]

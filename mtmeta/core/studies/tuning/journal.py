@@ -105,9 +105,11 @@ class Journal:
 
     def _check(self) -> None:
         """Raise CheckpointError for a line that is none of the journal's."""
+        number = 0
         try:
             with open_regular(self.path, LIMITS["events"]) as file:
-                for number, line in enumerate(read_lines(file), 1):
+                for line in read_lines(file):
+                    number += 1
                     event = parse_json(line)
                     if not isinstance(event, dict) or type(event.get("op_code")) is not int:
                         raise ValueError("no event of a journal")
@@ -150,7 +152,7 @@ class Journal:
         marks: Mapping[str, float],
         facts: Mapping[str, Any],
     ) -> None:
-        """Note how a trial ended: complete, pruned or failed. The last line alone says so; lines before may be twice."""
+        """Note how a trial ended: complete, pruned or failed. The last line alone says so."""
         library = optuna()
         states = library.trial.TrialState
         ends = {"complete": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}

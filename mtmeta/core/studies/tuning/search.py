@@ -147,7 +147,7 @@ class Search:
         self.say(f"trial {number}: {what} ({safe(settings, 300)}){beside}")
 
     def _drop_weights(self, trials: Sequence[FrozenTrial]) -> None:
-        """Remove the weights of trials that have ended, but for those of the best: they may be hundreds of gigabytes."""
+        """Remove the weights of trials that have ended, but for those of the best."""
         leader = best_of(trials)
         for trial in trials:
             if not trial.state.is_finished() or (leader is not None and trial.number == leader.number):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Running:
         self._progress = Progress(runs[0].folder.path)
         self._best = -math.inf
         self._errors: list[MtmetaError] = []
-        self._crash: BaseException | None = None
+        self._crashes: list[BaseException] = []
         self._kills = 0
         self._given_up = self._asked = False
         self._start()
@@ -93,7 +94,7 @@ class Running:
         except Stopped:
             pass
         except BaseException as error:  # told by whoever looks at the trial
-            self._crash = error
+            self._crashes.append(error)
 
     def ask_to_stop(self, signal: str) -> None:
         """Have its runs stop between two steps; the trial goes on from there when it is taken up again."""
@@ -124,8 +125,8 @@ class Running:
             self._stop.signal = self._stop.signal or "failure"
         if not ended:
             return None
-        if self._crash is not None:
-            raise self._crash
+        for crash in self._crashes:
+            raise crash
         if self._given_up:
             over_seeds = self.judge.kind == "wilcoxon"
             value = fmean(self.values) if over_seeds else list(self.judge.values.values())[-1]
@@ -143,7 +144,7 @@ class Running:
         """Take in what is new: evaluations of the seed at hand, then its value, then those of the next."""
         while not self._given_up and len(self.values) < len(self.runs):
             run, done = self.runs[len(self.values)], len(self.values)
-            finished = is_finished(run)  # before its last events are read
+            finished = os.path.lexists(run.folder.summary) and is_finished(run)  # before its last events are read
             if self.judge.kind != "wilcoxon":
                 for share, value in self._progress.new():
                     self._best = max(self._best, value if value is not None else -math.inf)
