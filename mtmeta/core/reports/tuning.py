@@ -73,8 +73,8 @@ def _notes(search: Mapping[str, Any]) -> Iterator[str]:
     if (found := search["importance"]) is not None:
         yield (
             f"Importance: each key's share in what tells the best {found['top']:.0%} of {found['trials']} complete "
-            f"trials from the others, by {found['method']}; the interval is of {found['resamples']} resamples of the trials, "
-            "and a key that decides nothing stays below the last column in 95 of 100 permutations of its values."
+            f"trials from the others, by {found['method']}; the interval is of {found['resamples']} resamples of the "
+            "trials; a key that decides nothing stays below the last column in 95 of 100 permutations of its values."
         )
     elif search["trials"]:
         yield "Importance is told from 20 complete trials and two keys on."

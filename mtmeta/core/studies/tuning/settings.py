@@ -90,11 +90,28 @@ class Recipes:
         """
         try:
             recipe = self.read(settings)
-            check_alike([replace(self.base, evaluation=recipe.evaluation, name="the recipe"), recipe])
         except MtmetaError as error:
             raise_all([_placed(one, self.space, settings) for one in _each(error)])
             raise AssertionError from error
+        self._check_alike(recipe, settings)
         return replace(recipe, name=name)
+
+    def _check_alike(self, recipe: Recipe, settings: Settings) -> None:
+        """Raise RecipeError for settings that change what is measured, and not only how it is learned."""
+        changed = ""
+        try:
+            check_alike([replace(self.base, evaluation=recipe.evaluation, name="the recipe"), recipe])
+        except RecipeError as error:
+            changed = error.message.partition(";")[0].replace(f"'{recipe.name}'", "this one")
+        for name, task in self.base.tasks.items():
+            if not changed and (task.dev, task.dialect) != (recipe.tasks[name].dev, recipe.tasks[name].dialect):
+                changed = f"reads other examples for tasks.{name}.dev"
+        if changed:
+            within = [one for one in self.space.dimensions if one.key in settings and one.key in changed]
+            within += [one for one in self.space.dimensions if one.key in settings and one.key.startswith("tasks")]
+            place = within[0].place if within else self.space.name
+            key = f"{within[0].key} " if within else ""
+            raise RecipeError(place, f"{key}decides what is measured (the recipe {changed}); leave it out")
 
     def text(self, recipe: Recipe) -> str:
         """Return the file of a trial's recipe, every default written out; its only reporter is events.jsonl."""

@@ -19,7 +19,7 @@ from mtmeta.core.errors import MtmetaError, Problems, RecipeError, raise_all
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.strict_yaml import Document
 from mtmeta.core.recipe.validation import describe_value
-from mtmeta.core.wording import choose, did_you_mean, quote, safe
+from mtmeta.core.wording import choose, did_you_mean, plural, quote, safe
 
 KEYS = ("low", "high", "step", "log", "choices", "when")
 FIXED = {
@@ -184,9 +184,12 @@ class _Reader:
             if name not in KEYS:
                 self.fail((key, name), f"unknown key {quote(name)} in {quote(key)}{choose(name, KEYS)}", key=True)
         when = self.conditions(key, entry.get("when", {}))
+        if len(self.problems) > before:  # what else it lacks may be what that was meant to be
+            return None
         if ("choices" in entry) == ("low" in entry or "high" in entry):
             what = "both a range and choices" if "choices" in entry else "neither a range nor choices"
             self.fail((key,), f"{safe(key)} has {what}; give low and high, or choices")
+            return None
         options = self.choices(key, entry) if "choices" in entry else self.range(key, entry)
         if len(self.problems) > before:
             return None
@@ -202,7 +205,7 @@ class _Reader:
             self.fail(path, f"choices must be a list, found {describe_value(given)}; write [a, b]")
         elif len(given) < (1 if "when" in entry else 2):
             fix = "give two or more, or --set it" if "when" not in entry else "give one or more"
-            self.fail(path, f"{safe(key)} has {len(given)} choices; {fix}")
+            self.fail(path, f"{safe(key)} has {plural(len(given), 'choice')}; {fix}")
         else:
             texts = [text_of(value) for value in given]
             for number, text in enumerate(texts):
