@@ -17,7 +17,10 @@ from mtmeta.core.studies.tuning.search import best_of, folder_of
 from mtmeta.core.studies.tuning.settings import Recipes, best_path
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from optuna.trial import FrozenTrial
+
+    Numbers = NDArray[np.float64]
 
 STATES = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running"}
 FEWEST = 20
@@ -93,58 +96,51 @@ def write_best(folder: Path, recipes: Recipes, journal: Journal, plan: Mapping[s
 def importance(trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
     """Return how much each key decides whether a trial is among the best quarter: PED-ANOVA (Watanabe et al. 2023).
 
-    `value` is the share of a key in the sum over all; `low` and `high` are the 2.5 and 97.5% points of it over
-    resamples of the trials. `chance` is what a key comes to that decides nothing: the 95% point over permutations of
-    its values among the trials. None with fewer than 20 complete trials.
+    `value` is the share of a key in the sum over all keys; `low` and `high` are the 2.5 and 97.5% points of it over
+    resamples of the trials. `chance` is what a key that decides nothing stays below: the 95% point of its importance
+    over permutations of the trials' values, as a share in the same sum. None with fewer than 20 complete trials.
     """
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     keys = list(dict.fromkeys(key for trial in complete for key in trial.params))
-    if len(complete) < FEWEST or len(keys) < 2:
-        return None
-    found = _shares(complete, keys)
-    random = np.random.Generator(np.random.PCG64(derive(0, "tune", "importance")))
     count = len(complete)
+    if count < FEWEST or len(keys) < 2:
+        return None
+    random = np.random.Generator(np.random.PCG64(derive(0, "tune", "importance")))
+    found = _importance(complete, keys)
     picks = [random.integers(0, count, count) for _ in range(RESAMPLES)]
-    draws = [_shares([complete[at] for at in pick], keys) for pick in picks]
-    rows = {}
-    for number, key in enumerate(keys):
-        chance = [_shares(_permuted(complete, key, random), keys)[number] for _ in range(RESAMPLES // 2)]
-        column = [draw[number] for draw in draws]
-        rows[key] = {
-            "value": found[number],
-            "low": float(np.quantile(column, 0.025)),
-            "high": float(np.quantile(column, 0.975)),
-            "chance": float(np.quantile(chance, 0.95)),
-        }
+    draws = np.array([_shares(_importance([complete[at] for at in pick], keys)) for pick in picks])
+    by_chance = np.array([_importance(_permuted(complete, random), keys) for _ in range(RESAMPLES)])
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    chance = _shares(np.quantile(by_chance, 0.95, axis=0), float(found.sum()))
+    columns = [column.tolist() for column in (_shares(found), low, high, chance)]
+    rows = {key: dict(zip(("value", "low", "high", "chance"), row, strict=True)) for key, *row in zip(keys, *columns)}
     ordered = dict(sorted(rows.items(), key=lambda item: -item[1]["value"]))
-    return {"method": "PED-ANOVA", "top": TOP, "trials": len(complete), "resamples": RESAMPLES, "keys": ordered}
+    return {"method": "PED-ANOVA", "top": TOP, "trials": count, "resamples": RESAMPLES, "keys": ordered}
 
 
-def _shares(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> list[float]:
-    """Return the importance of each key among these trials, as its share in the sum."""
+def _importance(trials: Sequence[FrozenTrial], keys: Sequence[str]) -> Numbers:
+    """Return the importance of each key [K] among these trials, by itself."""
     library = optuna()
     with without_warnings():
         study = library.create_study(direction="maximize", study_name=NAME)
         study.add_trials(trials)
         evaluator = library.importance.PedAnovaImportanceEvaluator(target_quantile=TOP)
         found = evaluator.evaluate(study)
-    values = [max(0.0, float(found.get(key, 0.0))) for key in keys]
-    total = sum(values)
-    return [value / total for value in values] if total else [1 / len(keys)] * len(keys)
+    return np.array([max(0.0, float(found.get(key, 0.0))) for key in keys])
 
 
-def _permuted(trials: Sequence[FrozenTrial], key: str, random: np.random.Generator) -> list[FrozenTrial]:
-    """Return the trials with the values of a key exchanged among those that have it."""
-    create = optuna().trial.create_trial
-    having = [trial for trial in trials if key in trial.params]
-    values = iter([having[i].params[key] for i in random.permutation(len(having))])
+def _shares(importance: Numbers, total: float | None = None) -> Numbers:
+    """Return importance as shares [K] in a sum, by default in its own; equal ones where it sums to nothing."""
+    total = float(importance.sum()) if total is None else total
+    return np.minimum(1.0, importance / total) if total else np.full(len(importance), 1 / len(importance))
+
+
+def _permuted(trials: Sequence[FrozenTrial], random: np.random.Generator) -> list[FrozenTrial]:
+    """Return the trials with their values exchanged at random, so that no key decides anything."""
+    create, values = optuna().trial.create_trial, [trial.value for trial in trials]
     return [
-        create(
-            value=trial.value,
-            params=trial.params | ({key: next(values)} if key in trial.params else {}),
-            distributions=trial.distributions,
-        )
-        for trial in trials
+        create(value=values[at], params=trial.params, distributions=trial.distributions)
+        for at, trial in zip(random.permutation(len(trials)), trials, strict=True)
     ]
 
 

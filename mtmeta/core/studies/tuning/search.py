@@ -129,11 +129,15 @@ class Search:
             if not self.keep_weights:
                 self._drop_weights(trials)
         self._tell_of(trials, number, outcome)
-        first = trials[:HOPELESS]
-        if len(first) == HOPELESS and all(one.state.name == "FAIL" for one in first):
+        self._check_hope(trials)
+
+    def _check_hope(self, trials: Sequence[FrozenTrial]) -> None:
+        """Raise RecipeError where the first trials all failed: the settings are not what is wrong."""
+        first = trials[: min(HOPELESS, self.trials)]
+        if len(first) == min(HOPELESS, self.trials) and all(one.state.name == "FAIL" for one in first):
             reason = safe(str(first[-1].user_attrs.get("reason", "")), 300)
-            message = f"all of the first {HOPELESS} trials failed, the last one: {reason}"
-            raise RecipeError(self.recipes.space.name, f"{message}; narrow the space and choose another --out")
+            message = f"all of the first {len(first)} trials failed, the last one: {reason}"
+            raise RecipeError(self.recipes.space.name, f"{message}; mend it and choose another --out")
 
     def _tell_of(self, trials: Sequence[FrozenTrial], number: int, outcome: Outcome) -> None:
         settings = ", ".join(f"{key}={shown(value)}" for key, value in trials[number].params.items())
@@ -192,7 +196,9 @@ class Search:
             self.recipes.trial(settings_of(space, values), f"trial-{number:04d}")
         except MtmetaError as error:
             self.journal.add(space, values, str(error))
-            self._tell_of(self.journal.trials(), number, Outcome("failed", None, {}, facts={"reason": str(error)}))
+            trials = self.journal.trials()
+            self._tell_of(trials, number, Outcome("failed", None, {}, facts={"reason": str(error)}))
+            self._check_hope(trials)
             return
         self.journal.add(space, values)
         self._begin(number, trials, values)
