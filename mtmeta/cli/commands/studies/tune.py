@@ -41,7 +41,7 @@ def tune(
         typer.Option(
             min=1, max=1000, metavar="N", help="Trials at a time in all: each knows the outcomes of those before these."
         ),
-    ] = 4,
+    ] = 2,
     pruner: Annotated[
         Pruner, typer.Option(help="What gives trials up: at evaluations, between seeds (wilcoxon), or nothing.")
     ] = Pruner.median,

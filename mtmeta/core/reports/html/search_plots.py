@@ -116,16 +116,17 @@ def slices(axes: Any, axis: Axis, trials: Sequence[Trial]) -> None:
 @panel
 def parallel(axes: Any, keys: Sequence[Axis], trials: Sequence[Trial], top: float) -> None:
     """Draw a line for each complete trial through its settings to its value; the best `top` of them stand out."""
-    complete = sorted((one for one in trials if one.value is not None and not one.given_up), key=lambda one: one.value)
-    values = [one.value for one in complete if one.value is not None]
+    complete = [(trial.value, trial) for trial in trials if trial.value is not None and not trial.given_up]
+    complete.sort(key=lambda pair: pair[0])
+    values = [value for value, _ in complete]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     last = Axis("value", (), low, high if high > low else low + 1, False, False)
     columns = [*keys, last]
     axes.figure.set_size_inches(max(3.6, WIDE * len(columns)), 2.8)
     first_good = len(complete) - max(1, math.ceil(top * len(complete)))
-    for rank, trial in enumerate(complete):
+    for rank, (value, trial) in enumerate(complete):
         good = rank >= first_good
-        y = [*(axis.at(trial.settings.get(axis.key)) for axis in keys), last.at(trial.value)]
+        y = [*(axis.at(trial.settings.get(axis.key)) for axis in keys), last.at(value)]
         style = {"color": BEST, "linewidth": 1.3} if good else {"color": GIVEN_UP, "linewidth": 0.7, "alpha": 0.5}
         axes.plot(range(len(columns)), y, marker="o", markersize=2, **style)
     for number, axis in enumerate(columns):

@@ -113,10 +113,8 @@ def importance(trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     chance = _shares(np.quantile(by_chance, 0.95, axis=0), float(found.sum()))
     columns = [column.tolist() for column in (_shares(found), low, high, chance)]
-    rows = {
-        key: dict(zip(("value", "low", "high", "chance"), row, strict=True))
-        for key, *row in zip(keys, *columns, strict=True)
-    }
+    names = ("value", "low", "high", "chance")
+    rows = {key: dict(zip(names, row, strict=True)) for key, *row in zip(keys, *columns, strict=True)}
     ordered = dict(sorted(rows.items(), key=lambda item: -item[1]["value"]))
     return {"method": "PED-ANOVA", "top": TOP, "trials": count, "resamples": RESAMPLES, "keys": ordered}
 

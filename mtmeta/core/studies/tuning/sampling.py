@@ -135,6 +135,8 @@ class Judge:
 
     def gives_up(self, step: int, value: float) -> bool:
         """Report a value at a step; return whether the trial is worse than it may be there."""
+        if step in self.values:
+            return False  # of evaluations within one percent the first counts, as for Optuna
         self.values[step] = value
         if self.kind == "none":
             return False

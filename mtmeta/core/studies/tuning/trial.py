@@ -148,9 +148,9 @@ class Running:
             if self.judge.kind != "wilcoxon":
                 for share, value in self._progress.new():
                     self._best = max(self._best, value if value is not None else -math.inf)
-                    if share < SHARES and math.isfinite(self._best):
-                        self._report(done * SHARES + share, fmean([*self.values, self._best]))
-                    if self._given_up:
+                    if share == SHARES or not math.isfinite(self._best):
+                        continue  # what the run came to is said by its summary
+                    if self._report(done * SHARES + share, fmean([*self.values, self._best])):
                         return
             if not finished:
                 return
@@ -164,10 +164,12 @@ class Running:
             if not last:
                 self._progress, self._best = Progress(self.runs[done + 1].folder.path), -math.inf
 
-    def _report(self, step: int, value: float, *, last: bool = False) -> None:
-        if self.judge.gives_up(step, value) and not last:
-            self._given_up = True
+    def _report(self, step: int, value: float, *, last: bool = False) -> bool:
+        """Report a value; return whether the trial is given up, for which the `last` one comes too late."""
+        self._given_up = self.judge.gives_up(step, value) and not last
+        if self._given_up:
             self._stop.signal = self._stop.signal or "pruning"
+        return self._given_up
 
     def _failure(self) -> Outcome | None:
         """Return the outcome of a trial that cannot go on; None where it is tried again. Raises what is not its own."""

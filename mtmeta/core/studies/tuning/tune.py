@@ -34,7 +34,7 @@ from mtmeta.core.studies.tuning.space import read_space
 from mtmeta.core.wording import choose, quote
 
 Say = Callable[[str], None]
-SEEDS, IN_FLIGHT, TRIALS = 3, 4, 60
+SEEDS, IN_FLIGHT, TRIALS = 3, 2, 60
 FEWEST = 5
 """Seeds with which the pruner over seeds can spare one: of four the smallest p is 1/16, just below its limit of 0.1."""
 MOST = 10_000

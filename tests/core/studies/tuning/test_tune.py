@@ -89,7 +89,7 @@ def study(folder: Path, out: str = "study", space: str = SPACE, **options: Any) 
     if not (folder / "quick.yaml").exists():
         quick(folder, "reptile")
     (folder / "space.yaml").write_text(space)
-    given = {"trials": 4, "seeds": 1, "device": "cpu", **options}
+    given = {"trials": 4, "seeds": 1, "in_flight": 4, "device": "cpu", **options}
     return tune(folder / "quick.yaml", folder / "space.yaml", out=folder / out, **given)
 
 
@@ -152,7 +152,9 @@ def test_cut_anywhere_and_shared_it_is_the_same_search(
     (folder / "quick.yaml").write_text((whole[0] / "quick.yaml").read_text())  # the very same data root
     left = [0]
 
-    class Dying(optuna.storages.journal.JournalFileBackend):  # type: ignore[misc]
+    whole_backend: Any = optuna.storages.journal.JournalFileBackend
+
+    class Dying(whole_backend):  # type: ignore[misc]
         def append_logs(self, logs: list[dict[str, Any]]) -> None:
             left[0] -= 1
             if left[0] == 0:
@@ -247,7 +249,7 @@ def test_suggestions_are_a_function_of_seed_number_and_outcomes(space: Any) -> N
     assert made[0].params != simulated(space, 1, 4, seed=2)[0].params
     # the outcomes of the last three do not count, those before do
     changed = [*made[:13], *(frozen(space, one.params, one.number, value=9.0) for one in made[13:])]
-    suggest = lambda trials: sampling.suggest(space, 1, sampling.as_seen(trials, 16, 4))  # noqa: E731
+    suggest: Any = lambda trials: sampling.suggest(space, 1, sampling.as_seen(trials, 16, 4))  # noqa: E731
     assert suggest(changed) == suggest(made)
     changed = [*made[:12], frozen(space, made[12].params, 12, value=9.0), *made[13:]]
     assert suggest(changed) != suggest(made)
@@ -544,7 +546,20 @@ def test_the_table_and_the_page(
 
 def test_the_command(whole: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
     folder, found = whole
-    given = ("tune", "quick.yaml", "--space", "space.yaml", "--trials", "14", "--seeds", "1", "--out", "study")
+    given = (
+        "tune",
+        "quick.yaml",
+        "--space",
+        "space.yaml",
+        "--trials",
+        "14",
+        "--seeds",
+        "1",
+        "--in-flight",
+        "4",
+        "--out",
+        "study",
+    )
     done = call(*given, "--json", cwd=folder, capsys=capsys)
     assert done.code == 0, done.err
     assert trials_of(json.loads(done.out)) == trials_of(found)
