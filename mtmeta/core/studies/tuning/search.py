@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.errors import MtmetaError, RecipeError, RunInUse
+from mtmeta.core.errors import DataError, MtmetaError, RecipeError, RunInUse
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.request import RunRequest
@@ -86,6 +86,8 @@ class Search:
                     elif more and len(self.running) < jobs:
                         more = self._claim()
                     time.sleep(POLL)
+            except KeyboardInterrupt:
+                raise  # a second Ctrl-C: nobody waits, and the runs end with this process
             except BaseException:
                 self._leave()
                 raise
@@ -114,11 +116,29 @@ class Search:
             trial, stack = pair
             outcome = trial.look()
             if outcome is not None:
+                self._check_data(trial.runs)
                 self._note(trial.number, outcome)
             elif not trial.was_stopped:
                 continue
             self.running.remove(pair)
             stack.close()
+
+    def _check_data(self, runs: Sequence[Planned]) -> None:
+        """Raise DataError if runs read files of other contents than the first run of the study did.
+
+        Of a task for which the space chooses training files, these differ of themselves.
+        """
+        first = self.journal.folder.glob(f"trial-*/seed-{self.plan['seeds'][0]}")
+        begun = next((run for path in sorted(first) if (run := RunDir(path)).recipe.exists()), None)
+        if begun is None:
+            return
+        before, chosen = begun.lock()["data"], {one.key for one in self.recipes.space.dimensions}
+        for run in (run for run in runs if run.has_begun):
+            for name, sha256 in run.folder.lock()["data"].items():
+                task = name.removesuffix("-train")
+                if before.get(name, sha256) != sha256 and not {f"tasks.{task}.train", f"tasks.{task}"} & chosen:
+                    message = f"read another {name} than {begun.path.parent.name} (sha256 {str(sha256)[:6]}..)"
+                    raise DataError(str(run.folder.path), f"{message}; put the file back, and remove this run")
 
     def _note(self, number: int, outcome: Outcome) -> None:
         with self.journal.locked():

@@ -5,6 +5,7 @@ space + recipe -> trials, each suggested by those before it -> runs, trained, co
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mtmeta.core.errors import UsageError
+from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir
@@ -127,8 +128,11 @@ def tune_recipe(
     search = Search(recipes, plan, journal, request, trials=numbers["trials"], keep_weights=keep_weights, say=say)
     try:
         search.run(numbers["jobs"])
-    finally:
-        write_best(folder, recipes, journal, plan)
+    except BaseException:
+        with contextlib.suppress(MtmetaError):  # what ended the search comes first
+            write_best(folder, recipes, journal, plan)
+        raise
+    write_best(folder, recipes, journal, plan)
     return figures(folder)
 
 

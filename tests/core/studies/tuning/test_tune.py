@@ -17,6 +17,7 @@ import pytest
 import mtmeta
 from mtmeta.core.errors import (
     CheckpointError,
+    DataError,
     DivergedError,
     MachineError,
     MtmetaError,
@@ -425,6 +426,20 @@ def test_missing_data_are_told_before_the_first_trial(tmp_path: Path) -> None:
     with pytest.raises(MtmetaError, match=r"dev\.tsv"):
         study(tmp_path)
     assert not (tmp_path / "study").exists()
+
+
+def test_data_that_change_in_the_middle_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study(tmp_path, trials=1)
+    dev = tmp_path / "dev.tsv"
+    text = dev.read_text()
+    dev.write_text(text.replace("other", "another"))
+    with pytest.raises(DataError, match=r"trial-0001/seed-5: read another kind-dev than trial-0000 \(sha256 "):
+        study(tmp_path, trials=2)
+    dev.write_text(text)
+    shutil.rmtree(tmp_path / "study" / "trial-0001" / "seed-5")
+    assert study(tmp_path, trials=2)["counts"]["complete"] == 2
+    chosen = "tasks.kind.train: {choices: [train.tsv, dev.tsv]}"
+    assert study(tmp_path, "files", trials=4, space=chosen)["counts"]["failed"] == 0
 
 
 def test_a_damaged_journal_is_one_line(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
