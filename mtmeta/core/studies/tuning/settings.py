@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mtmeta.core.api.option_types import SAMPLE
 from mtmeta.core.errors import MtmetaError, Problems, RecipeError, UsageError, raise_all
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.document import RecipeDocument
@@ -19,6 +20,7 @@ from mtmeta.core.recipe.shipped import find_recipe
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.rng import derive
 from mtmeta.core.run.request import RunRequest
+from mtmeta.core.storage.addresses import is_remote
 from mtmeta.core.studies.comparable import check_alike
 from mtmeta.core.studies.tuning.space import Dimension, Space, text_of
 from mtmeta.core.wording import safe
@@ -124,8 +126,9 @@ class Recipes:
         raise_all(document.problems)
         base = self.base
         data = {"name": f"{base.name[:120]}-best"} | {k: v for k, v in document.data.items() if k != "name"}
-        if base.data_root:
-            data["data_root"] = base.data_root  # which may have come from --data-root
+        files = [getattr(task, split) for task in base.tasks.values() for split in ("train", "dev", "test")]
+        if any(isinstance(file, str) and file != SAMPLE and not is_remote(file) for file in files):
+            data["data_root"] = base.data_root  # which may have come from elsewhere, such as --data-root
         return "".join(f"# {safe(line, 300)}\n" for line in heading) + dump(data)
 
     # -- before the first trial
