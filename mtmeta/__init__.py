@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from mtmeta.core.run.run import run
     from mtmeta.core.storage.sources import Sources
     from mtmeta.core.studies.compare import compare
+    from mtmeta.core.studies.tuning.tune import tune
 
 __version__ = _version("mtmeta")
 
@@ -83,6 +84,7 @@ _LAZY = {
         ("run.run", "run"),
         ("storage.sources", "Sources"),
         ("studies.compare", "compare"),
+        ("studies.tuning.tune", "tune"),
     )
     for name in names.split()
 }
@@ -164,6 +166,7 @@ __all__ = [
     "safe",
     "scalars",
     "staged_folder",
+    "tune",
     "why_unsafe",
 ]
 
@@ -171,7 +174,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'mtmeta' has no attribute {name!r}")
-    if name in ("compare", "evaluate", "load", "run"):
+    if name in ("compare", "evaluate", "load", "run", "tune"):
         check_torch()
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value

@@ -22,6 +22,7 @@ from mtmeta.cli.commands.runs import report, runs
 from mtmeta.cli.commands.studies.adapt import adapt
 from mtmeta.cli.commands.studies.compare import compare
 from mtmeta.cli.commands.studies.teach import teach
+from mtmeta.cli.commands.studies.tune import tune
 from mtmeta.cli.commands.validate import validate
 from mtmeta.cli.completion.answer import VARIABLE, answer
 from mtmeta.cli.completion.command import completion
@@ -67,7 +68,7 @@ def common(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(run, validate, plugins, show, eval_, predict, fetch, compare, teach),
+    *(run, validate, plugins, show, eval_, predict, fetch, compare, tune, teach),
     *(report, adapt, export, runs, schema, completion),
 )
 for command in COMMANDS:

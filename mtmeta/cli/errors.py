@@ -9,6 +9,7 @@ from mtmeta.core.environment import has_memory_limit
 from mtmeta.core.errors import (
     MachineError,
     MtmetaError,
+    OutOfMemory,
     PluginError,
     UsageError,
     WeightsError,
@@ -54,7 +55,7 @@ def unforeseen(error: Exception) -> MtmetaError:
         what = f" in loading {safe(error.name or 'a library')}" if isinstance(error, ImportError) else ""
         fix = "close other programs" if what else "lower batch_size or max_length"
         fix += ", or raise the limit of this process (ulimit -v)" if has_memory_limit() else ""
-        return MachineError("", f"{kind}{what}; {fix}")
+        return OutOfMemory("", f"{kind}{what}; {fix}")
     if out_of_threads(error):
         return MachineError("this process", "can start no more threads or processes; raise its limit (ulimit -u)")
     if isinstance(error, OSError):

@@ -9,6 +9,8 @@
     ├── WeightsError      4   weights, config.json, tokenizer
     ├── PluginError       5   a plugin that is broken, missing or in conflict
     ├── MachineError      6   device, disk, network, versions
+    │   ├── OutOfMemory   6   too little memory for what the recipe asks for
+    │   └── RunKilled     6   a run of a study whose process was killed
     ├── DivergedError     7   a loss, gradient or parameter became non-finite
     └── Problems              several of the above at once; exits with the first one's code
         └── Incomplete        runs of a comparison that failed, beside the table of the others
@@ -100,6 +102,14 @@ class MachineError(MtmetaError):
     """The machine lacks something: a device, a package, disk space, the network."""
 
     exit_code = 6
+
+
+class OutOfMemory(MachineError):
+    """The recipe asks for more memory than there is."""
+
+
+class RunKilled(MachineError):
+    """The process of a run was killed by a signal; it can go on."""
 
 
 class DivergedError(MtmetaError):

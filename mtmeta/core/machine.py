@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from mtmeta.core.errors import MachineError, PluginError, UsageError, out_of_memory
+from mtmeta.core.errors import MachineError, OutOfMemory, PluginError, UsageError, out_of_memory
 from mtmeta.core.wording import quote, safe
 
 SMALL = 1_000_000  # parameters
@@ -83,7 +83,7 @@ def memory_errors(doing: str, remedy: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if (kind := out_of_memory(error)) is None:
             raise
-        raise MachineError("", f"{kind} in {doing}; {remedy}") from error
+        raise OutOfMemory("", f"{kind} in {doing}; {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ RECIPE: dict[str, Any] = {
     "reporters": ["console", "jsonl"],
 }  # fmt: skip
 OUT = ("--out", "out")
+TUNE = ("tune", "r.yaml", "--trials", "1", "--seeds", "1", "--out", "tuned")
+BAD_SPACE = {EVIL: {"choices": [EVIL, EVIL], "when": {EVIL: [EVIL]}}, "seed": EVIL}
 COMMANDS: dict[str, tuple[str, ...]] = {
     "run": ("run", "r.yaml", *OUT),
     "run json": ("run", "r.yaml", *OUT, "--json"),
@@ -57,6 +59,21 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "compare": ("compare", "r.yaml", "other.yaml", "--seeds", "1", "--out", "compared"),
     "compare markdown": ("compare", "r.yaml", "other.yaml", "--seeds", "1", "--out", "compared", "--markdown"),
     "compare csv": ("compare", "r.yaml", "other.yaml", "--seeds", "1", "--out", "compared", "--csv"),
+    "tune": ("tune", "r.yaml", "--space", "space.yaml", "--trials", "1", "--seeds", "1", "--out", "tuned"),
+    "tune json": (
+        "tune",
+        "r.yaml",
+        "--space",
+        "space.yaml",
+        "--trials",
+        "1",
+        "--seeds",
+        "1",
+        "--out",
+        "tuned",
+        "--json",
+    ),
+    "bad space": ("tune", "r.yaml", "--space", "bad.yaml", "--out", "tuned"),
     "adapt": ("adapt", "out", "r.yaml", "--shots", "1", "--seeds", "1", "--out", "adapt.html"),
     "export": ("export", "out", "--format", "transformers", "--out", "exported"),
     "validate": ("validate", "r.yaml", "--data"),
@@ -79,6 +96,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         rows = [{"id": f"{i}{LINES}", "sentence": f"{name} word {i} {EVIL}", "label": LABELS[i % 2]} for i in range(8)]
         (folder / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "r.yaml").write_text(json.dumps(RECIPE))
+    (folder / "space.yaml").write_text(json.dumps({"optimizer.lr": {"low": 0.1, "high": 0.2}}))
+    (folder / "bad.yaml").write_text(json.dumps(BAD_SPACE))
     (folder / "other.yaml").write_text(json.dumps(RECIPE | {"name": "other", "optimizer": {"name": "sgd", "lr": 0.2}}))
     os.chdir(folder)
     with quietly():
@@ -161,7 +180,7 @@ def test_in_the_terminal(name: str, place: Path, capsys: pytest.CaptureFixture[s
 def test_every_command_comes_to_its_end(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The test above would show nothing if they were all refused."""
     ended = {name: call(*command, cwd=place, capsys=capsys).code for name, command in COMMANDS.items()}
-    refused = {"unknown task", "unknown run", "unknown recipe", "resume", "run", "run json"}
+    refused = {"bad space", "unknown task", "unknown run", "unknown recipe", "resume", "run", "run json"}
     assert {name for name, code in ended.items() if code} <= refused, ended
 
 

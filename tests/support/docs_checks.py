@@ -18,7 +18,10 @@ from mtmeta.cli import app
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.recipe.reader import KEYS, load_recipe
 from mtmeta.core.registry.discovery import load_plugins
-from mtmeta.core.registry.registry import Registry
+from mtmeta.core.registry.registry import Registry, build_registry
+from mtmeta.core.run.request import RunRequest
+from mtmeta.core.studies.tuning.settings import Recipes
+from mtmeta.core.studies.tuning.space import read_space
 from tests.support.paths import ROOT
 
 if TYPE_CHECKING:
@@ -126,6 +129,9 @@ def _parse(block: Block, arguments: list[str]) -> None:
 
 def _check_yaml(block: Block) -> None:
     """Check that a recipe validates; a piece of one validates in its place in a small recipe."""
+    if block.title == "space.yaml":
+        _check_space(block)
+        return
     data = yaml.safe_load(block.text)
     assert isinstance(data, dict) and set(data) <= set(KEYS), f"{block.name}: neither a recipe nor a part of one"
     registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))
@@ -147,3 +153,11 @@ def _numbers(data: Any) -> Any:
     if isinstance(data, str) and re.fullmatch(r"\d+(\.\d+)?e[+-]?\d+", data):
         return float(data)
     return data
+
+
+def _check_space(block: Block) -> None:
+    """Check that a space of `mtmeta tune` gives recipes, beside the recipe that the pages search."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, block.title)
+        path.write_text(block.text, encoding="utf-8")
+        Recipes.of(RunRequest("reptile_three_task"), read_space(path), build_registry()).check()

@@ -31,7 +31,7 @@ def runs(
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Run directories, such as runs/NAME.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN", help="Run directories, or one study.", show_default=False)
     ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default report.html.")] = None,
     baseline: Baseline = None,
@@ -46,6 +46,7 @@ def report(
     Examples:
       mtmeta report runs/reptile_three_task
       mtmeta report runs/compare/* --out page.html
+      mtmeta report runs/NAME-tune
     """
     from mtmeta.core.reports.html.report import report as write_report
     from mtmeta.core.storage.outputs import is_stream

@@ -102,7 +102,7 @@ def compare_recipes(
         from mtmeta.core.machine import pick_device
 
         pick_device(request.device)
-    _check_files(plan)
+    check_files(plan)
     study = Study(plan, protocol, registry, request, at_once, say)
     study.check(recipes)
     record = register.write(protocol, seeds=looks[-1].seeds, finished=study.finished, runs=len(study.runs))
@@ -176,7 +176,7 @@ def _seeded(path: str | Path, registry: Registry, seeds: int, request: RunReques
     return [Planned(path, one, RunDir(folder / f"{one.name}-{one.seed}-{digest(one)[:8]}")) for one in recipes]
 
 
-def _check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
+def check_files(plan: Mapping[str, Sequence[Planned]]) -> None:
     """Raise DataError for files that are missing or no tables of their task, differ among recipes, or from what runs
     that have begun were trained with."""
     hashes: dict[Path, str] = {}

@@ -36,6 +36,7 @@ ALLOWED = {
     "mtmeta.plugins.trackers": "cuts metrics.jsonl, which the writer opened",
     "mtmeta.plugins.backbones.encoder.kernels": "a compiler writes into a staged folder of the user's own cache",
     "mtmeta.core.reports.html.plots": "a figure to text in memory",
+    "mtmeta.core.studies.tuning.journal": "cuts journal.log, which the writer opened, before Optuna writes on",
     "mtmeta.core.studies.processes.error_pipe": "a pipe to the parent process, by its number",
     "mtmeta.cli.application": "/dev/null in place of a closed stdout",
     "mtmeta.cli.completion.answer": "/dev/null in place of stderr",

@@ -108,7 +108,7 @@ def _settings(defaults: Any) -> Any:
     return {key: defaults[key] for key in defaults if not key.startswith("backend")} | STYLE
 
 
-def _panel(
+def panel(
     draw: Callable[Concatenate[Any, Parameters], None],
 ) -> Callable[Concatenate[str, str, str, Parameters], Figure]:
     """Make of a function that draws on axes one that takes title, x label and y label, and returns the figure."""
@@ -136,7 +136,7 @@ def _panel(
     return drawn
 
 
-@_panel
+@panel
 def curves(axes: Any, curves: Sequence[Curve], *, zero: bool = False) -> None:
     """Draw means over a log axis, their intervals as bars, every value behind a mean as a faint dot beside it.
 
@@ -178,7 +178,7 @@ def _room(curves: Sequence[Curve], zero: bool) -> tuple[float, float]:
     return bottom - margin, top + margin
 
 
-@_panel
+@panel
 def strips(axes: Any, strips: Sequence[Strip]) -> None:
     """Draw a row below the other: a dot for each seed, the interval as a bar, the mean as a line across it.
 
@@ -204,7 +204,7 @@ def _short(label: str) -> str:
     return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}..{label[1 - LABEL // 2 :]}"
 
 
-@_panel
+@panel
 def lines(axes: Any, lines: Sequence[Line], *, zero: bool = False) -> None:
     """Draw lines over a common axis; those without a label stand in no legend."""
     if zero:
@@ -219,7 +219,7 @@ def lines(axes: Any, lines: Sequence[Line], *, zero: bool = False) -> None:
     _legend(axes)
 
 
-@_panel
+@panel
 def histograms(axes: Any, values: Mapping[str, Sequence[float]]) -> None:
     """Draw distributions over common bins, as outlines."""
     everything = np.concatenate([np.asarray(v, dtype=np.float64) for v in values.values()])
@@ -231,7 +231,7 @@ def histograms(axes: Any, values: Mapping[str, Sequence[float]]) -> None:
     _legend(axes)
 
 
-@_panel
+@panel
 def bars(axes: Any, groups: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
     """Draw bars beside each other, one of each kind for every group."""
     width = 0.8 / len(values)
@@ -246,7 +246,7 @@ def bars(axes: Any, groups: Sequence[str], values: Mapping[str, Sequence[float]]
     _legend(axes)
 
 
-@_panel
+@panel
 def cloud(axes: Any, labels: Sequence[float], predictions: Sequence[float]) -> None:
     """Draw predicted against true values, with the line on which they are equal."""
     ends = [min(labels), max(labels)]

@@ -11,7 +11,7 @@ from mtmeta.core.errors import MtmetaError, UsageError, raise_all
 from mtmeta.core.recipe.resolved import describe, digest
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.reports.comparison import COSTS, notes_of, table_of, title_of
-from mtmeta.core.reports.html import plots
+from mtmeta.core.reports.html import plots, search
 from mtmeta.core.reports.html.history import History, read_history
 from mtmeta.core.reports.html.page import Figure, render
 from mtmeta.core.reports.html.run_section import run_section
@@ -20,6 +20,7 @@ from mtmeta.core.storage.outputs import write_output
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
 from mtmeta.core.studies.comparison import comparison
 from mtmeta.core.studies.protocol import Protocol, Register
+from mtmeta.core.studies.tuning.figures import is_study, read_study
 from mtmeta.core.wording import plural, safe
 
 Warn = Callable[[str], None]
@@ -38,8 +39,13 @@ def report(
 
     Runs of one recipe with several seeds are one row of the comparison; `baseline` and `margin` are as in `compare`. Of
     several runs, those that cannot be read are warned of and named on the page. Raises MtmetaError, where no run can be
-    read too; MachineError without matplotlib.
+    read too; MachineError without matplotlib. The folder of a study of `mtmeta tune` gives the page of the search.
     """
+    if studies := [run for run in runs if is_study(Path(run))]:
+        if len(runs) > 1 or baseline or margin is not None:
+            message = "is a study of mtmeta tune, which has a page of its own; give it alone"
+            raise UsageError(str(studies[0]), message)
+        return search.write_page(read_study(studies[0]), out)
     protocol = Protocol((baseline,) if isinstance(baseline, str) else tuple(baseline or ()), margin)
     registry = build_registry(block=block, warn=warn)
     histories, damaged = _read(list(dict.fromkeys(map(str, runs))), registry, warn)

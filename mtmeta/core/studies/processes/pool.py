@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtmeta.core.errors import MachineError, MtmetaError, RunInUse, Stopped, raise_all
+from mtmeta.core.errors import MachineError, MtmetaError, RunInUse, RunKilled, Stopped, raise_all
 from mtmeta.core.signals import PARENT, StopRequest
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.studies.processes.error_pipe import PIPE, receive_errors
@@ -230,7 +230,7 @@ class _Running:
         if code < 0:
             message = f"was killed by {signal.Signals(-code).name}; run the same command again to go on"
             memory = ", with fewer --jobs if memory ran out" if code == -9 else ""
-            raise MachineError(self.job.label, message + memory)
+            raise RunKilled(self.job.label, message + memory)
         texts = [without_options(str(error), self.job.folder) for error in self._errors]
         if code in STOPPED:
             raise MachineError(self.job.label, texts[0] if texts else "was stopped; run the same command again")

@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from mtmeta.core.api.batch import Batch
-from mtmeta.core.errors import MachineError
+from mtmeta.core.errors import OutOfMemory
 from mtmeta.core.machine import free_memory_of
 from mtmeta.core.training.model import MultiTaskModel
 
@@ -61,7 +61,7 @@ class Estimates:
             counted = f"{self.steps} batches of {len(batch)} examples" if self.steps > 1 else "its first batch"
             message = f"second derivatives of {counted} of task '{batch.task}' take about {needed / GIB:.1f} GiB"
             fix = "lower inner_steps, batch_size or max_length, or take order: 1"
-            raise MachineError("", f"{message}, {self._free / GIB:.1f} GiB are free; {fix}")
+            raise OutOfMemory("", f"{message}, {self._free / GIB:.1f} GiB are free; {fix}")
 
 
 def graph_bytes(model: MultiTaskModel, batch: Batch, *, second: bool = True) -> int:

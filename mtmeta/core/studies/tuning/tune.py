@@ -1,0 +1,192 @@
+"""`mtmeta tune`: a search for the settings of a recipe, in trials of several seeds, judged on dev alone.
+
+space + recipe -> trials, each suggested by those before it -> runs, trained, continued or given up -> the best recipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core.errors import MtmetaError, UsageError
+from mtmeta.core.recipe.resolved import digest
+from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.run.directory import RunDir
+from mtmeta.core.run.fetch import splits_read, wanted
+from mtmeta.core.run.request import RunRequest
+from mtmeta.core.signals import StopRequest
+from mtmeta.core.storage.artifacts import by_name, remedy
+from mtmeta.core.storage.disk import disk_errors
+from mtmeta.core.storage.download import Watcher
+from mtmeta.core.storage.sources import Sources
+from mtmeta.core.studies.comparable import Planned
+from mtmeta.core.studies.compare import check_files
+from mtmeta.core.studies.tuning.figures import figures, write_best
+from mtmeta.core.studies.tuning.journal import JOURNAL, LOCK, PLAN, Journal, settled_plan
+from mtmeta.core.studies.tuning.sampling import PRUNERS, optuna
+from mtmeta.core.studies.tuning.search import Search
+from mtmeta.core.studies.tuning.settings import Recipes
+from mtmeta.core.studies.tuning.space import read_space
+from mtmeta.core.wording import choose, quote
+
+Say = Callable[[str], None]
+SEEDS, IN_FLIGHT, TRIALS = 3, 2, 60
+FEWEST = 5
+"""Seeds with which the pruner over seeds can spare one: of four the smallest p is 1/16, just below its limit of 0.1."""
+MOST = 10_000
+BUDGETS = ("examples",)
+
+
+def tune(
+    recipe: str | Path,
+    space: str | Path,
+    *,
+    trials: int = TRIALS,
+    seeds: int = SEEDS,
+    jobs: int = 1,
+    in_flight: int = IN_FLIGHT,
+    pruner: str = "median",
+    budget: str | None = None,
+    keep_weights: bool = False,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    data_root: str | None = None,
+    device: str = "auto",
+    block: Sequence[str] = (),
+    warn: Say = lambda text: None,
+    say: Say = lambda text: None,
+    watcher: Watcher | None = None,
+    stop: StopRequest | None = None,
+) -> dict[str, Any]:
+    """Search the settings in a space for those with the highest value on dev; return the document of `--json`.
+
+    A trial is the recipe with some settings, trained with `seeds` seeds, its own and those after it; its value is the
+    mean over them of what `evaluation.select` says of the best weights, on dev. `trials` are made in all, `jobs` at a
+    time in this process; others may share the study, in `out`, by default runs/NAME-tune. Each is suggested by TPE from
+    the outcomes of those before it, less the last `in_flight` - 1, which may still be under way: so it is the same
+    search however many processes there are, and whenever they are killed. `pruner` is median or hyperband, which give
+    up trials at evaluations, wilcoxon, which does so between seeds, or none. `budget` is short for an override, as
+    "examples=20000". Raises MtmetaError; nothing is trained unless recipe, space and files are in order.
+    """
+    request = RunRequest(
+        recipe=recipe,
+        overrides=overrides,
+        out=out,
+        data_root=data_root,
+        device=device,
+        block=block,
+        warn=warn,
+        watcher=watcher,
+        stop=stop,
+    )
+    numbers = {"trials": trials, "seeds": seeds, "jobs": jobs, "in_flight": in_flight}
+    return tune_recipe(request, space, numbers, pruner=pruner, budget=budget, keep_weights=keep_weights, say=say)
+
+
+def tune_recipe(
+    request: RunRequest,
+    space: str | Path,
+    numbers: dict[str, int],
+    *,
+    pruner: str = "median",
+    budget: str | None = None,
+    keep_weights: bool = False,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Carry out a search; see `tune`. The request holds recipe, overrides, folder and device."""
+    _check_numbers(numbers, pruner)
+    optuna()
+    if budget is not None:
+        request = replace(request, overrides=[*request.overrides, f"budget.{_budget(budget)}"])
+    registry = build_registry(block=request.block, warn=request.warn)
+    recipes = Recipes.of(request, read_space(space), registry)
+    base = recipes.base
+    folder = Path(request.out or Path("runs") / f"{base.name}-tune")
+    _check_place(folder)
+    recipes.check()
+    _check_sources(recipes, folder)
+    plan = {
+        "format": 1,
+        "name": base.name,
+        "recipe": digest(base),
+        "space": recipes.space.plain(),
+        "seeds": list(range(base.seed, base.seed + numbers["seeds"])),
+        "in_flight": numbers["in_flight"],
+        "pruner": pruner,
+        "select": base.evaluation.select,
+        "threads": _threads(numbers["jobs"]),
+    }
+    journal = Journal(folder)
+    with journal.locked():
+        plan = settled_plan(folder / PLAN, plan)
+        journal.open()
+    search = Search(recipes, plan, journal, request, trials=numbers["trials"], keep_weights=keep_weights, say=say)
+    try:
+        search.run(numbers["jobs"])
+    except BaseException:
+        with contextlib.suppress(MtmetaError):  # what ended the search comes first
+            write_best(folder, recipes, journal, plan)
+        raise
+    write_best(folder, recipes, journal, plan)
+    return figures(folder)
+
+
+def _check_numbers(numbers: dict[str, int], pruner: str) -> None:
+    for key, value in numbers.items():
+        if not 1 <= value <= MOST:
+            raise UsageError(f"--{key.replace('_', '-')}", f"must be a number from 1 to {MOST}, found {value}")
+    if numbers["jobs"] > numbers["in_flight"]:
+        message = f"is {numbers['jobs']}, and at most {numbers['in_flight']} trials are under way at a time"
+        raise UsageError("--jobs", f"{message}; --in-flight {numbers['jobs']}")
+    if pruner not in PRUNERS:
+        raise UsageError("--pruner", f"must be one of {', '.join(PRUNERS)}, found {quote(pruner)}")
+    if pruner == "wilcoxon" and numbers["seeds"] < FEWEST:
+        message = f"wilcoxon compares seeds, and of {numbers['seeds']} it could never spare one"
+        raise UsageError("--pruner", f"{message}; --seeds {FEWEST} or more")
+
+
+def _budget(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if key not in BUDGETS or not equals or not value.isdecimal():
+        hint = choose(key, BUDGETS) if equals and key not in BUDGETS else ""
+        raise UsageError("--budget", f"takes examples=N, such as examples=20000, found {quote(text)}{hint}")
+    return text
+
+
+def _threads(jobs: int) -> int:
+    """Return how many threads a run has: they decide bits, so that those of the first start hold for the study."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+def _check_place(folder: Path) -> None:
+    """Raise UsageError for a folder that holds something else than a study."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise UsageError(str(folder), "is a file; choose another folder with --out")
+    with disk_errors(folder, "cannot be read"):
+        names = sorted(entry.name for entry in folder.iterdir())
+    if PLAN not in names and (others := [name for name in names if name not in (LOCK, JOURNAL)]):
+        message = f"holds {quote(others[0])}, and is no study of mtmeta tune"
+        raise UsageError(str(folder), f"{message}; choose another folder with --out")
+
+
+def _check_sources(recipes: Recipes, folder: Path) -> None:
+    """Check files and device, and fetch what lies elsewhere, before the first trial."""
+    request, recipe = recipes.request, recipes.read({})
+    if request.device not in ("auto", "cpu"):  # which are there always; to look for others takes PyTorch
+        from mtmeta.core.machine import pick_device
+
+        pick_device(request.device)
+    check_files({recipe.name: [Planned(request.recipe, recipe, RunDir(folder / "trial"))]})
+    wants = by_name(chain(*wanted(recipe, splits_read(recipe)).values()))
+    Sources(watcher=request.watcher, remedy=remedy(request.recipe)).fetch(wants.values())
