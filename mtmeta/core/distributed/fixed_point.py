@@ -1,8 +1,8 @@
 """Sums in fixed point, which are the same bits in any order and over any number of ranks; those of floats are not.
 
 Each tensor has a scale of its own, a power of two found from the largest magnitude among all contributions, so that
-their sum just fits into 62 bits. A contribution is exact but for what lies below 2^-(61 - log2 count) of that magnitude;
-with the 24 bits of a float32, numbers down to 2^-37 of the largest, over the count, lose nothing at all. The sum is rounded once.
+their sum just fits into 62 bits. A contribution is exact but for what lies below 2^-(61 - log2 count) of that largest
+magnitude; a float32 has 24 bits, so numbers down to 2^-37 of it, over the count, lose nothing. The sum is rounded once.
 """
 
 from __future__ import annotations

@@ -147,19 +147,23 @@ class Group:
             found[name] = tensor
         return found
 
-    def meet(self) -> None:
-        """Wait until every rank is here, however long one takes; a rank that died has torchrun end the others."""
+    def meet(self, patience: float = LONGEST, look: Callable[[], None] = lambda: None) -> None:
+        """Wait until every rank is here, up to `patience` seconds, and `look` meanwhile.
+
+        A rank that died has torchrun end the others.
+        """
         if self.world == 1:
             return
         self._meetings += 1
-        name, until = f"meeting/{self._meetings}", time.monotonic() + LONGEST
+        name, until = f"meeting/{self._meetings}", time.monotonic() + patience
         with self._connection():
             self._store.add(name, 1)
             while self._store.add(name, 0) < self.world:
                 if self.orphaned:
                     raise MachineError(self._place, "torchrun has gone; start it again to go on")
                 if time.monotonic() > until:
-                    raise RuntimeError(f"waited {LONGEST:.0f} s")
+                    raise RuntimeError(f"waited {patience:.0f} s")
+                look()
                 time.sleep(PAUSE)
 
     def tell(self, name: str, text: str) -> None:

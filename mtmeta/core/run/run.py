@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.event_stream import Recorded, open_reporters, rewind_events
 from mtmeta.core.run.fetch import bring, local_backbone, splits_read
 from mtmeta.core.run.ranks.joining import (
+    APART,
     SPREAD,
     agree_on_lock,
     agree_on_recipe,
@@ -33,6 +35,7 @@ from mtmeta.core.run.ranks.joining import (
     check_shared,
     how_spread,
 )
+from mtmeta.core.run.ranks.spool import spooled, still_reported, take_up
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.run.summary import RunSummary
@@ -45,7 +48,7 @@ from mtmeta.core.training.evaluation import Score
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.selection import Selection
-from mtmeta.core.training.spread.agreement import Agreement, InStep
+from mtmeta.core.training.spread.agreement import Agreement, Apart, InStep
 from mtmeta.core.training.spread.learner import SpreadLearner
 from mtmeta.core.training.trainer import Trainer
 
@@ -174,6 +177,8 @@ class Training:
         self.ranks = session.ranks
         self.spread = how_spread(session.recipe, len(session.groups), session.ranks)
         """What the ranks share out; empty for a process by itself."""
+        if self.spread == APART:
+            session.ranks = Group()
         self.stop = stop or StopRequest()
         self.datasets: dict[tuple[str, str], Dataset] = {}
         """Datasets by task and split."""
@@ -185,8 +190,8 @@ class Training:
         """What teachers say of the training sets, by task; empty without any."""
         self.scores: dict[str, Score] = {}
         self.sampling: dict[str, dict[str, float]] = {}
-        self.totals: dict[str, float] = {}
-        """Steps, seconds and so on of the groups that are finished."""
+        self.totals: dict[str, dict[str, float]] = {}
+        """Steps, seconds and so on of each group that is finished."""
 
     def load(self) -> None:
         """Load weights and data; nothing is written yet but the cache."""
@@ -243,35 +248,104 @@ class Training:
 
     def run(self, continued: bool) -> RunSummary:
         """Train every group, then score the best weights."""
-        session, started = self.session, time.perf_counter()
+        session, started, lead = self.session, time.perf_counter(), self.ranks.leads
         with ExitStack() as stack:
             newest = self._agreed_newest() if continued else {}
-            steps, lead = steps_of(newest), self.ranks.leads
+            steps = steps_of(newest)
+            stands = still_reported(self._folders(), steps)
             events = session.folder.path / "events.jsonl"
-            recorded = rewind_events(events, steps) if continued and lead else Recorded()
+            recorded = rewind_events(events, stands) if continued and lead else Recorded()
             emit = self.open_reporters(stack) if lead else lambda event: None
             if session.is_frozen:
                 self.ranks.together(self._keep_encoder)
-            for group in session.groups:
-                trainer = self.trainer(group, emit)
-                path = newest.get(trainer.group)
-                if path is not None:
-                    trainer.restore(*trainer.checkpoints.load(path, verified=True))
-                # without a checkpoint the run starts over, and the best weights until then are no longer its own
-                trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
-                if group is session.groups[0]:
-                    self._announce(trainer, steps, recorded, emit)
-                is_recorded = (trainer.group, trainer.step) in recorded.checkpoints
-                if path is not None and trainer.is_scheduled(trainer.step) and not is_recorded:
-                    trainer.announce_checkpoint(path)  # a kill came between the two
-                with self._stopping_together():
-                    trainer.run()
-                self.finish(trainer)
+
+            def begin(trainer: Trainer) -> None:
+                self._announce(trainer, stands, recorded, emit)
+                if lead:
+                    take_up(self._folders(), steps, emit, session.folder.path)
+                self._meet_apart()
+
+            if self.spread == APART:
+                session.folder = RunDir(session.folder.path)  # every rank writes its own groups
+            if not (groups := self._own_groups()) or groups[0] is not session.groups[0]:
+                self._meet_apart()
+            for group in groups:
+                with self._reporting(group, emit) as report:
+                    trainer = self.trainer(group, report)
+                    self._train(trainer, newest, recorded, begin if group is session.groups[0] else None)
+            self._collect(emit)
             summary = self.summarise(time.perf_counter() - started)
             if lead:
                 emit(RunFinished(summary=summary.plain()))
                 summary.write(session.folder.summary)  # with this the run is over
         return summary
+
+    def _train(
+        self,
+        trainer: Trainer,
+        newest: Mapping[str, Path | None],
+        recorded: Recorded,
+        begin: Callable[[Trainer], None] | None,
+    ) -> None:
+        """Train a group from its checkpoint, if there is one, and score it; the first one has the run `begin`."""
+        path = newest.get(trainer.group)
+        if path is not None:
+            trainer.restore(*trainer.checkpoints.load(path, verified=True))
+        # without a checkpoint the run starts over, and the best weights until then are no longer its own
+        trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
+        if begin is not None:
+            begin(trainer)
+        is_recorded = (trainer.group, trainer.step) in recorded.checkpoints
+        if path is not None and trainer.is_scheduled(trainer.step) and not is_recorded:
+            trainer.announce_checkpoint(path)  # a kill came between the two
+        with self._stopping_together():
+            trainer.run()
+        self.finish(trainer)
+
+    # -- groups on ranks of their own
+
+    def _own_groups(self) -> list[list[str]]:
+        """Return the groups that this rank trains."""
+        groups = self.session.groups
+        return groups[self.ranks.rank :: self.ranks.world] if self.spread == APART else groups
+
+    def _folders(self) -> dict[str, Path]:
+        """Return the folder of each group's checkpoints."""
+        return {"+".join(group): self.session.checkpoints(group).folder for group in self.session.groups}
+
+    def _meet_apart(self) -> None:
+        if self.spread == APART:
+            self.ranks.meet()
+
+    @contextmanager
+    def _reporting(self, group: Sequence[str], emit: Emit) -> Iterator[Emit]:
+        """Yield what takes the events of a group: the reporters, or a file until all ranks are done."""
+        if self.spread != APART or self.ranks.leads:
+            yield emit
+            return
+        with spooled(self.session.checkpoints(list(group)).folder, self.session.folder.path) as spool:
+            yield spool
+
+    def _collect(self, emit: Emit) -> None:
+        """Wait for the groups of other ranks, and take over what came of them."""
+        if self.spread != APART:
+            return
+
+        def look() -> None:
+            if heard := self.ranks.heard("stop"):
+                raise Stopped(heard, "with its own groups trained")
+
+        with self._stopping_together():
+            self.ranks.meet(math.inf, look)
+        mine = {task: score.json() for task, score in self.scores.items()}
+        told = self.ranks.settle({"scores": mine, "sampling": self.sampling, "totals": self.totals})
+        for each in told:
+            self.scores |= {task: Score(**score) for task, score in each["scores"].items()}
+            self.sampling |= each["sampling"]
+            self.totals |= each["totals"]
+        if self.ranks.leads:
+            steps = {group: int(totals["steps"]) for group, totals in self.totals.items()}
+            take_up(self._folders(), steps, emit, self.session.folder.path)
 
     @contextmanager
     def _stopping_together(self) -> Iterator[None]:
@@ -290,8 +364,7 @@ class Training:
         """Return the checkpoints that the first rank goes on from, after it has verified them."""
         found = self.ranks.together(lambda: self.newest() if self.ranks.leads else {})
         names = self.ranks.settle({group: path and path.name for group, path in found.items()})[0]
-        folders = {"+".join(group): self.session.checkpoints(group).folder for group in self.session.groups}
-        return {group: name and folders[group] / name for group, name in names.items()}
+        return {group: name and self._folders()[group] / name for group, name in names.items()}
 
     def _keep_encoder(self) -> None:
         """Have the encoder that no group trains in the run directory, once."""
@@ -353,8 +426,13 @@ class Training:
             precision=session.precision,
             stop=self.stop,
             budget=share_of(recipe, group) if name in self.budgeted else None,
-            agreement=InStep(self.ranks) if self.spread else Agreement(),
+            agreement=self._agreement(),
         )
+
+    def _agreement(self) -> Agreement:
+        if self.spread == APART:
+            return Apart(self.ranks)
+        return InStep(self.ranks) if self.spread else Agreement()
 
     def _learner(self, model: MultiTaskModel, feed: Feed, name: str) -> Learner:
         session, recipe = self.session, self.session.recipe
@@ -393,7 +471,7 @@ class Training:
             checkpoints=checkpoints,
             seed=session.recipe.seed,
             precision=session.precision,
-            ranks=self.ranks,
+            ranks=session.ranks,
         )
 
     def _steps_per_epoch(self, feed: Feed) -> int:
@@ -407,19 +485,20 @@ class Training:
     def finish(self, trainer: Trainer) -> None:
         """Score a group's best weights, and add its share of the summary: its model and optimizers can go."""
         model, split = trainer.learner.model, self.session.recipe.evaluation.report_on
-        best = trainer.checkpoints.best() if self.ranks.leads else {}
+        ranks = self.session.ranks
+        best = trainer.checkpoints.best() if ranks.leads else {}
         # told, not read by each: a network drive may still show another rank the link to weights before
-        model.load_state_dict(self.ranks.broadcast_all(best, 0, self.session.device))
+        model.load_state_dict(ranks.broadcast_all(best, 0, self.session.device))
         for task in trainer.learner.tasks:
             self.scores[task], _ = self.session.score(model, self.datasets[task, split])
         self.sampling |= trainer.feed.usage()
         counts = {"steps": trainer.steps, "examples": trainer.learner.examples, "skipped_steps": trainer.skipped}
-        for key, value in {**counts, **self._size(model), "seconds": trainer.seconds}.items():
-            self.totals[key] = self.totals.get(key, 0) + value
+        first = trainer.group == "+".join(self.session.groups[0])
+        self.totals[trainer.group] = {**counts, **self._size(model, first), "seconds": trainer.seconds}
 
-    def _size(self, model: MultiTaskModel) -> dict[str, int]:
+    def _size(self, model: MultiTaskModel, first: bool) -> dict[str, int]:
         """Return what a group's model adds to the size of what the run leaves, and to its cost for one text."""
-        shared = self.session.is_frozen and "parameters" in self.totals  # the encoder, with the groups before
+        shared = self.session.is_frozen and not first  # the encoder, with the first group
         parts = [model.heads, model.adapters, None if shared else model.encoder]
         parameters = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
         owners = {model.adapters.owner(task) for task in model.tasks} if model.adapters is not None else {""}
@@ -428,7 +507,9 @@ class Training:
     def summarise(self, seconds: float) -> RunSummary:
         """Sum up the groups; `seconds` is the time that training and scoring took together."""
         scores = {task: self.scores[task] for task in self.session.recipe.tasks}
-        totals = self.totals | {"seconds": round(self.totals["seconds"], 2), "total_seconds": round(seconds, 2)}
+        every = ["+".join(group) for group in self.session.groups]
+        totals = {key: sum(self.totals[group][key] for group in every) for key in self.totals[every[0]]}
+        totals |= {"seconds": round(totals["seconds"], 2), "total_seconds": round(seconds, 2)}
         cost = {"teacher_examples": teaching_cost(self.teachers)} if self.teachers else {}
         return self.session.summary(scores, **totals, **cost, sampling=self.sampling)
 
