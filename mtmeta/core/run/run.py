@@ -288,19 +288,21 @@ class Training:
         begin: Callable[[Trainer], None] | None,
     ) -> None:
         """Train a group from its checkpoint, if there is one, and score it; the first one has the run `begin`."""
-        path = newest.get(trainer.group)
-        if path is not None:
-            trainer.restore(*trainer.checkpoints.load(path, verified=True))
-        # without a checkpoint the run starts over, and the best weights until then are no longer its own
-        trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
-        if begin is not None:
-            begin(trainer)
-        is_recorded = (trainer.group, trainer.step) in recorded.checkpoints
-        if path is not None and trainer.is_scheduled(trainer.step) and not is_recorded:
-            trainer.announce_checkpoint(path)  # a kill came between the two
+        path, ranks = newest.get(trainer.group), self.session.ranks
+        with ranks.owing():
+            if path is not None:
+                trainer.restore(*trainer.checkpoints.load(path, verified=True))
+            # without a checkpoint the run starts over, and the best weights until then are no longer its own
+            trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
+            if begin is not None:
+                begin(trainer)
+            is_recorded = (trainer.group, trainer.step) in recorded.checkpoints
+            if path is not None and trainer.is_scheduled(trainer.step) and not is_recorded:
+                trainer.announce_checkpoint(path)  # a kill came between the two
         with self._stopping_together():
             trainer.run()
-        self.finish(trainer)
+        with ranks.owing():
+            self.finish(trainer)
 
     # -- groups on ranks of their own
 

@@ -111,23 +111,21 @@ def check_shared(folder: Path, ranks: Group) -> None:
     if ranks.world == 1:
         return
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    told = ranks.settle({"place": str(place.absolute()), "name": f"{PROBE}{secrets.token_hex(8)}.tmp"})
-    probe = Path(told[0]["place"]) / told[0]["name"]
+    probe = place.absolute() / str(ranks.settle(f"{PROBE}{secrets.token_hex(8)}.tmp")[0])
     try:
         if ranks.leads:
             write_file(probe, "")
         ranks.settle()
-        seen = ranks.settle({"host": ranks.host, "seen": _appears(probe)})
+        seen = ranks.settle({"host": ranks.host, "place": str(probe.parent), "seen": _appears(probe)})
     finally:
         if ranks.leads:
             with suppress(OSError):
                 remove_entry(probe)
     for rank, given in enumerate(seen):
         if not given["seen"]:
-            message = (
-                f"does not see {quote(told[0]['place'])} of rank 0; put the run directory on a drive that all share"
-            )
-            raise _echoed(MachineError(f"rank {rank} on {safe(given['host'])}", message), ranks)
+            message = f"does not see what rank 0 writes to {quote(given['place'])}"
+            remedy = "put the run directory on a drive that all share"
+            raise _echoed(MachineError(f"rank {rank} on {safe(given['host'])}", f"{message}; {remedy}"), ranks)
 
 
 def _appears(path: Path) -> bool:
