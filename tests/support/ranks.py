@@ -62,8 +62,8 @@ def start(
 ) -> None:
     """Run `mtmeta ARGUMENTS` on so many ranks and print their exit codes as JSON, with what each of them wrote.
 
-    `each` has variables of a rank, and its own `arguments`, `folder` to work in and version of `torch`. `kill` is the seconds after which a
-    rank that is drawn gets SIGKILL, `term` (rank, seconds) of a SIGTERM.
+    `each` has variables of a rank, and its own `arguments`, `folder` to work in and version of `torch`. `kill` is the
+    seconds after which a rank that is drawn gets SIGKILL, `term` the rank and seconds of a SIGTERM.
     """
     import torch
 
