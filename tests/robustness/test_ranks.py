@@ -177,11 +177,7 @@ def test_torchrun_itself(tmp_path: Path, forks: Forks, material: Material) -> No
     many = tmp_path / "many"
     many.mkdir()
     _recipe(many, material, "reptile", steps=150)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--max-restarts", "12", "-m", "mtmeta", "run", "recipe.yaml", "--out", "out"]
-    path = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MTMETA_PLUGINS": "none", **material.env}
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("MTMETA_")} | path
-    with subprocess.Popen(command, cwd=many, env=environ, stderr=subprocess.PIPE, text=True) as torchrun:
+    with _torchrun(many, material) as torchrun:
         kills = _kill_some(torchrun, many / "out", 10)
         _, stderr = torchrun.communicate()
     assert torchrun.returncode == 0, stderr[-2000:]
@@ -190,12 +186,50 @@ def test_torchrun_itself(tmp_path: Path, forks: Forks, material: Material) -> No
     assert differences(one, _outcome(many)) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGKILL])
+def test_ranks_without_their_torchrun(number: int, tmp_path: Path, forks: Forks, material: Material) -> None:
+    """They go on for a step, save, and end; nobody is left behind."""
+    one = _trained(forks, tmp_path / "one", material, "reptile", 1, steps=150)
+    many = tmp_path / "many"
+    many.mkdir()
+    _recipe(many, material, "reptile", steps=150)
+    torchrun = _torchrun(many, material)
+    while not list((many / "out").rglob("step-*")):
+        assert torchrun.poll() is None
+        time.sleep(0.05)
+    ranks = _children(torchrun.pid)
+    torchrun.send_signal(number)
+    torchrun.communicate()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks):
+        assert time.monotonic() < deadline, "ranks are left"
+        time.sleep(0.1)
+    assert not (many / "out" / "summary.json").exists()
+    codes, written = _start(forks, many, material, 2)
+    assert codes == [0, 0], written
+    assert differences(one, _outcome(many)) == []
+
+
+def _torchrun(folder: Path, material: Material) -> subprocess.Popen[str]:
+    """Start torchrun itself, with two ranks, in a folder."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "12", "-m", "mtmeta", "run", "recipe.yaml", "--out", "out"]
+    path = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MTMETA_PLUGINS": "none", **material.env}
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("MTMETA_")} | path
+    return subprocess.Popen(command, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def _kill_some(torchrun: subprocess.Popen[str], out: Path, most: int) -> int:
     """Kill a rank at a random moment after each new checkpoint; returns how many."""
     draw, kills, seen = random.Random(3), 0, ""
     while torchrun.poll() is None and kills < most:
         newest = max((path.name for path in out.rglob("step-*")), default="")
-        ranks = [int(pid) for pid in Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()]
+        ranks = _children(torchrun.pid)
         if newest > seen and len(ranks) == 2:
             time.sleep(draw.uniform(0, 0.8))
             os.kill(draw.choice(ranks), signal.SIGKILL)

@@ -43,6 +43,7 @@ class InStep(Agreement):
 
     def __init__(self, ranks: Group) -> None:
         self._ranks = ranks
+        self._stopping = False
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -54,6 +55,7 @@ class InStep(Agreement):
             stop.signal = ORPHANED
         told = self._ranks.settle({"signal": stop.signal, "due": is_due})
         stop.signal = next((each["signal"] for each in told if each["signal"]), "")
+        self._stopping = bool(stop.signal)
         return bool(told[0]["due"])
 
     def check_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
@@ -65,7 +67,12 @@ class InStep(Agreement):
             raise MachineError("", f"{message} (sha256 {hashes[0][:8]}.. and {hashes[other][:8]}..); {remedy}")
 
     def together(self, work: Callable[[], T]) -> T:
-        return self._ranks.together(work)
+        if not self._stopping:
+            return self._ranks.together(work)
+        with self._ranks.owing():  # the store by which ranks wait for long may have gone with torchrun
+            result = work()
+            self._ranks.settle()
+        return result
 
 
 class Apart(Agreement):
