@@ -3,8 +3,8 @@
     python -m benchmarks.ranks [--data DATA --weights FOLDER] [--worlds 1,2,4] [--steps 8] [--rounds 2] [--json]
     python -m benchmarks.ranks --model                  the arithmetic alone: bert-base on networks, nothing is run
 
-Each contender trains the same recipe (joint, three tasks, `training.shards: 4`) for a few steps, in turn with the others:
-one process with a thread a core, and 1, 2 and 4 ranks of one thread each under torchrun. Examples/s are those of the
+Each contender trains the same recipe (joint, three tasks, `training.shards: 4`) for a few steps, in turn with the
+others: one process with a thread a core, and 1, 2 and 4 ranks of one thread each under torchrun. Examples/s are of the
 steps after the first; evaluation and saving are left out. `wait` is the share of those steps that a rank spends in
 exchanges, the slower ones' time included; `sum` is that of the int64 sum alone. Without DATA the sample data and the
 encoder inside the package.
@@ -144,10 +144,8 @@ def measure(folder: Path, recipe: dict[str, Any], world: int, threads: int, step
     ranks = [json.loads(path.read_text()) for path in sorted((folder / "told").iterdir())]
     first, last = [ends[0] for ends in ranks], [ends[-1] for ends in ranks]
     taken = last[0][0] - first[0][0]
-    shares = {
-        key: min(b[at] - a[at] for a, b in zip(first, last, strict=True)) / taken
-        for key, at in (("wait", 1), ("sum", 2))
-    }
+    pairs = list(zip(first, last, strict=True))
+    shares = {key: min(b[at] - a[at] for a, b in pairs) / taken for key, at in (("wait", 1), ("sum", 2))}
     return {"step_s": taken / (steps - 1), "examples_s": (last[0][3] - first[0][3]) / taken, **shares}
 
 
@@ -163,17 +161,12 @@ def compare(data: str | None, weights: str | None, worlds: Sequence[int], steps:
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(rounds):
             for name, (recipe, world, threads) in contenders.items():
-                seen[name].append(
-                    measure(Path(scratch) / f"{number}-{len(seen[name])}-{name}", recipe, world, threads, steps)
-                )
-    rows = [
-        {
-            "contender": name,
-            "ranks": contenders[name][1],
-            **{key: median(each[key] for each in found) for key in found[0]},
-        }
-        for name, found in seen.items()
-    ]
+                folder = Path(scratch) / f"{number}-{name}"
+                seen[name].append(measure(folder, recipe, world, threads, steps))
+    rows: list[dict[str, Any]] = []
+    for name, found in seen.items():
+        medians = {key: median(each[key] for each in found) for key in found[0]}
+        rows.append({"contender": name, "ranks": contenders[name][1], **medians})
     by_world = {row["ranks"]: row for row in rows[2:]}
     if 1 in by_world and 2 in by_world:
         sent = by_world[2]["step_s"] * by_world[2]["sum"]
