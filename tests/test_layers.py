@@ -24,6 +24,7 @@ LAYERS = (  # from the top down; folders on one line know nothing of each other
     ("mtmeta.core.registry",),
     ("mtmeta.core.api",),
     ("mtmeta.core.storage", "mtmeta.core.tables"),
+    ("mtmeta.core.distributed",),
     ("mtmeta.core.environment", "mtmeta.core.machine", "mtmeta.core.signals", "mtmeta.core.web"),
     ("mtmeta.core.errors",),
     ("mtmeta.core.rng", "mtmeta.core.wording"),

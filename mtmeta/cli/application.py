@@ -85,7 +85,7 @@ def _print_lines(lines: Sequence[str]) -> None:
 
 def _fail(error: MtmetaError | Stopped, pipe: str, code: int | None = None) -> NoReturn:
     """Report an error, to the parent process or the user, and exit with its code; the one place that does."""
-    if not send_error(error, pipe):
+    if not send_error(error, pipe) and not error.echoed:
         _print_lines(error.lines())
     sys.exit(code or (error.code if isinstance(error, Problems) else error.exit_code))
 

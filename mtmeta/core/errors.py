@@ -43,6 +43,8 @@ class MtmetaError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    echoed: bool = False
+    """Whether another process, which met the same error, prints it."""
 
     def __init__(self, place: str, message: str, *, help: Iterable[str] = ()) -> None:
         self.place = place
@@ -149,6 +151,8 @@ class Stopped(KeyboardInterrupt):
     """A run was asked to stop by `signal`, and has; `where` says how far it is."""
 
     interrupted: ClassVar[int] = 130  # by Ctrl-C
+    echoed: bool = False
+    """Whether another process, which stopped with us, prints it."""
 
     def __init__(self, signal: str, where: str) -> None:
         self.signal = signal

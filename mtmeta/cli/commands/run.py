@@ -61,15 +61,18 @@ def run(
 
 
 def _train(recipe: Path, options: dict[str, Any], *, json_: bool) -> None:
+    from mtmeta.core.distributed.ranks import ranks_of
     from mtmeta.core.signals import stop_on_signals
 
     with stop_on_signals() as stop:
-        request = run_request(recipe, stop=stop, **options)
+        ranks = ranks_of()
+        request = run_request(recipe, stop=stop, ranks=ranks, **options)
         from mtmeta.core.reports.terminal.results import show_results
         from mtmeta.core.run.run import train
 
         summary = train(request).plain()
-    print(json.dumps(summary)) if json_ else show_results(summary)
+    if ranks.rank == 0:
+        print(json.dumps(summary)) if json_ else show_results(summary)
 
 
 def _show_plan(recipe: Path, options: dict[str, Any], probe_steps: int, *, json_: bool) -> None:

@@ -262,6 +262,16 @@ class Learner(Protocol):
         It is empty at the start of every `backward` and of no checkpoint.
         """
 
+    def slots(self, tasks: Sequence[str], *, state: InnerState = "reset", single: bool = False) -> Iterator[str]:
+        """Yield the tasks of a step whose directions are found apart from each other, and add up.
+
+        On many ranks (`torchrun`) each of them is computed by one rank, the sum is in `.grad` when the loop is over,
+        and the numbers that operations return for the slots of other ranks are zeros: what is done in the loop may not
+        go by the losses or gradients of the slots before. `state` says whose inner optimizer state a slot goes on with:
+        slots of one task come to the same rank, and with `shared` all are computed by every rank. `single` says that
+        each slot is one call of `gradient`, whose loss is not looked at. In one process it yields the tasks, no more.
+        """
+
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         """Add `scale` times the gradient of L_t on the batch to `.grad`; return L_t, detached.
 
@@ -396,6 +406,13 @@ class Algorithm(Component):
     def backward(self, learner: Learner, feed: Feed) -> None:
         """Leave the update direction in `.grad`, as `loss.backward()` would; None for what was not touched."""
         raise NotImplementedError(f"algorithm {self.name!r} has no backward")
+
+    def parts(self, tasks: Sequence[str]) -> int:
+        """Return the slots of a step that `backward` goes through by `learner.slots`; 1 for one that does not.
+
+        On many ranks a run without `training.shards` is refused where it is 1: there would be nothing to share out.
+        """
+        return 1
 
     def after_step(self, learner: Learner, feed: Feed) -> None:
         """Look at the model after the outer step, say with `learner.measure` at a batch of `backward` once more.

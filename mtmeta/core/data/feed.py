@@ -135,6 +135,8 @@ class Feed:
         """Steps of the whole run; the loop sets it."""
         self.draws, self.planned = dict.fromkeys(self.tasks, 0), dict.fromkeys(self.tasks, 0.0)
         self._tasks = dict(tasks)
+        self.packs = True
+        """Whether batches hold their tokens; those that another rank computes need only be counted."""
         self._sampler, self._seed = sampler, seed
         self._chunks, self._pin = grad_accumulation, pin
         self.streams = {
@@ -170,13 +172,15 @@ class Feed:
     def batch(self, task: str) -> Batch:
         """Return the task's next training batch."""
         stream = self.streams[task]
+        if not self.packs:
+            return self._pack(stream, stream.take())
         place, prepared = self._ahead.pop(task, (None, None))
         ready = prepared if place == (stream.epoch, stream.offset) else None
         indices = stream.take()
         batch = ready.result() if ready else self._pack(stream, indices)
         # while the step computes, the next batch is packed; what is drawn is a function of the place alone
         place = (stream.epoch, stream.offset)
-        self._ahead[task] = place, self._worker.submit(lambda: self._pack(stream, stream.at(*place)[0]))
+        self._ahead[task] = place, self._worker.submit(lambda: self._packed(stream, stream.at(*place)[0]))
         return batch
 
     def episode(self, task: str, support: int) -> tuple[list[Batch], Batch]:
@@ -247,6 +251,11 @@ class Feed:
             self.draws[name], self.planned[name] = int(state[name]["draws"]), state[name]["planned"]
 
     def _pack(self, stream: Stream, indices: NDArray[np.int64]) -> Batch:
+        if not self.packs:
+            return Batch(stream.name, tuple(stream.dataset.ids[i] for i in indices), ())
+        return self._packed(stream, indices)
+
+    def _packed(self, stream: Stream, indices: NDArray[np.int64]) -> Batch:
         return pack(stream.dataset, indices, chunks=self._chunks, pin=self._pin)
 
     def _probabilities(self, draw: Draw) -> dict[str, float]:

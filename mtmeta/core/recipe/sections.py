@@ -129,6 +129,10 @@ class TrainingOptions:
     Weights and optimizer state stay fp32."""
     grad_accumulation: PositiveInt = 1
     """Parts a batch is split into, to save memory; the gradient is that of the whole batch."""
+    shards: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Parts that every batch is cut into for many ranks (torchrun), each with a dropout of its own. They are summed in
+    fixed point, so that the result is the same for any number of ranks, and another one than without shards. Default:
+    none; then only the tasks of a step are spread over ranks."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A non-finite loss or gradient stops the run, or skips that step and counts it."""
     average: AverageOptions | None = None

@@ -187,7 +187,7 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
     with disk_errors(path):
         with open_regular(path, LIMITS["events"]) as file:
             for line in read_lines(file) if any(steps.values()) else ():
-                event = _placed(line)
+                event = placed_event(line)
                 if event is None or not _stands(event, steps):
                     cut = True
                     continue
@@ -206,7 +206,17 @@ def rewind_events(path: Path, steps: Mapping[str, int]) -> Recorded:
     return recorded
 
 
-def _placed(line: bytes) -> dict[str, Any] | None:
+def typed_event(fields: Mapping[str, Any]) -> Event | None:
+    """Return the event of these fields, as JSON has them, `type` among them; None for one that is not of mtmeta."""
+    given = {name: value for name, value in fields.items() if name != "type"}
+    for kind in Event.__subclasses__():
+        if kind.__module__ == Event.__module__ and kind.type == fields["type"]:
+            known = {each.name for each in dataclasses.fields(kind)}
+            return kind(**given) if given.keys() <= known else None
+    return None
+
+
+def placed_event(line: bytes) -> dict[str, Any] | None:
     """Return an event that says where in the run it stands; None for a line that a kill has torn."""
     try:
         event = parse_json(line)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from mtmeta.core.distributed.ranks import Ranks
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.download import Watcher
 
@@ -35,3 +36,5 @@ class RunRequest:
     """Hears of downloads."""
     stop: StopRequest | None = None
     """Has signals end the run between two steps."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that train together, of which this is one; only `mtmeta run` may be one of several."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,25 @@ from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, check_episode
 from mtmeta.core.data.subsets import overlap, subset, without_fold
 from mtmeta.core.data.teachers import TeacherRows, hashes_of, teachers_of, teaching_cost
+from mtmeta.core.distributed.group import Group
+from mtmeta.core.distributed.ranks import ranks_of
+from mtmeta.core.errors import Stopped
 from mtmeta.core.machine import fitting_threads, own_settings
 from mtmeta.core.methods.adapters import find_places
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.event_stream import Recorded, open_reporters, rewind_events
 from mtmeta.core.run.fetch import bring, local_backbone, splits_read
+from mtmeta.core.run.ranks.joining import (
+    APART,
+    SPREAD,
+    agree_on_lock,
+    agree_on_recipe,
+    agree_on_versions,
+    check_shared,
+    how_spread,
+)
+from mtmeta.core.run.ranks.spool import spooled, still_reported, take_up
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.run.summary import RunSummary
@@ -34,6 +48,8 @@ from mtmeta.core.training.evaluation import Score
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.selection import Selection
+from mtmeta.core.training.spread.agreement import Agreement, Apart, InStep
+from mtmeta.core.training.spread.learner import SpreadLearner
 from mtmeta.core.training.trainer import Trainer
 
 Emit = Callable[[Event], None]
@@ -74,50 +90,82 @@ def run(
         warn=warn,
         watcher=watcher,
         stop=stop,
+        ranks=ranks_of(),
     )
     return train(request).plain()
 
 
 @own_settings()
 def train(request: RunRequest) -> RunSummary:
-    """Carry out a request; see `run`."""
-    opened = OpenRecipe(request)
+    """Carry out a request; see `run`. Under torchrun each rank returns the same."""
+    ranks = Group(request.ranks)
+    if not ranks.leads:  # one rank speaks
+        request = replace(request, warn=lambda text: None, watcher=None)
+    with ranks.joined():
+        return _train(request, ranks)
+
+
+def _train(request: RunRequest, ranks: Group) -> RunSummary:
+    agree_on_versions(ranks)
+    opened = ranks.together(lambda: OpenRecipe(request))
     recipe, folder = opened.recipe, opened.folder
-    if opened.continued and (summary := _finished(folder, request)):
+    agree_on_recipe(recipe, ranks)
+    opened.continued = ranks.settle(opened.continued)[0]
+    if opened.continued and (summary := _finished(folder, request, ranks)):
         return summary
-    for reporter in recipe.reporters:
-        reporter.require()  # before anything that takes time
-    recipe.algorithm.require()
-    training = Training(opened.session(), request.stop)
+    training = ranks.together(lambda: _prepare(opened, request, ranks))
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
-        if held := folder.path.exists():
-            stack.enter_context(lock_folder(folder.path, request.warn))
-        training.load()
-        backbone = training.session.backbone
-        stack.enter_context(fitting_threads(backbone.encoder))
+        if held := ranks.settle(folder.path.exists())[0]:
+            _hold(folder, stack, request, ranks)
+        ranks.together(training.load)
+        stack.enter_context(fitting_threads(training.session.backbone.encoder))
         lock = training.lock()
+        agree_on_lock(lock, ranks)
+        check_shared(folder.path, ranks)
         if not held:
-            stack.enter_context(lock_folder(folder.path, request.warn))
-        continued = folder.check_usable(recipe, fresh=request.fresh)  # again: another process may have held it till now
-        if continued and (summary := _finished(folder, request)):
+            _hold(folder, stack, request, ranks)
+        # again: another process may have held it till now
+        usable = ranks.together(lambda: folder.check_usable(recipe, fresh=request.fresh))
+        continued = ranks.settle(usable)[0]
+        if continued and (summary := _finished(folder, request, ranks)):
             return summary
-        if continued:
-            folder.check_own(appending=True)
-            allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": request.allow_inexact}
-            folder.check_tokenizer(backbone)
-            folder.check_same(lock, training.files, **allowed)
-            folder.clear()
-            training.session.warn_of_slowness()  # a run's notes are shown where it begins
-        else:
-            folder.begin(recipe, lock, backbone.files)
+        ranks.together(lambda: _begin(training, lock, request, continued=continued))
         return training.run(continued)
 
 
-def _finished(folder: RunDir, request: RunRequest) -> RunSummary | None:
-    if summary := folder.finished():
+def _prepare(opened: OpenRecipe, request: RunRequest, ranks: Group) -> Training:
+    """Return the training of an opened recipe, if all it needs is installed; before anything that takes time."""
+    for reporter in opened.recipe.reporters if ranks.leads else ():
+        reporter.require()
+    opened.recipe.algorithm.require()
+    return Training(opened.session(ranks), request.stop)
+
+
+def _hold(folder: RunDir, stack: ExitStack, request: RunRequest, ranks: Group) -> None:
+    """Lock the run directory until `stack` closes; the rank that writes does."""
+    ranks.together(lambda: stack.enter_context(lock_folder(folder.path, request.warn)) if ranks.leads else None)
+
+
+def _begin(training: Training, lock: dict[str, Any], request: RunRequest, *, continued: bool) -> None:
+    """Make a directory ready for a run, new or going on."""
+    session, folder = training.session, training.session.folder
+    if not continued:
+        folder.begin(session.recipe, lock, session.backbone.files)
+        return
+    folder.check_own(appending=True)
+    allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": request.allow_inexact}
+    folder.check_tokenizer(session.backbone)
+    folder.check_same(lock, training.files, **allowed)
+    folder.clear()
+    session.warn_of_slowness()  # a run's notes are shown where it begins
+
+
+def _finished(folder: RunDir, request: RunRequest, ranks: Group) -> RunSummary | None:
+    summary = ranks.together(folder.finished)
+    if ranks.settle(summary is not None)[0]:
         request.warn(f"{folder.path} is finished; --fresh trains it again")
-        return summary.moved(folder.path)  # since it ended, perhaps
+        return (summary or RunSummary.read(folder.summary)).moved(folder.path)  # since it ended, perhaps
     return None
 
 
@@ -126,6 +174,11 @@ class Training:
 
     def __init__(self, session: Session, stop: StopRequest | None = None) -> None:
         self.session = session
+        self.ranks = session.ranks
+        self.spread = how_spread(session.recipe, len(session.groups), session.ranks)
+        """What the ranks share out; empty for a process by itself."""
+        if self.spread == APART:
+            session.ranks = Group()
         self.stop = stop or StopRequest()
         self.datasets: dict[tuple[str, str], Dataset] = {}
         """Datasets by task and split."""
@@ -137,8 +190,8 @@ class Training:
         """What teachers say of the training sets, by task; empty without any."""
         self.scores: dict[str, Score] = {}
         self.sampling: dict[str, dict[str, float]] = {}
-        self.totals: dict[str, float] = {}
-        """Steps, seconds and so on of the groups that are finished."""
+        self.totals: dict[str, dict[str, float]] = {}
+        """Steps, seconds and so on of each group that is finished."""
 
     def load(self) -> None:
         """Load weights and data; nothing is written yet but the cache."""
@@ -195,32 +248,125 @@ class Training:
 
     def run(self, continued: bool) -> RunSummary:
         """Train every group, then score the best weights."""
-        session, started = self.session, time.perf_counter()
+        session, started, lead = self.session, time.perf_counter(), self.ranks.leads
         with ExitStack() as stack:
-            newest = self.newest() if continued else {}
+            newest = self._agreed_newest() if continued else {}
             steps = steps_of(newest)
-            recorded = rewind_events(session.folder.path / "events.jsonl", steps) if continued else Recorded()
-            emit = self.open_reporters(stack)
+            stands = still_reported(self._folders(), steps)
+            events = session.folder.path / "events.jsonl"
+            recorded = rewind_events(events, stands) if continued and lead else Recorded()
+            emit = self.open_reporters(stack) if lead else lambda event: None
             if session.is_frozen:
-                self._keep_encoder()
-            for group in session.groups:
-                trainer = self.trainer(group, emit)
-                path = newest.get(trainer.group)
-                if path is not None:
-                    trainer.restore(*trainer.checkpoints.load(path, verified=True))
-                # without a checkpoint the run starts over, and the best weights until then are no longer its own
-                trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
-                if group is session.groups[0]:
-                    self._announce(trainer, steps, recorded, emit)
-                is_recorded = (trainer.group, trainer.step) in recorded.checkpoints
-                if path is not None and trainer.is_scheduled(trainer.step) and not is_recorded:
-                    trainer.announce_checkpoint(path)  # a kill came between the two
-                trainer.run()
-                self.finish(trainer)
+                self.ranks.together(self._keep_encoder)
+
+            def begin(trainer: Trainer) -> None:
+                self._announce(trainer, stands, recorded, emit)
+                if lead:
+                    take_up(self._folders(), steps, emit, session.folder.path)
+                self._meet_apart()
+
+            if self.spread == APART:
+                session.folder = RunDir(session.folder.path)  # every rank writes its own groups
+            if not (groups := self._own_groups()) or groups[0] is not session.groups[0]:
+                self._meet_apart()
+            for group in groups:
+                with self._reporting(group, emit) as report:
+                    trainer = self.trainer(group, report)
+                    self._train(trainer, newest, recorded, begin if group is session.groups[0] else None)
+            self._collect(emit)
             summary = self.summarise(time.perf_counter() - started)
-            emit(RunFinished(summary=summary.plain()))
-            summary.write(session.folder.summary)  # with this the run is over
+            if lead:
+                emit(RunFinished(summary=summary.plain()))
+                summary.write(session.folder.summary)  # with this the run is over
         return summary
+
+    def _train(
+        self,
+        trainer: Trainer,
+        newest: Mapping[str, Path | None],
+        recorded: Recorded,
+        begin: Callable[[Trainer], None] | None,
+    ) -> None:
+        """Train a group from its checkpoint, if there is one, and score it; the first one has the run `begin`."""
+        path, ranks = newest.get(trainer.group), self.session.ranks
+        with ranks.owing():
+            if path is not None:
+                trainer.restore(*trainer.checkpoints.load(path, verified=True))
+            # without a checkpoint the run starts over, and the best weights until then are no longer its own
+            trainer.checkpoints.go_back(trainer.step, trainer.selection.links, trainer.is_scheduled)
+            if begin is not None:
+                begin(trainer)
+            is_recorded = (trainer.group, trainer.step) in recorded.checkpoints
+            if path is not None and trainer.is_scheduled(trainer.step) and not is_recorded:
+                trainer.announce_checkpoint(path)  # a kill came between the two
+        with self._stopping_together():
+            trainer.run()
+        with ranks.owing():
+            self.finish(trainer)
+
+    # -- groups on ranks of their own
+
+    def _own_groups(self) -> list[list[str]]:
+        """Return the groups that this rank trains."""
+        groups = self.session.groups
+        return groups[self.ranks.rank :: self.ranks.world] if self.spread == APART else groups
+
+    def _folders(self) -> dict[str, Path]:
+        """Return the folder of each group's checkpoints."""
+        return {"+".join(group): self.session.checkpoints(group).folder for group in self.session.groups}
+
+    def _meet_apart(self) -> None:
+        if self.spread == APART:
+            self.ranks.meet()
+
+    @contextmanager
+    def _reporting(self, group: Sequence[str], emit: Emit) -> Iterator[Emit]:
+        """Yield what takes the events of a group: the reporters, or a file until all ranks are done."""
+        if self.spread != APART or self.ranks.leads:
+            yield emit
+            return
+        with spooled(self.session.checkpoints(list(group)).folder, self.session.folder.path) as spool:
+            yield spool
+
+    def _collect(self, emit: Emit) -> None:
+        """Wait for the groups of other ranks, and take over what came of them."""
+        if self.spread != APART:
+            return
+
+        def look() -> None:
+            if heard := self.ranks.heard("stop"):
+                raise Stopped(heard, "with its own groups trained")
+
+        with self._stopping_together():
+            self.ranks.meet(math.inf, look)
+        mine = {task: score.json() for task, score in self.scores.items()}
+        told = self.ranks.settle({"scores": mine, "sampling": self.sampling, "totals": self.totals})
+        for each in told:
+            self.scores |= {task: Score(**score) for task, score in each["scores"].items()}
+            self.sampling |= each["sampling"]
+            self.totals |= each["totals"]
+        if self.ranks.leads:
+            steps = {group: int(totals["steps"]) for group, totals in self.totals.items()}
+            take_up(self._folders(), steps, emit, self.session.folder.path)
+
+    @contextmanager
+    def _stopping_together(self) -> Iterator[None]:
+        """Within, a stop is one that all ranks have agreed on, saved for and end with 0.
+
+        torchrun would take another code for a failure, and start all of them again.
+        """
+        try:
+            yield
+        except Stopped as stopped:
+            if self.spread:
+                stopped.exit_code, stopped.echoed = 0, not self.ranks.leads
+            raise
+
+    def _agreed_newest(self) -> dict[str, Path | None]:
+        """Return the checkpoints that the first rank goes on from, after it has verified them."""
+        found = self.ranks.together(lambda: self.newest() if self.ranks.leads else {})
+        names = self.ranks.settle({group: path and path.name for group, path in found.items()})[0]
+        return {group: name and self._folders()[group] / name for group, name in names.items()}
 
     def _keep_encoder(self) -> None:
         """Have the encoder that no group trains in the run directory, once."""
@@ -267,16 +413,7 @@ class Training:
         per_epoch = self._steps_per_epoch(feed) if needs_epochs else 0
         feed.steps = steps = self.budgeted.get(name) or recipe.training.steps or (epochs or 0) * per_epoch
         checkpoints = session.checkpoints(group)
-        learner = Learner(
-            model,
-            seed=recipe.seed,
-            steps=steps,
-            group=name,
-            precision=session.precision,
-            # on a GPU each check is a synchronisation, so it waits for the end of the step unless a skip needs it
-            check_each_loss=session.device.type == "cpu" or recipe.training.on_nonfinite == "skip",
-            anneal=recipe.teachers.anneal if recipe.teachers is not None else "linear",
-        )
+        learner = self._learner(model, feed, name)
         return Trainer(
             recipe=recipe,
             group=name,
@@ -291,7 +428,29 @@ class Training:
             precision=session.precision,
             stop=self.stop,
             budget=share_of(recipe, group) if name in self.budgeted else None,
+            agreement=self._agreement(),
         )
+
+    def _agreement(self) -> Agreement:
+        if self.spread == APART:
+            return Apart(self.ranks)
+        return InStep(self.ranks) if self.spread else Agreement()
+
+    def _learner(self, model: MultiTaskModel, feed: Feed, name: str) -> Learner:
+        session, recipe = self.session, self.session.recipe
+        options: dict[str, Any] = {
+            "seed": recipe.seed,
+            "steps": feed.steps,
+            "group": name,
+            "precision": session.precision,
+            # on a GPU each check is a synchronisation, so it waits for the end of the step unless a skip needs it
+            "check_each_loss": session.device.type == "cpu" or recipe.training.on_nonfinite == "skip",
+            "anneal": recipe.teachers.anneal if recipe.teachers is not None else "linear",
+        }
+        shards, chunks = recipe.training.shards, recipe.training.grad_accumulation
+        if shards is None and self.spread != SPREAD:
+            return Learner(model, **options)
+        return SpreadLearner(model, ranks=self.ranks, shards=shards, chunks=chunks, feed=feed, **options)
 
     def _feed(self, group: Sequence[str]) -> Feed:
         recipe = self.session.recipe
@@ -300,7 +459,7 @@ class Training:
             {task: self.datasets[task, "train"] for task in group},
             recipe.sampler,
             seed=recipe.seed,
-            grad_accumulation=recipe.training.grad_accumulation,
+            grad_accumulation=recipe.training.grad_accumulation * (recipe.training.shards or 1),
             pin=self.session.device.type == "cuda",
         )
 
@@ -314,6 +473,7 @@ class Training:
             checkpoints=checkpoints,
             seed=session.recipe.seed,
             precision=session.precision,
+            ranks=session.ranks,
         )
 
     def _steps_per_epoch(self, feed: Feed) -> int:
@@ -327,17 +487,20 @@ class Training:
     def finish(self, trainer: Trainer) -> None:
         """Score a group's best weights, and add its share of the summary: its model and optimizers can go."""
         model, split = trainer.learner.model, self.session.recipe.evaluation.report_on
-        model.load_state_dict(trainer.checkpoints.best())
+        ranks = self.session.ranks
+        best = trainer.checkpoints.best() if ranks.leads else {}
+        # told, not read by each: a network drive may still show another rank the link to weights before
+        model.load_state_dict(ranks.broadcast_all(best, 0, self.session.device))
         for task in trainer.learner.tasks:
             self.scores[task], _ = self.session.score(model, self.datasets[task, split])
         self.sampling |= trainer.feed.usage()
         counts = {"steps": trainer.steps, "examples": trainer.learner.examples, "skipped_steps": trainer.skipped}
-        for key, value in {**counts, **self._size(model), "seconds": trainer.seconds}.items():
-            self.totals[key] = self.totals.get(key, 0) + value
+        first = trainer.group == "+".join(self.session.groups[0])
+        self.totals[trainer.group] = {**counts, **self._size(model, first), "seconds": trainer.seconds}
 
-    def _size(self, model: MultiTaskModel) -> dict[str, int]:
+    def _size(self, model: MultiTaskModel, first: bool) -> dict[str, int]:
         """Return what a group's model adds to the size of what the run leaves, and to its cost for one text."""
-        shared = self.session.is_frozen and "parameters" in self.totals  # the encoder, with the groups before
+        shared = self.session.is_frozen and not first  # the encoder, with the first group
         parts = [model.heads, model.adapters, None if shared else model.encoder]
         parameters = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
         owners = {model.adapters.owner(task) for task in model.tasks} if model.adapters is not None else {""}
@@ -346,7 +509,9 @@ class Training:
     def summarise(self, seconds: float) -> RunSummary:
         """Sum up the groups; `seconds` is the time that training and scoring took together."""
         scores = {task: self.scores[task] for task in self.session.recipe.tasks}
-        totals = self.totals | {"seconds": round(self.totals["seconds"], 2), "total_seconds": round(seconds, 2)}
+        every = ["+".join(group) for group in self.session.groups]
+        totals = {key: sum(self.totals[group][key] for group in every) for key in self.totals[every[0]]}
+        totals |= {"seconds": round(totals["seconds"], 2), "total_seconds": round(seconds, 2)}
         cost = {"teacher_examples": teaching_cost(self.teachers)} if self.teachers else {}
         return self.session.summary(scores, **totals, **cost, sampling=self.sampling)
 

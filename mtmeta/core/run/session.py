@@ -22,6 +22,7 @@ from mtmeta.core.api.events import DataLoaded, Event, Warned
 from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import load_split
+from mtmeta.core.distributed.group import Group
 from mtmeta.core.environment import cache_folder, check_launcher
 from mtmeta.core.errors import MachineError
 from mtmeta.core.machine import (
@@ -40,6 +41,7 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.run.directory import RunDir, make_lock
+from mtmeta.core.run.ranks.following import FollowedDir
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.artifacts import pins_of, remedy
@@ -63,6 +65,8 @@ class Session:
     device: torch.device
     warn: Callable[[str], None]
     sources: Sources = field(default_factory=Sources)
+    ranks: Group = field(default_factory=Group)
+    """Those that train and score together."""
     recorded_precision: str = "auto"
     """What `precision: auto` meant when the run began, if it goes on; it stays that."""
     backbone: LoadedBackbone = field(init=False, repr=False)
@@ -184,7 +188,8 @@ class Session:
         task = self.recipe.tasks[dataset.task]
         tokens = self.recipe.evaluation.batch_tokens
         with memory_errors(f"scoring task '{dataset.task}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
-            predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
+            options: Any = {"precision": self.precision, "ranks": self.ranks}
+            predictions = evaluation.predict(model, dataset, batch_tokens=tokens, **options)
         scored = self.measure(predictions)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -262,23 +267,26 @@ class OpenRecipe:
     """
 
     def __init__(self, request: RunRequest) -> None:
-        check_launcher()
+        if request.ranks.world == 1:
+            check_launcher()
         self.request = request
         self.registry = build_registry(block=request.block, warn=request.warn)
         options: Any = {"overrides": request.overrides, "data_root": request.data_root}
         self.recipe = load_recipe(request.recipe, self.registry, **options)
-        self.folder = RunDir(Path(request.out) if request.out is not None else Path("runs") / self.recipe.name)
+        directory = RunDir if request.ranks.rank == 0 else FollowedDir
+        self.folder = directory(Path(request.out) if request.out is not None else Path("runs") / self.recipe.name)
         self.continued = self.folder.check_usable(self.recipe, fresh=request.fresh)
         """Whether a run of this very recipe is in the directory already."""
 
-    def session(self) -> Session:
+    def session(self, ranks: Group | None = None) -> Session:
         """Start a session on the device asked for. Raises MachineError if there is none."""
         # a run that goes on reads the commit it began with, wherever the branch is now
         lock = self.folder.lock() if self.continued else {}
         pins = pins_of(lock)
         sources = Sources(pins, self.request.watcher, remedy=remedy(self.request.recipe))
         device = pick_device(self.request.device)
-        session = Session(self.recipe, self.registry, self.folder, device, self.request.warn, sources)
+        parts = (self.recipe, self.registry, self.folder, device, self.request.warn, sources)
+        session = Session(*parts, ranks=ranks or Group())
         if lock.get("device") == device.type == "cpu" and lock.get("precision") in PRECISIONS:
             session.recorded_precision = lock["precision"]
         return session

@@ -10,14 +10,12 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mtmeta.core.api.batch import Batch, Features
+from mtmeta.core.api.batch import Batch
 from mtmeta.core.api.contracts import Algorithm, Sampler, Task
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.feed import Feed, Stream
@@ -26,6 +24,7 @@ from mtmeta.core.recipe.sections import AdapterOptions, Recipe
 from mtmeta.core.registry.guard import fault, plugin_of
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel, NumbersOf
+from mtmeta.core.training.spread.rehearsal import Rehearsal
 
 MOST_STEPS = 10_000_000
 PROBE = 64  # steps whose mean cost tells whether a budget has an end at all
@@ -143,7 +142,7 @@ def _walk(
     algorithm, sampler = _own(algorithm), _own(sampler)
     feed = _Counted(shape.tasks, datasets, sampler, seed=shape.seed)
     feed.steps = steps
-    learner = _Rehearsal(shape, seed=shape.seed, steps=steps)
+    learner = Rehearsal(shape, seed=shape.seed, steps=steps)
     learner.device = torch.device("cpu")  # where losses are; the encoder's own has no numbers
     for step in range(steps):
         feed.step = step
@@ -243,90 +242,3 @@ class _Counted(Feed):
 
     def _pack(self, stream: Stream, indices: Any) -> Batch:
         return _of_size(stream, len(indices), lambda: indices)
-
-
-class _Rehearsal(Learner):
-    """Counts what would go through the encoder. Gradients stay absent, as those of parameters that nothing touched."""
-
-    def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
-        self.count(batch.task, len(batch))
-        return self.log(batch.task, torch.zeros(()))
-
-    def measure(self, batch: Batch) -> Tensor:
-        self.count(batch.task, len(batch))
-        return torch.zeros(())
-
-    def features(self, batch: Batch) -> Features:
-        self.count(batch.task, len(batch))
-        shape = len(batch), self.model.vectors(batch.task), self.model.hidden_size
-        return Features(batch.task, torch.zeros(shape, requires_grad=True), torch.zeros(len(batch)))
-
-    def head(self, task: str) -> dict[str, Tensor]:
-        return {name: torch.zeros_like(p, requires_grad=True) for name, p in self.model.heads[task].named_parameters()}
-
-    def loss(self, features: Features, head: Mapping[str, Tensor] | None = None) -> Tensor:
-        return super().loss(features, self.head(features.task) if head is None else head)
-
-    def descend(self, task: str, loss: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-        return self.log(task, loss.detach())
-
-    def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
-        self.count(batch.task, len(batch))
-        zero: Tensor = _Zero.apply(*parameters.values())  # type: ignore[no-untyped-call]
-        return zero
-
-    @contextmanager
-    def unrolled(self, task: str, *options: Any, **more: Any) -> Iterator[Any]:
-        with self.excursion(task) as trip:
-            yield trip
-
-    @contextmanager
-    def excursion(self, task: str, *options: Any, **more: Any) -> Iterator[Any]:
-        if self._away:
-            raise RuntimeError("an excursion is under way already; they cannot be nested")
-        self.inner_step, self._away = 0, True
-        try:
-            trip = _Trip(self)
-            yield trip
-            self.drifts.append((task, trip.drift()))
-            self.episodes[task] += 1
-        finally:
-            self._away = False
-
-
-class _Zero(torch.autograd.Function):
-    """0 as a function of parameters, which are on the meta device, to be differentiated as often as one likes."""
-
-    @staticmethod
-    def forward(ctx: Any, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
-        return torch.zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return tuple(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
-
-
-@dataclass
-class _Trip:
-    """An excursion that goes nowhere."""
-
-    learner: _Rehearsal
-
-    def step(self, *batches: Batch, scale: Callable[[str], float] = lambda task: 1.0, rates: Any = None) -> None:
-        for batch in batches:
-            self.learner.gradient(batch, scale(batch.task))
-        self.learner.inner_step += 1
-
-    def keep_delta(self, scale: float = 1.0) -> None:
-        pass
-
-    def keep_gradient(self, batch: Batch, scale: float = 1.0) -> dict[str, Tensor]:
-        self.step(batch, scale=lambda task: scale)
-        return {}
-
-    def moves(self) -> dict[str, Tensor]:
-        return {}
-
-    def drift(self) -> Tensor:
-        return torch.zeros(())

@@ -5,6 +5,7 @@ Evaluation leaves weights, optimizer, RNG and mode as they were; predictions com
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Generator, Mapping, Sequence
@@ -21,6 +22,7 @@ from mtmeta.core.api.batch import Chunk
 from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import by_tokens, pack_chunk
+from mtmeta.core.distributed.group import Group
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.machine import Precision, autocast, without_autocast
 from mtmeta.core.registry.guard import accused, fault
@@ -62,20 +64,28 @@ class Score:
 @torch.inference_mode()
 @without_autocast()
 def predict(
-    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Precision = "fp32"
+    model: MultiTaskModel,
+    dataset: Dataset,
+    *,
+    batch_tokens: int,
+    precision: Precision = "fp32",
+    ranks: Group | None = None,
 ) -> Predictions:
-    """Return the predictions of the dataset's task, in batches of sequences of like length, without dropout."""
-    task = model.tasks[dataset.task]
+    """Return the predictions of the dataset's task, in batches of sequences of like length, without dropout.
+
+    Of many `ranks` each has its share of the batches, and all get all predictions.
+    """
+    ranks, task = ranks or Group(), model.tasks[dataset.task]
     outcomes: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
-    with closing(forward(model, dataset, batch_tokens=batch_tokens, precision=precision)) as batches:
+    options: Any = {"batch_tokens": batch_tokens, "precision": precision, "share": (ranks.rank, ranks.world)}
+    with closing(forward(model, dataset, **options)) as batches:
         for indices, chunk, outputs in batches:
             labels = chunk.labels.to(outputs.device, non_blocking=True)
             loss = checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), [])
             decoded = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
             outcomes.append((indices, decoded.double(), loss * len(indices)))
-    values, order = np.empty(len(dataset), dtype=np.float64), np.concatenate([indices for indices, *_ in outcomes])
-    values[order] = torch.cat([decoded for _, decoded, _ in outcomes]).cpu().numpy()
-    mean = math.fsum(torch.stack([loss for *_, loss in outcomes]).tolist()) / len(dataset)
+    values, losses = _gathered(outcomes, len(dataset), ranks)
+    mean = math.fsum(losses) / len(dataset)
     if not math.isfinite(mean) or not np.isfinite(values).all():
         message = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
         raise DivergedError(accused(task), message)
@@ -83,16 +93,37 @@ def predict(
     return Predictions(dataset, values, mean)
 
 
+def _gathered(
+    outcomes: Sequence[tuple[NDArray[np.int64], Tensor, Tensor]], size: int, ranks: Group
+) -> tuple[Array, list[float]]:
+    """Return the predictions [N] in the dataset's order, and the losses of all batches, of all ranks together."""
+    values, losses = np.zeros(size, dtype=np.float64), list[float]()
+    if outcomes:
+        order = np.concatenate([indices for indices, *_ in outcomes])
+        values[order] = torch.cat([decoded for _, decoded, _ in outcomes]).cpu().numpy()
+        losses = torch.stack([loss for *_, loss in outcomes]).tolist()
+    if ranks.world > 1:
+        losses = [loss for each in ranks.settle(losses) for loss in each]
+        ranks.sum(torch.from_numpy(values.view(np.int64)))  # bits: each number is of one rank, and 0 on the others
+    return values, losses
+
+
 def forward(
-    model: MultiTaskModel, dataset: Dataset, *, batch_tokens: int, precision: Precision = "fp32"
+    model: MultiTaskModel,
+    dataset: Dataset,
+    *,
+    batch_tokens: int,
+    precision: Precision = "fp32",
+    share: tuple[int, int] = (0, 1),
 ) -> Generator[tuple[NDArray[np.int64], Chunk, Tensor], None, None]:
     """Yield indices [B], their batch and the head's raw outputs: sequences of like length together, no dropout.
 
-    To be run through under `torch.inference_mode`, and closed: then every module is in the mode it was.
+    To be run through under `torch.inference_mode`, and closed: then every module is in the mode it was. `share` is
+    (k, n) for every n-th batch from the k-th.
     """
     device = next(model.parameters()).device
     with evaluation_mode(model):
-        for indices in by_tokens(dataset, batch_tokens):
+        for indices in itertools.islice(by_tokens(dataset, batch_tokens), share[0], None, share[1]):
             chunk = pack_chunk(dataset, indices, pin=device.type == "cuda")
             with autocast(device, precision):
                 outputs = model(dataset.task, chunk.packed.to(device))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -71,7 +71,8 @@ class Learner:
         self._precision = precision
         self._check_each_loss = check_each_loss
         self._anneal = anneal
-        self._draws = 0
+        self.draws = 0
+        """Draws of dropout in this step so far."""
         self._taught: dict[str, bool] = {}
         """Of the tasks with teachers that were encoded in this step, whether a loss took note of what they say."""
         self._counts_forwards = False
@@ -89,7 +90,7 @@ class Learner:
 
     def begin_step(self, step: int) -> None:
         """Forget the last step's gradients and losses; the loop calls it."""
-        self.step, self._draws, self.inner_step, self.losses, self.drifts = step, 0, 0, [], []
+        self.step, self.draws, self.inner_step, self.losses, self.drifts = step, 0, 0, [], []
         self._taught = {}
         self.scratch.clear()
         self.clear_gradient()
@@ -120,7 +121,7 @@ class Learner:
         self.read[task] += examples
 
     @contextmanager
-    def _forward(self, batch: Batch) -> Iterator[None]:
+    def reading(self, batch: Batch) -> Iterator[None]:
         """Within, the batch is encoded, and counted as a whole; what goes wrong is told as that batch's."""
         longest = max(chunk.packed.groups[-1][1] for chunk in batch.chunks)
         if batch.chunks[0].teacher is not None:
@@ -143,24 +144,32 @@ class Learner:
 
     def _seed_dropout(self) -> None:
         # dropout's randomness is a function of where in the run it happens, so there is no RNG state to save
-        torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self._draws))
-        self._draws += 1
+        torch.manual_seed(derive(self.seed, "dropout", self._group, self.step, self.draws))
+        self.draws += 1
 
     def gradient(self, batch: Batch, scale: float | Tensor = 1.0) -> Tensor:
         """Add the gradients of the chunks, each weighted by its share of the examples: the sum is that of the batch."""
-        total = torch.zeros((), device=self.device)
-        with self._forward(batch):
-            for chunk in batch.chunks:
-                share = len(chunk.labels) / len(batch)
-                loss = self._chunk_loss(batch.task, chunk)
-                (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
-                total = total + loss.detach() * share
+        with self.reading(batch):
+            total = self.add_gradient(batch, batch.chunks, scale)
         return self.log(batch.task, total)
+
+    def add_gradient(self, batch: Batch, chunks: Sequence[Chunk], scale: float | Tensor) -> Tensor:
+        """Add the gradient of some chunks of a batch to `.grad`; return their share of its loss, detached."""
+        total = torch.zeros((), device=self.device)
+        for chunk in chunks:
+            share = len(chunk.labels) / len(batch)
+            loss = self._chunk_loss(batch.task, chunk)
+            (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach() * share
+        return total
+
+    def slots(self, tasks: Sequence[str], *, state: InnerState = "reset", single: bool = False) -> Iterator[str]:
+        yield from tasks
 
     @torch.no_grad()
     def measure(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self.device)
-        with self._forward(batch):
+        with self.reading(batch):
             for chunk in batch.chunks:
                 total += self._chunk_loss(batch.task, chunk) * (len(chunk.labels) / len(batch))
         return total
@@ -176,7 +185,7 @@ class Learner:
 
     def features(self, batch: Batch) -> Features:
         vectors, labels, teachers = [], [], []
-        with self._forward(batch):
+        with self.reading(batch):
             for chunk in batch.chunks:
                 self._seed_dropout()
                 with autocast(self.device, self._precision):
@@ -188,7 +197,7 @@ class Learner:
 
     def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         losses = []
-        with self._forward(batch):
+        with self.reading(batch):
             for chunk in batch.chunks:
                 self._seed_dropout()
                 given = batch.task, chunk.packed.to(self.device)

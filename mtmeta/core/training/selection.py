@@ -12,6 +12,7 @@ from torch import Tensor
 from mtmeta.core.api.contracts import Metric
 from mtmeta.core.api.events import Evaluated
 from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.distributed.group import Group
 from mtmeta.core.machine import memory_errors
 from mtmeta.core.recipe.sections import EvaluationOptions
 from mtmeta.core.training import evaluation
@@ -31,6 +32,8 @@ class Selection:
     checkpoints: Checkpoints
     seed: int
     precision: Literal["fp32", "bf16"] = "fp32"
+    ranks: Group = field(default_factory=Group)
+    """Those that score together."""
     bests: dict[str, float] = field(default_factory=dict)
     """Best value so far of `best` and of each `best-TASK`, higher is better."""
     links: dict[str, str] = field(default_factory=dict)
@@ -49,7 +52,7 @@ class Selection:
             values |= {f"best-{n}": evaluation.aggregate({n: s}, self.metrics, n) for n, s in scores.items()}
         risen = [link for link, value in values.items() if value > self.bests.get(link, -math.inf)]
         if risen:
-            name = self.checkpoints.save_best(step, weights, risen)
+            name = self.ranks.together(lambda: self.checkpoints.save_best(step, weights, risen))
             self.bests |= {link: values[link] for link in risen}
             self.links |= dict.fromkeys(risen, name)
         return Evaluated(
@@ -71,7 +74,9 @@ class Selection:
         tokens = self.options.batch_tokens
         for name, dataset in self.datasets.items():
             with memory_errors(f"evaluating task '{name}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
-                predictions = evaluation.predict(model, dataset, batch_tokens=tokens, precision=self.precision)
+                predictions = evaluation.predict(
+                    model, dataset, batch_tokens=tokens, precision=self.precision, ranks=self.ranks
+                )
             metrics = [self.metrics[metric] for metric in model.tasks[name].metrics]
             scores[name], warnings = evaluation.score(predictions, metrics, seed=self.seed, intervals=False)
             for text in warnings:

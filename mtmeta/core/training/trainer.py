@@ -32,8 +32,12 @@ from mtmeta.core.training.diagnostics import gradient_cosines, norm_of
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import evaluation_mode
 from mtmeta.core.training.selection import Selection
+from mtmeta.core.training.spread.agreement import Agreement
 from mtmeta.core.training.state import check_fit, flatten, optimizer_state, read_state, restore_optimizer, unflatten
 from mtmeta.core.wording import quote, safe
+
+COMPARED = 100
+"""Steps after which ranks compare their weights, beside evaluations and checkpoints."""
 
 
 @dataclass
@@ -60,6 +64,8 @@ class Trainer:
     skipped: int = 0
     plateau: PlateauState = field(default_factory=PlateauState)
     stop: StopRequest = field(default_factory=StopRequest)
+    agreement: Agreement = field(default_factory=Agreement)
+    """What it has to agree on with other ranks."""
 
     def __post_init__(self) -> None:
         self.optimizer = self.recipe.optimizer.build(self.learner.parameters.items())
@@ -78,12 +84,16 @@ class Trainer:
             self.checkpoints.check_space(self.weights(), self.optimizer_tensors(), average, self.weights())  # the best
         with self.stop.deferred():
             while self.step < self.steps:
-                self.make_step()
-                if self.step == self.steps or self.step % self.evaluate_every == 0:
-                    self._evaluate()
+                with self.agreement.failing_together():
+                    self.make_step()
+                    if self.step == self.steps or self.step % self.evaluate_every == 0:
+                        self._evaluate()
+                    elif self.step % COMPARED == 0:
+                        self.agreement.check_weights(self.step, self.weights())
+                    is_due = self.agreement.after_step(self.stop, self._is_due())
                 if self.is_scheduled(self.step):
                     self.announce_checkpoint(self._save())
-                elif self.stop.signal or self._is_due():
+                elif self.stop.signal or is_due:
                     self._save()  # without an event: another run of the recipe has no such checkpoint
                 else:
                     continue
@@ -225,6 +235,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         self._check_finite("parameter", self.weights())
+        self.agreement.check_weights(self.step, self.weights())  # they may be the best, and saved
         self._heap.release()  # evaluation needs other buffers than training
         with self.average.in_place() if self.average else nullcontext():
             self._prepare_heads()
@@ -293,6 +304,7 @@ class Trainer:
         self._check_finite("parameter", self.weights())
         tensors = self.optimizer_tensors()
         self._check_finite("optimizer state", tensors)  # a square can overflow where its gradient did not
+        self.agreement.check_weights(self.step, self.weights())
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": round(time.perf_counter() - self._started, 3),
@@ -305,7 +317,8 @@ class Trainer:
             "feed": self.feed.state(),
             "warned": self.selection.warned,
         }
-        path = self.checkpoints.save(self.step, self.weights(), tensors, state, self.is_scheduled)
+        save = self.checkpoints.save
+        path = self.agreement.together(lambda: save(self.step, self.weights(), tensors, state, self.is_scheduled))
         self._saved = time.perf_counter()
         return path
 

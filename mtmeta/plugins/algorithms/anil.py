@@ -36,7 +36,7 @@ class Anil(Drawing):
         return 2  # support and query
 
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
-        for task in feed.draw(self.tasks_per_step, with_replacement=self.with_replacement):
+        for task in learner.slots(self.drawn(feed)):
             (support,), query = feed.episode(task, 1)
             steps = feed.inner_steps(task) if self.inner_steps is None else self.inner_steps
             head = self._adapted(learner, support, steps)

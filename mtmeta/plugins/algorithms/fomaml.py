@@ -22,7 +22,7 @@ class Fomaml(Episodic):
     """`own` (Finn et al.): the task's own support; `all` (equation 2): the weighted mean loss over all tasks."""
 
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
-        for task, support, query, scale in self.episodes(feed):
+        for task, support, query, scale in self.episodes(learner, feed):
             with self.excursion(learner, task) as inner:
                 for batch in support:
                     if self.support == "all":

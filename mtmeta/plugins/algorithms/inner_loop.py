@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -27,6 +27,13 @@ class Drawing(mtmeta.Algorithm):
             fix = "set with_replacement: true or lower it"
             yield "tasks_per_step", f"is {count} but only {len(tasks)} tasks exist; {fix}"
 
+    def parts(self, tasks: Sequence[str]) -> int:
+        return self.tasks_per_step
+
+    def drawn(self, feed: mtmeta.Feed) -> list[str]:
+        """Return the tasks of a step."""
+        return feed.draw(self.tasks_per_step, with_replacement=self.with_replacement)
+
 
 @dataclass(frozen=True)
 class InnerLoop(Drawing):
@@ -38,6 +45,9 @@ class InnerLoop(Drawing):
     """Schedule of the inner learning rate; its step is the task's own count of episodes."""
     inner_state: mtmeta.InnerState = "per_task"
     """Whose inner optimizer state lives on: each task's own, one `shared`, or none (`reset`)."""
+
+    def parts(self, tasks: Sequence[str]) -> int:
+        return 1 if self.inner_state == "shared" else self.tasks_per_step  # one goes on from the other
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,11 @@ class Episodic(InnerLoop):
     def episode_batches(self, task: mtmeta.Task) -> int:
         return (task.inner_steps if self.inner_steps is None else self.inner_steps) + 1  # support and query
 
-    def episodes(self, feed: mtmeta.Feed) -> Iterator[tuple[str, list[mtmeta.Batch], mtmeta.Batch, float]]:
+    def episodes(
+        self, learner: mtmeta.Learner, feed: mtmeta.Feed
+    ) -> Iterator[tuple[str, list[mtmeta.Batch], mtmeta.Batch, float]]:
         """Yield task, support, query and the scale of its direction, of each task drawn for a step."""
-        for task in feed.draw(self.tasks_per_step, with_replacement=self.with_replacement):
+        for task in learner.slots(self.drawn(feed), state=self.inner_state):
             steps = feed.inner_steps(task) if self.inner_steps is None else self.inner_steps
             support, query = feed.episode(task, steps)
             yield task, support, query, feed.loss_weight(task) / self.tasks_per_step

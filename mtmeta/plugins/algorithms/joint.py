@@ -44,12 +44,15 @@ class Joint(mtmeta.Algorithm):
     def steps_per_epoch(self, batches: Mapping[str, int]) -> int:
         return steps_of_epoch(self.epoch, batches)
 
+    def parts(self, tasks: Sequence[str]) -> int:
+        return len(tasks) if self.step == "sum" else 1
+
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         if self.step == "alternate":
             for task in feed.draw():
                 self._descend(learner, feed, task, feed.loss_weight(task))
             return
-        for task in feed.tasks:
+        for task in learner.slots(feed.tasks, single=self.weighting == "fixed"):
             self._descend(learner, feed, task, feed.loss_weight(task) / len(feed.tasks))
 
     def _descend(self, learner: mtmeta.Learner, feed: mtmeta.Feed, task: str, weight: float) -> None:

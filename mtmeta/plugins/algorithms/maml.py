@@ -34,7 +34,7 @@ class Maml(Episodic):
             yield "inner_optimizer", "order: 2 differentiates through sgd without momentum alone; use it or order: 1"
 
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
-        for task, support, query, scale in self.episodes(feed):
+        for task, support, query, scale in self.episodes(learner, feed):
             with self._loop(learner, task) as inner:
                 for batch in support:
                     inner.step(batch)

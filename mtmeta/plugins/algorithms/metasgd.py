@@ -40,7 +40,7 @@ class MetaSgd(Drawing):
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         own = "algorithm."
         logs = {n: learner.parameters[own + _rate_of(n)] for n in learner.parameters if not n.startswith(own)}
-        for task in feed.draw(self.tasks_per_step, with_replacement=self.with_replacement):
+        for task in learner.slots(self.drawn(feed)):
             support, query = feed.episode(task, self.inner_steps or feed.inner_steps(task))
             rates = {name: log.detach().exp() for name, log in logs.items()}
             with learner.excursion(task, mtmeta.SGD(lr=1.0), self.inner_schedule, state="reset") as inner:

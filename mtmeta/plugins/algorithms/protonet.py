@@ -66,7 +66,7 @@ class Protonet(Drawing):
         import torch
         from torch.nn import functional
 
-        for task in feed.draw(self.tasks_per_step, with_replacement=self.with_replacement):
+        for task in learner.slots(self.drawn(feed)):
             ways = self.ways or len(learner.tasks[task].objective.classes)
             support, query = feed.episode_of_classes(task, ways, self.shots, self.queries)
             known, asked = learner.features(support), learner.features(query)

@@ -18,7 +18,7 @@ class Reptile(InnerLoop):
     name = "reptile"
 
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
-        for task in feed.draw(self.tasks_per_step, with_replacement=self.with_replacement):
+        for task in learner.slots(self.drawn(feed), state=self.inner_state):
             with learner.excursion(task, self.inner_optimizer, self.inner_schedule, state=self.inner_state) as inner:
                 for _ in range(feed.inner_steps(task)):
                     inner.step(feed.batch(task))
