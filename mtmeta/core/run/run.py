@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -91,14 +92,16 @@ def train(request: RunRequest) -> RunSummary:
     training = Training(opened.session(), request.stop)
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
+        take_away = functools.partial(training.stop.take_away, str(folder.path))
+        lock_run = functools.partial(lock_folder, folder.path, request.warn, wait=request.wait, lost=take_away)
         if held := folder.path.exists():
-            stack.enter_context(lock_folder(folder.path, request.warn))
+            stack.enter_context(lock_run())
         training.load()
         backbone = training.session.backbone
         stack.enter_context(fitting_threads(backbone.encoder))
         lock = training.lock()
         if not held:
-            stack.enter_context(lock_folder(folder.path, request.warn))
+            stack.enter_context(lock_run())
         continued = folder.check_usable(recipe, fresh=request.fresh)  # again: another process may have held it till now
         if continued and (summary := _finished(folder, request)):
             return summary

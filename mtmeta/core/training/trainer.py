@@ -79,6 +79,7 @@ class Trainer:
         with self.stop.deferred():
             while self.step < self.steps:
                 self.make_step()
+                self.stop.check_ours()
                 if self.step == self.steps or self.step % self.evaluate_every == 0:
                     self._evaluate()
                 if self.is_scheduled(self.step):

@@ -76,6 +76,7 @@ IMPLEMENTED = {
     "register_samplers": ("class Part(mtmeta.Sampler):", "Part"),
     "register_metrics": ("class Unused:", "mtmeta.Metric('a-part', lambda labels, predictions: 0.5)"),
     "register_reporters": ("class Part(mtmeta.Reporter):", "Part"),
+    "register_launchers": ("class Part(mtmeta.Launcher):", "Part"),
 }
 
 
