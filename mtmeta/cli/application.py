@@ -21,6 +21,7 @@ from mtmeta.cli.commands.recipes import recipes, schema
 from mtmeta.cli.commands.run import run
 from mtmeta.cli.commands.runs import report, runs
 from mtmeta.cli.commands.studies.adapt import adapt
+from mtmeta.cli.commands.studies.cancel import cancel
 from mtmeta.cli.commands.studies.compare import compare
 from mtmeta.cli.commands.studies.teach import teach
 from mtmeta.cli.commands.validate import validate
@@ -69,7 +70,7 @@ def common(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(run, validate, plugins, show, eval_, predict, fetch, compare, teach),
+    *(run, validate, plugins, show, eval_, predict, fetch, compare, teach, cancel),
     *(report, adapt, export, runs, schema, completion),
 )
 for command in COMMANDS:

@@ -21,6 +21,7 @@ from pydantic import Field
 import mtmeta
 
 ANSWER = 120.0  # seconds that SLURM has to answer; its own commands give up after about 60
+SAVED = 75  # exit code of a run that was told to stop
 STEP = 0.1  # seconds between two looks at a process
 LAST_SIGNALS = 2.0  # seconds in which SLURM's signal reaches us that has reached the run before
 AT_LEAST = 15.0  # seconds before SLURM kills all that are kept for asking it for a requeue
@@ -97,19 +98,17 @@ class Slurm(mtmeta.Launcher):
             raise mtmeta.MachineError("launcher slurm", f"sbatch refused: {_line(str(error))}") from error
 
     def _parameters(self, job: mtmeta.Job) -> dict[str, Any]:
-        given: dict[str, Any] = {
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "exclude": self.exclude,
-        }
-        given |= {"constraint": self.constraint, "gpus_per_node": self.gpus or None}
+        names = ("partition", "account", "qos", "constraint", "exclude")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        given |= {"gpus_per_node": self.gpus or None}
         given |= {"mem": f"{int(self.memory * 1024)}MB" if self.memory is not None else None}
         return {
             **{key: value for key, value in given.items() if value is not None},
             "job_name": job.name,
             "time": self.time,
             "cpus_per_task": self.cpus,
+            "srun_args": [f"--cpus-per-task={self.cpus}"],  # which srun no longer takes from the job, from 22.05 on
+            "wckey": None,  # submitit's own is refused where such keys are enforced
             "signal_delay_s": self.warning,
             "stderr_to_stdout": True,
             "setup": list(self.setup),
@@ -173,8 +172,9 @@ class LaunchedRun:
         self.pid = process.pid
         for _ in self._until_ended():
             pass
-        time.sleep(LAST_SIGNALS)
         code = process.wait()
+        if code == SAVED:
+            time.sleep(LAST_SIGNALS)
         sys.exit(code if code >= 0 else 128 - code)
 
     def _until_ended(self) -> Iterator[None]:
