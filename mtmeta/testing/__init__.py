@@ -1,4 +1,4 @@
-"""For the tests of plugins: a tiny learner, and checks that tasks, algorithms, reporters, launchers keep their contracts.
+"""For the tests of plugins: a tiny learner, and checks that a task, an algorithm or another part keeps its contract.
 
     from mtmeta.testing import check_algorithm, check_reporter, check_task, tiny_learner
 

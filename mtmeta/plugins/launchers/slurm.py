@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -77,6 +78,9 @@ class Slurm(mtmeta.Launcher):
             if shutil.which(program) is None:
                 message = f"there is no {program} here; give the command on a machine that submits jobs to SLURM"
                 raise mtmeta.MachineError("launcher slurm", message)
+        if self.time * 60 < 2 * self.warning:
+            message = f"{self.time} minutes leave too little before the warning of {self.warning} s; raise it"
+            raise mtmeta.UsageError("--set launcher.time", message)
 
     def submit(self, job: mtmeta.Job) -> str:
         """Submit a job; its handle is the number that SLURM gives it."""
@@ -87,7 +91,8 @@ class Slurm(mtmeta.Launcher):
             environment.setdefault("OMP_NUM_THREADS", str(self.cpus))
         task = LaunchedRun(job.command, environment, str(job.cwd), max(STEP, self.warning - 30 - AT_LEAST))
         try:
-            with warnings.catch_warnings():
+            # submitit says on stderr what it raises, too
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")  # advice on options that are ours to choose
                 executor = submitit.SlurmExecutor(
                     folder=job.logs / "%j", max_num_timeout=self.timeouts, python=f"{shlex.quote(sys.executable)} -P"
@@ -147,7 +152,7 @@ def _ask(command: Sequence[str], allowed: str) -> str:
 def _line(text: str) -> str:
     """Return the last line that says something."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return mtmeta.safe(lines[-1] if lines else "no reason given", 300)
+    return mtmeta.safe(lines[-1].partition("error: ")[2] or lines[-1] if lines else "no reason given", 300)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from mtmeta.core.studies.processes.pool import Job, without_options
 Say = Callable[[str], None]
 POLL = 0.5  # seconds between two looks at the summaries
 ABSENT = 2  # looks of the launcher in which a job is missing before it is taken to be over
+THREADS = "OMP_NUM_THREADS"
 LATE = 6  # such looks for a summary that a network disk does not show yet
 
 
@@ -45,7 +46,8 @@ class Submitter:
             handles = {}
             for job in jobs:
                 record = records[job.folder]
-                if record is not None and self._is_ours(record) and record.handle in under_way:
+                failed = Attempts.read(self.records.journal(job.folder.name)).failed  # its last moments in the queue
+                if record is not None and self._is_ours(record) and record.handle in under_way and not failed:
                     handles[job.folder] = record.handle
                     self.say(f"{job.label}: {self.name(record.handle)} has it already")
                 else:
@@ -75,11 +77,13 @@ class Submitter:
     def _command(self, job: Job) -> contracts.Job:
         folder, name = job.folder.absolute(), job.folder.name
         facts = facts_for(self.records.journal(name), self.launcher.lost, folder)
-        threads = {"OMP_NUM_THREADS": str(job.threads)} if job.threads is not None else {}
+        # a cluster may give jobs an environment of its own; what decides where files are, and bits, goes along anyhow
+        given = {key: value for key, value in os.environ.items() if key.startswith("MTMETA_") or key == THREADS}
+        threads = {THREADS: str(job.threads)} if job.threads is not None else {}
         return contracts.Job(
             name=re.sub(r"[^A-Za-z0-9._-]", "-", name),
             command=(sys.executable, "-P", "-m", "mtmeta", "run", *job.arguments, "--out", str(folder), "--wait"),
-            environment={JOB: facts, **threads},
+            environment={**given, **threads, JOB: facts},
             cwd=Path(os.getcwd()),
             logs=self.records.logs(name),
         )
@@ -209,7 +213,9 @@ class _Watcher:
         how = "was stopped" if attempts.code is not None else "was lost"
         self._say(f"{one.job.label}: {self._submitter.name(one.handle)} {how}")
         with self._records.locked():
-            one.handle = self._submitter.submit_again(one.job)
+            record = self._records.read(one.job.folder.name)
+            elsewhere = record is not None and record.handle != one.handle  # another shell was faster
+            one.handle = record.handle if record and elsewhere else self._submitter.submit_again(one.job)
         one.absent, one.begun, one.said = 0, attempts.begun, ""
 
 
