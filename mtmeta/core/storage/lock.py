@@ -101,7 +101,7 @@ def lock_folder(
             handle, locked = stack.enter_context(_lock_file(folder, warn, refuse, wait=wait))
 
             def now() -> float:
-                os.utime(handle)
+                os.utime(handle if os.utime in os.supports_fd else folder / LOCK_NAME)
                 return os.fstat(handle).st_mtime
 
             stack.enter_context(hold_lease(folder, now, locked=locked, busy=refuse, lost=taken))

@@ -28,7 +28,15 @@ LAST_SIGNALS = 2.0  # seconds in which SLURM's signal reaches us that has reache
 AT_LEAST = 15.0  # seconds before SLURM kills all that are kept for asking it for a requeue
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD", "CONFIGURING")
 RUNNING = ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING")
-REQUEUE_IF_KILLED = 'if [ "$code" -eq 137 ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
+# behind the run: it goes on if it was killed, or told to stop (as a preemption with a time of grace does), but not if
+# SLURM has the job as anything but running: then it was cancelled, or is requeued already
+AFTERWARDS = (
+    "code=$?",
+    'if [ "$code" -eq 137 ] || [ "$code" -eq 75 ]; then',
+    '  if [ "$(squeue -h -o %T -j "$SLURM_JOB_ID")" = RUNNING ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+    "fi",
+    'exit "$code"',
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +125,7 @@ class Slurm(mtmeta.Launcher):
             "signal_delay_s": self.warning,
             "stderr_to_stdout": True,
             "setup": list(self.setup),
-            # a killed run goes on, unless it was lost too often, which it finds out itself
-            "teardown": ["code=$?", REQUEUE_IF_KILLED, 'exit "$code"'],
+            "teardown": list(AFTERWARDS),
             "additional_parameters": {"requeue": True, "open-mode": "append", **self.more},
         }
 

@@ -41,6 +41,7 @@ ALLOWED = {
     "mtmeta.cli.application": "/dev/null in place of a closed stdout",
     "mtmeta.cli.completion.answer": "/dev/null in place of stderr",
     "mtmeta.plugins.backbones.tokenizers.fast": "/dev/null in place of stderr",
+    "mtmeta.testing.launchers": "checks of plugins, in a folder that their caller gives",
     "mtmeta.testing.reporters": "checks of plugins, in a folder that their caller gives",
     "mtmeta.testing.tasks": "checks of plugins, in a temporary folder",
 }

@@ -75,10 +75,12 @@ def test_usr2_has_the_run_save_and_the_job_requeued(tmp_path: Path, jobs: list[s
 
 
 def test_a_run_that_is_killed_has_its_job_requeued(tmp_path: Path, jobs: list[str]) -> None:
-    """As by whoever ends processes where memory runs out; a run that fails has not."""
-    handle = Slurm(time=10, warning=60).submit(job(tmp_path, "/bin/sh", "-c", "echo up; kill -9 $$"))
-    jobs.append(handle)
-    wait_for(lambda: state_of(handle) == "PENDING" and "up" in printed(tmp_path, handle), "it was not requeued")
+    """As by whoever ends processes where memory runs out; so has one that was told to stop, one that fails has not."""
+    for name, end in (("killed", "kill -9 $$"), ("stopped", "exit 75")):
+        handle = Slurm(time=10, warning=60).submit(job(tmp_path, "/bin/sh", "-c", f"echo up; {end}", name=name))
+        jobs.append(handle)
+        requeued = lambda: state_of(handle) == "PENDING" and "up" in printed(tmp_path, handle, name)  # noqa: B023, E731
+        wait_for(requeued, f"a job whose run was {name} was not requeued")
     failing = Slurm(time=10, warning=60).submit(job(tmp_path, "/bin/sh", "-c", "echo up; exit 3", name="failing"))
     jobs.append(failing)
     wait_for(lambda: state_of(failing) == "FAILED", "a job whose run fails did not fail")

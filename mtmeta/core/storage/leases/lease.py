@@ -82,7 +82,11 @@ def _acquire(folder: Path, holder: Holder, now: Callable[[], float], locked: boo
     path = folder / LEASE_NAME
     try:
         with new_file(path, root=folder, buffering=0) as file:
-            file.write(holder.line())
+            try:
+                file.write(holder.line())
+            except OSError:
+                os.unlink(path)  # a lease without a name would keep the next one waiting
+                raise
         return True
     except FileExistsError:
         pass
@@ -102,7 +106,8 @@ def _acquire(folder: Path, holder: Holder, now: Callable[[], float], locked: boo
 
 
 def _is_free(there: Holder | None, age: float, locked: bool) -> bool:
-    return age > LENGTH or _cannot_be_contested(there, locked)
+    most = LENGTH if there is not None else BEAT  # to write a name takes no time: whoever began to was killed
+    return age > most or _cannot_be_contested(there, locked)
 
 
 def _cannot_be_contested(there: Holder | None, locked: bool) -> bool:
@@ -112,12 +117,13 @@ def _cannot_be_contested(there: Holder | None, locked: bool) -> bool:
 
 def _renew(path: Path, holder: Holder, ended: threading.Event, lost: Callable[[str], None]) -> None:
     while not ended.wait(BEAT):
-        with contextlib.suppress(OSError):  # a disk that is away for a moment; it is told of where the run writes
+        # a disk that is away for a moment is told of where the run writes
+        with contextlib.suppress(OSError, CheckpointError):
             there = _holder_at(path)
             if there != holder:
                 lost(_named(there))
                 return
-            os.utime(path, follow_symlinks=False)
+            os.utime(path, follow_symlinks=os.utime not in os.supports_follow_symlinks)
 
 
 def _holder_at(path: Path) -> Holder | None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import mtmeta
-from mtmeta.core.errors import CheckpointError, RunInUse
+from mtmeta.core.errors import CheckpointError, MachineError, RunInUse
 from mtmeta.core.run import directory
 from mtmeta.core.storage import lock as locking
 from mtmeta.core.storage.leases import holder as holders
@@ -220,7 +220,22 @@ def test_a_lease_without_a_name_is_held_until_it_ends(data: bytes, tmp_path: Pat
     (tmp_path / LEASE_NAME).write_bytes(data)
     with pytest.raises(RunInUse, match="is in use by another process"), lock_folder(tmp_path, silent):
         pass
-    os.utime(tmp_path / LEASE_NAME, (0, 0))
+    os.utime(tmp_path / LEASE_NAME, (time.time() - leases.BEAT - 1,) * 2)
+    with lock_folder(tmp_path, silent):
+        pass
+
+
+def test_a_lease_whose_name_cannot_be_written_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full disk: the next one is not to wait for it."""
+
+    def full(holder: Holder) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Holder, "line", full)
+        with pytest.raises(MachineError, match="No space left on device"), lock_folder(tmp_path, silent):
+            pass
+    assert list(tmp_path.iterdir()) == []
     with lock_folder(tmp_path, silent):
         pass
 
