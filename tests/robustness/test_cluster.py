@@ -19,7 +19,7 @@ from tests.support.quick import ALGORITHMS, quick
 from tests.support.slurm import ask, environment, require_slurm, state_of, wait_for
 
 TIMES = ("seconds", "peak_memory_bytes", "runs")
-STEPS = 240
+STEPS = 320
 
 
 @pytest.fixture
@@ -55,20 +55,21 @@ def compare(folder: Path, out: str, *options: str) -> Any:
     return json.loads(mtmeta(folder, "compare", *recipes, "--seeds", "2", "--out", out, "--json", *options))
 
 
-def jobs_of(study: Path) -> dict[str, str]:
-    """The newest job of each run that is not finished, by the name of its directory."""
-    runs = json.loads(mtmeta(study, "runs", "jobs", "--json"))
-    return {Path(run["run"]).name: run["job"]["job"] for run in runs if run["job"] is not None}
+def under_way(study: Path, names: Sequence[str]) -> dict[str, str]:
+    """Runs that have a checkpoint and no summary, and the job that runs each."""
+    found = {}
+    for name in names:
+        run, record = study / "jobs" / name, Records(study / "jobs").read(name)
+        if record and list(run.glob("checkpoints/**/step-*")) and not (run / "summary.json").exists():
+            found[name] = record.handle
+    return {name: job for name, job in found.items() if state_of(job) == "RUNNING"}
 
 
-def under_way(study: Path, among: Sequence[str]) -> list[str]:
-    """The runs that have a checkpoint and no summary, and whose job runs."""
-    jobs = jobs_of(study)
-    folders = [study / "jobs" / name for name in jobs if name in among]
-    begun = [
-        one.name for one in folders if list(one.glob("checkpoints/**/step-*")) and not (one / "summary.json").exists()
-    ]
-    return [name for name in begun if state_of(jobs[name]) == "RUNNING"]
+def cut(study: Path, name: str, job: str, command: Sequence[str]) -> bool:
+    """Have SLURM end a job; return whether its run was cut by that, and had not come to its end just then."""
+    ask(*command, job)
+    wait_for(lambda: state_of(job) in ("PENDING", "CANCELLED", "COMPLETED"), f"{command} did nothing")
+    return Attempts.read(Records(study / "jobs").journal(name)).code == 75
 
 
 def plain(value: Any) -> Any:
@@ -88,24 +89,23 @@ def test_a_study_whose_jobs_are_requeued_and_killed(study: Path) -> None:
     submitted = compare(study, "jobs", *on, "--detach")
     names = [Path(one["run"]).name for one in submitted["submitted"]]
     assert len(names) == 8 and submitted["finished"] == 0
-    records, hit = Records(study / "jobs"), dict[str, str]()
-    for fate in ("requeue", "requeue", "kill"):
+    hit: list[str] = []
+    for command in (("scontrol", "requeue"), ("scontrol", "requeue"), ("scancel", "--signal=KILL")):
         others = [name for name in names if name not in hit]
-        wait_for(lambda others=others: under_way(study, others), "no run has a checkpoint")  # type: ignore[misc]
-        name = under_way(study, others)[0]
-        hit[name] = fate
-        job = jobs_of(study)[name]
-        ask(*(("scontrol", "requeue", job) if fate == "requeue" else ("scancel", "--signal=KILL", job)))
-        wait_for(lambda job=job: state_of(job) in ("PENDING", "CANCELLED"), f"{fate} did nothing")  # type: ignore[misc]
-
+        while True:
+            wait_for(lambda others=others: under_way(study, others), "no run has a checkpoint")  # type: ignore[misc]
+            name, job = next(iter(under_way(study, others).items()), ("", ""))
+            if job and cut(study, name, job, command):
+                hit.append(name)
+                break
     restart_controller()
     assert any(run["status"] == "preempted" for run in json.loads(mtmeta(study, "runs", "jobs", "--json")))
     table = compare(study, "jobs", *on)
-    assert plain(table) == plain(compare(study, "alone"))
+    assert plain(table) == plain(compare(study, "alone", "--jobs", "2"))
     assert weights(study / "jobs") == weights(study / "alone")
     assert len(weights(study / "alone")) == 10  # individual has a model for each of its two tasks
     for name in names:
-        attempts = Attempts.read(records.journal(name))
+        attempts = Attempts.read(Records(study / "jobs").journal(name))
         assert attempts.begun == (2 if name in hit else 1) and attempts.code == 0, name
 
 

@@ -162,7 +162,7 @@ def test_defaults_are_those_of_the_code() -> None:
 def test_commands_are_those_of_the_command_line() -> None:
     page = pages()["reference/commands.md"]
     assert re.search(r"^mtmeta compare \[OPTIONS\] \{?RECIPE\}?\.\.\.$", page, re.MULTILINE)
-    assert re.search(r'^`--jobs .*` <span class="takes">default: 1; .*</span>\n:   Runs at a time', page, re.MULTILINE)
+    assert re.search(r'^`--seeds .*` <span class="takes">default: 5; .*</span>\n:   Seeded draws', page, re.MULTILINE)
     assert "### `mtmeta recipes copy` {#recipes-copy}" in page
     assert "| 3 | A data file" in page
 
