@@ -69,7 +69,9 @@ def cut(study: Path, name: str, job: str, command: Sequence[str]) -> bool:
     """Have SLURM end a job; return whether its run was cut by that, and had not come to its end just then."""
     ask(*command, job)
     wait_for(lambda: state_of(job) in ("PENDING", "CANCELLED", "COMPLETED"), f"{command} did nothing")
-    return Attempts.read(Records(study / "jobs").journal(name)).code == 75
+    journal = Records(study / "jobs").journal(name)
+    wait_for(lambda: Attempts.read(journal).code is not None, "the run noted no end")
+    return Attempts.read(journal).code == 75
 
 
 def plain(value: Any) -> Any:

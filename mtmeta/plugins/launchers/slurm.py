@@ -99,8 +99,8 @@ class Slurm(mtmeta.Launcher):
             environment.setdefault("OMP_NUM_THREADS", str(self.cpus))
         task = LaunchedRun(job.command, environment, str(job.cwd), max(STEP, self.warning - 30 - AT_LEAST))
         try:
-            # submitit says on stderr what it raises, too
-            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            quiet = contextlib.redirect_stderr(io.StringIO())  # submitit says there what it raises, too
+            with warnings.catch_warnings(), quiet, _outside_of_jobs():
                 warnings.simplefilter("ignore")  # advice on options that are ours to choose
                 executor = submitit.SlurmExecutor(
                     folder=job.logs / "%j", max_num_timeout=self.timeouts, python=f"{shlex.quote(sys.executable)} -P"
@@ -143,6 +143,19 @@ class Slurm(mtmeta.Launcher):
     def cancel(self, handle: str) -> None:
         """End a job: a SIGTERM, and 30 s later, or what the cluster says, a SIGKILL."""
         _ask(["scancel", handle], allowed="Invalid job id")
+
+
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide what SLURM set where a study is a job itself, or its jobs would ask for that one's nodes and processors."""
+    inside = "SLURM_JOB_ID" in os.environ
+    # the configuration's place stays, which submitit's clean_env takes away, too
+    names = [name for name in os.environ if name.startswith(("SLURM_", "SRUN_")) and name != "SLURM_CONF"]
+    hidden = {name: os.environ.pop(name) for name in names if inside}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _ask(command: Sequence[str], allowed: str) -> str:

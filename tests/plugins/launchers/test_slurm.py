@@ -137,6 +137,20 @@ def test_what_sbatch_is_given(tmp_path: Path, program: Program) -> None:
     assert "num_gpus" not in script and "wckey" not in script
 
 
+def test_a_study_that_is_a_job_itself(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its jobs know nothing of it, but where SLURM's configuration is, and what its user has set for all jobs."""
+    program("sbatch", f"env > {tmp_path}/seen; echo Submitted batch job 17")
+    program("srun", "exit 1")
+    ours = {"SLURM_JOB_ID": "3", "SLURM_CPUS_PER_TASK": "9", "SRUN_DEBUG": "3"}
+    kept = {"SLURM_CONF": "/etc/slurm/here.conf", "SBATCH_ACCOUNT": "me"}
+    for name, value in (ours | kept).items():
+        monkeypatch.setenv(name, value)
+    Slurm().submit(job(tmp_path, "/bin/true"))
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert {name: seen.get(name) for name in ours | kept} == dict.fromkeys(ours) | kept
+    assert os.environ["SLURM_CPUS_PER_TASK"] == "9"
+
+
 def test_squeue_is_read_as_it_answers(program: Program) -> None:
     lines = [
         "7|PENDING||Priority",
@@ -221,9 +235,13 @@ def test_a_checkpoint_waits_for_the_run_to_save(tmp_path: Path, monkeypatch: pyt
         again = run.checkpoint()
         seen.append((again.function, time.monotonic() - started))
 
+    def tell() -> None:
+        time.sleep(2)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
     before = signal.signal(signal.SIGUSR2, handle)
     try:
-        code = during(run, lambda: (time.sleep(2), os.kill(os.getpid(), signal.SIGUSR2)))
+        code = during(run, tell)
     finally:
         signal.signal(signal.SIGUSR2, before)
     ((again, seconds),) = seen

@@ -214,6 +214,8 @@ class _Watcher:
         self._say(f"{one.job.label}: {self._submitter.name(one.handle)} {how}")
         with self._records.locked():
             record = self._records.read(one.job.folder.name)
+            if record is not None and record.cancelled:
+                return  # this moment, of which the next look tells
             elsewhere = record is not None and record.handle != one.handle  # another shell was faster
             one.handle = record.handle if record and elsewhere else self._submitter.submit_again(one.job)
         one.absent, one.begun, one.said = 0, attempts.begun, ""

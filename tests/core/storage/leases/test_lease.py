@@ -92,7 +92,12 @@ def in_thread(work: Callable[[], Any]) -> threading.Thread:
 def test_with_wait_it_goes_on_once_the_other_one_gives_it_back(tmp_path: Path) -> None:
     leave(tmp_path)
     said: list[str] = []
-    thread = in_thread(lambda: (time.sleep(0.3), (tmp_path / LEASE_NAME).unlink()))
+
+    def give_back() -> None:
+        time.sleep(0.3)
+        (tmp_path / LEASE_NAME).unlink()
+
+    thread = in_thread(give_back)
     started = time.monotonic()
     with lock_folder(tmp_path, said.append, wait=True):
         assert time.monotonic() - started > 0.25
