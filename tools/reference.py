@@ -51,6 +51,7 @@ TITLES = {
     "samplers": "Samplers",
     "optimizers": "Optimizers and schedules",
     "metrics": "Metrics and reporters",
+    "launchers": "Launchers",
 }
 
 

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, NoReturn
 
 import typer
@@ -20,6 +21,7 @@ from mtmeta.cli.commands.recipes import recipes, schema
 from mtmeta.cli.commands.run import run
 from mtmeta.cli.commands.runs import report, runs
 from mtmeta.cli.commands.studies.adapt import adapt
+from mtmeta.cli.commands.studies.cancel import cancel
 from mtmeta.cli.commands.studies.compare import compare
 from mtmeta.cli.commands.studies.teach import teach
 from mtmeta.cli.commands.studies.tune import tune
@@ -29,6 +31,7 @@ from mtmeta.cli.completion.command import completion
 from mtmeta.cli.errors import explained, usage_error
 from mtmeta.core.environment import check_memory
 from mtmeta.core.errors import MtmetaError, Problems, Stopped
+from mtmeta.core.studies.launching.attempts import Attempt, attempt_at_job
 from mtmeta.core.studies.processes.error_pipe import PIPE, send_error
 
 app = typer.Typer(
@@ -68,7 +71,7 @@ def common(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(run, validate, plugins, show, eval_, predict, fetch, compare, tune, teach),
+    *(run, validate, plugins, show, eval_, predict, fetch, compare, tune, teach, cancel),
     *(report, adapt, export, runs, schema, completion),
 )
 for command in COMMANDS:
@@ -83,9 +86,19 @@ def _print_lines(lines: Sequence[str]) -> None:
             print(*lines, sep="\n", file=sys.stderr, flush=True)
 
 
-def _fail(error: MtmetaError | Stopped, pipe: str, code: int | None = None) -> NoReturn:
+@dataclass(frozen=True)
+class _Report:
+    """Who is told of errors beside, or in place of, the user: the parent process, the journal of a job."""
+
+    pipe: str
+    attempt: Attempt | None
+
+
+def _fail(error: MtmetaError | Stopped, report: _Report, code: int | None = None) -> NoReturn:
     """Report an error, to the parent process or the user, and exit with its code; the one place that does."""
-    if not send_error(error, pipe) and not error.echoed:
+    if report.attempt is not None:
+        report.attempt.errors.append(error)
+    if not send_error(error, report.pipe) and not error.echoed:
         _print_lines(error.lines())
     sys.exit(code or (error.code if isinstance(error, Problems) else error.exit_code))
 
@@ -97,13 +110,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a C locale must not turn a letter into a traceback
-    debug = os.environ.get("MTMETA_DEBUG") == "1"
     pipe = os.environ.pop(PIPE, "")
     with contextlib.suppress(OSError, ValueError):
         os.set_inheritable(int(pipe), False)  # ours alone, not of what we start
+    with attempt_at_job() as attempt:
+        _run(list(sys.argv[1:] if arguments is None else arguments), _Report(pipe, attempt))
+
+
+def _run(arguments: list[str], report: _Report) -> NoReturn:
+    debug = os.environ.get("MTMETA_DEBUG") == "1"
     try:
+        if report.attempt is not None:
+            report.attempt.check()
         check_memory("numpy")
-        _invoke(list(sys.argv[1:] if arguments is None else arguments))
+        _invoke(arguments)
         if sys.stdout is not None:  # as it is under `>&-`
             sys.stdout.flush()
     except BrokenPipeError:
@@ -111,13 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Stopped as stopped:
-        _fail(stopped, pipe)
+        _fail(stopped, report)
     except KeyboardInterrupt:
-        _fail(MtmetaError("", "interrupted; run the same command again to continue"), pipe, Stopped.interrupted)
+        _fail(MtmetaError("", "interrupted; run the same command again to continue"), report, Stopped.interrupted)
     except Exception as error:
         if debug:
             raise
-        _fail(explained(error), pipe)
+        _fail(explained(error), report)
     sys.exit(0)
 
 

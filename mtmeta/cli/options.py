@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtmeta.core.wording import safe
+from mtmeta.core.wording import plural, safe, visible
 
 if TYPE_CHECKING:
     from mtmeta.core.run.request import RunRequest
@@ -34,6 +35,18 @@ Margin = Annotated[
 NoPlugin = Annotated[
     list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")
 ]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, max=1000, metavar="N", help="Runs at a time, which share the cores; default 1.")
+]
+On = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Where runs run: local, slurm, ...; options by --set launcher.KEY=VALUE; default local."
+    ),
+]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="With --on: submit the runs as jobs and end; without it again, wait for them.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/NAME.", show_default=False)]
 ChangedData = Annotated[
     bool, typer.Option("--allow-changed-data", help="Go on although a data file changed since the run began.")
@@ -44,6 +57,16 @@ def say(text: str) -> None:
     """Print a line on stderr, if there is one: print() itself would take stdout instead."""
     if sys.stderr is not None:
         print(safe(text, 1000), file=sys.stderr, flush=True)
+
+
+def show_submitted(submitted: dict[str, Any], *, json_: bool) -> None:
+    """Print what became of a study that is not waited for."""
+    jobs, finished, runs = len(submitted["submitted"]), submitted["finished"], submitted["runs"]
+    if json_:
+        print(json.dumps(submitted))
+        return
+    print(f"{plural(jobs, 'job')} for {plural(runs, 'run')}, {finished} of them finished already")
+    print(f"mtmeta runs {visible(submitted['out'])} shows them; the same command without --detach waits for the result")
 
 
 def warn(text: str) -> None:

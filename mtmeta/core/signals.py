@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGINT, SIGUSR1 and SIGHUP as a flag that the training loop looks at between two steps.
+"""Being asked to stop: SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP as a flag that is looked at between two steps.
 
 Only the command line installs handlers. Nothing depends on them: a run that is killed instead loses the steps since
 its newest checkpoint, and not a bit of its result.
@@ -15,13 +15,15 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from mtmeta.core.errors import Stopped
+from mtmeta.core.errors import RunInUse, Stopped
 
 PARENT = "MTMETA_PARENT"
 """Variable with the process that a run belongs to, and is not to outlive."""
 PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class StopRequest:
@@ -33,6 +35,7 @@ class StopRequest:
         self.where = "before training"
         """How far the run is, for the line that tells of the stop."""
         self._deferred = False
+        self._taken: RunInUse | None = None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -42,6 +45,15 @@ class StopRequest:
             yield
         finally:
             self._deferred = False
+
+    def take_away(self, place: str, message: str) -> None:
+        """Note, from any thread, that another process goes on with the run: nothing more of it is to be written."""
+        self._taken = RunInUse(place, message)
+
+    def check_ours(self) -> None:
+        """Raise RunInUse if another process has taken the run over."""
+        if self._taken is not None:
+            raise self._taken
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""

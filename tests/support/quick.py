@@ -90,7 +90,10 @@ def outcome(run: Path) -> dict[str, Any]:
             found[name] = _timeless(json.loads(path.read_text()))
         elif path.name == "MANIFEST.json" and path.parent.name.startswith("step-"):
             found[name] = sorted(json.loads(path.read_text())["files"])  # it holds the hash of state.json
-        elif path.is_file() and name != ".lock":  # that names a process, and a kill as the last act leaves it behind
+        elif path.is_file() and name not in (
+            ".lock",
+            ".lease",
+        ):  # they name a process, and a kill as the last act leaves them
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

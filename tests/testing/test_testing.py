@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 import random
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -17,6 +20,7 @@ import mtmeta
 from mtmeta.core.registry.discovery import load_plugins
 from mtmeta.core.registry.registry import Registry
 from mtmeta.testing.algorithms import check_algorithm
+from mtmeta.testing.launchers import check_launcher
 from mtmeta.testing.tasks import check_task
 from mtmeta.testing.tiny import tiny_learner
 
@@ -364,3 +368,87 @@ def test_tiny_learner_is_the_same_every_time() -> None:
     assert all(p.equal(two[0].parameters[name]) for name, p in one[0].parameters.items())
     assert not all(p.equal(other[0].parameters[name]) for name, p in one[0].parameters.items())
     assert one[1].batch("sst").ids == two[1].batch("sst").ids
+
+
+# ------------------------------------------------------------------------------------------------------- launchers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Children(mtmeta.Launcher):
+    """Child processes."""
+
+    name = "children"
+    processes: ClassVar[dict[str, subprocess.Popen[bytes]]] = {}
+
+    def submit(self, job: mtmeta.Job) -> str:
+        process = subprocess.Popen(job.command, env=os.environ | self.variables(job), cwd=job.cwd)
+        self.processes[str(process.pid)] = process
+        return str(process.pid)
+
+    def variables(self, job: mtmeta.Job) -> dict[str, str]:
+        return dict(job.environment)
+
+    def poll(self, handles: Sequence[str]) -> dict[str, mtmeta.JobState]:
+        return {handle: mtmeta.JobState(True) for handle in handles if self.processes[handle].poll() is None}
+
+    def cancel(self, handle: str) -> None:
+        self.processes[handle].terminate()
+
+
+class Forgetful(Children):
+    """Leaves variables out."""
+
+    name = "forgetful"
+
+    def variables(self, job: mtmeta.Job) -> dict[str, str]:
+        return {"MTMETA_CHECK": "another"}
+
+
+class Sticky(Children):
+    """Tells of jobs that are over."""
+
+    name = "sticky"
+
+    def poll(self, handles: Sequence[str]) -> dict[str, mtmeta.JobState]:
+        return dict.fromkeys(handles, mtmeta.JobState(True))
+
+
+class Brutal(Children):
+    """Gives a job no time."""
+
+    name = "brutal"
+
+    def cancel(self, handle: str) -> None:
+        self.processes[handle].kill()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unexplained(Children):
+    """Has an option without help."""
+
+    name = "unexplained"
+
+    color: str = "red"
+
+
+def test_check_launcher_passes_what_is_right(tmp_path: Path) -> None:
+    check_launcher(Children(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Forgetful, "expected its cwd and variables"),
+        (Sticky, "poll still holds a job that is over, in 3 s"),
+        (Brutal, "a cancelled job got no SIGTERM, in 3 s"),
+        (Unexplained, "option color has no help"),
+    ],
+)
+def test_check_launcher_notices(kind: type[Children], expected: str, tmp_path: Path) -> None:
+    try:
+        with pytest.raises(AssertionError, match=expected):
+            check_launcher(kind(), tmp_path, patience=3 if kind in (Sticky, Brutal) else 60)
+    finally:
+        for process in Children.processes.values():
+            process.kill()
+            process.wait()

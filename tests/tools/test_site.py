@@ -147,7 +147,7 @@ def test_every_key_of_a_recipe_and_every_setting_of_the_environment_is_explained
     recipe = pages()["reference/recipe.md"]
     assert re.findall(r"^`(\w+)` ", recipe.partition("## `")[0], re.MULTILINE) == list(KEYS)
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "mtmeta").rglob("*.py"))
-    ours = {"MTMETA_PARENT"}  # from one process of mtmeta's to another
+    ours = {"MTMETA_PARENT", "MTMETA_JOB", "MTMETA_CHECK"}  # from one process of mtmeta's to another
     assert set(re.findall(r"\bMTMETA_[A-Z]+\b", sources)) - ours == set(ENVIRONMENT)
 
 
@@ -162,7 +162,7 @@ def test_defaults_are_those_of_the_code() -> None:
 def test_commands_are_those_of_the_command_line() -> None:
     page = pages()["reference/commands.md"]
     assert re.search(r"^mtmeta compare \[OPTIONS\] \{?RECIPE\}?\.\.\.$", page, re.MULTILINE)
-    assert re.search(r'^`--jobs .*` <span class="takes">default: 1; .*</span>\n:   Runs at a time', page, re.MULTILINE)
+    assert re.search(r'^`--seeds .*` <span class="takes">default: 5; .*</span>\n:   Seeded draws', page, re.MULTILINE)
     assert "### `mtmeta recipes copy` {#recipes-copy}" in page
     assert "| 3 | A data file" in page
 

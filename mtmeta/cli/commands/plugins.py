@@ -42,8 +42,8 @@ def show(
 ) -> None:
     """Explain a part of recipes: what it does, and its options.
 
-    KIND is task, algorithm, backbone, sampler, metric, reporter, optimizer, schedule, or section (of a recipe: data,
-    training, budget, evaluation, checkpoint). `mtmeta plugins` lists the names.
+    KIND is task, algorithm, backbone, sampler, metric, reporter, launcher, optimizer, schedule, or section (of a
+    recipe: data, training, budget, evaluation, checkpoint). `mtmeta plugins` lists the names.
 
     \b
     Examples:

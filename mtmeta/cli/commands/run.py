@@ -28,6 +28,9 @@ def run(
             "--allow-inexact", help="Go on with another torch, thread count, device, ... than the run began with."
         ),
     ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for another process that trains in the directory, and go on after it.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Train nothing: print the plan, and the time it would take.")
     ] = False,
@@ -51,7 +54,12 @@ def run(
       mtmeta run my.yaml --set training.steps=20 --set optimizer.lr=0.5 --out runs/short
     """
     options: dict[str, Any] = {"set_": set_, "out": out, "data_root": data_root, "device": device, "fresh": fresh}
-    options |= {"allow_changed_data": allow_changed_data, "allow_inexact": allow_inexact, "no_plugin": no_plugin}
+    options |= {
+        "wait": wait,
+        "allow_changed_data": allow_changed_data,
+        "allow_inexact": allow_inexact,
+        "no_plugin": no_plugin,
+    }
     if dry_run:
         _show_plan(recipe, options, 20 if probe is None else probe, json_=json_)
     elif probe is not None:

@@ -12,11 +12,13 @@ from mtmeta.cli.options import Baseline, Json, Margin, NoPlugin, warn
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"), json_: Json = False
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to look.")] = Path("runs"),
+    no_plugin: NoPlugin = None,
+    json_: Json = False,
 ) -> None:
     """List the runs under a folder: how far each is, metrics, age.
 
-    The newest come first.
+    The newest come first. Jobs of a launcher (--on) are queued, running, preempted, cancelled, failed or lost.
 
     \b
     Examples:
@@ -25,7 +27,7 @@ def runs(
     """
     from mtmeta.core.reports.terminal.run_list import list_runs, show_runs
 
-    rows = list_runs(folder)
+    rows = list_runs(folder, no_plugin or [])
     print(json.dumps(rows)) if json_ else show_runs(rows, folder)
 
 

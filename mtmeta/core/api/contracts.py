@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
-from mtmeta.core.api.option_types import Carve, Inputs, NonNegativeFloat, PositiveInt
+from mtmeta.core.api.option_types import Carve, Inputs, NonNegativeFloat, PositiveFloat, PositiveInt
 from mtmeta.core.errors import DataError, PluginError, RecipeError
 from mtmeta.core.tables.data_file import DataFile, Dialect
 
@@ -557,3 +557,73 @@ class Reporter(Component):
         of what was reported before still stands. A kill may come at any time; what is written at once is kept.
         """
         raise NotImplementedError(f"reporter {self.name!r} cannot open")
+
+
+# -------------------------------------------------------------------------------------------------------- launchers
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a study, as a command that may be run anywhere and as often as need be.
+
+    Wherever and whenever it is started it goes on from the run's newest checkpoint, waits for another copy of itself,
+    and ends at once if the run is finished. On SIGTERM, SIGUSR1 or SIGUSR2 it saves and ends with exit code 75.
+    """
+
+    name: str
+    """Name of the run directory, for the job's name: letters, digits, `.`, `_` and `-`."""
+    command: tuple[str, ...]
+    """The program and its arguments."""
+    environment: Mapping[str, str]
+    """Variables to set, beside those that the command line of the study had."""
+    cwd: Path
+    """The directory to start it in."""
+    logs: Path
+    """A folder for what it prints, and for whatever the launcher writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """What is known of a job that is not over."""
+
+    running: bool
+    """Whether it runs; else it waits."""
+    where: str = ""
+    """The machine it runs on."""
+    why: str = ""
+    """Why it waits, in the launcher's words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher(Component):
+    """Where the runs of a study run. Fields are options of `--set launcher.NAME=VALUE`.
+
+    Whether a run is finished, failed or lost is read from the study's folder, which must be on a disk that all machines
+    see: a launcher starts commands, and says which of them are not over.
+    """
+
+    lost: PositiveInt = 3
+    """How often a job may be lost, killed or with its machine, and be started again."""
+    every: PositiveFloat = 10.0
+    """Seconds between two looks at the jobs."""
+
+    in_pool: ClassVar[bool] = False
+    """Whether jobs are processes of the command that wants them, `--jobs` at a time, which mtmeta starts itself."""
+
+    def require(self) -> None:
+        """Raise MachineError, before anything else is done, if a program or package that it needs is missing."""
+
+    def submit(self, job: Job) -> str:
+        """Have a job started, and return a text by which it is known from then on. Raises MachineError."""
+        raise NotImplementedError(f"launcher {self.name!r} submits no jobs")
+
+    def poll(self, handles: Sequence[str]) -> Mapping[str, JobState]:
+        """Return the state of each of these jobs that waits or runs; one that is over, or unknown, is left out.
+
+        Raises MachineError where that cannot be said now; it is asked again.
+        """
+        raise NotImplementedError(f"launcher {self.name!r} knows no jobs")
+
+    def cancel(self, handle: str) -> None:
+        """End a job, with a SIGTERM first; one that is over already is left alone. Raises MachineError."""
+        raise NotImplementedError(f"launcher {self.name!r} cancels no jobs")

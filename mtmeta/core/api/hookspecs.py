@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
+    from mtmeta.core.api.contracts import Algorithm, Backbone, Launcher, Metric, Reporter, Sampler, Task
 
 API_VERSION = 2  # a plugin that needs one says so with a module attribute `mtmeta_api`
 API_VERSIONS = (1, API_VERSION)
@@ -50,3 +50,8 @@ def register_metrics() -> list[Metric]:  # type: ignore[empty-body]
 @hookspec
 def register_reporters() -> list[type[Reporter]]:  # type: ignore[empty-body]
     """Reporters: what becomes of the events of a run."""
+
+
+@hookspec
+def register_launchers() -> list[type[Launcher]]:  # type: ignore[empty-body]
+    """Launchers: where the runs of a study run, such as a cluster."""

@@ -30,8 +30,9 @@ DEFAULT_PLUGINS = (
     "mtmeta.plugins.samplers",
     "mtmeta.plugins.metrics",
     "mtmeta.plugins.reporters",
+    "mtmeta.plugins.launchers",
 )
-HOOKS = ("tasks", "algorithms", "backbones", "samplers", "metrics", "reporters")
+HOOKS = ("tasks", "algorithms", "backbones", "samplers", "metrics", "reporters", "launchers")
 HOOK_NAMES = tuple(f"register_{hook}" for hook in HOOKS)
 SLOW_IMPORT_SECONDS = 5.0
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, cast
 
-from mtmeta.core.api.contracts import Algorithm, Backbone, Metric, Reporter, Sampler, Task
+from mtmeta.core.api.contracts import Algorithm, Backbone, JobState, Launcher, Metric, Reporter, Sampler, Task
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import MtmetaError, PluginError, out_of_memory
 from mtmeta.core.registry.discovery import Plugin, called_by
@@ -28,6 +28,7 @@ KINDS: dict[str, type[Any]] = {
     "sampler": Sampler,
     "metric": Metric,
     "reporter": Reporter,
+    "launcher": Launcher,
 }
 
 
@@ -248,6 +249,19 @@ def _lines(accuse: Accusation, lines: Iterable[Any]) -> list[str]:
     return [str(line) for line in lines]
 
 
+def _handle(accuse: Accusation, handle: Any) -> str:
+    if not isinstance(handle, str) or not handle:
+        raise TypeError(f"submit returned {handle!r}, expected a text")
+    return handle
+
+
+def _states(accuse: Accusation, states: Any) -> dict[str, JobState]:
+    for state in dict(states).values():
+        if not isinstance(state, JobState):
+            raise TypeError(f"poll returned {state!r} for a job, expected a mtmeta.JobState")
+    return dict(states)
+
+
 class _Reporting(AbstractContextManager[Any]):
     """A reporter's context, the handler in it, and its way out, all under guard."""
 
@@ -281,4 +295,6 @@ _FINISH: dict[tuple[str, str], Callable[[Accusation, Any], Any]] = {
     ("sampler", "check"): _remarks,
     ("sampler", "probabilities"): _numbers,
     ("reporter", "open"): _Reporting,
+    ("launcher", "submit"): _handle,
+    ("launcher", "poll"): _states,
 }

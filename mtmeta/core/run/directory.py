@@ -4,7 +4,7 @@ recipe.yaml  recipe.lock.yaml  backbone/  checkpoints/  events.jsonl  prediction
 encoder/, where it is not trained
 metrics.jsonl and tensorboard/, where the recipe has these reporters
 
-`.lock` is there while a process trains in it.
+`.lock` and `.lease` are there while a process trains in it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from mtmeta.core.registry.registry import Registry
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.atomic import clear_leftovers, remove_entry
 from mtmeta.core.storage.disk import BEST, LINK, check_own, disk_errors, write_file
+from mtmeta.core.storage.leases.lease import LEASE_NAME
 from mtmeta.core.storage.lock import LOCK_NAME
 from mtmeta.core.storage.reading import LIMITS, open_regular, read_bytes, why
 from mtmeta.core.wording import safe
@@ -282,7 +283,7 @@ def _stays(path: PurePath, target: str) -> bool:
 
 def _counts(path: Path) -> bool:
     """Return whether a file makes its directory not empty; leftovers of a kill do not."""
-    return path.name != LOCK_NAME and not (path.name.startswith(".") and path.name.endswith(".tmp"))
+    return path.name not in (LOCK_NAME, LEASE_NAME) and not (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def _exact(lock: Mapping[str, Any]) -> dict[str, str]:

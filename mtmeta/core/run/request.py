@@ -29,6 +29,8 @@ class RunRequest:
     allow_changed_data: bool = False
     allow_inexact: bool = False
     """Go on with another torch, thread count, device, ... than the run began with."""
+    wait: bool = False
+    """Wait for another process that uses the run directory, where else that is an error."""
     block: Sequence[str] = ()
     """Names of plugins to leave out."""
     warn: Callable[[str], None] = lambda text: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,14 +118,14 @@ def _train(request: RunRequest, ranks: Group) -> RunSummary:
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
         if held := ranks.settle(folder.path.exists())[0]:
-            _hold(folder, stack, request, ranks)
+            _hold(training, stack, request, ranks)
         ranks.together(training.load)
         stack.enter_context(fitting_threads(training.session.backbone.encoder))
         lock = training.lock()
         agree_on_lock(lock, ranks)
         check_shared(folder.path, ranks)
         if not held:
-            _hold(folder, stack, request, ranks)
+            _hold(training, stack, request, ranks)
         # again: another process may have held it till now
         usable = ranks.together(lambda: folder.check_usable(recipe, fresh=request.fresh))
         continued = ranks.settle(usable)[0]
@@ -142,9 +143,16 @@ def _prepare(opened: OpenRecipe, request: RunRequest, ranks: Group) -> Training:
     return Training(opened.session(ranks), request.stop)
 
 
-def _hold(folder: RunDir, stack: ExitStack, request: RunRequest, ranks: Group) -> None:
+def _hold(training: Training, stack: ExitStack, request: RunRequest, ranks: Group) -> None:
     """Lock the run directory until `stack` closes; the rank that writes does."""
-    ranks.together(lambda: stack.enter_context(lock_folder(folder.path, request.warn)) if ranks.leads else None)
+    path = training.session.folder.path
+    take_away = functools.partial(training.stop.take_away, str(path))
+
+    def hold() -> None:
+        if ranks.leads:
+            stack.enter_context(lock_folder(path, request.warn, wait=request.wait, lost=take_away))
+
+    ranks.together(hold)
 
 
 def _begin(training: Training, lock: dict[str, Any], request: RunRequest, *, continued: bool) -> None:

@@ -23,6 +23,7 @@ from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.addresses import is_remote
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.studies.comparable import Planned, check_alike
+from mtmeta.core.studies.launching.placement import POOL, Placement, place
 from mtmeta.core.studies.planned_run import is_finished, lock_of, same_carving
 from mtmeta.core.studies.protocol import MOST, Protocol, Register, departures
 from mtmeta.core.studies.study import Study
@@ -45,7 +46,8 @@ def compare(
     baseline: str | Sequence[str] | None = None,
     margin: float | None = None,
     until: Literal["interval"] | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
+    on: str | None = None,
     block: Sequence[str] = (),
     warn: Say = lambda text: None,
     say: Say = lambda text: None,
@@ -59,9 +61,11 @@ def compare(
     are finished are used as they are, those that were cut go on. `baseline` names the recipes that differences are to;
     by default the one that trains each task alone. With a `margin` a row is not inferior to a baseline if its interval
     lies above -margin. `until="interval"` gives a row no further seeds once its interval excludes 0 at one of a few
-    looks; see `mtmeta.core.training.statistics.looks`. Recipes, files and device are checked before the first run
-    begins. Raises MtmetaError, RecipeError where the recipes do not measure the same, DataError where they read other
-    data, Incomplete, with the comparison of the others, where runs of some recipes failed.
+    looks; see `mtmeta.core.training.statistics.looks`. Runs are processes of this machine, `jobs` at a time, or jobs of
+    a launcher: `on="slurm"`, with its options among the overrides, as `launcher.gpus=1`. Recipes, files and device are
+    checked before the first run begins. Raises MtmetaError, RecipeError where the recipes do not measure the same,
+    DataError where they read other data, Incomplete, with the comparison of the others, where runs of some recipes
+    failed.
     """
     request = RunRequest(
         overrides=overrides,
@@ -77,35 +81,47 @@ def compare(
         raise UsageError("--until", f"must be interval, found {quote(str(until))}")
     baselines = (baseline,) if isinstance(baseline, str) else tuple(baseline or ())
     protocol = Protocol(baselines, margin, until == "interval")
-    return compare_recipes(recipes, request, protocol, seeds=seeds, add_seeds=add_seeds, at_once=jobs, say=say)
+    placement, request = place(request, on, jobs=jobs)
+    return compare_recipes(recipes, request, protocol, placement, seeds=seeds, add_seeds=add_seeds, say=say)
 
 
 def compare_recipes(
     recipes: Sequence[str | Path],
     request: RunRequest,
     protocol: Protocol | None = None,
+    placement: Placement = POOL,
     *,
     seeds: int | None = None,
     add_seeds: int | None = None,
-    at_once: int = 1,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Carry out a comparison; see `compare`. The request holds all but the recipes."""
+    """Carry out a comparison; see `compare`. The request holds all but the recipes.
+
+    One that is to be detached is not waited for: its jobs are submitted, and what they are is returned.
+    """
+    protocol = protocol or Protocol()
+    if placement.detach and protocol.until_interval:
+        raise UsageError("--detach", "cannot be with --until, for looks on the way decide which runs there are")
     registry = build_registry(block=request.block, warn=request.warn)
     plan = plan_runs(recipes, registry, 1, request)
-    protocol = (protocol or Protocol()).settled(plan)
+    protocol = protocol.settled(plan)
     register = Register.of(Path(request.out or "."), plan)
     count = _seeds(register, seeds, add_seeds, lambda count: plan_runs(recipes, registry, count, request), say)
     plan = plan_runs(recipes, registry, count, request)
     looks = protocol.looks(len(next(iter(plan.values()))))
-    if request.device not in ("auto", "cpu"):  # which are there always; to look for others takes PyTorch
+    if placement.launcher is None and request.device not in (
+        "auto",
+        "cpu",
+    ):  # which are there always; to look for others takes PyTorch
         from mtmeta.core.machine import pick_device
 
         pick_device(request.device)
     check_files(plan)
-    study = Study(plan, protocol, registry, request, at_once, say)
+    study = Study(plan, protocol, registry, request, placement, say)
     study.check(recipes)
     record = register.write(protocol, seeds=looks[-1].seeds, finished=study.finished, runs=len(study.runs))
+    if placement.detach:
+        return study.submit()
     table = study.run(looks, departures(record, protocol))
     register.note_end(protocol)
     return table

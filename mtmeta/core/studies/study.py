@@ -15,8 +15,9 @@ from mtmeta.core.storage.artifacts import by_name, remedy
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.comparable import Planned, check_data
 from mtmeta.core.studies.comparison import MEAN, comparison, signs_of
+from mtmeta.core.studies.launching.placement import Placement
 from mtmeta.core.studies.planned_run import check_unedited, is_finished, job_of
-from mtmeta.core.studies.processes.pool import Job, run_all
+from mtmeta.core.studies.processes.pool import Job
 from mtmeta.core.studies.protocol import Protocol
 from mtmeta.core.training.statistics import Look
 
@@ -32,11 +33,11 @@ class Study:
         protocol: Protocol,
         registry: Registry,
         request: RunRequest,
-        at_once: int,
+        placement: Placement,
         say: Say,
     ) -> None:
         self.plan, self.protocol, self.registry, self.request = plan, protocol, registry, request
-        self.at_once, self.say = at_once, say
+        self.placement, self.say = placement, say
         self.runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # first seeds first
         self.waiting = {run.folder.path: run for run in self.runs if not is_finished(run)}
         self.errors: dict[Path, MtmetaError] = {}
@@ -84,6 +85,17 @@ class Study:
             raise Incomplete(list(self.errors.values()), table | {"left_out": self._left_out()})
         return table
 
+    def submit(self) -> dict[str, Any]:
+        """Submit the runs that are not finished as jobs, and wait for none; return what was submitted."""
+        jobs = [job_of(run, self.request) for run in self.waiting.values()]
+        submitted = self.placement.submit(jobs, Path(self.request.out or "."), self.say)
+        return {
+            "out": str(self.request.out or "."),
+            "submitted": submitted,
+            "finished": self.finished,
+            "runs": len(self.runs),
+        }
+
     def _is_decided(self, row: Mapping[str, Any], look: Look, last: Look) -> bool:
         """Return whether a row's interval of the mean excludes 0, and say so where it spares seeds."""
         delta = row["columns"][MEAN]["delta"]
@@ -108,7 +120,8 @@ class Study:
         def failed(job: Job, error: MtmetaError) -> None:
             self.errors[job.folder] = error
 
-        run_all(jobs, at_once=self.at_once, say=self.say, ended=ended, failed=failed, stop=self.request.stop)
+        calls: dict[str, Any] = {"say": self.say, "ended": ended, "failed": failed, "stop": self.request.stop}
+        self.placement.run(jobs, Path(self.request.out or "."), **calls)
         for path in waiting:
             del self.waiting[path]
 

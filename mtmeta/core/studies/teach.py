@@ -37,8 +37,10 @@ from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.atomic import clear_leftovers
 from mtmeta.core.storage.disk import fingerprint
 from mtmeta.core.studies.comparable import Planned
+from mtmeta.core.studies.launching.placement import POOL, Placement
+from mtmeta.core.studies.launching.records import FOLDER as JOBS
 from mtmeta.core.studies.planned_run import is_finished, job_of
-from mtmeta.core.studies.processes.pool import run_all
+from mtmeta.core.studies.processes.pool import Job
 from mtmeta.core.training.evaluation import checked, forward
 from mtmeta.core.wording import did_you_mean, quote
 
@@ -46,14 +48,15 @@ Say = Callable[[str], None]
 
 
 def teach(
-    request: RunRequest, *, folds: int | None = None, at_once: int = 1, say: Say = lambda text: None
+    request: RunRequest, *, folds: int | None = None, placement: Placement = POOL, say: Say = lambda text: None
 ) -> dict[str, Any]:
     """Write what teachers say of the training sets of a recipe; return the document of `--json`.
 
     With `folds`, or with those under the recipe's `teachers`, fold models of the recipe are trained in folders of the
-    output directory, `at_once` at a time, and label what they did not see; runs that are finished are used as they are,
-    those that were cut go on. Otherwise the finished runs that the recipe's `teachers` name label its training sets.
-    Raises MtmetaError.
+    output directory, wherever `placement` has them run, and label what they did not see; runs that are finished are
+    used as they are, those that were cut go on. Otherwise the finished runs that the recipe's `teachers` name label its
+    training sets. Where the placement is to be detached, jobs of the fold models are submitted, and what they are is
+    returned; the next call has them label. Raises MtmetaError.
     """
     registry = build_registry(block=request.block, warn=request.warn)
     recipe = load_recipe(request.recipe, registry, overrides=request.overrides, data_root=request.data_root)
@@ -61,13 +64,22 @@ def teach(
     folds = folds or _folds_of_recipe(recipe)
     for name in names:
         _check_objective(name, recipe.tasks[name])
+    if folds is None and placement.detach:
+        raise UsageError("--detach", "is for fold models; the runs that the recipe's teachers name are finished")
     if folds is None:
         return {"recipe": recipe.name, "folds": 0, "tables": list(_by_runs(recipe, request, say))}
     if recipe.data.leave_out is not None:
         raise RecipeError("data.leave_out", "is what mtmeta teach sets for each of its folds; leave it out")
     folder = Path(request.out or Path("runs") / f"{recipe.name}-teachers")
     _check_place(folder)
-    runs = _train(folder, folds, registry, request, at_once, say)
+    runs, jobs = _fold_models(folder, folds, registry, request, say)
+    if placement.detach:
+        submitted = placement.submit(jobs, folder, say)
+        return {"out": str(folder), "submitted": submitted, "finished": len(runs) - len(jobs), "runs": len(runs)}
+    placement.run(jobs, folder, say=say, stop=request.stop)
+    for run in runs:
+        if not is_finished(run):  # which also finds a recipe that was edited meanwhile
+            raise DataError(str(run.folder.path), "is not finished; run the same command again")
     return {"recipe": recipe.name, "folds": folds, "tables": list(_by_folds(folder, runs, names, request, say))}
 
 
@@ -99,7 +111,8 @@ def _check_place(folder: Path) -> None:
     for path in entries:  # what lies deeper is looked at by each run, and by who writes labels
         if path.is_symlink():
             raise UsageError(str(path), "is a symbolic link; remove it, or choose another folder with --out")
-    others = [path.name for path in entries if path.name != "teachers" and not path.name.startswith("fold-")]
+    ours = ("teachers", JOBS)
+    others = [path.name for path in entries if path.name not in ours and not path.name.startswith("fold-")]
     if others:
         message = f"holds {quote(others[0])}, which is not of mtmeta teach"
         raise UsageError(str(folder), f"{message}; choose another folder with --out")
@@ -108,8 +121,10 @@ def _check_place(folder: Path) -> None:
 # -------------------------------------------------------------------------------------------------- fold models
 
 
-def _train(folder: Path, folds: int, registry: Registry, request: RunRequest, at_once: int, say: Say) -> list[Planned]:
-    """Train the fold models, as far as they are not; return their runs, finished, in order."""
+def _fold_models(
+    folder: Path, folds: int, registry: Registry, request: RunRequest, say: Say
+) -> tuple[list[Planned], list[Job]]:
+    """Return the runs of the fold models, in order, and the jobs of those that are not finished."""
     runs, settings = [], {}
     for fold in range(1, folds + 1):
         place = RunDir(folder / f"fold-{fold}")
@@ -120,11 +135,7 @@ def _train(folder: Path, folds: int, registry: Registry, request: RunRequest, at
     waiting = [run for run in runs if not is_finished(run)]
     say(f"{folds} fold models, {folds - len(waiting)} of them trained already, in {folder}")
     jobs = [replace(job_of(run, request, settings[run.folder.path]), label=run.folder.path.name) for run in waiting]
-    run_all(jobs, at_once=at_once, say=say, stop=request.stop)
-    for run in runs:
-        if not is_finished(run):  # which also finds a recipe that was edited meanwhile
-            raise DataError(str(run.folder.path), "is not finished; run the same command again")
-    return runs
+    return runs, jobs
 
 
 @own_settings()

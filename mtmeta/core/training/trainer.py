@@ -86,6 +86,7 @@ class Trainer:
             while self.step < self.steps:
                 with self.agreement.failing_together():
                     self.make_step()
+                    self.stop.check_ours()
                     if self.step == self.steps or self.step % self.evaluate_every == 0:
                         self._evaluate()
                     elif self.step % COMPARED == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,13 @@ def task(name: str, **members: Any) -> type[mtmeta.Task]:
 
 def registered(part: type[Any], kind: str = "task", distribution: str = "mtmeta-p") -> Any:
     """The part as a registry hands it out."""
-    hook = {"task": "tasks", "algorithm": "algorithms", "reporter": "reporters", "sampler": "samplers"}[kind]
+    hook = {
+        "task": "tasks",
+        "algorithm": "algorithms",
+        "reporter": "reporters",
+        "sampler": "samplers",
+        "launcher": "launchers",
+    }[kind]
     plugin = Plugin("p", "0.3", distribution, parts={hook: [part]})
     registry = Registry(Plugins([plugin]))
     assert plugin.broken is None
@@ -156,6 +162,31 @@ def test_reporters_on_the_way_in_and_out_and_between(tmp_path: Path) -> None:
     handle = context.__enter__()
     assert raised(lambda: handle(None)).endswith("reporter 'odd' raised RuntimeError: boom")
     assert raised(lambda: context.__exit__(None, None, None)).endswith("raised RuntimeError: no way out")
+
+
+def test_a_launcher_is_guarded_and_what_it_returns_is_looked_at() -> None:
+    class Odd(mtmeta.Launcher):
+        name = "odd"
+
+        def submit(self, job: mtmeta.Job) -> Any:
+            return 17
+
+        def poll(self, handles: Sequence[str]) -> Any:
+            if not handles:
+                raise mtmeta.MachineError("odd", "gives no answer")
+            return dict.fromkeys(handles, "running")
+
+        def cancel(self, handle: str) -> None:
+            raise RuntimeError("boom")
+
+    launcher = registered(Odd, "launcher")()
+    job = mtmeta.Job("a", ("true",), {}, Path(), Path())
+    assert raised(lambda: launcher.submit(job)).endswith("TypeError: submit returned 17, expected a text")
+    expected = "launcher 'odd' raised TypeError: poll returned 'running' for a job, expected a mtmeta.JobState"
+    assert raised(lambda: launcher.poll(["1"])).endswith(expected)
+    assert raised(lambda: launcher.cancel("1")).endswith("launcher 'odd' raised RuntimeError: boom")
+    with pytest.raises(mtmeta.MachineError, match="gives no answer"):  # which is an answer
+        launcher.poll([])
 
 
 def test_a_plugin_may_catch_what_its_own_methods_raise(monkeypatch: pytest.MonkeyPatch) -> None:

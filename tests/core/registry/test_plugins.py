@@ -76,6 +76,7 @@ IMPLEMENTED = {
     "register_samplers": ("class Part(mtmeta.Sampler):", "Part"),
     "register_metrics": ("class Unused:", "mtmeta.Metric('a-part', lambda labels, predictions: 0.5)"),
     "register_reporters": ("class Part(mtmeta.Reporter):", "Part"),
+    "register_launchers": ("class Part(mtmeta.Launcher):", "Part"),
 }
 
 
@@ -535,7 +536,7 @@ def test_examples_use_only_what_is_public() -> None:
     used = {f: private_uses(tree, *["mtmeta.testing"] * ("/tests/" in f)) for f, tree in found.items()}
     assert {file: names for file, names in used.items() if names} == {}
     assert {Path(file).parts[1] for file in found} == {
-        f"mtmeta-{name}" for name in ("cola", "gradnorm", "mlflow", "pcgrad", "wandb")
+        f"mtmeta-{name}" for name in ("background", "cola", "gradnorm", "mlflow", "pcgrad", "wandb")
     }
 
 

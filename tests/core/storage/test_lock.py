@@ -138,9 +138,7 @@ def test_where_there_are_no_locks_it_says_so_once(
     said: list[str] = []
     mtmeta.run(quick(tmp_path, "joint"), out=tmp_path / "out", warn=said.append)
     why = "this system has none" if missing else os.strerror(errno.ENOLCK)
-    assert said == [
-        f"{tmp_path / 'out'}: no file lock ({why}); take care that no other process uses this run directory"
-    ]
+    assert said == [f"{tmp_path / 'out'}: no file lock ({why}); its lease alone keeps other processes out"]
 
 
 def test_a_directory_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ ALLOWED = {
     "mtmeta.core.storage.reading": "the reader, which opens for reading alone",
     "mtmeta.core.storage.outputs": "what a user names, such as /dev/stdout, is opened and written into",
     "mtmeta.core.storage.lock": "the lock of a run directory, opened without following links, and refused if shared",
+    "mtmeta.core.storage.leases.lease": "the time of a lease of our own, and its end; the writer makes it",
     "mtmeta.core.storage.staging": "folders within a staged one, which nobody else can name",
     "mtmeta.core.storage.cache": "arrays in a staged folder of the user's own cache, and files that have no name",
     "mtmeta.core.storage.download": "a part of a download, opened without following links, which goes on after a kill",
@@ -41,6 +42,7 @@ ALLOWED = {
     "mtmeta.cli.application": "/dev/null in place of a closed stdout",
     "mtmeta.cli.completion.answer": "/dev/null in place of stderr",
     "mtmeta.plugins.backbones.tokenizers.fast": "/dev/null in place of stderr",
+    "mtmeta.testing.launchers": "checks of plugins, in a folder that their caller gives",
     "mtmeta.testing.reporters": "checks of plugins, in a folder that their caller gives",
     "mtmeta.testing.tasks": "checks of plugins, in a temporary folder",
 }

@@ -28,6 +28,7 @@ from mtmeta.core.run.plan import plan
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.studies.adapt import adapt
 from mtmeta.core.studies.adaptations import Shots
+from mtmeta.core.studies.launching.placement import Placement
 from mtmeta.core.studies.teach import teach
 from mtmeta.plugins.algorithms.protonet import Protonet
 from tests.robustness.small import ALGORITHMS, differences, make_backbone, make_data, outcome, train, write_recipe
@@ -96,7 +97,7 @@ def test_the_command_trains_fold_models_once(made: Path, tmp_path: Path) -> None
     """Through the pool of processes, with the bytes that runs in this process gave; again nothing is done."""
     said: list[str] = []
     request = RunRequest(made / "alone.yaml", out=tmp_path / "labels", device="cpu")
-    document = teach(request, folds=2, at_once=2, say=said.append)
+    document = teach(request, folds=2, placement=Placement(at_once=2), say=said.append)
     assert said[0] == f"2 fold models, 0 of them trained already, in {tmp_path / 'labels'}"
     assert sorted(path.name for path in (tmp_path / "labels").iterdir()) == ["fold-1", "fold-2", "teachers"]
     for row in document["tables"]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, run_request, say
+from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, On, Set, run_request, say
 from mtmeta.core.errors import UsageError
 from mtmeta.core.wording import quote
 
@@ -41,6 +41,7 @@ def adapt(
         int | None,
         typer.Option(min=1, max=1000, metavar="N", help="Adaptations at a time, one thread each; default: all cores."),
     ] = None,
+    on: On = None,
     set_: Set = None,
     data_root: DataRoot = None,
     device: Device = "auto",
@@ -61,6 +62,9 @@ def adapt(
     """
     if len(arguments) < 2:
         raise UsageError("mtmeta adapt", "takes at least a RUN and a RECIPE")
+    if on not in (None, "local"):
+        message = "adapts for seconds at a time, and makes no runs, here alone; give sbatch the command itself"
+        raise UsageError("--on", f"mtmeta adapt {message}")
     if head not in ("reset", "prototype"):
         raise UsageError("--head", f"must be reset or prototype, found {quote(head)}")
     try:

@@ -9,7 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from mtmeta.cli.options import Baseline, DataRoot, Device, Json, Margin, NoPlugin, Set, run_request, say
+from mtmeta.cli.options import (
+    Baseline,
+    DataRoot,
+    Detach,
+    Device,
+    Jobs,
+    Json,
+    Margin,
+    NoPlugin,
+    On,
+    Set,
+    run_request,
+    say,
+    show_submitted,
+)
 from mtmeta.core.errors import Incomplete, UsageError
 
 
@@ -41,7 +55,9 @@ def compare(
         Until | None,
         typer.Option(help="Give a row no further seeds once its interval excludes 0; --seeds is the most."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Runs at a time; they share the cores.")] = 1,
+    jobs: Jobs = None,
+    on: On = None,
+    detach: Detach = False,
     set_: Set = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the runs.")] = Path("runs/compare"),
     data_root: DataRoot = None,
@@ -60,6 +76,7 @@ def compare(
     Examples:
       mtmeta compare minilm/joint minilm/reptile minilm/individual --data-root DATA --seeds 3
       mtmeta compare alone.yaml together.yaml --seeds 10 --margin 0.005 --until interval
+      mtmeta compare alone.yaml together.yaml --on slurm --set launcher.gpus=1 --detach
     """
     if json_ + markdown + csv > 1:
         raise UsageError("--json, --markdown, --csv", "say three ways of printing; give one of them")
@@ -68,15 +85,19 @@ def compare(
     with stop_on_signals() as stop:
         request = run_request(set_=set_, out=out, data_root=data_root, device=device, no_plugin=no_plugin, stop=stop)
         from mtmeta.core.studies.compare import compare_recipes
+        from mtmeta.core.studies.launching.placement import place
         from mtmeta.core.studies.protocol import Protocol
 
         protocol = Protocol(tuple(baseline or ()), margin, until is not None)
-        numbers: dict[str, Any] = {"seeds": seeds, "add_seeds": add_seeds, "at_once": jobs}
+        numbers: dict[str, Any] = {"seeds": seeds, "add_seeds": add_seeds}
+        placement, request = place(request, on, jobs=jobs, detach=detach)
         incomplete: Incomplete | None = None
         try:
-            table = compare_recipes(recipes, request, protocol, **numbers, say=say)
+            table = compare_recipes(recipes, request, protocol, placement, **numbers, say=say)
         except Incomplete as error:
             table, incomplete = error.comparison, error
+    if detach:
+        return show_submitted(table, json_=json_)
     _show(table, json_=json_, markdown=markdown, csv=csv)
     if incomplete is not None:
         raise incomplete

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, run_request, say
+from mtmeta.cli.options import DataRoot, Detach, Device, Jobs, Json, NoPlugin, On, Set, run_request, say, show_submitted
 
 
 def teach(
@@ -19,7 +19,9 @@ def teach(
         int | None,
         typer.Option(min=2, max=100, metavar="K", help="Fold models; default: those under the recipe's `teachers`."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Runs at a time; they share the cores.")] = 1,
+    jobs: Jobs = None,
+    on: On = None,
+    detach: Detach = False,
     set_: Set = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of fold models and labels; default runs/NAME-teachers.")
@@ -47,7 +49,11 @@ def teach(
         options: dict[str, Any] = {"set_": set_, "out": out, "data_root": data_root, "no_plugin": no_plugin}
         request = run_request(recipe, **options, device=device, stop=stop)
         from mtmeta.core.reports.terminal.teaching import show_teaching
+        from mtmeta.core.studies.launching.placement import place
         from mtmeta.core.studies.teach import teach as write_labels
 
-        taught = write_labels(request, folds=folds, at_once=jobs, say=say)
+        placement, request = place(request, on, jobs=jobs, detach=detach)
+        taught = write_labels(request, folds=folds, placement=placement, say=say)
+    if detach:
+        return show_submitted(taught, json_=json_)
     print(json.dumps(taught)) if json_ else show_teaching(taught)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -15,23 +15,34 @@ from mtmeta.core.reports.terminal.console import Folding, console_for_tables
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.storage.reading import UnfitFile, open_regular
+from mtmeta.core.studies.launching.records import FOLDER as JOBS
 from mtmeta.core.wording import plural, safe
+
+if TYPE_CHECKING:
+    from mtmeta.core.studies.launching.overview import JobStatus
 
 TAIL = 2**22  # bytes at the end of events.jsonl that are looked at
 ROOMY = 110  # columns of a terminal from which the metrics of a run fit in one line
 UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
 
 
-def list_runs(folder: str | Path) -> list[dict[str, Any]]:
+def list_runs(folder: str | Path, block: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return every run under a folder, newest first: path, status, steps, metrics and when it was last written to.
 
-    `status` is finished, running or stopped; `step` of `steps` is where the group trained last is; `metrics` are those
-    of the best weights so far. Raises UsageError if there is no such folder.
+    `status` is finished, running or stopped, or what became of the run's job, of which `job` says more: queued,
+    preempted, cancelled, failed, lost or unknown. `step` of `steps` is where the group trained last is; `metrics` are
+    those of the best weights so far. Raises UsageError if there is no such folder.
     """
     if not Path(folder).is_dir():
         raise UsageError(str(folder), "no such folder; give one that holds run directories")
-    runs = [_describe(RunDir(path)) for path in _run_folders(Path(folder))]
-    return sorted(runs, key=lambda run: -run["changed"])
+    runs = {path.absolute(): _describe(RunDir(path)) for path in _run_folders(Path(folder))}
+    for job in _jobs(Path(folder), block):
+        shown = Path(folder) / job.run.relative_to(Path(folder).absolute())
+        entry = runs.setdefault(job.run, _describe(RunDir(shown)))
+        entry["job"] = {"launcher": job.launcher, "job": job.handle, "where": job.where or None, "why": job.why or None}
+        if entry["status"] == "stopped":
+            entry["status"] = job.status
+    return sorted(runs.values(), key=lambda run: -run["changed"])
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
@@ -43,12 +54,31 @@ def _run_folders(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
+def _jobs(folder: Path, block: Sequence[str]) -> list[JobStatus]:
+    """Return the jobs of runs that are not finished, of every study under a folder, itself included."""
+    studies = [Path(path).absolute() for path, folders, _ in os.walk(folder) if JOBS in folders]
+    if not studies:
+        return []
+    from mtmeta.core.registry.registry import build_registry  # of plugins, which take time
+    from mtmeta.core.studies.launching.overview import jobs_of
+
+    return jobs_of(studies, build_registry(block=block))
+
+
 def _describe(run: RunDir) -> dict[str, Any]:
     events = run.path / "events.jsonl"
     changed = max(map(_changed, (run.recipe, run.lock_file, run.summary, events)))
     process = lock_owner(run.path) or None
     entry: dict[str, Any] = {"run": str(run.path), "status": "running" if process else "stopped", "holder": process}
-    entry |= {"step": None, "steps": None, "split": None, "metrics": {}, "mean": None, "changed": round(changed, 3)}
+    entry |= {
+        "step": None,
+        "steps": None,
+        "split": None,
+        "metrics": {},
+        "mean": None,
+        "changed": round(changed, 3),
+        "job": None,
+    }
     try:
         summary = run.finished()
     except MtmetaError as error:
@@ -113,7 +143,7 @@ def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
     for heading in ("run", "status", "best metrics", "mean", "age"):
         table.add_column(heading, justify="right" if heading in ("mean", "age") else "left")
     for run in runs:
-        status = run["status"]
+        status = run["status"] + _of_job(run["job"])
         if status != "finished" and run["steps"]:
             status += f", step {run['step']:,} of {run['steps']:,}"
         between = "  " if console.width >= ROOMY else "\n"
@@ -122,6 +152,14 @@ def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
         cells = (safe(run["run"], 200), safe(status, 200), metrics, mean, age(time.time() - run["changed"]))
         table.add_row(*map(Text, cells))
     console.print(table)
+
+
+def _of_job(job: dict[str, Any] | None) -> str:
+    """Return which job a run is, where it is and why it waits, behind the word for its status."""
+    if job is None:
+        return ""
+    where, why = f" on {job['where']}" if job["where"] else "", f" ({job['why']})" if job["why"] else ""
+    return f"{where}{why}, {job['launcher']} job {job['job'] or 'not submitted'}"
 
 
 def age(seconds: float) -> str:

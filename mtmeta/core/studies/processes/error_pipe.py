@@ -26,11 +26,15 @@ def send_error(error: MtmetaError | Stopped, pipe: str) -> bool:
         return False
     try:
         with open(int(pipe), "w", encoding="utf-8") as lines:
-            for problem in error.problems if isinstance(error, Problems) else [error]:
-                lines.write(json.dumps(_event(problem)) + "\n")
+            lines.writelines(json.dumps(event) + "\n" for event in events_of(error))
     except OSError:
         return False
     return True
+
+
+def events_of(error: MtmetaError | Stopped) -> list[dict[str, object]]:
+    """Return an error, or each of several problems, as data that `receive_errors` reads."""
+    return [_event(problem) for problem in (error.problems if isinstance(error, Problems) else [error])]
 
 
 def _event(error: MtmetaError | Stopped) -> dict[str, object]:
