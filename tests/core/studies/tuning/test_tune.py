@@ -413,6 +413,13 @@ def test_another_search_in_the_same_folder_is_refused(whole: tuple[Path, dict[st
     assert before == {path: path.read_bytes() for path in (folder / "study").rglob("*") if path.is_file()}
 
 
+def test_without_optuna_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MachineError, match=r"mtmeta tune: needs Optuna, .*pip install 'mtmeta\[tune\]'"):
+        study(tmp_path)
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "thesis.tex").write_text("")
