@@ -379,6 +379,22 @@ def test_settings_that_are_no_recipe_fail_without_a_run(tmp_path: Path, monkeypa
         study(tmp_path, "two", trials=2, space="optimizer.lrr: {low: 0.1, high: 1.0}")
 
 
+def test_what_cannot_be_taken_up_again_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trials of dead processes that stayed there would keep the search away from where they were."""
+    monkeypatch.setattr(trial, "run_planned", failing(lambda job: MachineError(job.label, "no space left"), 2))
+    for _ in range(2):  # the second time it is taken up, and fails in the same way
+        with pytest.raises(MachineError, match="no space left"):
+            study(tmp_path, trials=3)
+    path = tmp_path / "study" / "trial-0000" / "seed-5"
+    path.mkdir(exist_ok=True)
+    (path / "recipe.yaml").write_text("name: another\n")
+    (path / "recipe.lock.yaml").write_text("recipe: abcd\ndata: {}\n")
+    (path / "summary.json").write_text("{}")
+    found = study(tmp_path, trials=3)
+    assert [one["state"] for one in trials_of(found)] == ["failed", "complete", "complete"]
+    assert "was trained with recipe abcd.." in trials_of(found)[0]["reason"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
