@@ -129,7 +129,7 @@ class Search:
         Of a task for which the space chooses training files, these differ of themselves.
         """
         first = self.journal.folder.glob(f"trial-*/seed-{self.plan['seeds'][0]}")
-        begun = next((run for path in sorted(first) if (run := RunDir(path)).recipe.exists()), None)
+        begun = next((folder for folder in map(RunDir, sorted(first)) if folder.recipe.exists()), None)
         if begun is None:
             return
         before, chosen = begun.lock()["data"], {one.key for one in self.recipes.space.dimensions}
