@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.errors import DataError, MtmetaError, RecipeError, RunInUse
+from mtmeta.core.errors import DataError, MtmetaError, RecipeError, RunInUse, UsageError
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.request import RunRequest
@@ -129,7 +129,7 @@ class Search:
         Of a task for which the space chooses training files, these differ of themselves.
         """
         first = self.journal.folder.glob(f"trial-*/seed-{self.plan['seeds'][0]}")
-        begun = next((one for one in map(RunDir, sorted(first)) if one.recipe.exists()), None)
+        begun = next((folder for folder in map(RunDir, sorted(first)) if folder.recipe.exists()), None)
         if begun is None:
             return
         before, chosen = begun.lock()["data"], {one.key for one in self.recipes.space.dimensions}
@@ -233,7 +233,12 @@ class Search:
             judge = Judge(
                 self.plan["pruner"], as_seen(trials, number, int(self.plan["in_flight"])), len(self.plan["seeds"])
             )
-            runs = self._runs(number, values)
+            try:
+                runs = self._runs(number, values)
+            except UsageError as error:  # a trial that was left, and by now is no recipe: as a plugin has changed
+                self.journal.tell(number, "failed", None, course={}, marks={}, facts={"reason": str(error)})
+                self.say(f"trial {number}: failed: {error}")
+                return True
             trial = Running(number, runs, judge, self._value, self._jobs, self.say)
             self.running.append((trial, stack.pop_all()))
         return True

@@ -379,6 +379,22 @@ def test_settings_that_are_no_recipe_fail_without_a_run(tmp_path: Path, monkeypa
         study(tmp_path, "two", trials=2, space="optimizer.lrr: {low: 0.1, high: 1.0}")
 
 
+def test_what_cannot_be_taken_up_again_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As trials of dead processes that stayed there would keep the search away from where they were."""
+    monkeypatch.setattr(trial, "run_planned", failing(lambda job: MachineError(job.label, "no space left"), 2))
+    for _ in range(2):  # the second time it is taken up, and fails in the same way
+        with pytest.raises(MachineError, match="no space left"):
+            study(tmp_path, trials=3)
+    path = tmp_path / "study" / "trial-0000" / "seed-5"
+    path.mkdir(exist_ok=True)
+    (path / "recipe.yaml").write_text("name: another\n")
+    (path / "recipe.lock.yaml").write_text("recipe: abcd\ndata: {}\n")
+    (path / "summary.json").write_text("{}")
+    found = study(tmp_path, trials=3)
+    assert [one["state"] for one in trials_of(found)] == ["failed", "complete", "complete"]
+    assert "was trained with recipe abcd.." in trials_of(found)[0]["reason"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -411,6 +427,13 @@ def test_another_search_in_the_same_folder_is_refused(whole: tuple[Path, dict[st
             study(folder, trials=14, **options)
     (folder / "space.yaml").write_text(SPACE)
     assert before == {path: path.read_bytes() for path in (folder / "study").rglob("*") if path.is_file()}
+
+
+def test_without_optuna_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MachineError, match=r"mtmeta tune: needs Optuna, .*pip install 'mtmeta\[tune\]'"):
+        study(tmp_path)
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
