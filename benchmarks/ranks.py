@@ -83,6 +83,7 @@ def _recipe(data: str | None, weights: str | None, steps: int) -> dict[str, Any]
         "algorithm": "joint",
         "optimizer": {"name": "adamw", "lr": 1e-5},
         "training": {"steps": steps, "shards": 4, "precision": "fp32"},
+        "data": {"on_bad_rows": "skip"},
         "evaluation": {"every": None},
         "reporters": [],
     }
