@@ -83,6 +83,7 @@ def _recipe(data: str | None, weights: str | None, steps: int) -> dict[str, Any]
         "algorithm": "joint",
         "optimizer": {"name": "adamw", "lr": 1e-5},
         "training": {"steps": steps, "shards": 4, "precision": "fp32"},
+        "data": {"on_bad_rows": "skip"},
         "evaluation": {"every": None},
         "reporters": [],
     }
@@ -178,10 +179,12 @@ def compare(data: str | None, weights: str | None, worlds: Sequence[int], steps:
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
     table = Table()
-    for key in rows[0]:
-        table.add_column(key, justify="left" if isinstance(rows[0][key], str) else "right")
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    for key in keys:
+        table.add_column(key, justify="left" if isinstance(rows[0].get(key), str) else "right")
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        values = [row.get(key, "") for key in keys]
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
     Console(width=140).print(table)
 
 

@@ -25,7 +25,9 @@ def test_half_of_a_launcher(tmp_path: Path) -> None:
     """Row 69."""
     folder = data_folder(tmp_path / "here")
     outcome = command(*RUN, cwd=folder, env={"RANK": "0"})
-    assert_refused(outcome, 6, "error: RANK: is set but WORLD_SIZE is not; unset it, a run is one process")
+    assert_refused(
+        outcome, 6, "error: RANK: is set but WORLD_SIZE is not; unset it, or start several ranks with torchrun"
+    )
     assert not (folder / "out").exists()
 
 

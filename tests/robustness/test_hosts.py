@@ -110,9 +110,8 @@ def test_a_cut_cable_and_a_slow_one(tmp_path: Path, hosts: Hosts, forks: Forks, 
     assert not (two / "out" / "summary.json").exists()
 
     hosts.do(1, "ip", "link", "set", hosts.cable(1), "up")
-    hosts.do(
-        0, "tc", "qdisc", "add", "dev", hosts.cable(0), "root", "tbf", *"rate 2mbit burst 16kb latency 400ms".split()
-    )
+    slow = "rate 2mbit burst 16kb latency 400ms".split()
+    hosts.do(0, "tc", "qdisc", "add", "dev", hosts.cable(0), "root", "tbf", *slow)
     ranks = hosts.start(two, material, 29712)
     for rank in ranks:
         _, stderr = rank.communicate(timeout=500)

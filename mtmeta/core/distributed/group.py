@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,6 +81,7 @@ class Group:
                 torch.cuda.set_device(self.local % torch.cuda.device_count())
             store, rank, world = next(rendezvous("env://", timeout=seconds))
             store.set_timeout(seconds)
+            store = dist.PrefixStore(_token(store, rank, world, seconds), store)  # type: ignore[attr-defined]
             self._store = dist.PrefixStore("mtmeta", store)  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=seconds)
         try:
@@ -236,6 +238,30 @@ class Group:
     @property
     def _place(self) -> str:
         return f"rank {self.rank} on {self.host}"
+
+
+def _token(store: Any, rank: int, world: int, seconds: datetime.timedelta) -> str:
+    """Return a name that the ranks of this start have in common, and those of an earlier one had not.
+
+    torchrun may give the ranks that it starts again the store of those before, with their addresses. So the first rank
+    thinks of a name, and gives it to every rank that says hello, until all have answered; a stale hello gets one, too.
+    """
+    own = secrets.token_hex(8)
+    if rank:
+        store.set(f"hello/{rank}", own)
+        store.wait([f"go/{own}"], seconds)
+        token = str(store.get(f"go/{own}").decode())
+        store.set(f"here/{token}/{rank}", "")
+        return token
+    others, until = range(1, world), time.monotonic() + seconds.total_seconds()
+    while not store.check([f"here/{own}/{other}" for other in others]):
+        if time.monotonic() > until:
+            raise RuntimeError("timed out waiting for the others")
+        for other in others:
+            if store.check([f"hello/{other}"]):
+                store.set(f"go/{store.get(f'hello/{other}').decode()}", own)
+        time.sleep(PAUSE)
+    return own
 
 
 def _sent(error: Exception, group: Group) -> dict[str, Any]:

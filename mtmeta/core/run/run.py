@@ -36,7 +36,7 @@ from mtmeta.core.run.ranks.joining import (
     check_shared,
     how_spread,
 )
-from mtmeta.core.run.ranks.spool import spooled, still_reported, take_up
+from mtmeta.core.run.ranks.spool import spooled, spooled_checkpoints, still_reported, take_up
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.run.summary import RunSummary
@@ -263,6 +263,8 @@ class Training:
             stands = still_reported(self._folders(), steps)
             events = session.folder.path / "events.jsonl"
             recorded = rewind_events(events, stands) if continued and lead else Recorded()
+            reported = {*recorded.checkpoints, *spooled_checkpoints(self._folders())}
+            recorded.checkpoints = {(group, step) for group, step in self.ranks.settle(sorted(reported))[0]}
             emit = self.open_reporters(stack) if lead else lambda event: None
             if session.is_frozen:
                 self.ranks.together(self._keep_encoder)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtmeta.core.api.events import Event
+from mtmeta.core.api.events import CheckpointSaved, Event
 from mtmeta.core.run.event_stream import placed_event, typed_event
 from mtmeta.core.storage.atomic import make_folder, own_file, remove_entry
 from mtmeta.core.storage.disk import disk_errors
@@ -45,6 +45,12 @@ def still_reported(folders: Mapping[str, Path], steps: Mapping[str, int]) -> dic
     first = {group: min((step for step, _ in _read(folder)), default=None) for group, folder in folders.items()}
     found = {group: min(step, (first.get(group) or step + 1) - 1) for group, step in steps.items()}
     return {group: step for group, step in found.items() if step}
+
+
+def spooled_checkpoints(folders: Mapping[str, Path]) -> list[tuple[str, int]]:
+    """Return group and step of the checkpoints that events in `folders` tell of."""
+    read = ((group, step, event) for group, folder in folders.items() for step, event in _read(folder))
+    return [(group, step) for group, step, event in read if isinstance(event, CheckpointSaved)]
 
 
 def take_up(folders: Mapping[str, Path], steps: Mapping[str, int], emit: Callable[[Event], None], root: Path) -> None:
