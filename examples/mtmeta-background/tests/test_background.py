@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from mtmeta.testing import check_launcher
-
 from mtmeta_background import Background
+
+from mtmeta.testing import check_launcher
 
 RECIPE = {
     "data_root": ".",
