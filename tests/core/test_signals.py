@@ -30,6 +30,7 @@ AGAIN = "; rerun the same command to continue\n"
 ALL = [
     (signal.SIGTERM, 75, "stopped by SIGTERM"),
     (signal.SIGUSR1, 75, "stopped by SIGUSR1"),
+    (signal.SIGUSR2, 75, "stopped by SIGUSR2"),
     (signal.SIGINT, 130, "interrupted"),
 ]
 HANGUP = (signal.SIGHUP, 75, "stopped by SIGHUP")  # as when a terminal is closed
@@ -174,7 +175,7 @@ def test_handlers_are_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     send_in(monkeypatch, Trainer, "_one_step", 1, then=lambda: seen.extend(handlers()))
     assert run_here(tmp_path, capsys).code == 0
     assert handlers() == before
-    assert len(seen) == 4 and not set(seen) & set(before)
+    assert len(seen) == 5 and not set(seen) & set(before)
 
 
 def test_what_is_ignored_stays_ignored() -> None:

@@ -108,7 +108,8 @@ def test_a_study_whose_jobs_are_requeued_and_killed(study: Path) -> None:
     assert len(weights(study / "alone")) == 10  # individual has a model for each of its two tasks
     for name in names:
         attempts = Attempts.read(Records(study / "jobs").journal(name))
-        assert attempts.begun == (2 if name in hit else 1) and attempts.code == 0, name
+        starts = 2 if name in hit[:2] else 1  # what was cancelled began anew with the command that found it so
+        assert attempts.code == 0 and (attempts.begun == starts or name == hit[2]), name
 
 
 def restart_controller() -> None:

@@ -311,7 +311,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, F
             assert call(*WEIGHTS).code == 0
             assert call(*RESUME).code == 0
             os.rename("out", "good")
-            patch.setattr("mtmeta.core.studies.study.run_all", no_processes)
+            patch.setattr("mtmeta.core.studies.launching.placement.run_all", no_processes)
             patch.setattr("mtmeta.cli.commands.studies.compare.say", lambda text: None)  # how far it is
             recipe = load_recipe("small.yaml", build_registry(), overrides=["reporters=[jsonl]", "checkpoint.every=1"])
             Path("compared").mkdir()

@@ -319,7 +319,7 @@ def jobs_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> li
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtmeta.core.studies.study.run_all", capture)
+        patch.setattr("mtmeta.core.studies.launching.placement.run_all", capture)
         try:
             again(folder, **options)
         except KeyboardInterrupt:
@@ -422,7 +422,7 @@ def test_a_row_that_fails_on_the_way_does_not_end_the_looks(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = [*recipes(tmp_path, "joint"), done / "individual.yaml", done / "reptile.yaml"]
-    monkeypatch.setattr("mtmeta.core.studies.study.run_all", run_here)
+    monkeypatch.setattr("mtmeta.core.studies.launching.placement.run_all", run_here)
     options: dict[str, Any] = {"seeds": 5, "out": done / "runs", "until": "interval", "margin": 0.5}
     with pytest.raises(Incomplete) as raised:
         mtmeta.compare(given, **options)
@@ -437,7 +437,7 @@ def test_a_row_that_fails_on_the_way_does_not_end_the_looks(
     # a baseline that fails: its differences are not shown, and nothing more is run for them
     with monkeypatch.context() as patch:
         patch.setattr(
-            "mtmeta.core.studies.study.run_all",
+            "mtmeta.core.studies.launching.placement.run_all",
             lambda jobs, failed, **rest: [failed(job, DivergedError(job.label, "loss became nan")) for job in jobs],
         )
         with pytest.raises(Incomplete) as without:
@@ -471,7 +471,7 @@ def test_seeds_are_added_to_rows_that_were_decided(
     assert jobs_of(monkeypatch, folder, seeds=None, add_seeds=6, until="interval", say=said.append) == more
     assert said[0].startswith("not all runs of the 11 seeds before are finished")
     with monkeypatch.context() as patch:
-        patch.setattr("mtmeta.core.studies.study.run_all", run_here)
+        patch.setattr("mtmeta.core.studies.launching.placement.run_all", run_here)
         found = again(folder, seeds=4)
     assert not any("number of seeds" in note for note in found["notes"])  # nothing was planned that depends on it
     with monkeypatch.context() as patch:
@@ -1032,7 +1032,7 @@ def test_a_run_goes_on_with_the_threads_it_began_with(done: Path, monkeypatch: p
     relock(done, "reptile-4", r"^threads: 1", "threads: 3")
     (next((done / "runs").glob("individual-4-*")) / "recipe.yaml").unlink()  # that one has not begun
     seen: list[Job] = []
-    monkeypatch.setattr("mtmeta.core.studies.study.run_all", lambda jobs, **options: seen.extend(jobs))
+    monkeypatch.setattr("mtmeta.core.studies.launching.placement.run_all", lambda jobs, **options: seen.extend(jobs))
     with pytest.raises(CheckpointError, match="is not finished"):
         again(done, jobs=2)
     assert {job.label: job.threads for job in seen} == {"individual seed 4": None, "reptile seed 4": 3}
@@ -1166,7 +1166,7 @@ def test_the_others_are_shown_where_one_fails(
         for job in jobs:
             failed(job, DivergedError(job.label, "loss became nan at meta-step 2; lower the learning rate"))
 
-    monkeypatch.setattr("mtmeta.core.studies.study.run_all", diverge)
+    monkeypatch.setattr("mtmeta.core.studies.launching.placement.run_all", diverge)
     with pytest.raises(Incomplete) as raised:
         again(done)
     found = raised.value.comparison
