@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -72,21 +72,46 @@ class Predictor:
         """Return the dialect of a task's files."""
         return self.task(name).dialect or self._session.recipe.data
 
-    def predict(self, task: str, texts: Iterable[Text]) -> list[Prediction]:
+    @overload
+    def predict(self, task: str, texts: str) -> Prediction: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, task: str, texts: Iterable[Text]) -> list[Prediction]: ...
+
+    def predict(self, task: str, texts: str | Iterable[Text]) -> Prediction | list[Prediction]:
         """Predict each text, or for each (text, text) where the task takes pairs, in their order.
 
-        A prediction depends on its own text alone (to 1e-5 in fp32). Raises UsageError for an unknown task and for
-        anything but texts, and MtmetaError for weights that do not verify.
+        One text alone, as `predict("sst", "a film")`, has one answer alone; so has one pair, as
+        `predict("para", ("one", "other"))`. A prediction depends on its own text alone (to 1e-5 in fp32). Raises
+        UsageError for an unknown task and for anything but texts, and MtmetaError for weights that do not verify.
         """
+        if _is_one(texts, pair=self.task(task).inputs != "single"):
+            return self._one(task, texts)
         return list(self.stream(task, texts))
 
     def stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
-        """Yield the predictions one after the other; of an endless `texts`, no more than a block is held at a time."""
-        self.task(task)
+        """Return the predictions one after the other; of an endless `texts`, no more than a block is held at a time.
+
+        Raises UsageError for an unknown task, one text alone, and a table in place of its column.
+        """
+        name = self.task(task).name
+        if isinstance(texts, str | bytes | Mapping) or _is_table(texts):
+            kind = "one text" if isinstance(texts, str) else f"a {type(texts).__name__}"
+            fix = "give a list of texts" if isinstance(texts, str) else "give its column of texts"
+            raise UsageError("texts", f"is {kind}, task {quote(name)} is asked for several here; {fix}")
+        return self._stream(task, texts)
+
+    def _stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
         remaining, start = iter(texts), 0
         while block := list(itertools.islice(remaining, BLOCK)):
             yield from self.block(task, block, start)
             start += len(block)
+
+    def _one(self, task: str, text: Any) -> Prediction:
+        try:
+            return self.block(task, [text])[0]
+        except UsageError as error:
+            raise UsageError("texts" if error.place == "texts[0]" else error.place, error.message) from None
 
     @own_settings()
     def block(self, name: str, texts: Sequence[Text], start: int = 0) -> list[Prediction]:
@@ -138,6 +163,18 @@ class Predictor:
         return self._models[name]
 
 
+def _is_one(given: object, *, pair: bool) -> bool:
+    """Return whether what is to be predicted is one text, or one pair for a task that takes pairs."""
+    if pair and isinstance(given, tuple) and len(given) == 2:
+        return all(isinstance(text, str) for text in given)
+    return isinstance(given, str)
+
+
+def _is_table(given: object) -> bool:
+    """Return whether something is a table of whatever library: to go through it gives the names of its columns."""
+    return any(hasattr(given, name) for name in ("columns", "column_names"))
+
+
 def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[list[str], list[str]]:
     """Return first and second texts. Raises UsageError for inputs that the task cannot take."""
     pair = task.inputs != "single"
@@ -151,7 +188,10 @@ def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[
             or not all(isinstance(part, str) for part in parts)
         ):
             expected = "a pair of texts" if pair else "a text"
-            raise UsageError(f"texts[{number}]", f"is {quote(repr(given)[:80])}, task '{name}' takes {expected}")
+            raise UsageError(
+                f"texts[{number}]",
+                f"is {quote(given if isinstance(given, str) else repr(given))}, task '{name}' takes {expected}",
+            )
         if not all(part.strip() for part in parts):
             raise UsageError(f"texts[{number}]", "text is empty")
         firsts.append(parts[0])
