@@ -63,9 +63,11 @@ if TYPE_CHECKING:
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
     from mtmeta.core.api.scalars import Scalar, scalars
+    from mtmeta.core.python.results import Run, Scores
+    from mtmeta.core.python.task_data import TaskData, classification, pair_classification, regression, similarity, task
+    from mtmeta.core.python.training import run, train
     from mtmeta.core.run.evaluate import evaluate
     from mtmeta.core.run.predictor import Prediction, Predictor, load
-    from mtmeta.core.run.run import run
     from mtmeta.core.storage.sources import Sources
     from mtmeta.core.studies.compare import compare
 
@@ -80,7 +82,9 @@ _LAZY = {
         ("api.scalars", "Scalar scalars"),
         ("run.evaluate", "evaluate"),
         ("run.predictor", "Prediction Predictor load"),
-        ("run.run", "run"),
+        ("python.results", "Run Scores"),
+        ("python.task_data", "TaskData classification pair_classification regression similarity task"),
+        ("python.training", "run train"),
         ("storage.sources", "Sources"),
         ("studies.compare", "compare"),
     )
@@ -141,29 +145,38 @@ __all__ = [
     "Regression",
     "Reporter",
     "Row",
+    "Run",
     "RunFiles",
     "Sampler",
     "Scalar",
     "ScheduleOptions",
+    "Scores",
     "Sources",
     "Step",
     "Task",
+    "TaskData",
     "Tokenizer",
     "Unrolled",
     "UsageError",
     "WeightsError",
     "__version__",
     "cache_folder",
+    "classification",
     "compare",
     "did_you_mean",
     "evaluate",
     "hookimpl",
     "load",
+    "pair_classification",
     "quote",
+    "regression",
     "run",
     "safe",
     "scalars",
+    "similarity",
     "staged_folder",
+    "task",
+    "train",
     "why_unsafe",
 ]
 
@@ -171,7 +184,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'mtmeta' has no attribute {name!r}")
-    if name in ("compare", "evaluate", "load", "run"):
+    if name in ("compare", "evaluate", "load", "run", "train"):
         check_torch()
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value

@@ -16,6 +16,7 @@ from mtmeta.core.errors import CheckpointError, UsageError
 from mtmeta.core.machine import Heap, fitting_threads, own_settings, pick_device
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.classes import naming_classes
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir, check_hashes
 from mtmeta.core.run.fetch import bring
@@ -130,9 +131,10 @@ def open_run(run_path: str | Path, request: RunRequest | None = None) -> Session
     request = request or RunRequest()
     folder = RunDir(Path(run_path))
     folder.check_is_run()
-    registry = build_registry(block=request.block, warn=request.warn)
+    registry = build_registry(block=request.block, warn=request.warn, plugins=request.plugins)
     # the resolved recipe holds the data root of the run itself, so the environment has no say here
-    recipe = load_recipe(folder.recipe, registry, data_root=request.data_root, environ={})
+    with naming_classes(folder.lock):
+        recipe = load_recipe(folder.recipe, registry, data_root=request.data_root, environ={})
     pins: dict[str, str] = {}  # of the commits that the run read, wherever a branch is now
     with contextlib.suppress(CheckpointError):  # it is raised where the lock itself is needed
         pins = pins_of(folder.lock())

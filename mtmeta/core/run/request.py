@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from mtmeta.core.api.events import Event
+from mtmeta.core.recipe.from_python import RecipeSource, is_recipe_data
 from mtmeta.core.signals import StopRequest
+from mtmeta.core.storage import artifacts
 from mtmeta.core.storage.download import Watcher
 
 
@@ -14,8 +18,9 @@ from mtmeta.core.storage.download import Watcher
 class RunRequest:
     """A recipe, the directory and device of its run, and the checks that the run may go without."""
 
-    recipe: str | Path = ""
-    """A path, or the name of a shipped recipe; empty where runs that are there are opened, each with its own."""
+    recipe: RecipeSource = ""
+    """A path, the name of a shipped recipe, a mapping, a Recipe, or a run directory for its own; empty where runs that
+    are there are opened."""
     overrides: Sequence[str] = ()
     """Options of the recipe to change, as `training.steps=20`."""
     out: str | Path | None = None
@@ -30,8 +35,19 @@ class RunRequest:
     """Go on with another torch, thread count, device, ... than the run began with."""
     block: Sequence[str] = ()
     """Names of plugins to leave out."""
+    plugins: Sequence[Any] = ()
+    """Classes of parts, and metrics, that stand in no package."""
+    on_event: Callable[[Event], None] | None = None
+    """Hears of every event of a training, after the reporters; what it raises ends the run."""
     warn: Callable[[str], None] = lambda text: None
     watcher: Watcher | None = None
     """Hears of downloads."""
     stop: StopRequest | None = None
     """Has signals end the run between two steps."""
+
+    @property
+    def remedy(self) -> str:
+        """What brings the files that its recipe names elsewhere, for messages."""
+        if is_recipe_data(self.recipe):
+            return "run the same where there is a network"
+        return artifacts.remedy(str(self.recipe))

@@ -26,7 +26,6 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.signals import StopRequest
-from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.lock import lock_folder
 from mtmeta.core.training.budget import share_of, steps_on_budget
 from mtmeta.core.training.checkpoint import Checkpoints
@@ -39,48 +38,9 @@ from mtmeta.core.training.trainer import Trainer
 Emit = Callable[[Event], None]
 
 
-def run(
-    recipe_path: str | Path,
-    *,
-    overrides: Sequence[str] = (),
-    out: str | Path | None = None,
-    data_root: str | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    allow_changed_data: bool = False,
-    allow_inexact: bool = False,
-    block: Sequence[str] = (),
-    warn: Callable[[str], None] = lambda text: None,
-    watcher: Watcher | None = None,
-    stop: StopRequest | None = None,
-) -> dict[str, Any]:
-    """Train a recipe, evaluate its best weights and return the summary that summary.json holds.
-
-    In a directory that holds an unfinished run of the same recipe, goes on from its newest checkpoint. Raises
-    MtmetaError; nothing in the run directory changes unless recipe, data and weights are all in order.
-    What the recipe names elsewhere and is not in the cache is fetched, of which `watcher` hears.
-    `stop` is how the command line has signals end the run between two steps.
-    """
-    request = RunRequest(
-        recipe=recipe_path,
-        overrides=overrides,
-        out=out,
-        data_root=data_root,
-        device=device,
-        fresh=fresh,
-        allow_changed_data=allow_changed_data,
-        allow_inexact=allow_inexact,
-        block=block,
-        warn=warn,
-        watcher=watcher,
-        stop=stop,
-    )
-    return train(request).plain()
-
-
 @own_settings()
 def train(request: RunRequest) -> RunSummary:
-    """Carry out a request; see `run`."""
+    """Carry out a request: train its recipe, score the best weights and return the summary; see `mtmeta.run`."""
     opened = OpenRecipe(request)
     recipe, folder = opened.recipe, opened.folder
     if opened.continued and (summary := _finished(folder, request)):
@@ -88,7 +48,7 @@ def train(request: RunRequest) -> RunSummary:
     for reporter in recipe.reporters:
         reporter.require()  # before anything that takes time
     recipe.algorithm.require()
-    training = Training(opened.session(), request.stop)
+    training = Training(opened.session(), request.stop, request.on_event)
     with ExitStack() as stack:
         # a directory that is there is held before the work begins, another one is made only when all is in order
         if held := folder.path.exists():
@@ -124,8 +84,8 @@ def _finished(folder: RunDir, request: RunRequest) -> RunSummary | None:
 class Training:
     """A session that is trained, from its data to its summary."""
 
-    def __init__(self, session: Session, stop: StopRequest | None = None) -> None:
-        self.session = session
+    def __init__(self, session: Session, stop: StopRequest | None = None, listen: Emit | None = None) -> None:
+        self.session, self.listen = session, listen
         self.stop = stop or StopRequest()
         self.datasets: dict[tuple[str, str], Dataset] = {}
         """Datasets by task and split."""
@@ -241,7 +201,15 @@ class Training:
     def open_reporters(self, stack: ExitStack) -> Emit:
         """Open the recipe's reporters until `stack` closes; returns the function that hands an event to each."""
         session, folder = self.session, self.session.folder.path
-        return open_reporters(stack, session.recipe.reporters, folder, newest=session.newest, warn=session.warn)
+        report = open_reporters(stack, session.recipe.reporters, folder, newest=session.newest, warn=session.warn)
+        if (listen := self.listen) is None:
+            return report
+
+        def emit(event: Event) -> None:
+            report(event)
+            listen(event)
+
+        return emit
 
     def _announce(self, trainer: Trainer, steps: Mapping[str, int], recorded: Recorded, emit: Emit) -> None:
         facts = self.session.start_facts(trainer.learner.parameters.values())

@@ -110,6 +110,7 @@ def _check_place(folder: Path) -> None:
 
 def _train(folder: Path, folds: int, registry: Registry, request: RunRequest, at_once: int, say: Say) -> list[Planned]:
     """Train the fold models, as far as they are not; return their runs, finished, in order."""
+    assert isinstance(request.recipe, str | Path)  # fold models are trained by a command
     runs, settings = [], {}
     for fold in range(1, folds + 1):
         place = RunDir(folder / f"fold-{fold}")
