@@ -53,6 +53,7 @@ from mtmeta.core.errors import (
     UsageError,
     WeightsError,
 )
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.storage.disk import RunFiles
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
@@ -63,13 +64,13 @@ if TYPE_CHECKING:
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
     from mtmeta.core.api.scalars import Scalar, scalars
-    from mtmeta.core.python.results import Run, Scores
+    from mtmeta.core.python.functions import adapt, compare, evaluate, export, plan, read_recipe, report, validate
+    from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores
+    from mtmeta.core.python.streaming import events
     from mtmeta.core.python.task_data import TaskData, classification, pair_classification, regression, similarity, task
     from mtmeta.core.python.training import run, train
-    from mtmeta.core.run.evaluate import evaluate
     from mtmeta.core.run.predictor import Prediction, Predictor, load
     from mtmeta.core.storage.sources import Sources
-    from mtmeta.core.studies.compare import compare
 
 __version__ = _version("mtmeta")
 
@@ -80,28 +81,51 @@ _LAZY = {
         ("api.events", "Event"),
         ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead"),
         ("api.scalars", "Scalar scalars"),
-        ("run.evaluate", "evaluate"),
         ("run.predictor", "Prediction Predictor load"),
-        ("python.results", "Run Scores"),
+        ("python.functions", "adapt compare evaluate export plan read_recipe report validate"),
+        ("python.results", "Adaptation Checked Comparison Exported Plan Run Scores"),
+        ("python.streaming", "events"),
         ("python.task_data", "TaskData classification pair_classification regression similarity task"),
         ("python.training", "run train"),
         ("storage.sources", "Sources"),
-        ("studies.compare", "compare"),
     )
     for name in names.split()
+} | {
+    # by name only: plugins stand above what they import
+    name: f"mtmeta.plugins.algorithms.{module}"
+    for module, name in (
+        ("anil", "Anil"),
+        ("fomaml", "Fomaml"),
+        ("individual", "Individual"),
+        ("joint", "Joint"),
+        ("maml", "Maml"),
+        ("metasgd", "MetaSgd"),
+        ("protonet", "Protonet"),
+        ("reptile", "Reptile"),
+        ("surgery.surgery", "Surgery"),
+        ("surgery.weighting", "Weighting"),
+    )
 }
+_NEED_TORCH = (
+    *("adapt", "compare", "evaluate", "events", "export", "load", "plan", "report", "run", "train", "validate"),
+)
+"""Functions that look first whether PyTorch is new enough."""
 
 __all__ = [
     "SGD",
     "AdamW",
+    "Adaptation",
     "AdapterPlaces",
     "Algorithm",
+    "Anil",
     "Backbone",
     "Batch",
     "Binary",
     "Carve",
+    "Checked",
     "CheckpointError",
     "Classification",
+    "Comparison",
     "Constant",
     "CosineHead",
     "CosinePrototypeHead",
@@ -113,12 +137,16 @@ __all__ = [
     "Event",
     "Example",
     "Excursion",
+    "Exported",
     "Features",
     "Feed",
+    "Fomaml",
     "Fraction",
     "Incomplete",
+    "Individual",
     "InnerState",
     "Inputs",
+    "Joint",
     "Learner",
     "LinearHead",
     "LoadedBackbone",
@@ -126,6 +154,8 @@ __all__ = [
     "LowRankSum",
     "MLPHead",
     "MachineError",
+    "Maml",
+    "MetaSgd",
     "Metric",
     "MtmetaError",
     "NonNegativeFloat",
@@ -133,6 +163,7 @@ __all__ = [
     "OptimizerOptions",
     "Packed",
     "PairTask",
+    "Plan",
     "PluginError",
     "Portable",
     "PositiveFloat",
@@ -140,10 +171,13 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Problems",
+    "Protonet",
     "PrototypeHead",
+    "Recipe",
     "RecipeError",
     "Regression",
     "Reporter",
+    "Reptile",
     "Row",
     "Run",
     "RunFiles",
@@ -153,23 +187,31 @@ __all__ = [
     "Scores",
     "Sources",
     "Step",
+    "Surgery",
     "Task",
     "TaskData",
     "Tokenizer",
     "Unrolled",
     "UsageError",
+    "Weighting",
     "WeightsError",
     "__version__",
+    "adapt",
     "cache_folder",
     "classification",
     "compare",
     "did_you_mean",
     "evaluate",
+    "events",
+    "export",
     "hookimpl",
     "load",
     "pair_classification",
+    "plan",
     "quote",
+    "read_recipe",
     "regression",
+    "report",
     "run",
     "safe",
     "scalars",
@@ -177,6 +219,7 @@ __all__ = [
     "staged_folder",
     "task",
     "train",
+    "validate",
     "why_unsafe",
 ]
 
@@ -184,8 +227,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'mtmeta' has no attribute {name!r}")
-    if name in ("compare", "evaluate", "load", "run", "train"):
+    if name in _NEED_TORCH:
         check_torch()
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

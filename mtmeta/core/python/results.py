@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mtmeta.core.errors import MachineError
 from mtmeta.core.run.evaluate import open_run
 from mtmeta.core.run.predictor import Prediction, Predictor, Text
@@ -95,3 +98,91 @@ class Run(Scores):
     def predict(self, task: str, texts: str | Iterable[Text]) -> Prediction | list[Prediction]:
         """Predict one text, or each of several; see `Predictor.predict`. Raises UsageError, MtmetaError."""
         return self.predictor.predict(task, texts)
+
+    def encode(self, texts: str | Iterable[str], task: str | None = None) -> NDArray[np.float32]:
+        """Return the vectors of texts; see `Predictor.encode`. Raises UsageError, MtmetaError."""
+        return self.predictor.encode(texts, task)
+
+
+class Comparison(Result):
+    """Recipes with their seeds beside each other: means, intervals, and differences to a baseline."""
+
+    @property
+    def rows(self) -> list[Cells]:
+        """Return the rows of the comparison, one for each recipe, with `columns` of every task and the mean."""
+        found: list[Cells] = self["rows"]
+        return found
+
+    def records(self) -> list[Cells]:
+        """Return a row for each recipe and column: mean, interval, and the difference to the first baseline."""
+        records = []
+        for row in self.rows:
+            for column, cell in row["columns"].items():
+                delta = cell.get("delta") or {}
+                records.append(
+                    {
+                        "recipe": row["name"],
+                        "algorithm": row["algorithm"],
+                        "column": column,
+                        "metric": self["metrics"].get(column),
+                        "seeds": len(row["seeds"]),
+                        **{key: cell[key] for key in ("mean", "low", "high", "best")},
+                        **{f"difference_{key}": delta.get(key) for key in ("value", "low", "high", "p")},
+                    }
+                )
+        return records
+
+
+class Adaptation(Result):
+    """Few-shot adaptations of runs, and of the encoder that they began from."""
+
+    def records(self) -> list[Cells]:
+        """Return a row for each adaptation: start, task, shots, draw, examples, metric, value, seconds."""
+        found: list[Cells] = self["adapted"]
+        return found
+
+
+class Exported(Result):
+    """A folder that other libraries load, and how far its answers are from those of the run."""
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder that was written."""
+        return Path(self["folder"])
+
+    def records(self) -> list[Cells]:
+        """Return a row for each task: its largest difference to `predict`."""
+        format_, found = self["format"], self["differences"]
+        return [{"task": task, "format": format_, "difference": found.get(task)} for task in self["tasks"]]
+
+
+class Plan(Result):
+    """What a run would do, and how long it would take."""
+
+    def records(self) -> list[Cells]:
+        """Return a row for each task: rows of its splits, tokens, batch size, examples and epochs."""
+        kept = ("task", "tokens_per_example", "batch_size", "inner_steps", "examples", "epochs")
+        rows = []
+        for name, task in self["tasks"].items():
+            sizes = {f"{split}_rows": task[split]["rows"] for split in ("train", "dev", "test") if split in task}
+            rows.append({"name": name, **{key: task[key] for key in kept}, **sizes})
+        return rows
+
+
+class Checked(Result):
+    """What is wrong with a recipe, its data or its weights, and the facts on its data files."""
+
+    @property
+    def ok(self) -> bool:
+        """Return whether nothing is wrong."""
+        return bool(self["ok"])
+
+    @property
+    def problems(self) -> list[str]:
+        """Return what is wrong, each as `place: what is wrong; one fix`."""
+        found: list[str] = self["problems"]
+        return found
+
+    def records(self) -> list[Cells]:
+        """Return a row for each problem."""
+        return [{"recipe": self["recipe"], "problem": problem} for problem in self.problems]

@@ -40,13 +40,13 @@ class RowFiles:
             make_folder(self.run)
             make_folder(self.folder, self.run)
             clear_leftovers(self.folder, self.run)
-            with unnamed_file(self.folder / f"{task}-{split}", self.run) as (file, move):
+            with unnamed_file(self.folder / f"{task}-{split}", self.run) as (file, settle):
                 digest = _write(file, rows, f"tasks.{task}.{split}")
                 path = self.folder / f"{task}-{split}-{digest[:16]}.jsonl"
                 # the same rows as before are left as they are: what is damaged is replaced
                 if not path.is_file() or fingerprint(path)["sha256"] != digest:
                     self._made.append(path)
-                    move(path.name)
+                    settle(path.name)
         return path.name
 
     @contextmanager

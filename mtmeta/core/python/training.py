@@ -98,6 +98,7 @@ def train(
     block: Sequence[str] = (),
     warn: Callable[[str], None] = lambda text: None,
     watcher: Watcher | None = None,
+    stop: StopRequest | None = None,
     **sections: Any,
 ) -> Run:
     """Train on data in memory, evaluate the best weights and return the summary, with `predict` and more.
@@ -129,6 +130,7 @@ def train(
             on_event=on_event,
             warn=warn,
             watcher=watcher,
+            stop=stop,
         )
 
 

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.loading import from_texts
+from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.errors import DivergedError, UsageError
-from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
+from mtmeta.core.machine import autocast, fitting_threads, memory_errors, own_settings
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.training.evaluation import check_classes, checked, forward
-from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, mean_pool
 from mtmeta.core.wording import did_you_mean, quote
 
 BLOCK = 1024  # texts predicted at once: enough to sort them into batches of like length, few enough to come soon
@@ -150,6 +151,54 @@ class Predictor:
         rows = zip(labels, chances.tolist(), strict=True)
         return [Prediction(classes[at], row[at], dict(zip(classes, row, strict=True))) for at, row in rows]
 
+    @own_settings()
+    def encode(self, texts: str | Iterable[str], task: str | None = None) -> NDArray[np.float32]:
+        """Return the vectors [N, D] of texts, each by itself: the mean of its hidden states, which heads read.
+
+        One text alone has one vector [D]. `task` chooses the encoder, where the run has one for each; a text of a pair
+        is one text here. Raises UsageError for anything but texts, for an unknown task and for none where it is needed,
+        and MtmetaError for weights that do not verify.
+        """
+        name = self._encoder_of(task)
+        if _is_table(texts) or isinstance(texts, bytes | Mapping):
+            raise UsageError("texts", f"is a {type(texts).__name__}; give its column of texts")
+        given = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(given):
+            if not isinstance(text, str) or not text.strip():
+                reason = "text is empty" if isinstance(text, str) else f"is {quote(repr(text))}, expected a text"
+                raise UsageError("texts" if isinstance(texts, str) else f"texts[{number}]", reason)
+        model, backbone = self._model(name)
+        vectors = np.empty((len(given), model.hidden_size), dtype=np.float32)
+        with torch.inference_mode(), fitting_threads(backbone.encoder), evaluation_mode(model):
+            for start in range(0, len(given), BLOCK):
+                self._encode_block(name, given[start : start + BLOCK], vectors[start : start + BLOCK])
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def _encode_block(self, name: str, texts: Sequence[str], into: NDArray[np.float32]) -> None:
+        model, backbone = self._model(name)
+        tokens, device = self._session.recipe.evaluation.batch_tokens, self._session.device
+        dataset = from_texts(name, self.task(name), texts, (), backbone, inputs="single")
+        doing = f"encoding texts (batch_tokens {tokens})"
+        with memory_errors(doing, "lower evaluation.batch_tokens in the run's recipe.yaml"):
+            for indices in by_tokens(dataset, tokens):
+                packed = pack_chunk(dataset, indices).packed.to(device)
+                with autocast(device, self._session.precision):
+                    hidden = model.encode(name, packed)
+                into[indices] = mean_pool(hidden, packed).float().cpu().numpy()
+        if not np.isfinite(into).all():
+            raise DivergedError("", "vectors of texts are not finite; train the run again")
+
+    def _encoder_of(self, task: str | None) -> str:
+        """Return the task whose encoder is asked for. Raises UsageError where that is open."""
+        if task is not None:
+            self.task(task)
+            return task
+        adapters = self._session.recipe.adapters
+        several = len(self._session.groups) > 1 or (adapters is not None and adapters.per == "task")
+        if several and len(self.tasks) > 1:
+            raise UsageError("task", f"is needed, each task has an encoder of its own: {', '.join(self.tasks)}")
+        return self.tasks[0]
+
     def _model(self, name: str) -> tuple[MultiTaskModel, LoadedBackbone]:
         session = self._session
         if name not in self._models:
@@ -201,10 +250,16 @@ def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[
 
 
 def load(
-    run: str | Path, *, device: str = "auto", block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None
+    run: str | Path,
+    *,
+    device: str = "auto",
+    block: Sequence[str] = (),
+    plugins: Sequence[Any] = (),
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Predictor:
     """Load the best weights of the run in folder `run`, to predict with.
 
-    `device` is auto, cpu, cuda or cuda:N; `block` names plugins to leave out. Raises UsageError if it is no run.
+    `device` is auto, cpu, cuda or cuda:N; `block` names plugins to leave out, `plugins` are the classes in no package
+    that it was trained with. Raises UsageError if it is no run.
     """
-    return Predictor(open_run(run, RunRequest(device=device, block=block, warn=warn)))
+    return Predictor(open_run(run, RunRequest(device=device, block=block, plugins=plugins, warn=warn)))
