@@ -65,11 +65,12 @@ if TYPE_CHECKING:
     from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
     from mtmeta.core.api.scalars import Scalar, scalars
     from mtmeta.core.python.functions import adapt, compare, evaluate, export, plan, read_recipe, report, validate
+    from mtmeta.core.python.published import load, push_to_hub
     from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores
     from mtmeta.core.python.streaming import events
     from mtmeta.core.python.task_data import TaskData, classification, pair_classification, regression, similarity, task
     from mtmeta.core.python.training import run, train
-    from mtmeta.core.run.predictor import Prediction, Predictor, load
+    from mtmeta.core.run.predictor import Prediction, Predictor
     from mtmeta.core.storage.sources import Sources
 
 __version__ = _version("mtmeta")
@@ -81,8 +82,9 @@ _LAZY = {
         ("api.events", "Event"),
         ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead"),
         ("api.scalars", "Scalar scalars"),
-        ("run.predictor", "Prediction Predictor load"),
+        ("run.predictor", "Prediction Predictor"),
         ("python.functions", "adapt compare evaluate export plan read_recipe report validate"),
+        ("python.published", "load push_to_hub"),
         ("python.results", "Adaptation Checked Comparison Exported Plan Run Scores"),
         ("python.streaming", "events"),
         ("python.task_data", "TaskData classification pair_classification regression similarity task"),
@@ -107,7 +109,8 @@ _LAZY = {
     )
 }
 _NEED_TORCH = (
-    *("adapt", "compare", "evaluate", "events", "export", "load", "plan", "report", "run", "train", "validate"),
+    *("adapt", "compare", "evaluate", "events", "export", "load", "plan", "push_to_hub", "report", "run", "train"),
+    "validate",
 )
 """Functions that look first whether PyTorch is new enough."""
 
@@ -208,6 +211,7 @@ __all__ = [
     "load",
     "pair_classification",
     "plan",
+    "push_to_hub",
     "quote",
     "read_recipe",
     "regression",

@@ -1,12 +1,11 @@
-"""`mtmeta.load`: the best weights of a run as a function from texts to predictions."""
+"""What `mtmeta.load` returns: the best weights of a run as a function from texts to predictions."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -20,8 +19,7 @@ from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.errors import DivergedError, UsageError
 from mtmeta.core.machine import autocast, fitting_threads, memory_errors, own_settings
 from mtmeta.core.registry.guard import accused
-from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
-from mtmeta.core.run.request import RunRequest
+from mtmeta.core.run.evaluate import best_model, restore_backbone
 from mtmeta.core.run.session import Session
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.training.evaluation import check_classes, checked, forward
@@ -247,19 +245,3 @@ def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[
         if pair:
             seconds.append(parts[1])
     return firsts, seconds
-
-
-def load(
-    run: str | Path,
-    *,
-    device: str = "auto",
-    block: Sequence[str] = (),
-    plugins: Sequence[Any] = (),
-    warn: Callable[[str], None] = lambda text: None,
-) -> Predictor:
-    """Load the best weights of the run in folder `run`, to predict with.
-
-    `device` is auto, cpu, cuda or cuda:N; `block` names plugins to leave out, `plugins` are the classes in no package
-    that it was trained with. Raises UsageError if it is no run.
-    """
-    return Predictor(open_run(run, RunRequest(device=device, block=block, plugins=plugins, warn=warn)))

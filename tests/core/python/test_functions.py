@@ -139,7 +139,8 @@ def test_each_task_has_an_encoder_of_its_own(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"), [(["a", ""], r"texts\[1\]: text is empty"), (" ", "texts: text is empty"), ([5], "is '5', exp")]
+    ("texts", "message"),
+    [(["a", ""], r"texts\[1\]: text is empty"), (" ", "texts: text is empty"), ([5], "is '5', exp")],
 )
 def test_what_is_no_text_has_no_vector(texts: Any, message: str, folder: Path) -> None:
     with pytest.raises(mtmeta.UsageError, match=message):
