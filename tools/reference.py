@@ -276,10 +276,10 @@ def _signature(name: str, function: Any, *, short: bool = False) -> str:
             lines.append("    *,\n")
             starred = True
         starred = starred or parameter.kind is parameter.VAR_POSITIONAL
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        mark = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
         default = "..." if callable(parameter.default) else repr(parameter.default)
         given = "" if parameter.default is parameter.empty else f" = {default}"
-        lines.append(f"    {stars}{key}: {parameter.annotation}{given},\n")
+        lines.append(f"    {mark}{key}: {parameter.annotation}{given},\n")
     return f"{name}(\n{''.join(lines)}) -> {signature.return_annotation}"
 
 

@@ -195,7 +195,8 @@ def test_the_python_page_tells_types_defaults_and_errors_of_every_function(name:
     assert signature.return_annotation is not inspect.Signature.empty
     for key, parameter in signature.parameters.items():
         assert parameter.annotation is not inspect.Parameter.empty, f"{name}({key}) has no type"
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        marks: dict[object, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        stars = marks.get(parameter.kind, "")
         line = re.search(rf"^    {re.escape(stars + key)}: (.+),$", entry, re.MULTILINE)
         assert line is not None, f"{name}({key}) is not on the page"
         assert (" = " in line[1]) == (parameter.default is not inspect.Parameter.empty)
