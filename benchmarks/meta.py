@@ -42,7 +42,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from benchmarks.parts import add_arguments
 from benchmarks.stats import machine, spread
 from mtmeta.core.data.feed import Feed
-from mtmeta.core.run.run import run
+from mtmeta.core.python.training import run
 from mtmeta.core.training.learner import Excursion, Learner
 from mtmeta.core.training.trainer import Trainer
 

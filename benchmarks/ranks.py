@@ -59,7 +59,11 @@ def network_table() -> list[dict[str, Any]]:
     for ranks in (1, 8, 64, 1000):
         for network, (rate, latency) in NETWORKS.items():
             wait = waiting(BERT_BASE, ranks, rate, latency)
-            row = {"ranks": ranks, "network": network, "sent_gb": 2 * (ranks - 1) / ranks * 8 * BERT_BASE / 1e9}
+            row: dict[str, Any] = {
+                "ranks": ranks,
+                "network": network,
+                "sent_gb": 2 * (ranks - 1) / ranks * 8 * BERT_BASE / 1e9,
+            }
             row |= {"wait_s": wait, "slot": INNER_STEPS * shard / wait if wait else None}
             row |= {"shard": shard / wait if wait else None}
             in_order = (ranks - 1) * 4 * BERT_BASE / rate  # without shards every rank gets every slot

@@ -56,6 +56,7 @@ from mtmeta.core.errors import (
     UsageError,
     WeightsError,
 )
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.storage.disk import RunFiles
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
@@ -66,11 +67,14 @@ if TYPE_CHECKING:
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
     from mtmeta.core.api.scalars import Scalar, scalars
-    from mtmeta.core.run.evaluate import evaluate
-    from mtmeta.core.run.predictor import Prediction, Predictor, load
-    from mtmeta.core.run.run import run
+    from mtmeta.core.python.functions import adapt, compare, evaluate, export, plan, read_recipe, report, validate
+    from mtmeta.core.python.published import load, push_to_hub
+    from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores
+    from mtmeta.core.python.streaming import events
+    from mtmeta.core.python.task_data import TaskData, classification, pair_classification, regression, similarity, task
+    from mtmeta.core.python.training import run, train
+    from mtmeta.core.run.predictor import Prediction, Predictor
     from mtmeta.core.storage.sources import Sources
-    from mtmeta.core.studies.compare import compare
     from mtmeta.core.studies.tuning.tune import tune
 
 __version__ = _version("mtmeta")
@@ -82,27 +86,54 @@ _LAZY = {
         ("api.events", "Event"),
         ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead"),
         ("api.scalars", "Scalar scalars"),
-        ("run.evaluate", "evaluate"),
-        ("run.predictor", "Prediction Predictor load"),
-        ("run.run", "run"),
+        ("run.predictor", "Prediction Predictor"),
+        ("python.functions", "adapt compare evaluate export plan read_recipe report validate"),
+        ("python.published", "load push_to_hub"),
+        ("python.results", "Adaptation Checked Comparison Exported Plan Run Scores"),
+        ("python.streaming", "events"),
+        ("python.task_data", "TaskData classification pair_classification regression similarity task"),
+        ("python.training", "run train"),
         ("storage.sources", "Sources"),
-        ("studies.compare", "compare"),
         ("studies.tuning.tune", "tune"),
     )
     for name in names.split()
+} | {
+    # by name only: plugins stand above what they import
+    name: f"mtmeta.plugins.algorithms.{module}"
+    for module, name in (
+        ("anil", "Anil"),
+        ("fomaml", "Fomaml"),
+        ("individual", "Individual"),
+        ("joint", "Joint"),
+        ("maml", "Maml"),
+        ("metasgd", "MetaSgd"),
+        ("protonet", "Protonet"),
+        ("reptile", "Reptile"),
+        ("surgery.surgery", "Surgery"),
+        ("surgery.weighting", "Weighting"),
+    )
 }
+_NEED_TORCH = (
+    *("adapt", "compare", "evaluate", "events", "export", "load", "plan", "push_to_hub", "report", "run", "train"),
+    *("tune", "validate"),
+)
+"""Functions that look first whether PyTorch is new enough."""
 
 __all__ = [
     "SGD",
     "AdamW",
+    "Adaptation",
     "AdapterPlaces",
     "Algorithm",
+    "Anil",
     "Backbone",
     "Batch",
     "Binary",
     "Carve",
+    "Checked",
     "CheckpointError",
     "Classification",
+    "Comparison",
     "Constant",
     "CosineHead",
     "CosinePrototypeHead",
@@ -114,14 +145,18 @@ __all__ = [
     "Event",
     "Example",
     "Excursion",
+    "Exported",
     "Features",
     "Feed",
+    "Fomaml",
     "Fraction",
     "Incomplete",
+    "Individual",
     "InnerState",
     "Inputs",
     "Job",
     "JobState",
+    "Joint",
     "Launcher",
     "Learner",
     "LinearHead",
@@ -130,6 +165,8 @@ __all__ = [
     "LowRankSum",
     "MLPHead",
     "MachineError",
+    "Maml",
+    "MetaSgd",
     "Metric",
     "MtmetaError",
     "NonNegativeFloat",
@@ -137,6 +174,7 @@ __all__ = [
     "OptimizerOptions",
     "Packed",
     "PairTask",
+    "Plan",
     "PluginError",
     "Portable",
     "PositiveFloat",
@@ -144,35 +182,57 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Problems",
+    "Protonet",
     "PrototypeHead",
+    "Recipe",
     "RecipeError",
     "Regression",
     "Reporter",
+    "Reptile",
     "Row",
+    "Run",
     "RunFiles",
     "Sampler",
     "Scalar",
     "ScheduleOptions",
+    "Scores",
     "Sources",
     "Step",
+    "Surgery",
     "Task",
+    "TaskData",
     "Tokenizer",
     "Unrolled",
     "UsageError",
+    "Weighting",
     "WeightsError",
     "__version__",
+    "adapt",
     "cache_folder",
+    "classification",
     "compare",
     "did_you_mean",
     "evaluate",
+    "events",
+    "export",
     "hookimpl",
     "load",
+    "pair_classification",
+    "plan",
+    "push_to_hub",
     "quote",
+    "read_recipe",
+    "regression",
+    "report",
     "run",
     "safe",
     "scalars",
+    "similarity",
     "staged_folder",
+    "task",
+    "train",
     "tune",
+    "validate",
     "why_unsafe",
 ]
 
@@ -180,8 +240,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'mtmeta' has no attribute {name!r}")
-    if name in ("compare", "evaluate", "load", "run", "tune"):
+    if name in _NEED_TORCH:
         check_torch()
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

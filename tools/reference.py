@@ -246,11 +246,21 @@ def _entry(name: str, public: Any) -> Iterator[str]:
     for field, words in docs.items():
         yield _definition(field, "", words)
     for key, member in vars(public).items():
-        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if key.startswith("_") or not inspect.isfunction(function) or not inspect.getdoc(function):
+        function = _function(member)
+        if key.startswith("_") or not inspect.isfunction(function):
             continue
         shown = key if isinstance(member, property) else _signature(key, function, short=True)
-        yield _definition(shown, "", (inspect.getdoc(function) or "").replace("\n\n", " "))
+        yield _definition(shown, "", _words(public, key).replace("\n\n", " "))
+
+
+def _function(member: Any) -> Any:
+    return member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+
+
+def _words(public: type[Any], key: str) -> str:
+    """Return the docstring of a method, or else that of the one it stands for in a base class."""
+    members = (vars(kind)[key] for kind in public.__mro__ if key in vars(kind))
+    return next((text for member in members if (text := inspect.getdoc(_function(member)))), "")
 
 
 def _signature(name: str, function: Any, *, short: bool = False) -> str:
@@ -266,9 +276,11 @@ def _signature(name: str, function: Any, *, short: bool = False) -> str:
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             lines.append("    *,\n")
             starred = True
+        starred = starred or parameter.kind is parameter.VAR_POSITIONAL
+        mark = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
         default = "..." if callable(parameter.default) else repr(parameter.default)
         given = "" if parameter.default is parameter.empty else f" = {default}"
-        lines.append(f"    {key}: {parameter.annotation}{given},\n")
+        lines.append(f"    {mark}{key}: {parameter.annotation}{given},\n")
     return f"{name}(\n{''.join(lines)}) -> {signature.return_annotation}"
 
 

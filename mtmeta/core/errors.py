@@ -131,6 +131,7 @@ class Problems(MtmetaError):
 
     @property
     def code(self) -> int:
+        """Return the exit code of the first."""
         return self.problems[0].exit_code
 
     def lines(self) -> list[str]:

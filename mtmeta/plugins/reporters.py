@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import html
+import importlib
 import math
 import sys
 import time
@@ -45,7 +47,7 @@ class Jsonl(mtmeta.Reporter):
 
 @dataclass(frozen=True)
 class ConsoleReporter(mtmeta.Reporter):
-    """A live progress bar on stderr, plain lines where stderr is no terminal."""
+    """A live progress bar on stderr or in a notebook, plain lines where stderr is no terminal."""
 
     name = "console"
 
@@ -54,10 +56,7 @@ class ConsoleReporter(mtmeta.Reporter):
 
     @contextmanager
     def open(self, folder: Path) -> Iterator[Callable[[Event], None]]:
-        from rich.console import Console
-
-        console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-        view: _View = _Live(console) if console.is_terminal and not console.is_dumb_terminal else _Plain(self.every)
+        view = self._view()
 
         def handle(event: Event) -> None:
             with _may_hang_up():
@@ -68,6 +67,22 @@ class ConsoleReporter(mtmeta.Reporter):
         finally:
             with _may_hang_up():
                 view.close()
+
+    def _view(self) -> _View:
+        if (display := _notebook_display()) is not None:
+            return _Notebook(display)
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        return _Live(console) if console.is_terminal and not console.is_dumb_terminal else _Plain(self.every)
+
+
+def _notebook_display() -> Any:
+    """Return IPython's module that shows HTML, in a cell of a notebook; None anywhere else."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is None or getattr(shell, "kernel", None) is None:
+        return None
+    return importlib.import_module("IPython.display")
 
 
 @contextmanager
@@ -178,6 +193,46 @@ class _Live(_View):
 
     def close(self) -> None:
         self.bar.stop()
+
+
+class _Notebook(_View):
+    """A bar for each group in the output of a cell, drawn anew a few times a second; other lines stand above it.
+
+    It takes IPython alone: rich's own bar would take ipywidgets, too.
+    """
+
+    EVERY = 0.2  # seconds
+
+    def __init__(self, display: Any) -> None:
+        super().__init__()
+        self.display = display
+        self.handles: dict[str, Any] = {}
+        self.drawn: dict[str, float] = {}
+        self.last: dict[str, str] = {}
+
+    def line(self, text: str) -> None:
+        print(mtmeta.safe(text, MAX_LINE), flush=True)
+
+    def progress(self, event: Any, text: str) -> None:
+        left = self.rate.eta(event.step, event.steps, event.seconds)
+        words = html.escape(mtmeta.safe(f"{event.step}/{event.steps}  {text}  {left} left", MAX_LINE))
+        group = html.escape(mtmeta.safe(event.group))
+        bar = f'<progress value="{event.step}" max="{event.steps}"></progress>'
+        self.last[event.group] = f"<div><code>{group}</code> {bar} <code>{words}</code></div>"
+        if time.monotonic() - self.drawn.get(event.group, -math.inf) >= self.EVERY:
+            self._draw(event.group)
+
+    def _draw(self, group: str) -> None:
+        page = self.display.HTML(self.last.pop(group))
+        if group in self.handles:
+            self.handles[group].update(page)
+        else:
+            self.handles[group] = self.display.display(page, display_id=True)
+        self.drawn[group] = time.monotonic()
+
+    def close(self) -> None:
+        for group in list(self.last):  # the last step that came, however soon after the one before
+            self._draw(group)
 
 
 class _Rate:

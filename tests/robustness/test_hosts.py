@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_a_cut_cable_and_a_slow_one(tmp_path: Path, hosts: Hosts, forks: Forks, 
     folders = [tmp_path / name for name in ("one", "two")]
     for folder in folders:
         folder.mkdir()
-        more = {"steps": 60, "tasks": ("sst", "para", "sts"), "algorithm": REPTILE, "training": {"shards": 2}}
+        more: Any = {"steps": 60, "tasks": ("sst", "para", "sts"), "algorithm": REPTILE, "training": {"shards": 2}}
         write_recipe(folder / "recipe.yaml", "reptile", data=material.data, weights=str(material.weights), **more)
     one, two = folders
     codes, written = ended(

@@ -1,12 +1,15 @@
 """A server on the loopback device that speaks the hub's protocol, and serves plain files; it can be made to misbehave.
 
 Of the hub: HEAD with X-Repo-Commit, git's hash as ETag or X-Linked-Etag and X-Linked-Size of a file in large-file
-storage, which lies on another path and is redirected to; branches; ranges; and the errors by X-Error-Code.
+storage, which lies on another path and is redirected to; branches; ranges; and the errors by X-Error-Code. And POST to
+make a repository and to commit files to a branch, as huggingface_hub does.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import re
 import threading
 import time
@@ -18,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESOLVE = re.compile(r"/(?P<name>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+PUSH = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/(?P<action>preupload|commit)/(?P<revision>.+)")
 REFUSED = {"owner/gated": (403, "GatedRepo"), "owner/private": (401, "RepoNotFound")}
 LARGE = (".safetensors", ".csv")
 
@@ -71,6 +75,60 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
+    def do_POST(self) -> None:
+        hub, path = self.server, unquote(urlsplit(self.path).path)
+        body = self.body()
+        hub.asked.append((self.command, path, ""))
+        if self.headers.get("Authorization"):
+            hub.authorized.append(path)
+        found = PUSH.fullmatch(path)
+        if path == "/api/repos/create":
+            name = "/".join(filter(None, (json.loads(body).get("organization"), json.loads(body)["name"])))
+            if name.startswith("forbidden/"):
+                self.answer(403)
+                return
+            hub.repositories.setdefault(name, {})
+            self.send_json({"url": f"{hub.url}/{name}", "name": name, "id": name})
+        elif path == "/api/validate-yaml":  # of a README
+            self.send_json({"errors": [], "warnings": []})
+        elif found and found["action"] == "preupload":
+            files = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
+            self.send_json({"files": files})
+        elif found:
+            self.commit(found["name"], found["revision"], [json.loads(line) for line in body.splitlines()])
+        else:
+            self.answer(404)
+
+    def body(self) -> bytes:
+        """The body of a request, which comes in chunks where its length was not known before."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def commit(self, name: str, branch: str, lines: list[dict[str, Any]]) -> None:
+        hub = self.server
+        added = {
+            line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
+        }
+        before = hub.repositories[name].get(hub.branches.get(branch, ""), {})
+        files = {**before, **added}
+        commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        hub.repositories[name][commit] = files
+        hub.branches[branch] = commit
+        about = {"commitUrl": f"{hub.url}/{name}/commit/{commit}", "commitOid": commit, "success": True}
+        self.send_json(about)
+
+    def send_json(self, data: Any) -> None:
+        self.send_file("", json.dumps(data).encode(), {"Content-Type": "application/json"})
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
@@ -113,10 +171,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file(file.rpartition("/")[2], files[file], headers | {"ETag": f'"{git_blob(files[file])}"'})
 
     def large(self, path: str) -> bytes:
-        repository, commit, file = path.rsplit("/", 2)
-        if repository not in self.server.repositories:  # a file in a folder
-            start, _, folder = repository.rpartition("/")
-            repository, commit, file = start, folder, f"{commit}/{file}"
+        repository = next(name for name in self.server.repositories if path.startswith(f"{name}/"))
+        commit, _, file = path.removeprefix(f"{repository}/").partition("/")
         return self.server.repositories[repository][commit][file]
 
     def send_file(self, name: str, data: bytes, headers: dict[str, str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -172,7 +173,53 @@ def test_the_python_page_has_every_public_name_and_no_address_of_this_process() 
     named = re.findall(r"^### `(\w+)`", page, re.MULTILINE)
     assert sorted(named) == sorted(name for name in mtmeta.__all__ if name != "__version__")
     assert "    overrides: Sequence[str] = (),\n" in page
-    assert not re.search(r"0x[0-9a-f]{6}|<function|lambda", page)
+    assert not re.search(r"0x[0-9a-f]{6}|<function|lambda \w*:", page)
+
+
+def test_dir_shows_the_public_names_and_no_others() -> None:
+    assert dir(mtmeta) == sorted(mtmeta.__all__)
+    assert not [name for name in dir(mtmeta) if not hasattr(mtmeta, name)]
+
+
+FUNCTIONS = [name for name in mtmeta.__all__ if inspect.isfunction(getattr(mtmeta, name))]
+RAISE_NOTHING = {"cache_folder", "did_you_mean", "quote", "safe", "scalars", "staged_folder", "why_unsafe"}
+"""Functions that raise nothing of ours: words, paths, numbers."""
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_python_page_tells_types_defaults_and_errors_of_every_function(name: str) -> None:
+    function = getattr(mtmeta, name)
+    page = pages()["reference/python.md"]
+    entry = page.partition(f"### `{name}` {{#{name}}}\n")[2].partition("\n### ")[0].partition("\n## ")[0]
+    signature = inspect.signature(function)
+    assert signature.return_annotation is not inspect.Signature.empty
+    for key, parameter in signature.parameters.items():
+        assert parameter.annotation is not inspect.Parameter.empty, f"{name}({key}) has no type"
+        marks: dict[object, str] = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        stars = marks.get(parameter.kind, "")
+        line = re.search(rf"^    {re.escape(stars + key)}: (.+),$", entry, re.MULTILINE)
+        assert line is not None, f"{name}({key}) is not on the page"
+        assert (" = " in line[1]) == (parameter.default is not inspect.Parameter.empty)
+    text = inspect.getdoc(function) or ""
+    assert re.match(r"[A-Z][a-z]+ ", text), f"{name} has no docstring that begins with a verb"
+    assert "Raises" in text or name in RAISE_NOTHING, f"{name} does not say what it raises"
+    assert "Raises" in entry or name in RAISE_NOTHING
+
+
+def test_the_python_page_tells_of_every_method() -> None:
+    """Of all public classes, with those that they have from a base of ours; and each has words."""
+    page = pages()["reference/python.md"]
+    missing = []
+    for name in mtmeta.__all__:
+        public = getattr(mtmeta, name)
+        if not isinstance(public, type):
+            continue
+        entry = page.partition(f"### `{name}` {{#{name}}}\n")[2].partition("\n### ")[0]
+        for key, member in vars(public).items():
+            is_method = isinstance(member, property | classmethod | staticmethod) or inspect.isfunction(member)
+            if is_method and not key.startswith("_") and not re.search(rf"^`{key}[`(]", entry, re.MULTILINE):
+                missing.append(f"{name}.{key}")
+    assert missing == []
 
 
 # ------------------------------------------------------------------------------------------------------- mathematics

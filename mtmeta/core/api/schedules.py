@@ -23,6 +23,7 @@ class Constant:
     name: Literal["constant"] = "constant"
 
     def factor(self, step: int, steps: int) -> float:
+        """Return the factor on the learning rate after `step` of `steps` steps."""
         return 1.0
 
 
@@ -37,6 +38,7 @@ class Linear:
     """Factor after the last step."""
 
     def factor(self, step: int, steps: int) -> float:
+        """Return the factor on the learning rate after `step` of `steps` steps."""
         if step < self.warmup:
             return step / self.warmup
         done = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
@@ -54,6 +56,7 @@ class Step:
     """Factor of each reduction."""
 
     def factor(self, step: int, steps: int) -> float:
+        """Return the factor on the learning rate after `step` of `steps` steps."""
         return self.gamma ** (step // self.every)
 
 
@@ -66,6 +69,7 @@ class Cosine:
     """Factor after the last step."""
 
     def factor(self, step: int, steps: int) -> float:
+        """Return the factor on the learning rate after `step` of `steps` steps."""
         return self.end + (1.0 - self.end) * (1.0 + math.cos(math.pi * min(1.0, step / steps))) / 2.0
 
 
@@ -82,6 +86,7 @@ class OneCycle:
     """The last factor is 1/(div final_div)."""
 
     def factor(self, step: int, steps: int) -> float:
+        """Return the factor on the learning rate after `step` of `steps` steps."""
         peak = self.rise * steps - 1.0
         low, last = 1.0 / self.div, 1.0 / (self.div * self.final_div)
         if step <= peak or peak >= steps - 1:
@@ -102,6 +107,7 @@ class Plateau:
     """Smallest relative rise that counts."""
 
     def factor(self, step: int, steps: int) -> float:
+        """Return the factor on the learning rate after `step` of `steps` steps."""
         return 1.0  # the reductions so far are in PlateauState
 
 

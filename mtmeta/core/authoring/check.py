@@ -5,13 +5,14 @@ Imports stand inside the functions that need them: numpy and the data layer take
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.errors import DataError, MtmetaError, Problems
+from mtmeta.core.recipe.from_python import PLACE, RecipeSource
 from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class RecipeCheck:
 
 
 def check_recipe(
-    path: Path,
+    source: RecipeSource,
     registry: Registry,
     *,
     overrides: Sequence[str] = (),
@@ -52,7 +53,7 @@ def check_recipe(
     `strict` makes duplicates and overlap with the training file problems as well. `watcher` follows downloads. Raises
     no MtmetaError.
     """
-    check = RecipeCheck(str(path))
+    check = RecipeCheck(PLACE if isinstance(source, Mapping | Recipe) else str(source))
     told: set[str] = set()  # the backbone and the inspection of the data both look at the tokenizer
 
     def tell(text: str) -> None:
@@ -61,13 +62,13 @@ def check_recipe(
             warn(text)
 
     try:
-        recipe = load_recipe(path, registry, overrides=overrides, data_root=data_root)
+        recipe = load_recipe(source, registry, overrides=overrides, data_root=data_root)
         recipe.algorithm.require()
         if data or weights:
             from mtmeta.core.storage.artifacts import remedy
             from mtmeta.core.storage.sources import Sources
 
-            sources = Sources(watcher=watcher, remedy=remedy(path))
+            sources = Sources(watcher=watcher, remedy=remedy(check.recipe))
         if weights:
             from mtmeta.core.run.fetch import bring, local_backbone
 

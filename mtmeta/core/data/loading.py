@@ -17,7 +17,7 @@ import numpy as np
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Example, Task
-from mtmeta.core.api.option_types import SAMPLE, Carve
+from mtmeta.core.api.option_types import SAMPLE, Carve, Inputs
 from mtmeta.core.data.cache_key import cache_key
 from mtmeta.core.data.carving import carved, carved_digest
 from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, bad_rows_of, dataset_of, select
@@ -152,14 +152,24 @@ def from_examples(
     return dataset_of(name, split, SAMPLE, entry, "")
 
 
-def from_texts(name: str, task: Task, texts: Sequence[str], pairs: Sequence[str], backbone: LoadedBackbone) -> Dataset:
-    """Make a dataset of texts [N] without labels, and for pairs the second texts [N], to predict; labels are 0."""
+def from_texts(
+    name: str,
+    task: Task,
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    backbone: LoadedBackbone,
+    inputs: Inputs | None = None,
+) -> Dataset:
+    """Make a dataset of texts [N] without labels, and for pairs the second texts [N], to predict; labels are 0.
+
+    They enter the encoder as `inputs` says, by default as the task's examples do.
+    """
 
     def fill(writer: Writer) -> dict[str, Any]:
         append_names(writer, [str(number) for number in range(len(texts))])
         writer.append("labels", np.zeros(len(texts)))
         writer.append("texts", np.zeros((len(texts), 1), dtype=np.uint64))
-        append_tokens(writer, task.inputs, backbone, texts, pairs)
+        append_tokens(writer, inputs or task.inputs, backbone, texts, pairs)
         return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
     return dataset_of(name, "predict", "", in_memory(fill), "")

@@ -66,6 +66,7 @@ def export(
     out: str | Path | None = None,
     fresh: bool = False,
     block: Sequence[str] = (),
+    plugins: Sequence[Any] = (),
     warn: Callable[[str], None] = lambda text: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def export(
         RunDir(Path(run)).check_own()  # the export goes into it
     if load_transformers() is None:
         say("transformers is not installed: AutoModel and AutoTokenizer are not tried on what is exported")
-    session = open_run(run, RunRequest(device="cpu", block=block, warn=warn))
+    session = open_run(run, RunRequest(device="cpu", block=block, plugins=plugins, warn=warn))
     if form == ADAPTERS_ONLY:
         if form not in formats_of(session.recipe):
             raise UsageError("--format peft", "this run has no adapters; use --format transformers")

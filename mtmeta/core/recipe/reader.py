@@ -22,6 +22,7 @@ from mtmeta.core.api.schedules import Plateau, ScheduleOptions
 from mtmeta.core.errors import MtmetaError, RecipeError, raise_all
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.document import RecipeDocument
+from mtmeta.core.recipe.from_python import PLACE, RecipeSource, document_of
 from mtmeta.core.recipe.sections import (
     OPTIONAL,
     RECIPE_FORMAT,
@@ -38,12 +39,15 @@ from mtmeta.core.recipe.validation import convert, describe_value
 from mtmeta.core.registry.guard import unguarded
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.storage.addresses import is_remote, parse_file, part_address
+from mtmeta.core.storage.outputs import RUN_MARK
 from mtmeta.core.wording import choose, did_you_mean, quote
 
 TASK_NAME = re.compile(r"(?!mean$)[a-z][a-z0-9_-]{0,63}")  # `mean` in evaluation.select means all tasks
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 SHARE = re.compile(r"\s*[0-9.]+\s*%?\s*")  # such as 10%, written for a share of the training file
 KEYS = ("format", *(field.name for field in dataclasses.fields(Recipe)))
+RUN_RECIPE, ROWS = "recipe.yaml", "rows"
+"""In a run directory: its recipe, and the folder of its data where that came from memory."""
 REQUIRED = ("backbone", "tasks", "algorithm", "optimizer", "training")
 
 
@@ -56,21 +60,36 @@ class _UpdateRule:
 
 
 def load_recipe(
-    path: str | os.PathLike[str],
+    source: RecipeSource,
     registry: Registry,
     *,
     overrides: Sequence[str] = (),
     data_root: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Recipe:
-    """Read the recipe in file `path`, or the shipped one of that name.
+    """Read the recipe in a file, the shipped one of that name, or one that is a mapping or a Recipe.
 
-    `overrides` are `a.b=c` strings (`--set`); `data_root` wins over MTMETA_DATA, which wins over the recipe. Raises
-    RecipeError or PluginError, or Problems when there are several.
+    `overrides` are `a.b=c` strings (`--set`); `data_root` wins over the rows that a run keeps beside its recipe, these
+    over MTMETA_DATA, which wins over the recipe. Raises RecipeError or PluginError, or Problems when there are several.
     """
-    path = find_recipe(path)
-    document = RecipeDocument(strict_yaml.read_file(path), overrides)
-    return _RecipeReader(document, registry).read(data_root or environ.get("MTMETA_DATA") or None, path)
+    if isinstance(source, Mapping | Recipe):
+        file, path = document_of(source), Path(PLACE)
+    else:
+        path = find_recipe(source)
+        file = strict_yaml.read_file(path)
+        data_root = data_root or rows_beside(path)
+    return _RecipeReader(RecipeDocument(file, overrides), registry).read(
+        data_root or environ.get("MTMETA_DATA") or None, path
+    )
+
+
+def rows_beside(path: Path) -> str | None:
+    """Return the folder with the rows of a run that was trained from memory, of the path of its own recipe.
+
+    It lies beside, so that it goes with the run wherever that goes.
+    """
+    folder = path.parent / ROWS
+    return str(folder) if path.name == RUN_RECIPE and folder.is_dir() and (path.parent / RUN_MARK).exists() else None
 
 
 def check_recipe_text(text: str, path: Path, registry: Registry) -> None:

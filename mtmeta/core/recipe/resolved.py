@@ -32,24 +32,25 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if field.name == "tasks":
-            data["tasks"] = {name: {"task": task.name, **_plain(task, named=False)} for name, task in value.items()}
+            data["tasks"] = {name: {"task": task.name, **plain(task, named=False)} for name, task in value.items()}
         elif field.name == "reporters":
-            data["reporters"] = [_plain(reporter) for reporter in value]
+            data["reporters"] = [plain(reporter) for reporter in value]
         elif field.name == "teachers" and value is not None:  # tasks stand beside what is common to them
-            data["teachers"] = {**_plain(value.of), "anneal": value.anneal}
+            data["teachers"] = {**plain(value.of), "anneal": value.anneal}
         else:
-            data[field.name] = _plain(value)
+            data[field.name] = plain(value)
     return data
 
 
-def _plain(value: Any, *, named: bool = True) -> Any:
+def plain(value: Any, *, named: bool = True, tag: str = "name") -> Any:
+    """Return a value of a recipe as plain data; a part that is `named` has its name under `tag`."""
     if dataclasses.is_dataclass(value):
         names = {option_name(type(value), field.name): field.name for field in dataclasses.fields(value)}
-        own = {option: _plain(getattr(value, name)) for option, name in names.items()}
-        return {"name": value.name, **own} if named and isinstance(value, Component) else own
+        own = {option: plain(getattr(value, name)) for option, name in names.items()}
+        return {tag: value.name, **own} if named and isinstance(value, Component) else own
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def dump(data: dict[str, Any]) -> str:

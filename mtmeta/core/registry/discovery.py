@@ -46,6 +46,13 @@ class Plugin:
     distribution: str
     broken: str | None = None
     parts: dict[str, list[Any]] = field(default_factory=dict)
+    family: str = ""
+    """What the parts of one program that stand in no package are called together."""
+
+    @property
+    def owner(self) -> str:
+        """Return whose code this is, as `culprit` names it."""
+        return self.family or str(self)
 
     @property
     def foreign(self) -> bool:
@@ -141,7 +148,7 @@ def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any
         with _slow_import_warning(plugin, warn), redirect_stdout(sys.stderr):
             loaded = load()
             if plugin.foreign:
-                _MODULES[_module(loaded)] = str(plugin)
+                _MODULES[_module(loaded)] = plugin.owner
             wanted = getattr(loaded, "mtmeta_api", hookspecs.API_VERSION)
             if wanted not in hookspecs.API_VERSIONS:
                 raise PluginError("", f"needs mtmeta API {quote(wanted)}, this is {hookspecs.API_VERSION}")
@@ -173,7 +180,12 @@ def _module(loaded: Any) -> str:
 def called_by(plugin: Plugin) -> bool:
     """Return whether the function that asks was called by code of this plugin."""
     caller = sys._getframe(2).f_globals.get("__name__")
-    return _MODULES.get(str(caller).partition(".")[0]) == str(plugin)
+    return _MODULES.get(str(caller).partition(".")[0]) == plugin.owner
+
+
+def note_module(name: str, plugin: Plugin) -> None:
+    """Note whose code a module is, for a part that came by no entry point."""
+    _MODULES.setdefault(name.partition(".")[0], plugin.owner)
 
 
 def culprit(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.api.option_types import Inputs
 from mtmeta.core.errors import MtmetaError, PluginError, RecipeError
+from mtmeta.core.registry.classes import plugins_of
 from mtmeta.core.registry.discovery import Plugin, Plugins, load_plugins
 from mtmeta.core.registry.guard import KINDS, guard, guard_metric
 from mtmeta.core.registry.option_fields import adapter, field_hints
@@ -150,9 +151,18 @@ def _task_fault(task: type[Task]) -> str | None:
     return None
 
 
-def build_registry(*, block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None) -> Registry:
-    """Return a registry of everything installed. Warns of each broken plugin through `warn`."""
-    registry = Registry(load_plugins(block=block, warn=warn))
+def build_registry(
+    *, block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None, plugins: Sequence[Any] = ()
+) -> Registry:
+    """Return a registry of everything installed, and of `plugins`: classes and metrics that stand in no package.
+
+    Warns of each broken plugin through `warn`. Raises PluginError for one of `plugins` that is broken.
+    """
+    installed = load_plugins(block=block, warn=warn)
+    given = plugins_of(plugins)
+    registry = Registry(Plugins([*installed.all, *given]))
     for plugin in registry.plugins.broken:
+        if plugin in given:
+            raise PluginError("plugins", f"{plugin.distribution}: {plugin.broken}")
         warn(f"{plugin} is broken: {plugin.broken}")
     return registry

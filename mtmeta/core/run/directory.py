@@ -1,7 +1,7 @@
 """A run directory: its files, whether a command may use it, and checks that nothing has changed since it began.
 
 recipe.yaml  recipe.lock.yaml  backbone/  checkpoints/  events.jsonl  predictions/  summary.json
-encoder/, where it is not trained
+encoder/, where it is not trained; rows/, where the data came from memory
 metrics.jsonl and tensorboard/, where the recipe has these reporters
 
 `.lock` and `.lease` are there while a process trains in it.
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.errors import CheckpointError, DataError, MtmetaError, UsageError, WeightsError
 from mtmeta.core.recipe import strict_yaml
+from mtmeta.core.recipe.reader import ROWS
 from mtmeta.core.recipe.resolved import decisive, describe, differences, digest, dump
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import plugin_of
@@ -53,6 +54,8 @@ CONTENTS = (  # beside recipe and lock
         "tensorboard",
     ),
 )
+ROW_FILE = re.compile(r"[a-z][a-z0-9_-]*-(train|dev|test)-[0-9a-f]{16}\.jsonl")
+"""The name of a file in rows/: task, split, and the beginning of its SHA-256."""
 MAX_BACKBONE_FILES = 1000  # a configuration and a tokenizer are a handful
 # files that are replaced as a whole, and folders of such: that one of them has another name elsewhere does no harm
 REPLACED = (
@@ -65,6 +68,7 @@ REPLACED = (
     "predictions",
     "teachers",
     "export",
+    ROWS,
 )
 TOKENIZER = "tokenizer.json"  # of `backbone`
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
@@ -118,7 +122,7 @@ class RunDir:
                 raise  # which is told as such
             message = "is no mtmeta run (no recipe.yaml); give the directory of a run"
             raise UsageError(str(self.path), message) from error
-        for path in (self.recipe, self.lock_file, *(self.path / name for name in CONTENTS)):
+        for path in (self.recipe, self.lock_file, *(self.path / name for name in (*CONTENTS, ROWS))):
             if path.is_symlink():
                 raise CheckpointError(str(path), "is a symbolic link; put what it leads to in its place")
 
@@ -278,11 +282,13 @@ def _stays(path: PurePath, target: str) -> bool:
         name = re.sub(r"^\.(.*?)(\.[0-9a-f]{16})?\.tmp$", r"\1", path.name)  # about to take its place
         return bool(re.fullmatch(LINK, name) and not re.fullmatch(BEST, name) and re.fullmatch(BEST, target))
     down = not PurePath(target).is_absolute() and ".." not in PurePath(target).parts
-    return bool(below) and folder not in (*CONTENTS, "export") and down
+    return bool(below) and folder not in (*CONTENTS, "export", ROWS) and down
 
 
 def _counts(path: Path) -> bool:
-    """Return whether a file makes its directory not empty; leftovers of a kill do not."""
+    """Return whether a file makes its directory not empty; leftovers of a kill, and rows of a run to be, do not."""
+    if path.name == ROWS and path.is_dir() and not path.is_symlink():
+        return any(not ROW_FILE.fullmatch(row.name) and _counts(row) for row in path.iterdir())
     return path.name not in (LOCK_NAME, LEASE_NAME) and not (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 

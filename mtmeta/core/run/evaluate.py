@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from mtmeta.core.errors import CheckpointError, UsageError
 from mtmeta.core.machine import Heap, fitting_threads, own_settings, pick_device
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.classes import naming_classes
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir, check_hashes
 from mtmeta.core.run.fetch import bring
@@ -24,40 +24,10 @@ from mtmeta.core.run.session import Session
 from mtmeta.core.run.summary import Evaluation
 from mtmeta.core.storage.artifacts import pins_of, remedy
 from mtmeta.core.storage.atomic import clear_leftovers
-from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.model import MultiTaskModel, prototype_head
 from mtmeta.core.wording import did_you_mean, quote
-
-
-def evaluate(
-    run_path: str | Path,
-    *,
-    split: str | None = None,
-    task: str | None = None,
-    files: Mapping[str, str] | None = None,
-    data_root: str | None = None,
-    device: str = "auto",
-    allow_changed_data: bool = False,
-    verbose: bool = False,
-    block: Sequence[str] = (),
-    warn: Callable[[str], None] = lambda text: None,
-    watcher: Watcher | None = None,
-) -> dict[str, Any]:
-    """Score the best weights of a run on a split, or on other files by task; the same figures as the run's summary.
-
-    Predictions are written to the run's predictions/ in file order. Raises MtmetaError.
-    """
-    request = RunRequest(
-        data_root=data_root,
-        device=device,
-        allow_changed_data=allow_changed_data,
-        block=block,
-        warn=warn,
-        watcher=watcher,
-    )
-    return score_run(run_path, request, split=split, task=task, files=files, verbose=verbose).plain()
 
 
 @own_settings()
@@ -70,7 +40,7 @@ def score_run(
     files: Mapping[str, str] | None = None,
     verbose: bool = False,
 ) -> Evaluation:
-    """Score a run on a split, or on other files by task; see `evaluate`."""
+    """Score a run on a split, or on other files by task; see `mtmeta.evaluate`."""
     folder = RunDir(Path(run_path))
     folder.check_is_run()
     folder.check_own()  # predictions are written into it
@@ -130,9 +100,10 @@ def open_run(run_path: str | Path, request: RunRequest | None = None) -> Session
     request = request or RunRequest()
     folder = RunDir(Path(run_path))
     folder.check_is_run()
-    registry = build_registry(block=request.block, warn=request.warn)
+    registry = build_registry(block=request.block, warn=request.warn, plugins=request.plugins)
     # the resolved recipe holds the data root of the run itself, so the environment has no say here
-    recipe = load_recipe(folder.recipe, registry, data_root=request.data_root, environ={})
+    with naming_classes(folder.lock):
+        recipe = load_recipe(folder.recipe, registry, data_root=request.data_root, environ={})
     pins: dict[str, str] = {}  # of the commits that the run read, wherever a branch is now
     with contextlib.suppress(CheckpointError):  # it is raised where the lock itself is needed
         pins = pins_of(folder.lock())

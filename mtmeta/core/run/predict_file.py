@@ -48,10 +48,11 @@ def predict_file(
 ) -> int:
     """Write a prediction for each text of `source`, a path or `-`, to `target`, a path or `-`; returns how many.
 
-    A file named .csv, .tsv, .json, .jsonl, .ndjson or .parquet, a table in a JSON file, and whatever `columns` are
-    given for, is a table; all else is one text a line, pairs with a tab between. `form` is csv or jsonl; by default as
-    `target` is named. Raises DataError at the first row that cannot be used, after the predictions of those before it,
-    or leaves such rows out and warns.
+    A file named .csv, .tsv, .json, .jsonl, .ndjson or .parquet, a table in a JSON file, whatever `columns` are given
+    for, and a file of any other name whose header has the task's columns, as one that it was trained on, is a table;
+    all else is one text a line, pairs with a tab between. `form` is csv or jsonl; by default as `target` is named.
+    Raises DataError at the first row that cannot be used, after the predictions of those before it, or leaves such rows
+    out and warns.
     """
     task = predictor.task(name)
     form = form or ("jsonl" if target.lower().endswith(JSON_LINES) else "csv")
@@ -64,7 +65,14 @@ def predict_file(
         wanted = "two columns, one for each text" if len(task.columns) == 2 else "one column"
         raise UsageError("--column", f"task takes {wanted}, found {len(columns)}")
     file = _file(source, predictor.dialect(name), table=bool(columns))
-    items = _items(task, file, columns, strict=not skip_bad)
+    is_table = bool(columns) or file.table is not None or file.path.suffix.lower() in TABLES
+    if not is_table and _has_columns(file, task):
+        is_table = True
+        named = " and ".join(map(quote, task.columns))
+        warn(
+            f"{file.place}: is read as a table, for its header names {named}; - with --input takes each line as a text"
+        )
+    items = _items(task, file, columns or task.columns if is_table else (), strict=not skip_bad)
     blocks = _as_they_come(items) if source == "-" else _blocks(items)
     done, heap = 0, Heap()
     with _writer(target) as out:
@@ -94,19 +102,31 @@ def _file(source: str, dialect: Dialect, *, table: bool) -> DataFile:
     return DataFile("stdin.jsonl" if json_lines else "stdin", dialect, stream=stream)
 
 
+def _has_columns(file: DataFile, task: Task) -> bool:
+    """Return whether a file that is not named as a table begins with a header that has the task's columns."""
+    if not file.path.is_file():  # a pipe is read once
+        return False
+    with suppress(DataError):  # of what is no table
+        return set(task.columns) <= set(file.columns())
+    return False
+
+
 def _items(task: Task, file: DataFile, columns: Sequence[str], *, strict: bool) -> Iterator[Item]:
-    """Yield the texts that can be used, in order; raises DataError at the first bad row if `strict`."""
+    """Yield the texts of a table's columns, or of lines where none are named, in order.
+
+    Raises DataError at the first bad row if `strict`.
+    """
     pair, bad = task.inputs != "single", file.bad
 
     def check() -> None:
         if strict and bad:
             raise bad_rows(file.place, bad, bad.total, "give --skip-bad-rows")
 
-    is_table = bool(columns) or file.table is not None or file.path.suffix.lower() in TABLES
-    for number, name, texts in _rows(file, columns or task.columns) if is_table else _lines(file, pair):
+    for number, name, texts in _rows(file, columns) if columns else _lines(file, pair):
         check()
-        if not texts:
-            bad.add(number, "one field, expected 2 with a tab between", "wrong number of fields")
+        if not columns and len(texts) != 1 + pair:
+            count = "one field" if len(texts) == 1 else f"{len(texts)} fields"
+            bad.add(number, f"{count}, expected 2 with a tab between", "wrong number of fields")
         elif not all(text.strip() for text in texts):
             bad.add(number, "text is empty", "text is empty")
         else:
@@ -123,7 +143,7 @@ def _rows(file: DataFile, columns: Sequence[str]) -> Iterator[tuple[int, str, Se
 def _lines(file: DataFile, pair: bool) -> Iterator[tuple[int, str, Sequence[str]]]:
     for number, line in file.texts():
         parts = line.split("\t") if pair else [line]
-        yield number, str(number), parts if len(parts) == 1 + pair else ()
+        yield number, str(number), parts
 
 
 def _blocks(items: Iterator[Item]) -> Iterator[list[Item]]:

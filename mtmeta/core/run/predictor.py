@@ -1,13 +1,12 @@
-"""`mtmeta.load`: the best weights of a run as a function from texts to predictions."""
+"""What `mtmeta.load` returns: the best weights of a run as a function from texts to predictions."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,15 +15,15 @@ from numpy.typing import NDArray
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.loading import from_texts
+from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.errors import DivergedError, UsageError
-from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
+from mtmeta.core.machine import autocast, fitting_threads, memory_errors, own_settings
 from mtmeta.core.registry.guard import accused
-from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
-from mtmeta.core.run.request import RunRequest
+from mtmeta.core.run.evaluate import best_model, restore_backbone
 from mtmeta.core.run.session import Session
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.training.evaluation import check_classes, checked, forward
-from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, mean_pool
 from mtmeta.core.wording import did_you_mean, quote
 
 BLOCK = 1024  # texts predicted at once: enough to sort them into batches of like length, few enough to come soon
@@ -72,21 +71,46 @@ class Predictor:
         """Return the dialect of a task's files."""
         return self.task(name).dialect or self._session.recipe.data
 
-    def predict(self, task: str, texts: Iterable[Text]) -> list[Prediction]:
+    @overload
+    def predict(self, task: str, texts: str) -> Prediction: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def predict(self, task: str, texts: Iterable[Text]) -> list[Prediction]: ...
+
+    def predict(self, task: str, texts: str | Iterable[Text]) -> Prediction | list[Prediction]:
         """Predict each text, or for each (text, text) where the task takes pairs, in their order.
 
-        A prediction depends on its own text alone (to 1e-5 in fp32). Raises UsageError for an unknown task and for
-        anything but texts, and MtmetaError for weights that do not verify.
+        One text alone, as `predict("sst", "a film")`, has one answer alone; so has one pair, as
+        `predict("para", ("one", "other"))`. A prediction depends on its own text alone (to 1e-5 in fp32). Raises
+        UsageError for an unknown task and for anything but texts, and MtmetaError for weights that do not verify.
         """
+        if _is_one(texts, pair=self.task(task).inputs != "single"):
+            return self._one(task, texts)
         return list(self.stream(task, texts))
 
     def stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
-        """Yield the predictions one after the other; of an endless `texts`, no more than a block is held at a time."""
-        self.task(task)
+        """Return the predictions one after the other; of an endless `texts`, no more than a block is held at a time.
+
+        Raises UsageError for an unknown task, one text alone, and a table in place of its column.
+        """
+        name = self.task(task).name
+        if isinstance(texts, str | bytes | Mapping) or _is_table(texts):
+            kind = "one text" if isinstance(texts, str) else f"a {type(texts).__name__}"
+            fix = "give a list of texts" if isinstance(texts, str) else "give its column of texts"
+            raise UsageError("texts", f"is {kind}, task {quote(name)} is asked for several here; {fix}")
+        return self._stream(task, texts)
+
+    def _stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
         remaining, start = iter(texts), 0
         while block := list(itertools.islice(remaining, BLOCK)):
             yield from self.block(task, block, start)
             start += len(block)
+
+    def _one(self, task: str, text: Any) -> Prediction:
+        try:
+            return self.block(task, [text])[0]
+        except UsageError as error:
+            raise UsageError("texts" if error.place == "texts[0]" else error.place, error.message) from None
 
     @own_settings()
     def block(self, name: str, texts: Sequence[Text], start: int = 0) -> list[Prediction]:
@@ -125,6 +149,54 @@ class Predictor:
         rows = zip(labels, chances.tolist(), strict=True)
         return [Prediction(classes[at], row[at], dict(zip(classes, row, strict=True))) for at, row in rows]
 
+    @own_settings()
+    def encode(self, texts: str | Iterable[str], task: str | None = None) -> NDArray[np.float32]:
+        """Return the vectors [N, D] of texts, each by itself: the mean of its hidden states, which heads read.
+
+        One text alone has one vector [D]. `task` chooses the encoder, where the run has one for each; a text of a pair
+        is one text here. Raises UsageError for anything but texts, for an unknown task and for none where it is needed,
+        and MtmetaError for weights that do not verify.
+        """
+        name = self._encoder_of(task)
+        if _is_table(texts) or isinstance(texts, bytes | Mapping):
+            raise UsageError("texts", f"is a {type(texts).__name__}; give its column of texts")
+        given = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(given):
+            if not isinstance(text, str) or not text.strip():
+                reason = "text is empty" if isinstance(text, str) else f"is {quote(repr(text))}, expected a text"
+                raise UsageError("texts" if isinstance(texts, str) else f"texts[{number}]", reason)
+        model, backbone = self._model(name)
+        vectors = np.empty((len(given), model.hidden_size), dtype=np.float32)
+        with torch.inference_mode(), fitting_threads(backbone.encoder), evaluation_mode(model):
+            for start in range(0, len(given), BLOCK):
+                self._encode_block(name, given[start : start + BLOCK], vectors[start : start + BLOCK])
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    def _encode_block(self, name: str, texts: Sequence[str], into: NDArray[np.float32]) -> None:
+        model, backbone = self._model(name)
+        tokens, device = self._session.recipe.evaluation.batch_tokens, self._session.device
+        dataset = from_texts(name, self.task(name), texts, (), backbone, inputs="single")
+        doing = f"encoding texts (batch_tokens {tokens})"
+        with memory_errors(doing, "lower evaluation.batch_tokens in the run's recipe.yaml"):
+            for indices in by_tokens(dataset, tokens):
+                packed = pack_chunk(dataset, indices).packed.to(device)
+                with autocast(device, self._session.precision):
+                    hidden = model.encode(name, packed)
+                into[indices] = mean_pool(hidden, packed).float().cpu().numpy()
+        if not np.isfinite(into).all():
+            raise DivergedError("", "vectors of texts are not finite; train the run again")
+
+    def _encoder_of(self, task: str | None) -> str:
+        """Return the task whose encoder is asked for. Raises UsageError where that is open."""
+        if task is not None:
+            self.task(task)
+            return task
+        adapters = self._session.recipe.adapters
+        several = len(self._session.groups) > 1 or (adapters is not None and adapters.per == "task")
+        if several and len(self.tasks) > 1:
+            raise UsageError("task", f"is needed, each task has an encoder of its own: {', '.join(self.tasks)}")
+        return self.tasks[0]
+
     def _model(self, name: str) -> tuple[MultiTaskModel, LoadedBackbone]:
         session = self._session
         if name not in self._models:
@@ -136,6 +208,18 @@ class Predictor:
                 session.warn_of_slowness()
             self._models |= dict.fromkeys(group, (best_model(session, backbone, group, weights), backbone))
         return self._models[name]
+
+
+def _is_one(given: object, *, pair: bool) -> bool:
+    """Return whether what is to be predicted is one text, or one pair for a task that takes pairs."""
+    if pair and isinstance(given, tuple) and len(given) == 2:
+        return all(isinstance(text, str) for text in given)
+    return isinstance(given, str)
+
+
+def _is_table(given: object) -> bool:
+    """Return whether something is a table of whatever library: to go through it gives the names of its columns."""
+    return any(hasattr(given, name) for name in ("columns", "column_names"))
 
 
 def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[list[str], list[str]]:
@@ -151,20 +235,13 @@ def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[
             or not all(isinstance(part, str) for part in parts)
         ):
             expected = "a pair of texts" if pair else "a text"
-            raise UsageError(f"texts[{number}]", f"is {quote(repr(given)[:80])}, task '{name}' takes {expected}")
+            raise UsageError(
+                f"texts[{number}]",
+                f"is {quote(given if isinstance(given, str) else repr(given))}, task '{name}' takes {expected}",
+            )
         if not all(part.strip() for part in parts):
             raise UsageError(f"texts[{number}]", "text is empty")
         firsts.append(parts[0])
         if pair:
             seconds.append(parts[1])
     return firsts, seconds
-
-
-def load(
-    run: str | Path, *, device: str = "auto", block: Sequence[str] = (), warn: Callable[[str], None] = lambda text: None
-) -> Predictor:
-    """Load the best weights of the run in folder `run`, to predict with.
-
-    `device` is auto, cpu, cuda or cuda:N; `block` names plugins to leave out. Raises UsageError if it is no run.
-    """
-    return Predictor(open_run(run, RunRequest(device=device, block=block, warn=warn)))

@@ -19,7 +19,6 @@ from mtmeta.core.data.feed import Feed, check_episode
 from mtmeta.core.data.subsets import overlap, subset, without_fold
 from mtmeta.core.data.teachers import TeacherRows, hashes_of, teachers_of, teaching_cost
 from mtmeta.core.distributed.group import Group
-from mtmeta.core.distributed.ranks import ranks_of
 from mtmeta.core.errors import Stopped
 from mtmeta.core.machine import fitting_threads, own_settings
 from mtmeta.core.methods.adapters import find_places
@@ -41,7 +40,6 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.signals import StopRequest
-from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.lock import lock_folder
 from mtmeta.core.training.budget import share_of, steps_on_budget
 from mtmeta.core.training.checkpoint import Checkpoints
@@ -56,52 +54,15 @@ from mtmeta.core.training.trainer import Trainer
 Emit = Callable[[Event], None]
 
 
-def run(
-    recipe_path: str | Path,
-    *,
-    overrides: Sequence[str] = (),
-    out: str | Path | None = None,
-    data_root: str | None = None,
-    device: str = "auto",
-    fresh: bool = False,
-    allow_changed_data: bool = False,
-    allow_inexact: bool = False,
-    block: Sequence[str] = (),
-    warn: Callable[[str], None] = lambda text: None,
-    watcher: Watcher | None = None,
-    stop: StopRequest | None = None,
-) -> dict[str, Any]:
-    """Train a recipe, evaluate its best weights and return the summary that summary.json holds.
-
-    In a directory that holds an unfinished run of the same recipe, goes on from its newest checkpoint. Raises
-    MtmetaError; nothing in the run directory changes unless recipe, data and weights are all in order.
-    What the recipe names elsewhere and is not in the cache is fetched, of which `watcher` hears.
-    `stop` is how the command line has signals end the run between two steps.
-    """
-    request = RunRequest(
-        recipe=recipe_path,
-        overrides=overrides,
-        out=out,
-        data_root=data_root,
-        device=device,
-        fresh=fresh,
-        allow_changed_data=allow_changed_data,
-        allow_inexact=allow_inexact,
-        block=block,
-        warn=warn,
-        watcher=watcher,
-        stop=stop,
-        ranks=ranks_of(),
-    )
-    return train(request).plain()
-
-
 @own_settings()
 def train(request: RunRequest) -> RunSummary:
-    """Carry out a request; see `run`. Under torchrun each rank returns the same."""
+    """Carry out a request: train its recipe, score the best weights and return the summary; see `mtmeta.run`.
+
+    Under torchrun each rank returns the same.
+    """
     ranks = Group(request.ranks)
     if not ranks.leads:  # one rank speaks
-        request = replace(request, warn=lambda text: None, watcher=None)
+        request = replace(request, warn=lambda text: None, watcher=None, on_event=None)
     with ranks.joined():
         return _train(request, ranks)
 
@@ -140,7 +101,7 @@ def _prepare(opened: OpenRecipe, request: RunRequest, ranks: Group) -> Training:
     for reporter in opened.recipe.reporters if ranks.leads else ():
         reporter.require()
     opened.recipe.algorithm.require()
-    return Training(opened.session(ranks), request.stop)
+    return Training(opened.session(ranks), request.stop, request.on_event)
 
 
 def _hold(training: Training, stack: ExitStack, request: RunRequest, ranks: Group) -> None:
@@ -180,8 +141,8 @@ def _finished(folder: RunDir, request: RunRequest, ranks: Group) -> RunSummary |
 class Training:
     """A session that is trained, from its data to its summary."""
 
-    def __init__(self, session: Session, stop: StopRequest | None = None) -> None:
-        self.session = session
+    def __init__(self, session: Session, stop: StopRequest | None = None, listen: Emit | None = None) -> None:
+        self.session, self.listen = session, listen
         self.ranks = session.ranks
         self.spread = how_spread(session.recipe, len(session.groups), session.ranks)
         """What the ranks share out; empty for a process by itself."""
@@ -397,7 +358,15 @@ class Training:
     def open_reporters(self, stack: ExitStack) -> Emit:
         """Open the recipe's reporters until `stack` closes; returns the function that hands an event to each."""
         session, folder = self.session, self.session.folder.path
-        return open_reporters(stack, session.recipe.reporters, folder, newest=session.newest, warn=session.warn)
+        report = open_reporters(stack, session.recipe.reporters, folder, newest=session.newest, warn=session.warn)
+        if (listen := self.listen) is None:
+            return report
+
+        def emit(event: Event) -> None:
+            report(event)
+            listen(event)
+
+        return emit
 
     def _announce(self, trainer: Trainer, steps: Mapping[str, int], recorded: Recorded, emit: Emit) -> None:
         facts = self.session.start_facts(trainer.learner.parameters.values())

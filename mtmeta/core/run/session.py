@@ -8,6 +8,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -36,15 +37,17 @@ from mtmeta.core.machine import (
     pick_device,
     pick_precision,
 )
+from mtmeta.core.recipe.from_python import RecipeSource
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.sections import Recipe
+from mtmeta.core.registry.classes import naming_classes
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.run.directory import RunDir, make_lock
 from mtmeta.core.run.ranks.following import FollowedDir
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.summary import RunSummary
-from mtmeta.core.storage.artifacts import pins_of, remedy
+from mtmeta.core.storage.artifacts import pins_of
 from mtmeta.core.storage.cache import Cache
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training import evaluation
@@ -260,6 +263,15 @@ def data_loaded(dataset: Dataset) -> DataLoaded:
     )
 
 
+def run_of(source: RecipeSource) -> RunDir | None:
+    """Return the run where a run directory is given in the place of a recipe, else None."""
+    if isinstance(source, Mapping | Recipe) or not Path(source).is_dir():
+        return None
+    folder = RunDir(Path(source))
+    folder.check_is_run()
+    return folder
+
+
 class OpenRecipe:
     """A recipe that was read for a request, and the run directory it goes to; nothing is loaded or written yet.
 
@@ -270,11 +282,15 @@ class OpenRecipe:
         if request.ranks.world == 1:
             check_launcher()
         self.request = request
-        self.registry = build_registry(block=request.block, warn=request.warn)
+        self.registry = build_registry(block=request.block, warn=request.warn, plugins=request.plugins)
         options: Any = {"overrides": request.overrides, "data_root": request.data_root}
-        self.recipe = load_recipe(request.recipe, self.registry, **options)
+        source, out = request.recipe, request.out
+        if (run := run_of(source)) is not None:  # the run itself, which goes on where it lies with its own data
+            source, out, options["environ"] = run.recipe, request.out or run.path, {}
+        with naming_classes(run.lock) if run is not None else nullcontext():
+            self.recipe = load_recipe(source, self.registry, **options)
         directory = RunDir if request.ranks.rank == 0 else FollowedDir
-        self.folder = directory(Path(request.out) if request.out is not None else Path("runs") / self.recipe.name)
+        self.folder = directory(Path(out) if out is not None else Path("runs") / self.recipe.name)
         self.continued = self.folder.check_usable(self.recipe, fresh=request.fresh)
         """Whether a run of this very recipe is in the directory already."""
 
@@ -283,7 +299,7 @@ class OpenRecipe:
         # a run that goes on reads the commit it began with, wherever the branch is now
         lock = self.folder.lock() if self.continued else {}
         pins = pins_of(lock)
-        sources = Sources(pins, self.request.watcher, remedy=remedy(self.request.recipe))
+        sources = Sources(pins, self.request.watcher, remedy=self.request.remedy)
         device = pick_device(self.request.device)
         parts = (self.recipe, self.registry, self.folder, device, self.request.warn, sources)
         session = Session(*parts, ranks=ranks or Group())

@@ -198,6 +198,30 @@ def new_file(path: Path, mode: str = "xb", *, root: Path | None = None, **option
         return _opened(_new(folder, path.name), mode, **options)
 
 
+@contextlib.contextmanager
+def unnamed_file(path: Path, root: Path | None = None) -> Iterator[tuple[IO[bytes], Callable[[str], None]]]:
+    """Open a file whose name is known only once its content is, in the folder of `path`, whose scratch it is named as.
+
+    The function beside it flushes it to disk and moves it to a name in that folder; one that was not moved is removed
+    at the end.
+    """
+    with held(path.parent, root) as folder:
+        name, handle = _claimed(folder, path.name, lambda scratch: _new(folder, scratch))
+        with contextlib.ExitStack() as stack:
+            stack.callback(folder.discard, name)
+            if fcntl is not None:
+                stack.callback(os.close, os.dup(handle))  # keeps the lock until the file has its place
+            with _opened(handle, "wb") as file:
+
+                def move(to: str) -> None:
+                    file.flush()
+                    os.fsync(handle)
+                    folder.replace(name, to)
+                    sync(path.parent)
+
+                yield file, move
+
+
 def own_file(path: Path, mode: str, *, root: Path | None = None) -> IO[bytes]:
     """Open a file to append to it or to cut it, without a buffer: mode ab makes it if need be, r+b does not.
 

@@ -34,7 +34,6 @@ from mtmeta.core.run.fetch import bring, local_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.storage.addresses import is_remote
-from mtmeta.core.storage.artifacts import remedy
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.adaptations import PLAIN, Adaptations, Adapted, Channels, Outcome, Shots, Start
 from mtmeta.core.studies.adapted_runs import Keeper
@@ -80,7 +79,7 @@ def adapt(
     recipe = load_recipe(request.recipe, first.registry, overrides=request.overrides, data_root=request.data_root)
     _check(recipe, tasks, plan)
     names, split = list(tasks or recipe.tasks), recipe.evaluation.report_on
-    sources = Sources(watcher=request.watcher, remedy=remedy(request.recipe))
+    sources = Sources(watcher=request.watcher, remedy=request.remedy)
     chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in names})
     bring(chosen_only, ("train", split), sources, backbone=False)
     session = Session(recipe, first.registry, RunDir(first.folder.path), first.device, channels.warn, sources)

@@ -125,6 +125,7 @@ def _fold_models(
     folder: Path, folds: int, registry: Registry, request: RunRequest, say: Say
 ) -> tuple[list[Planned], list[Job]]:
     """Return the runs of the fold models, in order, and the jobs of those that are not finished."""
+    assert isinstance(request.recipe, str | Path)  # fold models are trained by a command
     runs, settings = [], {}
     for fold in range(1, folds + 1):
         place = RunDir(folder / f"fold-{fold}")

@@ -146,7 +146,71 @@ def test_what_is_no_text_is_refused(task: str, texts: list[Any], message: str, r
         mtmeta.load(run, device="cpu").predict(task, texts)
 
 
+def test_one_text_or_one_pair_has_one_answer(run: Path) -> None:
+    predictor = mtmeta.load(run, device="cpu")
+    one = predictor.predict("kind", "word 1 good")
+    assert isinstance(one, mtmeta.Prediction)
+    assert one == predictor.predict("kind", ["word 1 good"])[0]
+    assert predictor.predict("same", PAIRS[1]) == predictor.predict("same", [PAIRS[1]])[0]  # type: ignore[comparison-overlap]
+    several = predictor.predict("kind", ("word 1 good", "x"))  # two texts, however they are held
+    assert isinstance(several, list) and len(several) == 2
+
+
+class Table:
+    """What a table of any library has: to go through it gives the names of its columns."""
+
+    columns = ("sentence",)
+
+    def __iter__(self) -> Any:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "texts", "message"),
+    [
+        ("predict", "same", "one text", "texts: is 'one text', task 'same' takes a pair of texts"),
+        ("predict", "kind", " ", "texts: text is empty"),
+        ("predict", "kint", "one", "no task 'kint'"),
+        ("predict", "kind", Table(), "texts: is a Table, .*; give its column of texts"),
+        ("predict", "kind", {"sentence": ["a"]}, "texts: is a dict, .*; give its column of texts"),
+        ("predict", "kind", b"one", "texts: is a bytes"),
+        ("stream", "kind", "one text", "texts: is one text, .*; give a list of texts"),
+    ],
+)
+def test_what_would_be_taken_apart_is_refused(method: str, task: str, texts: Any, message: str, run: Path) -> None:
+    with pytest.raises(mtmeta.UsageError, match=message):
+        getattr(mtmeta.load(run, device="cpu"), method)(task, texts)
+
+
 # ------------------------------------------------------------------------------------------------------- files, pipes
+
+
+@pytest.mark.parametrize("name", ["train.txt", "train", "train.data", "train.TXT"])
+@pytest.mark.parametrize("form", ["tsv", "csv", "jsonl", "json"])
+def test_a_file_that_trained_is_read_as_it_was_in_training(
+    name: str, form: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table of any suffix, form and number of columns, and the same answers as for the .tsv file."""
+    rows = list(csv.DictReader((run.parent / "train.tsv").read_text().splitlines(), delimiter="\t"))
+    lines = {
+        "tsv": ["\t".join(rows[0]), *("\t".join(row.values()) for row in rows)],
+        "csv": [",".join(rows[0]), *(",".join(row.values()) for row in rows)],
+        "jsonl": [json.dumps(row) for row in rows],
+        "json": [json.dumps(rows)],
+    }[form]
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    arguments = ("--task", "kind", "--device", "cpu", "--input")
+    code, out, err = said(run, capsys, *arguments, str(tmp_path / name))
+    assert (code, err.count("\n")) == (0, 1)
+    assert f"{tmp_path / name}: is read as a table, for its header names 'sentence'" in err
+    assert out == said(run, capsys, *arguments, str(run.parent / "train.tsv"))[1]
+    assert [row["id"] for row in table(out)] == [str(i) for i in range(12)]
+
+
+def test_lines_of_three_fields_are_no_pairs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.txt").write_text("a\tb\tc\n")
+    code, _, err = said(run, capsys, "--task", "same", "--input", str(tmp_path / "t.txt"), "--device", "cpu")
+    assert (code, "t.txt:1: 3 fields, expected 2 with a tab between" in err) == (3, True)
 
 
 def test_lines_of_a_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

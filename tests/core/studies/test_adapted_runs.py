@@ -25,7 +25,7 @@ from mtmeta.core.reports.html import plots
 from mtmeta.core.reports.html.adaptation import write_page
 from mtmeta.core.reports.html.page import Figure
 from mtmeta.core.reports.terminal.run_list import list_runs
-from mtmeta.core.run.evaluate import evaluate, open_run, restore_backbone
+from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.storage import disk
 from mtmeta.core.storage.atomic import atomic_file
 from mtmeta.core.training.statistics import over_seeds
@@ -51,7 +51,7 @@ def test_a_kept_run_is_the_first_draw_of_the_most_shots(head: Any, runs: Path, t
     parent = hashlib.sha256((runs / "reptile/checkpoints/best/model.safetensors").read_bytes()).hexdigest()
     for task, run in zip(("mood", "same"), map(Path, found["kept"]), strict=True):
         summary = json.loads((run / "summary.json").read_text())
-        assert evaluate(run)["tasks"] == summary["tasks"]
+        assert mtmeta.evaluate(run)["tasks"] == summary["tasks"]
         values = [
             row["value"] for row in found["adapted"]
             if (row["start"], row["task"], row["shots"], row["draw"]) == ("reptile", task, 4, 0)

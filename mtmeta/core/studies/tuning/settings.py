@@ -19,7 +19,7 @@ from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.recipe.shipped import find_recipe
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.rng import derive
-from mtmeta.core.run.request import RunRequest
+from mtmeta.core.run.request import RunRequest, file_of
 from mtmeta.core.storage.addresses import is_remote
 from mtmeta.core.studies.comparable import check_alike
 from mtmeta.core.studies.tuning.space import Dimension, Space, text_of
@@ -121,7 +121,7 @@ class Recipes:
 
     def best(self, settings: Settings, heading: Sequence[str]) -> str:
         """Return the file of the recipe with the best settings: what the user's own says, these settings on top."""
-        path = find_recipe(self.request.recipe)
+        path = find_recipe(file_of(self.request))
         document = RecipeDocument(strict_yaml.read_file(path), [*self.request.overrides, *self.overrides(settings)])
         raise_all(document.problems)
         base = self.base

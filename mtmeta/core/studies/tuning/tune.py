@@ -18,9 +18,9 @@ from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.fetch import splits_read, wanted
-from mtmeta.core.run.request import RunRequest
+from mtmeta.core.run.request import RunRequest, file_of
 from mtmeta.core.signals import StopRequest
-from mtmeta.core.storage.artifacts import by_name, remedy
+from mtmeta.core.storage.artifacts import by_name
 from mtmeta.core.storage.disk import disk_errors
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.sources import Sources
@@ -187,6 +187,6 @@ def _check_sources(recipes: Recipes, folder: Path) -> None:
         from mtmeta.core.machine import pick_device
 
         pick_device(request.device)
-    check_files({recipe.name: [Planned(request.recipe, recipe, RunDir(folder / "trial"))]})
+    check_files({recipe.name: [Planned(file_of(request), recipe, RunDir(folder / "trial"))]})
     wants = by_name(chain(*wanted(recipe, splits_read(recipe)).values()))
-    Sources(watcher=request.watcher, remedy=remedy(request.recipe)).fetch(wants.values())
+    Sources(watcher=request.watcher, remedy=request.remedy).fetch(wants.values())
