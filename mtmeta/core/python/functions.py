@@ -119,9 +119,9 @@ def compare(
     alone. With a `margin` a row is not inferior to a baseline if its interval lies above -margin. `until="interval"`
     gives a row no further seeds once its interval excludes 0 at one of a few looks. Runs are processes of this machine,
     `jobs` at a time, or jobs of a launcher: `on="slurm"`, with its options among the overrides, as `launcher.gpus=1`.
-    Recipes, files and device are checked before the first run begins. Raises MtmetaError, RecipeError where the recipes do not measure the same,
-    DataError where they read other data, Incomplete, with the comparison of the others, where runs of some recipes
-    failed.
+    Recipes, files and device are checked before the first run begins. Raises MtmetaError, RecipeError where the recipes
+    do not measure the same, DataError where they read other data, Incomplete, with the comparison of the others, where
+    runs of some recipes failed.
     """
     if isinstance(recipes, str | Path | Mapping | Recipe):
         raise UsageError("recipes", "is one recipe; give a list of them")
