@@ -20,7 +20,7 @@ import pytest
 import mtmeta
 from mtmeta.cli.errors import explained
 from mtmeta.core.environment import check_memory, check_torch
-from mtmeta.core.errors import CheckpointError, DataError, MachineError, WeightsError
+from mtmeta.core.errors import CheckpointError, DataError, MachineError, OutOfMemory, WeightsError
 from mtmeta.core.recipe.resolved import dump
 from mtmeta.core.run import directory
 from tests.support.commands import HEADER, QUIET, ROWS, SMALL, Outcome, assert_refused, call, contents, data_folder
@@ -227,7 +227,8 @@ def test_lack(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """234: whatever says so, it is the machine's code, and no advice to fetch the weights again."""
     make, words = LACKS[what]
     found = explained(make())
-    assert type(found) is MachineError and found.exit_code == 6
+    assert isinstance(found, MachineError) and found.exit_code == 6
+    assert isinstance(found, OutOfMemory) == words.startswith("out of memory")
     assert str(found).startswith(words)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**31, 2**31))
     assert ("or raise the limit of this process (ulimit -v)" in str(explained(make()))) == ("out of memory" in words)

@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -265,7 +266,7 @@ def data_loaded(dataset: Dataset) -> DataLoaded:
 
 def run_of(source: RecipeSource) -> RunDir | None:
     """Return the run where a run directory is given in the place of a recipe, else None."""
-    if isinstance(source, Mapping | Recipe) or not Path(source).is_dir():
+    if isinstance(source, Mapping | Recipe) or not os.path.isdir(source):
         return None
     folder = RunDir(Path(source))
     folder.check_is_run()
