@@ -153,7 +153,7 @@ def test_ten_killed_ranks(name: str, tmp_path: Path, forks: Forks, material: Mat
     assert differences(one, _outcome(many)) == []
 
 
-@pytest.mark.parametrize("name", ["joint", "individual"])
+@pytest.mark.parametrize("name", ["joint", pytest.param("individual", marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all(name: str, tmp_path: Path, forks: Forks, material: Material) -> None:
     """All save and end with 0, which torchrun does not take for a failure; then the run goes on."""
     one = _trained(forks, tmp_path / "one", material, name, 1, steps=60)

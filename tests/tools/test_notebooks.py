@@ -24,6 +24,7 @@ def test_there_are_notebooks() -> None:
     assert [path.name for path in NOTEBOOKS] == ["from_memory.ipynb"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def test_evaluate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table.loc["kind", "macro_f1"] == said["tasks"]["kind"]["others"]["macro_f1"]
 
 
+@pytest.mark.slow
 def test_compare_of_objects(folder: Path, tmp_path: Path) -> None:
     recipe = json.loads((folder / "quick.yaml").read_text())
     options: dict[str, Any] = {"seeds": 2, "out": tmp_path / "c", "device": "cpu"}

@@ -357,6 +357,7 @@ def attempt(recipe: Path, out: Path, journal: Path, lost: int = 3, **options: An
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_attempts_are_noted_and_limited(tmp_path: Path) -> None:
     """A start that is killed has no end; one that is told to stop has; one too many is refused, and is no loss."""
     recipe, journal = quick(tmp_path, training={"steps": 5000}, checkpoint={"every": 1}), tmp_path / "a.attempts"
@@ -385,6 +386,7 @@ def newest(out: Path) -> int:
     return max([int(path.name[5:]) for path in out.glob("checkpoints/step-????????")], default=0)
 
 
+@pytest.mark.slow
 def test_two_copies_of_a_job_run_in_turn(tmp_path: Path) -> None:
     """As they did after a requeue: the second one waits for the first, and goes on to the bits of one alone."""
     recipe, journal = quick(tmp_path, training={"steps": 60}, checkpoint={"every": 1}), tmp_path / "a.attempts"

@@ -181,6 +181,7 @@ def share() -> None:
     print(json.dumps(study(Path.cwd(), trials=8, say=lambda text: print(json.dumps(text), flush=True))))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_trials(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     for name in ("quick.yaml", "space.yaml"):
         (tmp_path / name).write_text((whole[0] / name).read_text())
