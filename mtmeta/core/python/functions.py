@@ -24,7 +24,9 @@ from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.studies.adapt import adapt as adapt_runs
 from mtmeta.core.studies.adaptations import Shots
-from mtmeta.core.studies.compare import compare as compare_files
+from mtmeta.core.studies.compare import compare_recipes
+from mtmeta.core.studies.launching.placement import place
+from mtmeta.core.studies.protocol import Protocol
 from mtmeta.core.wording import quote
 
 RunSource = str | Path | Run
@@ -126,25 +128,15 @@ def compare(
     if isinstance(recipes, str | Path | Mapping | Recipe):
         raise UsageError("recipes", "is one recipe; give a list of them")
     paths = [_as_file(recipe, Path(out) / "recipes") for recipe in recipes]
-    table = compare_files(
-        paths,
-        seeds=seeds,
-        add_seeds=add_seeds,
-        overrides=overrides,
-        out=out,
-        data_root=data_root,
-        device=device,
-        baseline=baseline,
-        margin=margin,
-        until=until,
-        jobs=jobs,
-        on=on,
-        block=block,
-        warn=warn,
-        say=say,
-        watcher=watcher,
+    request = RunRequest(
+        overrides=overrides, out=out, data_root=data_root, device=device, block=block, warn=warn, watcher=watcher
     )
-    return Comparison(table)
+    if until not in (None, "interval"):
+        raise UsageError("--until", f"must be interval, found {quote(str(until))}")
+    baselines = (baseline,) if isinstance(baseline, str) else tuple(baseline or ())
+    protocol = Protocol(baselines, margin, until == "interval")
+    placement, request = place(request, on, jobs=jobs)
+    return Comparison(compare_recipes(paths, request, protocol, placement, seeds=seeds, add_seeds=add_seeds, say=say))
 
 
 def _as_file(recipe: RecipeSource, folder: Path) -> str | Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.option_types import SAMPLE, Carve
@@ -19,11 +19,9 @@ from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.run.request import RunRequest
-from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.addresses import is_remote
-from mtmeta.core.storage.download import Watcher
 from mtmeta.core.studies.comparable import Planned, check_alike
-from mtmeta.core.studies.launching.placement import POOL, Placement, place
+from mtmeta.core.studies.launching.placement import POOL, Placement
 from mtmeta.core.studies.planned_run import is_finished, lock_of, same_carving
 from mtmeta.core.studies.protocol import MOST, Protocol, Register, departures
 from mtmeta.core.studies.study import Study
@@ -32,57 +30,6 @@ from mtmeta.core.wording import quote
 
 Say = Callable[[str], None]
 SEEDS = 3
-
-
-def compare(
-    recipes: Sequence[str | Path],
-    *,
-    seeds: int | None = None,
-    add_seeds: int | None = None,
-    overrides: Sequence[str] = (),
-    out: str | Path = "runs/compare",
-    data_root: str | None = None,
-    device: str = "auto",
-    baseline: str | Sequence[str] | None = None,
-    margin: float | None = None,
-    until: Literal["interval"] | None = None,
-    jobs: int | None = None,
-    on: str | None = None,
-    block: Sequence[str] = (),
-    warn: Say = lambda text: None,
-    say: Say = lambda text: None,
-    watcher: Watcher | None = None,
-    stop: StopRequest | None = None,
-) -> dict[str, Any]:
-    """Run every recipe with every seed, and return the comparison that `--json` shows.
-
-    The seeds of a recipe are its own and the `seeds` - 1 numbers after it, by default 3 in all, or as many as the
-    comparison had before; `add_seeds` adds to them. Runs lie in `out`, named after recipe, seed and digest: those that
-    are finished are used as they are, those that were cut go on. `baseline` names the recipes that differences are to;
-    by default the one that trains each task alone. With a `margin` a row is not inferior to a baseline if its interval
-    lies above -margin. `until="interval"` gives a row no further seeds once its interval excludes 0 at one of a few
-    looks; see `mtmeta.core.training.statistics.looks`. Runs are processes of this machine, `jobs` at a time, or jobs of
-    a launcher: `on="slurm"`, with its options among the overrides, as `launcher.gpus=1`. Recipes, files and device are
-    checked before the first run begins. Raises MtmetaError, RecipeError where the recipes do not measure the same,
-    DataError where they read other data, Incomplete, with the comparison of the others, where runs of some recipes
-    failed.
-    """
-    request = RunRequest(
-        overrides=overrides,
-        out=out,
-        data_root=data_root,
-        device=device,
-        block=block,
-        warn=warn,
-        watcher=watcher,
-        stop=stop,
-    )
-    if until not in (None, "interval"):
-        raise UsageError("--until", f"must be interval, found {quote(str(until))}")
-    baselines = (baseline,) if isinstance(baseline, str) else tuple(baseline or ())
-    protocol = Protocol(baselines, margin, until == "interval")
-    placement, request = place(request, on, jobs=jobs)
-    return compare_recipes(recipes, request, protocol, placement, seeds=seeds, add_seeds=add_seeds, say=say)
 
 
 def compare_recipes(
@@ -95,7 +42,7 @@ def compare_recipes(
     add_seeds: int | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
-    """Carry out a comparison; see `compare`. The request holds all but the recipes.
+    """Carry out a comparison; see `mtmeta.compare`. The request holds all but the recipes.
 
     One that is to be detached is not waited for: its jobs are submitted, and what they are is returned.
     """
