@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, Set, run_request, say
+from mtmeta.cli.options import DataRoot, Device, Json, NoPlugin, On, Set, run_request, say
 
 
 class Pruner(StrEnum):
@@ -34,8 +34,12 @@ def tune(
         int, typer.Option(min=1, max=1000, metavar="N", help="Runs of a trial: the recipe's seed and those after it.")
     ] = 3,
     jobs: Annotated[
-        int, typer.Option(min=1, max=1000, metavar="N", help="Trials at a time in this process; they share the cores.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1, max=1000, metavar="N", help="Trials at a time by this process; default 1, with --on all in flight."
+        ),
+    ] = None,
+    on: On = None,
     in_flight: Annotated[
         int,
         typer.Option(
@@ -69,6 +73,7 @@ def tune(
     Examples:
       mtmeta tune reptile_three_task --space space.yaml --trials 60 --seeds 3
       mtmeta tune my.yaml --space space.yaml --budget examples=20000 --jobs 2 --pruner hyperband
+      mtmeta tune my.yaml --space space.yaml --on slurm --set launcher.gpus=1 --in-flight 8
     """
     from mtmeta.core.signals import stop_on_signals
 
@@ -81,6 +86,6 @@ def tune(
 
         numbers = {"trials": trials, "seeds": seeds, "jobs": jobs, "in_flight": in_flight}
         found = tune_recipe(
-            request, space, numbers, pruner=pruner.value, budget=budget, keep_weights=keep_weights, say=say
+            request, space, numbers, on=on, pruner=pruner.value, budget=budget, keep_weights=keep_weights, say=say
         )
     print(json.dumps(found, allow_nan=False)) if json_ else show_search(found)

@@ -84,10 +84,9 @@ def cancel_jobs(paths: Sequence[Path], registry: Registry) -> list[JobStatus]:
     That they are cancelled is written first, so that nobody who waits for them submits them again. Raises UsageError
     for a folder without jobs, MachineError where a launcher does not answer.
     """
+    meant = [one for path in paths for one in _meant(path)]  # before anything is cancelled
     cancelled, problems = [], []
-    for path in paths:
-        wanted = _names(path)
-        records = Records((path if wanted is None else path.parent).absolute())
+    for records, wanted in meant:
         for status in jobs_of([records.study], registry):
             name = status.run.name
             if (wanted is not None and name != wanted) or status.status in ("cancelled", "failed"):
@@ -105,12 +104,16 @@ def cancel_jobs(paths: Sequence[Path], registry: Registry) -> list[JobStatus]:
     return cancelled
 
 
-def _names(path: Path) -> str | None:
-    """Return the name of the one run that is meant, None for a whole study. Raises UsageError for neither."""
-    if (path / FOLDER).is_dir():
-        return None
-    if Records(path.absolute().parent).path(path.absolute().name).exists():
-        return path.absolute().name
+def _meant(path: Path) -> list[tuple[Records, str | None]]:
+    """Return the records that are meant, each with the name of the one run, None for all of them.
+
+    A search has records in the folder of each trial. Raises UsageError for a folder without jobs.
+    """
+    if studies := [place for place in (path, *sorted(path.glob("*/"))) if (place / FOLDER).is_dir()]:
+        return [(Records(place.absolute()), None) for place in studies]
+    records, name = Records(path.absolute().parent), path.absolute().name
+    if records.path(name).exists():
+        return [(records, name)]
     raise UsageError(
         str(path), "has no jobs; give the folder of a study, or one of its runs, that was started with --on"
     )

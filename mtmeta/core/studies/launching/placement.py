@@ -55,6 +55,11 @@ class Placement:
             submitter = Submitter(self.launcher, self.options, study, say)
             watch(submitter, jobs, ended=ended, failed=failed, stop=stop or StopRequest())
 
+    def cancel(self, jobs: Sequence[Job], study: Path, say: Say = lambda text: None) -> None:
+        """End jobs of a launcher that are under way, and wait until they are over; a pool has none left by itself."""
+        if self.launcher is not None and jobs:
+            Submitter(self.launcher, self.options, study, say).cancel(jobs)
+
     def submit(self, jobs: Sequence[Job], study: Path, say: Say = lambda text: None) -> list[dict[str, str]]:
         """Submit jobs that are not under way yet, and return each run directory with the handle of its job."""
         assert self.launcher is not None, "a pool ends with its command"

@@ -54,6 +54,32 @@ class Submitter:
                     handles[job.folder] = self._submit_first(job)
         return handles
 
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """End jobs that are under way, and wait until the launcher has none of them any more.
+
+        That they are cancelled is written first, so that nobody who waits for them submits them again. While the
+        launcher gives no answer it is asked again.
+        """
+        with self.records.locked():
+            records = {job.folder.name: self.records.read(job.folder.name) for job in jobs}
+            ours = {name: one for name, one in records.items() if one is not None and self._is_ours(one)}
+            for name, record in ours.items():
+                self.records.write(name, record.model_copy(update={"cancelled": True}))
+        waiting, told = {record.handle for record in ours.values()}, set[str]()
+        mute = ""
+        while waiting:
+            try:
+                for handle in waiting - told:
+                    self.launcher.cancel(handle)
+                    told.add(handle)
+                waiting &= set(self.launcher.poll(sorted(waiting)))
+            except MachineError as error:
+                if str(error) != mute:
+                    self.say(f"{error}; asked again until it answers")
+                mute = str(error)
+            if waiting:
+                time.sleep(self.launcher.every)
+
     def _is_ours(self, record: Record) -> bool:
         return bool(record.handle) and record.launcher == self.launcher.name and not record.cancelled
 

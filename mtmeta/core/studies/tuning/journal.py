@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from mtmeta.core.errors import CheckpointError, MachineError, UsageError
@@ -190,8 +191,12 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = read_json(path, "summary")
     except CheckpointError as error:
         raise CheckpointError(error.place, f"{error.message}; choose another --out") from error
-    kinds = {"recipe": str, "name": str, "space": dict, "seeds": list, "in_flight": int, "pruner": str, "threads": int}
-    if not isinstance(plan, dict) or any(type(plan.get(key)) is not kind for key, kind in kinds.items()):
+    kinds = {"recipe": str, "name": str, "space": dict, "seeds": list, "in_flight": int, "pruner": str}
+    if (
+        not isinstance(plan, dict)
+        or any(type(plan.get(key)) is not kind for key, kind in kinds.items())
+        or type(plan.get("threads", "")) not in (int, NoneType)
+    ):
         raise CheckpointError(str(path), "damaged (it holds no plan of a study); choose another --out")
     return plan
 

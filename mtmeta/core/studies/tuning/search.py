@@ -23,6 +23,7 @@ from mtmeta.core.storage.atomic import remove_entry
 from mtmeta.core.storage.disk import disk_errors, write_file
 from mtmeta.core.storage.lock import lock_folder
 from mtmeta.core.studies.comparable import Planned
+from mtmeta.core.studies.launching.placement import Placement
 from mtmeta.core.studies.planned_run import job_of, same_carving
 from mtmeta.core.studies.processes.pool import Job
 from mtmeta.core.studies.tuning.journal import Journal
@@ -58,12 +59,13 @@ class Search:
         journal: Journal,
         request: RunRequest,
         *,
+        placement: Placement,
         trials: int,
         keep_weights: bool,
         say: Say,
     ) -> None:
         self.recipes, self.plan, self.journal, self.request = recipes, plan, journal, request
-        self.trials, self.keep_weights, self.say = trials, keep_weights, say
+        self.placement, self.trials, self.keep_weights, self.say = placement, trials, keep_weights, say
         self.running: list[tuple[Running, ExitStack]] = []
         self._looked = -math.inf
 
@@ -239,7 +241,7 @@ class Search:
                 self.journal.tell(number, "failed", None, course={}, marks={}, facts={"reason": str(error)})
                 self.say(f"trial {number}: failed: {error}")
                 return True
-            trial = Running(number, runs, judge, self._value, self._jobs, self.say)
+            trial = Running(number, runs, judge, self._value, self._jobs, self.placement, self.say)
             self.running.append((trial, stack.pop_all()))
         return True
 
@@ -260,7 +262,7 @@ class Search:
         """Return the commands of runs, each with as many threads as the study began with."""
         request = replace(self.request, overrides=(), data_root=self.recipes.base.data_root)
         jobs = [job_of(run, request) for run in runs]
-        return [replace(job, threads=job.threads or int(self.plan["threads"])) for job in jobs]
+        return [replace(job, threads=job.threads or self.plan["threads"]) for job in jobs]
 
     def _value(self, run: Planned) -> float:
         """Return the value of a finished run, higher is better: that which selects, of its best weights on dev."""

@@ -13,12 +13,15 @@ from typing import Any, Literal
 from mtmeta.core.errors import MachineError, MtmetaError, OutOfMemory, RunKilled, Stopped
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.studies.comparable import Planned, check_data
+from mtmeta.core.studies.launching.placement import Placement
 from mtmeta.core.studies.planned_run import is_finished
-from mtmeta.core.studies.processes.pool import Job, run_all
+from mtmeta.core.studies.processes.pool import Job
 from mtmeta.core.studies.tuning.progress import Progress
 from mtmeta.core.studies.tuning.sampling import SHARES, Judge
 
 Say = Callable[[str], None]
+PRUNING, FAILURE = "pruning", "failure"
+"""Why a trial's own runs are stopped; anything else is a signal to the search."""
 KILLS = 3
 """Times in a row that the process of a run may be killed before its trial counts as failed."""
 
@@ -36,13 +39,27 @@ class Outcome:
 
 
 def run_planned(
-    jobs: Sequence[Job], *, say: Say, failed: Callable[[Job, MtmetaError], None], stop: StopRequest
+    jobs: Sequence[Job],
+    *,
+    placement: Placement,
+    say: Say,
+    failed: Callable[[Job, MtmetaError], None],
+    stop: StopRequest,
 ) -> None:
     """Make the runs of one trial, in order and one at a time; the one place from which a trial's runs are started.
 
-    Runs that are finished are left alone, others go on. Raises Stopped once nothing runs any more, if `stop` asks.
+    Runs that are finished are left alone, others go on. Raises Stopped if `stop` asks, once nothing of the trial runs
+    any more; but where a signal ended the search, jobs of a launcher go on, and the next search picks them up.
     """
-    run_all(jobs, at_once=1, say=say, failed=failed, stop=stop)
+    for job in jobs:
+        study = job.folder.parent
+        try:
+            placement.run([job], study, say=say, failed=failed, stop=stop)
+            stop.check()
+        except Stopped:
+            if stop.signal in (PRUNING, FAILURE):
+                placement.cancel([job], study, say)
+            raise
 
 
 class Running:
@@ -58,10 +75,11 @@ class Running:
         judge: Judge,
         value_of: Callable[[Planned], float],
         jobs_of: Callable[[Sequence[Planned]], Sequence[Job]],
+        placement: Placement,
         say: Say,
     ) -> None:
         self.number, self.runs, self.judge = number, runs, judge
-        self._value_of, self._jobs_of, self._say = value_of, jobs_of, say
+        self._value_of, self._jobs_of, self._placement, self._say = value_of, jobs_of, placement, say
         self.values: list[float] = []
         """Values of the seeds that are finished."""
         self._progress = Progress(runs[0].folder.path)
@@ -87,10 +105,10 @@ class Running:
     def _work(self, jobs: Sequence[Job], stop: StopRequest) -> None:
         def failed(job: Job, error: MtmetaError) -> None:
             self._errors.append(error)
-            stop.signal = stop.signal or "failure"  # the seeds after it say nothing any more
+            stop.signal = stop.signal or FAILURE  # the seeds after it say nothing any more
 
         try:
-            run_planned(jobs, say=self._say, failed=failed, stop=stop)
+            run_planned(jobs, placement=self._placement, say=self._say, failed=failed, stop=stop)
         except Stopped:
             pass
         except BaseException as error:  # told by whoever looks at the trial
@@ -122,7 +140,7 @@ class Running:
             if isinstance(error, MachineError) and not isinstance(error, OutOfMemory):
                 raise
             self._errors.append(error)
-            self._stop.signal = self._stop.signal or "failure"
+            self._stop.signal = self._stop.signal or FAILURE
         if not ended:
             return None
         for crash in self._crashes:
@@ -168,7 +186,7 @@ class Running:
         """Report a value; return whether the trial is given up, for which the `last` one comes too late."""
         self._given_up = self.judge.gives_up(step, value) and not last
         if self._given_up:
-            self._stop.signal = self._stop.signal or "pruning"
+            self._stop.signal = self._stop.signal or PRUNING
         return self._given_up
 
     def _failure(self) -> Outcome | None:

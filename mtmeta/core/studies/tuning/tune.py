@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -26,6 +26,7 @@ from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.comparable import Planned
 from mtmeta.core.studies.compare import check_files
+from mtmeta.core.studies.launching.placement import Placement, place
 from mtmeta.core.studies.tuning.figures import figures, write_best
 from mtmeta.core.studies.tuning.journal import JOURNAL, LOCK, PLAN, Journal, settled_plan
 from mtmeta.core.studies.tuning.sampling import PRUNERS, optuna
@@ -48,7 +49,8 @@ def tune(
     *,
     trials: int = TRIALS,
     seeds: int = SEEDS,
-    jobs: int = 1,
+    jobs: int | None = None,
+    on: str | None = None,
     in_flight: int = IN_FLIGHT,
     pruner: str = "median",
     budget: str | None = None,
@@ -67,7 +69,8 @@ def tune(
 
     A trial is the recipe with some settings, trained with `seeds` seeds, its own and those after it; its value is the
     mean over them of what `evaluation.select` says of the best weights, on dev. `trials` are made in all, `jobs` at a
-    time in this process; others may share the study, in `out`, by default runs/NAME-tune. Each is suggested by TPE from
+    time by this process; others may share the study, in `out`, by default runs/NAME-tune. `on` names a launcher whose
+    jobs the runs are, by default processes of this one. Each is suggested by TPE from
     the outcomes of those before it, less the last `in_flight` - 1, which may still be under way: so it is the same
     search however many processes there are, and whenever they are killed. `pruner` is median or hyperband, which give
     up trials at evaluations, wilcoxon, which does so between seeds, or none. `budget` is short for an override, as
@@ -85,21 +88,25 @@ def tune(
         stop=stop,
     )
     numbers = {"trials": trials, "seeds": seeds, "jobs": jobs, "in_flight": in_flight}
-    return tune_recipe(request, space, numbers, pruner=pruner, budget=budget, keep_weights=keep_weights, say=say)
+    return tune_recipe(request, space, numbers, on=on, pruner=pruner, budget=budget, keep_weights=keep_weights, say=say)
 
 
 def tune_recipe(
     request: RunRequest,
     space: str | Path,
-    numbers: dict[str, int],
+    numbers: Mapping[str, int | None],
     *,
+    on: str | None = None,
     pruner: str = "median",
     budget: str | None = None,
     keep_weights: bool = False,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """Carry out a search; see `tune`. The request holds recipe, overrides, folder and device."""
-    _check_numbers(numbers, pruner)
+    placement, request = place(request, on)
+    jobs = numbers["jobs"] or (1 if placement.launcher is None else numbers["in_flight"] or IN_FLIGHT)
+    counts = {key: value or 0 for key, value in numbers.items()} | {"jobs": jobs}
+    _check_numbers(counts, pruner)
     optuna()
     if budget is not None:
         request = replace(request, overrides=[*request.overrides, f"budget.{_budget(budget)}"])
@@ -115,19 +122,28 @@ def tune_recipe(
         "name": base.name,
         "recipe": digest(base),
         "space": recipes.space.plain(),
-        "seeds": list(range(base.seed, base.seed + numbers["seeds"])),
-        "in_flight": numbers["in_flight"],
+        "seeds": list(range(base.seed, base.seed + counts["seeds"])),
+        "in_flight": counts["in_flight"],
         "pruner": pruner,
         "select": base.evaluation.select,
-        "threads": _threads(numbers["jobs"]),
+        "threads": _threads(jobs, placement),
     }
     journal = Journal(folder)
     with journal.locked():
         plan = settled_plan(folder / PLAN, plan)
         journal.open()
-    search = Search(recipes, plan, journal, request, trials=numbers["trials"], keep_weights=keep_weights, say=say)
+    search = Search(
+        recipes,
+        plan,
+        journal,
+        request,
+        placement=placement,
+        trials=counts["trials"],
+        keep_weights=keep_weights,
+        say=say,
+    )
     try:
-        search.run(numbers["jobs"])
+        search.run(jobs)
     except BaseException:
         with contextlib.suppress(MtmetaError):  # what ended the search comes first
             write_best(folder, recipes, journal, plan)
@@ -136,7 +152,7 @@ def tune_recipe(
     return figures(folder)
 
 
-def _check_numbers(numbers: dict[str, int], pruner: str) -> None:
+def _check_numbers(numbers: Mapping[str, int], pruner: str) -> None:
     for key, value in numbers.items():
         if not 1 <= value <= MOST:
             raise UsageError(f"--{key.replace('_', '-')}", f"must be a number from 1 to {MOST}, found {value}")
@@ -158,11 +174,16 @@ def _budget(text: str) -> str:
     return text
 
 
-def _threads(jobs: int) -> int:
-    """Return how many threads a run has: they decide bits, so that those of the first start hold for the study."""
+def _threads(jobs: int, placement: Placement) -> int | None:
+    """Return how many threads a run has: they decide bits, so that those of the first start hold for the study.
+
+    None leaves it to the machines of a launcher, which have cores of their own for each job.
+    """
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
+    if placement.launcher is not None:
+        return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // jobs)
 

@@ -60,7 +60,9 @@ class Killed(BaseException):
     """Stands in for SIGKILL."""
 
 
-def in_process(jobs: Sequence[Job], *, say: Any, failed: Callable[..., None], stop: StopRequest) -> None:
+def in_process(
+    jobs: Sequence[Job], *, placement: Any, say: Any, failed: Callable[..., None], stop: StopRequest
+) -> None:
     """The runs of a trial without processes of their own."""
     for job in jobs:
         stop.check()
