@@ -141,6 +141,10 @@ class _View:
     def on_step_skipped(self, event: Any) -> None:
         self.line(f"step {event.step} skipped: {event.reason}")
 
+    def on_stopped_early(self, event: Any) -> None:
+        group, evaluations = mtmeta.safe(event.group), f"{event.evaluations} evaluations"
+        self.line(f"{group}: stopped at step {event.step} of {event.steps}, no rise in {evaluations}")
+
     def on_evaluated(self, event: Any) -> None:
         parts = [f"{name} {score['metric']} {score['value']:.3f}" for name, score in event.tasks.items()]
         mean = f"  mean {event.selected:.3f}" if len(parts) > 1 else ""
@@ -190,6 +194,11 @@ class _Live(_View):
             group = mtmeta.safe(event.group)
             self.bars[event.group] = self.bar.add_task("", total=event.steps, group=group, text="")
         self.bar.update(self.bars[event.group], completed=event.step, text=mtmeta.safe(text, MAX_LINE))
+
+    def on_stopped_early(self, event: Any) -> None:
+        if event.group in self.bars:
+            self.bar.update(self.bars[event.group], total=event.step)
+        super().on_stopped_early(event)
 
     def close(self) -> None:
         self.bar.stop()

@@ -261,8 +261,8 @@ def outcome(run: Path) -> dict[str, Any]:
 
 
 def _is_lock(path: Path) -> bool:
-    """The file that says which process holds the directory; its content is a process number."""
-    return path.parent.name != "checkpoints" and path.name.endswith("lock")
+    """A file that says which process holds the directory; one that is killed when its run is over leaves its lease."""
+    return path.parent.name != "checkpoints" and path.name.endswith(("lock", ".lease"))
 
 
 def timeless(value: Any) -> Any:

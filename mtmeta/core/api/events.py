@@ -18,6 +18,7 @@ __all__ = [
     "RunStarted",
     "StepDone",
     "StepSkipped",
+    "StoppedEarly",
     "Warned",
 ]
 
@@ -155,6 +156,20 @@ class CheckpointSaved(Event):
     group: str
     step: int
     path: str
+
+
+@dataclass(frozen=True)
+class StoppedEarly(Event):
+    """A learner's training ended before its last step, by `training.stop`; its evaluation comes before."""
+
+    type = "stopped_early"
+    group: str
+    step: int
+    steps: int
+    evaluations: int
+    """In a row, the last one included, without a rise."""
+    best: float
+    """The value that none of them rose above."""
 
 
 @dataclass(frozen=True)

@@ -308,6 +308,9 @@ class _RecipeReader:
             self._check_evaluation(evaluation, tasks)
             if evaluation.every == "epoch" and algorithm is not None:
                 self._check_epochs(algorithm, ("evaluation", "every"))
+            if evaluation.every is None and training is not None and training.stop is not None:
+                message = "training.stop goes by evaluations on the way, and evaluation.every is null; give it steps"
+                self.fail(("training", "stop"), message, key=True)
         for path in (("optimizer",), ("algorithm", "inner_optimizer")):
             options = parts["optimizer"] if len(path) == 1 else getattr(algorithm, "inner_optimizer", None)
             self._check_head_lr(getattr(options, "head_lr", None), tasks, (*path, "head_lr"))

@@ -20,7 +20,7 @@ from mtmeta.core.registry.option_fields import option_name
 ADDED: dict[str, dict[str, Any]] = {
     "quoting": {"delimiter": "auto"},
     "on_bad_rows": {"leave_out": None},
-    "grad_accumulation": {"average": None, "shards": None},
+    "grad_accumulation": {"average": None, "shards": None, "stop": None},
     "layer_decay": {"adapter_lr": None},
 }
 ADDED_SECTIONS = ("adapters", "teachers")

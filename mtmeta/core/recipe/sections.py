@@ -11,7 +11,7 @@ from pydantic import Field
 
 from mtmeta.core.api.contracts import Algorithm, Backbone, Reporter, Sampler, Task
 from mtmeta.core.api.optimizers import OptimizerOptions
-from mtmeta.core.api.option_types import Fraction, LeaveOut, PositiveFloat, PositiveInt
+from mtmeta.core.api.option_types import Fraction, LeaveOut, NonNegativeFloat, PositiveFloat, PositiveInt
 from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.tables.data_file import Dialect
 
@@ -71,6 +71,20 @@ class AverageOptions:
     """Share of the steps before the average begins; until then the weights themselves are evaluated."""
 
     written: ClassVar[Mapping[str, str]] = {"begin": "from"}  # which is no name in Python
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopOptions:
+    """Early stopping: training ends where the metric that selects has not risen for some evaluations.
+
+    Each learner stops by itself: with `individual`, each task by its own metric. `steps`, `epochs` or the budget are
+    the most it takes, and what schedules and averages go by.
+    """
+
+    patience: PositiveInt = 5
+    """Evaluations in a row without a rise, after which training ends."""
+    min_delta: NonNegativeFloat = 0.0
+    """A value is a rise if it is more than this above the highest one that was a rise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +151,8 @@ class TrainingOptions:
     """A non-finite loss or gradient stops the run, or skips that step and counts it."""
     average: AverageOptions | None = None
     """Averaged weights beside those that are trained; default: none."""
+    stop: StopOptions | None = None
+    """Early stopping by the metric that selects, {patience: 5, min_delta: 0.001}; default: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,8 @@ class Plan:
         """Return the whole plan; see `plan`."""
         session, recipe = self.session, self.session.recipe
         state, done = self._state(continued)
+        if recipe.training.stop:
+            self.notes.append("these steps are the most there can be: training.stop may end training before")
         steps = 0 if state == "finished" else probe_steps
         groups = [self._group(names, done.get("+".join(names), 0), steps) for names in session.groups]
         described = [self._describe_group(group) for group in groups]

@@ -473,7 +473,9 @@ class Training:
         for task in trainer.learner.tasks:
             self.scores[task], _ = self.session.score(model, self.datasets[task, split])
         self.sampling |= trainer.feed.usage()
-        counts = {"steps": trainer.steps, "examples": trainer.learner.examples, "skipped_steps": trainer.skipped}
+        counts = {"steps": trainer.step, "examples": trainer.learner.examples, "skipped_steps": trainer.skipped}
+        if trainer.stopping:
+            counts["planned_steps"] = trainer.steps
         first = trainer.group == "+".join(self.session.groups[0])
         self.totals[trainer.group] = {**counts, **self._size(model, first), "seconds": trainer.seconds}
 

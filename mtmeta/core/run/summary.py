@@ -82,6 +82,8 @@ class RunSummary(_Table):
     teacher_examples: Count = 0
     """Example-forwards of its teachers, if it has any: in their own training, and to label the training set."""
     skipped_steps: Count
+    planned_steps: Count | None = None
+    """Of a run with `training.stop`, the steps it would have without, summed over groups."""
     parameters: Count | None = None
     """Of all models that the run leaves, as they are used later; None in summaries of earlier versions."""
     encodings: Count | None = None

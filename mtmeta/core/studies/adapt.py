@@ -190,6 +190,8 @@ def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
         raise RecipeError("schedule", "plateau answers to a metric, and adapting has none on its way; use linear")
     if recipe.training.average is not None:
         raise RecipeError("training.average", "adapting takes a few steps and scores the last weights; leave it out")
+    if recipe.training.stop is not None:
+        raise RecipeError("training.stop", "adapting takes a few steps and evaluates after them; leave it out")
     if not plan.sizes or min(plan.sizes) < 1 or len(set(plan.sizes)) < len(plan.sizes):
         raise UsageError("--shots", "takes different whole numbers from 1, such as 4,16,64")
     if plan.draws < 1:

@@ -117,6 +117,7 @@ def _background(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, task in data["tasks"].items():
         yield from ((f"tasks.{name}.{key}", task[key]) for key in MODEL if key in task)
     yield "training.precision", data["training"]["precision"]
+    yield "training.stop", data["training"]["stop"]
     yield "evaluation.select", data["evaluation"]["select"]
 
 

@@ -96,6 +96,11 @@ class _Plateau(_Strict):
     factor: Finite
 
 
+class _Stop(_Strict):
+    best: Finite | None
+    waited: Count
+
+
 class _Stream(_Strict):
     epoch: Count
     offset: Count
@@ -119,6 +124,7 @@ class Saved(_Strict):
     episodes: dict[str, Count]
     feed: dict[str, _Stream]
     warned: list[str]
+    stop: _Stop | None = None  # as above
 
 
 def read_state(state: Any) -> Saved:

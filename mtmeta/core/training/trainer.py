@@ -17,13 +17,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mtmeta.core.api.events import CheckpointSaved, Event, GradientsMeasured, StepDone, StepSkipped, Warned
+from mtmeta.core.api.events import (
+    CheckpointSaved,
+    Event,
+    GradientsMeasured,
+    StepDone,
+    StepSkipped,
+    StoppedEarly,
+    Warned,
+)
 from mtmeta.core.api.optimizers import set_lr
 from mtmeta.core.api.schedules import Plateau, PlateauState
 from mtmeta.core.data.feed import Feed
 from mtmeta.core.errors import CheckpointError, DivergedError
 from mtmeta.core.machine import Heap, memory_errors
 from mtmeta.core.methods.averaging import Average
+from mtmeta.core.methods.stopping import Stopping
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault, supplier
 from mtmeta.core.signals import StopRequest
@@ -71,19 +80,21 @@ class Trainer:
         self.optimizer = self.recipe.optimizer.build(self.learner.parameters.items())
         options = self.recipe.training.average
         self.average = Average(options, self.learner.parameters, self.steps) if options else None
+        stop = self.recipe.training.stop
+        self.stopping = Stopping(stop) if stop else None
         self._heap = Heap()
 
     def run(self) -> None:
-        """Train from the current step to the last, then leave the best weights selected.
+        """Train from the current step to the last, or to where it stops early, and leave the best weights selected.
 
         Raises Stopped, with everything saved, at the end of the step in which a signal came.
         """
         self.start()
-        if self.step < self.steps:
+        if not self.is_over:
             average = self.average.to_come if self.average else {}
             self.checkpoints.check_space(self.weights(), self.optimizer_tensors(), average, self.weights())  # the best
         with self.stop.deferred():
-            while self.step < self.steps:
+            while not self.is_over:
                 with self.agreement.failing_together():
                     self.make_step()
                     self.stop.check_ours()
@@ -117,10 +128,15 @@ class Trainer:
         self.stop.where = f"at meta-step {self.step}" + f" of group '{self.group}'" * self.several
         self.stop.check()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no further step: the last one was made, or training stopped early."""
+        return self.step == self.steps or (self.stopping is not None and self.stopping.is_over)
+
     def is_scheduled(self, step: int) -> bool:
         """Return whether the recipe asks for a checkpoint after this many steps."""
-        every = self.recipe.checkpoint.every
-        return step == self.steps or bool(every and step % every == 0)
+        every, last = self.recipe.checkpoint.every, self.step if self.is_over else self.steps
+        return step == last or bool(every and step % every == 0)
 
     def _is_due(self) -> bool:
         """Return whether what a kill would cost has grown to the recipe's limit."""
@@ -246,6 +262,16 @@ class Trainer:
         self.emit(replace(evaluated, sampling=self.feed.usage()))
         if self.recipe.evaluation.gradients:
             self._measure_gradients()
+        if self.stopping:
+            self._consider_stopping(self.stopping, evaluated.selected)
+
+    def _consider_stopping(self, stopping: Stopping, selected: float) -> None:
+        """Take note of an evaluation, and tell if training ends with it though steps are left."""
+        stopping.after_evaluation(selected)
+        if stopping.is_over and self.step < self.steps:
+            assert stopping.best is not None
+            told: dict[str, Any] = {"evaluations": stopping.waited, "best": stopping.best}
+            self.emit(StoppedEarly(group=self.group, step=self.step, steps=self.steps, **told))
 
     def _prepare_heads(self) -> None:
         """Let the algorithm make its heads ready; what it encodes for that is no training."""
@@ -318,6 +344,8 @@ class Trainer:
             "feed": self.feed.state(),
             "warned": self.selection.warned,
         }
+        if self.stopping:
+            state["stop"] = {"best": self.stopping.best, "waited": self.stopping.waited}
         save = self.checkpoints.save
         path = self.agreement.together(lambda: save(self.step, self.weights(), tensors, state, self.is_scheduled))
         self._saved = time.perf_counter()
@@ -343,6 +371,10 @@ class Trainer:
             self.step, self.seconds, self.skipped = saved.step, saved.seconds, saved.skipped
             self.selection.restore(saved.bests, saved.links, saved.warned)
             self.plateau = PlateauState(**saved.plateau.model_dump()) if saved.plateau else PlateauState()
+            if self.stopping:
+                if saved.stop is None:
+                    raise ValueError("nothing of training.stop")
+                self.stopping.best, self.stopping.waited = saved.stop.best, saved.stop.waited
             self.learner.examples = saved.examples
             self.learner.episodes.update(saved.episodes)
             self.feed.load_state({name: stream.model_dump() for name, stream in saved.feed.items()})

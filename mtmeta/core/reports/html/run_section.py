@@ -43,7 +43,9 @@ def _facts(run: History) -> str:
     if started:
         facts += [f"{started[0]['parameters'] / 1e6:.1f} M parameters", f"device {started[0]['device']}"]
     if summary := run.summary:
-        facts += [f"{summary['steps']:,} steps", f"{summary['examples']:,} example-forwards in training"]
+        planned = summary.get("planned_steps") or 0
+        early = f" of {planned:,}, stopped early" if planned > summary["steps"] else ""
+        facts += [f"{summary['steps']:,} steps{early}", f"{summary['examples']:,} example-forwards in training"]
         facts += [f"{summary['seconds']:,.0f} s", f"peak memory {summary['peak_memory_bytes'] / 2**30:.2f} GiB"]
         facts += [f"{summary['skipped_steps']} steps skipped"] if summary["skipped_steps"] else []
     return "; ".join(facts) + f". {run.folder.path}"

@@ -30,8 +30,9 @@ def list_runs(folder: str | Path, block: Sequence[str] = ()) -> list[dict[str, A
     """Return every run under a folder, newest first: path, status, steps, metrics and when it was last written to.
 
     `status` is finished, running or stopped, or what became of the run's job, of which `job` says more: queued,
-    preempted, cancelled, failed, lost or unknown. `step` of `steps` is where the group trained last is; `metrics` are
-    those of the best weights so far. Raises UsageError if there is no such folder.
+    preempted, cancelled, failed, lost or unknown. `step` of `steps` is where the group trained last is; a finished run
+    with fewer steps than these stopped early. `metrics` are those of the best weights so far. Raises UsageError if
+    there is no such folder.
     """
     if not Path(folder).is_dir():
         raise UsageError(str(folder), "no such folder; give one that holds run directories")
@@ -85,7 +86,8 @@ def _describe(run: RunDir) -> dict[str, Any]:
         return entry | {"status": f"damaged: {error.message}"}
     if summary is not None:
         metrics = {name: score.value for name, score in summary.tasks.items()}
-        steps = {"step": summary.steps, "steps": summary.steps, "split": summary.split}
+        planned = summary.planned_steps or summary.steps
+        steps = {"step": summary.steps, "steps": planned, "split": summary.split}
         return entry | {"status": "finished", **steps, "metrics": metrics, "mean": summary.mean}
     try:
         return entry | _progress(events)
@@ -144,8 +146,9 @@ def show_runs(runs: list[dict[str, Any]], folder: str | Path) -> None:
         table.add_column(heading, justify="right" if heading in ("mean", "age") else "left")
     for run in runs:
         status = run["status"] + _of_job(run["job"])
-        if status != "finished" and run["steps"]:
-            status += f", step {run['step']:,} of {run['steps']:,}"
+        if run["steps"] and (run["status"] != "finished" or run["step"] < run["steps"]):
+            early = ", stopped early" if run["status"] == "finished" else ""
+            status += f"{early}, step {run['step']:,} of {run['steps']:,}"
         between = "  " if console.width >= ROOMY else "\n"
         metrics = between.join(f"{safe(name)} {value:.3f}" for name, value in run["metrics"].items())
         mean = f"{run['mean']:.4f}" if run["mean"] is not None else ""
