@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,11 +38,15 @@ def report(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default report.html.")] = None,
     baseline: Baseline = None,
     margin: Margin = None,
+    no_texts: Annotated[
+        bool, typer.Option("--no-texts", help="Name the worst errors by their ids; the page holds no text of the data.")
+    ] = False,
     no_plugin: NoPlugin = None,
 ) -> None:
     """Write one self-contained HTML page about runs.
 
-    It shows results, curves, losses, sampling, gradients and predictions, without a script or the network.
+    It begins with what they come to, in a sentence and a plot of differences; then tables, curves by examples,
+    classes, confusions, the worst errors with their texts, and each run; without a script or the network.
 
     \b
     Examples:
@@ -54,6 +58,13 @@ def report(
     from mtmeta.core.storage.outputs import is_stream
     from mtmeta.core.wording import visible
 
-    page = write_report(runs, out=out, baseline=baseline, margin=margin, block=no_plugin or [], warn=warn)
+    options: dict[str, Any] = {
+        "baseline": baseline,
+        "margin": margin,
+        "texts": not no_texts,
+        "block": no_plugin or [],
+        "warn": warn,
+    }
+    page = write_report(runs, out=out, **options)
     if not is_stream(page):
         print(visible(str(page)))

@@ -216,17 +216,20 @@ def report(
     out: str | Path | None = None,
     baseline: str | Sequence[str] | None = None,
     margin: float | None = None,
+    texts: bool = True,
     block: Sequence[str] = (),
     warn: Say = _quietly,
 ) -> Path:
     """Write one self-contained HTML page about runs to `out`, by default report.html here; return its path.
 
     Runs of one recipe with several seeds are one row of the comparison; `baseline` and `margin` are as in `compare`.
-    Raises MtmetaError, and MachineError without matplotlib.
+    Without `texts` the page holds no text of the data, only ids. Raises MtmetaError, and MachineError without
+    matplotlib.
     """
     several = [runs] if isinstance(runs, str | Path | Run) else list(runs)
     folders = [_folder(run) for run in several]
-    return write_report(folders, out=out, baseline=baseline, margin=margin, block=block, warn=warn)
+    options: Any = {"baseline": baseline, "margin": margin, "texts": texts, "block": block, "warn": warn}
+    return write_report(folders, out=out, **options)
 
 
 def validate(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mtmeta.core.reports.table import Cell
+from mtmeta.core.reports.table import Cell, Tone
+from mtmeta.core.studies.comparison import TELLING
+from mtmeta.core.training.statistics import over_seeds
 from mtmeta.core.wording import MAX_NAMES, plural, safe, span
 
 
@@ -15,18 +17,79 @@ def title_of(adaptation: Mapping[str, Any]) -> str:
 
 
 def cells_of(adapted: Mapping[str, Any]) -> list[Cell]:
-    """Return a cell for every start of a task and number of shots: its mean, below it what it is ahead of others."""
-    cells = []
+    """Return a cell for every start of a task and number of shots: its mean, below it what it is ahead of others.
+
+    One stands out that is better than every other start on the same draws, by the intervals of its differences.
+    """
+    cells, sign = [], adapted.get("sign", 1)
+    few = adapted["draws"] if 1 < adapted["draws"] < TELLING else None
     for start, score in adapted["starts"].items():
-        below = [_with_interval(score[key], "+") for key in ("gain", "beside") if key in score]
-        cells.append(Cell(_with_interval(score), "\n".join(below), start == adapted["best"]))
+        ahead = [score[key] for key in ("gain", "beside") if key in score]
+        below = "\n".join(_with_interval(one, few, "+") for one in ahead)
+        tones = tuple(tone(one, sign, adapted["draws"]) for one in ahead)
+        cells.append(Cell(_with_interval(score, few), below, start == _surely_best(adapted), tones))
     return cells
+
+
+def tone(gain: Mapping[str, Any], sign: float, draws: int) -> Tone:
+    """Return what a mean difference surely is: its interval over so many draws excludes 0."""
+    if gain["low"] is None or draws < TELLING:
+        return ""
+    worst, best = (gain["low"], gain["high"]) if sign > 0 else (-gain["high"], -gain["low"])
+    return "better" if worst > 0 else "worse" if best < 0 else ""
+
+
+def _surely_best(adapted: Mapping[str, Any]) -> str | None:
+    best, sign = adapted["best"], adapted.get("sign", 1)
+    values = adapted["starts"][best]["values"]
+    for start, score in adapted["starts"].items():
+        if start != best:
+            gained = [one - other for one, other in zip(values, score["values"], strict=True)]
+            mean, low, high = over_seeds(gained)
+            if tone({"mean": mean, "low": low, "high": high}, sign, len(values)) != "better":
+                return None
+    return str(best)
+
+
+def verdict_of(adaptation: Mapping[str, Any]) -> str:
+    """Return in a sentence what the runs gain over the pretrained encoder, as far as the draws tell."""
+    plain, *runs = adaptation["starts"]
+    draws = adaptation["draws"]
+    if draws < TELLING:
+        why = "one draw cannot tell" if draws == 1 else f"{draws} draws are too few for an interval"
+        return f"Gains over the {plain} encoder are known of {plural(draws, 'draw')} alone: {why}."
+    parts = []
+    for run in runs:
+        tones: dict[Tone, list[str]] = {"better": [], "worse": [], "": []}
+        for cell in adaptation["cells"]:
+            found = tone(cell["starts"][run]["gain"], cell.get("sign", 1), cell["draws"])
+            tones[found].append(
+                f"{safe(cell['task'])} at {cell['shots']:,} ({cell['starts'][run]['gain']['mean']:+.3f})"
+            )
+        told = [f"{what} on {_some(tones[key])}" for key, what in _WORDS.items() if tones[key]]
+        rest = f"no clear difference on {'the rest' if told else 'any task'}" if tones[""] else ""
+        parts.append(
+            f"{safe(run)} is {' and '.join(told)}" + (f", {rest}" if rest else "")
+            if told
+            else f"{safe(run)} shows {rest}"
+        )
+    return f"Beside the {plain} encoder, adapted to the same examples, {draws} draws: {'; '.join(parts)}."
+
+
+_WORDS: dict[Tone, str] = {"better": "better", "worse": "worse"}
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return a few names, or how many there are."""
+    return ", ".join(names) if len(names) <= MAX_NAMES else f"{len(names)} combinations of task and shots"
 
 
 def notes_of(adaptation: Mapping[str, Any]) -> list[str]:
     """Return the lines under the table."""
     draws = adaptation["draws"]
     over = f"95% interval by Student's t over the {draws} draws" if draws > 1 else "of one draw, so without interval"
+    if 1 < draws < TELLING:
+        over = f"{draws} draws, too few for an interval (--json has the one that Student's t gives)"
     gained = "below, the gain over the pretrained encoder on the same examples"
     if any("beside" in score for cell in adaptation["cells"] for score in cell["starts"].values()):
         gained += f", and below that the difference to {safe(adaptation['baseline'])} on them"
@@ -55,9 +118,11 @@ def _empty(adaptation: Mapping[str, Any]) -> Iterator[str]:
             yield f"{of}: {plural(cell['draws'], 'draw')}, for {holds}."
 
 
-def _with_interval(score: Mapping[str, Any], sign: str = "") -> str:
-    """Return a mean with its interval; a zero has no minus."""
+def _with_interval(score: Mapping[str, Any], few: int | None, sign: str = "") -> str:
+    """Return a mean with its interval, or `few`, the number of draws if they are too few; a zero has no minus."""
     mean = f"{round(score['mean'], 4) + 0.0:{sign}.4f}"
+    if few is not None:
+        return f"{mean} ({plural(few, 'draw')})"
     if score["low"] is None:
         return mean
     return f"{mean} [{round(score['low'], 3) + 0.0:{sign}.3f}, {round(score['high'], 3) + 0.0:{sign}.3f}]"

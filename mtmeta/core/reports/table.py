@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Tone = Literal["better", "worse", ""]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The text of a cell, a line below it, and whether it is the best of its column."""
+    """The text of a cell, lines below it, and whether it stands out: surely the best of its column, say."""
 
     value: str
     below: str = ""
     best: bool = False
+    tones: Sequence[Tone] = ()
+    """What each line below surely is; without any none of them is."""
 
 
 @dataclass(frozen=True)

@@ -298,7 +298,7 @@ def _cells(
                 columns[start]["beside"] = _interval(_paired(of_start, values[baseline]))
         sign = 1 if session.metrics[here[0].metric].greater_is_better else -1
         best = max(starts, key=lambda start: sign * columns[start]["mean"])
-        cell = {"task": task, "shots": k, "metric": here[0].metric, "starts": columns, "best": best}
+        cell = {"task": task, "shots": k, "metric": here[0].metric, "starts": columns, "best": best, "sign": sign}
         draws = len(next(iter(values.values())))
         cells.append({**cell, "examples": here[0].examples, "draws": draws, "fewer": dict(fewer[task, k])})
     return cells

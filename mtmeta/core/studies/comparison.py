@@ -36,6 +36,8 @@ from mtmeta.core.training.statistics import (
 from mtmeta.core.wording import exception_line
 
 MEAN = "mean"
+TELLING = 3
+"""Seeds from which on intervals are shown, and rows marked by them: that of two is ten times as wide as they differ."""
 
 
 def comparison(
@@ -60,21 +62,19 @@ def comparison(
                 _check_value(run, summary, task, metrics[task], labels, values)
     signs = signs_of(first, registry)
     rows = [_row(runs, summaries[name], list(signs)) for name, runs in plan.items()]
-    for column, sign in signs.items():
-        cells = [row["columns"][column] for row in rows]
-        top = max(sign * cell["mean"] for cell in cells)
-        for cell in cells:
-            cell["best"] = len(rows) > 1 and sign != 0 and sign * cell["mean"] == top
     for row in rows:
         row["look"] = asdict(look) if looks and (look := looks.get(row["name"])) else None
-    if protocol.baselines and len(rows) > 1:
-        _add_differences(rows, _draws(predictions, metrics), protocol, signs)
+    if len(rows) > 1:
+        draws = _draws(predictions, metrics)
+        _mark_best(rows, draws, signs)
+        _add_differences(rows, draws, protocol, signs)
     return {
         "split": first.evaluation.report_on,
         "baseline": next(iter(protocol.baselines), None),
         "baselines": list(protocol.baselines),
         "margin": protocol.margin,
         "metrics": {task: metric.name for task, metric in metrics.items()},
+        "signs": signs,
         "rows": rows,
         "notes": notes_on_recipes([row[0].recipe for row in plan.values()]) + notes_on_runs(plan),
         "left_out": {},
@@ -102,7 +102,9 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
         mean, low, high = over_seeds(values)
         if low is None and column != MEAN:  # of one run its own interval, over its examples
             low, high = summaries[0].tasks[column].low, summaries[0].tasks[column].high
-        cells[column] = {"values": values, "mean": mean, "low": low, "high": high, "best": False}
+        cells[column] = {"values": values, "mean": mean, "low": low, "high": high, "best": False, "surely_best": False}
+        if column != MEAN:
+            cells[column]["others"] = _others([summary.tasks[column].others for summary in summaries])
     return {
         "name": runs[0].recipe.name,
         "algorithm": runs[0].recipe.algorithm.name,
@@ -118,6 +120,17 @@ def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequ
     }
 
 
+def _others(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return a task's other metrics that all runs of a row have: values, mean, and its interval over the seeds."""
+    found = {}
+    for name in scores[0]:
+        if all(name in of_run for of_run in scores):
+            values = [of_run[name] for of_run in scores]
+            mean, low, high = over_seeds(values)
+            found[name] = {"values": values, "mean": mean, "low": low, "high": high}
+    return found
+
+
 def _draws(
     predictions: Mapping[str, tuple[Array, list[Array]]], metrics: Mapping[str, Metric]
 ) -> dict[str, list[Array]]:
@@ -126,6 +139,42 @@ def _draws(
         task: on_resamples(*predictions[task], metric, derive(0, "paired", task)) for task, metric in metrics.items()
     }
     return draws | {MEAN: [np.mean(parts, axis=0) for parts in zip(*draws.values(), strict=True)]}
+
+
+def _mark_best(
+    rows: Sequence[dict[str, Any]], draws: Mapping[str, Sequence[Array]], signs: Mapping[str, float]
+) -> None:
+    """Mark the best mean of each column, and whether it surely is: its difference to every other row excludes 0.
+
+    A row that is none of the best is called so only if all these intervals err at once, so the error stays at 5%
+    however many rows there are (Berger 1982, "Multiparameter hypothesis testing and acceptance sampling").
+    """
+    for column, sign in signs.items():
+        if not sign:
+            continue
+        top = max(sign * row["columns"][column]["mean"] for row in rows)
+        for number, row in enumerate(rows):
+            cell = row["columns"][column]
+            cell["best"] = sign * cell["mean"] == top
+            cell["surely_best"] = cell["best"] and all(
+                _is_above(row, other, column, sign, draws[column][number], draws[column][at])
+                for at, other in enumerate(rows)
+                if at != number
+            )
+
+
+def _is_above(
+    row: Mapping[str, Any], other: Mapping[str, Any], column: str, sign: float, draws: Array, other_draws: Array
+) -> bool:
+    """Return whether a row is surely better than another one, of enough seeds to tell."""
+    pair = _pair(row, other, column, draws, other_draws)
+    if min(len(pair.values), len(pair.base_values)) < TELLING:
+        return False
+    looks = [one["look"] for one in (row, other) if one["look"] is not None]
+    look = max(looks, key=lambda look: look["level"]) if looks and column == MEAN and pair.paired else None
+    delta = _delta(pair, look, sign, None)
+    low, high = delta["low"], delta["high"]
+    return low is not None and high is not None and (low if sign > 0 else -high) > 0
 
 
 def _add_differences(
@@ -157,26 +206,38 @@ class _Pair:
     base_values: Sequence[float]
     draws: Array
     base_draws: Array
-    same_seeds: bool
+    paired: bool
+    """Whether both are of the same seeds, in one order."""
+    seeds: Sequence[int]
+    """Those of the row that stand in the difference."""
 
 
 def _pair(row: Mapping[str, Any], base: Mapping[str, Any], column: str, draws: Array, base_draws: Array) -> _Pair:
-    """Return what a difference is made of: where a row got fewer seeds on purpose, of the baseline the same ones."""
+    """Return what a difference is made of: the seeds that both have, or all of both where less than two are common.
+
+    The order of the runs has no say: seeds are paired by their numbers.
+    """
     values, base_values = row["columns"][column]["values"], base["columns"][column]["values"]
     seeds, base_seeds = row["seeds"], base["seeds"]
-    if row["look"] is not None and seeds != base_seeds:
-        common = [seed for seed in seeds if seed in base_seeds]
-        mine, its = [seeds.index(seed) for seed in common], [base_seeds.index(seed) for seed in common]
-        values, base_values = [values[at] for at in mine], [base_values[at] for at in its]
-        return _Pair(values, base_values, draws[mine], base_draws[its], same_seeds=True)
-    return _Pair(values, base_values, draws, base_draws, same_seeds=seeds == base_seeds)
+    common = sorted({*seeds} & {*base_seeds})
+    paired = len(common) > 1 or common == [*seeds] == [*base_seeds]
+    own, its = (common, common) if paired else (sorted(seeds), sorted(base_seeds))
+    mine, theirs = [seeds.index(seed) for seed in own], [base_seeds.index(seed) for seed in its]
+    return _Pair(
+        [values[at] for at in mine],
+        [base_values[at] for at in theirs],
+        draws[mine],
+        base_draws[theirs],
+        paired=paired,
+        seeds=own,
+    )
 
 
 def _delta(pair: _Pair, look: Mapping[str, Any] | None, sign: float, margin: float | None) -> dict[str, Any]:
     """Return a difference as plain data; of a mean that was looked at on the way at the level of that look."""
     observed = fmean(pair.values) - fmean(pair.base_values)
-    delta = difference(observed, difference_draws(pair.draws, pair.base_draws, same_seeds=pair.same_seeds))
-    effect = effect_size(pair.values, pair.base_values, same_seeds=pair.same_seeds)
+    delta = difference(observed, difference_draws(pair.draws, pair.base_draws, same_seeds=pair.paired))
+    effect = effect_size(pair.values, pair.base_values, same_seeds=pair.paired)
     low, high, p = delta.low, delta.high, delta.p
     if look is not None:
         found = interval_at(
@@ -188,7 +249,10 @@ def _delta(pair: _Pair, look: Mapping[str, Any] | None, sign: float, margin: flo
         worst, best = (low, high) if sign > 0 else (-high, -low)
         worse, not_inferior = best < 0, None if margin is None else worst > -margin
     changed = replace(delta, low=low, high=high, p=p, effect=effect)
-    return asdict(changed) | {"negative_transfer": worse, "non_inferior": not_inferior}
+    sure = {"negative_transfer": worse, "non_inferior": not_inferior}
+    counts = len(pair.values), len(pair.base_values)
+    made_of = {"seeds": list(pair.seeds), "paired": pair.paired, "fewest": min(counts)}
+    return asdict(changed) | sure | made_of | {"too_few": any(1 < count < TELLING for count in counts)}
 
 
 def _summary(run: Planned) -> RunSummary:
@@ -245,16 +309,22 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Arra
 
 def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
     """Read labels and predictions [N] as numbers, classes by their index."""
+    _, labels, predictions = read_predicted_examples(path, task)
+    return labels, predictions
+
+
+def read_predicted_examples(path: Path, task: Task) -> tuple[list[str], Array, Array]:
+    """Read the ids [N] of examples, and their labels and predictions as `read_predictions` does."""
     index = {name: float(number) for number, name in enumerate(task.objective.classes)}
     number: Callable[[str], float] = index.__getitem__ if index else float
     try:
         with open_regular(path, LIMITS["predictions"], within=path.parents[1]) as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            rows = [(number(row["label"]), number(row["prediction"])) for row in csv.DictReader(text)]
-        labels, predictions = np.array(rows, dtype=np.float64).T
+            rows = [(row["id"], number(row["label"]), number(row["prediction"])) for row in csv.DictReader(text)]
+        labels, predictions = np.array([row[1:] for row in rows], dtype=np.float64).T
         if not (np.abs([labels, predictions]) <= LARGEST).all():
             raise ValueError("a number that is not finite, or beyond every measure")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         reason = str(error) if isinstance(error, UnfitFile) else f"cannot be read ({exception_line(error)})"
         raise CheckpointError(str(path), f"{reason}; mtmeta eval {path.parents[1]} writes it again") from error
-    return labels, predictions
+    return [name for name, *_ in rows], labels, predictions

@@ -125,7 +125,13 @@ def test_it_shows_every_part(runs: Path, tmp_path: Path) -> None:
         "Epochs seen",
         "Drift of the inner loops",
         "Cosines of gradients",
-        "sst: rows are labels, columns predictions",
+        "sst: predictions",
+        "Rows are labels, columns predictions",
+        "Each class",
+        "The worst errors",
+        "Did it overfit?",
+        "What is confused?",
+        "Other metrics",
         "differences to individual",
         "max_length: 64",
         "torch: 2.",
@@ -133,9 +139,9 @@ def test_it_shows_every_part(runs: Path, tmp_path: Path) -> None:
         assert words in shown, words
     for name in ("individual, seed 3", "reptile, seed 3", "reptile, seed 4"):
         assert name in shown
-    # every seed of four columns; three curves of the metric
-    # losses 3 + 1, epochs, norms, sts of one run alone; draws, drift, cosines of the others
-    assert text.count("<svg") == 4 + 3 + 3 * (4 + 1 + 1 + 1) + 2 * 3
+    # differences for a wide and a narrow page; every seed of four columns; three curves of the metric; the confusion of
+    # two tasks in two rows; losses 3 + 1, epochs, norms, sts of one run alone; draws, drift, cosines of the others
+    assert text.count("<svg") == 2 + 4 + 3 + 4 + 3 * (4 + 1 + 1 + 1) + 2 * 3
 
 
 @pytest.mark.slow
@@ -147,8 +153,8 @@ def test_its_figures_are_those_of_the_comparison(runs: Path, tmp_path: Path) -> 
     for task in TASKS:
         mean = sum(summary["tasks"][task]["value"] for summary in two) / 2
         assert f"{alone[task]['value']:.4f} [{alone[task]['low']:.3f}, {alone[task]['high']:.3f}]" in shown
-        assert f"{mean:.4f} [" in shown
-        assert f"{mean - alone[task]['value']:+.4f} [" in shown
+        assert f"{mean:.4f} (2 seeds)" in shown
+        assert f"{mean - alone[task]['value']:+.4f} (2 seeds)" in shown
 
 
 def test_seeds_given_by_looks_are_told_of(runs: Path, tmp_path: Path) -> None:
@@ -186,6 +192,7 @@ def test_history_is_what_the_events_say(runs: Path) -> None:
     evaluated = [event for event in lines if event["type"] == "evaluated"]
     at, examples, values = run.metric("para")
     assert at == [2, 4, 6]
+    assert run.seen("para") == ([event["sampling"]["para"]["examples"] for event in evaluated], values)
     assert examples == [step["examples"] for step in steps[1::2]]
     assert values == [event["tasks"]["para"]["value"] for event in evaluated]
     when, losses = run.losses("para")
@@ -255,10 +262,12 @@ def test_runs_of_other_tasks_are_shown_without_comparing_them(runs: Path, tmp_pa
     task = {"train": "sample", "dev": "sample", "batch_size": 16}
     mtmeta.run(write_recipe(tmp_path, "joint", tasks={"sst": task}), out=tmp_path / "other")
     warnings: list[str] = []
-    shown = Reader(page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "other", warn=warnings.append)).text
+    text = page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "other", warn=warnings.append)
+    shown = Reader(text).text
     assert "These runs cannot be compared" in shown
     assert ["has the tasks" in line for line in warnings] == [True]
     assert shown.count("95% interval") == 2
+    assert "These runs cannot be compared" in text[text.index('class="verdict"') :][:200]
     with pytest.raises(mtmeta.RecipeError, match="has the tasks"):
         page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "other", baseline="reptile")
 
@@ -313,7 +322,7 @@ def test_tables_escape() -> None:
     plain, heat = Table(["<a>"], [[Cell("<b>", "<c>", True)]]), HeatTable("<d>", ["<e>"], [("<f>", [("<g>", -2.0)])])
     text = pieces("{{ table(plain) }}{{ heat_table(heat) }}", plain=plain, heat=heat)
     assert Reader(text).text == "<a><b>\n<c><d><e><f><g>"
-    assert "<strong>&lt;b&gt;</strong>\n&lt;c&gt;" in text
+    assert '<strong>&lt;b&gt;</strong>\n<span class="below">&lt;c&gt;</span>' in text
     assert "var(--s1) 55%" in text  # no stronger than whole
 
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.errors import UsageError
-from mtmeta.core.reports.adaptation import cells_of, notes_of, title_of
+from mtmeta.core.reports.adaptation import cells_of, notes_of, title_of, tone, verdict_of
 from mtmeta.core.reports.html import plots
 from mtmeta.core.reports.html.page import Figure, render
+from mtmeta.core.reports.html.study_plots import Dot, Group, differences
 from mtmeta.core.reports.table import Cell, Table
 from mtmeta.core.storage.outputs import write_output
+from mtmeta.core.studies.comparison import TELLING
+from mtmeta.core.wording import plural
 
 PLAIN_SERIES = 7  # grey
 
@@ -45,10 +48,29 @@ def write_page(adaptation: Mapping[str, Any], out: str | Path) -> Path:
         curves=curves,
         means=Table(["task", "shots", *adaptation["starts"]], means),
         each_draw=_each_draw(adaptation),
+        verdict=verdict_of(adaptation),
+        gains=_gains(adaptation, narrow=False),
+        narrow=_gains(adaptation, narrow=True),
         notes=notes_of(adaptation),
     )
     write_output(Path(out), page)
     return Path(out)
+
+
+def _gains(adaptation: Mapping[str, Any], *, narrow: bool) -> list[Figure]:
+    """Draw what every run gains over the pretrained encoder, with its interval over the draws."""
+    plain, *runs = adaptation["starts"]
+    groups = []
+    for cell in adaptation["cells"]:
+        dots = []
+        for run in runs:
+            gain, told = cell["starts"][run]["gain"], cell["draws"] >= TELLING
+            low, high = (gain["low"], gain["high"]) if told else (None, None)
+            interval = f" [{low:+.3f}, {high:+.3f}]" if low is not None else ""
+            found = tone(gain, cell.get("sign", 1), cell["draws"])
+            dots.append(Dot(run, gain["mean"], low, high, found, f"{gain['mean']:+.3f}{interval}"))
+        groups.append(Group(f"{cell['task']} {cell['metric']}, {plural(cell['shots'], 'shot')}", dots))
+    return differences(f"Gains over the {plain} encoder", groups, None, narrow=narrow) if runs else []
 
 
 def _curves(task: str, cells: Sequence[Mapping[str, Any]], plain: str, runs: Sequence[str]) -> list[Figure]:

@@ -36,7 +36,7 @@ class History:
     @property
     def label(self) -> str:
         """Name and seed, in a line."""
-        return f"{self.recipe.name}, seed {self.recipe.seed}"
+        return label_of(self.recipe)
 
     def of(self, kind: str) -> list[Event]:
         """Return the events of one type, in order."""
@@ -52,6 +52,33 @@ class History:
             examples.append(spent.get((event["group"], event["step"]), examples[-1] if examples else 0))
         values = [_number(event["tasks"][task]["value"]) for event in evaluations]
         return [event["step"] for event in evaluations], examples, values
+
+    def seen(self, task: str) -> tuple[list[float], list[float]]:
+        """Return the examples of a task that were read till each evaluation, and its primary metric there.
+
+        Learners of one task and of many share this axis. A step axis stands in for it in events of earlier versions.
+        """
+        steps, _, values = self.metric(task)
+        evaluations = [event for event in self.of("evaluated") if task in event["tasks"]]
+        read = [event["sampling"].get(task, {}).get("examples") for event in evaluations]
+        return [float(at) if at is not None else float(step) for at, step in zip(read, steps, strict=True)], values
+
+    def peaks(self) -> list[tuple[float, float]]:
+        """Return for each learner after what share of its steps it scored best, and how far it had fallen at the end.
+
+        By what selects its weights, on the split that selects; of a learner that was scored once there is nothing.
+        """
+        steps = {event["group"]: event["steps"] for event in self.of("step")}
+        scores: dict[str, list[tuple[int, float]]] = {}
+        for event in self.of("evaluated"):
+            if event["selected"] is not None and event["group"] in steps:
+                scores.setdefault(event["group"], []).append((event["step"], event["selected"]))
+        found = []
+        for group, points in scores.items():
+            if len(points) > 1:
+                at, best = max(points, key=lambda point: (point[1], -point[0]))
+                found.append((at / steps[group], best - points[-1][1]))
+        return found
 
     def losses(self, task: str) -> tuple[list[float], list[float]]:
         """Return every training loss of a task, after its place: the i-th of n in a step lies i / n into it."""
@@ -71,6 +98,11 @@ class History:
     def sampling(self) -> dict[str, dict[str, float]]:
         """Return for each task, at the last evaluation: draws planned and made, batches, examples and epochs read."""
         return {task: used for event in self.of("evaluated") for task, used in event["sampling"].items()}
+
+
+def label_of(recipe: Recipe) -> str:
+    """Return what a run of a recipe is called, in a line."""
+    return f"{recipe.name}, seed {recipe.seed}"
 
 
 def read_history(path: str | Path, registry: Registry, warn: Callable[[str], None]) -> History:

@@ -194,14 +194,15 @@ def strips(axes: Any, strips: Sequence[Strip]) -> None:
         aside = [0.24 * ((at % 3) - 1) for at in range(len(strip.values))]
         at = [number + one for one in aside]
         axes.plot(strip.values, at, "o", color=colour, markersize=3, alpha=0.7, markeredgewidth=0)
-    axes.set_yticks(range(len(strips)), [_short(safe(strip.label)) for strip in strips])
+    axes.locator_params(axis="x", nbins=5)  # more would run into each other
+    axes.set_yticks(range(len(strips)), [shortened(safe(strip.label)) for strip in strips])
     axes.set_ylim(len(strips) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
 
 
-def _short(label: str) -> str:
+def shortened(label: str, most: int = LABEL) -> str:
     """Return a label that leaves room for what it stands beside; names of a study differ at either end."""
-    return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}..{label[1 - LABEL // 2 :]}"
+    return label if len(label) <= most else f"{label[: most // 2 - 1]}..{label[1 - most // 2 :]}"
 
 
 @panel

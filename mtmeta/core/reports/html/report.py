@@ -10,12 +10,15 @@ from typing import Any
 from mtmeta.core.errors import MtmetaError, UsageError, raise_all
 from mtmeta.core.recipe.resolved import describe, digest
 from mtmeta.core.registry.registry import Registry, build_registry
-from mtmeta.core.reports.comparison import COSTS, notes_of, table_of, title_of
+from mtmeta.core.reports.comparison import cost_table, few_seeds, notes_of, other_metrics, title_of
 from mtmeta.core.reports.html import plots, search
-from mtmeta.core.reports.html.history import History, read_history
+from mtmeta.core.reports.html.answer import answer_table, difference_plot, facts_of
+from mtmeta.core.reports.html.history import History, label_of, read_history
 from mtmeta.core.reports.html.page import Figure, render
 from mtmeta.core.reports.html.run_section import run_section
+from mtmeta.core.reports.html.task_section import read_tasks, task_section
 from mtmeta.core.reports.table import Cell, Table
+from mtmeta.core.reports.verdict import verdict_of
 from mtmeta.core.storage.outputs import write_output
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
 from mtmeta.core.studies.comparison import comparison
@@ -32,13 +35,15 @@ def report(
     out: str | Path | None = None,
     baseline: str | Sequence[str] | None = None,
     margin: float | None = None,
+    texts: bool = True,
     block: Sequence[str] = (),
     warn: Warn = lambda text: None,
 ) -> Path:
     """Write the page of these run directories to `out`, by default report.html here; return its path.
 
-    Runs of one recipe with several seeds are one row of the comparison; `baseline` and `margin` are as in `compare`. Of
-    several runs, those that cannot be read are warned of and named on the page. Raises MtmetaError, where no run can be
+    Runs of one recipe with several seeds are one row of the comparison, whatever the order they are given in;
+    `baseline` and `margin` are as in `compare`. Without `texts` the page names examples by their ids alone. Of several
+    runs, those that cannot be read are warned of and named on the page. Raises MtmetaError, where no run can be
     read too; MachineError without matplotlib. The folder of a study of `mtmeta tune` gives the page of the search.
     """
     if studies := [run for run in runs if is_study(Path(run))]:
@@ -49,19 +54,52 @@ def report(
     protocol = Protocol((baseline,) if isinstance(baseline, str) else tuple(baseline or ()), margin)
     registry = build_registry(block=block, warn=warn)
     histories, damaged = _read(list(dict.fromkeys(map(str, runs))), registry, warn)
+    histories, double = _distinct(sorted(histories, key=_place), warn)
+    rows = _rows([run for run in histories if run.summary is not None])
+    results = _results(rows, protocol, registry, warn)
+    compared = results.pop("compared")
+    tasks = read_tasks(rows, warn) if rows else []
     names = list(dict.fromkeys(run.recipe.name for run in histories))
+    curves = _metric_curves(histories)
     page = render(
         "report.html.j2",
         title=names[0] if len(names) == 1 else f"{len(names)} recipes: {', '.join(names)}",
-        overview=[*_overview(histories), *damaged],
-        results=_results(histories, protocol, registry, warn),
+        verdict=verdict_of(compared) if compared is not None else results["lead"],
+        overview=[*_overview(histories), *damaged, *double],
+        differences=difference_plot(compared) if compared is not None else [],
+        narrow=difference_plot(compared, narrow=True) if compared is not None else [],
+        facts=facts_of(compared, histories, tasks),
+        results=results,
         selected_on=histories[0].recipe.evaluation.select_on,
-        metrics=_metric_curves(histories),
-        runs=[run_section(run, warn) for run in histories],
+        curves=list(curves.values()),
+        tasks=[task_section(task, texts=texts) for task in tasks],
+        runs=[run_section(run) for run in histories],
     )
     path = Path(out if out is not None else "report.html")
     write_output(path, page, named=out is not None)
     return path
+
+
+def _place(run: History) -> tuple[str, int, str]:
+    """Return what orders runs, so that the page is the same in whatever order they are given."""
+    return run.recipe.name, run.recipe.seed, str(run.folder.path)
+
+
+def _distinct(runs: Sequence[History], warn: Warn) -> tuple[list[History], list[str]]:
+    """Return runs less those of the recipe and seed of another one: counted twice, they would narrow every interval."""
+    kept: dict[tuple[str, str], History] = {}
+    lines = []
+    for run in runs:
+        key = run.recipe.name, digest(run.recipe)
+        other = kept.setdefault(key, run)
+        # a finished one is worth more
+        if other is not run and other.summary is None and run.summary is not None:
+            kept[key], other, run = run, run, other
+        if other is not run:
+            text = f"{run.folder.path} has the recipe and the seed of {other.folder.path}, so it is left out"
+            warn(text)
+            lines.append(f"{safe(text, 500)}.")
+    return sorted(kept.values(), key=_place), lines
 
 
 def _read(paths: Sequence[str], registry: Registry, warn: Warn) -> tuple[list[History], list[str]]:
@@ -91,31 +129,40 @@ def _overview(runs: Sequence[History]) -> list[str]:
     return [sentence, *(f"{label} is not finished; what it has so far is shown." for label in unfinished)]
 
 
-def _results(runs: Sequence[History], protocol: Protocol, registry: Registry, warn: Warn) -> dict[str, Any]:
+def _results(
+    rows: Mapping[str, Sequence[Planned]], protocol: Protocol, registry: Registry, warn: Warn
+) -> dict[str, Any]:
     """Return the comparison where there are recipes that can be compared, else the table of each finished run."""
-    results: dict[str, Any] = {"comparison": None, "costs": len(COSTS), "notes": [], "strips": [], "summaries": []}
-    finished = [run for run in runs if run.summary is not None]
-    if not finished:
+    results: dict[str, Any] = {"table": None, "costs": None, "others": None, "notes": [], "strips": []}
+    results |= {"summaries": [], "compared": None}
+    if not rows:
         return results | {"lead": "No run is finished."}
-    plan = _rows(finished)
-    asked, protocol = bool(protocol.baselines), protocol.settled(plan)
+    finished = [run for row in rows.values() for run in row]
+    asked, protocol = bool(protocol.baselines), protocol.settled(rows)
     try:
-        check_alike([row[0].recipe for row in plan.values()])
-        check_data([run for row in plan.values() for run in row])
-        compared = comparison(plan, protocol, registry)
+        check_alike([row[0].recipe for row in rows.values()])
+        check_data(finished)
+        compared = comparison(_baseline_first(rows, protocol), protocol, registry)
     except MtmetaError as error:
         if asked:
             raise
         warn(f"{error}; the report shows the runs without comparing them")
-        return results | {"lead": f"These runs cannot be compared: {error}.", "summaries": [*map(_summary, finished)]}
+        lead = f"These runs cannot be compared: {error}."
+        return results | {"lead": lead, "summaries": [*map(_summary, finished)]}
     compared["notes"] += _of_looks(compared, finished)
-    results |= {"lead": f"{title_of(compared)}.", "comparison": table_of(compared), "notes": notes_of(compared)}
+    results |= {"lead": f"{title_of(compared)}.", "table": answer_table(compared), "costs": cost_table(compared)}
+    results |= {"others": other_metrics(compared), "notes": notes_of(compared), "compared": compared}
     if any(len(row["seeds"]) > 1 for row in compared["rows"]):
         results["strips"] = _strips(compared)
     return results | ({"summaries": [_summary(finished[0])]} if len(finished) == 1 else {})
 
 
-def _of_looks(compared: Mapping[str, Any], runs: Sequence[History]) -> list[str]:
+def _baseline_first(rows: Mapping[str, Sequence[Planned]], protocol: Protocol) -> dict[str, Sequence[Planned]]:
+    first = {name: rows[name] for name in protocol.baselines}
+    return first | {name: row for name, row in rows.items() if name not in first}
+
+
+def _of_looks(compared: Mapping[str, Any], runs: Sequence[Planned]) -> list[str]:
     """Return a line where rows may have got their numbers of seeds by what they came to."""
     counts = {len(row["seeds"]) for row in compared["rows"]}
     folders = dict.fromkeys(run.folder.path.parent for run in runs)
@@ -133,7 +180,13 @@ def _strips(compared: Mapping[str, Any]) -> list[Figure]:
     figures = []
     for column in compared["rows"][0]["columns"]:
         cells = {row["name"]: row["columns"][column] for row in compared["rows"]}
-        strips = [plots.Strip(n, c["values"], c["mean"], c["low"], c["high"]) for n, c in cells.items()]
+        few = {row["name"] for row in compared["rows"] if few_seeds(row) is not None}
+        strips = [
+            plots.Strip(
+                name, cell["values"], cell["mean"], *((None, None) if name in few else (cell["low"], cell["high"]))
+            )
+            for name, cell in cells.items()
+        ]
         metric = compared["metrics"].get(column, column)
         figures.append(plots.strips(column if column == metric else f"{column}: {metric}", metric, "", strips))
     return figures
@@ -142,18 +195,20 @@ def _strips(compared: Mapping[str, Any]) -> list[Figure]:
 def _rows(runs: Sequence[History]) -> dict[str, list[Planned]]:
     """Return runs of one recipe, whatever their seed, as one row; two recipes of one name go by their directories."""
     rows: dict[str, list[Planned]] = {}
-    names: dict[str, str] = {}
+    names: dict[tuple[str, str], str] = {}
     for run in runs:
-        key = digest(dataclasses.replace(run.recipe, seed=0))
+        key = run.recipe.name, digest(dataclasses.replace(run.recipe, seed=0))
         if key not in names:
-            names[key] = run.folder.path.name if run.recipe.name in names.values() else run.recipe.name
+            choices = (run.recipe.name, run.folder.path.name, str(run.folder.path))
+            names[key] = next(name for name in choices if name not in names.values())
         rows.setdefault(names[key], []).append(Planned(run.folder.path, run.recipe, run.folder))
     return rows
 
 
-def _summary(run: History) -> tuple[str, Table]:
+def _summary(run: Planned) -> tuple[str, Table]:
     """Return label and table of a finished run: task, metric, value with interval, examples, loss."""
-    summary = run.summary or {}
+    finished = run.folder.finished()
+    summary: dict[str, Any] = finished.plain() if finished is not None else {"tasks": {}, "split": ""}
     rows = []
     for name, score in summary["tasks"].items():
         interval = f"{score['low']:.3f} to {score['high']:.3f}" if score["low"] is not None else ""
@@ -161,25 +216,25 @@ def _summary(run: History) -> tuple[str, Table]:
         scores = [score["metric"], f"{score['value']:.4f}", interval, others]
         rows.append([*map(Cell, (name, *scores, f"{score['examples']:,}", f"{score['loss']:.4f}"))])
     header = ["task", "metric", "value", "95% interval", "other metrics", f"{summary['split']} examples", "loss"]
-    return run.label, Table(header, rows)
+    return label_of(run.recipe), Table(header, rows)
 
 
-def _metric_curves(runs: Sequence[History]) -> list[Figure]:
-    """Draw a plot for each task: the paper's Figure 2, a line a run, in the colour of its recipe."""
+def _metric_curves(runs: Sequence[History]) -> dict[str, Figure]:
+    """Draw a plot for each task: the paper's Figure 2, a line a run, in the colour of its recipe.
+
+    The axis is of the task's own examples, so that a learner of this task alone and one of all tasks share it.
+    """
     names = list(dict.fromkeys(run.recipe.name for run in runs))
-    several = len(runs) > 1
-    # the learners of an algorithm that trains tasks alone count their own examples, each its own
-    axis = "example-forwards of its learner" if several else "step"
-    figures = []
+    figures = {}
     for task, options in runs[0].recipe.tasks.items():
         lines: list[plots.Line] = []
         for run in runs:
             if task not in run.recipe.tasks:
                 continue
-            steps, examples, values = run.metric(task)
+            seen, values = run.seen(task)
             name = run.recipe.name
-            label = name if several and all(line.label != name for line in lines) else ""
-            x = examples if several else steps
-            lines.append(plots.Line(label, x, values, names.index(name), len(runs) == len(names)))
-        figures.append(plots.lines(f"{task}: {options.metrics[0]}", axis, options.metrics[0], lines))
+            label = name if len(names) > 1 and all(line.label != name for line in lines) else ""
+            lines.append(plots.Line(label, seen, values, names.index(name), len(runs) == len(names)))
+        title = f"{task}: {options.metrics[0]}"
+        figures[task] = plots.lines(title, f"examples of {task} read", options.metrics[0], lines)
     return figures

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from mtmeta.core.studies.comparison import read_predictions
 SMOOTH = 0.1  # of a curve's points that its running mean takes together
 
 
-def run_section(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
-    """Return the values of `run.html.j2`; predictions that cannot be read are warned of."""
+def run_section(run: History) -> dict[str, Any]:
+    """Return the values of `run.html.j2`."""
     measured = bool(run.of("gradients"))
     return {
         "label": run.label,
@@ -31,7 +32,7 @@ def run_section(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
         "drift": _drift(run),
         "gradients": _gradients(run) if measured else None,
         "cosines": _cosines(run) if measured else None,
-        "predictions": _predictions(run, warn) if run.summary is not None else None,
+        "clouds": _clouds(run) if run.summary is not None else [],
         "recipe": dump(describe(run.recipe)),
         "lock": dump(run.lock),
     }
@@ -121,31 +122,17 @@ def _cosines(run: History) -> HeatTable | None:
     return HeatTable(caption, names, rows)
 
 
-def _predictions(run: History, warn: Callable[[str], None]) -> dict[str, Any]:
-    """Return a cloud of each task without classes, and of the others the confusion, or why there is none."""
-    clouds: list[Figure] = []
-    confusions: list[HeatTable | str] = []
+def _clouds(run: History) -> list[Figure]:
+    """Draw predicted against true values of each task without classes."""
+    clouds = []
     for name, task in run.recipe.tasks.items():
-        path = run.folder.path / "predictions" / f"{name}-{run.recipe.evaluation.report_on}.csv"
-        try:
-            labels, predicted = read_predictions(path, task)
-        except MtmetaError as error:
-            warn(str(error))
-            confusions.append(str(error))
-            continue
-        classes = task.objective.classes
-        if not classes:
-            cloud = plots.cloud(name, "label", "predicted", labels.tolist(), predicted.tolist())
-            clouds.append(Figure(f"{name}: predicted against true", cloud.svg))
-            continue
-        matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
-        np.add.at(matrix, (labels.astype(np.int64), predicted.astype(np.int64)), 1)
-        rows = [
-            (label, [(f"{count:,}", count / max(1, sum(counts))) for count in counts])
-            for label, counts in zip(classes, matrix.tolist(), strict=True)
-        ]
-        confusions.append(HeatTable(f"{name}: rows are labels, columns predictions", list(classes), rows))
-    return {"split": (run.summary or {})["split"], "clouds": clouds, "confusions": confusions}
+        if not task.objective.classes:
+            path = run.folder.path / "predictions" / f"{name}-{run.recipe.evaluation.report_on}.csv"
+            with contextlib.suppress(MtmetaError):  # the section of the task has warned of it
+                labels, predicted = read_predictions(path, task)
+                cloud = plots.cloud(name, "label", "predicted", labels.tolist(), predicted.tolist())
+                clouds.append(Figure(f"{name}: predicted against true", cloud.svg))
+    return clouds
 
 
 def running_mean(values: Sequence[float]) -> list[float]:

@@ -1,0 +1,103 @@
+"""What stands on the first screen of a report: the verdict, differences as a plot, and what people ask next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from mtmeta.core.reports.comparison import few_of, interval_text, sign_of, table_of, tone_of
+from mtmeta.core.reports.html.history import History
+from mtmeta.core.reports.html.page import Figure
+from mtmeta.core.reports.html.study_plots import Dot, Group, differences
+from mtmeta.core.reports.html.task_section import TaskPredictions
+from mtmeta.core.reports.table import Cell, Table
+
+Fact = tuple[str, Sequence[str]]
+"""What is asked, and the lines that answer it."""
+STACKED = 4
+"""Columns above which an interval stands below its number."""
+TRANSPOSED = 8
+"""Columns above which tasks are rows."""
+
+
+def answer_table(compared: Mapping[str, Any]) -> Table:
+    """Return the table of a comparison as it fits a page: no line of a cell is broken."""
+    columns = len(compared["rows"][0]["columns"])
+    turned = columns > TRANSPOSED and len(compared["rows"]) < columns
+    wide = (len(compared["rows"]) if turned else columns) <= STACKED
+    table = table_of(compared, " " if wide else "\n", costs=False)
+    if not turned:
+        return table
+    names = [row[0].value for row in table.rows]
+    rows = [[Cell(name), *cells] for name, *cells in zip(table.header, *table.rows, strict=True)]
+    return Table(["task", *names], rows[1:])
+
+
+def difference_plot(compared: Mapping[str, Any], *, narrow: bool = False) -> list[Figure]:
+    """Draw the differences of every row to the baseline; nothing where there is none. A narrow plot has no numbers."""
+    baseline, groups = compared["baseline"], []
+    if baseline is None:
+        return []
+    for column in compared["rows"][0]["columns"]:
+        sign = sign_of(compared, column)
+        dots = []
+        for row in compared["rows"]:
+            delta = row["columns"][column].get("deltas", {}).get(baseline)
+            if delta is not None:
+                low, high = (None, None) if delta["too_few"] else (delta["low"], delta["high"])
+                text = f"{delta['value']:+.3f}{interval_text(delta, few_of(delta), ' ', '+')}"
+                dots.append(Dot(row["name"], delta["value"], low, high, tone_of(delta, sign), text))
+        metric = f" {compared['metrics'][column]}" if column in compared["metrics"] else ""
+        if dots:
+            groups.append(Group(f"{column}{metric}{', less is better' if sign < 0 else ''}", dots))
+    title = f"Differences to {baseline}"
+    return differences(title, groups, compared["margin"], narrow=narrow) if groups else []
+
+
+def facts_of(
+    compared: Mapping[str, Any] | None, histories: Sequence[History], tasks: Sequence[TaskPredictions]
+) -> list[Fact]:
+    """Return what people ask of a study, and what its files answer."""
+    facts = [
+        ("Did it overfit?", _fits(histories)),
+        ("What is confused?", [line for task in tasks for line in task.confused()]),
+    ]
+    if compared is not None:
+        facts.append(("What did it cost?", [_cost(row) for row in compared["rows"]]))
+    facts.append(("On what?", [_data(histories[0])]))
+    return [(question, lines) for question, lines in facts if lines]
+
+
+def _fits(histories: Sequence[History]) -> list[str]:
+    """Return for each recipe where its dev score was best, and how far it had fallen by the end; means of its runs."""
+    lines = []
+    for name in dict.fromkeys(run.recipe.name for run in histories):
+        found = [peak for run in histories if run.recipe.name == name for peak in run.peaks()]
+        if not found:
+            continue
+        at, fall = fmean(at for at, _ in found), fmean(fall for _, fall in found)
+        after = f"{fall:.3f} lower at its end" if fall >= 0.0005 else "as good at its end"
+        lines.append(f"{name}: best at the end" if at > 0.995 else f"{name}: best after {at:.0%} of training, {after}")
+    return lines
+
+
+def _cost(row: Mapping[str, Any]) -> str:
+    parts = [
+        f"{row['examples']:,.0f} examples",
+        f"{row['seconds']:,.0f} s",
+        f"{row['peak_memory_bytes'] / 2**30:.2f} GiB",
+    ]
+    if row.get("parameters") is not None:
+        parts.append(f"{row['parameters'] / 1e6:.1f} M parameters")
+    return f"{row['name']}: {', '.join(parts)}"
+
+
+def _data(run: History) -> str:
+    """Return what the runs learn from and are scored on, as the first of them has read it."""
+    report_on, rows = run.recipe.evaluation.report_on, []
+    for task in run.recipe.tasks:
+        read = {event["split"]: event["examples"] for event in run.of("data_loaded") if event["task"] == task}
+        counts = [f"{read[split]:,} {split}" for split in ("train", report_on) if split in read]
+        rows += [f"{task} {' and '.join(counts)}"] if counts else []
+    return f"{', '.join(rows)} examples" if rows else ""

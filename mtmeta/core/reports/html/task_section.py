@@ -1,0 +1,169 @@
+"""The section of a report on one task: scores of each class, confusions, and the errors that most runs make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtmeta.core.api.contracts import Task
+from mtmeta.core.errors import MtmetaError
+from mtmeta.core.reports.html import study_plots
+from mtmeta.core.reports.html.worst_errors import WORST, texts_of
+from mtmeta.core.reports.table import Cell, Table
+from mtmeta.core.studies.comparable import Planned
+from mtmeta.core.studies.comparison import read_predicted_examples
+from mtmeta.core.wording import plural, safe
+
+Array = NDArray[np.float64]
+Counts = NDArray[np.int64]
+MOST_CLASSES = 60
+"""Classes up to which each is scored on the page."""
+
+
+@dataclass(frozen=True)
+class TaskPredictions:
+    """What every row of a study predicts for the examples of a task."""
+
+    name: str
+    task: Task
+    ids: Sequence[str]
+    labels: Array
+    """Of the examples [N]."""
+    rows: Mapping[str, Array]
+    """Predictions [K, N] of the K runs of each row."""
+    runs: Sequence[Planned]
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.task.objective.classes
+
+    def confusion(self, predictions: Array) -> Counts:
+        """Return how often each class [C, C], by row, was predicted as each, in all runs [K, N] together."""
+        matrix = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
+        labels = np.broadcast_to(self.labels, predictions.shape).astype(np.int64)
+        np.add.at(matrix, (labels.ravel(), predictions.astype(np.int64).ravel()), 1)
+        return matrix
+
+    def confused(self) -> list[str]:
+        """Return for each row the two classes that it confuses most, in a line; none of a task without classes."""
+        if not self.classes:
+            return []
+        parts = []
+        for row, predictions in self.rows.items():
+            matrix = self.confusion(predictions)
+            wrong = matrix - np.diag(np.diag(matrix))
+            if not wrong.any():
+                parts.append(f"nothing in {row}")
+                continue
+            label, predicted = np.unravel_index(int(wrong.argmax()), wrong.shape)
+            share = wrong[label, predicted] / matrix[label].sum()
+            names = safe(self.classes[int(label)], 20), safe(self.classes[int(predicted)], 20)
+            parts.append(f"{names[0]} read as {names[1]} in {row} ({share:.0%} of its rows)")
+        return [f"{self.name}: {'; '.join(parts)}"]
+
+
+def read_tasks(rows: Mapping[str, Sequence[Planned]], warn: Callable[[str], None]) -> list[TaskPredictions]:
+    """Read the predictions of all tasks; what cannot be read, or is of other examples, is warned of and left out."""
+    first = next(iter(rows.values()))[0].recipe
+    return [one for name, task in first.tasks.items() if (one := _read(name, task, rows, warn)) is not None]
+
+
+def _read(
+    name: str, task: Task, rows: Mapping[str, Sequence[Planned]], warn: Callable[[str], None]
+) -> TaskPredictions | None:
+    ids: list[str] = []
+    labels: Array | None = None
+    found: dict[str, list[Array]] = {}
+    runs = []
+    for row, run in ((row, run) for row, planned in rows.items() for run in planned if name in run.recipe.tasks):
+        path = run.folder.path / "predictions" / f"{name}-{run.recipe.evaluation.report_on}.csv"
+        try:
+            own_ids, own, predictions = read_predicted_examples(path, run.recipe.tasks[name])
+        except MtmetaError as error:
+            warn(str(error))
+            continue
+        if labels is None:
+            ids, labels = own_ids, own
+        if not np.array_equal(own, labels) or run.recipe.tasks[name].objective.classes != task.objective.classes:
+            continue  # of other examples: a comparison refuses it, and says so
+        found.setdefault(row, []).append(predictions)
+        runs.append(run)
+    if labels is None:
+        return None
+    return TaskPredictions(name, task, ids, labels, {row: np.array(each) for row, each in found.items()}, runs)
+
+
+def task_section(of: TaskPredictions, *, texts: bool) -> dict[str, Any]:
+    """Return the values of `task.html.j2`."""
+    confusions, classes = [], None
+    if of.classes:
+        for row, predictions in of.rows.items():
+            title = f"{of.name}, {row}"
+            counts = of.confusion(predictions).tolist()
+            confusions.append(study_plots.confusion(title, "predicted", "label", list(of.classes), counts))
+        classes = _classes(of) if len(of.classes) <= MOST_CLASSES else None
+    worst, note = _worst(of, texts=texts)
+    return {"name": of.name, "classes": classes, "confusions": confusions, "worst": worst, "note": note}
+
+
+def _classes(of: TaskPredictions) -> Table:
+    """Return F1, precision and recall of each class in each row, of the predictions of all its runs together."""
+    matrices = {row: of.confusion(predictions) for row, predictions in of.rows.items()}
+    support = np.bincount(of.labels.astype(np.int64), minlength=len(of.classes))
+    rows = []
+    for number, label in enumerate(of.classes):
+        cells = [Cell(safe(label, 40), f"{support[number]:,} rows")]
+        for matrix in matrices.values():
+            right, predicted, labelled = matrix[number, number], matrix[:, number].sum(), matrix[number].sum()
+            f1 = _ratio(2 * right, predicted + labelled)
+            cells.append(Cell(f"F1 {f1}", f"precision {_ratio(right, predicted)}, recall {_ratio(right, labelled)}"))
+        rows.append(cells)
+    return Table(["class", *matrices], rows)
+
+
+def _ratio(part: int, whole: int) -> str:
+    return f"{part / whole:.3f}" if whole else "-"
+
+
+def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
+    """Return the examples that most runs get wrong, the worst first, and a note on what could not be shown."""
+    everything = np.concatenate(list(of.rows.values()))  # [runs, N]
+    wrong = everything != of.labels
+    if of.classes:
+        matrix = of.confusion(everything)
+        # of as many runs the rarer mistake first: what is seldom predicted for a label is further off
+        seldom = (everything.astype(np.int64), of.labels.astype(np.int64))
+        share = matrix[seldom[1], seldom[0]] / np.maximum(1, matrix.sum(axis=1))[seldom[1]]
+        rank = wrong.sum(axis=0) - np.where(wrong, share, 0.0).sum(axis=0) / (wrong.sum(axis=0) + 1)
+    else:
+        rank = np.abs(everything - of.labels).mean(axis=0)
+    order = [int(at) for at in np.argsort(-rank, kind="stable")[:WORST] if rank[at] > 0 and wrong[:, at].any()]
+    if not order:
+        return None, ""
+    shown, note = texts_of(of.runs[0], of.name, [of.ids[at] for at in order]) if texts else ({}, "")
+    header = ["example", "label", "predicted", "wrong in" if of.classes else "mean error"]
+    rows = []
+    for at in order:
+        example = shown.get(of.ids[at], "")
+        text = f"{example}" if example else f"id {safe(of.ids[at], 60)}"
+        cells = [text, of.task.objective.show(float(of.labels[at])), _predicted(of, everything[:, at])]
+        missed = int(wrong[:, at].sum())
+        error = float(np.abs(everything[:, at] - of.labels[at]).mean())
+        cells.append(f"{missed} of {plural(len(everything), 'run')}" if of.classes else f"{error:.3f}")
+        rows.append([*map(Cell, cells)])
+    return Table(header, rows), note
+
+
+def _predicted(of: TaskPredictions, values: Array) -> str:
+    """Return what runs predict for an example: the classes by how often, or the mean of the numbers."""
+    if not of.classes:
+        return f"{values.mean():.4g}"
+    found, counts = np.unique(values, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    if len(values) == 1:
+        return of.task.objective.show(float(found[0]))
+    return ", ".join(f"{of.task.objective.show(float(found[at]))} ({counts[at]})" for at in order)
