@@ -64,9 +64,25 @@ def facts_of(
         ("What is confused?", [line for task in tasks for line in task.confused()]),
     ]
     if compared is not None:
+        facts.insert(0, ("Which is best?", _leaders(compared)))
         facts.append(("What did it cost?", [_cost(row) for row in compared["rows"]]))
     facts.append(("On what?", [_data(histories[0])]))
     return [(question, lines) for question, lines in facts if lines]
+
+
+def _leaders(compared: Mapping[str, Any]) -> list[str]:
+    """Return the row with the best mean of each column, and whether it surely is the best; nothing of a single row."""
+    if len(compared["rows"]) < 2:
+        return []
+    sure: dict[str, list[str]] = {}
+    likely: dict[str, list[str]] = {}
+    for column in compared["rows"][0]["columns"]:
+        for row in compared["rows"]:
+            cell = row["columns"][column]
+            if cell["best"]:
+                (sure if cell["surely_best"] else likely).setdefault(row["name"], []).append(column)
+    lines = [f"{name} on {', '.join(columns)}, surely" for name, columns in sure.items()]
+    return lines + [f"{name} on {', '.join(columns)}, but not surely" for name, columns in likely.items()]
 
 
 def _fits(histories: Sequence[History]) -> list[str]:

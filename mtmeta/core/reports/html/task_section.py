@@ -49,21 +49,20 @@ class TaskPredictions:
         return matrix
 
     def confused(self) -> list[str]:
-        """Return for each row the two classes that it confuses most, in a line; none of a task without classes."""
+        """Return the two classes that each row confuses most, in a line; nothing of a task without classes."""
         if not self.classes:
             return []
-        parts = []
+        rows_of: dict[str, list[str]] = {}  # by what is confused
         for row, predictions in self.rows.items():
             matrix = self.confusion(predictions)
             wrong = matrix - np.diag(np.diag(matrix))
-            if not wrong.any():
-                parts.append(f"nothing in {row}")
-                continue
-            label, predicted = np.unravel_index(int(wrong.argmax()), wrong.shape)
-            share = wrong[label, predicted] / matrix[label].sum()
-            names = safe(self.classes[int(label)], 20), safe(self.classes[int(predicted)], 20)
-            parts.append(f"{names[0]} read as {names[1]} in {row} ({share:.0%} of its rows)")
-        return [f"{self.name}: {'; '.join(parts)}"]
+            if wrong.any():
+                label, predicted = (int(at) for at in np.unravel_index(int(wrong.argmax()), wrong.shape))
+                share = wrong[label, predicted] / matrix[label].sum()
+                what = f"{safe(self.classes[label], 20)} read as {safe(self.classes[predicted], 20)}"
+                rows_of.setdefault(what, []).append(f"{row} {share:.0%}")
+        parts = [f"{what} ({', '.join(rows)})" for what, rows in rows_of.items()]
+        return [f"{self.name}: {', '.join(parts) or 'nothing'}"]
 
 
 def read_tasks(rows: Mapping[str, Sequence[Planned]], warn: Callable[[str], None]) -> list[TaskPredictions]:
