@@ -67,15 +67,14 @@ if TYPE_CHECKING:
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
     from mtmeta.core.api.scalars import Scalar, scalars
-    from mtmeta.core.python.functions import adapt, compare, evaluate, export, plan, read_recipe, report, validate
+    from mtmeta.core.python.functions import adapt, compare, evaluate, export, plan, read_recipe, report, tune, validate
     from mtmeta.core.python.published import load, push_to_hub
-    from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores
+    from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores, Search
     from mtmeta.core.python.streaming import events
     from mtmeta.core.python.task_data import TaskData, classification, pair_classification, regression, similarity, task
     from mtmeta.core.python.training import run, train
     from mtmeta.core.run.predictor import Prediction, Predictor
     from mtmeta.core.storage.sources import Sources
-    from mtmeta.core.studies.tuning.tune import tune
 
 __version__ = _version("mtmeta")
 
@@ -87,14 +86,13 @@ _LAZY = {
         ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead"),
         ("api.scalars", "Scalar scalars"),
         ("run.predictor", "Prediction Predictor"),
-        ("python.functions", "adapt compare evaluate export plan read_recipe report validate"),
+        ("python.functions", "adapt compare evaluate export plan read_recipe report tune validate"),
         ("python.published", "load push_to_hub"),
-        ("python.results", "Adaptation Checked Comparison Exported Plan Run Scores"),
+        ("python.results", "Adaptation Checked Comparison Exported Plan Run Scores Search"),
         ("python.streaming", "events"),
         ("python.task_data", "TaskData classification pair_classification regression similarity task"),
         ("python.training", "run train"),
         ("storage.sources", "Sources"),
-        ("studies.tuning.tune", "tune"),
     )
     for name in names.split()
 } | {
@@ -196,6 +194,7 @@ __all__ = [
     "Scalar",
     "ScheduleOptions",
     "Scores",
+    "Search",
     "Sources",
     "Step",
     "Surgery",

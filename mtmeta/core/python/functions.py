@@ -1,7 +1,8 @@
-"""The commands as functions with typed results: evaluate, compare, adapt, export, report, validate, plan."""
+"""The commands as functions with typed results: evaluate, compare, tune, adapt, export, report, validate, plan."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from mtmeta.core.authoring.check import check_recipe
 from mtmeta.core.errors import RecipeError, UsageError
 from mtmeta.core.export.export import export as write_export
 from mtmeta.core.export.obstacles import obstacles
-from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores
+from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores, Search
 from mtmeta.core.recipe.from_python import PLACE, RecipeSource, document_of
 from mtmeta.core.recipe.reader import NAME, load_recipe
 from mtmeta.core.recipe.resolved import dump
@@ -27,6 +28,7 @@ from mtmeta.core.studies.adaptations import Shots
 from mtmeta.core.studies.compare import compare_recipes
 from mtmeta.core.studies.launching.placement import place
 from mtmeta.core.studies.protocol import Protocol
+from mtmeta.core.studies.tuning.tune import IN_FLIGHT, RECIPES, SEEDS, TRIALS, check_place, study_folder, tune_recipe
 from mtmeta.core.wording import quote
 
 RunSource = str | Path | Run
@@ -127,7 +129,9 @@ def compare(
     """
     if isinstance(recipes, str | Path | Mapping | Recipe):
         raise UsageError("recipes", "is one recipe; give a list of them")
-    paths = [_as_file(recipe, Path(out) / "recipes") for recipe in recipes]
+    paths = [
+        Path(recipe) if isinstance(recipe, str | os.PathLike) else _written(recipe, Path(out)) for recipe in recipes
+    ]
     request = RunRequest(
         overrides=overrides, out=out, data_root=data_root, device=device, block=block, warn=warn, watcher=watcher
     )
@@ -139,17 +143,84 @@ def compare(
     return Comparison(compare_recipes(paths, request, protocol, placement, seeds=seeds, add_seeds=add_seeds, say=say))
 
 
-def _as_file(recipe: RecipeSource, folder: Path) -> str | Path:
-    """Return the path of a recipe; of one that is an object after it was written. Raises RecipeError."""
-    if not isinstance(recipe, Mapping | Recipe):
-        return Path(recipe)
+def _written(recipe: Mapping[str, Any] | Recipe, folder: Path) -> Path:
+    """Write a recipe that is an object to a folder of a study, under its name; return the file. Raises RecipeError."""
     data = document_of(recipe).data
     name = data.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise RecipeError(PLACE, f"to be compared needs a 'name' of its own, found {quote(name)}; add it")
-    path = folder / f"{name}.yaml"
+        raise RecipeError(PLACE, f"in a study needs a 'name' of its own, found {quote(name)}; add it")
+    path = folder / RECIPES / f"{name}.yaml"
     write_file(path, dump(data))
     return path
+
+
+def tune(
+    recipe: RecipeSource,
+    space: str | Path | Mapping[str, Any],
+    *,
+    trials: int = TRIALS,
+    seeds: int = SEEDS,
+    jobs: int | None = None,
+    on: str | None = None,
+    in_flight: int = IN_FLIGHT,
+    pruner: Literal["median", "hyperband", "wilcoxon", "none"] = "median",
+    budget: str | None = None,
+    keep_weights: bool = False,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    data_root: str | None = None,
+    device: str = "auto",
+    block: Sequence[str] = (),
+    warn: Say = _quietly,
+    say: Say = _quietly,
+    watcher: Watcher | None = None,
+) -> Search:
+    """Search the settings in a space for those with the highest value on dev, as `mtmeta tune` does.
+
+    `space` is a file or a mapping of `--set` keys to ranges and choices, as {"optimizer.lr": {"low": 0.1, "high": 1.0}}.
+    A trial is the recipe with some settings, trained with `seeds` seeds, its own and those after it; its
+    value is the mean over them of what `evaluation.select` says of the best weights, on dev. `trials` are made in all,
+    `jobs` at a time by this process; others may share the study, in `out`, by default runs/NAME-tune, and started again
+    it goes on. `on` names a launcher whose jobs the runs are, by default processes of this one. Each trial is suggested
+    by TPE from the outcomes of those before it, less the last `in_flight` - 1, which may still be under way: so it is
+    the same search however many processes there are, and whenever they are killed. `pruner` is median or hyperband,
+    which give up trials at evaluations, wilcoxon, which does so between seeds, or none. `budget` is short for an
+    override, as "examples=20000". A recipe or space that is an object is written to `out`/recipes. Raises MtmetaError,
+    MachineError without Optuna; nothing is trained unless recipe, space and files are in order.
+    """
+    if not isinstance(recipe, str | os.PathLike) or isinstance(space, Mapping):
+        named = read_recipe(recipe, overrides=overrides, data_root=data_root, block=block)
+        out = Path(out) if out is not None else study_folder(named)
+        check_place(out)
+        if not isinstance(recipe, str | os.PathLike):
+            recipe = _written(recipe, out)
+        if isinstance(space, Mapping):
+            write_file(out / RECIPES / "space.yaml", dump(document_of(space).data))
+            space = out / RECIPES / "space.yaml"
+    request = RunRequest(
+        recipe,
+        overrides=overrides,
+        out=out,
+        data_root=data_root,
+        device=device,
+        block=block,
+        warn=warn,
+        watcher=watcher,
+    )
+    found = tune_recipe(
+        request,
+        space,
+        trials=trials,
+        seeds=seeds,
+        jobs=jobs,
+        on=on,
+        in_flight=in_flight,
+        pruner=pruner,
+        budget=budget,
+        keep_weights=keep_weights,
+        say=say,
+    )
+    return Search(found)
 
 
 def adapt(

@@ -142,6 +142,27 @@ class Adaptation(Result):
         return found
 
 
+class Search(Result):
+    """A search for the settings of a recipe: its trials, the best of them, and what each key matters."""
+
+    @property
+    def best(self) -> Cells | None:
+        """Return the best trial: its number, value, settings and values of its seeds; None if none is complete."""
+        found: Cells | None = self["best"]
+        return found
+
+    @property
+    def best_recipe(self) -> Path | None:
+        """Return the file of the recipe with the best settings, which trains as it stands."""
+        return Path(self["best_recipe"]) if self["best_recipe"] else None
+
+    def records(self) -> list[Cells]:
+        """Return a row for each trial: its number, state and value, then a column for each key that was chosen."""
+        return [
+            {key: trial[key] for key in ("number", "state", "value")} | trial["settings"] for trial in self["trials"]
+        ]
+
+
 class Exported(Result):
     """A folder that other libraries load, and how far its answers are from those of the run."""
 

@@ -84,8 +84,17 @@ def tune(
         from mtmeta.core.reports.terminal.tuning import show_search
         from mtmeta.core.studies.tuning.tune import tune_recipe
 
-        numbers = {"trials": trials, "seeds": seeds, "jobs": jobs, "in_flight": in_flight}
         found = tune_recipe(
-            request, space, numbers, on=on, pruner=pruner.value, budget=budget, keep_weights=keep_weights, say=say
+            request,
+            space,
+            trials=trials,
+            seeds=seeds,
+            jobs=jobs,
+            on=on,
+            in_flight=in_flight,
+            pruner=pruner.value,
+            budget=budget,
+            keep_weights=keep_weights,
+            say=say,
         )
     print(json.dumps(found, allow_nan=False)) if json_ else show_search(found)

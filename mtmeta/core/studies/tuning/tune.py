@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,14 +15,13 @@ from typing import Any
 
 from mtmeta.core.errors import MtmetaError, UsageError
 from mtmeta.core.recipe.resolved import digest
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.fetch import splits_read, wanted
 from mtmeta.core.run.request import RunRequest, file_of
-from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.artifacts import by_name
 from mtmeta.core.storage.disk import disk_errors
-from mtmeta.core.storage.download import Watcher
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.comparable import Planned
 from mtmeta.core.studies.compare import check_files
@@ -41,10 +40,12 @@ FEWEST = 5
 """Seeds with which the pruner over seeds can spare one: of four the smallest p is 1/16, just below its limit of 0.1."""
 MOST = 10_000
 BUDGETS = ("examples",)
+RECIPES = "recipes"
+"""Folder, in that of a study, of a recipe and a space that were objects of Python."""
 
 
-def tune(
-    recipe: str | Path,
+def tune_recipe(
+    request: RunRequest,
     space: str | Path,
     *,
     trials: int = TRIALS,
@@ -55,66 +56,24 @@ def tune(
     pruner: str = "median",
     budget: str | None = None,
     keep_weights: bool = False,
-    overrides: Sequence[str] = (),
-    out: str | Path | None = None,
-    data_root: str | None = None,
-    device: str = "auto",
-    block: Sequence[str] = (),
-    warn: Say = lambda text: None,
     say: Say = lambda text: None,
-    watcher: Watcher | None = None,
-    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Search the settings in a space for those with the highest value on dev; return the document of `--json`.
 
-    A trial is the recipe with some settings, trained with `seeds` seeds, its own and those after it; its value is the
-    mean over them of what `evaluation.select` says of the best weights, on dev. `trials` are made in all, `jobs` at a
-    time by this process; others may share the study, in `out`, by default runs/NAME-tune. `on` names a launcher whose
-    jobs the runs are, by default processes of this one. Each is suggested by TPE from
-    the outcomes of those before it, less the last `in_flight` - 1, which may still be under way: so it is the same
-    search however many processes there are, and whenever they are killed. `pruner` is median or hyperband, which give
-    up trials at evaluations, wilcoxon, which does so between seeds, or none. `budget` is short for an override, as
-    "examples=20000". Raises MtmetaError; nothing is trained unless recipe, space and files are in order.
+    The request holds recipe, overrides, folder and device; see `mtmeta.tune` for the rest. Raises MtmetaError; nothing
+    is trained unless recipe, space and files are in order.
     """
-    request = RunRequest(
-        recipe=recipe,
-        overrides=overrides,
-        out=out,
-        data_root=data_root,
-        device=device,
-        block=block,
-        warn=warn,
-        watcher=watcher,
-        stop=stop,
-    )
-    numbers = {"trials": trials, "seeds": seeds, "jobs": jobs, "in_flight": in_flight}
-    return tune_recipe(request, space, numbers, on=on, pruner=pruner, budget=budget, keep_weights=keep_weights, say=say)
-
-
-def tune_recipe(
-    request: RunRequest,
-    space: str | Path,
-    numbers: Mapping[str, int | None],
-    *,
-    on: str | None = None,
-    pruner: str = "median",
-    budget: str | None = None,
-    keep_weights: bool = False,
-    say: Say = lambda text: None,
-) -> dict[str, Any]:
-    """Carry out a search; see `tune`. The request holds recipe, overrides, folder and device."""
     placement, request = place(request, on)
-    jobs = numbers["jobs"] or (1 if placement.launcher is None else numbers["in_flight"] or IN_FLIGHT)
-    counts = {key: value or 0 for key, value in numbers.items()} | {"jobs": jobs}
-    _check_numbers(counts, pruner)
+    jobs = jobs if jobs is not None else 1 if placement.launcher is None else in_flight
+    _check_numbers({"trials": trials, "seeds": seeds, "jobs": jobs, "in_flight": in_flight}, pruner)
     optuna()
     if budget is not None:
         request = replace(request, overrides=[*request.overrides, f"budget.{_budget(budget)}"])
     registry = build_registry(block=request.block, warn=request.warn)
     recipes = Recipes.of(request, read_space(space), registry)
     base = recipes.base
-    folder = Path(request.out or Path("runs") / f"{base.name}-tune")
-    _check_place(folder)
+    folder = Path(request.out or study_folder(base))
+    check_place(folder)
     recipes.check()
     _check_sources(recipes, folder)
     plan = {
@@ -122,8 +81,8 @@ def tune_recipe(
         "name": base.name,
         "recipe": digest(base),
         "space": recipes.space.plain(),
-        "seeds": list(range(base.seed, base.seed + counts["seeds"])),
-        "in_flight": counts["in_flight"],
+        "seeds": list(range(base.seed, base.seed + seeds)),
+        "in_flight": in_flight,
         "pruner": pruner,
         "select": base.evaluation.select,
         "threads": _threads(jobs, placement),
@@ -133,14 +92,7 @@ def tune_recipe(
         plan = settled_plan(folder / PLAN, plan)
         journal.open()
     search = Search(
-        recipes,
-        plan,
-        journal,
-        request,
-        placement=placement,
-        trials=counts["trials"],
-        keep_weights=keep_weights,
-        say=say,
+        recipes, plan, journal, request, placement=placement, trials=trials, keep_weights=keep_weights, say=say
     )
     try:
         search.run(jobs)
@@ -150,6 +102,11 @@ def tune_recipe(
         raise
     write_best(folder, recipes, journal, plan)
     return figures(folder)
+
+
+def study_folder(recipe: Recipe) -> Path:
+    """Return the folder of a search where none is given."""
+    return Path("runs") / f"{recipe.name}-tune"
 
 
 def _check_numbers(numbers: Mapping[str, int], pruner: str) -> None:
@@ -188,7 +145,7 @@ def _threads(jobs: int, placement: Placement) -> int | None:
     return max(1, cores // jobs)
 
 
-def _check_place(folder: Path) -> None:
+def check_place(folder: Path) -> None:
     """Raise UsageError for a folder that holds something else than a study."""
     if not os.path.lexists(folder):
         return
@@ -196,7 +153,7 @@ def _check_place(folder: Path) -> None:
         raise UsageError(str(folder), "is a file; choose another folder with --out")
     with disk_errors(folder, "cannot be read"):
         names = sorted(entry.name for entry in folder.iterdir())
-    if PLAN not in names and (others := [name for name in names if name not in (LOCK, JOURNAL)]):
+    if PLAN not in names and (others := [name for name in names if name not in (LOCK, JOURNAL, RECIPES)]):
         message = f"holds {quote(others[0])}, and is no study of mtmeta tune"
         raise UsageError(str(folder), f"{message}; choose another folder with --out")
 

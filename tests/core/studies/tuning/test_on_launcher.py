@@ -11,11 +11,12 @@ import pytest
 
 from mtmeta.core.errors import MachineError, RecipeError, Stopped
 from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.run.request import RunRequest
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.studies.launching import watch
 from mtmeta.core.studies.launching.overview import cancel_jobs
 from mtmeta.core.studies.tuning import sampling, search
-from mtmeta.core.studies.tuning.tune import tune
+from mtmeta.core.studies.tuning.tune import tune_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.launchers import Desk, scripted
 from tests.support.quick import quick
@@ -40,7 +41,10 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
 def study(folder: Path, out: str, **options: Any) -> dict[str, Any]:
     (folder / "space.yaml").write_text(SPACE)
     given = {"trials": 3, "seeds": 1, "device": "cpu", **options}
-    return tune(folder / "quick.yaml", folder / "space.yaml", out=folder / out, **given)
+    of_request = {key: given.pop(key) for key in ("device", "stop", "overrides") if key in given}
+    return tune_recipe(
+        RunRequest(folder / "quick.yaml", out=folder / out, **of_request), folder / "space.yaml", **given
+    )
 
 
 def trials_of(found: dict[str, Any]) -> list[dict[str, Any]]:

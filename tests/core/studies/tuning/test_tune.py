@@ -26,11 +26,13 @@ from mtmeta.core.errors import (
     Stopped,
     UsageError,
 )
+from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import digest
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.reports.html.report import report
 from mtmeta.core.reports.terminal.tuning import show_search
+from mtmeta.core.run.request import RunRequest
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.lock import lock_folder
 from mtmeta.core.studies.processes.pool import Job
@@ -39,7 +41,7 @@ from mtmeta.core.studies.tuning.figures import importance
 from mtmeta.core.studies.tuning.journal import JOURNAL, PLAN, Journal
 from mtmeta.core.studies.tuning.progress import Progress
 from mtmeta.core.studies.tuning.settings import Recipes
-from mtmeta.core.studies.tuning.tune import tune
+from mtmeta.core.studies.tuning.tune import tune_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import call, quietly
 from tests.support.paths import ROOT
@@ -93,7 +95,10 @@ def study(folder: Path, out: str = "study", space: str = SPACE, **options: Any) 
         quick(folder, "reptile")
     (folder / "space.yaml").write_text(space)
     given = {"trials": 4, "seeds": 1, "in_flight": 4, "device": "cpu", **options}
-    return tune(folder / "quick.yaml", folder / "space.yaml", out=folder / out, **given)
+    of_request = {key: given.pop(key) for key in ("device", "stop", "overrides", "block") if key in given}
+    return tune_recipe(
+        RunRequest(folder / "quick.yaml", out=folder / out, **of_request), folder / "space.yaml", **given
+    )
 
 
 def trials_of(found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -137,6 +142,27 @@ def test_weights_of_the_best_alone_are_kept(whole: tuple[Path, dict[str, Any]], 
     assert kept == [f"trial-{found['best']['number']:04d}"]
     study(tmp_path, trials=2, keep_weights=True)
     assert len(list((tmp_path / "study").glob("trial-*/seed-*/checkpoints"))) == 2
+
+
+def test_in_python_recipe_and_space_may_be_objects(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    recipe = mtmeta.read_recipe(whole[0] / "quick.yaml")
+    space = strict_yaml.read_file(whole[0] / "space.yaml").data
+    options: dict[str, Any] = {"seeds": 1, "in_flight": 4, "device": "cpu"}
+    found = mtmeta.tune(recipe, space, trials=3, out=tmp_path / "study", **options)
+    assert trials_of(found) == trials_of(whole[1])[:3]
+    assert sorted(path.name for path in (tmp_path / "study" / "recipes").iterdir()) == ["quick.yaml", "space.yaml"]
+    assert found.best == max(trials_of(found), key=lambda one: one["value"])
+    assert found.best_recipe == tmp_path / "study" / "best.yaml"
+    table = found.to_pandas()
+    assert list(table["value"]) == [one["value"] for one in trials_of(found)]
+    assert list(table["schedule.name"]) == [one["settings"]["schedule.name"] for one in trials_of(found)]
+    again = mtmeta.tune(recipe, space, trials=3, out=tmp_path / "study", **options)
+    assert again == found
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").write_text("")
+    with pytest.raises(UsageError, match="holds 'notes', and is no study of mtmeta tune"):
+        mtmeta.tune(recipe, space, out=tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes"]
 
 
 def test_again_nothing_is_trained(whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
