@@ -177,9 +177,9 @@ def tune(
 ) -> Search:
     """Search the settings in a space for those with the highest value on dev, as `mtmeta tune` does.
 
-    `space` is a file or a mapping of `--set` keys to ranges and choices, as {"optimizer.lr": {"low": 0.1, "high": 1.0}}.
-    A trial is the recipe with some settings, trained with `seeds` seeds, its own and those after it; its
-    value is the mean over them of what `evaluation.select` says of the best weights, on dev. `trials` are made in all,
+    `space` is a file, or a mapping of `--set` keys to ranges and choices, as {"optimizer.lr": {"low": 0.1, "high": 1}}.
+    A trial is the recipe with some settings, trained with `seeds` seeds, its own and those after it; its value is the
+    mean over them of what `evaluation.select` says of the best weights, on dev. `trials` are made in all,
     `jobs` at a time by this process; others may share the study, in `out`, by default runs/NAME-tune, and started again
     it goes on. `on` names a launcher whose jobs the runs are, by default processes of this one. Each trial is suggested
     by TPE from the outcomes of those before it, less the last `in_flight` - 1, which may still be under way: so it is
