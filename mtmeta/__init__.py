@@ -30,7 +30,7 @@ from mtmeta.core.api.contracts import (
     Unrolled,
 )
 from mtmeta.core.api.hookspecs import hookimpl
-from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
+from mtmeta.core.api.objectives import Binary, Classification, Confusion, Objective, Regression
 from mtmeta.core.api.optimizers import SGD, AdamW, OptimizerOptions
 from mtmeta.core.api.option_types import (
     Carve,
@@ -59,7 +59,7 @@ from mtmeta.core.errors import (
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.storage.disk import RunFiles
-from mtmeta.core.tables.data_file import DataFile, Dialect, Row
+from mtmeta.core.tables.data_file import DataFile, Dialect, Record, Row
 from mtmeta.core.wording import did_you_mean, quote, safe
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ __all__ = [
     "CheckpointError",
     "Classification",
     "Comparison",
+    "Confusion",
     "Constant",
     "CosineHead",
     "CosinePrototypeHead",
@@ -184,6 +185,7 @@ __all__ = [
     "PrototypeHead",
     "Recipe",
     "RecipeError",
+    "Record",
     "Regression",
     "Reporter",
     "Reptile",

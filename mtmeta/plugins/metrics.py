@@ -10,6 +10,7 @@ import warnings
 from typing import Any
 
 import mtmeta
+from mtmeta.plugins import label_set_metrics
 
 # imports stand inside the functions: scikit-learn takes a second to load, and `mtmeta --help` needs none of it
 
@@ -23,7 +24,12 @@ def accuracy(labels: Any, predictions: Any) -> float:
 
 
 def macro_f1(labels: Any, predictions: Any) -> float:
-    """Unweighted mean of the classes' F1; a class neither present nor predicted does not count."""
+    """Unweighted mean of the classes' F1; a class neither present nor predicted does not count.
+
+    Of label sets [N, L] the mean is over the labels that occur.
+    """
+    if labels.ndim == 2:
+        return label_set_metrics.macro_f1(labels, predictions)
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
@@ -76,6 +82,8 @@ def macro_f1s(labels: Any, predictions: Any, counts: Any) -> Any:
     """Compute the macro F1 of each resample [D]."""
     import numpy as np
 
+    if labels.ndim == 2:
+        return label_set_metrics.macro_f1s(labels, predictions, counts)
     right, labelled, predicted = _totals(labels, predictions, counts)
     either = labelled + predicted
     scores = np.divide(2 * right, either, out=np.zeros_like(right), where=either > 0)
@@ -150,8 +158,9 @@ def _membership(at: Any, groups: int) -> Any:
 def register_metrics() -> list[mtmeta.Metric]:
     return [
         mtmeta.Metric("accuracy", accuracy, needs="classes", resampled=accuracies),
-        mtmeta.Metric("macro_f1", macro_f1, needs="classes", resampled=macro_f1s),
+        mtmeta.Metric("macro_f1", macro_f1, needs=("classes", "label_sets"), resampled=macro_f1s),
         mtmeta.Metric("matthews", matthews, needs="classes", resampled=matthews_correlations),
         mtmeta.Metric("pearson", pearson, resampled=pearsons),
         mtmeta.Metric("spearman", spearman, resampled=spearmans),
+        *label_set_metrics.register(),
     ]

@@ -36,10 +36,11 @@ def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options
 
     - Class and options are documented, the metrics are named, the options fit together.
     - Every row becomes an example, the same each time, with its texts, its line, and an id that no other has; labels
-      are such as the objective takes, and come back from the words that predictions are written in.
+      are such as the objective takes, rows of its width where it has rows, and come back from the words that
+      predictions are written in.
     - Head and loss fit: one output an example, a finite scalar whose gradient reaches the encoder and the head, and
       which does not depend on the order of the examples; nor do the outputs depend on the rest of the batch.
-    - Predictions are [B], finite, and can be written and read back.
+    - Predictions are [B], or [B, L], finite, and can be written and read back; so they can with tuned numbers.
     - The columns of `mtmeta predict` are in the file; sample data, where there are any, can be read.
     """
     check(len(rows) >= 2, "give at least two rows")
@@ -74,8 +75,10 @@ def _check_metrics(task: Task) -> None:
     registry = builtins()
     for name in names:
         for known in registry.suppliers("metric", name):
-            fits = bool(task.objective.classes) or known.part.needs != "classes"
-            check(fits, f"metric {name!r} is for classes, but the objective has none")
+            unfit = f"metric {name!r} is for {known.part.needs}, which the labels of the objective are not"
+            if known.part.needs == "classes" and not task.objective.classes:
+                unfit = f"metric {name!r} is for classes, but the objective has none"
+            check(known.part.fits(task.objective), unfit)
 
 
 def _check_examples(task: Task, path: Path, count: int) -> None:
@@ -98,20 +101,23 @@ def _check_examples(task: Task, path: Path, count: int) -> None:
     objective = task.objective
     for example in examples:
         value = objective.parse(example.label)
-        check(math.isfinite(value), f"label {example.label!r} is parsed as {value}")
+        whole = math.isfinite(value) if objective.labelled == "one" else len(value) == objective.width
+        check(whole, f"label {example.label!r} is parsed as {value}")
         _check_round_trip(objective, value, f"label {example.label!r}")
 
 
-def _check_round_trip(objective: Objective, value: float, subject: str) -> None:
+def _check_round_trip(objective: Objective, value: Any, subject: str) -> None:
     """Check that `parse` reads the value back from the text that `show` writes."""
     shown = objective.show(value)
     check(isinstance(shown, str), f"{subject} is shown as {shown!r}, expected a text")
-    check(not objective.classes or shown in objective.classes, f"{subject}, shown as {shown!r}, is no class")
+    one = objective.labelled == "one" and objective.classes
+    check(not one or shown in objective.classes, f"{subject}, shown as {shown!r}, is no class")
     try:
         back = objective.parse(shown)
     except ValueError as error:
         raise AssertionError(f"prediction {shown!r} cannot be read as a label: {error}") from error
-    same = math.isclose(back, value, rel_tol=DIGITS, abs_tol=DIGITS)
+    pairs = [(back, value)] if objective.labelled == "one" else list(zip(back, value, strict=True))
+    same = all(math.isclose(one, other, rel_tol=DIGITS, abs_tol=DIGITS) for one, other in pairs)
     check(same, f"{subject} is shown as {shown!r}, which is read as {back}, expected {value}")
 
 
@@ -128,20 +134,27 @@ def _check_model(learner: Learner, batch: Batch, task: Task) -> None:
     learner.model.eval()
     with torch.no_grad():
         outputs = learner.model(name, chunk.packed)
-        predictions = objective.decode(outputs)
-        check(list(predictions.shape) == [count], f"decode gives shape {list(predictions.shape)}, expected [B]")
-        check(bool(predictions.isfinite().all()), "decode gives predictions that are not finite")
-        for value in predictions.tolist():
-            _check_round_trip(objective, value, f"prediction {value}")
+        _check_predictions(objective, outputs, count)
+        if objective.tunes:
+            _check_predictions(objective.tuned(objective.tune(outputs, chunk.labels)), outputs, count)
         _check_outputs(outputs, objective, count)
         straight = objective.loss(outputs, chunk.labels)
         for shift in range(1, count):
-            turned = objective.loss(outputs.roll(shift, dims=0), chunk.labels.roll(shift))
+            turned = objective.loss(outputs.roll(shift, dims=0), chunk.labels.roll(shift, dims=0))
             check(_close(straight, turned), f"the loss is {float(straight)}, with the order changed {float(turned)}")
         _check_soft_loss(objective, outputs, chunk.labels)
         _check_alone(learner, task, outputs)
     learner.model.train()
     check(bool(loss.isfinite()), f"the loss is {float(loss)}")
+
+
+def _check_predictions(objective: Objective, outputs: Tensor, count: int) -> None:
+    predictions = objective.decode(outputs)
+    shape, expected = ([count], "[B]") if objective.labelled == "one" else ([count, objective.width], "[B, L]")
+    check(list(predictions.shape) == shape, f"decode gives shape {list(predictions.shape)}, expected {expected}")
+    check(bool(predictions.isfinite().all()), "decode gives predictions that are not finite")
+    for value in predictions.tolist():
+        _check_round_trip(objective, value, f"prediction {value}")
 
 
 def _check_outputs(outputs: Tensor, objective: Objective, count: int) -> None:
@@ -153,7 +166,8 @@ def _check_outputs(outputs: Tensor, objective: Objective, count: int) -> None:
     if probabilities is not None:
         shape = [count, len(objective.classes)]
         check(list(probabilities.shape) == shape, f"probabilities have shape {list(probabilities.shape)}, not {shape}")
-        check(_close(probabilities.sum(dim=1), outputs.new_ones(count)), "probabilities of an example do not sum to 1")
+        if objective.labelled == "one":
+            check(_close(probabilities.sum(dim=1), outputs.new_ones(count)), "probabilities do not sum to 1")
 
 
 def _check_soft_loss(objective: Objective, outputs: Tensor, labels: Tensor) -> None:
@@ -171,6 +185,8 @@ def _check_alone(learner: Learner, task: Task, outputs: Tensor) -> None:
     """Check that each example by itself has the outputs that it has among the others."""
     import torch
 
+    if learner.model.takes(task.name) != "pooled":
+        return
     torch.manual_seed(0)
     head, vectors = learner.model.heads[task.name], 2 if task.inputs == "separate" else 1
     pooled = torch.randn(len(outputs), vectors, learner.model.hidden_size)  # [B, V, D]

@@ -52,7 +52,7 @@ class Chunk:
 
     packed: Packed
     labels: Tensor
-    """Label of each example of the part [B], float32; of a class its index."""
+    """Label of each example of the part [B], float32; of a class its index. [B, L] where labels are rows."""
     teacher: Tensor | None = None
     """What the task's teachers say of each example, float32: class probabilities [B, C], or values [B]; None where it
     has none."""
@@ -80,7 +80,7 @@ class Features:
     vectors: Tensor
     """Pooled vectors [B, V, D], in fp32 on a CPU."""
     labels: Tensor
-    """Label of each example [B], float32; of a class its index."""
+    """Label of each example [B], float32; of a class its index. [B, L] where labels are rows."""
     teacher: Tensor | None = None
     """What the task's teachers say of each example, as in `Chunk`."""
 

@@ -54,7 +54,7 @@ class Example:
 
     text: str
     pair: str | None = None
-    label: str | int | float | None = None
+    label: str | int | float | tuple[Any, ...] | None = None
     id: str = ""
     line: int = 0
 
@@ -117,7 +117,12 @@ class Task(Component):
         yield from ()
 
     def build_head(self, hidden_size: int) -> nn.Module:
-        """Return a module from pooled vectors [B, V, D] to the objective's outputs; here Linear, GELU, Linear."""
+        """Return a module from what it takes to the objective's outputs; here Linear, GELU, Linear.
+
+        Its attribute `takes` says what that is. `pooled`, which a module without it takes: mean-pooled vectors
+        [B, V, D]. `sequence`: hidden states [S, D] of the batch, and the `mtmeta.Packed` batch with the boundaries of
+        its sequences.
+        """
         from mtmeta.core.api.heads import MLPHead
 
         return MLPHead(hidden_size, vectors=2 if self.inputs == "separate" else 1, outputs=self.objective.outputs)
@@ -523,21 +528,42 @@ class Sampler(Component):
         yield from ()
 
 
+Needs = Literal["any", "classes", "label_sets"]
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A named function of all labels and predictions (float64 arrays [N], or class indices) to one float."""
+    """A named function of all labels and predictions (float64 arrays [N], or class indices) to one float.
+
+    Of label sets, both are zeros and ones [N, L], a column for each class.
+    """
 
     name: str
-    function: Callable[[Any, Any], float]
+    function: Callable[..., float]
     greater_is_better: bool = True
-    needs: Literal["any", "classes"] = "any"
-    """`classes`: makes sense for class indices only, so recipes may not name it for a regression task."""
-    resampled: Callable[[Any, Any, Any], Any] | None = field(default=None, repr=False)
+    needs: Needs | tuple[Needs, ...] = "any"
+    """The labels that it makes sense for, one kind or several; recipes may not name it for other tasks. `any`: a class
+    or a number for each example; `classes`: a class; `label_sets`: any number of classes."""
+    resampled: Callable[..., Any] | None = field(default=None, repr=False)
     """The same on D resamples at once, for the bootstrap: labels [N], predictions [N] and how often each example
     stands in each resample, float64 [D, N], to values [D]. Without it the function is called for each."""
+    takes: tuple[Literal["scores", "ids", "classes"], ...] = field(default=(), repr=False)
+    """What else both functions are given, by keyword: `scores`, the head's raw outputs, float64 [N, C]; `ids` of the
+    examples, an array of texts [N]; `classes`, the names of the classes."""
 
-    def __call__(self, labels: Any, predictions: Any) -> float:
-        return float(self.function(labels, predictions))
+    def __call__(self, labels: Any, predictions: Any, **seen: Any) -> float:
+        return float(self.function(labels, predictions, **self.seen(seen)))
+
+    def seen(self, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what it takes of what is known beside labels and predictions."""
+        return {name: known[name] for name in self.takes}
+
+    def fits(self, objective: Objective) -> bool:
+        """Return whether it makes sense for the labels of an objective."""
+        needs = (self.needs,) if isinstance(self.needs, str) else self.needs
+        if objective.labelled == "one":
+            return "any" in needs or ("classes" in needs and bool(objective.classes))
+        return "label_sets" in needs and bool(objective.classes)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
-"""Objectives of heads: the number of outputs, the loss, and the way from outputs to predictions.
+"""Objectives of heads: what a label is, the number of outputs, the loss, and the way from outputs to predictions.
 
-Shapes: `B` batch, `C` classes. Losses are means over the examples in the batch and refuse tensors of other shapes,
-because [B] against [B, 1] would broadcast to [B, B] in silence.
+Shapes: `B` batch, `C` classes, `L` numbers in a label that is a row, `N` examples of a split. Losses are means over the
+examples in the batch and refuse tensors of other shapes, because [B] against [B, 1] would broadcast to [B, B] in
+silence.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtmeta.core.tables.bad_rows import BadRowError, BadRowKind
 from mtmeta.core.wording import did_you_mean, quote
@@ -18,10 +20,37 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+Labelled = Literal["one", "row"]
+"""A label is one number, a class's index or a value; or a row of `Objective.width` numbers."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A table under `mtmeta eval --verbose` and in the HTML report: how predictions and labels go together."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[float, ...]], ...]
+    """The name of each row, and a number for each column: counts as whole numbers, all else as floats."""
+
 
 @dataclass(frozen=True)
 class Objective:
-    """Base of the objectives; a task may bring its own."""
+    """Base of the objectives; a task may bring its own.
+
+    Where labels are rows (`labelled`), a label [B], a prediction [B] and what `parse` gives and `show` takes are rows:
+    [B, L] and [L].
+    """
+
+    @property
+    def labelled(self) -> Labelled:
+        """What a label is: `one` number, or a `row` of `width` numbers."""
+        return "one"
+
+    @property
+    def width(self) -> int:
+        """Numbers in a label that is a row, L."""
+        return 1
 
     @property
     def outputs(self) -> int:
@@ -33,11 +62,11 @@ class Objective:
         """Names of the classes in index order; empty for regression."""
         return ()
 
-    def parse(self, label: object) -> int | float:
-        """Return the label as a number. Raises ValueError with the reason, quoting the user's token."""
+    def parse(self, label: object) -> Any:
+        """Return the label as a number, or as a row. Raises ValueError with the reason, quoting the user's token."""
         raise NotImplementedError
 
-    def show(self, prediction: float) -> str:
+    def show(self, prediction: Any) -> str:
         """Return a prediction as the data files write labels."""
         return self.classes[int(prediction)] if self.classes else f"{prediction:.6g}"
 
@@ -59,6 +88,41 @@ class Objective:
 
     def probabilities(self, outputs: Tensor) -> Tensor | None:
         """Return probabilities of the classes [B, C] from raw outputs; None where there are no classes."""
+        return None
+
+    # ------------------------------------------------------------------------------ what an objective need not have
+
+    @property
+    def tunes(self) -> bool:
+        """Whether `decode` goes by numbers that are tuned on the split that selects, such as thresholds."""
+        return False
+
+    def tune(self, outputs: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+        """Return the numbers that `decode` goes by, by name: float32, of any shape, a function of a whole split.
+
+        `outputs` and `labels` are those of all its examples, N in the place of B, on the CPU. They are kept with the
+        weights that were scored, and count wherever these do: in `eval`, `predict` and exports.
+        """
+        return {}
+
+    def tuned(self, numbers: Mapping[str, Tensor]) -> Objective:
+        """Return the same objective whose `decode` goes by these numbers, of `tune`."""
+        return self
+
+    def confusion(self, labels: Any, predictions: Any) -> Confusion | None:
+        """Return a table of all labels and predictions, float64 arrays [N] or [N, L]; None for the usual one.
+
+        That is the confusion matrix of classes, or how far numbers are off.
+        """
+        return None
+
+    def export(self) -> Mapping[str, Any] | None:
+        """Return how `decode` and `probabilities` are done, as JSON that goes into an export; None: it has none.
+
+        Its key `objective` names a rule that the code beside an export knows, with what that rule needs:
+        `classification` and `binary` (`labels`), `regression` (`low`, `high`), `multi_label` (`labels`, `thresholds`:
+        the logit that each label's has to be above). An export whose rule gives other answers is refused.
+        """
         return None
 
 

@@ -121,6 +121,8 @@ def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, ca
 
 def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
     labels = data.labels
+    if not classes and labels.ndim > 1:
+        labels = labels.mean(axis=1)
     if not classes:
         spread = np.percentile(labels, (25, 50, 75)).tolist()
         return {
@@ -130,6 +132,11 @@ def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
             "deviation": float(labels.std()),
             "quartiles": spread,
         }
+    if labels.ndim > 1:
+        sizes = labels.sum(axis=1)
+        sets = dict(zip(classes, labels.sum(axis=0).astype(np.int64).tolist(), strict=True))
+        shares = {"largest_share": max(sets.values()) / len(data), "mean_size": float(sizes.mean())}
+        return {"sets": sets, "rows": len(data), "empty": int((sizes == 0).sum()), **shares}
     counts = np.bincount(labels.astype(np.int64), minlength=len(classes)).tolist()
     return {"classes": dict(zip(classes, counts, strict=True)), "largest_share": max(counts) / len(data)}
 
@@ -151,9 +158,10 @@ def _tokens(data: Dataset) -> Facts:
 def _duplicates(data: Dataset) -> Facts:
     """Count rows that repeat an earlier one's text, and rows whose text also occurs under another label."""
     _, members, counts = np.unique(data.examples, return_inverse=True, return_counts=True)
+    labels = data.labels if data.labels.ndim == 1 else np.unique(data.labels, axis=0, return_inverse=True)[1].ravel()
     low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
-    np.minimum.at(low, members, data.labels)
-    np.maximum.at(high, members, data.labels)
+    np.minimum.at(low, members, labels)
+    np.maximum.at(high, members, labels)
     return {"rows": len(data) - len(counts), "of_other_labels": int(counts[low < high].sum())}
 
 

@@ -51,6 +51,7 @@ class Dataset:
     file: str
     ids: Sequence[str]
     labels: NDArray[np.float64]
+    """Of each example [N], or [N, L] where labels are rows."""
     stores: tuple[TokenStore, ...]
     """V of them."""
     skipped: int = 0
@@ -78,6 +79,21 @@ class Dataset:
     @property
     def tokens(self) -> int:
         return sum(len(store.ids) for store in self.stores)
+
+    @property
+    def of_label(self) -> NDArray[np.float64]:
+        """A number [N] for each example, by which they are sorted into kinds: its label.
+
+        Of label sets it is the rarest class of the set among all examples, L where a set is empty, so that what is cut
+        by kinds has its share of rare classes too; of rows of numbers their mean.
+        """
+        if self.labels.ndim == 1:
+            return self.labels
+        if not self.whole:
+            return np.asarray(self.labels.mean(axis=1))
+        rarity = np.where(self.labels > 0, self.labels.sum(axis=0), np.inf)
+        kinds = np.where(self.labels.any(axis=1), rarity.argmin(axis=1), self.labels.shape[1])
+        return np.asarray(kinds, dtype=np.float64)
 
     @property
     def examples(self) -> NDArray[np.uint64]:

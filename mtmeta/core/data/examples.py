@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtmeta.core.api.contracts import Example, Task
 from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, hashes
@@ -23,6 +24,7 @@ from mtmeta.core.tables.data_file import DataFile
 BAD_ROWS_SHOWN = 5
 MAX_PARSED = 10_000  # different labels remembered with what they mean
 MARKS = MISSING | {"-1", "-1.0", "-100"}  # that stand for no label where they are no class
+Label = int | float | NDArray[np.float64]
 _Refusal = tuple[str, BadRowKind]  # the reason, and its kind
 
 
@@ -79,7 +81,7 @@ class _Rows:
 
     texts: list[str] = field(default_factory=list)
     pairs: list[str] = field(default_factory=list)
-    labels: list[int | float] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
 
 
@@ -92,7 +94,8 @@ class _Parser:
         self.seen = self.good = 0
         self.whole = True
         self._objective = task.objective
-        self._known: dict[str, int | float | _Refusal] = {}
+        self._row = self._objective.labelled == "row"
+        self._known: dict[str, Label | _Refusal] = {}
 
     def parse(self, block: Sequence[Example]) -> _Rows:
         rows, known, pair = _Rows(), self._known, self.pair
@@ -116,13 +119,19 @@ class _Parser:
         self.good += len(rows.labels)
         return rows
 
-    def _parse(self, label: str | int | float | None) -> int | float | _Refusal:
-        """Return the label's number, or why it has none."""
-        number: int | float | _Refusal
+    def _parse(self, label: Any) -> Label | _Refusal:
+        """Return the label's number, or its row, or why it has none."""
+        number: Label | _Refusal
+        whole = True
         try:
             parsed: Any = self._objective.parse(label)
-            # a text is a plugin's own way to say why not
-            number = (str(parsed), "other") if isinstance(parsed, str | tuple) else parsed
+            if self._row and not isinstance(parsed, str):
+                number = np.asarray(parsed, dtype=np.float64)
+                whole = self._check_row(number)
+            else:
+                # a text is a plugin's own way to say why not
+                number = (str(parsed), "other") if isinstance(parsed, str | tuple) else parsed
+                whole = not isinstance(number, float)
         except BadRowError as error:
             # what may have been meant is searched for once a kind: of a million labels that would take an hour
             number = (error.reason if self.bad.kinds[error.kind] else str(error), error.kind)
@@ -130,10 +139,16 @@ class _Parser:
                 number = (f"{error.reason}: it may mark a missing label", "label is missing")
         except ValueError as error:
             number = (str(error), "other")
-        self.whole = self.whole and not isinstance(number, float)
+        self.whole = self.whole and whole
         if isinstance(label, str) and len(self._known) < MAX_PARSED:
             self._known[label] = number
         return number
+
+    def _check_row(self, row: NDArray[np.float64]) -> bool:
+        """Return whether a row holds whole numbers. Raises ValueError unless it is as wide as the objective says."""
+        if row.shape != (self._objective.width,):
+            raise ValueError(f"its label has shape {list(row.shape)}, expected {self._objective.width} numbers")
+        return bool((row == np.floor(row)).all())
 
 
 def bad_rows(file: str, bad: Sequence[BadRow], count: int, remedy: str = "set data.on_bad_rows: skip") -> DataError:

@@ -36,6 +36,11 @@ def check_episode(name: str, batches: int, batch_size: int, examples: int) -> No
         raise DataError(f"task '{name}'", f"{message}; lower batch_size or inner_steps")
 
 
+def _has_classes(task: Task) -> bool:
+    """Return whether every example of a task has one class."""
+    return task.objective.labelled == "one" and bool(task.objective.classes)
+
+
 @dataclass
 class Stream:
     """One task's endless stream of training examples, reshuffled with a new permutation on every wrap-around."""
@@ -140,7 +145,7 @@ class Feed:
         self._sampler, self._seed = sampler, seed
         self._chunks, self._pin = grad_accumulation, pin
         self.streams = {
-            name: Stream(name, datasets[name], task.batch_size, seed, bool(task.objective.classes))
+            name: Stream(name, datasets[name], task.batch_size, seed, _has_classes(task))
             for name, task in tasks.items()
         }
         self._sizes = {name: len(datasets[name]) for name in self.tasks}

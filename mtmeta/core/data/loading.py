@@ -98,9 +98,10 @@ def _hold(cache: Cache, asked: tuple[object, ...], split: str, load: Callable[[]
 
 def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
     """Return the dev split that `carve` takes out of a training set, or what it leaves."""
-    ranked = whole.labels.astype(np.int64)
+    labels = whole.of_label
+    ranked = labels.astype(np.int64)
     if not whole.whole:
-        ranked[np.lexsort((whole.examples, whole.labels))] = np.arange(len(whole)) * QUANTILES // len(whole)
+        ranked[np.lexsort((whole.examples, labels))] = np.arange(len(whole)) * QUANTILES // len(whole)
     in_dev = carved(whole.texts, ranked, carve)
     rows = np.flatnonzero(in_dev)
     if not len(rows):
@@ -181,5 +182,5 @@ def _check_classes(task: Task, split: str, dataset: Dataset) -> None:
         return
     same = dataset.labels[0]
     if (dataset.labels[:BLOCK] == same).all() and (dataset.labels == same).all():  # a glance nearly always settles it
-        label = classes[int(same)]
+        label = task.objective.show(same)
         raise DataError(dataset.file, f"all {len(dataset)} labels are {quote(label)}; there is nothing to learn")

@@ -115,7 +115,8 @@ class FewShots:
 
 def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:
     """Return the indices of the examples of each class, or of each fifth of the ranking by label."""
-    stratum_of = data.labels.astype(np.int64)
+    labels = data.of_label
+    stratum_of = labels.astype(np.int64)
     if not data.whole:
-        stratum_of[np.argsort(data.labels, kind="stable")] = np.arange(len(data)) * QUANTILES // len(data)
+        stratum_of[np.argsort(labels, kind="stable")] = np.arange(len(data)) * QUANTILES // len(data)
     return {label: np.flatnonzero(stratum_of == label) for label in np.unique(stratum_of).tolist()}

@@ -88,7 +88,7 @@ def pad(stores: Sequence[TokenStore], examples: Sequence[int]) -> Inputs:
 @torch.inference_mode()
 def expected(model: MultiTaskModel, name: str, dataset: Dataset) -> list[NDArray[Any]]:
     """Return the answers of the run's own model, as `Answer` gives them: logits, and probabilities or the number."""
-    objective = model.tasks[name].objective
+    objective = model.objectives[name]
     answers: list[NDArray[Any]] = []
     for indices, _, outputs in evaluation.forward(model, replace(dataset, task=name), batch_tokens=8192):
         chances = objective.probabilities(outputs)

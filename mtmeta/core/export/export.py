@@ -13,12 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
-from mtmeta.core.export.heads import Answer, describe_tasks, head_tensors
+from mtmeta.core.export.heads import Answer, check_rule, describe_tasks, head_tensors
 from mtmeta.core.export.libraries import AdaptedEncoder, LibraryEncoder, check_tokenizer, load_peft, load_transformers
 from mtmeta.core.export.model_card import Facts, card
 from mtmeta.core.export.peft_files import check_sums, peft_files
@@ -192,7 +193,8 @@ def load_part(session: Session, group: list[str], names: list[str], *, heads: bo
     backbone, to_portable = restore_backbone(session), session.recipe.backbone.portable
     model = best_model(session, backbone, group, weights)
     tasks = {name: model.tasks[name] for name in names}
-    described = describe_tasks(tasks, {name: model.heads[name] for name in names}) if heads else {}
+    own = {name: model.heads[name] for name in names}
+    described = describe_tasks(tasks, own, model.objectives) if heads else {}
     whole = to_portable(merged_backbone(model, names[0], backbone))
     base = to_portable(backbone) if base_folder else None
     return Part(names, model, backbone, whole, described, step, base, base_folder)
@@ -209,14 +211,21 @@ def _check(part: Part, name: str, answers: Callable[[Sequence[checks.Inputs]], c
     """Return how far the answers of what is exported are from those of the run. Raises MachineError if too far."""
     dataset, batches = checks.probes(part.model.tasks[name], part.backbone)
     expected = checks.expected(part.model, name, dataset)
+    outputs = torch.from_numpy(expected[0]).float()
+    check_rule(part.model.tasks[name], name, part.model.objectives[name], part.tasks[name], outputs)
     return checks.check(name, checks.difference(expected, answers(batches)), limit)
+
+
+def _answer(part: Part, name: str) -> Answer:
+    """Return the head of a task with its objective, as they are in what is exported."""
+    return Answer(part.model.heads[name], part.model.tasks[name], part.model.objectives[name]).eval()
 
 
 def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
     """Write AutoModel's files, the heads, and a module that puts the two together."""
     differences = {}
     for name in part.names:
-        answer = Answer(part.model.heads[name], part.model.tasks[name]).eval()
+        answer = _answer(part, name)
         differences[name] = _check(part, name, partial(checks.padded_answers, part.portable.encoder, answer), limit)
     _encoder_files(draft, under, part.portable)
     _head_files(draft, under, part)
@@ -251,7 +260,7 @@ def _peft(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[st
         encoders.append(AdaptedEncoder(library, peft, base, draft.folder / under, files.tensors))
     differences = {}
     for name in part.names:
-        answer = Answer(part.model.heads[name], part.model.tasks[name]).eval()
+        answer = _answer(part, name)
         checked = [_check(part, name, partial(checks.padded_answers, one, answer), limit) for one in encoders]
         differences[name] = max(checked)
     return differences

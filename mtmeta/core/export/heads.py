@@ -5,7 +5,7 @@ Shapes: `N` sequences or examples, `T` tokens of the longest, padding included, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,20 +13,26 @@ from torch import Tensor, nn
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
-from mtmeta.core.api.objectives import Binary, Classification, Regression
+from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
 from mtmeta.core.errors import MtmetaError, PluginError, raise_all
 from mtmeta.core.registry.guard import fault, unguarded
-from mtmeta.core.wording import quote
+from mtmeta.core.wording import exception_line, quote
 
 
-def describe_tasks(tasks: Mapping[str, Task], heads: Mapping[str, nn.Module]) -> dict[str, dict[str, Any]]:
-    """Describe each task as heads.json does. Raises PluginError where only a plugin's code knows head or objective."""
+def describe_tasks(
+    tasks: Mapping[str, Task], heads: Mapping[str, nn.Module], objectives: Mapping[str, Objective] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Describe each task as heads.json does. Raises PluginError where only a plugin's code knows head or objective.
+
+    `objectives` are the tasks', with the numbers that were tuned for them.
+    """
+    objectives = objectives or {name: task.objective for name, task in tasks.items()}
     problems: list[MtmetaError] = []
     descriptions = {}
     for name, task in tasks.items():
         try:
             head = _head(name, task, heads[name])
-            descriptions[name] = {"inputs": task.inputs, "head": head, **_objective(name, task)}
+            descriptions[name] = {"inputs": task.inputs, "head": head, **_objective(name, task, objectives[name])}
         except PluginError as error:
             problems.append(error)
     raise_all(problems)
@@ -35,6 +41,8 @@ def describe_tasks(tasks: Mapping[str, Task], heads: Mapping[str, nn.Module]) ->
 
 def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
     vectors = 2 if task.inputs == "separate" else 1
+    if getattr(head, "takes", "pooled") != "pooled":
+        raise _refusal(name, task, f"a head that takes whole sequences, {type(head).__name__}")
     kind = type(head)  # not isinstance: a subclass may compute anything
     if kind is MLPHead:
         return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
@@ -49,15 +57,65 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
     raise _refusal(name, task, f"a head of its own, {kind.__name__}")
 
 
-def _objective(name: str, task: Task) -> dict[str, Any]:
-    objective = task.objective
+def _objective(name: str, task: Task, objective: Objective) -> dict[str, Any]:
     kind = unguarded(type(objective))
     if kind in (Classification, Binary):
         labels = list(objective.classes)
         return {"objective": "binary" if kind is Binary else "classification", "labels": labels}
     if isinstance(objective, Regression) and kind is Regression:
         return {"objective": "regression", "low": objective.low, "high": objective.high}
+    if (own := objective.export()) is not None:
+        if own.get("objective") not in RULES:
+            message = f"task {quote(name)} exports the rule {quote(str(own.get('objective')))}"
+            raise fault(task, f"{message}; one of {', '.join(RULES)}")
+        return dict(own)
     raise _refusal(name, task, f"an objective of its own, {kind.__name__}")
+
+
+def _one_of(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
+    return outputs.argmax(dim=-1), outputs.softmax(dim=-1)
+
+
+def _yes_or_no(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
+    logits = outputs[:, 0]
+    return (logits > 0).long(), torch.stack([(-logits).sigmoid(), logits.sigmoid()], dim=1)
+
+
+def _number(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
+    return outputs.clamp(rule["low"], rule["high"]), None
+
+
+def _any_of(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
+    return (outputs > outputs.new_tensor(rule["thresholds"])).long(), outputs.sigmoid()
+
+
+Ruled = tuple[Tensor, Tensor | None]
+"""Predictions and probabilities."""
+RULES: dict[str, Callable[[Tensor, Mapping[str, Any]], Ruled]] = {
+    "classification": _one_of,
+    "binary": _yes_or_no,
+    "regression": _number,
+    "multi_label": _any_of,
+}
+"""What the modules in bundled/ do with raw outputs, by the name of the rule; an export of its own names one."""
+
+
+def check_rule(task: Task, name: str, objective: Objective, rule: Mapping[str, Any], outputs: Tensor) -> None:
+    """Raise PluginError unless an objective's own export gives the answers that the objective gives, of raw outputs."""
+    if objective.export() is None:
+        return
+    try:
+        predictions, chances = RULES[rule["objective"]](outputs.float(), rule)
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        message = f"the export of task {quote(name)} does not go with its rule {quote(rule['objective'])}"
+        raise fault(task, f"{message} ({exception_line(error)}); mend `export`") from error
+    own, wanted = objective.probabilities(outputs), objective.decode(outputs)
+    same = (own is None) == (chances is None) and torch.equal(predictions.double(), wanted.double())
+    if own is not None and chances is not None:
+        same = same and own.shape == chances.shape and torch.allclose(own.float(), chances, atol=1e-6)
+    if not same:
+        message = f"the export of task {quote(name)} gives other answers than its objective"
+        raise fault(task, f"{message} by the rule {quote(rule['objective'])}; mend `export`")
 
 
 def _refusal(name: str, task: Task, obstacle: str) -> PluginError:
@@ -99,9 +157,10 @@ class Answer(nn.Module):
     These are (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]).
     """
 
-    def __init__(self, head: nn.Module, task: Task) -> None:
+    def __init__(self, head: nn.Module, task: Task, objective: Objective | None = None) -> None:
+        """`objective` is the task's, with the numbers that were tuned for the head."""
         super().__init__()
-        self.head, self.objective = head, task.objective
+        self.head, self.objective = head, objective or task.objective
         self.inputs = ("first", "second") if task.inputs == "separate" else ("first",)
         self.outputs = ("logits", "probabilities") if task.objective.classes else ("logits", "score")
 

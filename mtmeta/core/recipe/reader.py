@@ -346,9 +346,18 @@ class _RecipeReader:
             except MtmetaError as error:
                 self.document.problems.append(error)
             else:
-                if part.needs == "classes" and not task.objective.classes:
-                    message = f"metric {quote(metric)} needs classes, task '{name}' predicts a number"
-                    self.fail((*path, "metrics"), f"{message}; use pearson, spearman")
+                if not part.fits(task.objective):
+                    self._fail_metric(name, task, metric)
+
+    def _fail_metric(self, name: str, task: Task, metric: str) -> None:
+        """Say that a metric makes no sense for a task's labels, and which of the metrics do."""
+        known = self.registry.names("metric")
+        fitting = [one for one in known if self.registry.get("metric", one, "metrics").fits(task.objective)]
+        what = "sets of labels" if task.objective.labelled == "row" else "a class"
+        message = f"metric {quote(metric)} makes no sense for task '{name}', which predicts {what}"
+        if not task.objective.classes:
+            message = f"metric {quote(metric)} needs classes, task '{name}' predicts a number"
+        self.fail(("tasks", name, "metrics"), f"{message}; use {', '.join(fitting)}")
 
     def _check_address(self, file: Any, path: KeyPath) -> None:
         if isinstance(file, str) and is_remote(file):

@@ -99,7 +99,10 @@ def blame(part: Any, kind: str) -> Iterator[None]:
 
 # by method of an objective, the exceptions that are answers and no faults; whoever calls says what they mean
 _PASSING: dict[str, tuple[type[Exception], ...]] = dict.fromkeys(("parse", "loss", "soft_loss"), (ValueError,))
-_OBJECTIVE = ("outputs", "classes", "parse", "show", "loss", "soft_loss", "decode", "probabilities")
+_OBJECTIVE = (
+    *("labelled", "width", "outputs", "classes", "parse", "show", "loss", "soft_loss", "decode", "probabilities"),
+    *("tunes", "tune", "tuned", "confusion", "export"),
+)
 
 
 def guard(part: type[Any], kind: str, plugin: Plugin) -> None:
@@ -127,10 +130,11 @@ def unguarded(kind: type[Any]) -> type[Any]:
 def guard_metric(metric: Metric, plugin: Plugin) -> Metric:
     """Make the same metric, whose errors name its plugin."""
 
-    def function(labels: Any, predictions: Any) -> float:
+    def function(labels: Any, predictions: Any, **seen: Any) -> float:
         try:
             # copies: whatever it does to them, the next metric and the next evaluation see the true ones
-            return float(metric.function(copy.copy(labels), copy.copy(predictions)))
+            others = {name: copy.copy(value) for name, value in seen.items()}
+            return float(metric.function(copy.copy(labels), copy.copy(predictions), **others))
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:

@@ -26,3 +26,8 @@ class Table:
 
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+
+
+def shown_number(number: float) -> str:
+    """Return a number of an objective's own table: a count in full, all else with three digits after the point."""
+    return f"{number:,}" if isinstance(number, int) else f"{number:.3f}"

@@ -128,7 +128,7 @@ def best_model(
             for name in group:
                 model.replace_head(name, prototype_head(model, name))
     try:
-        model.load_state_dict(weights)
+        model.load_weights(weights)
     except RuntimeError as error:
         message = "its best weights do not fit its recipe; was a file replaced?"
         raise CheckpointError(str(session.folder.path), message) from error

@@ -198,7 +198,7 @@ class Plan:
                 for split in splits_read(recipe)[1:]
             }
             metric = self.session.metrics[recipe.tasks[name].metrics[0]]
-            interval = interval_seconds(metric, datasets[name, options.report_on])
+            interval = interval_seconds(metric, datasets[name, options.report_on], recipe.tasks[name].objective)
             selecting.append(seconds[options.select_on])
             scoring += [seconds[options.report_on], Seconds(interval, 0.0)]
         return together(selecting), together(scoring)

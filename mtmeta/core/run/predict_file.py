@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.errors import DataError, MachineError, UsageError
 from mtmeta.core.machine import Heap
@@ -77,7 +78,7 @@ def predict_file(
     done, heap = 0, Heap()
     with _writer(target) as out:
         first = next(blocks, [])  # an input that cannot be read at all leaves nothing behind, not even a header
-        write = _table(out, task.objective.classes) if form == "csv" else _json_lines(out)
+        write = _table(out, task.objective) if form == "csv" else _json_lines(out)
         for block in chain([first], blocks) if first else ():
             for item, prediction in zip(block, predictor.block(name, [i.text for i in block], done), strict=True):
                 write(item.id, prediction)
@@ -195,17 +196,24 @@ def _as_they_come(items: Iterator[Item]) -> Iterator[list[Item]]:
             return
 
 
-def _table(out: IO[str], classes: Sequence[str]) -> Write:
-    """CSV: id, label, score, and a column of probabilities for each class; id and score for a task with numbers."""
+def _table(out: IO[str], objective: Objective) -> Write:
+    """CSV: id, label, score, and a column of probabilities for each class; id and score for a task with numbers.
+
+    Of label sets `label` holds all that data files would have there, and there is no score.
+    """
     writer = csv.writer(out, lineterminator="\n")
+    classes, sets = objective.classes, objective.labelled == "row"
     names = [f"probability_{name}" for name in classes]
-    writer.writerow(["id", "label", "score", *names] if names else ["id", "score"])
+    writer.writerow(["id", *(["label"] if classes else []), *([] if sets else ["score"]), *names])
 
     def write(name: str, prediction: Prediction) -> None:
         score = "" if prediction.score is None else f"{prediction.score:.6g}"
         chances = prediction.probabilities or {}
+        label = prediction.label
+        if prediction.labels is not None:
+            label = objective.show([float(one in prediction.labels) for one in classes])
         shown = [f"{chances[c]:.6g}" if c in chances else "" for c in classes]
-        writer.writerow([name, prediction.label, score, *shown] if classes else [name, score])
+        writer.writerow([name, *([label] if classes else []), *([] if sets else [score]), *shown])
 
     return write
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.errors import DivergedError, UsageError
@@ -22,7 +23,7 @@ from mtmeta.core.registry.guard import accused
 from mtmeta.core.run.evaluate import best_model, restore_backbone
 from mtmeta.core.run.session import Session
 from mtmeta.core.tables.data_file import Dialect
-from mtmeta.core.training.evaluation import check_classes, checked, forward
+from mtmeta.core.training.evaluation import check_classes, checked, decoded, forward
 from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, mean_pool
 from mtmeta.core.wording import did_you_mean, quote
 
@@ -35,15 +36,18 @@ class Prediction:
     """The prediction of a task's head for one text or pair of texts."""
 
     label: str | None
-    """The class, as data files write it; None for a number."""
+    """The class, as data files write it; None for a number, and for several classes."""
     score: float | None
     """The probability of that class, or the number; None if the task's objective has no probabilities."""
     probabilities: dict[str, float] | None
     """Of every class; None for a number."""
+    labels: tuple[str, ...] | None = None
+    """The classes, of a task whose examples have any number of them; None for all other tasks."""
 
     def json(self) -> dict[str, Any]:
         """Return the fields that are not None."""
-        fields = {"label": self.label, "score": self.score, "probabilities": self.probabilities}
+        labels = None if self.labels is None else list(self.labels)
+        fields = {"label": self.label, "labels": labels, "score": self.score, "probabilities": self.probabilities}
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -120,8 +124,8 @@ class Predictor:
         model, backbone = self._model(name)
         dataset = from_texts(name, task, firsts, seconds, backbone)
         tokens = self._session.recipe.evaluation.batch_tokens
-        objective, classes = task.objective, task.objective.classes
-        values = np.empty(len(texts))
+        objective, classes = model.objectives[name], task.objective.classes
+        values = np.empty((len(texts), objective.width) if objective.labelled == "row" else len(texts))
         chances: NDArray[np.float64] | None = np.empty((len(texts), len(classes))) if classes else None
         doing = f"predicting task '{name}' (batch_tokens {tokens})"
         with (
@@ -131,8 +135,7 @@ class Predictor:
             closing(forward(model, dataset, batch_tokens=tokens, precision=self._session.precision)) as batches,
         ):
             for indices, _, outputs in batches:
-                decoded = checked(task, name, "predictions", objective.decode(outputs), [len(indices)])
-                values[indices] = decoded.double().cpu().numpy()
+                values[indices] = decoded(objective, task, name, outputs, len(indices)).double().cpu().numpy()
                 if chances is None or (raw := objective.probabilities(outputs)) is None:
                     chances = None
                     continue
@@ -141,13 +144,7 @@ class Predictor:
         if not np.isfinite(values).all() or (chances is not None and not np.isfinite(chances).all()):
             raise DivergedError(accused(task), f"predictions for task '{name}' are not finite; train it again")
         check_classes(task, name, values)
-        if not classes:
-            return [Prediction(None, value, None) for value in values.tolist()]
-        labels = values.astype(np.int64).tolist()
-        if chances is None:
-            return [Prediction(classes[at], None, None) for at in labels]
-        rows = zip(labels, chances.tolist(), strict=True)
-        return [Prediction(classes[at], row[at], dict(zip(classes, row, strict=True))) for at, row in rows]
+        return _predictions(objective, values, chances)
 
     @own_settings()
     def encode(self, texts: str | Iterable[str], task: str | None = None) -> NDArray[np.float32]:
@@ -208,6 +205,23 @@ class Predictor:
                 session.warn_of_slowness()
             self._models |= dict.fromkeys(group, (best_model(session, backbone, group, weights), backbone))
         return self._models[name]
+
+
+def _predictions(
+    objective: Objective, values: NDArray[np.float64], chances: NDArray[np.float64] | None
+) -> list[Prediction]:
+    """Return predictions [N] or [N, L], and probabilities [N, C], in the words of the data files."""
+    classes = objective.classes
+    if not classes:
+        return [Prediction(None, value, None) for value in values.tolist()]
+    rows: list[dict[str, float] | None] = [None] * len(values)
+    if chances is not None:
+        rows = [dict(zip(classes, row, strict=True)) for row in chances.tolist()]
+    if objective.labelled == "row":
+        sets = (tuple(classes[at] for at in np.flatnonzero(row).tolist()) for row in values)
+        return [Prediction(None, None, row, labels) for row, labels in zip(rows, sets, strict=True)]
+    names = [classes[at] for at in values.astype(np.int64).tolist()]
+    return [Prediction(name, row[name] if row else None, row) for name, row in zip(names, rows, strict=True)]
 
 
 def _is_one(given: object, *, pair: bool) -> bool:

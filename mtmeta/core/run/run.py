@@ -469,7 +469,7 @@ class Training:
         ranks = self.session.ranks
         best = trainer.checkpoints.best() if ranks.leads else {}
         # told, not read by each: a network drive may still show another rank the link to weights before
-        model.load_state_dict(ranks.broadcast_all(best, 0, self.session.device))
+        model.load_weights(ranks.broadcast_all(best, 0, self.session.device))
         for task in trainer.learner.tasks:
             self.scores[task], _ = self.session.score(model, self.datasets[task, split])
         self.sampling |= trainer.feed.usage()

@@ -192,13 +192,18 @@ class Session:
         task = self.recipe.tasks[dataset.task]
         tokens = self.recipe.evaluation.batch_tokens
         with memory_errors(f"scoring task '{dataset.task}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
-            options: Any = {"precision": self.precision, "ranks": self.ranks}
+            scores = any("scores" in self.metrics[name].takes for name in task.metrics)
+            options: Any = {"precision": self.precision, "ranks": self.ranks, "scores": scores}
             predictions = evaluation.predict(model, dataset, batch_tokens=tokens, **options)
         scored = self.measure(predictions)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["id", "label", "prediction"])
-        columns = [map(task.objective.show, values.tolist()) for values in (dataset.labels, predictions.values)]
+        writer.writerow(["id", "label", "prediction", *(["scores"] if scores else [])])
+        shown = (dataset.labels, predictions.values)
+        columns: list[Iterable[str]] = [map(task.objective.show, values.tolist()) for values in shown]
+        if predictions.scores is not None:  # nine digits are those of fp32
+            rows = predictions.scores.reshape(len(dataset), -1).tolist()
+            columns.append(" ".join(f"{score:.9g}" for score in row) for row in rows)
         writer.writerows(zip(dataset.ids, *columns, strict=True))
         self.folder.write(f"predictions/{dataset.task}-{dataset.split}.csv", text.getvalue())
         return scored, predictions

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,6 +27,7 @@ from mtmeta.core.studies.protocol import Protocol
 from mtmeta.core.training.statistics import (
     Array,
     Look,
+    Seen,
     difference,
     difference_draws,
     effect_size,
@@ -55,11 +57,11 @@ def comparison(
     metrics = _metrics(first, registry)
     summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
     several = sum(map(len, plan.values())) > 1  # a run alone is compared with nothing
-    predictions = {task: _predictions(plan, task) for task in metrics if several}
-    for task, (labels, by_row) in predictions.items():
-        for runs, run_summaries, run_predictions in zip(plan.values(), summaries.values(), by_row, strict=True):
-            for run, summary, values in zip(runs, run_summaries, run_predictions, strict=True):
-                _check_value(run, summary, task, metrics[task], labels, values)
+    predictions = {task: _predictions(plan, task, metric) for task, metric in metrics.items() if several}
+    for task, of in predictions.items():
+        for runs, run_summaries, values, seen in zip(plan.values(), summaries.values(), of.rows, of.seen, strict=True):
+            for run, summary, of_run, beside in zip(runs, run_summaries, values, seen, strict=True):
+                _check_value(run, summary, task, metrics[task], of.labels, of_run, beside)
     signs = signs_of(first, registry)
     rows = [_row(runs, summaries[name], list(signs)) for name, runs in plan.items()]
     for row in rows:
@@ -131,12 +133,17 @@ def _others(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _draws(
-    predictions: Mapping[str, tuple[Array, list[Array]]], metrics: Mapping[str, Metric]
-) -> dict[str, list[Array]]:
+def _draws(predictions: Mapping[str, _OfTask], metrics: Mapping[str, Metric]) -> dict[str, list[Array]]:
     """Return of each column, and in it of each row, the values of its seeds on resamples of the examples [K, D]."""
     draws = {  # the same resamples in every comparison of these predictions
-        task: on_resamples(*predictions[task], metric, derive(0, "paired", task)) for task, metric in metrics.items()
+        task: on_resamples(
+            predictions[task].labels,
+            predictions[task].rows,
+            metric,
+            derive(0, "paired", task),
+            seen=predictions[task].seen,
+        )
+        for task, metric in metrics.items()
     }
     return draws | {MEAN: [np.mean(parts, axis=0) for parts in zip(*draws.values(), strict=True)]}
 
@@ -275,13 +282,13 @@ def _summary(run: Planned) -> RunSummary:
 
 
 def _check_value(
-    run: Planned, summary: RunSummary, task: str, metric: Metric, labels: Array, predictions: Array
+    run: Planned, summary: RunSummary, task: str, metric: Metric, labels: Array, predictions: Array, seen: Seen
 ) -> None:
     """Raise CheckpointError if the metric of a summary is not that of the predictions beside it."""
     recorded = summary.tasks[task].value
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of constant predictions
-        value = metric(labels, predictions)
+        value = metric(labels, predictions, **metric.seen(seen))
     # numbers are written with six digits, classes in full
     slack = 1e-9 if run.recipe.tasks[task].objective.classes else 1e-3 * max(1.0, abs(recorded))
     if not abs(recorded - value) <= slack:
@@ -289,14 +296,25 @@ def _check_value(
         raise CheckpointError(str(run.folder.summary), f"{message}; remove it and the same command writes both again")
 
 
-def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Array, list[Array]]:
-    """Return the labels [N] of a task, and of each row the predictions [K, N] of its seeds."""
+@dataclass(frozen=True)
+class _OfTask:
+    """The labels [N] of a task, and of each row the predictions [K, N] of its seeds, and what else metrics may take."""
+
+    labels: Array
+    rows: list[Array]
+    seen: list[list[Seen]]
+
+
+def _predictions(plan: Mapping[str, Sequence[Planned]], task: str, metric: Metric) -> _OfTask:
+    """Read what all runs predicted for a task. Raises CheckpointError."""
     labels: Array | None = None
     rows: list[list[Array]] = [[] for _ in plan]
-    for predictions_of_row, row in zip(rows, plan.values(), strict=True):
+    seen: list[list[Seen]] = [[] for _ in plan]
+    for predictions_of_row, seen_of_row, row in zip(rows, seen, plan.values(), strict=True):
         for run in row:
             path = run.folder.path / "predictions" / f"{task}-{run.recipe.evaluation.report_on}.csv"
-            own_labels, predictions = read_predictions(path, run.recipe.tasks[task])
+            own_labels, predictions, beside = read_with_scores(path, run.recipe.tasks[task], "scores" in metric.takes)
+            seen_of_row.append(beside)
             if labels is None:
                 labels = own_labels
             elif not np.array_equal(own_labels, labels):
@@ -304,27 +322,40 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str) -> tuple[Arra
                 raise CheckpointError(str(path), message)
             predictions_of_row.append(predictions)
     assert labels is not None
-    return labels, [np.array(row) for row in rows]
+    return _OfTask(labels, [np.array(row) for row in rows], seen)
 
 
 def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
-    """Read labels and predictions [N] as numbers, classes by their index."""
-    _, labels, predictions = read_predicted_examples(path, task)
+    """Read labels and predictions [N] as numbers, classes by their index; of label sets [N, L]."""
+    labels, predictions, _ = read_with_scores(path, task, scores=False)
     return labels, predictions
 
 
 def read_predicted_examples(path: Path, task: Task) -> tuple[list[str], Array, Array]:
     """Read the ids [N] of examples, and their labels and predictions as `read_predictions` does."""
+    labels, predictions, seen = read_with_scores(path, task, scores=False)
+    return seen["ids"].tolist(), labels, predictions
+
+
+def read_with_scores(path: Path, task: Task, scores: bool) -> tuple[Array, Array, Seen]:
+    """Read labels, predictions, and what metrics may take beside them: `scores` [N, C] where they are wanted."""
     index = {name: float(number) for number, name in enumerate(task.objective.classes)}
-    number: Callable[[str], float] = index.__getitem__ if index else float
+    number: Callable[[str], Any] = index.__getitem__ if index else float
+    if task.objective.labelled == "row":
+        number = lru_cache(maxsize=4096)(task.objective.parse)
+    seen: dict[str, Any] = {"classes": task.objective.classes}
     try:
         with open_regular(path, LIMITS["predictions"], within=path.parents[1]) as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            rows = [(row["id"], number(row["label"]), number(row["prediction"])) for row in csv.DictReader(text)]
-        labels, predictions = np.array([row[1:] for row in rows], dtype=np.float64).T
-        if not (np.abs([labels, predictions]) <= LARGEST).all():
+            written = list(csv.DictReader(text))
+        rows = [(number(row["label"]), number(row["prediction"])) for row in written]
+        labels, predictions = np.array(rows, dtype=np.float64).swapaxes(0, 1)
+        seen["ids"] = np.array([row["id"] for row in written], dtype=object)
+        if scores:
+            seen["scores"] = np.array([str(row["scores"]).split() for row in written], dtype=np.float64)
+        if not all((np.abs(numbers) <= LARGEST).all() for numbers in (labels, predictions, seen.get("scores", 0.0))):
             raise ValueError("a number that is not finite, or beyond every measure")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         reason = str(error) if isinstance(error, UnfitFile) else f"cannot be read ({exception_line(error)})"
         raise CheckpointError(str(path), f"{reason}; mtmeta eval {path.parents[1]} writes it again") from error
-    return [name for name, *_ in rows], labels, predictions
+    return labels, predictions, seen

@@ -112,6 +112,9 @@ def prototypes(
 ) -> nn.Module:
     """Build a head that begins as a nearest-prototype classifier. Raises UsageError for a task without classes."""
     classes, outputs = len(task.objective.classes), task.objective.outputs
+    if task.objective.labelled != "one" or model.takes(few.task) != "pooled":
+        message = f"prototype needs a class for each text, task {quote(few.task)} has other labels; use reset"
+        raise UsageError("--head", message)
     if classes < 2 or outputs not in (classes, classes - 1):
         raise UsageError("--head", f"prototype needs classes, task {quote(few.task)} has none; use reset")
     head = model.heads[few.task]

@@ -96,6 +96,9 @@ def _folds_of_recipe(recipe: Recipe) -> int | None:
 
 def _check_objective(name: str, task: Task) -> None:
     objective = task.objective
+    if objective.labelled != "one":
+        message = f"task '{name}' has labels that are no single class or number, so its models cannot teach"
+        raise RecipeError(f"tasks.{name}", f"{message}; name other tasks under 'teachers'")
     if objective.classes and objective.probabilities(torch.zeros(1, objective.outputs)) is None:
         message = f"the objective of task '{name}' gives no probabilities, so its models cannot teach"
         raise RecipeError(f"tasks.{name}", f"{message}; name other tasks under 'teachers'")

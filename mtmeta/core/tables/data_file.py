@@ -23,13 +23,14 @@ from mtmeta.core.tables.json_file import SUFFIXES, Element, Form, JsonReader, fi
 from mtmeta.core.tables.text_file import check_text, decode, open_file, read_lines
 from mtmeta.core.wording import did_you_mean, quote, safe
 
-__all__ = ["DataFile", "Dialect", "Row"]
+__all__ = ["DataFile", "Dialect", "Record", "Row"]
 
 Lines = Iterable[tuple[int, Any]]
 """The numbers of lines, and each as its format reads it."""
 Parsed = TypeVar("Parsed")
-Record = Mapping[str, object]
-Parse = Callable[[int, Any], Record]
+Made = TypeVar("Made")
+Fields = Mapping[str, object]
+Parse = Callable[[int, Any], Fields]
 MAX_COMPARED = 1000  # column names compared with a mistyped one
 NO_TEXT = (dict, list, bytes)
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -56,6 +57,14 @@ class Row(dict[str, str]):
 
     `id` is its `id` column or, lacking that, the line; in a JSON array, the number of the row.
     """
+
+    __slots__ = ("id", "line")
+    id: str
+    line: int
+
+
+class Record(dict[str, Any]):
+    """Column name to text, or to a list or object as JSON has it; all else as in a `Row`."""
 
     __slots__ = ("id", "line")
     id: str
@@ -135,6 +144,13 @@ class DataFile(os.PathLike[str]):
 
     def rows(self, *columns: str) -> Iterator[Row]:
         """Yield the good rows with the named columns (all if none is named); DataError if the file is unusable."""
+        return self._all(self._row, columns)
+
+    def records(self, *columns: str) -> Iterator[Record]:
+        """Yield the same, with lists and objects of JSON and lists of Parquet as they are, all in them as text."""
+        return self._all(self._record, columns)
+
+    def _all(self, make: Callable[[int, int, Fields, Sequence[str]], Made], columns: Sequence[str]) -> Iterator[Made]:
         self.bad.clear()
         self.notes = []
         row = None
@@ -142,11 +158,11 @@ class DataFile(os.PathLike[str]):
             form = self._form(file)
             lines, parse, notes = self._records(file, form, columns)
 
-            def numbered(line: int, element: Element) -> Row:
-                return self._row(line, element.number, parse(line, element), columns)
+            def numbered(line: int, element: Element) -> Made:
+                return make(line, element.number, parse(line, element), columns)
 
-            def plain(line: int, raw: Any) -> Row:
-                return self._row(line, line, parse(line, raw), columns)
+            def plain(line: int, raw: Any) -> Made:
+                return make(line, line, parse(line, raw), columns)
 
             for _, row in self._good(lines, numbered if form in ("array", "tables") else plain):
                 yield row
@@ -219,7 +235,7 @@ class DataFile(os.PathLike[str]):
             lines = reader.rows() if self.table is None else table_elements(reader, self.place, self.table)
         names: list[str] = []
 
-        def parse(number: int, raw: Any) -> Record:
+        def parse(number: int, raw: Any) -> Fields:
             found = record(number, raw)
             if not names:  # the first row decides which columns there are
                 names.extend(found)
@@ -236,7 +252,23 @@ class DataFile(os.PathLike[str]):
                 near = did_you_mean(name, known[:MAX_COMPARED])
                 raise DataError(self.place, f"no column {quote(name)}; columns are: {listed}{near}")
 
-    def _row(self, line: int, number: int, record: Record, columns: Sequence[str]) -> Row:
+    def _record(self, line: int, number: int, fields: Fields, columns: Sequence[str]) -> Record:
+        record = Record()
+        for name in columns or fields:
+            if name not in fields:
+                raise BadRowError("column missing", f"no column {quote(name)}")
+            record[name] = self._nested(name, fields[name])
+        record.line, record.id = line, self._text("id", fields.get("id")) or str(number)
+        return record
+
+    def _nested(self, name: str, value: object) -> Any:
+        if isinstance(value, list):
+            return [self._nested(name, each) for each in value]
+        if isinstance(value, dict):
+            return {key: self._nested(name, each) for key, each in value.items()}
+        return self._text(name, value)
+
+    def _row(self, line: int, number: int, record: Fields, columns: Sequence[str]) -> Row:
         row = Row()
         for name in columns or [key for key, value in record.items() if key.strip() and not isinstance(value, NO_TEXT)]:
             if name not in record:

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mtmeta.core.api.batch import Chunk
 from mtmeta.core.api.contracts import Metric, Task
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.distributed.group import Group
@@ -36,11 +37,23 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Decoded predictions and labels [N], in the dataset's order, and the mean loss."""
+    """Decoded predictions and labels [N] or [N, L], in the dataset's order, and the mean loss."""
 
     dataset: Dataset
     values: Array
     loss: float
+    objective: Objective = field(default_factory=Objective)
+    """The task's, with the numbers that `values` were decoded by."""
+    scores: Array | None = None
+    """The head's raw outputs [N, ...], where they were asked for."""
+    tuned: Mapping[str, Tensor] = field(default_factory=dict)
+    """Numbers that were tuned on these examples, by name."""
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """Return what metrics may take beside labels and predictions, by name."""
+        ids = np.array(list(self.dataset.ids), dtype=object)
+        return {"scores": self.scores, "ids": ids, "classes": self.objective.classes}
 
 
 @dataclass(frozen=True)
@@ -70,40 +83,58 @@ def predict(
     batch_tokens: int,
     precision: Precision = "fp32",
     ranks: Group | None = None,
+    scores: bool = False,
+    tune: bool = False,
 ) -> Predictions:
     """Return the predictions of the dataset's task, in batches of sequences of like length, without dropout.
 
-    Of many `ranks` each has its share of the batches, and all get all predictions.
+    Of many `ranks` each has its share of the batches, and all get all predictions. With `scores` the head's raw outputs
+    are among them. With `tune` the numbers that an objective may tune are those of these very examples; else they are
+    the model's.
     """
     ranks, task = ranks or Group(), model.tasks[dataset.task]
+    objective, tune = model.objectives[dataset.task], tune and task.objective.tunes
     outcomes: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
     options: Any = {"batch_tokens": batch_tokens, "precision": precision, "share": (ranks.rank, ranks.world)}
     with closing(forward(model, dataset, **options)) as batches:
         for indices, chunk, outputs in batches:
             labels = chunk.labels.to(outputs.device, non_blocking=True)
             loss = checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), [])
-            decoded = checked(task, dataset.task, "predictions", task.objective.decode(outputs), [len(indices)])
-            outcomes.append((indices, decoded.double(), loss * len(indices)))
+            found = outputs if scores or tune else decoded(objective, task, dataset.task, outputs, len(indices))
+            outcomes.append((indices, found.double(), loss * len(indices)))
     values, losses = _gathered(outcomes, len(dataset), ranks)
-    mean = math.fsum(losses) / len(dataset)
+    mean, numbers, raw = math.fsum(losses) / len(dataset), dict[str, Tensor](), None
     if not math.isfinite(mean) or not np.isfinite(values).all():
         message = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
         raise DivergedError(accused(task), message)
+    if scores or tune:
+        raw, outputs = values, torch.from_numpy(values).float()
+        if tune:
+            numbers = dict(task.objective.tune(outputs, torch.from_numpy(dataset.labels).float()))
+            objective = task.objective.tuned(numbers)
+        values = decoded(objective, task, dataset.task, outputs, len(dataset)).double().numpy()
     check_classes(task, dataset.task, values)
-    return Predictions(dataset, values, mean)
+    return Predictions(dataset, values, mean, objective, raw, numbers)
 
 
 def _gathered(
     outcomes: Sequence[tuple[NDArray[np.int64], Tensor, Tensor]], size: int, ranks: Group
 ) -> tuple[Array, list[float]]:
-    """Return the predictions [N] in the dataset's order, and the losses of all batches, of all ranks together."""
-    values, losses = np.zeros(size, dtype=np.float64), list[float]()
+    """Return what was found [N, ...] in the dataset's order, and the losses of all batches, of all ranks together."""
+    losses: list[float] = []
+    shape: list[int] = []
     if outcomes:
-        order = np.concatenate([indices for indices, *_ in outcomes])
-        values[order] = torch.cat([decoded for _, decoded, _ in outcomes]).cpu().numpy()
+        shape = list(outcomes[0][1].shape[1:])
         losses = torch.stack([loss for *_, loss in outcomes]).tolist()
     if ranks.world > 1:
-        losses = [loss for each in ranks.settle(losses) for loss in each]
+        told = ranks.settle({"losses": losses, "shape": shape, "some": bool(outcomes)})
+        losses = [loss for each in told for loss in each["losses"]]
+        shape = next(each["shape"] for each in told if each["some"])  # a rank may have had no batch
+    values = np.zeros((size, *shape), dtype=np.float64)
+    if outcomes:
+        order = np.concatenate([indices for indices, *_ in outcomes])
+        values[order] = torch.cat([found for _, found, _ in outcomes]).cpu().numpy()
+    if ranks.world > 1:
         ranks.sum(torch.from_numpy(values.view(np.int64)))  # bits: each number is of one rank, and 0 on the others
     return values, losses
 
@@ -131,12 +162,18 @@ def forward(
 
 
 def check_classes(task: Task, name: str, values: Array) -> None:
-    """Raise PluginError unless the predictions [N] of a task with classes are indices of them."""
-    if classes := len(task.objective.classes):
+    """Raise PluginError unless the predictions [N] of a task with classes are indices of them; of label sets 0 or 1."""
+    if classes := 2 if task.objective.labelled == "row" and task.objective.classes else len(task.objective.classes):
         odd = values[(values != np.floor(values)) | (values < 0) | (values >= classes)]
         if len(odd):
             message = f"predictions for task '{name}' hold {odd[0]:g}, expected indices of its {classes} classes"
             raise fault(task, message)
+
+
+def decoded(objective: Objective, task: Task, name: str, outputs: Tensor, size: int) -> Tensor:
+    """Return the predictions [B] or [B, L] of raw outputs, if they have that shape."""
+    width = [objective.width] if objective.labelled == "row" else []
+    return checked(task, name, "predictions", objective.decode(outputs), [size, *width])
 
 
 def checked(task: Task, name: str, noun: str, result: object, shape: list[int]) -> Tensor:
@@ -154,7 +191,8 @@ def score(
     labels, values = predictions.dataset.labels, predictions.values
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        computed = {metric.name: metric(labels, values) for metric in metrics}
+        seen = predictions.seen if any(metric.takes for metric in metrics) else {}
+        computed = {metric.name: metric(labels, values, **metric.seen(seen)) for metric in metrics}
     for name, value in computed.items():
         if not math.isfinite(value):
             message = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
@@ -162,7 +200,7 @@ def score(
     primary, task = metrics[0], predictions.dataset.task
     bounds: tuple[float, ...] = ()
     if intervals:
-        bounds = interval(labels, values, primary, derive(seed, "bootstrap", task))
+        bounds = interval(labels, values, primary, derive(seed, "bootstrap", task), primary.seen(seen))
     low, high = bounds if bounds and all(map(math.isfinite, bounds)) else (None, None)
     scored = Score(
         metric=primary.name,
@@ -177,9 +215,11 @@ def score(
     return scored, [f"{task}: {warning.message}" for warning in caught if issubclass(warning.category, UserWarning)]
 
 
-def interval(labels: Array, values: Array, metric: Metric, seed: int) -> tuple[float, float]:
+def interval(
+    labels: Array, values: Array, metric: Metric, seed: int, seen: Mapping[str, Any] | None = None
+) -> tuple[float, float]:
     """Return the 95% interval of a metric by the percentile bootstrap over examples, seeded, 1,000 draws."""
-    ((drawn,),) = on_resamples(labels, [values[None]], metric, seed, BOOTSTRAP_DRAWS)
+    ((drawn,),) = on_resamples(labels, [values[None]], metric, seed, BOOTSTRAP_DRAWS, seen=[[seen or {}]])
     low, high = np.nanpercentile(drawn, [2.5, 97.5])  # a metric may be undefined on a resample
     return float(low), float(high)
 
@@ -195,6 +235,10 @@ def detail(task: Task, predictions: Predictions) -> dict[str, Any]:
     """Return the facts under the table of `--verbose`: the confusion of classes, or how far off values are."""
     labels, values = predictions.dataset.labels, predictions.values
     classes = task.objective.classes
+    if (own := predictions.objective.confusion(labels, values)) is not None:
+        return {"table": asdict(own)}
+    if predictions.objective.labelled == "row":
+        return {}
     if classes:
         matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
         np.add.at(matrix, (labels.astype(np.int64), values.astype(np.int64)), 1)

@@ -185,6 +185,7 @@ class Learner:
 
     def features(self, batch: Batch) -> Features:
         vectors, labels, teachers = [], [], []
+        self.check_pooled(batch.task)
         with self.reading(batch):
             for chunk in batch.chunks:
                 self._seed_dropout()
@@ -194,6 +195,12 @@ class Learner:
                 teachers.append(self._here(chunk.teacher))
         known = [rows for rows in teachers if rows is not None]
         return Features(batch.task, torch.cat(vectors), torch.cat(labels), torch.cat(known) if known else None)
+
+    def check_pooled(self, task: str) -> None:
+        """Raise RecipeError unless the head of a task takes pooled vectors, which are its features."""
+        if self.model.takes(task) != "pooled":
+            message = "has a head that takes whole sequences, and the algorithm goes by pooled vectors"
+            raise RecipeError(f"tasks.{task}", f"{message}; leave the task out, or take reptile, fomaml or joint")
 
     def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         losses = []

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from mtmeta.core.api.batch import Packed
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.heads import PrototypeHead
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import PluginError
 from mtmeta.core.methods.adapters import Adapters
 from mtmeta.core.recipe.sections import AdapterOptions
@@ -23,6 +24,7 @@ from mtmeta.core.registry.guard import blame, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.wording import quote
 
+TUNED = "tuned"  # how the names of tuned numbers begin that are kept with weights
 NumbersOf = Callable[[Sequence[str]], Mapping[str, float]]
 """Returns an algorithm's own numbers, given the names of the parameters of encoder and heads."""
 HeadOf = Callable[[Task, int], nn.Module | None]
@@ -82,6 +84,11 @@ def task_loss(
         return task.objective.soft_loss(outputs, labels, teacher, trust)
     except ValueError as error:
         raise fault(task, f"loss for task '{name}': {error}") from error
+
+
+def tuned_weights(task: str, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the numbers that the objective of a task was tuned by, as they are kept with the weights they are for."""
+    return {f"{TUNED}.{task}.{name}": number.detach().float().cpu() for name, number in numbers.items()}
 
 
 class Heads(nn.Module):
@@ -160,6 +167,8 @@ class MultiTaskModel(nn.Module):
         self.hidden_size = int(encoder.hidden_size)  # type: ignore[arg-type]
         self.seed = seed
         self.tasks = dict(tasks)
+        self.objectives: dict[str, Objective] = {name: task.objective for name, task in tasks.items()}
+        """The tasks' objectives, with numbers that were tuned for these weights, where there are some."""
         self._head_of = head_of
         self.heads = Heads({name: self.make_head(name, seed) for name in tasks})
         self.adapters = Adapters(adapters, encoder, tasks, seed) if adapters is not None else None
@@ -186,6 +195,15 @@ class MultiTaskModel(nn.Module):
         """Return the parameters that are trained, by name, in their order: all of them, or all beside the encoder."""
         named = self.named_parameters()
         return {name: parameter for name, parameter in named if not (self.frozen and name.startswith("encoder."))}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take up weights, and the numbers of objectives that were tuned for them. Raises RuntimeError if unfit."""
+        own = {name: tensor for name, tensor in weights.items() if not name.startswith(f"{TUNED}.")}
+        self.load_state_dict(own)
+        for name, task in self.tasks.items():
+            prefix = f"{TUNED}.{name}."
+            found = {key.removeprefix(prefix): weights[key].cpu() for key in weights if key.startswith(prefix)}
+            self.objectives[name] = task.objective.tuned(found) if found else task.objective
 
     def make_head(self, task: str, seed: int, *purpose: str | int) -> nn.Module:
         """Build a task's head as it is in the beginning: the algorithm's own, or else the task's."""
@@ -229,15 +247,29 @@ class MultiTaskModel(nn.Module):
         """Return the sequences of an example of a task, V."""
         return 2 if self.tasks[task].inputs == "separate" else 1
 
+    def takes(self, task: str) -> str:
+        """Return what a task's head takes: `pooled` vectors, or the hidden states of a whole `sequence`."""
+        takes = getattr(self.heads[task], "takes", "pooled")
+        if takes not in ("pooled", "sequence"):
+            message = f"the head of task {quote(task)} takes {quote(str(takes))}, expected 'pooled' or 'sequence'"
+            raise fault(self.tasks[task], message)
+        return str(takes)
+
     def forward(self, task: str, packed: Packed) -> Tensor:
         """Return raw outputs of the task's head: [B, C] or [B], as its objective says. On a CPU a head is fp32."""
-        return self.outputs(task, self.pooled(task, packed))
+        if self.takes(task) == "pooled":
+            return self.outputs(task, self.pooled(task, packed))
+        hidden = self.encode(task, packed)
+        return self._run_head(task, hidden.float() if hidden.dtype.itemsize < 4 else hidden, packed)
 
     def outputs(self, task: str, pooled: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return raw outputs of the task's head on pooled vectors [B, V, D]; `head` stands in for its parameters."""
-        fp32 = torch.autocast("cpu", enabled=False) if pooled.device.type == "cpu" else nullcontext()
+        return self._run_head(task, pooled, head=head)
+
+    def _run_head(self, task: str, *given: Any, head: Mapping[str, Tensor] | None = None) -> Tensor:
+        fp32 = torch.autocast("cpu", enabled=False) if given[0].device.type == "cpu" else nullcontext()
         with blame(self.tasks[task], "task"), fp32:
             own = self.heads[task]
-            outputs: Tensor = own(pooled) if head is None else functional_call(own, dict(head), (pooled,))
+            outputs: Tensor = own(*given) if head is None else functional_call(own, dict(head), given)
             self.check_shapes(supplier(self.tasks[task]), task)
         return outputs

@@ -17,7 +17,7 @@ from mtmeta.core.machine import memory_errors
 from mtmeta.core.recipe.sections import EvaluationOptions
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.checkpoint import Checkpoints
-from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.model import MultiTaskModel, tuned_weights
 
 
 @dataclass
@@ -45,14 +45,15 @@ class Selection:
         self, model: MultiTaskModel, step: int, weights: Mapping[str, Tensor], warn: Callable[[str], None]
     ) -> Evaluated:
         """Score the model after `step` steps; save its weights where a value has risen. `warn` hears new warnings."""
-        scores = self._score(model, warn)
+        scores, tuned = self._score(model, warn)
         selected = evaluation.aggregate(scores, self.metrics, self.options.select)
         values = {"best": selected}
         if len(scores) > 1:
             values |= {f"best-{n}": evaluation.aggregate({n: s}, self.metrics, n) for n, s in scores.items()}
         risen = [link for link, value in values.items() if value > self.bests.get(link, -math.inf)]
         if risen:
-            name = self.ranks.together(lambda: self.checkpoints.save_best(step, weights, risen))
+            kept = {**weights, **tuned}
+            name = self.ranks.together(lambda: self.checkpoints.save_best(step, kept, risen))
             self.bests |= {link: values[link] for link in risen}
             self.links |= dict.fromkeys(risen, name)
         return Evaluated(
@@ -68,19 +69,32 @@ class Selection:
         """Go on from what a checkpoint holds."""
         self.bests, self.links, self.warned = dict(bests), dict(links), list(warned)
 
-    def _score(self, model: MultiTaskModel, warn: Callable[[str], None]) -> dict[str, evaluation.Score]:
-        """Score each task without intervals; a warning that came before is not told again."""
-        scores = {}
+    def _score(
+        self, model: MultiTaskModel, warn: Callable[[str], None]
+    ) -> tuple[dict[str, evaluation.Score], dict[str, Tensor]]:
+        """Score each task without intervals; a warning that came before is not told again.
+
+        Returns the numbers too that were tuned, as they are kept with the weights.
+        """
+        scores: dict[str, evaluation.Score] = {}
+        tuned: dict[str, Tensor] = {}
         tokens = self.options.batch_tokens
         for name, dataset in self.datasets.items():
             with memory_errors(f"evaluating task '{name}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
+                metrics = [self.metrics[metric] for metric in model.tasks[name].metrics]
                 predictions = evaluation.predict(
-                    model, dataset, batch_tokens=tokens, precision=self.precision, ranks=self.ranks
+                    model,
+                    dataset,
+                    batch_tokens=tokens,
+                    precision=self.precision,
+                    ranks=self.ranks,
+                    scores=any("scores" in metric.takes for metric in metrics),
+                    tune=True,
                 )
-            metrics = [self.metrics[metric] for metric in model.tasks[name].metrics]
+            tuned |= tuned_weights(name, predictions.tuned)
             scores[name], warnings = evaluation.score(predictions, metrics, seed=self.seed, intervals=False)
             for text in warnings:
                 if text not in self.warned:
                     self.warned.append(text)
                     warn(text)
-        return scores
+        return scores, tuned

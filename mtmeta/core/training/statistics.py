@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from mtmeta.core.errors import PluginError
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.rng import derive
 
+Seen = Mapping[str, Any]
+"""What a metric may take beside labels and predictions, by name, as `Metric.takes` has it."""
 DRAWS = 1000
 AT_ONCE = 2**21  # numbers in one block of resamples
 Array = NDArray[np.float64]
@@ -65,13 +68,20 @@ def _t_quantile(runs: int, level: float = 0.95) -> float:
 
 
 def on_resamples(
-    labels: Array, predictions: Sequence[Array], metric: Metric, seed: int, draws: int = DRAWS
+    labels: Array,
+    predictions: Sequence[Array],
+    metric: Metric,
+    seed: int,
+    draws: int = DRAWS,
+    *,
+    seen: Sequence[Sequence[Seen]] | None = None,
 ) -> list[Array]:
     """Compute the metric of every seed on `draws` resamples of the examples, of each row [K, D].
 
-    `labels` [N], and of each row predictions [K, N], where K may differ. Every row and seed sees the same resamples,
-    which is what makes the differences between rows paired (Efron and Tibshirani 1993). NaN where a metric is
-    undefined on a resample. A metric with `Metric.resampled` takes some milliseconds, another one `draws` calls.
+    `labels` [N], and of each row predictions [K, N], where K may differ; `seen` is what the metric may take beside
+    them, of each row and seed. Every row and seed sees the same resamples, which is what makes the differences between
+    rows paired (Efron and Tibshirani 1993). NaN where a metric is undefined on a resample. A metric with
+    `Metric.resampled` takes some milliseconds, another one `draws` calls.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     examples = len(labels)
@@ -85,19 +95,28 @@ def on_resamples(
             counts = np.zeros((0, examples))
             if metric.resampled is not None:
                 counts = np.stack([np.bincount(at, minlength=examples) for at in drawn]).astype(np.float64)
-            for row, values_of_row in zip(predictions, values, strict=True):
+            for which, (row, values_of_row) in enumerate(zip(predictions, values, strict=True)):
                 for number, of_seed in enumerate(row):
+                    beside = seen[which][number] if seen is not None else {}
                     if metric.resampled is None:
-                        values_of_row[number, here] = [metric(labels[at], of_seed[at]) for at in drawn]
+                        values_of_row[number, here] = [
+                            metric(labels[at], of_seed[at], **_taken(beside, at)) for at in drawn
+                        ]
                     else:
-                        values_of_row[number, here] = _at_once(metric, labels, of_seed, counts)
+                        values_of_row[number, here] = _at_once(metric, labels, of_seed, counts, beside)
     return values
 
 
-def _at_once(metric: Metric, labels: Array, predictions: Array, counts: Array) -> Array:
+def _taken(seen: Seen, at: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what is seen of a resample of the examples."""
+    return {name: value if name == "classes" else value[at] for name, value in seen.items()}
+
+
+def _at_once(metric: Metric, labels: Array, predictions: Array, counts: Array, seen: Seen) -> Array:
     """Call `Metric.resampled`, which may be a plugin's. Raises PluginError for values of another shape."""
     assert metric.resampled is not None
-    values = np.asarray(metric.resampled(labels, predictions, counts), dtype=np.float64)
+    found = metric.resampled(labels, predictions, counts, **metric.seen(seen))
+    values = np.asarray(found, dtype=np.float64)
     if values.shape != (len(counts),):
         who = accused(metric.resampled) or accused(metric.function)
         message = f"metric '{metric.name}' gives shape {list(values.shape)} for {len(counts)} resamples"

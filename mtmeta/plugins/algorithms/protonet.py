@@ -101,7 +101,7 @@ class Protonet(Drawing):
 def _is_single_choice(task: mtmeta.Task) -> bool:
     """Return whether the task is to choose one of several classes, by a logit for each or one for two."""
     classes, outputs = len(task.objective.classes), task.objective.outputs
-    return classes > 1 and (outputs == classes or (classes, outputs) == (2, 1))
+    return task.objective.labelled == "one" and classes > 1 and (outputs == classes or (classes, outputs) == (2, 1))
 
 
 def _means(features: mtmeta.Features, classes: Tensor) -> Tensor:

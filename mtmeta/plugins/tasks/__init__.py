@@ -1,9 +1,10 @@
-"""Built-in tasks: the paper's three, and four generic ones usable from YAML alone."""
+"""Built-in tasks: the paper's three, and generic ones usable from YAML alone."""
 
 from __future__ import annotations
 
 import mtmeta
 from mtmeta.plugins.tasks.generic import ClassificationTask, PairClassificationTask, RegressionTask, SimilarityTask
+from mtmeta.plugins.tasks.multi_label import MultiLabelTask
 from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
@@ -11,4 +12,5 @@ from mtmeta.plugins.tasks.sts import Sts
 
 @mtmeta.hookimpl
 def register_tasks() -> list[type[mtmeta.Task]]:
-    return [Sst, Para, Sts, ClassificationTask, PairClassificationTask, SimilarityTask, RegressionTask]
+    generic = [ClassificationTask, PairClassificationTask, SimilarityTask, RegressionTask, MultiLabelTask]
+    return [Sst, Para, Sts, *generic]

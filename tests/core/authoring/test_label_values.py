@@ -231,7 +231,7 @@ def test_lists_of_labels_are_told_to_be_multi_label(case: str, column: str, tmp_
     (tmp_path / "t.csv").write_text(lines(lambda i: f'some words {i},"{rows[i]}"', f"text,{column}", 120))
     words = (
         f"t.csv: column '{column}' holds several labels a row, such as '",
-        ": multi-label, and mtmeta has no multi-",
+        ": multi-label, which is written by hand, as task: multi_label",
     )
     for columns in ((), ("--columns", f"t=text,{column}")):
         outcome = call(*NEW, "--task", "t=t.csv", *columns, cwd=tmp_path, capsys=capsys)
@@ -242,9 +242,7 @@ def test_arrays_in_json_lines(tmp_path: Path, capsys: Capture) -> None:
     rows = [{"text": f"some words {i}", "labels": some_of(i), "gold_label": EMOTIONS[i % 4]} for i in range(60)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert drafted_task(tmp_path, capsys, "--task", "t=t.jsonl")["label"] == "gold_label"
-    words = (
-        "column 'labels' holds lists or objects: several labels a row are multi-label, and mtmeta has no multi-label"
-    )
+    words = "column 'labels' holds lists or objects: several labels a row are multi-label, which is written by hand"
     outcome = call(*NEW, "--force", "--task", "t=t.jsonl", "--columns", "t=text,labels", cwd=tmp_path, capsys=capsys)
     refused(outcome, words)
     for left in ({"n": 1.5}, {}):
@@ -259,7 +257,7 @@ def test_a_class_in_each_of_several_columns(tmp_path: Path, capsys: Capture) -> 
     header = "text,toxic,obscene,threat"
     (tmp_path / "t.csv").write_text(lines(lambda i: f"some words {i},{i % 2},{i // 2 % 2},{i // 3 % 2}", header))
     outcome = call(*NEW, "--task", "t=t.csv", cwd=tmp_path, capsys=capsys)
-    words = "columns toxic, obscene, threat hold 0 and 1 each: multi-label, and mtmeta has no multi-label task"
+    words = "columns toxic, obscene, threat hold 0 and 1 each: multi-label, which is written by hand, as task:"
     refused(outcome, words, "--columns takes one of them alone")
     task = drafted_task(tmp_path, capsys, "--task", "t=t.csv", "--columns", "t=text,threat")
     assert (task["label"], task["labels"]) == ("threat", 2)

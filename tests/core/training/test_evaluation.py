@@ -35,7 +35,7 @@ from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
 
-METRICS = {metric.name: metric for metric in plugin.register_metrics()}
+METRICS = {metric.name: metric for metric in plugin.register_metrics() if metric.fits(mtmeta.Classification(5))}
 TASKS: dict[str, mtmeta.Task] = {
     "sst": Sst(train="sample"),
     "para": Para(train="sample", pair_mode="cross"),

@@ -48,7 +48,10 @@ class OnnxModel:
         return list(self.sessions[task].run(None, self.inputs(task, texts)))
 
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
-        """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number."""
+        """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number.
+
+        Of a task with any number of labels a text, these, and the probability of each.
+        """
         predictions: list[dict[str, Any]] = []
         description = self.descriptions[task]
         for start in range(0, len(texts), batch_size):
@@ -57,6 +60,12 @@ class OnnxModel:
                 predictions += [{"score": value} for value in answers.tolist()]
                 continue
             labels = description["labels"]
+            if description["objective"] == "multi_label":  # a label whose logit is above its own threshold
+                above = logits > np.array(description["thresholds"], dtype=np.float32)
+                for has, row in zip(above.tolist(), answers.tolist(), strict=True):
+                    kept = [label for label, one in zip(labels, has, strict=True) if one]
+                    predictions.append({"labels": kept, "probabilities": dict(zip(labels, row, strict=True))})
+                continue
             classes = (logits[:, 0] > 0).astype(int) if description["objective"] == "binary" else logits.argmax(axis=1)
             for number, row in zip(classes.tolist(), answers.tolist(), strict=True):
                 by_label = dict(zip(labels, row, strict=True))

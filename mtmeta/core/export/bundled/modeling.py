@@ -134,7 +134,10 @@ class MultiTaskModel(nn.Module):
 
     @torch.inference_mode()
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
-        """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number."""
+        """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number.
+
+        Of a task with any number of labels a text, these, and the probability of each.
+        """
         predictions: list[dict[str, Any]] = []
         description = self.descriptions[task]
         for start in range(0, len(texts), batch_size):
@@ -144,6 +147,12 @@ class MultiTaskModel(nn.Module):
                 predictions += [{"score": value} for value in numbers.tolist()]
                 continue
             labels = description["labels"]
+            if description["objective"] == "multi_label":  # a label whose logit is above its own threshold
+                above = outputs > outputs.new_tensor(description["thresholds"])
+                for has, row in zip(above.tolist(), outputs.sigmoid().tolist(), strict=True):
+                    kept = [label for label, one in zip(labels, has, strict=True) if one]
+                    predictions.append({"labels": kept, "probabilities": dict(zip(labels, row, strict=True))})
+                continue
             if description["objective"] == "binary":  # one logit, of the second class
                 outputs = outputs[:, 0]
                 probabilities = torch.stack([(-outputs).sigmoid(), outputs.sigmoid()], dim=1)

@@ -13,7 +13,7 @@ from mtmeta.core.api.contracts import Task
 from mtmeta.core.errors import MtmetaError
 from mtmeta.core.reports.html import study_plots
 from mtmeta.core.reports.html.worst_errors import WORST, texts_of
-from mtmeta.core.reports.table import Cell, Table
+from mtmeta.core.reports.table import Cell, Table, shown_number
 from mtmeta.core.studies.comparable import Planned
 from mtmeta.core.studies.comparison import read_predicted_examples
 from mtmeta.core.wording import plural, safe
@@ -41,6 +41,11 @@ class TaskPredictions:
     def classes(self) -> Sequence[str]:
         return self.task.objective.classes
 
+    @property
+    def single(self) -> bool:
+        """Whether each example has one class."""
+        return self.task.objective.labelled == "one" and bool(self.classes)
+
     def confusion(self, predictions: Array) -> Counts:
         """Return how often each class [C, C], by row, was predicted as each, in all runs [K, N] together."""
         matrix = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
@@ -50,7 +55,7 @@ class TaskPredictions:
 
     def confused(self) -> list[str]:
         """Return the two classes that each row confuses most, in a line; nothing of a task without classes."""
-        if not self.classes:
+        if not self.single:
             return []
         rows_of: dict[str, list[str]] = {}  # by what is confused
         for row, predictions in self.rows.items():
@@ -99,14 +104,27 @@ def _read(
 def task_section(of: TaskPredictions, *, texts: bool) -> dict[str, Any]:
     """Return the values of `task.html.j2`."""
     confusions, classes = [], None
-    if of.classes:
+    if of.single:
         for row, predictions in of.rows.items():
             title = f"{of.name}, {row}"
             counts = of.confusion(predictions).tolist()
             confusions.append(study_plots.confusion(title, "predicted", "label", list(of.classes), counts))
         classes = _classes(of) if len(of.classes) <= MOST_CLASSES else None
     worst, note = _worst(of, texts=texts)
-    return {"name": of.name, "classes": classes, "confusions": confusions, "worst": worst, "note": note}
+    shown = {"classes": classes, "confusions": confusions, "own": _own_tables(of)}
+    return {"name": of.name, **shown, "worst": worst, "note": note}
+
+
+def _own_tables(of: TaskPredictions) -> list[tuple[str, Table]]:
+    """Return the table that the task's objective makes of each row, all its runs together, if it makes one."""
+    tables = []
+    for row, predictions in of.rows.items():
+        labels = np.concatenate([of.labels] * len(predictions))
+        own = of.task.objective.confusion(labels, np.concatenate(list(predictions)))
+        if own is not None:
+            rows = [[*map(Cell, (safe(label, 40), *map(shown_number, numbers)))] for label, numbers in own.rows]
+            tables.append((f"{row}: {own.caption}", Table(["", *own.columns], rows)))
+    return tables
 
 
 def _classes(of: TaskPredictions) -> Table:
@@ -130,9 +148,13 @@ def _ratio(part: int, whole: int) -> str:
 
 def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
     """Return the examples that most runs get wrong, the worst first, and a note on what could not be shown."""
-    everything = np.concatenate(list(of.rows.values()))  # [runs, N]
+    everything = np.concatenate(list(of.rows.values()))  # [runs, N], or [runs, N, L] of labels that are rows
     wrong = everything != of.labels
-    if of.classes:
+    counted = bool(of.classes)
+    if wrong.ndim == 3:
+        rank = wrong.mean(axis=(0, 2))
+        wrong = wrong.any(axis=2)
+    elif of.classes:
         matrix = of.confusion(everything)
         # of as many runs the rarer mistake first: what is seldom predicted for a label is further off
         seldom = (everything.astype(np.int64), of.labels.astype(np.int64))
@@ -144,15 +166,15 @@ def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
     if not order:
         return None, ""
     shown, note = texts_of(of.runs[0], of.name, [of.ids[at] for at in order]) if texts else ({}, "")
-    header = ["example", "label", "predicted", "wrong in" if of.classes else "mean error"]
+    header = ["example", "label", "predicted", "wrong in" if counted else "mean error"]
     rows = []
     for at in order:
         example = shown.get(of.ids[at], "")
         text = f"{example}" if example else f"id {safe(of.ids[at], 60)}"
-        cells = [text, of.task.objective.show(float(of.labels[at])), _predicted(of, everything[:, at])]
+        cells = [text, of.task.objective.show(of.labels[at].tolist()), _predicted(of, everything[:, at])]
         missed = int(wrong[:, at].sum())
         error = float(np.abs(everything[:, at] - of.labels[at]).mean())
-        cells.append(f"{missed} of {plural(len(everything), 'run')}" if of.classes else f"{error:.3f}")
+        cells.append(f"{missed} of {plural(len(everything), 'run')}" if counted else f"{error:.3f}")
         rows.append([*map(Cell, cells)])
     return Table(header, rows), note
 
@@ -160,9 +182,9 @@ def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
 def _predicted(of: TaskPredictions, values: Array) -> str:
     """Return what runs predict for an example: the classes by how often, or the mean of the numbers."""
     if not of.classes:
-        return f"{values.mean():.4g}"
-    found, counts = np.unique(values, return_counts=True)
+        return of.task.objective.show(values.mean(axis=0).tolist()) if values.ndim > 1 else f"{values.mean():.4g}"
+    found, counts = np.unique(values, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     if len(values) == 1:
-        return of.task.objective.show(float(found[0]))
-    return ", ".join(f"{of.task.objective.show(float(found[at]))} ({counts[at]})" for at in order)
+        return of.task.objective.show(found[0].tolist())
+    return ", ".join(f"{of.task.objective.show(found[at].tolist())} ({counts[at]})" for at in order)

@@ -56,12 +56,19 @@ def _share(part: int, whole: int) -> str:
 
 def _labels(labels: dict[str, Any]) -> str:
     """Return the shares of classes; of numbers their range and quartiles."""
+    if "sets" in labels:
+        without = f", {labels['empty']:,} rows without one" if labels["empty"] else ""
+        return f"{labels['mean_size']:.2f} a row{without}; {_classes(labels['sets'], labels['rows'])}"
     if "classes" not in labels:
         low, middle, high = labels["quartiles"]
         mean = f"{labels['least']:g} to {labels['greatest']:g}, mean {labels['mean']:.2f}"
         return f"{mean}, quartiles {low:.3g}, {middle:.3g}, {high:.3g}"
     counts = labels["classes"]
-    total = sum(counts.values())
+    return _classes(counts, sum(counts.values()))
+
+
+def _classes(counts: dict[str, int], total: int) -> str:
+    """Return the share of the rows that each class has."""
     shown = [f"{safe(label, 20)} {count / total:.1%}" for label, count in list(counts.items())[:MAX_CLASSES]]
     if len(counts) > MAX_CLASSES:
         least, most = min(counts.values()), max(counts.values())

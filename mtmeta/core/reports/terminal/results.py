@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from mtmeta.core.reports.table import shown_number
 from mtmeta.core.reports.terminal.console import Folding, standard_output
 from mtmeta.core.wording import safe
 
@@ -63,6 +64,11 @@ def _show_details(console: Console, name: str, details: Mapping[str, Any]) -> No
             table.add_row(Text(safe(label, 20)), *map(str, row))
         console.print(table)
         return
+    if "table" in details:
+        _show_table(console, name, details["table"])
+        return
+    if not details:
+        return
     console.print(
         f"{safe(name)}: mean error {details['mean_error']:+.3f}, "
         f"mean absolute error {details['mean_absolute_error']:.3f}, "
@@ -70,3 +76,14 @@ def _show_details(console: Console, name: str, details: Mapping[str, Any]) -> No
     )
     for row in details["worst"]:
         console.print(f"  {safe(row['id'])}: label {row['label']:.3g}, predicted {row['prediction']:.3g}")
+
+
+def _show_table(console: Console, name: str, own: Mapping[str, Any]) -> None:
+    """Print the table that an objective makes of labels and predictions."""
+    table = Folding(console, f"{safe(name)}: {safe(own['caption'], 200)}")
+    table.add_column("")
+    for column in own["columns"]:
+        table.add_column(Text(safe(column, 20)), justify="right")
+    for label, numbers in own["rows"]:
+        table.add_row(Text(safe(label, 20)), *map(shown_number, numbers))
+    console.print(table)

@@ -37,10 +37,13 @@ class Rehearsal(Learner):
         return torch.zeros(())
 
     def features(self, batch: Batch) -> Features:
+        self.check_pooled(batch.task)
         self.read_elsewhere(batch)
         shape, here = (len(batch), self.model.vectors(batch.task), self.model.hidden_size), self.device
         vectors = torch.zeros(shape, requires_grad=True, device=here)
-        return Features(batch.task, vectors, torch.zeros(len(batch), device=here))
+        objective = self.tasks[batch.task].objective
+        width = [objective.width] if objective.labelled == "row" else []
+        return Features(batch.task, vectors, torch.zeros([len(batch), *width], device=here))
 
     def head(self, task: str) -> dict[str, Tensor]:
         return {name: torch.zeros_like(p, requires_grad=True) for name, p in self.model.heads[task].named_parameters()}
