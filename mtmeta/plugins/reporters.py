@@ -101,7 +101,7 @@ class _View:
     def __init__(self) -> None:
         self.rate = _Rate()
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, style: str = "") -> None:
         raise NotImplementedError
 
     def progress(self, event: Any, text: str) -> None:
@@ -131,7 +131,7 @@ class _View:
         self.line(f"  {event.task} {event.split}: {counts} ({mtmeta.safe(event.file)})")
 
     def on_warning(self, event: Any) -> None:
-        self.line(f"warning: {mtmeta.safe(event.text, 500)}")
+        self.line(f"warning: {mtmeta.safe(event.text, 500)}", "yellow")
 
     def on_step(self, event: Any) -> None:
         self.rate.add(event.examples, event.seconds)
@@ -139,7 +139,7 @@ class _View:
         self.progress(event, f"{losses}  {self.rate.per_second:.0f} ex/s")
 
     def on_step_skipped(self, event: Any) -> None:
-        self.line(f"step {event.step} skipped: {event.reason}")
+        self.line(f"step {event.step} skipped: {event.reason}", "red")
 
     def on_stopped_early(self, event: Any) -> None:
         group, evaluations = mtmeta.safe(event.group), f"{event.evaluations} evaluations"
@@ -149,7 +149,7 @@ class _View:
         parts = [f"{name} {score['metric']} {score['value']:.3f}" for name, score in event.tasks.items()]
         mean = f"  mean {event.selected:.3f}" if len(parts) > 1 else ""
         best = "  best so far" if event.best else ""
-        self.line(f"step {event.step} ({event.split}): {'  '.join(parts)}{mean}{best}")
+        self.line(f"step {event.step} ({event.split}): {'  '.join(parts)}{mean}{best}", "green" if event.best else "")
 
 
 class _Plain(_View):
@@ -160,7 +160,7 @@ class _Plain(_View):
         self.every = every
         self.last = -math.inf
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, style: str = "") -> None:
         print(mtmeta.safe(text, MAX_LINE), file=sys.stderr, flush=True)
 
     def progress(self, event: Any, text: str) -> None:
@@ -186,8 +186,8 @@ class _Live(_View):
         self.bars: dict[str, TaskID] = {}
         self.bar.start()
 
-    def line(self, text: str) -> None:
-        self.console.print(mtmeta.safe(text, MAX_LINE))
+    def line(self, text: str, style: str = "") -> None:
+        self.console.print(mtmeta.safe(text, MAX_LINE), style=style or None)
 
     def progress(self, event: Any, text: str) -> None:
         if event.group not in self.bars:
@@ -219,7 +219,7 @@ class _Notebook(_View):
         self.drawn: dict[str, float] = {}
         self.last: dict[str, str] = {}
 
-    def line(self, text: str) -> None:
+    def line(self, text: str, style: str = "") -> None:
         print(mtmeta.safe(text, MAX_LINE), flush=True)
 
     def progress(self, event: Any, text: str) -> None:

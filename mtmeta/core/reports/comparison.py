@@ -165,7 +165,9 @@ def notes_of(comparison: Mapping[str, Any]) -> list[str]:
     compared = [row for row in rows if any("deltas" in cell for cell in row["columns"].values())]
     if compared:
         baselines = ", ".join(map(safe, comparison["baselines"]))
-        notes.append(f"Below: differences to {baselines} with a 95% interval. {_covers(comparison, compared)}")
+        deltas = [delta for row in compared for c in row["columns"].values() for delta in c.get("deltas", {}).values()]
+        covers = f" with a 95% interval. {_covers(comparison, compared)}"
+        notes.append(f"Below: differences to {baselines}{'.' if all(map(few_of, deltas)) else covers}")
         notes += [*_of_pairs(comparison), *_of_margin(comparison), *_of_looks(comparison), *_effects(comparison)]
     if any(cell.get("surely_best") for row in rows for cell in row["columns"].values()):
         notes.append("Bold: better than every other row, by 95% intervals of its differences to each of them.")

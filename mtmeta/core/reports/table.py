@@ -19,6 +19,11 @@ class Cell:
     tones: Sequence[Tone] = ()
     """What each line below surely is; without any none of them is."""
 
+    @property
+    def lines(self) -> list[str]:
+        """Return the lines of its text, the first of them above the others."""
+        return f"{self.value}\n{self.below}".split("\n") if self.below else self.value.split("\n")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -31,3 +36,10 @@ class Table:
 def shown_number(number: float) -> str:
     """Return a number of an objective's own table: a count in full, all else with three digits after the point."""
     return f"{number:,}" if isinstance(number, int) else f"{number:.3f}"
+
+
+def turned(table: Table) -> Table:
+    """Return the table with its columns as rows; the corner names what is in them."""
+    names = [row[0].value for row in table.rows]
+    rows = [[Cell(name), *cells] for name, *cells in zip(table.header, *table.rows, strict=True)]
+    return Table(["task", *names], rows[1:])

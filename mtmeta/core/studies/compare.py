@@ -24,7 +24,7 @@ from mtmeta.core.studies.comparable import Planned, check_alike
 from mtmeta.core.studies.launching.placement import POOL, Placement
 from mtmeta.core.studies.planned_run import is_finished, lock_of, same_carving
 from mtmeta.core.studies.protocol import MOST, Protocol, Register, departures
-from mtmeta.core.studies.study import Study
+from mtmeta.core.studies.study import Study, StudyWatcher
 from mtmeta.core.tables.data_file import DataFile
 from mtmeta.core.wording import quote
 
@@ -41,9 +41,11 @@ def compare_recipes(
     seeds: int | None = None,
     add_seeds: int | None = None,
     say: Say = lambda text: None,
+    watcher: StudyWatcher | None = None,
 ) -> dict[str, Any]:
     """Carry out a comparison; see `mtmeta.compare`. The request holds all but the recipes.
 
+    `watcher` is told of the runs of the pool as they go, and takes their lines in the place of `say`.
     One that is to be detached is not waited for: its jobs are submitted, and what they are is returned.
     """
     protocol = protocol or Protocol()
@@ -64,7 +66,7 @@ def compare_recipes(
 
         pick_device(request.device)
     check_files(plan)
-    study = Study(plan, protocol, registry, request, placement, say)
+    study = Study(plan, protocol, registry, request, placement, say, watcher)
     study.check(recipes)
     record = register.write(protocol, seeds=looks[-1].seeds, finished=study.finished, runs=len(study.runs))
     if placement.detach:

@@ -17,11 +17,18 @@ from mtmeta.core.studies.comparable import Planned, check_data
 from mtmeta.core.studies.comparison import MEAN, comparison, signs_of
 from mtmeta.core.studies.launching.placement import Placement
 from mtmeta.core.studies.planned_run import check_unedited, is_finished, job_of
-from mtmeta.core.studies.processes.pool import Job
+from mtmeta.core.studies.processes.pool import Job, RunWatcher
 from mtmeta.core.studies.protocol import Protocol
 from mtmeta.core.training.statistics import Look
 
 Say = Callable[[str], None]
+
+
+class StudyWatcher(RunWatcher):
+    """Is told what becomes of a study and its runs."""
+
+    def planned(self, total: int, finished: int, at_once: int) -> None:
+        """Take how many runs there are at most, how many were finished before, and how many run at a time."""
 
 
 class Study:
@@ -35,9 +42,10 @@ class Study:
         request: RunRequest,
         placement: Placement,
         say: Say,
+        watcher: StudyWatcher | None = None,
     ) -> None:
         self.plan, self.protocol, self.registry, self.request = plan, protocol, registry, request
-        self.placement, self.say = placement, say
+        self.placement, self.say, self.watcher = placement, say, watcher
         self.runs = [run for position in zip(*plan.values(), strict=True) for run in position]  # first seeds first
         self.waiting = {run.folder.path: run for run in self.runs if not is_finished(run)}
         self.errors: dict[Path, MtmetaError] = {}
@@ -54,6 +62,8 @@ class Study:
             raise UsageError("--until", message)
         most = "at most " if self.protocol.until_interval else ""
         self.say(f"{most}{len(self.runs)} runs, {self.finished} of them finished already, in {self.request.out}")
+        if self.watcher is not None:
+            self.watcher.planned(len(self.runs), self.finished, self.placement.at_once)
         check_data(self.runs)
         needs = (wanted(run.recipe, splits_read(run.recipe)).values() for run in self.waiting.values())
         wants = by_name(chain(*chain(*needs)))
@@ -121,6 +131,8 @@ class Study:
             self.errors[job.folder] = error
 
         calls: dict[str, Any] = {"say": self.say, "ended": ended, "failed": failed, "stop": self.request.stop}
+        if self.watcher is not None:
+            calls["watcher"] = self.watcher
         self.placement.run(jobs, Path(self.request.out or "."), **calls)
         for path in waiting:
             del self.waiting[path]

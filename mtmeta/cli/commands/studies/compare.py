@@ -21,7 +21,6 @@ from mtmeta.cli.options import (
     On,
     Set,
     run_request,
-    say,
     show_submitted,
 )
 from mtmeta.core.errors import Incomplete, UsageError
@@ -84,6 +83,7 @@ def compare(
 
     with stop_on_signals() as stop:
         request = run_request(set_=set_, out=out, data_root=data_root, device=device, no_plugin=no_plugin, stop=stop)
+        from mtmeta.core.reports.terminal.study_progress import StudyView
         from mtmeta.core.studies.compare import compare_recipes
         from mtmeta.core.studies.launching.placement import place
         from mtmeta.core.studies.protocol import Protocol
@@ -93,7 +93,8 @@ def compare(
         placement, request = place(request, on, jobs=jobs, detach=detach)
         incomplete: Incomplete | None = None
         try:
-            table = compare_recipes(recipes, request, protocol, placement, **numbers, say=say)
+            with StudyView().open() as view:
+                table = compare_recipes(recipes, request, protocol, placement, **numbers, say=view.say, watcher=view)
         except Incomplete as error:
             table, incomplete = error.comparison, error
     if detach:

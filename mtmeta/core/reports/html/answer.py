@@ -11,7 +11,7 @@ from mtmeta.core.reports.html.history import History
 from mtmeta.core.reports.html.page import Figure
 from mtmeta.core.reports.html.study_plots import Dot, Group, differences
 from mtmeta.core.reports.html.task_section import TaskPredictions
-from mtmeta.core.reports.table import Cell, Table
+from mtmeta.core.reports.table import Table, turned
 
 Fact = tuple[str, Sequence[str]]
 """What is asked, and the lines that answer it."""
@@ -24,14 +24,10 @@ TRANSPOSED = 8
 def answer_table(compared: Mapping[str, Any]) -> Table:
     """Return the table of a comparison as it fits a page: no line of a cell is broken."""
     columns = len(compared["rows"][0]["columns"])
-    turned = columns > TRANSPOSED and len(compared["rows"]) < columns
-    wide = (len(compared["rows"]) if turned else columns) <= STACKED
+    as_rows = columns > TRANSPOSED and len(compared["rows"]) < columns
+    wide = (len(compared["rows"]) if as_rows else columns) <= STACKED
     table = table_of(compared, " " if wide else "\n", costs=False)
-    if not turned:
-        return table
-    names = [row[0].value for row in table.rows]
-    rows = [[Cell(name), *cells] for name, *cells in zip(table.header, *table.rows, strict=True)]
-    return Table(["task", *names], rows[1:])
+    return turned(table) if as_rows else table
 
 
 def difference_plot(compared: Mapping[str, Any], *, narrow: bool = False) -> list[Figure]:

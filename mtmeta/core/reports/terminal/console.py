@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtmeta.core.reports.table import Cell
+from mtmeta.core.reports.table import Cell, Tone
 from mtmeta.core.wording import safe
+
+COLOURS: dict[Tone, str] = {"better": "green", "worse": "red", "": ""}
 
 
 class Folding(Table):
@@ -31,9 +33,12 @@ class Folding(Table):
 
 
 def text_of(cell: Cell) -> Text:
-    """Return a cell, bold where it is the best of its column."""
+    """Return a cell: bold where it stands out, lines below it in green where they are better, in red where worse."""
     text = Text(cell.value, style="bold" if cell.best else "")
-    return text.append(f"\n{cell.below}", style="not bold") if cell.below else text
+    for number, line in enumerate(cell.below.split("\n") if cell.below else ()):
+        tone = cell.tones[number] if number < len(cell.tones) else ""
+        text.append(f"\n{line}", style=f"not bold {COLOURS[tone]}".rstrip())
+    return text
 
 
 def standard_output() -> Console:

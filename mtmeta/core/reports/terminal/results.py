@@ -27,6 +27,8 @@ def show_results(summary: Mapping[str, Any]) -> None:
         names = {key: safe(text) for key, text in (("metric", score["metric"]), ("split", summary["split"]))}
         row = [safe(name), names["metric"], f"{score['value']:.4f}", interval, examples, names["split"]]
         table.add_row(*map(Text, row), f"{score['loss']:.4f}")
+        for metric, value in score["others"].items():  # without an interval, which only the primary one has
+            table.add_row("", Text(safe(metric)), f"{value:.4f}")
     if len(summary["tasks"]) > 1:
         table.add_section()
         table.add_row("mean", "", f"{summary['mean']:.4f}")

@@ -14,7 +14,7 @@ from mtmeta.core.run.request import RunRequest
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.studies.launching.options import LOCAL, read_launcher, split_overrides
 from mtmeta.core.studies.launching.watch import Submitter, watch
-from mtmeta.core.studies.processes.pool import Job, run_all
+from mtmeta.core.studies.processes.pool import Job, RunWatcher, run_all
 
 Say = Callable[[str], None]
 
@@ -41,16 +41,19 @@ class Placement:
         ended: Callable[[Job], None] = lambda job: None,
         failed: Callable[[Job, MtmetaError], None] | None = None,
         stop: StopRequest | None = None,
+        watcher: RunWatcher | None = None,
     ) -> None:
         """Run every job to its end, wherever: finished runs are kept, cut ones go on, jobs under way are picked up.
 
         `study` is the folder that the run directories lie in; jobs of a launcher stand in its `.jobs`. `ended` is
         called after each run that ended well. One that fails does not keep the others from running: `failed` takes its
         error; without it the errors of all are raised together in the end. Raises Stopped if a signal came: processes
-        of the pool are over then, with everything saved, and jobs of a launcher go on.
+        of the pool are over then, with everything saved, and jobs of a launcher go on. `watcher` is told of the runs of
+        the pool.
         """
         if self.launcher is None:
-            run_all(jobs, at_once=self.at_once, say=say, ended=ended, failed=failed, stop=stop)
+            calls: dict[str, Any] = {"ended": ended, "failed": failed, "stop": stop}
+            run_all(jobs, at_once=self.at_once, say=say, watcher=watcher, **calls)
         elif jobs:
             submitter = Submitter(self.launcher, self.options, study, say)
             watch(submitter, jobs, ended=ended, failed=failed, stop=stop or StopRequest())

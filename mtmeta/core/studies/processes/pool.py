@@ -46,6 +46,35 @@ class Job:
     threads: int | None = None
 
 
+class RunWatcher:
+    """Is told what becomes of runs in the pool; does nothing with it, unless a subclass does."""
+
+    def started(self, job: Job) -> None:
+        """Take that the process of a run was started."""
+
+    def said(self, job: Job, line: str) -> None:
+        """Take a line that a run printed on stderr; called from a thread."""
+
+    def ended(self, job: Job, error: MtmetaError | None) -> None:
+        """Take that a run is over, and the error it ended with, if it did."""
+
+    def put_back(self, job: Job) -> None:
+        """Take that a run ended without being done: it was asked to stop, or another process has it."""
+
+    def look(self) -> None:
+        """Take that time has passed; called many times a second."""
+
+
+class _Lines(RunWatcher):
+    """Passes every line on, after the label of its run."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def said(self, job: Job, line: str) -> None:
+        self._say(f"{job.label}: {line}")
+
+
 def without_options(text: str, folder: Path) -> str:
     """Return a line of `mtmeta run` without advice that only that command can follow."""
     if (option := OF_RUN.search(text)) is None:
@@ -63,15 +92,19 @@ def run_all(
     ended: Callable[[Job], None] = lambda job: None,
     failed: Callable[[Job, MtmetaError], None] | None = None,
     stop: StopRequest | None = None,
+    watcher: RunWatcher | None = None,
 ) -> None:
     """Run every job, `at_once` at a time and in their order; `ended` is called after each that ended well.
+
+    `watcher` is told of every run, and takes their lines in the place of `say`.
 
     A run that another process holds is waited for. One that fails does not keep the others from running: `failed` takes
     its error; without it the errors of all are raised together in the end. An error in `ended` ends everything. Raises
     Stopped once every process has ended, if a signal came.
     """
     stop = stop or StopRequest()
-    pool = _Pool(jobs, at_once, say)
+    watcher = watcher or _Lines(say)
+    pool = _Pool(jobs, at_once, say, watcher)
     problems: list[MtmetaError] = []
     note = failed or (lambda job, error: problems.append(error))
     done = 0
@@ -87,11 +120,14 @@ def run_all(
                 try:
                     process.check()
                 except MtmetaError as error:
+                    watcher.ended(process.job, error)
                     note(process.job, error)
                     continue
                 done += 1
                 stop.where = f"with {done} of {len(jobs)} runs done"
+                watcher.ended(process.job, None)
                 ended(process.job)
+            watcher.look()
             time.sleep(POLL)
     stop.check()
     raise_all(problems)
@@ -100,10 +136,10 @@ def run_all(
 class _Pool:
     """Jobs that wait, and the processes of those that run, at most `at_once` of them."""
 
-    def __init__(self, jobs: Sequence[Job], at_once: int, say: Say) -> None:
+    def __init__(self, jobs: Sequence[Job], at_once: int, say: Say, watcher: RunWatcher) -> None:
         self.waiting = list(jobs)
         self.running: list[_Running] = []
-        self._at_once, self._say = at_once, say
+        self._at_once, self._say, self._watcher = at_once, say, watcher
         self._asked: dict[Path, float] = {}
         """When each run that another process holds was last looked at."""
 
@@ -112,13 +148,17 @@ class _Pool:
         for job in list(self.waiting):
             if len(self.running) < self._at_once and self._is_free(job):
                 self.waiting.remove(job)
-                self.running.append(_Running(job, self._at_once, self._say))
+                self.running.append(_Running(job, self._at_once, self._watcher))
+                self._watcher.started(job)
 
     def ended(self) -> Iterator[_Running]:
         """Take out the processes that are over, less those that were asked to stop; one that was late waits again."""
         for process in [process for process in self.running if process.has_ended()]:
             self.running.remove(process)
-            if process.was_late():
+            late = process.was_late()
+            if late or process.was_stopped():
+                self._watcher.put_back(process.job)
+            if late:
                 self.waiting.insert(0, process.job)
                 self._asked[process.job.folder] = time.monotonic()
             elif not process.was_stopped():
@@ -140,7 +180,7 @@ class _Pool:
 class _Running:
     """The process of one run, whose lines are passed on as they come."""
 
-    def __init__(self, job: Job, at_once: int, say: Say) -> None:
+    def __init__(self, job: Job, at_once: int, watcher: RunWatcher) -> None:
         self.job = job
         self._asked = False
         self._errors: list[MtmetaError] = []
@@ -170,20 +210,20 @@ class _Running:
         finally:
             os.close(pipe)  # or the end of the errors would never come
         self._readers = [
-            threading.Thread(target=self._pass_on, args=(say,), daemon=True),
+            threading.Thread(target=self._pass_on, args=(watcher,), daemon=True),
             threading.Thread(target=self._receive, args=(errors,), daemon=True),
         ]
         for reader in self._readers:
             reader.start()
 
-    def _pass_on(self, say: Say) -> None:
+    def _pass_on(self, watcher: RunWatcher) -> None:
         assert self._process.stderr is not None
         with self._process.stderr as lines:
             for line in lines:
                 line = without_options(line.strip(), self.job.folder)
                 # the listener may be gone; the run is to go on, and would wait for a pipe that nobody reads
                 with contextlib.suppress(OSError, ValueError):
-                    say(f"{self.job.label}: {safe(line, 1000)}")
+                    watcher.said(self.job, safe(line, 1000))
 
     def _receive(self, errors: int) -> None:
         with open(errors, encoding="utf-8", errors="backslashreplace") as lines:
