@@ -139,7 +139,7 @@ class _View:
         self.progress(event, f"{losses}  {self.rate.per_second:.0f} ex/s")
 
     def on_step_skipped(self, event: Any) -> None:
-        self.line(f"step {event.step} skipped: {event.reason}", "red")
+        self.line(f"step {event.step} skipped: {event.reason}", "bold red")
 
     def on_stopped_early(self, event: Any) -> None:
         group, evaluations = mtmeta.safe(event.group), f"{event.evaluations} evaluations"
