@@ -1,11 +1,12 @@
 """How far exports of a run are from `mtmeta predict`, on real sentences: the largest differences, by format.
 
-    python -m benchmarks.export --data DATA --run RUN [--count 256] [--format transformers]... [--json]
+    python -m benchmarks.export --data DATA --run RUN [--count 256] [--format transformers]... [--int8 row] [--json]
 
 DATA holds TASK-dev.csv for the tasks of the run; the first --count rows are taken. Each format goes to a temporary
 folder and is loaded as its model card says: modeling.py with transformers, inference.py with onnxruntime,
 SentenceTransformer. The figures are absolute differences of the raw outputs of a head, of probabilities or numbers, and
-of the mean-pooled vectors.
+of the mean-pooled vectors. Of text-classification they are those of AutoModelForSequenceClassification, of pipeline()
+and of the graphs, fp32 and, with --int8, int8, in batches of 32; `changed` counts the answers of int8 that are others.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from mtmeta.core.data.loading import from_texts
 from mtmeta.core.data.packing import pack_sequences
 from mtmeta.core.export.check import Single
 from mtmeta.core.export.export import FORMATS, export, formats_of
+from mtmeta.core.export.heads import Vector
+from mtmeta.core.export.int8 import QUANTISED, SCHEMES
+from mtmeta.core.export.onnx_graphs import run_graph
+from mtmeta.core.export.text_classification import GRAPH, outputs_of
 from mtmeta.core.run.predictor import Predictor, Text
 from mtmeta.core.training.evaluation import forward
 from mtmeta.core.training.model import mean_pool
@@ -38,6 +43,7 @@ from mtmeta.core.training.model import mean_pool
 __all__ = ["differences", "main", "raw_outputs", "read_texts"]
 
 Array = NDArray[np.float64]
+INPUTS = Vector.inputs
 
 
 def read_texts(path: Path, columns: Sequence[str], count: int) -> list[Text]:
@@ -136,10 +142,58 @@ def _sentence_transformers(predictor: Predictor, name: str, folder: Path, texts:
     return {"vectors": _largest(torch.cat(wanted).numpy(), encoded)}
 
 
+@torch.inference_mode()
+def _text_classification(predictor: Predictor, name: str, folder: Path, texts: Sequence[Text]) -> dict[str, float]:
+    import transformers
+
+    objective = predictor._model(name)[0].objectives[name]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    firsts, seconds = _columns(texts)
+    batches = []
+    for start in range(0, len(texts), 32):
+        parts = [column[start : start + 32] for column in (firsts, seconds) if column]
+        batches.append(tokenizer(*parts, padding=True, truncation=True, return_tensors="pt"))
+    wanted = raw_outputs(predictor, name, texts)
+
+    def raw(logits: Sequence[torch.Tensor]) -> Array:
+        outputs = outputs_of(objective, torch.cat(list(logits)))
+        return outputs.reshape(len(texts), -1).double().numpy()
+
+    found = {"outputs": _largest(wanted, raw([model(**batch).logits for batch in batches]))}
+    by_pipeline = _by_pipeline(objective, name, folder, firsts, seconds)
+    found["answers"] = _largest(_answers(predictor, name, texts), by_pipeline)
+    for which, file in (("onnx", GRAPH), ("int8", QUANTISED)):
+        if not (folder / file).exists():
+            continue
+        inputs = [[batch[key].numpy() for key in INPUTS if key in batch] for batch in batches]
+        answers = raw([torch.from_numpy(first) for first, *_ in run_graph((folder / file).read_bytes(), inputs)])
+        found[which] = _largest(wanted, answers)
+        if which == "int8" and objective.classes:
+            decoded = [objective.decode(torch.from_numpy(part)).numpy() for part in (wanted, answers)]
+            found["changed"] = float((decoded[0] != decoded[1]).sum())
+    return found
+
+
+def _by_pipeline(objective: Any, name: str, folder: Path, firsts: Sequence[str], seconds: Sequence[str]) -> Array:
+    """Probabilities of all classes, or the number within its range, as pipeline() says them."""
+    import transformers
+
+    classify = transformers.pipeline("text-classification", model=str(folder), truncation=True, device="cpu")
+    pairs = [{"text": a, "text_pair": b} for a, b in zip(firsts, seconds, strict=False)]
+    answers: Any = classify(pairs or list(firsts), top_k=None, batch_size=32)
+    rows = [{part["label"]: part["score"] for part in row} for row in answers]
+    scores = np.array([[row[label] for label in list(objective.classes) or [name]] for row in rows])
+    if not objective.classes:
+        scores = objective.decode(torch.from_numpy(scores[:, 0])).numpy()[:, None]
+    return scores
+
+
 CHECKS = {
     "transformers": _transformers,
     "onnx": _onnx,
     "sentence-transformers": _sentence_transformers,
+    "text-classification": _text_classification,
     "peft": _transformers,  # modeling.py is the same
 }
 
@@ -151,6 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--count", type=int, default=256, help="rows of each file")
     parser.add_argument("--format", action="append", choices=FORMATS)
+    parser.add_argument("--int8", choices=list(SCHEMES), help="of text-classification, a graph in int8 too")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     predictor = mtmeta.load(options.run, device="cpu")
@@ -161,17 +216,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for form in options.format or formats_of(predictor._session.recipe):
-            export(options.run, form, out=Path(folder) / form)
-            results[form] = differences(options.run, form, Path(folder) / form, texts)
+            int8 = options.int8 if form == "text-classification" else None
+            document = export(options.run, form, out=Path(folder) / form, int8=int8)
+            given = {name: texts[name] for name in texts if name in document["tasks"]}
+            results[form] = differences(options.run, form, Path(folder) / form, given)
     if options.json:
         print(json.dumps({"texts": {name: len(given) for name, given in texts.items()}, "differences": results}))
         return
     table = Table(title=f"largest difference to {options.run} on {options.count} real examples a task")
-    for heading in ("format", "task", "outputs", "answers", "vectors"):
+    kinds = ("outputs", "answers", "vectors", "onnx", "int8", "changed")
+    for heading in ("format", "task", *kinds):
         table.add_column(heading)
     for form, tasks in results.items():
         for name, figures in tasks.items():
-            cells = (f"{figures[key]:.1e}" if key in figures else "" for key in ("outputs", "answers", "vectors"))
+            shown = {key: f"{value:.0f}" if key == "changed" else f"{value:.1e}" for key, value in figures.items()}
+            cells = (shown.get(key, "") for key in kinds)
             table.add_row(form, name, *cells)
     Console().print(table)
 

@@ -10,7 +10,15 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.api.backbone import AdapterPlaces, LoadedBackbone, LoadedTokenizer, LowRankSum, Portable, Tokenizer
+from mtmeta.core.api.backbone import (
+    AdapterPlaces,
+    LoadedBackbone,
+    LoadedTokenizer,
+    LowRankSum,
+    Portable,
+    SequenceHead,
+    Tokenizer,
+)
 from mtmeta.core.api.contracts import (
     Algorithm,
     Backbone,
@@ -197,6 +205,7 @@ __all__ = [
     "ScheduleOptions",
     "Scores",
     "Search",
+    "SequenceHead",
     "Sources",
     "Step",
     "Surgery",

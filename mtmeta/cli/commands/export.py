@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,12 +13,18 @@ from mtmeta.cli.options import Json, NoPlugin, say, warn
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
-    form: Annotated[str, typer.Option("--format", help="transformers, onnx, sentence-transformers or peft.")],
+    form: Annotated[
+        str, typer.Option("--format", help="transformers, text-classification, onnx, sentence-transformers or peft.")
+    ],
     task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default RUN/export/FORMAT.")] = None,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Replace an export of another run, or one that was changed since.")
     ] = False,
+    int8: Annotated[
+        str | None,
+        typer.Option(help="text-classification: a graph in int8 too, its loss on dev measured; row or batch scales."),
+    ] = None,
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
@@ -30,6 +36,7 @@ def export(
     Examples:
       mtmeta export runs/my --format transformers
       mtmeta export runs/my --format onnx --task reviews
+      mtmeta export runs/my --format text-classification --int8 row
     """
     from mtmeta.core.environment import check_torch
 
@@ -37,5 +44,6 @@ def export(
     from mtmeta.core.export.export import export as run_export
     from mtmeta.core.wording import visible
 
-    exported = run_export(run, form, tasks=task or [], out=out, fresh=fresh, block=no_plugin or [], warn=warn, say=say)
+    options: Any = {"int8": int8, "block": no_plugin or [], "warn": warn, "say": say}
+    exported = run_export(run, form, tasks=task or [], out=out, fresh=fresh, **options)
     print(json.dumps(exported) if json_ else visible(exported["folder"]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,6 +90,25 @@ class AdapterPlaces:
     """The weight [out, in] of each of `qkv`, `out`, `up` and `down` that the layer has, under that word."""
     norms: Sequence[str] = ()
     """Gains and shifts of the layer's norms."""
+
+
+@dataclass(frozen=True)
+class SequenceHead:
+    """The head that transformers' model for sequence classification puts onto an encoder of one family.
+
+    It is Linear, an activation, Linear on the hidden state of the first token. An encoder of such a family has an
+    attribute `sequence_head`, without which tasks cannot have `head: hf`.
+    """
+
+    architecture: str
+    """The class, as config.json names it."""
+    activation: Literal["tanh", "relu", "gelu"]
+    encoder: str
+    """What the class calls its encoder: the beginning of the names of its tensors."""
+    dense: str
+    """The first Linear, by its name in the class."""
+    out: str = "classifier"
+    """The last one."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
-from mtmeta.core.api.option_types import Carve, Inputs, NonNegativeFloat, PositiveFloat, PositiveInt
+from mtmeta.core.api.option_types import Carve, Inputs, NonNegativeFloat, Pooling, PositiveFloat, PositiveInt
 from mtmeta.core.errors import DataError, PluginError, RecipeError
 from mtmeta.core.tables.data_file import DataFile, Dialect
 
@@ -77,6 +77,9 @@ class Task(Component):
     """Inner-loop steps of one episode (reptile, fomaml)."""
     loss_weight: NonNegativeFloat = 1.0
     """Lambda of this task in joint, reptile and fomaml objectives."""
+    head: Literal["hf"] | None = None
+    """`hf`: the head that transformers' models for sequence classification have, on the first token, so that
+    `mtmeta export --format text-classification` can write one; default: the task's own, on the mean over tokens."""
     dialect: Dialect | None = None
     """How this task's files are read; default: the recipe's `data` section."""
 
@@ -94,6 +97,11 @@ class Task(Component):
     def inputs(self) -> Inputs:
         """How an example enters the encoder: one text, two texts apart, or two texts in one sequence."""
         return "single"
+
+    @property
+    def pooling(self) -> Pooling:
+        """What heads take of a sequence's hidden states: their mean over the tokens, or that of the first token."""
+        return "first" if self.head == "hf" else "mean"
 
     @property
     def columns(self) -> tuple[str, ...]:

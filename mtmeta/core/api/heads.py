@@ -5,6 +5,7 @@ Shapes: `B` batch, `V` vectors an example (2 for separately encoded pairs, else 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -42,6 +43,29 @@ class CosineHead(nn.Module):
         a, b = self.dense(pooled).unbind(dim=1)  # [B, D] each
         cosine = functional.cosine_similarity(a, b, dim=-1)
         return self.scale * (functional.relu(cosine) if self.activation == "relu" else cosine)
+
+
+class SequenceClassificationHead(nn.Module):
+    """Linear, activation, Linear on the first token's hidden state: [B, 1, D] -> [B, C], or [B] if `outputs` is None.
+
+    It is what transformers' models for sequence classification have, without the dropout of their training.
+    """
+
+    def __init__(self, hidden_size: int, *, activation: Literal["tanh", "relu", "gelu"], outputs: int | None) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, outputs or 1)
+        self.activation = activation
+        self.squeeze = outputs is None
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        functions: dict[str, Callable[[Tensor], Tensor]] = {
+            "tanh": torch.tanh,
+            "relu": functional.relu,
+            "gelu": functional.gelu,
+        }
+        outputs: Tensor = self.out(functions[self.activation](self.dense(pooled[:, 0])))  # [B, D] -> [B, C]
+        return outputs[:, 0] if self.squeeze else outputs
 
 
 class LinearHead(nn.Module):

@@ -14,6 +14,8 @@ Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 Inputs = Literal["single", "separate", "cross"]
 """The way of an example into the encoder: one text; two texts, each alone; two texts in one sequence."""
+Pooling = Literal["mean", "first"]
+"""What becomes of a sequence's hidden states before a head takes them: their mean, or that of the first token alone."""
 InnerState = Literal["per_task", "shared", "reset"]
 """The life of an inner optimizer's state: with its task, shared by all tasks, or for one inner loop only."""
 

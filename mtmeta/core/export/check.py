@@ -102,7 +102,7 @@ def expected(model: MultiTaskModel, name: str, dataset: Dataset) -> list[NDArray
 @torch.inference_mode()
 def padded_answers(encoder: torch.nn.Module, answer: Answer, batches: Sequence[Inputs]) -> Outputs:
     """Return the same by the padded module, for each batch."""
-    vector, answers = Vector(encoder), []
+    vector, answers = Vector(encoder, answer.pooling), []
     for batch in batches:
         tensors = [torch.from_numpy(part) for part in batch]
         vectors = [vector(*tensors[at : at + 3]) for at in range(0, len(tensors), 3)]

@@ -6,22 +6,23 @@ run directory -> packed model (what `mtmeta predict` runs) -> the backbone's `po
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from mtmeta.core.api.backbone import LoadedBackbone, Portable
+from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
+from mtmeta.core.export import text_classification
 from mtmeta.core.export.heads import Answer, check_rule, describe_tasks, head_tensors
+from mtmeta.core.export.int8 import SCHEMES, Int8Loss, put_int8
 from mtmeta.core.export.libraries import AdaptedEncoder, LibraryEncoder, check_tokenizer, load_peft, load_transformers
 from mtmeta.core.export.model_card import Facts, card
+from mtmeta.core.export.parts import Part, as_json, put_encoder, put_tensors
 from mtmeta.core.export.peft_files import check_sums, peft_files
 from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
 from mtmeta.core.recipe.sections import Recipe
@@ -29,33 +30,16 @@ from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
-from mtmeta.core.storage.disk import write_tensors
 from mtmeta.core.storage.staging import Destination, StagingFolder, identity
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-LIMITS = {"transformers": 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5, "peft": 1e-5}
+SINGLE = text_classification.FORMAT  # the format of which each task has a model of its own
+LIMITS = {"transformers": 1e-5, SINGLE: 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5, "peft": 1e-5}
 """Formats, and how far outputs may be from those of `mtmeta predict`."""
 FORMATS = tuple(LIMITS)
 ADAPTERS_ONLY = "peft"  # the format that only a run with adapters has
 BUNDLED = Path(__file__).with_name("bundled")  # modules that go with an export as they stand; never imported
-
-
-@dataclass(frozen=True)
-class Part:
-    """A group of tasks that share an encoder: its model, as the run has it and as others will."""
-
-    names: list[str]
-    model: MultiTaskModel
-    backbone: LoadedBackbone
-    portable: Portable
-    """With the adapters in it, where the tasks have some."""
-    tasks: dict[str, dict[str, Any]]
-    """The description of each task in heads.json; empty where no heads are exported."""
-    step: int
-    base: Portable | None = None
-    """The encoder without adapters, where these are exported beside it."""
-    base_folder: str = ""
 
 
 @own_settings()
@@ -66,6 +50,7 @@ def export(
     tasks: Sequence[str] = (),
     out: str | Path | None = None,
     fresh: bool = False,
+    int8: str | None = None,
     block: Sequence[str] = (),
     plugins: Sequence[Any] = (),
     warn: Callable[[str], None] = lambda text: None,
@@ -74,15 +59,12 @@ def export(
     """Export the run in folder `run`; return the document of `--json`: folder, tasks, differences, files.
 
     `form` is one of FORMATS; `tasks` are all by default; `out` is RUN/export/FORMAT by default. Of an algorithm that
-    trains several encoders each has a folder of its own, named after its tasks. Raises MtmetaError, and then leaves
-    nothing behind.
+    trains several encoders each has a folder of its own, named after its tasks. `int8` is one of `int8.SCHEMES`, for
+    format text-classification. Raises MtmetaError, and then leaves nothing behind.
     """
     if form not in FORMATS:
         raise UsageError("--format", f"{quote(form)} is no format{choose(form, FORMATS)}")
-    if form == "onnx":
-        from mtmeta.core.export.onnx_graphs import check_packages
-
-        check_packages()
+    _check_options(form, int8)
     if out is None:
         RunDir(Path(run)).check_is_run()
         RunDir(Path(run)).check_own()  # the export goes into it
@@ -95,19 +77,38 @@ def export(
         if load_peft() is None:
             say("peft is not installed: it is not tried on what is exported; pip install 'mtmeta[peft]'")
     chosen = _choose_tasks(list(session.recipe.tasks), tasks)
+    if form == SINGLE:
+        chosen = text_classification.choose_tasks(session.recipe, chosen, named=bool(tasks))
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
     place = Destination(Path(out) if out is not None else default, identity(session.folder.lock()), form, fresh=fresh)
     place.check()
     with place.staged() as draft, memory_errors("exporting", "close other programs"):
-        facts = _write_models(draft, session, form, chosen, say)
-        manifest = place.manifest(draft, {"tasks": chosen, "steps": facts.steps, "differences": facts.differences})
-    document = {key: manifest[key] for key in ("format", "tasks", "steps", "differences")}
+        facts = _write_models(draft, session, form, chosen, say, int8)
+        told = {"tasks": chosen, "steps": facts.steps, "differences": facts.differences}
+        told |= {"int8": {name: of_task.plain() for name, of_task in facts.int8.items()}} if facts.int8 else {}
+        manifest = place.manifest(draft, told)
+    document = {key: manifest[key] for key in ("format", *told)}
     return {"folder": str(place.path), **document, "files": {name: f["size"] for name, f in manifest["files"].items()}}
+
+
+def _check_options(form: str, int8: str | None) -> None:
+    """Raise UsageError for options that do not go together, MachineError for a package that is missing."""
+    if int8 is not None and form != SINGLE:
+        raise UsageError("--int8", f"is for --format {SINGLE}, not for {form}")
+    if form == "onnx" or int8 is not None:
+        from mtmeta.core.export.onnx_graphs import check_packages
+
+        check_packages("--int8" if int8 is not None else "--format onnx")
+    if int8 is not None:
+        if int8 not in SCHEMES:
+            raise UsageError("--int8", f"{quote(int8)} is no scheme{choose(int8, SCHEMES)}")
 
 
 def formats_of(recipe: Recipe) -> list[str]:
     """Return the formats that a run of a recipe has."""
-    return [form for form in FORMATS if form != ADAPTERS_ONLY or recipe.adapters is not None]
+    lacking = [] if recipe.adapters is not None else [ADAPTERS_ONLY]
+    lacking += [] if text_classification.tasks_with_head(recipe) else [SINGLE]
+    return [form for form in FORMATS if form not in lacking]
 
 
 def _choose_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[str]:
@@ -120,18 +121,24 @@ def _choose_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[str]:
 
 
 def _write_models(
-    draft: StagingFolder, session: Session, form: str, chosen: Sequence[str], say: Callable[[str], None]
+    draft: StagingFolder,
+    session: Session,
+    form: str,
+    chosen: Sequence[str],
+    say: Callable[[str], None],
+    int8: str | None,
 ) -> Facts:
     """Write the model of every group of tasks, checked, and the cards; return the facts that the cards state."""
     groups = [(group, names) for group in session.groups if (names := [name for name in group if name in chosen])]
     base_of = _base_folders(session, [group for group, _ in groups]) if form == ADAPTERS_ONLY else {}
-    if session.recipe.adapters is not None and session.recipe.adapters.per == "task":
+    if form == SINGLE or (session.recipe.adapters is not None and session.recipe.adapters.per == "task"):
         groups = [(group, [name]) for group, names in groups for name in names]  # each has an encoder of its own
     write = WRITERS[form]
     differences: dict[str, float] = {}
     steps: dict[str, int] = {}
     folders: dict[str, list[str]] = {}
     described: dict[str, dict[str, Any]] = {}
+    losses: dict[str, Int8Loss] = {}
     for group, names in groups:
         part = load_part(
             session, group, names, heads=form != "sentence-transformers", base_folder=base_of.get(group[0], "")
@@ -141,6 +148,8 @@ def _write_models(
         described |= part.tasks
         with fitting_threads(part.backbone.encoder):
             differences_here = write(draft, f"{under}/" if under else "", part, LIMITS[form])
+            if int8 is not None:
+                losses |= put_int8(draft, f"{under}/" if under else "", session, part, int8)
         for name, value in differences_here.items():
             say(f"{name}: largest difference to mtmeta predict {value:.1e} (at most {LIMITS[form]:g})")
         differences |= differences_here
@@ -149,7 +158,10 @@ def _write_models(
         _describe_onnx(draft, described, part.backbone)
     summary = session.folder.finished()
     figures = summary.plain() if summary is not None else {}
-    facts = Facts(session.recipe, session.folder.lock(), figures, steps, part.backbone.max_length, differences)
+    facts = Facts(session.recipe, session.folder.lock(), figures, steps, part.backbone.max_length, differences, losses)
+    facts = replace(
+        facts, graphs=form == SINGLE and any(name.endswith(text_classification.GRAPH) for name in draft.files)
+    )
     bases = {name: base for group, _ in groups if (base := base_of.get(group[0])) for name in group}
     _write_cards(draft, form, facts, folders, described, bases)
     return facts
@@ -227,16 +239,16 @@ def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) ->
     for name in part.names:
         answer = _answer(part, name)
         differences[name] = _check(part, name, partial(checks.padded_answers, part.portable.encoder, answer), limit)
-    _encoder_files(draft, under, part.portable)
+    put_encoder(draft, under, part.portable)
     _head_files(draft, under, part)
     loaded = _check_loaded(draft, under, part, limit)
     return {name: max(difference, loaded) for name, difference in differences.items()}
 
 
 def _head_files(draft: StagingFolder, under: str, part: Part) -> None:
-    _tensors(draft, f"{under}heads.safetensors", head_tensors({name: part.model.heads[name] for name in part.names}))
+    put_tensors(draft, f"{under}heads.safetensors", head_tensors({name: part.model.heads[name] for name in part.names}))
     description = {"hidden_size": part.model.hidden_size, **_sequences(part.backbone), "tasks": part.tasks}
-    draft.write(f"{under}heads.json", _json(description))
+    draft.write(f"{under}heads.json", as_json(description))
     draft.write(f"{under}modeling.py", (BUNDLED / "modeling.py").read_bytes())
 
 
@@ -245,12 +257,12 @@ def _peft(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[st
     assert part.base is not None and part.model.adapters is not None
     below = f"{part.base_folder}/"
     if f"{below}config.json" not in draft.files:
-        _encoder_files(draft, below, part.base)
+        put_encoder(draft, below, part.base)
     files = peft_files(part.model.adapters, part.names[0], part.base)
     check_sums(files, part.base, part.portable)
     config = {**files.config, "base_model_name_or_path": _beside(under, part.base_folder)}
-    draft.write(f"{under}adapter_config.json", _json(config))
-    _tensors(draft, f"{under}adapter_model.safetensors", files.tensors)
+    draft.write(f"{under}adapter_config.json", as_json(config))
+    put_tensors(draft, f"{under}adapter_model.safetensors", files.tensors)
     _head_files(draft, under, part)
     base = draft.folder / part.base_folder
     check_tokenizer(base, part.backbone)
@@ -287,29 +299,29 @@ def _describe_onnx(draft: StagingFolder, described: dict[str, dict[str, Any]], b
     """Write labels.json, with inputs and outputs of the graphs, and a module that runs them."""
     tasks = {}
     for name, task in described.items():
-        kept = {key: value for key, value in task.items() if key != "head"}
+        kept = {key: value for key, value in task.items() if key not in ("head", "pooling")}  # the graph has them
         outputs = ["logits", "score" if task["objective"] == "regression" else "probabilities"]
         tasks[name] = {"file": f"{name}.onnx", **kept, "outputs": outputs}
-    draft.write("labels.json", _json({**_sequences(backbone), "tasks": tasks}))
+    draft.write("labels.json", as_json({**_sequences(backbone), "tasks": tasks}))
     draft.write("inference.py", (BUNDLED / "inference.py").read_bytes())
 
 
 def _sentence_transformers(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
     """Write AutoModel's files, and modules that mean-pool its hidden states."""
-    _encoder_files(draft, under, part.portable)
+    put_encoder(draft, under, part.portable)
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling")))
     ]
     pooling = {"word_embedding_dimension": part.model.hidden_size, "pooling_mode_mean_tokens": True}
     pooling |= {f"pooling_mode_{kind}": False for kind in ("cls_token", "max_tokens", "mean_sqrt_len_tokens")}
-    draft.write(f"{under}modules.json", _json(modules))
-    draft.write(f"{under}1_Pooling/config.json", _json(pooling))
+    draft.write(f"{under}modules.json", as_json(modules))
+    draft.write(f"{under}1_Pooling/config.json", as_json(pooling))
     # the tokenizer lowercases where it has to
     limits = {"max_seq_length": part.backbone.max_length, "do_lower_case": False}
-    draft.write(f"{under}sentence_bert_config.json", _json(limits))
+    draft.write(f"{under}sentence_bert_config.json", as_json(limits))
     library: dict[str, Any] = {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"}
-    draft.write(f"{under}config_sentence_transformers.json", _json(library))
+    draft.write(f"{under}config_sentence_transformers.json", as_json(library))
     difference = checks.check(
         "encoder", checks.encoder_difference(part.model, part.names[0], part.portable.encoder, part.backbone), limit
     )
@@ -337,19 +349,5 @@ def _sequences(backbone: LoadedBackbone) -> dict[str, Any]:
     return {"max_length": backbone.max_length, "special_tokens": special}
 
 
-def _encoder_files(draft: StagingFolder, under: str, portable: Portable) -> None:
-    draft.write(f"{under}config.json", _json(dict(portable.config)))
-    _tensors(draft, f"{under}model.safetensors", dict(portable.tensors))
-    for name, data in portable.files.items():
-        draft.write(f"{under}{name}", data)
-
-
-def _tensors(draft: StagingFolder, name: str, tensors: dict[str, Tensor]) -> None:
-    draft.files[name] = write_tensors(draft.path(name), tensors, {"format": "pt"})
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
 WRITERS = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers, "peft": _peft}
+WRITERS[SINGLE] = partial(text_classification.write, graph_limit=LIMITS["onnx"])

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from mtmeta.core.api.contracts import Task
-from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
+from mtmeta.core.api.heads import (
+    CosineHead,
+    CosinePrototypeHead,
+    LinearHead,
+    MLPHead,
+    PrototypeHead,
+    SequenceClassificationHead,
+)
 from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
+from mtmeta.core.api.option_types import Pooling
 from mtmeta.core.errors import MtmetaError, PluginError, raise_all
 from mtmeta.core.registry.guard import fault, unguarded
 from mtmeta.core.wording import exception_line, quote
@@ -32,7 +40,12 @@ def describe_tasks(
     for name, task in tasks.items():
         try:
             head = _head(name, task, heads[name])
-            descriptions[name] = {"inputs": task.inputs, "head": head, **_objective(name, task, objectives[name])}
+            descriptions[name] = {
+                "inputs": task.inputs,
+                "pooling": task.pooling,
+                "head": head,
+                **_objective(name, task, objectives[name]),
+            }
         except PluginError as error:
             problems.append(error)
     raise_all(problems)
@@ -51,6 +64,8 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
         return {"kind": "linear", "outputs": outputs, "vectors": vectors}
     if kind is CosineHead:
         return {"kind": "cosine", "scale": head.scale, "activation": head.activation}
+    if kind is SequenceClassificationHead:
+        return {"kind": "hf", "outputs": task.objective.outputs or 1, "activation": head.activation}
     if kind is CosinePrototypeHead:
         classes, options = len(task.objective.classes), {"temperature": head.temperature, "binary": head.binary}
         return {"kind": "cosine_prototypes", "classes": classes, "vectors": vectors, **options}
@@ -138,17 +153,18 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 class Vector(nn.Module):
-    """Ids, attention mask and segments of sequences [N, T] to their mean-pooled vectors [N, D]."""
+    """Ids, attention mask and segments of sequences [N, T] to their vectors [N, D], by the mean or the first token."""
 
     inputs = ("input_ids", "attention_mask", "token_type_ids")
     outputs = ("vector",)
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, pooling: Pooling = "mean") -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.pooling = encoder, pooling
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        return masked_mean(self.encoder(input_ids, attention_mask, token_type_ids), attention_mask)
+        hidden = self.encoder(input_ids, attention_mask, token_type_ids)
+        return hidden[:, 0] if self.pooling == "first" else masked_mean(hidden, attention_mask)
 
 
 class Answer(nn.Module):
@@ -160,7 +176,7 @@ class Answer(nn.Module):
     def __init__(self, head: nn.Module, task: Task, objective: Objective | None = None) -> None:
         """`objective` is the task's, with the numbers that were tuned for the head."""
         super().__init__()
-        self.head, self.objective = head, objective or task.objective
+        self.head, self.objective, self.pooling = head, objective or task.objective, task.pooling
         self.inputs = ("first", "second") if task.inputs == "separate" else ("first",)
         self.outputs = ("logits", "probabilities") if task.objective.classes else ("logits", "score")
 
@@ -170,3 +186,24 @@ class Answer(nn.Module):
         if probabilities is None:
             return outputs[:, None], self.objective.decode(outputs)
         return outputs, probabilities
+
+
+class Logits(nn.Module):
+    """Ids and attention mask of sequences [N, T], and segments where the tokenizer has them, to logits [N, K].
+
+    Of a regression K is 1. A binary task has two logits, (0, z) of the run's one, z: their softmax is its sigmoid.
+    """
+
+    outputs = ("logits",)
+
+    def __init__(self, encoder: nn.Module, head: nn.Module, *, binary: bool, typed: bool) -> None:
+        super().__init__()
+        self.encoder, self.head, self.binary = encoder, head, binary
+        self.inputs = Vector.inputs if typed else Vector.inputs[:2]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        hidden = self.encoder(input_ids, attention_mask, types)  # [N, T, D]
+        outputs: Tensor = self.head(hidden[:, None, 0])  # the first token, [N, 1, D]
+        outputs = outputs[:, None] if outputs.ndim == 1 else outputs
+        return torch.cat([torch.zeros_like(outputs), outputs], dim=1) if self.binary else outputs

@@ -138,24 +138,34 @@ def _ids(ids: Sequence[int]) -> str:
 class LibraryEncoder(nn.Module):
     """AutoModel's encoder of a folder: ids, attention mask and segments [N, T] to hidden states [N, T, D]."""
 
+    auto, result = "AutoModel", "last_hidden_state"
+
     def __init__(self, library: ModuleType, folder: Path) -> None:
         """Load it. Raises MachineError where a tensor is missing, left over or of another shape."""
         super().__init__()
-        with _errors("AutoModel.from_pretrained"), torch.random.fork_rng(devices=[]):
+        with _errors(f"{self.auto}.from_pretrained"), torch.random.fork_rng(devices=[]):
             names = library.AutoTokenizer.from_pretrained(folder, **LOCAL).model_input_names
             options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, **LOCAL}
-            model, loading = library.AutoModel.from_pretrained(folder, **options)
+            model, loading = getattr(library, self.auto).from_pretrained(folder, **options)
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if keys := sorted(map(str, loading[kind])):
-                raise _refusal(f"AutoModel finds {kind.replace('_', ' ')} in it, {quote(keys[0])} first")
+                raise _refusal(f"{self.auto} finds {kind.replace('_', ' ')} in it, {quote(keys[0])} first")
         self.model = model.eval()
         self.typed = "token_type_ids" in names
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
         given = {"token_type_ids": token_type_ids} if self.typed else {}
-        with _errors("AutoModel"):
-            hidden: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
-        return hidden
+        with _errors(self.auto):
+            result: Tensor = getattr(
+                self.model(input_ids=input_ids, attention_mask=attention_mask, **given), self.result
+            )
+        return result
+
+
+class LibraryClassifier(LibraryEncoder):
+    """AutoModelForSequenceClassification of a folder: the same inputs to logits [N, K]."""
+
+    auto, result = "AutoModelForSequenceClassification", "logits"
 
 
 class AdaptedEncoder(LibraryEncoder):

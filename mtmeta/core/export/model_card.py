@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mtmeta.core.api.option_types import Carve
+from mtmeta.core.export.int8 import Int8Loss
 from mtmeta.core.recipe.resolved import describe, dump
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.studies.adapted_runs import origin
@@ -24,6 +25,7 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 PIPELINES = {
     "sentence-transformers": "sentence-similarity",
     "transformers": "feature-extraction",
+    "text-classification": "text-classification",
     "peft": "feature-extraction",
 }
 SINGLE = ["A joy from start to end.", "Two hours I will not get back."]
@@ -41,6 +43,9 @@ class Facts:
     steps: Mapping[str, int]
     max_length: int
     differences: Mapping[str, float]
+    int8: Mapping[str, Int8Loss] = field(default_factory=dict)
+    graphs: bool = False
+    """Whether models of format text-classification have ONNX graphs beside them."""
 
 
 def card(
@@ -78,6 +83,9 @@ def card(
         inputs=INPUTS,
         max_length=facts.max_length,
         texts=_literal(SINGLE),
+        pipeline_input=_pipeline_input(described.get(names[0], {})),
+        int8={name: facts.int8[name] for name in names if name in facts.int8},
+        graphs=facts.graphs,
         calls=[
             f"model.predict({_literal(name)}, {_literal(SINGLE if task['inputs'] == 'single' else PAIRS)})"
             for name, task in described.items()
@@ -94,6 +102,14 @@ def card(
     return f"{rendered}\n"
 
 
+def _pipeline_input(described: Mapping[str, Any]) -> str:
+    """Return what pipeline() is given in the example: a text, or a pair as it takes one."""
+    if described.get("inputs") != "cross":
+        return _literal(SINGLE[0])
+    first, second = map(_literal, PAIRS[0])
+    return f'{{"text": {first}, "text_pair": {second}}}'
+
+
 def _metadata(form: str, facts: Facts, names: Sequence[str]) -> ModelCardData:
     recipe = facts.recipe
     weights = str(getattr(recipe.backbone, "weights", ""))
@@ -101,7 +117,7 @@ def _metadata(form: str, facts: Facts, names: Sequence[str]) -> ModelCardData:
     scores = facts.summary.get("tasks", {})
     results = [result for name in names if name in scores for result in _results(facts, name)]
     return ModelCardData(
-        library_name=form,
+        library_name="transformers" if form == "text-classification" else form,
         pipeline_tag=PIPELINES.get(form),
         base_model=weights.partition("@")[0] if on_hub else None,
         tags=["mtmeta", "multi-task-learning", recipe.algorithm.name, *(_kind(recipe, name) for name in names)],

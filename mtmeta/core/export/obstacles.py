@@ -13,13 +13,14 @@ from torch import nn
 from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.errors import DivergedError, MtmetaError, Problems
 from mtmeta.core.export import check as checks
+from mtmeta.core.export import text_classification
 from mtmeta.core.export.export import FORMATS, LIMITS, formats_of, merged_backbone
 from mtmeta.core.export.heads import Answer, describe_tasks
 from mtmeta.core.export.libraries import check_tokenizer
 from mtmeta.core.export.peft_files import check_sums, peft_files
 from mtmeta.core.run.session import Session
 
-HEADED = ("transformers", "onnx", "peft")  # formats that hold heads
+HEADED = ("transformers", "text-classification", "onnx", "peft")  # formats that hold heads
 
 
 def obstacles(session: Session) -> dict[str, str]:
@@ -50,7 +51,10 @@ def obstacles(session: Session) -> dict[str, str]:
         _try_tokenizer(portable, loaded)
     heads = {name: model.heads[name] for model in models for name in model.tasks}
     with noting(*(name for name in HEADED if name in formats)):
-        describe_tasks(recipe.tasks, heads)
+        described = describe_tasks(recipe.tasks, heads)
+        with noting(*(form for form in formats if form == text_classification.FORMAT)):
+            for name in text_classification.tasks_with_head(recipe):
+                text_classification.check_head(name, described[name])
     if "onnx" not in found:
         with noting("onnx"):
             _try_onnx(portable, loaded, session, heads)

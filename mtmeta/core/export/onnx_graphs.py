@@ -20,7 +20,7 @@ from torch import nn
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.errors import MachineError, UsageError, out_of_memory
-from mtmeta.core.export.heads import Answer, Vector
+from mtmeta.core.export.heads import Answer, Logits, Vector
 from mtmeta.core.wording import safe
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ LIMIT = 2_000_000_000  # bytes that one file of this format holds
 TRACED = (2, 6)  # N and T of the inputs to trace with; 0 and 1 would be taken for constants
 
 
-def check_packages() -> None:
+def check_packages(option: str = "--format onnx") -> None:
     """Raise MachineError unless the packages that write and run these graphs are installed."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
             importlib.import_module(name)
         except ImportError as error:
             message = f"needs {name}, which is not installed; pip install 'mtmeta[onnx]'"
-            raise MachineError("--format onnx", message) from error
+            raise MachineError(option, message) from error
 
 
 def check_size(encoder: nn.Module) -> None:
@@ -51,19 +51,41 @@ def check_size(encoder: nn.Module) -> None:
 def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mapping[str, Task]) -> Iterator[Any]:
     """Give name and graph (onnx.ModelProto) of each task. Raises UsageError for an encoder too large for the format."""
     check_size(encoder)
-    vector = Vector(encoder).eval()
     ids = torch.ones(TRACED, dtype=torch.int64)
-    traced = _trace(vector, ids, ("batch", "length"))
-    with torch.inference_mode():
-        pooled = vector(ids, ids, ids)
+    traced: dict[str, tuple[Any, torch.Tensor]] = {}
     for name, task in tasks.items():
-        yield name, _joined(traced, _trace(Answer(heads[name], task).eval(), pooled, ("batch",)))
+        if task.pooling not in traced:
+            vector = Vector(encoder, task.pooling).eval()
+            with torch.inference_mode():
+                traced[task.pooling] = _trace(vector, ids, ("batch", "length")), vector(ids, ids, ids)
+        graph, pooled = traced[task.pooling]
+        yield name, _joined(graph, _trace(Answer(heads[name], task).eval(), pooled, ("batch",)))
 
 
-def _trace(module: Vector | Answer, argument: torch.Tensor, dynamic: Sequence[str]) -> Any:
+def logits_graph(module: Logits) -> Any:
+    """Return the graph (onnx.ModelProto) from a padded batch to logits, named as optimum and transformers.js expect."""
+    import onnx
+
+    check_size(module)
+    ids = torch.ones(TRACED, dtype=torch.int64)
+    traced = _trace(module.eval(), ids, ("batch_size", "sequence_length"))
+    model = onnx.ModelProto()
+    model.CopyFrom(traced)
+    assert not traced.functions
+    model.ClearField("metadata_props")
+    model.graph.ClearField("node")
+    model.graph.ClearField("value_info")
+    model.graph.name = "mtmeta"
+    named = [value.name for value in (*traced.graph.input, *traced.graph.initializer, *traced.graph.output)]
+    _add(model.graph, traced.graph.node, {name: name for name in ("", *named)}, "node/")
+    onnx.checker.check_model(model)
+    return model
+
+
+def _trace(module: Vector | Answer | Logits, argument: torch.Tensor, dynamic: Sequence[str]) -> Any:
     """Return a module as an onnx.ModelProto, by PyTorch's exporter; `dynamic` names the axes that are free."""
     try:
-        with _silently(), torch.no_grad():
+        with silently(), torch.no_grad():
             program = torch.onnx.export(
                 module,
                 tuple(argument.clone() for _ in module.inputs),
@@ -86,8 +108,8 @@ def _trace(module: Vector | Answer, argument: torch.Tensor, dynamic: Sequence[st
 
 
 @contextmanager
-def _silently() -> Iterator[None]:
-    """Drop the exporter's advice to its own developers, on stderr, in the log and on stdout."""
+def silently() -> Iterator[None]:
+    """Drop a library's advice to its own developers, on stderr, in the log and on stdout."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

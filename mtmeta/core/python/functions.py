@@ -262,11 +262,12 @@ def adapt(
 
 def export(
     run: RunSource,
-    format: Literal["transformers", "onnx", "sentence-transformers", "peft"],
+    format: Literal["transformers", "text-classification", "onnx", "sentence-transformers", "peft"],
     *,
     tasks: Sequence[str] = (),
     out: str | Path | None = None,
     fresh: bool = False,
+    int8: Literal["row", "batch"] | None = None,
     block: Sequence[str] = (),
     plugins: Sequence[Any] = (),
     warn: Say = _quietly,
@@ -275,9 +276,10 @@ def export(
     """Write a run's best weights for other libraries, compared with what `predict` says before they are there.
 
     `tasks` are all by default; `out` is RUN/export/FORMAT by default, and `fresh` replaces an export of another run
-    there. Raises MtmetaError, and then leaves nothing behind.
+    there. `int8` adds a graph in int8 to text-classification, with a scale for each row of activations or for each
+    batch; what it costs on dev is in the result and in the card. Raises MtmetaError, and then leaves nothing behind.
     """
-    options: Any = {"tasks": tasks, "out": out, "fresh": fresh, "block": block, "plugins": plugins}
+    options: Any = {"tasks": tasks, "out": out, "fresh": fresh, "int8": int8, "block": block, "plugins": plugins}
     return Exported(write_export(_folder(run), format, **options, warn=warn, say=say))
 
 

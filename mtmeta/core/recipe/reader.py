@@ -336,6 +336,9 @@ class _RecipeReader:
             message = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
             self.fail((*path, "dev"), f"tasks.{name}.dev: {message}")
         self._fail_options(path, task.check())
+        if task.head == "hf" and task.inputs == "separate":
+            message = "hf takes one sequence, and this task has two; set pair_mode: cross"
+            self.fail((*path, "head"), f"tasks.{name}.head: {message}")
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and inspect.unwrap(type(task).sample) is Task.sample:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")

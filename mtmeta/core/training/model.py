@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mtmeta.core.api.backbone import SequenceHead
 from mtmeta.core.api.batch import Packed
 from mtmeta.core.api.contracts import Task
-from mtmeta.core.api.heads import PrototypeHead
+from mtmeta.core.api.heads import PrototypeHead, SequenceClassificationHead
 from mtmeta.core.api.objectives import Objective
-from mtmeta.core.errors import PluginError
+from mtmeta.core.errors import PluginError, RecipeError
 from mtmeta.core.methods.adapters import Adapters
 from mtmeta.core.recipe.sections import AdapterOptions
 from mtmeta.core.registry.guard import blame, fault, supplier
@@ -44,16 +45,36 @@ def mean_pool(hidden: Tensor, packed: Packed, *, twice_differentiable: bool = Fa
     return means[packed.order]
 
 
+def first_pool(hidden: Tensor, packed: Packed) -> Tensor:
+    """Return the first token's hidden state of each sequence [S, D] -> [N, D], in the order they were given."""
+    begins = packed.lengths.cumsum(0) - packed.lengths  # [N]
+    return hidden[begins[packed.order]].float()
+
+
 def build_head(
-    name: str, task: Task, hidden_size: int, seed: int, *purpose: str | int, own: HeadOf | None = None
+    name: str,
+    task: Task,
+    hidden_size: int,
+    seed: int,
+    *purpose: str | int,
+    own: HeadOf | None = None,
+    layout: SequenceHead | None = None,
 ) -> nn.Module:
     """Return the head of a task, initialised from (seed, task name) alone, so other tasks do not move it.
 
-    `own` may give one that an algorithm puts in its place.
+    `own` may give one that an algorithm puts in its place; `layout` is that of the encoder's family in transformers.
+    Raises RecipeError for `head: hf` on an encoder that has no such layout.
     """
+    if task.head == "hf" and layout is None:
+        message = "hf is for encoders of the families BERT, RoBERTa, XLM-RoBERTa, DistilBERT and ELECTRA; leave it out"
+        raise RecipeError(f"tasks.{name}.head", message)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head", name, *purpose))
         head: object = own(task, hidden_size) if own else None
+        if head is None and task.head == "hf" and layout is not None:
+            objective = task.objective
+            outputs = None if not objective.classes and objective.outputs == 1 else objective.outputs  # a number
+            head = SequenceClassificationHead(hidden_size, activation=layout.activation, outputs=outputs)
         if head is None:
             head = task.build_head(hidden_size)
     if not isinstance(head, nn.Module):
@@ -207,7 +228,8 @@ class MultiTaskModel(nn.Module):
 
     def make_head(self, task: str, seed: int, *purpose: str | int) -> nn.Module:
         """Build a task's head as it is in the beginning: the algorithm's own, or else the task's."""
-        return build_head(task, self.tasks[task], self.hidden_size, seed, *purpose, own=self._head_of)
+        layout = getattr(self.encoder, "sequence_head", None)
+        return build_head(task, self.tasks[task], self.hidden_size, seed, *purpose, own=self._head_of, layout=layout)
 
     def replace_head(self, task: str, head: nn.Module) -> None:
         """Put another head in the place of a task's own."""
@@ -226,9 +248,12 @@ class MultiTaskModel(nn.Module):
                 raise PluginError(who, f"changed the shape of '{name}' from {was} to {list(parameter.shape)}")
 
     def pooled(self, task: str, packed: Packed) -> Tensor:
-        """Mean-pooled vectors of a task's sequences [B, V, D]."""
+        """Pooled vectors of a task's sequences [B, V, D], by the mean or as its head has it."""
         hidden = self.encode(task, packed)
-        pooled = mean_pool(hidden, packed, twice_differentiable=self.twice_differentiable)  # [V * B, D]
+        if self.tasks[task].pooling == "first":
+            pooled = first_pool(hidden, packed)  # [V * B, D]
+        else:
+            pooled = mean_pool(hidden, packed, twice_differentiable=self.twice_differentiable)
         return pooled.view(self.vectors(task), -1, self.hidden_size).transpose(0, 1)
 
     def encode(self, task: str, packed: Packed) -> Tensor:

@@ -31,6 +31,7 @@ ALLOWED = {
     "mtmeta.core.storage.download": "a part of a download, opened without following links, which goes on after a kill",
     "mtmeta.core.storage.artifacts": "folders and modes of the user's own cache, which nobody else may write to",
     "mtmeta.core.storage.hub": "links under random names in the cache of huggingface_hub, in its layout",
+    "mtmeta.core.export.int8": "a graph of onnxruntime's, in a temporary folder",
     "mtmeta.core.export.obstacles": "the tokenizer's files, in a temporary folder",
     "mtmeta.core.authoring.scaffold": "folders within a staged one, which nobody else can name",
     "mtmeta.core.run.event_stream": "cuts events.jsonl, which the writer opened",

@@ -50,6 +50,21 @@ class LinearHead(nn.Module):
         return outputs
 
 
+class SequenceClassificationHead(nn.Module):
+    """Linear, an activation, Linear, on the first token: [B, 1, D] -> [B, C]."""
+
+    def __init__(self, hidden_size: int, outputs: int, activation: str) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, outputs)
+        functions: dict[str, Any] = {"tanh": torch.tanh, "relu": functional.relu, "gelu": functional.gelu}
+        self.activation = functions[activation]
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        outputs: Tensor = self.out(self.activation(self.dense(pooled[:, 0])))
+        return outputs
+
+
 class CosineHead(nn.Module):
     """Scaled cosine of two vectors after one shared Linear: [B, 2, D] -> [B, 1]."""
 
@@ -81,6 +96,7 @@ class CosinePrototypes(nn.Module):
 HEADS: dict[str, type[nn.Module]] = {
     "mlp": MLPHead,
     "linear": LinearHead,
+    "hf": SequenceClassificationHead,
     "cosine": CosineHead,
     "cosine_prototypes": CosinePrototypes,
 }
@@ -127,7 +143,7 @@ class MultiTaskModel(nn.Module):
     def forward(self, task: str, texts: Sequence[Text]) -> Tensor:
         """Return the raw outputs of a task's head [B, C] (logits, or the one number) for texts or pairs of texts."""
         pooled = torch.stack(
-            [self._pool(ids, types) for ids, types in self._sequences(task, texts)], dim=1
+            [self._pool(task, ids, types) for ids, types in self._sequences(task, texts)], dim=1
         )  # [B, V, D]
         outputs: Tensor = self.heads._modules[task](pooled)  # type: ignore[misc]
         return outputs
@@ -164,8 +180,8 @@ class MultiTaskModel(nn.Module):
                 predictions.append({"label": labels[number], "score": row[number], "probabilities": by_label})
         return predictions
 
-    def _pool(self, ids: list[list[int]], types: list[list[int]]) -> Tensor:
-        """Return the mean of the hidden states of each sequence's tokens, padding left out: [B, D]."""
+    def _pool(self, task: str, ids: list[list[int]], types: list[list[int]]) -> Tensor:
+        """Return the mean of the hidden states of each sequence's tokens, or that of the first: [B, D]."""
         lengths = [len(row) for row in ids]
         width = max(lengths)
 
@@ -177,7 +193,9 @@ class MultiTaskModel(nn.Module):
         inputs = {"input_ids": padded(ids, self.tokenizer.pad_token_id), "attention_mask": mask}
         if "token_type_ids" in self.tokenizer.model_input_names:
             inputs["token_type_ids"] = padded(types, 0)
-        hidden = self.encoder(**inputs).last_hidden_state  # [B, T, D]
+        hidden: Tensor = self.encoder(**inputs).last_hidden_state  # [B, T, D]
+        if self.descriptions[task]["pooling"] == "first":
+            return hidden[:, 0]
         weights = mask[:, :, None].to(hidden.dtype)
         pooled: Tensor = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
         return pooled

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 import mtmeta
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
+from mtmeta.plugins.backbones.checkpoint.sequence_heads import SEQUENCE_HEADS
 from mtmeta.plugins.backbones.encoder import bf16, compiled, kernels, matrix_unit
 from mtmeta.plugins.backbones.encoder.attention import Sequences
 from mtmeta.plugins.backbones.encoder.fused import Noise, attend, drop, feed_forward
@@ -122,6 +123,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         self.hidden_size = config.hidden_size
+        self.sequence_head = SEQUENCE_HEADS.get(config.model_type)
         self.words = _embedding(config.vocab_size, config.embedded)
         self.positions = _embedding(config.max_position_embeddings, config.embedded)
         if config.type_vocab_size:

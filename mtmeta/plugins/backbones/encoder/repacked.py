@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import mtmeta
+from mtmeta.plugins.backbones.checkpoint.sequence_heads import SEQUENCE_HEADS
 
 LEAST = 8  # tokens of a sequence that every encoder takes
 TOLERANCE = 1e-5  # of hidden states in fp32, relative to the largest
@@ -62,6 +63,7 @@ class Repacked(nn.Module):
         super().__init__()
         self.model = model
         self.hidden_size = int(model.config.hidden_size)
+        self.sequence_head = SEQUENCE_HEADS.get(model.config.model_type)
         self.typed = typed
         self._pad = _pad(model)
 

@@ -1,0 +1,49 @@
+"""A model that is to be exported, and the files that several formats share."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from mtmeta.core.api.backbone import LoadedBackbone, Portable
+from mtmeta.core.storage.disk import write_tensors
+from mtmeta.core.storage.staging import StagingFolder
+from mtmeta.core.training.model import MultiTaskModel
+
+
+@dataclass(frozen=True)
+class Part:
+    """A group of tasks that share an encoder: its model, as the run has it and as others will."""
+
+    names: list[str]
+    model: MultiTaskModel
+    backbone: LoadedBackbone
+    portable: Portable
+    """With the adapters in it, where the tasks have some."""
+    tasks: dict[str, dict[str, Any]]
+    """The description of each task in heads.json; empty where no heads are exported."""
+    step: int
+    base: Portable | None = None
+    """The encoder without adapters, where these are exported beside it."""
+    base_folder: str = ""
+
+
+def put_encoder(draft: StagingFolder, under: str, portable: Portable) -> None:
+    """Write what AutoModel and AutoTokenizer load: config, weights, tokenizer."""
+    draft.write(f"{under}config.json", as_json(dict(portable.config)))
+    put_tensors(draft, f"{under}model.safetensors", dict(portable.tensors))
+    for name, data in portable.files.items():
+        draft.write(f"{under}{name}", data)
+
+
+def put_tensors(draft: StagingFolder, name: str, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as safetensors."""
+    draft.files[name] = write_tensors(draft.path(name), tensors, {"format": "pt"})
+
+
+def as_json(value: Any) -> str:
+    """Return a value as the text of a JSON file."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
