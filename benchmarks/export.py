@@ -6,13 +6,15 @@ DATA holds TASK-dev.csv for the tasks of the run; the first --count rows are tak
 folder and is loaded as its model card says: modeling.py with transformers, inference.py with onnxruntime,
 SentenceTransformer. The figures are absolute differences of the raw outputs of a head, of probabilities or numbers, and
 of the mean-pooled vectors. Of text-classification they are those of AutoModelForSequenceClassification, of pipeline()
-and of the graphs, fp32 and, with --int8, int8, in batches of 32; `changed` counts the answers of int8 that are others.
+and of the graphs, fp32 and, with --int8, int8, in batches of 32; `changed` counts the answers of int8 that are others,
+`cut` the pairs too long for the model that AutoTokenizer cuts otherwise, by a token; these are left out.
 """
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import tempfile
@@ -154,15 +156,17 @@ def _text_classification(predictor: Predictor, name: str, folder: Path, texts: S
     for start in range(0, len(texts), 32):
         parts = [column[start : start + 32] for column in (firsts, seconds) if column]
         batches.append(tokenizer(*parts, padding=True, truncation=True, return_tensors="pt"))
-    wanted = raw_outputs(predictor, name, texts)
+    same = _same_ids(predictor, name, firsts, seconds, batches)
+    wanted = raw_outputs(predictor, name, texts)[same]
 
     def raw(logits: Sequence[torch.Tensor]) -> Array:
         outputs = outputs_of(objective, torch.cat(list(logits)))
-        return outputs.reshape(len(texts), -1).double().numpy()
+        return outputs.reshape(len(texts), -1).double().numpy()[same]
 
-    found = {"outputs": _largest(wanted, raw([model(**batch).logits for batch in batches]))}
+    found = {"cut": float(len(texts) - len(same))}
+    found["outputs"] = _largest(wanted, raw([model(**batch).logits for batch in batches]))
     by_pipeline = _by_pipeline(objective, name, folder, firsts, seconds)
-    found["answers"] = _largest(_answers(predictor, name, texts), by_pipeline)
+    found["answers"] = _largest(_answers(predictor, name, texts)[same], by_pipeline[same])
     for which, file in (("onnx", GRAPH), ("int8", QUANTISED)):
         if not (folder / file).exists():
             continue
@@ -173,6 +177,20 @@ def _text_classification(predictor: Predictor, name: str, folder: Path, texts: S
             decoded = [objective.decode(torch.from_numpy(part)).numpy() for part in (wanted, answers)]
             found["changed"] = float((decoded[0] != decoded[1]).sum())
     return found
+
+
+def _same_ids(
+    predictor: Predictor, name: str, firsts: Sequence[str], seconds: Sequence[str], batches: Sequence[Any]
+) -> list[int]:
+    """The rows of which AutoTokenizer makes what the run does: of a pair that is too long it may cut another token."""
+    store = from_texts(name, predictor.task(name), firsts, seconds, predictor._model(name)[1]).stores[0]
+    theirs = [
+        row[mask.bool()].tolist()
+        for b in batches
+        for row, mask in zip(b["input_ids"], b["attention_mask"], strict=True)
+    ]
+    ours = [store.ids[begin:end].tolist() for begin, end in itertools.pairwise(store.offsets)]
+    return [at for at, (own, other) in enumerate(zip(ours, theirs, strict=True)) if own == other]
 
 
 def _by_pipeline(objective: Any, name: str, folder: Path, firsts: Sequence[str], seconds: Sequence[str]) -> Array:
@@ -224,12 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps({"texts": {name: len(given) for name, given in texts.items()}, "differences": results}))
         return
     table = Table(title=f"largest difference to {options.run} on {options.count} real examples a task")
-    kinds = ("outputs", "answers", "vectors", "onnx", "int8", "changed")
+    kinds = ("outputs", "answers", "vectors", "onnx", "int8", "changed", "cut")
     for heading in ("format", "task", *kinds):
         table.add_column(heading)
     for form, tasks in results.items():
         for name, figures in tasks.items():
-            shown = {key: f"{value:.0f}" if key == "changed" else f"{value:.1e}" for key, value in figures.items()}
+            shown = {
+                key: f"{value:.0f}" if key in ("changed", "cut") else f"{value:.1e}" for key, value in figures.items()
+            }
             cells = (shown.get(key, "") for key in kinds)
             table.add_row(form, name, *cells)
     Console().print(table)
