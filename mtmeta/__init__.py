@@ -73,7 +73,7 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch, Features, Packed
     from mtmeta.core.api.events import Event
-    from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead
+    from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead, WordHead
     from mtmeta.core.api.scalars import Scalar, scalars
     from mtmeta.core.python.functions import adapt, compare, evaluate, export, plan, read_recipe, report, tune, validate
     from mtmeta.core.python.published import load, push_to_hub
@@ -91,7 +91,7 @@ _LAZY = {
     for module, names in (
         ("api.batch", "Batch Features Packed"),
         ("api.events", "Event"),
-        ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead"),
+        ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead WordHead"),
         ("api.scalars", "Scalar scalars"),
         ("run.predictor", "Prediction Predictor"),
         ("python.functions", "adapt compare evaluate export plan read_recipe report tune validate"),
@@ -216,6 +216,7 @@ __all__ = [
     "UsageError",
     "Weighting",
     "WeightsError",
+    "WordHead",
     "__version__",
     "adapt",
     "cache_folder",

@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 import mtmeta
-from mtmeta.plugins import label_set_metrics
+from mtmeta.plugins import label_set_metrics, tag_metrics
 
 # imports stand inside the functions: scikit-learn takes a second to load, and `mtmeta --help` needs none of it
 
@@ -163,4 +163,5 @@ def register_metrics() -> list[mtmeta.Metric]:
         mtmeta.Metric("pearson", pearson, resampled=pearsons),
         mtmeta.Metric("spearman", spearman, resampled=spearmans),
         *label_set_metrics.register(),
+        *tag_metrics.register(),
     ]

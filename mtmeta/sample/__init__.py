@@ -6,6 +6,6 @@ test sets use templates and words that the train set of the task does not, see `
 
 from __future__ import annotations
 
-from mtmeta.sample.dataset import SampleRow, examples, vocabulary
+from mtmeta.sample.dataset import SampleRow, examples, things, vocabulary
 
-__all__ = ["SampleRow", "examples", "vocabulary"]
+__all__ = ["SampleRow", "examples", "things", "vocabulary"]

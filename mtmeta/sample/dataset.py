@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from mtmeta.sample.grammar import SPLITS, WRITERS, Writer
+from mtmeta.sample.lexicon import words
 
 TASKS = tuple(WRITERS)
 SIZES = {"train": 1200, "dev": 300, "test": 300}
@@ -54,6 +55,13 @@ def _draw(task: str, split: str) -> tuple[tuple[SampleRow, ...], tuple[str, ...]
 def examples(task: str, split: str) -> list[SampleRow]:
     """Return the examples of `task` (sst, para or sts) for `split` (train, dev or test), always the same ones."""
     return list(_draw(task, split)[0])
+
+
+@cache
+def things() -> frozenset[tuple[str, ...]]:
+    """Return what reviews are about, each as its words."""
+    entries = [entry for column in words("things") for entry in column]
+    return frozenset(tuple(_plain(name).split()) for entry in entries for name in entry.split("/"))
 
 
 def templates_used(task: str, split: str) -> list[str]:

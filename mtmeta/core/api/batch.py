@@ -29,6 +29,9 @@ class Packed:
     """(count, length) of each run of sequences of equal length: sum(count) = N, sum(count * length) = S."""
     order: Tensor
     """The way back, [N], int64: `pooled[order]` is in the order in which the sequences were given."""
+    words: Tensor | None = None
+    """Of texts whose words have labels, where the first piece of each word stands in the batch [W], int64: text after
+    text in the order given, whatever sequences they were cut into. None of all others."""
 
     def to(self, device: torch.device) -> Packed:
         """Return the batch on `device`; from pinned memory the copy runs beside the work that the GPU has before it."""
@@ -43,7 +46,8 @@ class Packed:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Packed:
         types = None if self.types is None else change(self.types)
         ids, positions, lengths, order = map(change, (self.ids, self.positions, self.lengths, self.order))
-        return Packed(ids, positions, types, lengths, self.groups, order)
+        words = None if self.words is None else change(self.words)
+        return Packed(ids, positions, types, lengths, self.groups, order, words)
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class Chunk:
 
     packed: Packed
     labels: Tensor
-    """Label of each example of the part [B], float32; of a class its index. [B, L] where labels are rows."""
+    """Label of each example of the part [B], float32; of a class its index. [B, L] where labels are rows, and [W], one
+    example after another, where each word has one."""
     teacher: Tensor | None = None
     """What the task's teachers say of each example, float32: class probabilities [B, C], or values [B]; None where it
     has none."""
@@ -70,6 +75,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def labels(self) -> int:
+        """Labels in the batch, by which the parts of its mean loss count: one an example, or one a word."""
+        return sum(len(chunk.labels) for chunk in self.chunks)
 
 
 @dataclass(frozen=True)

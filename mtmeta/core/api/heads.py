@@ -1,4 +1,4 @@
-"""Heads that tasks build: pooled vectors [B, V, D] to the outputs of an objective.
+"""Heads that tasks build: pooled vectors [B, V, D], or hidden states [S, D], to the outputs of an objective.
 
 Shapes: `B` batch, `V` vectors an example (2 for separately encoded pairs, else 1), `D` hidden, `C` outputs.
 """
@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mtmeta.core.api.batch import Packed
 
 
 class MLPHead(nn.Module):
@@ -78,6 +80,22 @@ class LinearHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         outputs: Tensor = self.out(pooled[:, 0])
         return outputs[:, 0]
+
+
+class WordHead(nn.Module):
+    """One Linear on the first piece of each word: hidden states [S, D] of a packed batch of W words -> [W, C]."""
+
+    takes = "sequence"
+
+    def __init__(self, hidden_size: int, *, outputs: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(hidden_size, outputs)
+
+    def forward(self, hidden: Tensor, packed: Packed) -> Tensor:
+        if packed.words is None:
+            raise ValueError("the batch has no words; the task's objective has to be labelled by words")
+        outputs: Tensor = self.out(hidden.index_select(0, packed.words))
+        return outputs
 
 
 class PrototypeHead(nn.Module):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Labelled = Literal["one", "row"]
-"""A label is one number, a class's index or a value; or a row of `Objective.width` numbers."""
+Labelled = Literal["one", "row", "words"]
+"""A label is one number, a class's index or a value; or a row of `Objective.width` numbers; or one number a word."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ class Objective:
     """Base of the objectives; a task may bring its own.
 
     Where labels are rows (`labelled`), a label [B], a prediction [B] and what `parse` gives and `show` takes are rows:
-    [B, L] and [L].
+    [B, L] and [L]. Where each word has a label, the words of the batch stand in the place of its examples, W for B, and
+    what `parse` gives and `show` takes is a tuple of numbers, one for each word of a text, which whitespace parts.
     """
 
     @property
     def labelled(self) -> Labelled:
-        """What a label is: `one` number, or a `row` of `width` numbers."""
+        """What a label is: `one` number, a `row` of `width` numbers, or one number for each of the `words`."""
         return "one"
 
     @property
@@ -110,9 +111,16 @@ class Objective:
         return self
 
     def confusion(self, labels: Any, predictions: Any) -> Confusion | None:
-        """Return a table of all labels and predictions, float64 arrays [N] or [N, L]; None for the usual one.
+        """Return a table of all labels and predictions, arrays as metrics get them; None for the usual one.
 
         That is the confusion matrix of classes, or how far numbers are off.
+        """
+        return None
+
+    def spans(self, prediction: Any) -> tuple[tuple[str, int, int], ...] | None:
+        """Return the pieces of a text that a prediction for its words marks: name, first word, and the word after it.
+
+        They are what `mtmeta predict` shows beside the words; None where words are not marked in pieces.
         """
         return None
 

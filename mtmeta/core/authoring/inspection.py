@@ -138,7 +138,7 @@ def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
         shares = {"largest_share": max(sets.values()) / len(data), "mean_size": float(sizes.mean())}
         return {"sets": sets, "rows": len(data), "empty": int((sizes == 0).sum()), **shares}
     counts = np.bincount(labels.astype(np.int64), minlength=len(classes)).tolist()
-    return {"classes": dict(zip(classes, counts, strict=True)), "largest_share": max(counts) / len(data)}
+    return {"classes": dict(zip(classes, counts, strict=True)), "largest_share": max(counts) / len(labels)}
 
 
 def _tokens(data: Dataset) -> Facts:
@@ -152,13 +152,18 @@ def _tokens(data: Dataset) -> Facts:
         "longest": int(lengths.max()),
         "cut": data.truncated,
         "cut_share": data.truncated / len(lengths),
+        **({} if data.parts is None else {"several": int((np.diff(data.parts.offsets) > 1).sum())}),
     }
 
 
 def _duplicates(data: Dataset) -> Facts:
     """Count rows that repeat an earlier one's text, and rows whose text also occurs under another label."""
     _, members, counts = np.unique(data.examples, return_inverse=True, return_counts=True)
-    labels = data.labels if data.labels.ndim == 1 else np.unique(data.labels, axis=0, return_inverse=True)[1].ravel()
+    labels: Any = data.labels
+    if data.parts is not None:
+        labels = np.unique([hash(each) for each in data.by_example(labels)], return_inverse=True)[1]
+    elif labels.ndim > 1:
+        labels = np.unique(labels, axis=0, return_inverse=True)[1].ravel()
     low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
     np.minimum.at(low, members, labels)
     np.maximum.at(high, members, labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,20 @@ UNCACHED = Cache(None)
 
 
 @dataclass(frozen=True)
+class Parts:
+    """The sequences that the tokens of N texts are cut into, so that no word is left out, and where their words are."""
+
+    lengths: NDArray[np.int32]
+    """Tokens of each sequence, text after text."""
+    offsets: NDArray[np.int64]
+    """The sequences of text i are those from offsets[i] to offsets[i + 1]."""
+    firsts: NDArray[np.int32]
+    """Of each word [W], text after text, how many tokens of its text stand before its first piece."""
+    words: NDArray[np.int64]
+    """The words of text i are those from words[i] to words[i + 1]."""
+
+
+@dataclass(frozen=True)
 class TokenStore:
     """Token ids of N sequences end to end; sequence i is `ids[offsets[i]:offsets[i + 1]]`."""
 
@@ -29,6 +44,8 @@ class TokenStore:
     offsets: NDArray[np.int64]
     full: NDArray[np.int32] | None = None
     """How long each sequence [N] would be if nothing were cut."""
+    parts: Parts | None = None
+    """Where texts whose words have labels are cut into sequences; None where each is one."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -51,7 +68,7 @@ class Dataset:
     file: str
     ids: Sequence[str]
     labels: NDArray[np.float64]
-    """Of each example [N], or [N, L] where labels are rows."""
+    """Of each example [N], or [N, L] where labels are rows; where words have labels, of each word [W]."""
     stores: tuple[TokenStore, ...]
     """V of them."""
     skipped: int = 0
@@ -81,12 +98,39 @@ class Dataset:
         return sum(len(store.ids) for store in self.stores)
 
     @property
+    def parts(self) -> Parts | None:
+        """Where the words of each example are, if words have labels."""
+        return self.stores[0].parts
+
+    def places(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where the labels of the examples `indices` stand in `labels`."""
+        if self.parts is None:
+            return indices
+        words = self.parts.words
+        return ramp(words[indices], words[indices + 1] - words[indices])
+
+    def by_example(self, values: NDArray[np.float64]) -> NDArray[Any]:
+        """Return labels or predictions, which stand as `labels` do, as metrics get them: an entry an example [N]."""
+        if self.parts is None:
+            return values
+        whole = values.astype(np.int64).tolist()
+        return entries([tuple(whole[start:stop]) for start, stop in pairwise(self.parts.words.tolist())])
+
+    @property
     def of_label(self) -> NDArray[np.float64]:
         """A number [N] for each example, by which they are sorted into kinds: its label.
 
         Of label sets it is the rarest class of the set among all examples, L where a set is empty, so that what is cut
-        by kinds has its share of rare classes too; of rows of numbers their mean.
+        by kinds has its share of rare classes too; so it is with the classes of its words. Of rows of numbers it is
+        their mean.
         """
+        if self.parts is not None:
+            classes, at = np.unique(self.labels, return_inverse=True)
+            by_rarity = np.argsort(np.bincount(at), kind="stable")
+            rank = np.empty(len(classes), dtype=np.int64)
+            rank[by_rarity] = np.arange(len(classes))
+            rarest = np.minimum.reduceat(rank[at], self.parts.words[:-1])
+            return np.asarray(classes[by_rarity[rarest]], dtype=np.float64)
         if self.labels.ndim == 1:
             return self.labels
         if not self.whole:
@@ -101,11 +145,22 @@ class Dataset:
         return example_hashes(self.texts)
 
 
+def entries(tuples: Sequence[tuple[int, ...]]) -> NDArray[Any]:
+    """Return an array [N] of tuples, whatever their lengths; of tuples of one length numpy would make a matrix."""
+    array = np.empty(len(tuples), dtype=object)
+    for at, each in enumerate(tuples):
+        array[at] = each
+    return array
+
+
 def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> Dataset:
     """Make the dataset whose arrays are an entry of the cache."""
     arrays, meta = entry.arrays, entry.meta
+    parts = None
+    if "firsts" in arrays:
+        parts = Parts(arrays["part-lengths"], arrays["part-offsets"], arrays["firsts"], arrays["word-offsets"])
     stores = tuple(
-        TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"], arrays.get(f"full-{i}"))
+        TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"], arrays.get(f"full-{i}"), parts)
         for i in range(2)
         if f"ids-{i}" in arrays
     )
@@ -130,6 +185,17 @@ def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> D
     )
 
 
+def _append_parts(writer: Writer, parts: Parts, at: NDArray[np.int64]) -> None:
+    for name, values, offsets in (
+        ("part-lengths", parts.lengths, ("part-offsets", parts.offsets)),
+        ("firsts", parts.firsts, ("word-offsets", parts.words)),
+    ):
+        key, bounds = offsets
+        counts = bounds[at + 1] - bounds[at]
+        writer.append(name, values[ramp(bounds[at], counts)])
+        writer.append_lengths(key, counts)
+
+
 def bad_rows_of(entry: Entry) -> tuple[BadRow, ...]:
     """Return the first of the rows that were left out, by line."""
     return tuple(BadRow(**row) for row in entry.meta["bad"])
@@ -142,8 +208,11 @@ def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
         for start in range(0, len(indices), BLOCK):
             at = indices[start : start + BLOCK]
             append_names(writer, [data.ids[i] for i in at.tolist()])
-            for key, values in (("labels", data.labels), ("texts", data.texts), ("cut", data.cut)):
+            writer.append("labels", data.labels[data.places(at)])
+            for key, values in (("texts", data.texts), ("cut", data.cut)):
                 writer.append(key, values[at])
+            if data.parts is not None:
+                _append_parts(writer, data.parts, at)
             for number, store in enumerate(data.stores):
                 lengths = store.offsets[at + 1] - store.offsets[at]
                 where = ramp(store.offsets[at], lengths)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmeta.core.api.contracts import Example, Task
-from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, hashes
+from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, append_words, hashes
 from mtmeta.core.errors import DataError, NoExamples
 from mtmeta.core.registry.guard import blame
 from mtmeta.core.storage.cache import Writer
@@ -51,7 +51,7 @@ def write_examples(
     With `strict`, raises DataError for bad rows: those of `examples`, and those that `file` could not read; `shown` is
     the file's name in messages.
     """
-    parser, inputs, remaining = _Parser(task), task.inputs, iter(examples)
+    parser, inputs, remaining, unreadable = _Parser(task), task.inputs, iter(examples), 0
     while True:
         with blame(task, "task"):  # an example of a plugin's may hold anything
             block = list(islice(remaining, BLOCK))
@@ -62,16 +62,22 @@ def write_examples(
         if not rows.labels or (strict and skipped):  # it ends in an error: only the count of bad rows is still open
             continue
         append_names(writer, rows.ids)
-        writer.append("labels", np.array(rows.labels, dtype=np.float64))
         writer.append("texts", hashes(rows.texts, rows.pairs) if parser.pair else hashes(rows.texts))
-        append_tokens(writer, inputs, backbone, rows.texts, rows.pairs)
+        if parser.words:
+            writer.append("labels", np.concatenate(rows.labels))
+            unreadable += append_words(writer, backbone, rows.texts)
+        else:
+            writer.append("labels", np.array(rows.labels, dtype=np.float64))
+            append_tokens(writer, inputs, backbone, rows.texts, rows.pairs)
     bad = parser.bad.merged(file.bad) if file else parser.bad
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)
     if not parser.good:
         raise NoGoodRows(shown, bad, skipped) if skipped else NoExamples(shown, "no examples")
     first_rows = [asdict(row) for row in bad]
-    kinds, notes = dict(bad.kinds.most_common()), file.notes if file else []
+    kinds, notes = dict(bad.kinds.most_common()), list(file.notes) if file else []
+    if unreadable:
+        notes.append(f"the tokenizer makes nothing of {unreadable} words; each is read as '?'")
     return {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": kinds, "notes": notes}
 
 
@@ -94,7 +100,9 @@ class _Parser:
         self.seen = self.good = 0
         self.whole = True
         self._objective = task.objective
-        self._row = self._objective.labelled == "row"
+        self._row = self._objective.labelled != "one"
+        self.words = self._objective.labelled == "words"
+        """Whether each word has a label."""
         self._known: dict[str, Label | _Refusal] = {}
 
     def parse(self, block: Sequence[Example]) -> _Rows:
@@ -109,6 +117,10 @@ class _Parser:
                 number = self._parse(label)
             if isinstance(number, tuple):
                 self.bad.add(example.line or index, *number)
+                continue
+            if self.words and len(number) != (count := len(text.split())):  # type: ignore[arg-type]
+                reason = f"{len(number)} labels for {count} words"  # type: ignore[arg-type]
+                self.bad.add(example.line or index, reason, "other")
                 continue
             rows.texts.append(text)
             rows.labels.append(number)
@@ -146,7 +158,9 @@ class _Parser:
 
     def _check_row(self, row: NDArray[np.float64]) -> bool:
         """Return whether a row holds whole numbers. Raises ValueError unless it is as wide as the objective says."""
-        if row.shape != (self._objective.width,):
+        if self.words and row.ndim != 1:
+            raise ValueError(f"its label has shape {list(row.shape)}, expected a number for each word")
+        if not self.words and row.shape != (self._objective.width,):
             raise ValueError(f"its label has shape {list(row.shape)}, expected {self._objective.width} numbers")
         return bool((row == np.floor(row)).all())
 

@@ -22,7 +22,7 @@ from mtmeta.core.data.cache_key import cache_key
 from mtmeta.core.data.carving import carved, carved_digest
 from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, bad_rows_of, dataset_of, select
 from mtmeta.core.data.examples import bad_rows, write_examples
-from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens
+from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, append_words
 from mtmeta.core.errors import DataError
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.registry.guard import blame
@@ -168,9 +168,13 @@ def from_texts(
 
     def fill(writer: Writer) -> dict[str, Any]:
         append_names(writer, [str(number) for number in range(len(texts))])
-        writer.append("labels", np.zeros(len(texts)))
         writer.append("texts", np.zeros((len(texts), 1), dtype=np.uint64))
-        append_tokens(writer, inputs or task.inputs, backbone, texts, pairs)
+        if task.objective.labelled == "words" and inputs is None:
+            writer.append("labels", np.zeros(sum(len(text.split()) for text in texts)))
+            append_words(writer, backbone, texts)
+        else:
+            writer.append("labels", np.zeros(len(texts)))
+            append_tokens(writer, inputs or task.inputs, backbone, texts, pairs)
         return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
     return dataset_of(name, "predict", "", in_memory(fill), "")
@@ -182,5 +186,5 @@ def _check_classes(task: Task, split: str, dataset: Dataset) -> None:
         return
     same = dataset.labels[0]
     if (dataset.labels[:BLOCK] == same).all() and (dataset.labels == same).all():  # a glance nearly always settles it
-        label = task.objective.show(same)
+        label = classes[int(same)] if same.ndim == 0 else task.objective.show(same)
         raise DataError(dataset.file, f"all {len(dataset)} labels are {quote(label)}; there is nothing to learn")

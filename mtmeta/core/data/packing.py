@@ -15,14 +15,21 @@ import torch
 from numpy.typing import NDArray
 
 from mtmeta.core.api.batch import Batch, Chunk, Packed
-from mtmeta.core.data.dataset import Dataset, TokenStore
+from mtmeta.core.data.dataset import Dataset, Parts, TokenStore
+from mtmeta.core.data.tokens import ramp
 
 
 def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> Packed:
     """Pack the sequences `indices` of each store; all of the first store come before those of the second."""
-    lengths = np.concatenate([store.offsets[indices + 1] - store.offsets[indices] for store in stores])
-    starts = np.concatenate([store.offsets[indices] for store in stores])
-    source = np.repeat(np.arange(len(stores)), len(indices))
+    parts = stores[0].parts
+    if parts is None:
+        lengths = np.concatenate([store.offsets[indices + 1] - store.offsets[indices] for store in stores])
+        starts = np.concatenate([store.offsets[indices] for store in stores])
+        source = np.repeat(np.arange(len(stores)), len(indices))
+    else:
+        lengths, starts = _sequences_of(stores[0], parts, indices)
+        source = np.zeros(len(lengths), dtype=np.int64)
+    given = lengths
     by_length = np.argsort(lengths, kind="stable")
     lengths, starts, source = lengths[by_length], starts[by_length], source[by_length]
 
@@ -46,7 +53,38 @@ def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> 
         lengths=torch.from_numpy(lengths),
         groups=tuple(zip(counts.tolist(), values.tolist(), strict=True)),
         order=torch.from_numpy(np.argsort(by_length)),
+        words=None if parts is None else torch.from_numpy(_words_of(stores[0], parts, indices, given, by_length)),
     )
+
+
+def _sequences_of(
+    store: TokenStore, parts: Parts, indices: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return length and start of each sequence that the texts `indices` are cut into, text after text."""
+    counts = parts.offsets[indices + 1] - parts.offsets[indices]
+    lengths = parts.lengths[ramp(parts.offsets[indices], counts)].astype(np.int64)
+    before = np.cumsum(lengths) - lengths
+    of_text = np.cumsum(counts) - counts  # the first sequence of each text
+    return lengths, np.repeat(store.offsets[indices] - before[of_text], counts) + before
+
+
+def _words_of(
+    store: TokenStore,
+    parts: Parts,
+    indices: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    by_length: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return where the first piece of each word is in a batch whose sequences, of `lengths`, are sorted by length."""
+    counts = parts.words[indices + 1] - parts.words[indices]
+    sizes = store.offsets[indices + 1] - store.offsets[indices]
+    firsts = parts.firsts[ramp(parts.words[indices], counts)].astype(np.int64)
+    unsorted = np.repeat(np.cumsum(sizes) - sizes, counts) + firsts
+    before = np.cumsum(lengths) - lengths
+    sequence = np.searchsorted(before, unsorted, side="right") - 1
+    packed = np.empty(len(lengths), dtype=np.int64)
+    packed[by_length] = np.cumsum(lengths[by_length]) - lengths[by_length]
+    return packed[sequence] + unsorted - before[sequence]
 
 
 def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1, pin: bool = False) -> Batch:
@@ -58,7 +96,7 @@ def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1, pin: 
 
 def pack_chunk(dataset: Dataset, indices: NDArray[np.int64], *, pin: bool = False) -> Chunk:
     """Return the examples `indices` of a dataset, without their ids, in page-locked memory if `pin`."""
-    labels = torch.from_numpy(dataset.labels[indices].astype(np.float32))
+    labels = torch.from_numpy(dataset.labels[dataset.places(indices)].astype(np.float32))
     packed = pack_sequences(dataset.stores, indices)
     teacher = None if dataset.teacher is None else torch.from_numpy(dataset.teacher.rows(indices))
     if not pin:

@@ -120,6 +120,66 @@ def append_tokens(
     writer.append("cut", cut)
 
 
+def append_words(writer: Writer, backbone: WithTokenizer, texts: Sequence[str]) -> int:
+    """Append the ids of texts whose words have labels, word by word, in as many sequences as they take.
+
+    A text that is longer than `max_length` goes on in a further sequence, with special tokens of its own, where a word
+    begins: no word is left out. A word longer than a whole sequence is cut, and counted in `cut`. One that the
+    tokenizer makes nothing of is read as `?`; returns how many there were.
+    """
+    tokenizer = backbone.tokenizer
+    prefix, suffix = np.array(tokenizer.prefix, dtype=np.int64), np.array(tokenizer.suffix, dtype=np.int64)
+    room = max(1, backbone.max_length - len(prefix) - len(suffix))
+    split = [text.split() for text in texts]
+    # a word's pieces are those that it has after a space, as in the whole text
+    ids, lengths = _flat(tokenizer, [f" {word}" if at else word for words in split for at, word in enumerate(words)])
+    unreadable = int((lengths == 0).sum())
+    if unreadable:
+        mark = np.array(tokenizer.encode(["?"])[0][:1], dtype=np.int64)
+        ids = np.insert(ids, (np.cumsum(lengths) - lengths)[lengths == 0], mark)
+        lengths = np.maximum(lengths, 1)
+    kept = np.minimum(lengths, room)
+    starts = np.cumsum(lengths) - lengths
+    done, parts, runs, firsts, cut, full = 0, [], [], [], np.zeros(len(texts), dtype=np.uint8), []
+    counts = []
+    for number, words in enumerate(split):
+        here = slice(done, done + len(words))
+        done += len(words)
+        sizes, before, run, count = kept[here], 0, [], 0
+        cut[number] = bool((lengths[here] > room).any())
+        for first, last in _cuts(sizes, room):
+            pieces = ids[ramp(starts[here][first:last], sizes[first:last])]
+            firsts.append(before + len(prefix) + np.cumsum(sizes[first:last]) - sizes[first:last])
+            parts.append(len(prefix) + len(pieces) + len(suffix))
+            run += [prefix, pieces, suffix]
+            before += parts[-1]
+            count += 1
+        counts.append(count)
+        full.append(int(lengths[here].sum()) + len(prefix) + len(suffix))
+        runs.append(np.concatenate(run))
+    _append(writer, 0, tokenizer, _Part(np.concatenate(runs), _lengths(runs), _lengths(runs)))
+    writer.append("part-lengths", np.array(parts, dtype=np.int32))
+    writer.append_lengths("part-offsets", np.array(counts, dtype=np.int64))
+    writer.append("firsts", np.concatenate(firsts).astype(np.int32))
+    writer.append_lengths("word-offsets", _lengths(split))
+    writer.append("full-0", np.array(full, dtype=np.int32))
+    writer.append("cut", cut)
+    return unreadable
+
+
+def _cuts(sizes: Ints, room: int) -> list[tuple[int, int]]:
+    """Return first word and the word after the last of each sequence that words of these sizes take."""
+    if sizes.sum() <= room:
+        return [(0, len(sizes))]
+    cuts, first, taken = [], 0, 0
+    for at, size in enumerate(sizes.tolist()):
+        if taken + size > room:
+            cuts.append((first, at))
+            first, taken = at, 0
+        taken += size
+    return [*cuts, (first, len(sizes))]
+
+
 def _append(writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int, ...] | _Part) -> None:
     """Append sequences that are made of the parts in order; ids alone stand in every sequence."""
     sizes = [part.kept if isinstance(part, _Part) else np.int64(len(part)) for part in parts]

@@ -356,7 +356,7 @@ class _RecipeReader:
         """Say that a metric makes no sense for a task's labels, and which of the metrics do."""
         known = self.registry.names("metric")
         fitting = [one for one in known if self.registry.get("metric", one, "metrics").fits(task.objective)]
-        what = "sets of labels" if task.objective.labelled == "row" else "a class"
+        what = {"one": "a class", "row": "sets of labels", "words": "a class for each word"}[task.objective.labelled]
         message = f"metric {quote(metric)} makes no sense for task '{name}', which predicts {what}"
         if not task.objective.classes:
             message = f"metric {quote(metric)} needs classes, task '{name}' predicts a number"

@@ -101,7 +101,7 @@ def blame(part: Any, kind: str) -> Iterator[None]:
 _PASSING: dict[str, tuple[type[Exception], ...]] = dict.fromkeys(("parse", "loss", "soft_loss"), (ValueError,))
 _OBJECTIVE = (
     *("labelled", "width", "outputs", "classes", "parse", "show", "loss", "soft_loss", "decode", "probabilities"),
-    *("tunes", "tune", "tuned", "confusion", "export"),
+    *("tunes", "tune", "tuned", "confusion", "spans", "export"),
 )
 
 

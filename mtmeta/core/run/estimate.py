@@ -147,7 +147,7 @@ def evaluation_seconds(
 
 def interval_seconds(metric: Metric, data: Dataset, objective: Objective) -> float:
     """Measure the seconds of the bootstrap interval of a metric."""
-    labels: Any = data.labels
+    labels: Any = data.by_example(data.labels)
     # labels in the place of the head's outputs: of the right number, and of a like spread
     scores = labels if labels.ndim > 1 else np.repeat(labels[:, None], objective.outputs, axis=1)
     seen = metric.seen({"scores": scores, "ids": np.array(list(data.ids), object), "classes": objective.classes})

@@ -202,17 +202,19 @@ def _table(out: IO[str], objective: Objective) -> Write:
     Of label sets `label` holds all that data files would have there, and there is no score.
     """
     writer = csv.writer(out, lineterminator="\n")
-    classes, sets = objective.classes, objective.labelled == "row"
-    names = [f"probability_{name}" for name in classes]
+    classes, sets = objective.classes, objective.labelled != "one"
+    names = [] if objective.labelled == "words" else [f"probability_{name}" for name in classes]
     writer.writerow(["id", *(["label"] if classes else []), *([] if sets else ["score"]), *names])
 
     def write(name: str, prediction: Prediction) -> None:
         score = "" if prediction.score is None else f"{prediction.score:.6g}"
         chances = prediction.probabilities or {}
         label = prediction.label
-        if prediction.labels is not None:
+        if prediction.words is not None:
+            label = " ".join(prediction.labels or ())
+        elif prediction.labels is not None:
             label = objective.show([float(one in prediction.labels) for one in classes])
-        shown = [f"{chances[c]:.6g}" if c in chances else "" for c in classes]
+        shown = [f"{chances[c]:.6g}" if c in chances else "" for c in classes[: len(names)]]
         writer.writerow([name, *([label] if classes else []), *([] if sets else [score]), *shown])
 
     return write

@@ -42,12 +42,22 @@ class Prediction:
     probabilities: dict[str, float] | None
     """Of every class; None for a number."""
     labels: tuple[str, ...] | None = None
-    """The classes, of a task whose examples have any number of them; None for all other tasks."""
+    """The classes, of a task whose examples have any number of them, or one for each word; None for all other tasks."""
+    words: tuple[str, ...] | None = None
+    """The words that `labels` are of; None where they are of the whole text."""
+    spans: tuple[tuple[str, int, int], ...] | None = None
+    """What the labels of words mark: name, first word, and the word after it; None where they mark nothing."""
 
     def json(self) -> dict[str, Any]:
         """Return the fields that are not None."""
-        labels = None if self.labels is None else list(self.labels)
-        fields = {"label": self.label, "labels": labels, "score": self.score, "probabilities": self.probabilities}
+        words = self.words or ()
+        spans = [
+            {"label": name, "start": start, "end": end, "text": " ".join(words[start:end])}
+            for name, start, end in self.spans or ()
+        ]
+        fields: dict[str, Any] = {"label": self.label, "score": self.score, "probabilities": self.probabilities}
+        fields |= {name: list(value) for name in ("words", "labels") if (value := getattr(self, name)) is not None}
+        fields["spans"] = None if self.spans is None else spans
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -125,8 +135,9 @@ class Predictor:
         dataset = from_texts(name, task, firsts, seconds, backbone)
         tokens = self._session.recipe.evaluation.batch_tokens
         objective, classes = model.objectives[name], task.objective.classes
-        values = np.empty((len(texts), objective.width) if objective.labelled == "row" else len(texts))
-        chances: NDArray[np.float64] | None = np.empty((len(texts), len(classes))) if classes else None
+        count, by_word = len(dataset.labels), objective.labelled == "words"
+        values = np.empty((count, objective.width) if objective.labelled == "row" else count)
+        chances: NDArray[np.float64] | None = np.empty((count, len(classes))) if classes and not by_word else None
         doing = f"predicting task '{name}' (batch_tokens {tokens})"
         with (
             torch.inference_mode(),
@@ -134,8 +145,9 @@ class Predictor:
             memory_errors(doing, "lower evaluation.batch_tokens in the run's recipe.yaml"),
             closing(forward(model, dataset, batch_tokens=tokens, precision=self._session.precision)) as batches,
         ):
-            for indices, _, outputs in batches:
-                values[indices] = decoded(objective, task, name, outputs, len(indices)).double().cpu().numpy()
+            for indices, chunk, outputs in batches:
+                found = decoded(objective, task, name, outputs, len(chunk.labels))
+                values[dataset.places(indices)] = found.double().cpu().numpy()
                 if chances is None or (raw := objective.probabilities(outputs)) is None:
                     chances = None
                     continue
@@ -144,6 +156,9 @@ class Predictor:
         if not np.isfinite(values).all() or (chances is not None and not np.isfinite(chances).all()):
             raise DivergedError(accused(task), f"predictions for task '{name}' are not finite; train it again")
         check_classes(task, name, values)
+        if by_word:
+            rows = zip(firsts, dataset.by_example(values), strict=True)
+            return [_of_words(objective, text, row) for text, row in rows]
         return _predictions(objective, values, chances)
 
     @own_settings()
@@ -222,6 +237,12 @@ def _predictions(
         return [Prediction(None, None, row, labels) for row, labels in zip(rows, sets, strict=True)]
     names = [classes[at] for at in values.astype(np.int64).tolist()]
     return [Prediction(name, row[name] if row else None, row) for name, row in zip(names, rows, strict=True)]
+
+
+def _of_words(objective: Objective, text: str, values: tuple[int, ...]) -> Prediction:
+    """Return the prediction for the words of a text, a class for each."""
+    labels = tuple(objective.classes[at] for at in values)
+    return Prediction(None, None, None, labels, tuple(text.split()), objective.spans(values))
 
 
 def _is_one(given: object, *, pair: bool) -> bool:

@@ -199,7 +199,7 @@ class Session:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["id", "label", "prediction", *(["scores"] if scores else [])])
-        shown = (dataset.labels, predictions.values)
+        shown = (predictions.labels, predictions.values)
         columns: list[Iterable[str]] = [map(task.objective.show, values.tolist()) for values in shown]
         if predictions.scores is not None:  # nine digits are those of fp32
             rows = predictions.scores.reshape(len(dataset), -1).tolist()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mtmeta.core.api.contracts import Metric, Task
+from mtmeta.core.data.dataset import entries
 from mtmeta.core.errors import CheckpointError
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.registry import Registry
@@ -322,7 +323,7 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str, metric: Metri
                 raise CheckpointError(str(path), message)
             predictions_of_row.append(predictions)
     assert labels is not None
-    return _OfTask(labels, [np.array(row) for row in rows], seen)
+    return _OfTask(labels, [np.stack(row) for row in rows], seen)
 
 
 def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
@@ -341,7 +342,7 @@ def read_with_scores(path: Path, task: Task, scores: bool) -> tuple[Array, Array
     """Read labels, predictions, and what metrics may take beside them: `scores` [N, C] where they are wanted."""
     index = {name: float(number) for number, name in enumerate(task.objective.classes)}
     number: Callable[[str], Any] = index.__getitem__ if index else float
-    if task.objective.labelled == "row":
+    if task.objective.labelled != "one":
         number = lru_cache(maxsize=4096)(task.objective.parse)
     seen: dict[str, Any] = {"classes": task.objective.classes}
     try:
@@ -349,11 +350,15 @@ def read_with_scores(path: Path, task: Task, scores: bool) -> tuple[Array, Array
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             written = list(csv.DictReader(text))
         rows = [(number(row["label"]), number(row["prediction"])) for row in written]
-        labels, predictions = np.array(rows, dtype=np.float64).swapaxes(0, 1)
+        if task.objective.labelled == "words":
+            labels, predictions = (entries(column) for column in zip(*rows, strict=True))
+        else:
+            labels, predictions = np.array(rows, dtype=np.float64).swapaxes(0, 1)
         seen["ids"] = np.array([row["id"] for row in written], dtype=object)
         if scores:
             seen["scores"] = np.array([str(row["scores"]).split() for row in written], dtype=np.float64)
-        if not all((np.abs(numbers) <= LARGEST).all() for numbers in (labels, predictions, seen.get("scores", 0.0))):
+        numbers = (labels, predictions) if labels.dtype != object else ()
+        if not all((np.abs(each) <= LARGEST).all() for each in (*numbers, seen.get("scores", 0.0))):
             raise ValueError("a number that is not finite, or beyond every measure")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         reason = str(error) if isinstance(error, UnfitFile) else f"cannot be read ({exception_line(error)})"

@@ -48,7 +48,7 @@ def gradient_cosines(
                     with autocast(device, precision):
                         outputs = model(name, chunk.packed.to(device))
                     loss = task_loss(task, name, outputs, chunk.labels.to(device))
-                    share = len(chunk.labels) / len(batch)
+                    share = len(chunk.labels) / batch.labels
                     (loss * share).backward()  # type: ignore[no-untyped-call]  # PyTorch's backward has no types
                 gradients[name] = [parameter.grad for parameter in model.encoder.parameters()]
         finally:

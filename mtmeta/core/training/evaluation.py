@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Decoded predictions and labels [N] or [N, L], in the dataset's order, and the mean loss."""
+    """Decoded predictions [N] or [N, L], as metrics get them, in the dataset's order, and the mean loss."""
 
     dataset: Dataset
     values: Array
@@ -48,6 +48,11 @@ class Predictions:
     """The head's raw outputs [N, ...], where they were asked for."""
     tuned: Mapping[str, Tensor] = field(default_factory=dict)
     """Numbers that were tuned on these examples, by name."""
+
+    @property
+    def labels(self) -> Array:
+        """The labels, as metrics get them."""
+        return self.dataset.by_example(self.dataset.labels)
 
     @property
     def seen(self) -> dict[str, Any]:
@@ -100,10 +105,11 @@ def predict(
         for indices, chunk, outputs in batches:
             labels = chunk.labels.to(outputs.device, non_blocking=True)
             loss = checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), [])
-            found = outputs if scores or tune else decoded(objective, task, dataset.task, outputs, len(indices))
-            outcomes.append((indices, found.double(), loss * len(indices)))
-    values, losses = _gathered(outcomes, len(dataset), ranks)
-    mean, numbers, raw = math.fsum(losses) / len(dataset), dict[str, Tensor](), None
+            count = len(chunk.labels)
+            found = outputs if scores or tune else decoded(objective, task, dataset.task, outputs, count)
+            outcomes.append((dataset.places(indices), found.double(), loss * count))
+    values, losses = _gathered(outcomes, len(dataset.labels), ranks)
+    mean, numbers, raw = math.fsum(losses) / len(dataset.labels), dict[str, Tensor](), None
     if not math.isfinite(mean) or not np.isfinite(values).all():
         message = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
         raise DivergedError(accused(task), message)
@@ -112,9 +118,9 @@ def predict(
         if tune:
             numbers = dict(task.objective.tune(outputs, torch.from_numpy(dataset.labels).float()))
             objective = task.objective.tuned(numbers)
-        values = decoded(objective, task, dataset.task, outputs, len(dataset)).double().numpy()
+        values = decoded(objective, task, dataset.task, outputs, len(dataset.labels)).double().numpy()
     check_classes(task, dataset.task, values)
-    return Predictions(dataset, values, mean, objective, raw, numbers)
+    return Predictions(dataset, dataset.by_example(values), mean, objective, raw, numbers)
 
 
 def _gathered(
@@ -171,7 +177,7 @@ def check_classes(task: Task, name: str, values: Array) -> None:
 
 
 def decoded(objective: Objective, task: Task, name: str, outputs: Tensor, size: int) -> Tensor:
-    """Return the predictions [B] or [B, L] of raw outputs, if they have that shape."""
+    """Return the predictions [B] or [B, L] of raw outputs, or [W] of words, if they have that shape."""
     width = [objective.width] if objective.labelled == "row" else []
     return checked(task, name, "predictions", objective.decode(outputs), [size, *width])
 
@@ -188,7 +194,7 @@ def score(
     predictions: Predictions, metrics: Sequence[Metric], *, seed: int, intervals: bool = True
 ) -> tuple[Score, list[str]]:
     """Return the metrics of the predictions (the first is the primary one), and the warnings they gave."""
-    labels, values = predictions.dataset.labels, predictions.values
+    labels, values = predictions.labels, predictions.values
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         seen = predictions.seen if any(metric.takes for metric in metrics) else {}
@@ -233,11 +239,11 @@ def aggregate(scores: Mapping[str, Score], metrics: Mapping[str, Metric], select
 
 def detail(task: Task, predictions: Predictions) -> dict[str, Any]:
     """Return the facts under the table of `--verbose`: the confusion of classes, or how far off values are."""
-    labels, values = predictions.dataset.labels, predictions.values
+    labels, values = predictions.labels, predictions.values
     classes = task.objective.classes
     if (own := predictions.objective.confusion(labels, values)) is not None:
         return {"table": asdict(own)}
-    if predictions.objective.labelled == "row":
+    if predictions.objective.labelled != "one":
         return {}
     if classes:
         matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)

@@ -157,7 +157,7 @@ class Learner:
         """Add the gradient of some chunks of a batch to `.grad`; return their share of its loss, detached."""
         total = torch.zeros((), device=self.device)
         for chunk in chunks:
-            share = len(chunk.labels) / len(batch)
+            share = len(chunk.labels) / batch.labels
             loss = self._chunk_loss(batch.task, chunk)
             (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach() * share
@@ -171,7 +171,7 @@ class Learner:
         total = torch.zeros((), device=self.device)
         with self.reading(batch):
             for chunk in batch.chunks:
-                total += self._chunk_loss(batch.task, chunk) * (len(chunk.labels) / len(batch))
+                total += self._chunk_loss(batch.task, chunk) * (len(chunk.labels) / batch.labels)
         return total
 
     def _chunk_loss(self, task: str, chunk: Chunk) -> Tensor:
@@ -211,7 +211,7 @@ class Learner:
                 with twice_differentiable(self.model), autocast(self.device, self._precision):
                     outputs = functional_call(self.model, dict(parameters), given)
                 loss = self._loss(batch.task, outputs, self._here(chunk.labels), self._here(chunk.teacher))
-                losses.append(loss if len(batch.chunks) == 1 else loss * (len(chunk.labels) / len(batch)))
+                losses.append(loss if len(batch.chunks) == 1 else loss * (len(chunk.labels) / batch.labels))
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def head(self, task: str) -> dict[str, Tensor]:

@@ -8,9 +8,10 @@ from mtmeta.plugins.tasks.multi_label import MultiLabelTask
 from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
+from mtmeta.plugins.tasks.tagging import TaggingTask
 
 
 @mtmeta.hookimpl
 def register_tasks() -> list[type[mtmeta.Task]]:
-    generic = [ClassificationTask, PairClassificationTask, SimilarityTask, RegressionTask, MultiLabelTask]
-    return [Sst, Para, Sts, *generic]
+    generic = [ClassificationTask, PairClassificationTask, SimilarityTask, RegressionTask]
+    return [Sst, Para, Sts, *generic, MultiLabelTask, TaggingTask]

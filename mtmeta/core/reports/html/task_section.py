@@ -154,6 +154,8 @@ def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
     if wrong.ndim == 3:
         rank = wrong.mean(axis=(0, 2))
         wrong = wrong.any(axis=2)
+    elif of.task.objective.labelled == "words":
+        rank = wrong.mean(axis=0)
     elif of.classes:
         matrix = of.confusion(everything)
         # of as many runs the rarer mistake first: what is seldom predicted for a label is further off
@@ -171,10 +173,12 @@ def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
     for at in order:
         example = shown.get(of.ids[at], "")
         text = f"{example}" if example else f"id {safe(of.ids[at], 60)}"
-        cells = [text, of.task.objective.show(of.labels[at].tolist()), _predicted(of, everything[:, at])]
+        cells = [text, of.task.objective.show(_plain(of.labels[at])), _predicted(of, everything[:, at])]
         missed = int(wrong[:, at].sum())
-        error = float(np.abs(everything[:, at] - of.labels[at]).mean())
-        cells.append(f"{missed} of {plural(len(everything), 'run')}" if counted else f"{error:.3f}")
+        if counted:
+            cells.append(f"{missed} of {plural(len(everything), 'run')}")
+        else:
+            cells.append(f"{float(np.abs(everything[:, at] - of.labels[at]).mean()):.3f}")
         rows.append([*map(Cell, cells)])
     return Table(header, rows), note
 
@@ -183,8 +187,11 @@ def _predicted(of: TaskPredictions, values: Array) -> str:
     """Return what runs predict for an example: the classes by how often, or the mean of the numbers."""
     if not of.classes:
         return of.task.objective.show(values.mean(axis=0).tolist()) if values.ndim > 1 else f"{values.mean():.4g}"
-    found, counts = np.unique(values, axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    if len(values) == 1:
-        return of.task.objective.show(found[0].tolist())
-    return ", ".join(f"{of.task.objective.show(found[at].tolist())} ({counts[at]})" for at in order)
+    shown = [of.task.objective.show(_plain(value)) for value in values]
+    found = sorted(dict.fromkeys(shown), key=lambda text: -shown.count(text))
+    return found[0] if len(shown) == 1 else ", ".join(f"{text} ({shown.count(text)})" for text in found)
+
+
+def _plain(value: Any) -> Any:
+    """Return a label or a prediction as plain numbers."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

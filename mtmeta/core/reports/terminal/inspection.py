@@ -38,6 +38,8 @@ def _split(name: str, split: str, facts: dict[str, Any], max_length: int, *, pai
     spread = ", ".join(f"{key[1:]}% {value:.0f}" for key, value in tokens.items() if key[0] == "p")
     cut = f"{tokens['cut']:,} of {tokens['sequences']:,} ({tokens['cut_share']:.1%}) cut at {max_length}"
     yield f"    tokens a sequence: mean {tokens['mean']:.1f}, {spread}, longest {tokens['longest']}; {cut}"
+    if parted := tokens.get("several"):
+        yield f"    {name}: {parted} of {rows} {split} texts are longer than {max_length} and read in several sequences"
     of = f"of {rows} {split} examples"
     if repeated := facts["duplicates"]["rows"]:
         other = facts["duplicates"]["of_other_labels"]
