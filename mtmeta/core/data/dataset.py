@@ -100,7 +100,7 @@ class Dataset:
     @property
     def parts(self) -> Parts | None:
         """Where the words of each example are, if words have labels."""
-        return self.stores[0].parts
+        return self.stores[0].parts if self.stores else None
 
     def places(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where the labels of the examples `indices` stand in `labels`."""
