@@ -38,6 +38,7 @@ from mtmeta.core.api.contracts import (
     Unrolled,
 )
 from mtmeta.core.api.hookspecs import hookimpl
+from mtmeta.core.api.losses import ClassLoss
 from mtmeta.core.api.objectives import Binary, Classification, Confusion, Objective, Regression
 from mtmeta.core.api.optimizers import SGD, AdamW, OptimizerOptions
 from mtmeta.core.api.option_types import (
@@ -75,9 +76,30 @@ if TYPE_CHECKING:
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead, WordHead
     from mtmeta.core.api.scalars import Scalar, scalars
-    from mtmeta.core.python.functions import adapt, compare, evaluate, export, plan, read_recipe, report, tune, validate
+    from mtmeta.core.python.functions import (
+        adapt,
+        compare,
+        curve,
+        evaluate,
+        export,
+        plan,
+        read_recipe,
+        report,
+        tune,
+        validate,
+    )
     from mtmeta.core.python.published import load, push_to_hub
-    from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores, Search
+    from mtmeta.core.python.results import (
+        Adaptation,
+        Checked,
+        Comparison,
+        Exported,
+        LearningCurve,
+        Plan,
+        Run,
+        Scores,
+        Search,
+    )
     from mtmeta.core.python.streaming import events
     from mtmeta.core.python.task_data import TaskData, classification, pair_classification, regression, similarity, task
     from mtmeta.core.python.training import run, train
@@ -94,9 +116,9 @@ _LAZY = {
         ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead WordHead"),
         ("api.scalars", "Scalar scalars"),
         ("run.predictor", "Prediction Predictor"),
-        ("python.functions", "adapt compare evaluate export plan read_recipe report tune validate"),
+        ("python.functions", "adapt compare curve evaluate export plan read_recipe report tune validate"),
         ("python.published", "load push_to_hub"),
-        ("python.results", "Adaptation Checked Comparison Exported Plan Run Scores Search"),
+        ("python.results", "Adaptation Checked Comparison Exported LearningCurve Plan Run Scores Search"),
         ("python.streaming", "events"),
         ("python.task_data", "TaskData classification pair_classification regression similarity task"),
         ("python.training", "run train"),
@@ -120,8 +142,8 @@ _LAZY = {
     )
 }
 _NEED_TORCH = (
-    *("adapt", "compare", "evaluate", "events", "export", "load", "plan", "push_to_hub", "report", "run", "train"),
-    *("tune", "validate"),
+    *("adapt", "compare", "curve", "evaluate", "events", "export", "load", "plan", "push_to_hub", "report", "run"),
+    *("train", "tune", "validate"),
 )
 """Functions that look first whether PyTorch is new enough."""
 
@@ -138,6 +160,7 @@ __all__ = [
     "Carve",
     "Checked",
     "CheckpointError",
+    "ClassLoss",
     "Classification",
     "Comparison",
     "Confusion",
@@ -166,6 +189,7 @@ __all__ = [
     "Joint",
     "Launcher",
     "Learner",
+    "LearningCurve",
     "LinearHead",
     "LoadedBackbone",
     "LoadedTokenizer",
@@ -222,6 +246,7 @@ __all__ = [
     "cache_folder",
     "classification",
     "compare",
+    "curve",
     "did_you_mean",
     "evaluate",
     "events",

@@ -27,7 +27,7 @@ from mtmeta.core.recipe.reader import KEYS, REQUIRED
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.discovery import load_plugins
 from mtmeta.core.registry.guard import KINDS
-from mtmeta.core.registry.option_fields import expectation, field_docs, field_hints
+from mtmeta.core.registry.option_fields import expectation, field_docs, field_hints, option_name
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.tables.data_file import Dialect
 
@@ -104,7 +104,8 @@ def _options(part: Any, *, than: Any = None) -> Iterator[str]:
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         shown = "required" if default is dataclasses.MISSING else f"default `{_value(default)}`"
-        yield _definition(field.name, f"{_takes(hints[field.name])}; {shown}", docs.get(field.name, ""))
+        name = option_name(part, field.name)
+        yield _definition(name, f"{_takes(hints[name])}; {shown}", docs.get(name, ""))
 
 
 def _definition(name: str, takes: str, meaning: str) -> str:

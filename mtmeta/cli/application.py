@@ -23,6 +23,7 @@ from mtmeta.cli.commands.runs import report, runs
 from mtmeta.cli.commands.studies.adapt import adapt
 from mtmeta.cli.commands.studies.cancel import cancel
 from mtmeta.cli.commands.studies.compare import compare
+from mtmeta.cli.commands.studies.curve import curve
 from mtmeta.cli.commands.studies.teach import teach
 from mtmeta.cli.commands.studies.tune import tune
 from mtmeta.cli.commands.validate import validate
@@ -71,7 +72,7 @@ def common(
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(run, validate, plugins, show, eval_, predict, fetch, compare, tune, teach, cancel),
+    *(run, validate, plugins, show, eval_, predict, fetch, compare, curve, tune, teach, cancel),
     *(report, adapt, export, runs, schema, completion),
 )
 for command in COMMANDS:

@@ -35,6 +35,19 @@ def macro_f1(labels: Any, predictions: Any) -> float:
     return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
 
 
+def oos_recall(labels: Any, predictions: Any) -> float:
+    """Share of the examples outside the classes that got none of them as an answer; 0 with a warning if there are none.
+
+    Outside is a label that training does not have, and the task's `out_of_scope`; no class is an abstention (`mtmeta
+    eval --abstain`), and that label.
+    """
+    outside = labels == -1
+    if not outside.any():
+        warnings.warn("oos_recall without examples outside the classes is undefined; reported as 0", stacklevel=2)
+        return 0.0
+    return float((predictions[outside] == -1).mean())
+
+
 def matthews(labels: Any, predictions: Any) -> float:
     """Matthews correlation; 0 with a warning where either side is constant."""
     from sklearn.metrics import matthews_corrcoef
@@ -76,6 +89,15 @@ def _constant(name: str, labels: Any, predictions: Any) -> bool:
 def accuracies(labels: Any, predictions: Any, counts: Any) -> Any:
     """Compute the accuracy of each resample [D]."""
     return counts @ (labels == predictions).astype(counts.dtype) / counts.sum(axis=1)
+
+
+def oos_recalls(labels: Any, predictions: Any, counts: Any) -> Any:
+    """Compute the out-of-scope recall of each resample [D]."""
+    import numpy as np
+
+    outside = (labels == -1).astype(counts.dtype)
+    total, right = counts @ outside, counts @ (outside * (predictions == -1))
+    return np.divide(right, total, out=np.zeros_like(right), where=total > 0)
 
 
 def macro_f1s(labels: Any, predictions: Any, counts: Any) -> Any:
@@ -159,6 +181,7 @@ def register_metrics() -> list[mtmeta.Metric]:
     return [
         mtmeta.Metric("accuracy", accuracy, needs="classes", resampled=accuracies),
         mtmeta.Metric("macro_f1", macro_f1, needs=("classes", "label_sets"), resampled=macro_f1s),
+        mtmeta.Metric("oos_recall", oos_recall, needs="classes", resampled=oos_recalls),
         mtmeta.Metric("matthews", matthews, needs="classes", resampled=matthews_correlations),
         mtmeta.Metric("pearson", pearson, resampled=pearsons),
         mtmeta.Metric("spearman", spearman, resampled=spearmans),

@@ -175,7 +175,7 @@ def _check_soft_loss(objective: Objective, outputs: Tensor, labels: Tensor) -> N
     teacher = objective.probabilities(outputs) if objective.classes else objective.decode(outputs)
     if not has_soft_loss(type(objective)) or teacher is None:
         return
-    plain, deaf = objective.loss(outputs, labels), objective.soft_loss(outputs, labels, teacher, 0.0)
+    plain, deaf = objective.training_loss(outputs, labels), objective.soft_loss(outputs, labels, teacher, 0.0)
     check(plain.equal(deaf), f"soft_loss at trust 0 is {float(deaf)}, loss {float(plain)}; they must be the same bits")
     heard = objective.soft_loss(outputs, labels, teacher, 1.0)
     check(heard.ndim == 0 and bool(heard.isfinite()), f"soft_loss at trust 1 is {heard}, expected a finite scalar")

@@ -18,6 +18,7 @@ from mtmeta.core.recipe.part_help import FIXED_PARTS
 from mtmeta.core.recipe.reader import KEYS
 from mtmeta.core.registry.discovery import load_plugins
 from mtmeta.core.registry.guard import KINDS
+from mtmeta.core.registry.option_fields import option_name
 from mtmeta.core.registry.registry import Registry
 from tools.mathml import BadMath, mathml
 from tools.reference import ENVIRONMENT, pages
@@ -138,7 +139,8 @@ def test_the_reference_names_every_part_and_every_option() -> None:
             text = below + (page if kind == "task" else "")  # what all tasks share stands once
             for field in dataclasses.fields(part):
                 if field.name != "name":
-                    assert re.search(rf"^`{field.name}` .*\n:   \S", text, re.MULTILINE), (kind, name, field.name)
+                    option = option_name(part, field.name)
+                    assert re.search(rf"^`{option}` .*\n:   \S", text, re.MULTILINE), (kind, name, option)
                     seen += 1
     assert seen > 80
     assert "No help given" not in "".join(reference.values())

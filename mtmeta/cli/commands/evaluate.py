@@ -28,6 +28,9 @@ def eval_(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Confusion or error detail under the table.")
     ] = False,
+    abstain: Annotated[
+        float | None, typer.Option(metavar="P", help="Take no answer where the highest probability is below this.")
+    ] = None,
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
@@ -47,7 +50,7 @@ def eval_(
     from mtmeta.core.reports.terminal.results import show_results
     from mtmeta.core.run.evaluate import score_run
 
-    table = score_run(run, request, split=split, task=task, files=files, verbose=verbose).plain()
+    table = score_run(run, request, split=split, task=task, files=files, verbose=verbose, abstain=abstain).plain()
     print(json.dumps(table)) if json_ else show_results(table)
 
 

@@ -28,6 +28,9 @@ def predict(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that cannot be used, and say so.")
     ] = False,
+    abstain: Annotated[
+        float | None, typer.Option(metavar="P", help="Give no label where the highest probability is below this.")
+    ] = None,
     device: Device = "auto",
     no_plugin: NoPlugin = None,
 ) -> None:
@@ -56,5 +59,6 @@ def predict(
         columns=column or [],
         form=form,
         skip_bad=skip_bad_rows,
+        abstain=abstain,
         warn=warn,
     )

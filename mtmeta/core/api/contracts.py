@@ -124,6 +124,13 @@ class Task(Component):
         """Yield (option, what is wrong) for options that do not fit together."""
         yield from ()
 
+    def for_training(self, counts: Sequence[int]) -> Task:
+        """Return the task as it is to be trained on a set with so many examples of each class; here as it is.
+
+        For objectives whose `training_loss` depends on them. `counts` is empty for a task without classes.
+        """
+        return self
+
     def build_head(self, hidden_size: int) -> nn.Module:
         """Return a module from what it takes to the objective's outputs; here Linear, GELU, Linear.
 

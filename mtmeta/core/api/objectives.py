@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from mtmeta.core.api.losses import ClassLoss
 from mtmeta.core.tables.bad_rows import BadRowError, BadRowKind
 from mtmeta.core.wording import did_you_mean, quote
 
@@ -75,11 +76,25 @@ class Objective:
         """Return the mean loss over the batch, a scalar, of raw outputs [B, C] or [B] and float32 labels [B]."""
         raise NotImplementedError
 
+    @property
+    def trains_otherwise(self) -> bool:
+        """Whether training descends another loss than `loss`, which evaluation shows."""
+        return False
+
+    def training_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss that training descends, of the same shapes as `loss`, which it is by default."""
+        return self.loss(outputs, labels)
+
+    @property
+    def teacher_obstacle(self) -> str:
+        """Why these options keep it from learning what a teacher says; empty where nothing does."""
+        return ""
+
     def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
         """Return the mean loss to labels mixed with what a teacher said, a scalar (Hinton et al. 2015, at T = 1).
 
         `teacher` holds class probabilities [B, C], or values [B] where there are no classes; the target is
-        (1 - trust) label + trust teacher, so that a `trust` of 0 is `loss`, bit for bit.
+        (1 - trust) label + trust teacher, so that a `trust` of 0 is `training_loss`, bit for bit.
         """
         raise ValueError(f"{type(self).__name__} has no soft_loss, so it cannot be distilled")
 
@@ -90,6 +105,17 @@ class Objective:
     def probabilities(self, outputs: Tensor) -> Tensor | None:
         """Return probabilities of the classes [B, C] from raw outputs; None where there are no classes."""
         return None
+
+    @property
+    def outside(self) -> int | None:
+        """The index of the class that means none of the others, if there is one; metrics see it as -1."""
+        return None
+
+    @property
+    def takes_temperature(self) -> bool:
+        """Whether `probabilities(outputs / T)` are those at a temperature T: outputs are logits, [B, 1] of the second
+        of two classes or [B, C]."""
+        return False
 
     # ------------------------------------------------------------------------------ what an objective need not have
 
@@ -139,7 +165,7 @@ def has_soft_loss(kind: type[Objective]) -> bool:
     for one in kind.__mro__:
         if "soft_loss" in vars(one):
             return one is not Objective
-        if "loss" in vars(one):
+        if "loss" in vars(one) or "training_loss" in vars(one):
             return False
     return False
 
@@ -148,11 +174,21 @@ def has_soft_loss(kind: type[Objective]) -> bool:
 class _OfClasses(Objective):
     """One of several classes."""
 
+    @property
+    def takes_temperature(self) -> bool:
+        return True
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The classes as data files write them, in index order; by default their names."""
+        return self.classes
+
     @cached_property
     def _indices(self) -> dict[str, int]:
-        """The index of each class by its name, the first where two have one name."""
-        classes = self.classes
-        return dict(zip(reversed(classes), reversed(range(len(classes))), strict=True))
+        """The index of each class by its name and by its token, the first where two have one name."""
+        numbered = range(len(self.classes))
+        names = dict(zip(reversed(self.classes), reversed(numbered), strict=True))
+        return names | dict(zip(reversed(self.tokens), reversed(numbered), strict=True))
 
     def parse(self, label: object) -> int:
         """Return the index of a class; a whole number may be written as a float, as in public paraphrase files."""
@@ -164,7 +200,7 @@ class _OfClasses(Objective):
             return index
         if token == "":
             raise BadRowError("label is empty", "label is empty")
-        classes = self.classes
+        classes = self.tokens
         shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
         reason = f"label {quote(label)} is not one of {shown}"
         if label is None:
@@ -177,9 +213,20 @@ class _OfClasses(Objective):
 
 @dataclass(frozen=True)
 class Classification(_OfClasses):
-    """One of C classes: outputs [B, C], cross entropy. `labels` is a count (labels 0..C-1) or the class names."""
+    """One of C classes: outputs [B, C], cross entropy.
 
-    labels: int | tuple[str, ...]
+    `labels` is a count (labels 0..C-1), the class names, or the name of each label that data files have.
+    """
+
+    labels: int | tuple[str, ...] | Mapping[str, str]
+    trained_by: ClassLoss | None = field(default=None, repr=False)
+    """What training descends in place of cross entropy."""
+    out_of_scope: str | None = field(default=None, repr=False)
+    """The class that means none of the others."""
+
+    @property
+    def outside(self) -> int | None:
+        return None if self.out_of_scope is None else self.parse(self.out_of_scope)
 
     @property
     def outputs(self) -> int:
@@ -187,7 +234,13 @@ class Classification(_OfClasses):
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        return tuple(str(i) for i in range(self.labels)) if isinstance(self.labels, int) else self.labels
+        if isinstance(self.labels, int):
+            return tuple(str(i) for i in range(self.labels))
+        return tuple(self.labels.values()) if isinstance(self.labels, Mapping) else self.labels
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return tuple(self.labels) if isinstance(self.labels, Mapping) else self.classes
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         from torch.nn import functional
@@ -195,16 +248,35 @@ class Classification(_OfClasses):
         _require(outputs, labels, self.outputs)
         return functional.cross_entropy(_wide(outputs), labels.long())
 
+    @property
+    def trains_otherwise(self) -> bool:
+        return self.trained_by is not None
+
+    def training_loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        if self.trained_by is None:
+            return self.loss(outputs, labels)
+        _require(outputs, labels, self.outputs)
+        return self.trained_by.of_labels(_wide(outputs), labels.long(), self.classes)
+
+    @property
+    def teacher_obstacle(self) -> str:
+        return "focal loss is not defined for soft targets" if self.trained_by and self.trained_by.focal else ""
+
     def soft_loss(self, outputs: Tensor, labels: Tensor, teacher: Tensor, trust: float) -> Tensor:
         from torch.nn import functional
 
+        if self.teacher_obstacle:
+            raise ValueError(self.teacher_obstacle)
         if not trust:
-            return self.loss(outputs, labels)
+            return self.training_loss(outputs, labels)
         _require(outputs, labels, self.outputs)
         _require_teacher(teacher, labels, self.outputs)
         logits = _wide(outputs)
         right = functional.one_hot(labels.long(), self.outputs)
-        return functional.cross_entropy(logits, _mixed(right, teacher, trust, logits.dtype))
+        if self.trained_by is None:
+            return functional.cross_entropy(logits, _mixed(right, teacher, trust, logits.dtype))
+        smooth = self.trained_by.smoothed(right.to(logits.dtype))
+        return self.trained_by.of_targets(logits, _mixed(smooth, teacher, trust, logits.dtype), self.classes)
 
     def decode(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(dim=-1)

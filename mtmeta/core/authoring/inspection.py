@@ -80,7 +80,9 @@ def _load(
 ) -> Dataset:
     task, lenient = recipe.tasks[name], replace(recipe.data, on_bad_rows="skip")
     try:
-        return load_split(name, task, split, lenient, recipe.data_root, texts, cache=cache, sources=sources)
+        is_open = recipe.data.on_bad_rows == "error" and split != "train"
+        options: Any = {"cache": cache, "sources": sources, "open_labels": is_open}
+        return load_split(name, task, split, lenient, recipe.data_root, texts, **options)
     except DataError as error:
         if recipe.data.on_bad_rows == "skip":
             raise
@@ -137,8 +139,9 @@ def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
         sets = dict(zip(classes, labels.sum(axis=0).astype(np.int64).tolist(), strict=True))
         shares = {"largest_share": max(sets.values()) / len(data), "mean_size": float(sizes.mean())}
         return {"sets": sets, "rows": len(data), "empty": int((sizes == 0).sum()), **shares}
-    counts = np.bincount(labels.astype(np.int64), minlength=len(classes)).tolist()
-    return {"classes": dict(zip(classes, counts, strict=True)), "largest_share": max(counts) / len(labels)}
+    counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(classes)).tolist()
+    found: Facts = {"classes": dict(zip(classes, counts, strict=True)), "largest_share": max(counts) / len(labels)}
+    return found | ({"unseen": dict(data.unseen)} if data.unseen else {})
 
 
 def _tokens(data: Dataset) -> Facts:

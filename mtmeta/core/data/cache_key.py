@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.losses import ClassLoss
 from mtmeta.core.tables.data_file import DataFile
 
 FORMAT = 4  # of the arrays and their manifest; raise it when core makes others of the same file
@@ -20,15 +21,18 @@ CORE = Path(__file__).parents[1]
 READERS = (CORE / "data/examples.py", CORE / "data/tokens.py", *sorted((CORE / "tables").glob("*.py")))
 
 
-def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone | LoadedTokenizer) -> str | None:
+def cache_key(
+    task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone | LoadedTokenizer, *, open_labels: bool = False
+) -> str | None:
     """Return the key, or None where something that decides the arrays cannot be named, so that nothing may be kept.
 
     The file counts by its bytes (`sha256`) and its name, which says how it is written; the task by its class, the
     source of that, and the options it adds to those every task has; the tokenizer by its files and source. Rows that
-    are bad are stored, not refused, so `on_bad_rows` has no part in it, and nor has the batch size.
+    are bad are stored, not refused, so `on_bad_rows` has no part in it, and nor have batch size and loss.
     """
     common = {option.name for option in fields(Task)}
     options = [(option.name, getattr(task, option.name)) for option in fields(task) if option.name not in common]
+    options = [(name, value) for name, value in options if not isinstance(value, ClassLoss)]
     tokenizer, files = backbone.tokenizer, backbone.files
     if not files:
         return None
@@ -37,6 +41,7 @@ def cache_key(task: Task, file: DataFile, sha256: str, backbone: LoadedBackbone 
         *(FORMAT, version("mtmeta"), version("tokenizers")),
         *(sha256, file.path.name, file.dialect, *([] if file.table is None else [f"#{file.table}"])),
         *([_installed("pyarrow")] if file.is_parquet else []),
+        *(["open labels"] if open_labels else []),
         *(task.name, task.inputs, task.objective, options),
         *(backbone.max_length, tokenizer.prefix, tokenizer.middle, tokenizer.suffix),
         [(name, hashlib.sha256(data).hexdigest()) for name, data in vocabulary.items()],

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mtmeta.core.api.contracts import Task
 from mtmeta.core.data.carving import example_hashes
 from mtmeta.core.data.tokens import BLOCK, Ids, append_names, ramp
 from mtmeta.core.storage.cache import Cache, Entry, Writer
@@ -85,6 +86,8 @@ class Dataset:
     """Whether labels are whole numbers, which classes are."""
     texts: NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 1), dtype=np.uint64))
     """A hash of each text [N, T]: equal where they are the same words, letter case and punctuation aside."""
+    unseen: Mapping[str, int] = field(default_factory=dict)
+    """How often each label comes that is no class, in the order of their numbers: -1 is the first, -2 the second."""
     cut: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     """How many texts of each example were cut [N]."""
     teacher: Teacher | None = None
@@ -178,6 +181,7 @@ def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> D
         bad=bad_rows_of(entry),
         kinds=meta["kinds"],
         notes=tuple(meta.get("notes", ())),
+        unseen=meta.get("unseen", {}),
         sha256=sha256,
         whole=meta["whole"],
         texts=arrays["texts"],
@@ -194,6 +198,17 @@ def _append_parts(writer: Writer, parts: Parts, at: NDArray[np.int64]) -> None:
         counts = bounds[at + 1] - bounds[at]
         writer.append(name, values[ramp(bounds[at], counts)])
         writer.append_lengths(key, counts)
+
+
+def class_counts(data: Dataset, task: Task) -> list[int]:
+    """Return how many examples there are of each class of the task; an empty list where it has no classes."""
+    if not (classes := len(task.objective.classes)):
+        return []
+    counts = np.zeros(classes, dtype=np.int64)
+    for start in range(0, len(data.labels), BLOCK):  # they lie on disk, and may be more than memory holds
+        labels = data.labels[start : start + BLOCK].astype(np.int64)
+        counts += labels.sum(axis=0) if labels.ndim > 1 else np.bincount(labels, minlength=classes)
+    return counts.tolist()
 
 
 def bad_rows_of(entry: Entry) -> tuple[BadRow, ...]:
@@ -223,7 +238,7 @@ def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
                 if store.types is not None:
                     writer.append(f"types-{number}", store.types[where])
         bad = [asdict(row) for row in data.bad]
-        about = {"kinds": dict(data.kinds), "notes": list(data.notes)}
+        about = {"kinds": dict(data.kinds), "notes": list(data.notes), "unseen": dict(data.unseen)}
         return {"skipped": data.skipped, "bad": bad, "whole": data.whole, **about}
 
     return dataset_of(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)

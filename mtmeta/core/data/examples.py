@@ -5,6 +5,7 @@ Everything goes block by block, so that a file of any length needs the memory of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -23,6 +24,7 @@ from mtmeta.core.tables.data_file import DataFile
 
 BAD_ROWS_SHOWN = 5
 MAX_PARSED = 10_000  # different labels remembered with what they mean
+MAX_UNSEEN = 1000  # different labels that are no class and are told apart
 MARKS = MISSING | {"-1", "-1.0", "-100"}  # that stand for no label where they are no class
 Label = int | float | NDArray[np.float64]
 _Refusal = tuple[str, BadRowKind]  # the reason, and its kind
@@ -45,13 +47,16 @@ def write_examples(
     file: DataFile | None = None,
     *,
     strict: bool,
+    open_labels: bool = False,
 ) -> dict[str, Any]:
     """Write the arrays of all good examples, block by block; returns what is kept beside them.
 
     With `strict`, raises DataError for bad rows: those of `examples`, and those that `file` could not read; `shown` is
-    the file's name in messages.
+    the file's name in messages. With `open_labels` a label that is no class makes no bad row, unless all are such: they
+    are -1, -2 and so on.
     """
-    parser, inputs, remaining, unreadable = _Parser(task), task.inputs, iter(examples), 0
+    parser, inputs, remaining = _Parser(task, open_labels=open_labels), task.inputs, iter(examples)
+    unreadable = 0
     while True:
         with blame(task, "task"):  # an example of a plugin's may hold anything
             block = list(islice(remaining, BLOCK))
@@ -72,13 +77,16 @@ def write_examples(
     bad = parser.bad.merged(file.bad) if file else parser.bad
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)
+    if parser.unknown and parser.unknown.total == parser.good:  # it is of other labels altogether
+        raise bad_rows(shown, parser.unknown, parser.unknown.total)
     if not parser.good:
         raise NoGoodRows(shown, bad, skipped) if skipped else NoExamples(shown, "no examples")
     first_rows = [asdict(row) for row in bad]
     kinds, notes = dict(bad.kinds.most_common()), list(file.notes) if file else []
     if unreadable:
         notes.append(f"the tokenizer makes nothing of {unreadable} words; each is read as '?'")
-    return {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": kinds, "notes": notes}
+    facts = {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": kinds, "notes": notes}
+    return facts | ({"unseen": dict(parser.unseen)} if parser.unseen else {})
 
 
 @dataclass(slots=True)
@@ -94,15 +102,20 @@ class _Rows:
 class _Parser:
     """Labels to numbers; examples that cannot be used are counted, and the first of them kept in `bad`."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, *, open_labels: bool = False) -> None:
         self.pair = task.inputs != "single"
         self.bad = BadRows()
+        self.unseen: Counter[str] = Counter()
+        """How often each label came that is no class, in their order: the first is -1, the second -2."""
+        self.unknown = BadRows()
+        """What these rows would be otherwise."""
         self.seen = self.good = 0
         self.whole = True
         self._objective = task.objective
         self._row = self._objective.labelled != "one"
         self.words = self._objective.labelled == "words"
         """Whether each word has a label."""
+        self._open = open_labels and bool(self._objective.classes) and not self._row
         self._known: dict[str, Label | _Refusal] = {}
 
     def parse(self, block: Sequence[Example]) -> _Rows:
@@ -115,6 +128,9 @@ class _Parser:
             number = known.get(label) if isinstance(label, str) else None
             if number is None:
                 number = self._parse(label)
+            if isinstance(number, tuple) and self._open and number[1] == "unknown label":
+                self.unknown.add(example.line or index, *number)
+                number = self._take_unseen(str(label).strip())
             if isinstance(number, tuple):
                 self.bad.add(example.line or index, *number)
                 continue
@@ -130,6 +146,13 @@ class _Parser:
         self.seen += len(block)
         self.good += len(rows.labels)
         return rows
+
+    def _take_unseen(self, label: str) -> int:
+        """Count a label that is no class, and return its number."""
+        if label not in self.unseen and len(self.unseen) == MAX_UNSEEN - 1:
+            label = "..."
+        self.unseen[label] += 1
+        return -1 - list(self.unseen).index(label)
 
     def _parse(self, label: Any) -> Label | _Refusal:
         """Return the label's number, or its row, or why it has none."""

@@ -44,10 +44,13 @@ def load_split(
     path: str | None = None,
     cache: Cache = UNCACHED,
     sources: Sources | None = None,
+    open_labels: bool | None = None,
 ) -> Dataset:
     """Load one split of a task, from the cache or read, parsed, tokenized and then kept there.
 
-    Raises DataError for an unreadable file and, unless `on_bad_rows: skip`, for bad rows, naming the first lines.
+    Raises DataError for an unreadable file and, unless `on_bad_rows: skip`, for bad rows, naming the first lines. In
+    other splits than train labels that are no class make none, for they may be what a model should not know; then
+    `Dataset.unseen` has them, which `open_labels` settles where it is given.
     """
     given = path if path is not None else getattr(task, split)
     if given is None:
@@ -59,13 +62,15 @@ def load_split(
         whole = _hold(cache, (bare, options, root), split, load)
         return _carve(replace(whole, task=name), task.dev, split)
     strict = options.on_bad_rows == "error"
+    if open_labels is None:
+        open_labels = strict and split != "train"
     if given == SAMPLE:
         examples = list(task.sample(split))
         digest = hashlib.sha256(repr(examples).encode()).hexdigest()
         dataset = replace(from_examples(name, task, split, examples, backbone, strict=strict), sha256=digest)
     else:
         file = _file(given, task, options, root if path is None else None, sources)
-        dataset = _load_file(name, task, split, file, backbone, cache, strict=strict)
+        dataset = _load_file(name, task, split, file, backbone, cache, strict=strict, open_labels=open_labels)
     _check_classes(task, split, dataset)
     return dataset
 
@@ -116,17 +121,26 @@ def _carve(whole: Dataset, carve: Carve, split: str) -> Dataset:
 
 
 def _load_file(
-    name: str, task: Task, split: str, file: DataFile, backbone: WithTokenizer, cache: Cache, *, strict: bool
+    name: str,
+    task: Task,
+    split: str,
+    file: DataFile,
+    backbone: WithTokenizer,
+    cache: Cache,
+    *,
+    strict: bool,
+    open_labels: bool,
 ) -> Dataset:
     digest = file.sha256()
     state = _state(file)
     with blame(task, "task"):  # it asks options and objective for their repr
-        key = cache_key(task, file, digest, backbone)
+        key = cache_key(task, file, digest, backbone, open_labels=open_labels)
     entry = cache.get(key)
     if entry is None:
 
         def fill(writer: Writer) -> dict[str, Any]:
-            meta = write_examples(writer, task, file.place, task.read(file), backbone, file, strict=strict)
+            how: dict[str, Any] = {"strict": strict, "open_labels": open_labels}
+            meta = write_examples(writer, task, file.place, task.read(file), backbone, file, **how)
             if _state(file) != state:  # what was read may not be what was hashed
                 raise DataError(file.place, "changed while it was read; run the same command again")
             return meta

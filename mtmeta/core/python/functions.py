@@ -11,7 +11,17 @@ from mtmeta.core.authoring.check import check_recipe
 from mtmeta.core.errors import RecipeError, UsageError
 from mtmeta.core.export.export import export as write_export
 from mtmeta.core.export.obstacles import obstacles
-from mtmeta.core.python.results import Adaptation, Checked, Comparison, Exported, Plan, Run, Scores, Search
+from mtmeta.core.python.results import (
+    Adaptation,
+    Checked,
+    Comparison,
+    Exported,
+    LearningCurve,
+    Plan,
+    Run,
+    Scores,
+    Search,
+)
 from mtmeta.core.recipe.from_python import PLACE, RecipeSource, document_of
 from mtmeta.core.recipe.reader import NAME, load_recipe
 from mtmeta.core.recipe.resolved import dump
@@ -26,6 +36,7 @@ from mtmeta.core.storage.download import Watcher
 from mtmeta.core.studies.adapt import adapt as adapt_runs
 from mtmeta.core.studies.adaptations import Shots
 from mtmeta.core.studies.compare import compare_recipes
+from mtmeta.core.studies.curve import FRACTIONS, learning_curve
 from mtmeta.core.studies.launching.placement import place
 from mtmeta.core.studies.protocol import Protocol
 from mtmeta.core.studies.tuning.tune import IN_FLIGHT, RECIPES, SEEDS, TRIALS, check_place, study_folder, tune_recipe
@@ -74,14 +85,16 @@ def evaluate(
     block: Sequence[str] = (),
     plugins: Sequence[Any] = (),
     verbose: bool = False,
+    abstain: float | None = None,
     warn: Say = _quietly,
     watcher: Watcher | None = None,
 ) -> Scores:
     """Score the best weights of a run, and return the table that `mtmeta eval --json` prints.
 
     `split` is by default the one that the recipe reports on; `task` names one task, all by default; `files` are other
-    files by task, in the place of a split; `verbose` adds confusion or error detail. `plugins` are the classes in no
-    package that it was trained with. Raises MtmetaError.
+    files by task, in the place of a split; `verbose` adds confusion or error detail. Of a task with classes no answer
+    is taken whose probability is below `abstain`: that is right for a label that is no class of the recipe, and wrong
+    for all others. `plugins` are the classes in no package that it was trained with. Raises MtmetaError.
     """
     request = RunRequest(
         data_root=data_root,
@@ -92,7 +105,9 @@ def evaluate(
         warn=warn,
         watcher=watcher,
     )
-    return Scores(score_run(_folder(run), request, split=split, task=task, files=files, verbose=verbose).plain())
+    return Scores(
+        score_run(_folder(run), request, split=split, task=task, files=files, verbose=verbose, abstain=abstain).plain()
+    )
 
 
 def compare(
@@ -141,6 +156,36 @@ def compare(
     protocol = Protocol(baselines, margin, until == "interval")
     placement, request = place(request, on, jobs=jobs)
     return Comparison(compare_recipes(paths, request, protocol, placement, seeds=seeds, add_seeds=add_seeds, say=say))
+
+
+def curve(
+    recipe: RecipeSource,
+    *,
+    fractions: Sequence[float] = FRACTIONS,
+    seeds: int | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path = "runs/curve",
+    data_root: str | None = None,
+    device: str = "auto",
+    jobs: int | None = None,
+    on: str | None = None,
+    block: Sequence[str] = (),
+    warn: Say = _quietly,
+    say: Say = _quietly,
+    watcher: Watcher | None = None,
+) -> LearningCurve:
+    """Train a recipe on shares of its training data, and return the curve that `mtmeta curve --json` prints.
+
+    Each of `fractions` is a recipe of its own in `out`/recipes, which differs in `data.train_fraction`; the runs of all
+    of them, with `seeds` seeds each, are those of `compare`, as are `jobs`, `on` and what is raised. A share is drawn
+    anew for each seed. A recipe that counts `steps` takes as many on every share, one that counts `epochs` fewer on
+    less data. Raises MtmetaError, UsageError for fractions that are none.
+    """
+    request = RunRequest(
+        overrides=overrides, out=out, data_root=data_root, device=device, block=block, warn=warn, watcher=watcher
+    )
+    placement, request = place(request, on, jobs=jobs)
+    return LearningCurve(learning_curve(recipe, request, fractions, placement, seeds=seeds, say=say))
 
 
 def _written(recipe: Mapping[str, Any] | Recipe, folder: Path) -> Path:

@@ -90,14 +90,18 @@ class Run(Scores):
         return self._predictor
 
     @overload
-    def predict(self, task: str, texts: str) -> Prediction: ...  # type: ignore[overload-overlap]
+    def predict(  # type: ignore[overload-overlap]
+        self, task: str, texts: str, *, abstain: float | None = None
+    ) -> Prediction: ...
 
     @overload
-    def predict(self, task: str, texts: Iterable[Text]) -> list[Prediction]: ...
+    def predict(self, task: str, texts: Iterable[Text], *, abstain: float | None = None) -> list[Prediction]: ...
 
-    def predict(self, task: str, texts: str | Iterable[Text]) -> Prediction | list[Prediction]:
+    def predict(
+        self, task: str, texts: str | Iterable[Text], *, abstain: float | None = None
+    ) -> Prediction | list[Prediction]:
         """Predict one text, or each of several; see `Predictor.predict`. Raises UsageError, MtmetaError."""
-        return self.predictor.predict(task, texts)
+        return self.predictor.predict(task, texts, abstain=abstain)
 
     def encode(self, texts: str | Iterable[str], task: str | None = None) -> NDArray[np.float32]:
         """Return the vectors of texts; see `Predictor.encode`. Raises UsageError, MtmetaError."""
@@ -131,6 +135,39 @@ class Comparison(Result):
                     }
                 )
         return records
+
+
+class LearningCurve(Result):
+    """A recipe on several shares of its training data: means and intervals over the seeds."""
+
+    @property
+    def points(self) -> list[Cells]:
+        """Return the points in the order of their `fraction`, with `examples` and `columns` of each task and all."""
+        found: list[Cells] = self["points"]
+        return found
+
+    @property
+    def comparison(self) -> Comparison:
+        """Return the comparison of the shares, with differences to the largest."""
+        return Comparison(self["comparison"])
+
+    def records(self) -> list[Cells]:
+        """Return a row for each share and column: training examples, mean, interval."""
+        records = []
+        for point in self.points:
+            for column, cell in point["columns"].items():
+                numbers = {key: cell[key] for key in ("mean", "low", "high")}
+                examples = point["examples"].get(column)
+                metric = self["metrics"].get(column)
+                about = {"fraction": point["fraction"], "column": column, "metric": metric, "examples": examples}
+                records.append({**about, "seeds": len(cell["values"]), **numbers})
+        return records
+
+    def plot(self, out: str | Path) -> Path:
+        """Write a page with the curves to `out`, and return its path. Raises MachineError without matplotlib."""
+        from mtmeta.core.reports.learning_curve import write_page
+
+        return write_page(self, out)
 
 
 class Adaptation(Result):

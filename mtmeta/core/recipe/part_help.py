@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from mtmeta.core.api.contracts import Component, Metric
+from mtmeta.core.api.losses import ClassLoss
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.errors import UsageError
-from mtmeta.core.recipe.sections import SECTIONS, TeacherOptions
+from mtmeta.core.recipe.sections import SECTIONS, AverageOptions, StopOptions, TeacherOptions
 from mtmeta.core.registry.guard import KINDS
 from mtmeta.core.registry.option_fields import clean, expectation, field_docs, field_hints, option_name
 from mtmeta.core.registry.registry import Registry
@@ -21,7 +22,13 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 
 # parts of recipes that no plugin supplies
 FIXED_PARTS: dict[str, dict[str, type[Any]]] = {
-    "section": {**SECTIONS, "teachers.TASK": TeacherOptions},
+    "section": {
+        **SECTIONS,
+        "teachers.TASK": TeacherOptions,
+        "training.average": AverageOptions,
+        "training.stop": StopOptions,
+        "tasks.TASK.loss": ClassLoss,
+    },
     "optimizer": {part.name: part for part in get_args(get_args(OptimizerOptions)[0])},
     "schedule": {part.name: part for part in get_args(get_args(ScheduleOptions)[0])},
 }

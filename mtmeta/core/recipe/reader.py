@@ -23,6 +23,7 @@ from mtmeta.core.errors import MtmetaError, RecipeError, raise_all
 from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.document import RecipeDocument
 from mtmeta.core.recipe.from_python import PLACE, RecipeSource, document_of
+from mtmeta.core.recipe.label_names import read_label_names
 from mtmeta.core.recipe.sections import (
     OPTIONAL,
     RECIPE_FORMAT,
@@ -131,6 +132,7 @@ class _RecipeReader:
             "reporters": self._reporters(data.get("reporters", ["console", "jsonl"])),
         }
         parts["tasks"] = {name: _with_dev_seed(task, parts["seed"]) for name, task in parts["tasks"].items()}
+        self._read_label_names(parts)
         self._check_tasks(parts)
         self._check_data(parts)
         self._check_training(parts)
@@ -261,6 +263,19 @@ class _RecipeReader:
         parts = [self.component("reporter", value, ("reporters", i)) for i, value in enumerate(reporters)]
         return tuple(part for part in parts if part is not None)
 
+    def _read_label_names(self, parts: dict[str, Any]) -> None:
+        """Put the names of labels into the tasks that name a file of them, so that a run has them in its recipe."""
+        for name, task in _valid_tasks(parts).items():
+            if isinstance(given := getattr(task, "labels", None), str):
+                try:
+                    names = read_label_names(Path(parts["data_root"], given))
+                except ValueError as error:
+                    self.fail(("tasks", name, "labels"), f"tasks.{name}.labels: {quote(given)} {error}")
+                    parts["tasks"][name] = None
+                else:
+                    changed: Any = {"labels": names}
+                    parts["tasks"][name] = replace(task, **changed)
+
     # -- checks across sections
 
     def _check_tasks(self, parts: dict[str, Any]) -> None:
@@ -292,6 +307,13 @@ class _RecipeReader:
                 if name in tasks and not has_soft_loss(unguarded(type(tasks[name].objective))):
                     message = f"the objective of task '{name}' has no soft_loss for its loss, so it cannot be distilled"
                     self.fail(("teachers", name), f"teachers.{name}: {message}; leave it out", key=True)
+                elif name in tasks and (obstacle := tasks[name].objective.teacher_obstacle):
+                    self.fail(("teachers", name), f"teachers.{name}: {obstacle}; leave it out", key=True)
+        for name, task in tasks.items():
+            with self.document.collect():
+                if algorithm is not None and not algorithm.hears_teachers and task.objective.trains_otherwise:
+                    message = f"algorithm '{algorithm.name}' makes the loss of its tasks by itself; leave it out"
+                    self.fail(("tasks", name, "loss"), f"tasks.{name}.loss: {message}", key=True)
 
     def _check_training(self, parts: dict[str, Any]) -> None:
         """Check steps, evaluation, learning rates and schedules against the tasks and the algorithm."""

@@ -178,6 +178,9 @@ class EvaluationOptions:
     """`mean` of the primary metrics, or one task's name."""
     batch_tokens: PositiveInt = 8192
     """Tokens in one evaluation batch."""
+    calibrate: bool = False
+    """Whether to fit a temperature for the probabilities of each task with classes, to its best weights on the split
+    that selects; `predict` uses it."""
     gradients: bool = False
     """Whether to measure, at every evaluation, the norms of the tasks' gradients on the shared encoder and the cosines
     between them, on one training batch of each task; takes the memory of one gradient a task."""

@@ -98,10 +98,13 @@ def blame(part: Any, kind: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ parts under guard
 
 # by method of an objective, the exceptions that are answers and no faults; whoever calls says what they mean
-_PASSING: dict[str, tuple[type[Exception], ...]] = dict.fromkeys(("parse", "loss", "soft_loss"), (ValueError,))
+_PASSING: dict[str, tuple[type[Exception], ...]] = dict.fromkeys(
+    ("parse", "loss", "training_loss", "soft_loss"), (ValueError,)
+)
 _OBJECTIVE = (
     *("labelled", "width", "outputs", "classes", "parse", "show", "loss", "soft_loss", "decode", "probabilities"),
     *("tunes", "tune", "tuned", "confusion", "spans", "export"),
+    *("trains_otherwise", "training_loss", "teacher_obstacle", "outside", "takes_temperature"),
 )
 
 

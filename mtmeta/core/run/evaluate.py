@@ -39,8 +39,11 @@ def score_run(
     task: str | None = None,
     files: Mapping[str, str] | None = None,
     verbose: bool = False,
+    abstain: float | None = None,
 ) -> Evaluation:
     """Score a run on a split, or on other files by task; see `mtmeta.evaluate`."""
+    if abstain is not None:
+        check_threshold(abstain)
     folder = RunDir(Path(run_path))
     folder.check_is_run()
     folder.check_own()  # predictions are written into it
@@ -72,12 +75,24 @@ def score_run(
                 elif not request.allow_changed_data:
                     check_hashes(recorded, {f"{name}-{split}": (dataset.file, dataset.sha256)})
                 session.note(dataset)
-                scores[name], predictions = session.score(model, dataset)
+                answer = None
+                objective = recipe.tasks[name].objective
+                if abstain is not None and objective.classes and objective.labelled == "one":
+                    answer = evaluation.abstaining(recipe.tasks[name], abstain, session.temperatures.get(name))
+                    dataset = replace(dataset, split=f"{dataset.split}-abstain")  # the run's own predictions stay
+                scores[name], predictions = session.score(model, dataset, answer)
                 details[name] = evaluation.detail(recipe.tasks[name], predictions)
     session.show_warnings()
     table = session.table("file" if files else split, scores)
     table |= {"steps": steps, "seconds": round(time.perf_counter() - started, 2)}
     return Evaluation(**(table | {"details": details} if verbose else table))
+
+
+def check_threshold(abstain: object) -> None:
+    """Raise UsageError for what is no probability, below which no answer is given."""
+    if isinstance(abstain, bool) or not isinstance(abstain, int | float) or not 0 < abstain <= 1:
+        message = f"must be a probability above 0 and at most 1, found {quote(repr(abstain))}"
+        raise UsageError("abstain", message)
 
 
 def _choose(recipe: Recipe, split: str | None, task: str | None, files: Mapping[str, str]) -> list[str]:

@@ -45,6 +45,7 @@ def predict_file(
     columns: Sequence[str] = (),
     form: str | None = None,
     skip_bad: bool = False,
+    abstain: float | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> int:
     """Write a prediction for each text of `source`, a path or `-`, to `target`, a path or `-`; returns how many.
@@ -52,10 +53,12 @@ def predict_file(
     A file named .csv, .tsv, .json, .jsonl, .ndjson or .parquet, a table in a JSON file, whatever `columns` are given
     for, and a file of any other name whose header has the task's columns, as one that it was trained on, is a table;
     all else is one text a line, pairs with a tab between. `form` is csv or jsonl; by default as `target` is named.
+    No label is given where the highest probability is below `abstain`; a csv has a column `abstained` then.
     Raises DataError at the first row that cannot be used, after the predictions of those before it, or leaves such rows
     out and warns.
     """
     task = predictor.task(name)
+    predictor.check_threshold(name, abstain)
     form = form or ("jsonl" if target.lower().endswith(JSON_LINES) else "csv")
     if form not in ("csv", "jsonl"):
         raise UsageError("--format", f"must be csv or jsonl, found {quote(form)}")
@@ -78,9 +81,11 @@ def predict_file(
     done, heap = 0, Heap()
     with _writer(target) as out:
         first = next(blocks, [])  # an input that cannot be read at all leaves nothing behind, not even a header
-        write = _table(out, task.objective) if form == "csv" else _json_lines(out)
+        table = form == "csv"
+        write = _table(out, task.objective, told=abstain is not None) if table else _json_lines(out)
         for block in chain([first], blocks) if first else ():
-            for item, prediction in zip(block, predictor.block(name, [i.text for i in block], done), strict=True):
+            predictions = predictor.block(name, [item.text for item in block], done, abstain)
+            for item, prediction in zip(block, predictions, strict=True):
                 write(item.id, prediction)
             out.flush()
             heap.after_step()
@@ -196,15 +201,17 @@ def _as_they_come(items: Iterator[Item]) -> Iterator[list[Item]]:
             return
 
 
-def _table(out: IO[str], objective: Objective) -> Write:
+def _table(out: IO[str], objective: Objective, *, told: bool) -> Write:
     """CSV: id, label, score, and a column of probabilities for each class; id and score for a task with numbers.
 
-    Of label sets `label` holds all that data files would have there, and there is no score.
+    Of label sets `label` holds all that data files would have there, and there is no score. Whether an answer is an
+    abstention is `told` in a column of its own, as yes or no; then its label is empty.
     """
     writer = csv.writer(out, lineterminator="\n")
     classes, sets = objective.classes, objective.labelled != "one"
     names = [] if objective.labelled == "words" else [f"probability_{name}" for name in classes]
-    writer.writerow(["id", *(["label"] if classes else []), *([] if sets else ["score"]), *names])
+    own = (["label"] if classes else []) + (["abstained"] if told else [])
+    writer.writerow(["id", *own, *([] if sets else ["score"]), *names])
 
     def write(name: str, prediction: Prediction) -> None:
         score = "" if prediction.score is None else f"{prediction.score:.6g}"
@@ -215,7 +222,8 @@ def _table(out: IO[str], objective: Objective) -> Write:
         elif prediction.labels is not None:
             label = objective.show([float(one in prediction.labels) for one in classes])
         shown = [f"{chances[c]:.6g}" if c in chances else "" for c in classes[: len(names)]]
-        writer.writerow([name, *([label] if classes else []), *([] if sets else [score]), *shown])
+        given = ([label] if classes else []) + (["yes" if prediction.abstained else "no"] if told else [])
+        writer.writerow([name, *given, *([] if sets else [score]), *shown])
 
     return write
 

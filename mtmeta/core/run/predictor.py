@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
@@ -20,7 +20,7 @@ from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.errors import DivergedError, UsageError
 from mtmeta.core.machine import autocast, fitting_threads, memory_errors, own_settings
 from mtmeta.core.registry.guard import accused
-from mtmeta.core.run.evaluate import best_model, restore_backbone
+from mtmeta.core.run.evaluate import best_model, check_threshold, restore_backbone
 from mtmeta.core.run.session import Session
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.training.evaluation import check_classes, checked, decoded, forward
@@ -48,8 +48,11 @@ class Prediction:
     spans: tuple[tuple[str, int, int], ...] | None = None
     """What the labels of words mark: name, first word, and the word after it; None where they mark nothing."""
 
+    abstained: bool = False
+    """Whether no label is given, for the highest probability, which `score` is, lies below the threshold."""
+
     def json(self) -> dict[str, Any]:
-        """Return the fields that are not None."""
+        """Return the fields that are not None, and `abstained` where it is so."""
         words = self.words or ()
         spans = [
             {"label": name, "start": start, "end": end, "text": " ".join(words[start:end])}
@@ -58,7 +61,8 @@ class Prediction:
         fields: dict[str, Any] = {"label": self.label, "score": self.score, "probabilities": self.probabilities}
         fields |= {name: list(value) for name in ("words", "labels") if (value := getattr(self, name)) is not None}
         fields["spans"] = None if self.spans is None else spans
-        return {name: value for name, value in fields.items() if value is not None}
+        shown = {name: value for name, value in fields.items() if value is not None}
+        return {**shown, "abstained": True} if self.abstained else shown
 
 
 class Predictor:
@@ -86,23 +90,29 @@ class Predictor:
         return self.task(name).dialect or self._session.recipe.data
 
     @overload
-    def predict(self, task: str, texts: str) -> Prediction: ...  # type: ignore[overload-overlap]
+    def predict(  # type: ignore[overload-overlap]
+        self, task: str, texts: str, *, abstain: float | None = None
+    ) -> Prediction: ...
 
     @overload
-    def predict(self, task: str, texts: Iterable[Text]) -> list[Prediction]: ...
+    def predict(self, task: str, texts: Iterable[Text], *, abstain: float | None = None) -> list[Prediction]: ...
 
-    def predict(self, task: str, texts: str | Iterable[Text]) -> Prediction | list[Prediction]:
+    def predict(
+        self, task: str, texts: str | Iterable[Text], *, abstain: float | None = None
+    ) -> Prediction | list[Prediction]:
         """Predict each text, or for each (text, text) where the task takes pairs, in their order.
 
         One text alone, as `predict("sst", "a film")`, has one answer alone; so has one pair, as
-        `predict("para", ("one", "other"))`. A prediction depends on its own text alone (to 1e-5 in fp32). Raises
-        UsageError for an unknown task and for anything but texts, and MtmetaError for weights that do not verify.
+        `predict("para", ("one", "other"))`. A prediction depends on its own text alone (to 1e-5 in fp32). Probabilities
+        are those at the temperature of the run, if it was calibrated. Where the highest one is below `abstain`, no
+        label is given. Raises UsageError for an unknown task and for anything but texts, and MtmetaError for weights
+        that do not verify.
         """
         if _is_one(texts, pair=self.task(task).inputs != "single"):
-            return self._one(task, texts)
-        return list(self.stream(task, texts))
+            return self._one(task, texts, abstain)
+        return list(self.stream(task, texts, abstain=abstain))
 
-    def stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
+    def stream(self, task: str, texts: Iterable[Text], *, abstain: float | None = None) -> Iterator[Prediction]:
         """Return the predictions one after the other; of an endless `texts`, no more than a block is held at a time.
 
         Raises UsageError for an unknown task, one text alone, and a table in place of its column.
@@ -112,22 +122,34 @@ class Predictor:
             kind = "one text" if isinstance(texts, str) else f"a {type(texts).__name__}"
             fix = "give a list of texts" if isinstance(texts, str) else "give its column of texts"
             raise UsageError("texts", f"is {kind}, task {quote(name)} is asked for several here; {fix}")
-        return self._stream(task, texts)
+        self.check_threshold(task, abstain)
+        return self._stream(task, texts, abstain)
 
-    def _stream(self, task: str, texts: Iterable[Text]) -> Iterator[Prediction]:
+    def check_threshold(self, task: str, abstain: float | None) -> None:
+        """Raise UsageError for a threshold that is no probability, or that the task's answers cannot be held to."""
+        if abstain is None:
+            return
+        check_threshold(abstain)
+        objective = self.task(task).objective
+        if not objective.classes or objective.labelled != "one":
+            message = f"needs one of several classes, task {quote(task)} predicts others; leave it out"
+            raise UsageError("abstain", message)
+
+    def _stream(self, task: str, texts: Iterable[Text], abstain: float | None) -> Iterator[Prediction]:
         remaining, start = iter(texts), 0
         while block := list(itertools.islice(remaining, BLOCK)):
-            yield from self.block(task, block, start)
+            yield from self.block(task, block, start, abstain)
             start += len(block)
 
-    def _one(self, task: str, text: Any) -> Prediction:
+    def _one(self, task: str, text: Any, abstain: float | None) -> Prediction:
+        self.check_threshold(task, abstain)
         try:
-            return self.block(task, [text])[0]
+            return self.block(task, [text], abstain=abstain)[0]
         except UsageError as error:
             raise UsageError("texts" if error.place == "texts[0]" else error.place, error.message) from None
 
     @own_settings()
-    def block(self, name: str, texts: Sequence[Text], start: int = 0) -> list[Prediction]:
+    def block(self, name: str, texts: Sequence[Text], start: int = 0, abstain: float | None = None) -> list[Prediction]:
         """Predict one block of texts; `start` is the number of its first text, for messages."""
         task = self.task(name)
         firsts, seconds = _columns(task, name, texts, start)
@@ -138,7 +160,7 @@ class Predictor:
         count, by_word = len(dataset.labels), objective.labelled == "words"
         values = np.empty((count, objective.width) if objective.labelled == "row" else count)
         chances: NDArray[np.float64] | None = np.empty((count, len(classes))) if classes and not by_word else None
-        doing = f"predicting task '{name}' (batch_tokens {tokens})"
+        doing, heat = f"predicting task '{name}' (batch_tokens {tokens})", self._session.temperatures.get(name)
         with (
             torch.inference_mode(),
             fitting_threads(backbone.encoder),
@@ -148,7 +170,7 @@ class Predictor:
             for indices, chunk, outputs in batches:
                 found = decoded(objective, task, name, outputs, len(chunk.labels))
                 values[dataset.places(indices)] = found.double().cpu().numpy()
-                if chances is None or (raw := objective.probabilities(outputs)) is None:
+                if chances is None or (raw := objective.probabilities(outputs / heat if heat else outputs)) is None:
                     chances = None
                     continue
                 probabilities = checked(task, name, "probabilities", raw, [len(indices), len(classes)])
@@ -159,7 +181,10 @@ class Predictor:
         if by_word:
             rows = zip(firsts, dataset.by_example(values), strict=True)
             return [_of_words(objective, text, row) for text, row in rows]
-        return _predictions(objective, values, chances)
+        if abstain is not None and chances is None:
+            raise UsageError("abstain", f"needs probabilities, task {quote(name)} has none; leave it out")
+        said = _predictions(objective, values, chances)
+        return said if abstain is None else [_held(one, abstain) for one in said]
 
     @own_settings()
     def encode(self, texts: str | Iterable[str], task: str | None = None) -> NDArray[np.float32]:
@@ -243,6 +268,12 @@ def _of_words(objective: Objective, text: str, values: tuple[int, ...]) -> Predi
     """Return the prediction for the words of a text, a class for each."""
     labels = tuple(objective.classes[at] for at in values)
     return Prediction(None, None, None, labels, tuple(text.split()), objective.spans(values))
+
+
+def _held(prediction: Prediction, threshold: float) -> Prediction:
+    """Return a prediction, or an abstention where its probability is below a threshold."""
+    sure = prediction.score is not None and prediction.score >= threshold
+    return prediction if sure else replace(prediction, label=None, abstained=True)
 
 
 def _is_one(given: object, *, pair: bool) -> bool:

@@ -14,13 +14,13 @@ from typing import Any
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.events import Event, RunFinished, RunResumed, RunStarted, Warned
-from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.dataset import Dataset, class_counts
 from mtmeta.core.data.feed import Feed, check_episode
 from mtmeta.core.data.subsets import overlap, subset, without_fold
 from mtmeta.core.data.teachers import TeacherRows, hashes_of, teachers_of, teaching_cost
 from mtmeta.core.distributed.group import Group
 from mtmeta.core.errors import Stopped
-from mtmeta.core.machine import fitting_threads, own_settings
+from mtmeta.core.machine import fitting_threads, memory_errors, own_settings
 from mtmeta.core.methods.adapters import find_places
 from mtmeta.core.registry.guard import fault
 from mtmeta.core.run.directory import RunDir
@@ -42,6 +42,7 @@ from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.signals import StopRequest
 from mtmeta.core.storage.lock import lock_folder
 from mtmeta.core.training.budget import share_of, steps_on_budget
+from mtmeta.core.training.calibration import calibrate
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.evaluation import Score
 from mtmeta.core.training.learner import Learner
@@ -159,6 +160,8 @@ class Training:
         """What teachers say of the training sets, by task; empty without any."""
         self.scores: dict[str, Score] = {}
         self.sampling: dict[str, dict[str, float]] = {}
+        self.calibration: dict[str, dict[str, Any]] = {}
+        """What was fitted to the best weights of each task, if the recipe asks for it."""
         self.totals: dict[str, dict[str, float]] = {}
         """Steps, seconds and so on of each group that is finished."""
 
@@ -195,6 +198,7 @@ class Training:
                 dataset = subset(dataset, recipe.data.train_fraction, recipe.seed, name)
                 dataset = without_fold(dataset, recipe.data.leave_out, recipe.seed, name)
                 datasets[name, split] = dataset = self._taught(dataset)
+                session.tasks[name] = recipe.tasks[name].for_training(class_counts(dataset, recipe.tasks[name]))
                 needed = recipe.algorithm.episode_batches(recipe.tasks[name])
                 check_episode(name, needed, recipe.tasks[name].batch_size, len(dataset))
             session.note(dataset)
@@ -311,11 +315,13 @@ class Training:
         with self._stopping_together():
             self.ranks.meet(math.inf, look)
         mine = {task: score.json() for task, score in self.scores.items()}
-        told = self.ranks.settle({"scores": mine, "sampling": self.sampling, "totals": self.totals})
+        parts = {"sampling": self.sampling, "totals": self.totals, "calibration": self.calibration}
+        told = self.ranks.settle({"scores": mine, **parts})
         for each in told:
             self.scores |= {task: Score(**score) for task, score in each["scores"].items()}
             self.sampling |= each["sampling"]
             self.totals |= each["totals"]
+            self.calibration |= each["calibration"]
         if self.ranks.leads:
             steps = {group: int(totals["steps"]) for group, totals in self.totals.items()}
             take_up(self._folders(), steps, emit, self.session.folder.path)
@@ -472,12 +478,23 @@ class Training:
         model.load_weights(ranks.broadcast_all(best, 0, self.session.device))
         for task in trainer.learner.tasks:
             self.scores[task], _ = self.session.score(model, self.datasets[task, split])
+            if self.session.recipe.evaluation.calibrate:
+                self._calibrate(model, task)
         self.sampling |= trainer.feed.usage()
         counts = {"steps": trainer.step, "examples": trainer.learner.examples, "skipped_steps": trainer.skipped}
         if trainer.stopping:
             counts["planned_steps"] = trainer.steps
         first = trainer.group == "+".join(self.session.groups[0])
         self.totals[trainer.group] = {**counts, **self._size(model, first), "seconds": trainer.seconds}
+
+    def _calibrate(self, model: MultiTaskModel, task: str) -> None:
+        """Fit the temperature of a task; each rank does it for itself, on the whole split that selects."""
+        options = self.session.recipe.evaluation
+        dataset = self.datasets[task, options.select_on]
+        with memory_errors(f"calibrating task '{task}'", "lower evaluation.batch_tokens"):
+            found = calibrate(model, dataset, batch_tokens=options.batch_tokens, precision=self.session.precision)
+        if found is not None:
+            self.calibration[task] = found.json()
 
     def _size(self, model: MultiTaskModel, first: bool) -> dict[str, int]:
         """Return what a group's model adds to the size of what the run leaves, and to its cost for one text."""
@@ -493,8 +510,10 @@ class Training:
         every = ["+".join(group) for group in self.session.groups]
         totals = {key: sum(self.totals[group][key] for group in every) for key in self.totals[every[0]]}
         totals |= {"seconds": round(totals["seconds"], 2), "total_seconds": round(seconds, 2)}
-        cost = {"teacher_examples": teaching_cost(self.teachers)} if self.teachers else {}
-        return self.session.summary(scores, **totals, **cost, sampling=self.sampling)
+        more: dict[str, Any] = {"teacher_examples": teaching_cost(self.teachers)} if self.teachers else {}
+        if self.calibration:
+            more["calibration"] = {task: self.calibration[task] for task in scores if task in self.calibration}
+        return self.session.summary(scores, **totals, **more, sampling=self.sampling)
 
 
 def steps_of(newest: Mapping[str, Path | None]) -> dict[str, int]:

@@ -15,11 +15,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtmeta.core.api.backbone import LoadedBackbone
-from mtmeta.core.api.contracts import Metric
+from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.api.events import DataLoaded, Event, Warned
 from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
@@ -73,6 +75,8 @@ class Session:
     """Those that train and score together."""
     recorded_precision: str = "auto"
     """What `precision: auto` meant when the run began, if it goes on; it stays that."""
+    tasks: dict[str, Task] = field(init=False)
+    """The tasks as they are trained, by name; what training goes by is in them once the data is read."""
     backbone: LoadedBackbone = field(init=False, repr=False)
     notes: list[Event] = field(default_factory=list, init=False)
     """Events about the data, for the reporters or the terminal."""
@@ -80,6 +84,7 @@ class Session:
     def __post_init__(self) -> None:
         make_deterministic(self.device)
         self.groups = self._groups()
+        self.tasks = dict(self.recipe.tasks)
         names = dict.fromkeys(name for task in self.recipe.tasks.values() for name in task.metrics)
         self.metrics: dict[str, Metric] = {name: self.registry.get("metric", name, "tasks") for name in names}
         self.cache = Cache(cache_folder(), self.warn)
@@ -115,8 +120,14 @@ class Session:
     def model(self, encoder: nn.Module, group: Sequence[str]) -> MultiTaskModel:
         """Build the model of a group of tasks around an encoder, its heads as they are in the beginning."""
         recipe = self.recipe
-        tasks, numbers = {task: recipe.tasks[task] for task in group}, functools.partial(self.numbers, group)
+        tasks, numbers = {task: self.tasks[task] for task in group}, functools.partial(self.numbers, group)
         return MultiTaskModel(encoder, tasks, recipe.seed, numbers, recipe.algorithm.build_head, recipe.adapters)
+
+    @functools.cached_property
+    def temperatures(self) -> dict[str, float]:
+        """What the outputs of tasks are divided by for their probabilities, where a finished run was calibrated."""
+        summary = self.folder.finished() if self.recipe.evaluation.calibrate else None
+        return {task: of.temperature for task, of in summary.calibration.items()} if summary is not None else {}
 
     def extra_bytes(self) -> int:
         """Return the bytes that the algorithm holds beside what `joint` does, of the group for which they are most."""
@@ -180,6 +191,8 @@ class Session:
             text = f"skipped {dataset.skipped} bad rows (lines {lines}: {dataset.bad[0].reason})"
             self.notes.append(Warned(text=f"{dataset.file}: {text}"))
         self.notes += [Warned(text=f"{dataset.file}: {text}") for text in dataset.notes]
+        if dataset.unseen:
+            self.notes.append(Warned(text=f"{dataset.file}: {unseen_text(dataset.unseen)}"))
 
     def show_warnings(self) -> None:
         """Show the warnings about the data, where no reporter does."""
@@ -187,20 +200,23 @@ class Session:
             if isinstance(note, Warned):
                 self.warn(note.text)
 
-    def score(self, model: MultiTaskModel, dataset: Dataset) -> tuple[evaluation.Score, evaluation.Predictions]:
-        """Score a dataset with intervals, and write its predictions in file order."""
+    def score(
+        self, model: MultiTaskModel, dataset: Dataset, answer: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[evaluation.Score, evaluation.Predictions]:
+        """Score a dataset with intervals, and write its predictions in file order; for `answer` see `predict`."""
         task = self.recipe.tasks[dataset.task]
         tokens = self.recipe.evaluation.batch_tokens
         with memory_errors(f"scoring task '{dataset.task}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
             scores = any("scores" in self.metrics[name].takes for name in task.metrics)
-            options: Any = {"precision": self.precision, "ranks": self.ranks, "scores": scores}
+            options: Any = {"precision": self.precision, "ranks": self.ranks, "scores": scores, "answer": answer}
             predictions = evaluation.predict(model, dataset, batch_tokens=tokens, **options)
         scored = self.measure(predictions)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["id", "label", "prediction", *(["scores"] if scores else [])])
-        shown = (predictions.labels, predictions.values)
-        columns: list[Iterable[str]] = [map(task.objective.show, values.tolist()) for values in shown]
+        # outside the classes are labels that training does not have, each its own, and abstentions, without a label
+        own = [_shown(task, predictions.labels, list(dataset.unseen)), _shown(task, predictions.values, [""])]
+        columns: list[Iterable[str]] = [*own]
         if predictions.scores is not None:  # nine digits are those of fp32
             rows = predictions.scores.reshape(len(dataset), -1).tolist()
             columns.append(" ".join(f"{score:.9g}" for score in row) for row in rows)
@@ -254,6 +270,20 @@ class Session:
     def device_name(self) -> str:
         """Return the GPU's name, or `cpu`."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+
+def _shown(task: Task, values: NDArray[np.float64], outside: Sequence[str]) -> list[str]:
+    """Return labels or predictions [N] as data files write them; -1, -2, ... are those `outside` the classes."""
+    show, named = task.objective.show, bool(task.objective.classes) and task.objective.labelled == "one"
+    return [outside[-1 - int(value)] if named and value < 0 else show(value) for value in values.tolist()]
+
+
+def unseen_text(unseen: Mapping[str, int]) -> str:
+    """Return a line about labels that are no class of their task."""
+    shown = ", ".join(f"{quote(label)} {count:,}" for label, count in list(unseen.items())[:BAD_LINES_SHOWN])
+    more = ", ..." * (len(unseen) > BAD_LINES_SHOWN)
+    count = f"{sum(unseen.values()):,} examples have labels"
+    return f"{count} that are no class of the recipe ({shown}{more}): all answers to them count as wrong"
 
 
 def data_loaded(dataset: Dataset) -> DataLoaded:

@@ -35,6 +35,13 @@ class _Score(_Strict):
     others: dict[str, Finite]
 
 
+class _Calibration(_Strict):
+    temperature: Annotated[float, Field(gt=0, le=1e6)]
+    examples: Count
+    loss: list[Finite]
+    error: list[Finite]
+
+
 class _Usage(_Strict):
     planned_draws: Finite
     draws: Count
@@ -89,6 +96,8 @@ class RunSummary(_Table):
     encodings: Count | None = None
     """Passes of an encoder that answer all tasks on one text; None in summaries of earlier versions."""
     sampling: dict[str, _Usage]
+    calibration: dict[str, _Calibration] = {}
+    """Of `evaluation.calibrate`, by task: the temperature, and loss and calibration error before and after it."""
     peak_memory_bytes: Count
     adapted: dict[str, Any] = {}
     """Of a kept adaptation: the run it came from, and how many shots it saw."""

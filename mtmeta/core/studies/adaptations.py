@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.dataset import Dataset, class_counts
 from mtmeta.core.data.packing import pack_chunk
 from mtmeta.core.data.subsets import FewShots
 from mtmeta.core.machine import memory_errors
@@ -184,6 +184,7 @@ class Adaptations:
         recipe, encoder, name = self._session.recipe, self._session.backbone.encoder, few.task
         encoder.load_state_dict(self._starts[start].of(name))
         task, seed = recipe.tasks[name], derive(recipe.seed, "adapt", name, k, draw)
+        task = task.for_training(class_counts(few, task))
         model = MultiTaskModel(encoder, {name: task}, seed).to(self._session.device)
         if self._plan.head == "prototype":
             model.replace_head(name, prototypes(model, task, few, **self._options).to(self._session.device))

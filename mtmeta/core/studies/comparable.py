@@ -21,7 +21,7 @@ from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.wording import quote, safe
 
 # options of a task that say how it is trained; which files it has, their hashes say
-TRAINING = ("batch_size", "inner_steps", "loss_weight", "train", "dev", "test")
+TRAINING = ("batch_size", "inner_steps", "loss_weight", "loss", "train", "dev", "test")
 MODEL = ("pair_mode", "activation")  # options of a task that say how it is modelled
 VERSIONS = ("mtmeta", "torch", "device", "precision")
 Fact = tuple[str, str, str]
@@ -115,7 +115,7 @@ def _background(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from ((f"backbone.{key}", value) for key, value in data["backbone"].items())
     yield "data.train_fraction", data["data"]["train_fraction"]
     for name, task in data["tasks"].items():
-        yield from ((f"tasks.{name}.{key}", task[key]) for key in MODEL if key in task)
+        yield from ((f"tasks.{name}.{key}", task[key]) for key in (*MODEL, "loss") if key in task)
     yield "training.precision", data["training"]["precision"]
     yield "training.stop", data["training"]["stop"]
     yield "evaluation.select", data["evaluation"]["select"]

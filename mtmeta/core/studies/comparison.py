@@ -29,6 +29,7 @@ from mtmeta.core.training.statistics import (
     Array,
     Look,
     Seen,
+    as_metrics_see,
     difference,
     difference_draws,
     effect_size,
@@ -314,7 +315,9 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str, metric: Metri
     for predictions_of_row, seen_of_row, row in zip(rows, seen, plan.values(), strict=True):
         for run in row:
             path = run.folder.path / "predictions" / f"{task}-{run.recipe.evaluation.report_on}.csv"
-            own_labels, predictions, beside = read_with_scores(path, run.recipe.tasks[task], "scores" in metric.takes)
+            part = run.recipe.tasks[task]
+            own_labels, predictions, beside = read_with_scores(path, part, "scores" in metric.takes)
+            own_labels, predictions = (as_metrics_see(part.objective, each) for each in (own_labels, predictions))
             seen_of_row.append(beside)
             if labels is None:
                 labels = own_labels
@@ -327,7 +330,8 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str, metric: Metri
 
 
 def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
-    """Read labels and predictions [N] as numbers, classes by their index; of label sets [N, L]."""
+    """Read labels and predictions [N] as numbers, classes by their index, and -1 for a label that is none; of label
+    sets [N, L]."""
     labels, predictions, _ = read_with_scores(path, task, scores=False)
     return labels, predictions
 
@@ -344,12 +348,14 @@ def read_with_scores(path: Path, task: Task, scores: bool) -> tuple[Array, Array
     number: Callable[[str], Any] = index.__getitem__ if index else float
     if task.objective.labelled != "one":
         number = lru_cache(maxsize=4096)(task.objective.parse)
+    is_open = bool(index) and task.objective.labelled == "one"
+    of_label: Callable[[str], Any] = (lambda label: index.get(label, -1.0)) if is_open else number
     seen: dict[str, Any] = {"classes": task.objective.classes}
     try:
         with open_regular(path, LIMITS["predictions"], within=path.parents[1]) as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             written = list(csv.DictReader(text))
-        rows = [(number(row["label"]), number(row["prediction"])) for row in written]
+        rows = [(of_label(row["label"]), number(row["prediction"])) for row in written]
         if task.objective.labelled == "words":
             labels, predictions = (entries(column) for column in zip(*rows, strict=True))
         else:

@@ -14,7 +14,7 @@ from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import pack
 from mtmeta.core.machine import Precision, autocast, without_autocast
 from mtmeta.core.rng import permutation
-from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_loss
+from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, training_loss
 
 Norms = dict[str, float]
 Cosines = dict[str, dict[str, float | None]]
@@ -47,7 +47,7 @@ def gradient_cosines(
                 for chunk in batch.chunks:
                     with autocast(device, precision):
                         outputs = model(name, chunk.packed.to(device))
-                    loss = task_loss(task, name, outputs, chunk.labels.to(device))
+                    loss = training_loss(task, name, outputs, chunk.labels.to(device))
                     share = len(chunk.labels) / batch.labels
                     (loss * share).backward()  # type: ignore[no-untyped-call]  # PyTorch's backward has no types
                 gradients[name] = [parameter.grad for parameter in model.encoder.parameters()]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ from mtmeta.core.machine import Precision, autocast, without_autocast
 from mtmeta.core.registry.guard import accused, fault
 from mtmeta.core.rng import derive
 from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, task_loss
-from mtmeta.core.training.statistics import on_resamples
+from mtmeta.core.training.statistics import as_metrics_see, on_resamples
 
 BOOTSTRAP_DRAWS = 1000
 Array = NDArray[np.float64]
@@ -90,37 +90,69 @@ def predict(
     ranks: Group | None = None,
     scores: bool = False,
     tune: bool = False,
+    answer: Callable[[Tensor], Tensor] | None = None,
 ) -> Predictions:
     """Return the predictions of the dataset's task, in batches of sequences of like length, without dropout.
 
     Of many `ranks` each has its share of the batches, and all get all predictions. With `scores` the head's raw outputs
     are among them. With `tune` the numbers that an objective may tune are those of these very examples; else they are
-    the model's.
+    the model's. `answer` is what makes predictions of raw outputs, -1 for an abstention; by default the objective.
     """
     ranks, task = ranks or Group(), model.tasks[dataset.task]
     objective, tune = model.objectives[dataset.task], tune and task.objective.tunes
+    raw_too = scores or tune or answer is not None
     outcomes: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
     options: Any = {"batch_tokens": batch_tokens, "precision": precision, "share": (ranks.rank, ranks.world)}
     with closing(forward(model, dataset, **options)) as batches:
         for indices, chunk, outputs in batches:
             labels = chunk.labels.to(outputs.device, non_blocking=True)
-            loss = checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), [])
-            count = len(chunk.labels)
-            found = outputs if scores or tune else decoded(objective, task, dataset.task, outputs, count)
-            outcomes.append((dataset.places(indices), found.double(), loss * count))
+            loss, count = _summed_loss(task, dataset, outputs, labels), len(chunk.labels)
+            found = outputs if raw_too else decoded(objective, task, dataset.task, outputs, count)
+            outcomes.append((dataset.places(indices), found.double(), loss))
     values, losses = _gathered(outcomes, len(dataset.labels), ranks)
-    mean, numbers, raw = math.fsum(losses) / len(dataset.labels), dict[str, Tensor](), None
+    known = len(dataset.labels) - sum(dataset.unseen.values())
+    mean, numbers, raw = math.fsum(losses) / known, dict[str, Tensor](), None
     if not math.isfinite(mean) or not np.isfinite(values).all():
         message = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
         raise DivergedError(accused(task), message)
-    if scores or tune:
+    if raw_too:
         raw, outputs = values, torch.from_numpy(values).float()
         if tune:
             numbers = dict(task.objective.tune(outputs, torch.from_numpy(dataset.labels).float()))
             objective = task.objective.tuned(numbers)
         values = decoded(objective, task, dataset.task, outputs, len(dataset.labels)).double().numpy()
     check_classes(task, dataset.task, values)
+    if answer is not None and raw is not None:
+        values = answer(torch.from_numpy(raw).float()).double().numpy()
+    raw = raw if scores else None
     return Predictions(dataset, dataset.by_example(values), mean, objective, raw, numbers)
+
+
+def abstaining(task: Task, threshold: float, temperature: float | None) -> Callable[[Tensor], Tensor]:
+    """Return what makes predictions [B] of a task's raw outputs: -1 where the answer's probability is lower.
+
+    Raises PluginError for a task without probabilities when it is called.
+    """
+    objective = task.objective
+
+    def answer(outputs: Tensor) -> Tensor:
+        chances = objective.probabilities(outputs if temperature is None else outputs / temperature)
+        if chances is None:
+            raise fault(task, f"task {task.name!r} has no probabilities to be held to a threshold")
+        found = objective.decode(outputs)
+        return torch.where(chances.gather(1, found.long()[:, None])[:, 0] < threshold, -1, found)
+
+    return answer
+
+
+def _summed_loss(task: Task, dataset: Dataset, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the losses of a batch, a scalar; a label that is no class has none."""
+    if dataset.unseen:
+        known = labels >= 0
+        outputs, labels = outputs[known], labels[known]
+        if not len(labels):
+            return torch.zeros((), device=outputs.device)
+    return checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), []) * len(labels)
 
 
 def _gathered(
@@ -194,19 +226,20 @@ def score(
     predictions: Predictions, metrics: Sequence[Metric], *, seed: int, intervals: bool = True
 ) -> tuple[Score, list[str]]:
     """Return the metrics of the predictions (the first is the primary one), and the warnings they gave."""
-    labels, values = predictions.labels, predictions.values
+    name, objective = predictions.dataset.task, predictions.objective
+    labels, values = (as_metrics_see(objective, each) for each in (predictions.labels, predictions.values))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         seen = predictions.seen if any(metric.takes for metric in metrics) else {}
         computed = {metric.name: metric(labels, values, **metric.seen(seen)) for metric in metrics}
-    for name, value in computed.items():
+    for metric, value in computed.items():
         if not math.isfinite(value):
-            message = f"metric '{name}' is {value} for task '{predictions.dataset.task}', expected a number"
-            raise PluginError(accused(next(metric.function for metric in metrics if metric.name == name)), message)
-    primary, task = metrics[0], predictions.dataset.task
+            message = f"metric '{metric}' is {value} for task '{name}', expected a number"
+            raise PluginError(accused(next(one.function for one in metrics if one.name == metric)), message)
+    primary = metrics[0]
     bounds: tuple[float, ...] = ()
     if intervals:
-        bounds = interval(labels, values, primary, derive(seed, "bootstrap", task), primary.seen(seen))
+        bounds = interval(labels, values, primary, derive(seed, "bootstrap", name), primary.seen(seen))
     low, high = bounds if bounds and all(map(math.isfinite, bounds)) else (None, None)
     scored = Score(
         metric=primary.name,
@@ -216,9 +249,9 @@ def score(
         examples=len(labels),
         loss=predictions.loss,
         skipped=predictions.dataset.skipped,
-        others={name: value for name, value in computed.items() if name != primary.name},
+        others={other: value for other, value in computed.items() if other != primary.name},
     )
-    return scored, [f"{task}: {warning.message}" for warning in caught if issubclass(warning.category, UserWarning)]
+    return scored, [f"{name}: {warning.message}" for warning in caught if issubclass(warning.category, UserWarning)]
 
 
 def interval(
@@ -247,8 +280,12 @@ def detail(task: Task, predictions: Predictions) -> dict[str, Any]:
         return {}
     if classes:
         matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
-        np.add.at(matrix, (labels.astype(np.int64), values.astype(np.int64)), 1)
-        return {"classes": list(classes), "confusion": matrix.tolist()}
+        inside = (labels >= 0) & (values >= 0)
+        np.add.at(matrix, (labels[inside].astype(np.int64), values[inside].astype(np.int64)), 1)
+        found: dict[str, Any] = {"classes": list(classes), "confusion": matrix.tolist()}
+        if predictions.dataset.unseen:
+            found["unseen"] = dict(predictions.dataset.unseen)
+        return found | ({"abstained": int((values < 0).sum())} if (values < 0).any() else {})
     error = values - labels
     worst = np.argsort(-np.abs(error), kind="stable")[:5]
     return {

@@ -28,7 +28,7 @@ from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.training.diagnostics import norm_of
-from mtmeta.core.training.model import MultiTaskModel, task_loss, twice_differentiable
+from mtmeta.core.training.model import MultiTaskModel, training_loss, twice_differentiable
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
 from mtmeta.core.training.unrolling.loop import Unrolled, rates_of
 from mtmeta.core.training.unrolling.memory import Estimates
@@ -74,7 +74,8 @@ class Learner:
         self.draws = 0
         """Draws of dropout in this step so far."""
         self._taught: dict[str, bool] = {}
-        """Of the tasks with teachers that were encoded in this step, whether a loss took note of what they say."""
+        """Of the tasks with teachers, or with a training loss of their own, that were encoded in this step, whether it
+        was made of them."""
         self._counts_forwards = False
         self._inner: dict[str, Optimizer] = {}
         self._last_gradients: dict[Tensor, Tensor] = {}
@@ -124,7 +125,7 @@ class Learner:
     def reading(self, batch: Batch) -> Iterator[None]:
         """Within, the batch is encoded, and counted as a whole; what goes wrong is told as that batch's."""
         longest = max(chunk.packed.groups[-1][1] for chunk in batch.chunks)
-        if batch.chunks[0].teacher is not None:
+        if batch.chunks[0].teacher is not None or self.tasks[batch.task].objective.trains_otherwise:
             self._taught.setdefault(batch.task, False)
         remedy = f"halve batch_size or set training.grad_accumulation: {2 * len(batch.chunks)}"
         where = f"task '{batch.task}'"
@@ -238,9 +239,9 @@ class Learner:
 
     def _loss(self, name: str, outputs: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
         task = self.tasks[name]
-        if teacher is not None:
+        if name in self._taught:
             self._taught[name] = True
-        loss: object = task_loss(task, name, outputs, labels, teacher, self.trust)
+        loss: object = training_loss(task, name, outputs, labels, teacher, self.trust)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
             raise fault(task, f"loss for task '{name}' {shape}, expected a scalar tensor")
@@ -249,12 +250,15 @@ class Learner:
         return loss
 
     def check_teachers(self, algorithm: str) -> None:
-        """Raise RecipeError if the algorithm made losses of its own of a task that has teachers: it would learn nothing
-        of them."""
+        """Raise RecipeError if the algorithm made losses of its own of a task that has teachers, or a loss in the
+        recipe: it would learn nothing of them."""
         for task, heard in self._taught.items():
             if not heard:
-                message = f"algorithm '{algorithm}' makes the loss of task '{task}' by itself, without its teachers"
-                raise RecipeError(f"teachers.{task}", f"{message}; leave the task out, or choose another algorithm")
+                message = f"algorithm '{algorithm}' makes the loss of task '{task}' by itself"
+                if self.tasks[task].objective.trains_otherwise:
+                    raise RecipeError(f"tasks.{task}.loss", f"{message}; leave it out, or choose another algorithm")
+                message = f"{message}, without its teachers; leave the task out, or choose another algorithm"
+                raise RecipeError(f"teachers.{task}", message)
 
     def check_losses(self, losses: list[tuple[str, int, Tensor]] | None = None) -> None:
         """Raise DivergedError naming step, task and inner step of the first non-finite loss. One synchronisation."""

@@ -91,18 +91,32 @@ def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
     return PrototypeHead(means, binary=(task.objective.outputs or 0) < classes)
 
 
-def task_loss(
+def task_loss(task: Task, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of a task's outputs that tables show; `name` is what the recipe calls the task.
+
+    Raises PluginError where the outputs do not suit the objective, which says so by ValueError.
+    """
+    with _unfit_outputs(task, name):
+        return task.objective.loss(outputs, labels)
+
+
+def training_loss(
     task: Task, name: str, outputs: Tensor, labels: Tensor, teacher: Tensor | None = None, trust: float = 0.0
 ) -> Tensor:
-    """Return the objective's loss of a task's outputs; `name` is what the recipe calls the task.
+    """Return the loss of a task's outputs that training descends.
 
-    With a `teacher` it is that of labels and teacher, which is trusted by so much. Raises PluginError where the outputs
-    do not suit the objective, which says so by ValueError.
+    With a `teacher` it is that of labels and teacher, which is trusted by so much. Raises PluginError as `task_loss`.
     """
-    try:
+    with _unfit_outputs(task, name):
         if teacher is None:
-            return task.objective.loss(outputs, labels)
+            return task.objective.training_loss(outputs, labels)
         return task.objective.soft_loss(outputs, labels, teacher, trust)
+
+
+@contextmanager
+def _unfit_outputs(task: Task, name: str) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
         raise fault(task, f"loss for task '{name}': {error}") from error
 

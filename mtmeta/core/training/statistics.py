@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmeta.core.api.contracts import Metric
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import PluginError
 from mtmeta.core.registry.guard import accused
 from mtmeta.core.rng import derive
@@ -65,6 +66,19 @@ def _t_quantile(runs: int, level: float = 0.95) -> float:
     from scipy.stats import t  # slow to import
 
     return float(t.ppf((1 + level) / 2, runs - 1))
+
+
+def as_metrics_see(objective: Objective, values: Array) -> Array:
+    """Return labels or predictions [N] with what lies outside the classes as -1; label sets [N, L] as they are.
+
+    That is a label that is no class, an abstention, and the class that means none of the others.
+    """
+    if not objective.classes or objective.labelled != "one":
+        return values
+    outside = values < 0
+    if (index := objective.outside) is not None:
+        outside = outside | (values == index)
+    return np.where(outside, -1.0, values) if outside.any() else values
 
 
 def on_resamples(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -14,14 +14,45 @@ import mtmeta
 if TYPE_CHECKING:
     from torch import nn
 
-Classes = Annotated[tuple[str, ...], Field(min_length=2)] | Annotated[int, Field(ge=2, le=100_000)]
+Classes = (
+    Annotated[tuple[str, ...], Field(min_length=2)]
+    | Annotated[int, Field(ge=2, le=100_000)]
+    | Annotated[dict[str, str], Field(min_length=2)]
+    | Annotated[str, Field(min_length=1)]
+)
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-def _check_classes(labels: tuple[str, ...] | int) -> Iterator[tuple[str, str]]:
-    twice = [label for label, count in Counter(labels).items() if count > 1] if isinstance(labels, tuple) else []
+def _check_classes(labels: Classes) -> Iterator[tuple[str, str]]:
+    names = labels.values() if isinstance(labels, dict) else labels if isinstance(labels, tuple) else ()
+    twice = [label for label, count in Counter(names).items() if count > 1]
     if twice:
         yield "labels", f"name {mtmeta.quote(twice[0])} twice; each class has one name"
+    given = labels if isinstance(labels, dict) else {}
+    for label, name in given.items():
+        if not name.strip():
+            yield "labels", f"give {mtmeta.quote(label)} an empty name"
+        elif name in given and name != label:
+            yield "labels", f"give {mtmeta.quote(label)} the name {mtmeta.quote(name)}, which is another label"
+
+
+def _classification(labels: Classes, loss: mtmeta.ClassLoss | None, out_of_scope: str | None) -> mtmeta.Classification:
+    if isinstance(labels, str):
+        raise ValueError(f"labels in {mtmeta.quote(labels)} are read with the recipe")
+    named = loss.named(labels) if loss and isinstance(labels, dict) else loss
+    return mtmeta.Classification(labels, named, out_of_scope)
+
+
+def _fitted(objective: mtmeta.Classification, counts: Sequence[int]) -> mtmeta.ClassLoss | None:
+    return objective.trained_by.fitted(objective.classes, counts) if objective.trained_by else None
+
+
+def _check_objective(objective: mtmeta.Classification) -> Iterator[tuple[str, str]]:
+    if objective.trained_by:
+        yield from objective.trained_by.faults(objective.classes)
+    label, known = objective.out_of_scope, (*objective.classes, *objective.tokens)
+    if label is not None and label not in known:
+        yield "out_of_scope", f"is no label of the task: {mtmeta.quote(label)}{mtmeta.did_you_mean(label, known)}"
 
 
 def _check_range(low: float, high: float) -> Iterator[tuple[str, str]]:
@@ -36,20 +67,30 @@ class ClassificationTask(mtmeta.Task):
     name = "classification"
 
     labels: Classes
-    """Class names, or their number for labels 0, 1, ... ; never learned from a file."""
+    """Class names; or their number for labels 0, 1, ...; or the names of labels, {0: sadness, 1: joy}, or a file of
+    them, from data_root: JSON, or LABEL, tab, NAME a line, or one name a line for 0, 1, ..."""
     text: str = "sentence"
     """Column of the text."""
     label: str = "label"
     """Column of the label."""
     metrics: Names = ("accuracy", "macro_f1")
     """Metrics; the first selects."""
+    out_of_scope: str | None = None
+    """The label, one of `labels`, that means none of the others, as `oos` of CLINC does; `oos_recall` is its recall."""
+    loss: mtmeta.ClassLoss | None = None
+    """What training descends, as {weights: balanced}; default: cross entropy, which tables show whatever it is. For its
+    options see `mtmeta show section tasks.TASK.loss`."""
 
     @property
     def objective(self) -> mtmeta.Classification:
-        return mtmeta.Classification(self.labels)
+        return _classification(self.labels, self.loss, self.out_of_scope)
+
+    def for_training(self, counts: Sequence[int]) -> mtmeta.Task:
+        return replace(self, loss=_fitted(self.objective, counts))
 
     def check(self) -> Iterator[tuple[str, str]]:
-        return _check_classes(self.labels)
+        yield from _check_classes(self.labels)
+        yield from _check_objective(self.objective)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -85,16 +126,26 @@ class PairClassificationTask(_PairColumns):
     name = "pair_classification"
 
     labels: Classes
-    """Class names, or their number for labels 0, 1, ... ; never learned from a file."""
+    """Class names; or their number for labels 0, 1, ...; or the names of labels, {0: sadness, 1: joy}, or a file of
+    them, from data_root: JSON, or LABEL, tab, NAME a line, or one name a line for 0, 1, ..."""
     metrics: Names = ("accuracy", "macro_f1")
     """Metrics; the first selects."""
+    out_of_scope: str | None = None
+    """The label, one of `labels`, that means none of the others, as `oos` of CLINC does; `oos_recall` is its recall."""
+    loss: mtmeta.ClassLoss | None = None
+    """What training descends, as {weights: balanced}; default: cross entropy, which tables show whatever it is. For its
+    options see `mtmeta show section tasks.TASK.loss`."""
 
     @property
     def objective(self) -> mtmeta.Classification:
-        return mtmeta.Classification(self.labels)
+        return _classification(self.labels, self.loss, self.out_of_scope)
+
+    def for_training(self, counts: Sequence[int]) -> mtmeta.Task:
+        return replace(self, loss=_fitted(self.objective, counts))
 
     def check(self) -> Iterator[tuple[str, str]]:
-        return _check_classes(self.labels)
+        yield from _check_classes(self.labels)
+        yield from _check_objective(self.objective)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,9 @@ def _read(
         except MtmetaError as error:
             warn(str(error))
             continue
+        if task.objective.classes and own.ndim == 1 and not (known := own >= 0).all():  # labels that are no class
+            own_ids = [one for one, inside in zip(own_ids, known.tolist(), strict=True) if inside]
+            own, predictions = own[known], predictions[known]
         if labels is None:
             ids, labels = own_ids, own
         if not np.array_equal(own, labels) or run.recipe.tasks[name].objective.classes != task.objective.classes:

@@ -66,7 +66,9 @@ def _labels(labels: dict[str, Any]) -> str:
         mean = f"{labels['least']:g} to {labels['greatest']:g}, mean {labels['mean']:.2f}"
         return f"{mean}, quartiles {low:.3g}, {middle:.3g}, {high:.3g}"
     counts = labels["classes"]
-    return _classes(counts, sum(counts.values()))
+    unseen = [f"{safe(label, 20)} {count:,}" for label, count in labels.get("unseen", {}).items()]
+    outside = f"; no class of the recipe: {safe(', '.join(unseen), 100)}" if unseen else ""
+    return _classes(counts, sum(counts.values())) + outside
 
 
 def _classes(counts: dict[str, int], total: int) -> str:

@@ -37,6 +37,10 @@ def show_results(summary: Mapping[str, Any]) -> None:
         console.print("bad rows were skipped, see the warnings above")
     if "sampling" in summary:
         _show_cost(console, summary)
+    for name, fitted in summary.get("calibration", {}).items():
+        losses = " to ".join(f"{loss:.4f}" for loss in fitted["loss"])
+        text = f"{safe(name)}: temperature {fitted['temperature']:.3f} fitted on {summary['selected_on']}"
+        console.print(f"{text}, log loss {losses}")
     for name, details in summary.get("details", {}).items():
         _show_details(console, name, details)
 

@@ -1,0 +1,144 @@
+"""`evaluation.calibrate` and `--abstain`: temperatures beside other ways to them, and what predictions make of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mtmeta
+from mtmeta.cli import main
+from mtmeta.core.errors import UsageError
+from mtmeta.core.training.calibration import calibrated, calibration_error, fit_temperature, log_chances
+from tests.robustness import small
+from tests.support import tiny  # noqa: F401  # one thread
+
+
+def sample(classes: int, sharpness: float, size: int = 400, seed: int = 0) -> tuple[Any, Any]:
+    """Logits that are `sharpness` times those by which labels were drawn."""
+    draw = np.random.default_rng(seed)
+    true = 2 * draw.standard_normal((size, classes))
+    labels = np.array([draw.choice(classes, p=row) for row in np.exp(log_chances(true, 1.0))])
+    return sharpness * true, labels
+
+
+@pytest.mark.parametrize(("classes", "sharpness"), [(2, 3.0), (5, 0.4), (5, 4.0), (150, 2.0)])
+def test_it_is_the_temperature_of_the_least_loss(classes: int, sharpness: float) -> None:
+    """By torch: at it the loss has no slope, and beside it the loss is higher."""
+    logits, labels = sample(classes, sharpness)
+    found = fit_temperature(logits, labels)
+
+    def loss(temperature: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(torch.tensor(logits) / temperature, torch.tensor(labels))
+
+    at = torch.tensor(found, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(at), at)
+    assert abs(float(slope)) < 1e-10
+    assert float(loss(at * 1.01).detach()) > float(loss(at).detach()) < float(loss(at / 1.01).detach())
+    assert found == pytest.approx(sharpness, rel=0.3)  # by which the logits are too sure
+    assert calibrated(logits, labels).loss[1] == pytest.approx(float(loss(at).detach()), rel=1e-12)
+
+
+def test_where_there_is_no_such_temperature_it_is_one() -> None:
+    logits = np.array([[3.0, 1.0], [0.0, 2.0]])
+    assert fit_temperature(logits, np.array([0, 1])) == 1.0  # all right: the surer the better
+    assert fit_temperature(logits, np.array([1, 0])) == 1.0  # all wrong: the less sure the better
+
+
+def test_calibration_error_by_hand() -> None:
+    chances = np.array([[0.95, 0.05], [0.94, 0.06], [0.55, 0.45], [1.0, 0.0]])
+    labels = np.array([0, 1, 0, 0])
+    # bins (14/15, 1] with three, right 2/3 of the time at .9633 in the mean, and (8/15, 9/15] with one
+    expected = (3 * abs((0.95 + 0.94 + 1.0) / 3 - 2 / 3) + abs(0.55 - 1.0)) / 4
+    assert calibration_error(chances, labels) == pytest.approx(expected, rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> mtmeta.Run:
+    """A calibrated run of classes, of two classes with one logit, and of numbers."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    given: dict[str, Any] = {"data": small.make_data(folder / "data"), "tasks": ("sst", "para", "sts"), "steps": 4}
+    given |= {"weights": str(small.make_backbone(folder / "weights")), "schedule": "constant", "training": {}}
+    given |= {"optimizer": {"name": "adamw", "lr": 0.05}, "evaluation": {"every": 4, "calibrate": True}}
+    recipe = small.write_recipe(folder / "r.yaml", "joint", algorithm={"name": "joint"}, sampler="uniform", **given)
+    return mtmeta.run(recipe, out=folder / "run")
+
+
+TEXTS = ["good film", "bad plot", "not very dull"]
+
+
+def logits_of(run: mtmeta.Run, task: str, texts: list[Any], temperature: float) -> Any:
+    """Logarithms of the probabilities without the temperature."""
+    return np.log(chances_of(run, task, texts)) * temperature
+
+
+def chances_of(model: mtmeta.Run | mtmeta.Predictor, task: str, texts: list[Any]) -> Any:
+    """The probabilities of all classes [N, C]."""
+    return np.array([list((one.probabilities or {}).values()) for one in model.predict(task, texts)])
+
+
+def test_predictions_are_at_the_temperature_of_the_run(run: mtmeta.Run, tmp_path: Path) -> None:
+    assert set(run["calibration"]) == {"sst", "para"}
+    for task, texts in (("sst", TEXTS), ("para", [("good film", "bad film"), ("a plot", "the plot")])):
+        fitted = run["calibration"][task]
+        temperature = fitted["temperature"]
+        assert temperature != 1.0 and fitted["examples"] == {"sst": 12, "para": 6}[task]
+        assert fitted["loss"][1] < fitted["loss"][0] == pytest.approx(run["tasks"][task]["loss"], rel=1e-5)
+        found = chances_of(run, task, texts)
+        raw = logits_of(run, task, texts, temperature)
+        np.testing.assert_allclose(np.exp(log_chances(raw, temperature)), found, rtol=1e-5)
+        plain = mtmeta.load(run.path)
+        plain._session.temperatures = {}
+        unscaled = chances_of(plain, task, texts)
+        np.testing.assert_allclose(np.exp(log_chances(raw, 1.0)), unscaled, rtol=1e-4)
+        assert [one.label for one in plain.predict(task, texts)] == [one.label for one in run.predict(task, texts)]
+
+
+def test_below_the_threshold_there_is_no_label(run: mtmeta.Run, tmp_path: Path, capsys: Any) -> None:
+    plain = run.predict("sst", TEXTS)
+    scores = sorted(one.score for one in plain)  # type: ignore[type-var]
+    threshold = scores[1]  # two reach it
+    held = run.predict("sst", TEXTS, abstain=threshold)
+    for before, now in zip(plain, held, strict=True):
+        assert now.abstained == (before.score < threshold)  # type: ignore[operator]
+        assert (now.score, now.probabilities) == (before.score, before.probabilities)
+        assert now.label == (None if now.abstained else before.label)
+        assert now.json().get("abstained", False) == now.abstained and ("label" in now.json()) != now.abstained
+    assert [one.abstained for one in held].count(True) == 1
+    assert run.predict("sst", TEXTS[0], abstain=1.0).abstained
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    arguments = ["predict", str(run.path), "--task", "sst", "--input", str(tmp_path / "texts.txt")]
+    shown = {}
+    for form in ("csv", "jsonl"):
+        with pytest.raises(SystemExit, match="0"):
+            main([*arguments, "--abstain", repr(threshold), "--format", form])
+        shown[form] = capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO(shown["csv"])))
+    assert [row["abstained"] for row in rows] == ["yes" if one.abstained else "no" for one in held]
+    assert [row["label"] for row in rows] == [one.label or "" for one in held]
+    assert [json.loads(line).get("label") for line in shown["jsonl"].splitlines()] == [one.label for one in held]
+
+
+@pytest.mark.parametrize(
+    ("task", "threshold", "message"),
+    [
+        ("sst", 0.0, "abstain: must be a probability above 0 and at most 1, found '0.0'"),
+        ("sst", 1.5, "abstain: must be a probability above 0 and at most 1, found '1.5'"),
+        ("sts", 0.5, "abstain: needs one of several classes, task 'sts' predicts others; leave it out"),
+    ],
+)
+def test_what_is_no_threshold(task: str, threshold: float, message: str, run: mtmeta.Run) -> None:
+    texts: Any = [("a film", "a plot")] if task == "sts" else TEXTS
+    for given in (texts, texts[0]):
+        with pytest.raises(UsageError) as caught:
+            run.predict(task, given, abstain=threshold)
+        assert str(caught.value) == message
