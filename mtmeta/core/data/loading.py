@@ -183,7 +183,7 @@ def from_texts(
     def fill(writer: Writer) -> dict[str, Any]:
         append_names(writer, [str(number) for number in range(len(texts))])
         writer.append("texts", np.zeros((len(texts), 1), dtype=np.uint64))
-        if task.objective.labelled == "words" and inputs is None:
+        if inputs is None and task.objective.labelled == "words":
             writer.append("labels", np.zeros(sum(len(text.split()) for text in texts)))
             append_words(writer, backbone, texts)
         else:

@@ -53,7 +53,7 @@ def probes(task: Task, backbone: LoadedBackbone) -> tuple[Dataset, list[Inputs]]
     counts = [1, 2, 3, 5, 8, 13, 21, 34, 55, backbone.max_length]
     texts = [" ".join(itertools.islice(itertools.cycle(TEXT.split()), count)) for count in counts]
     seconds = [] if task.inputs == "single" else [*texts[3:], *texts[:3]]
-    dataset = from_texts(task.name, task, texts, seconds, backbone)
+    dataset = from_texts(task.name, task, texts, seconds, backbone, task.inputs)
     return dataset, [pad(dataset.stores, range(len(texts))[part]) for part in BATCHES]
 
 
