@@ -90,7 +90,8 @@ def _read(
         except MtmetaError as error:
             warn(str(error))
             continue
-        if task.objective.classes and own.ndim == 1 and not (known := own >= 0).all():  # labels that are no class
+        named = task.objective.labelled == "one" and bool(task.objective.classes)
+        if named and not (known := own >= 0).all():  # of a label that is no class there is nothing to show
             own_ids = [one for one, inside in zip(own_ids, known.tolist(), strict=True) if inside]
             own, predictions = own[known], predictions[known]
         if labels is None:
