@@ -120,7 +120,16 @@ def test_columns_of_conll(end: str, tmp_path: Path) -> None:
 def test_columns_of_conllu_and_machamp(tmp_path: Path) -> None:
     """Comments, ranges of words, and words that are not in the text are left out; the columns are by number."""
     rows, _ = read(tmp_path / "a.conllu", CONLLU, word=1, tag=3)
-    assert rows == [("vamos nos", ("O", "B-PER"), "s-1", 4), ("# mar", ("O", "B-LOC"), "9", 9)]
+    assert rows == [("vamos nos", ("O", "B-PER"), "s-1", 3), ("# mar", ("O", "B-LOC"), "9", 9)]
+
+
+@pytest.mark.parametrize(
+    "text", ["#\tO\nParis\tB-LOC\n", "# O\nParis B-LOC\n", "# a = b\n# new text 1\n# O\nParis B-LOC"]
+)
+def test_a_hash_may_be_the_first_word(text: str, tmp_path: Path) -> None:
+    """As in MaChAmp's reader, the last line of a text says how many columns a word has."""
+    rows, _ = read(tmp_path / "a.conll", text)
+    assert [row[:2] for row in rows] == [("# Paris", ("O", "B-LOC"))]
 
 
 def test_columns_that_are_bad(tmp_path: Path) -> None:

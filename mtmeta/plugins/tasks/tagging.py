@@ -189,33 +189,27 @@ class TaggingTask(mtmeta.Task):
             yield mtmeta.Example(" ".join(words), label=tuple(tags), id=row.id, line=row.line)
 
     def _columns(self, file: mtmeta.DataFile) -> Iterator[mtmeta.Example]:
-        words: list[str] = []
-        tags: list[str] = []
-        name, start, odd, spaced, shape = "", 0, "", 0, (False, 0)
-        for number, line in _lines(file):
-            if line is None:
-                if odd:
-                    file.bad.add(start, odd, "wrong number of fields")
-                elif words and words != ["-DOCSTART-"]:
-                    yield mtmeta.Example(" ".join(words), label=tuple(tags), id=name or str(start), line=start)
-                words, tags, name, odd = [], [], "", ""
-                continue
-            if not words and (found := SENTENCE.match(line)):
-                name = found[1]
-            fields = line.split("\t") if "\t" in line else line.split()
-            if (not words and _is_comment(line, fields, shape)) or (self.word != 0 and NO_WORD.fullmatch(fields[0])):
-                continue
-            start, shape = start if words else number, ("\t" in line, len(fields))
-            try:
-                word, tag = fields[_column(self.word, 0)].strip(), fields[_column(self.tag, -1)].strip()
-            except IndexError:
-                odd = odd or f"line {number} has {len(fields)} columns, and word is {self.word}, tag {self.tag}"
-                continue
-            spaced += len(word.split()) > 1
-            if len(fields) < 2 or not word:
-                odd = odd or f"line {number} has no word and tag ({mtmeta.quote(line.strip())})"
-            words.append("_".join(word.split()))
-            tags.append(tag)
+        spaced = 0
+        for lines in _blocks(file):
+            name, rows = _without_comments(lines)
+            words, tags, odd = [], [], ""
+            for number, fields in rows:
+                if self.word != 0 and NO_WORD.fullmatch(fields[0]):
+                    continue
+                try:
+                    word, tag = fields[_column(self.word, 0)].strip(), fields[_column(self.tag, -1)].strip()
+                except IndexError:
+                    word = tag = ""
+                if len(fields) < 2 or not word:
+                    odd = odd or f"line {number} has no word and tag ({mtmeta.quote(' '.join(fields))})"
+                spaced += len(word.split()) > 1
+                words.append("_".join(word.split()))
+                tags.append(tag)
+            if odd:
+                file.bad.add(rows[0][0], odd, "wrong number of fields")
+            elif words and words != ["-DOCSTART-"]:
+                start = rows[0][0]
+                yield mtmeta.Example(" ".join(words), label=tuple(tags), id=name or str(start), line=start)
         if spaced:
             file.notes.append(f"{spaced} words have a space in them, and are read with _ in its place")
 
@@ -224,20 +218,33 @@ def _column(given: int | str, default: int) -> int:
     return given if isinstance(given, int) else default
 
 
-def _lines(file: mtmeta.DataFile) -> Iterator[tuple[int, str | None]]:
-    """Yield number and text of each line; None where a text ends, as at the end of the file."""
-    number = 0
+def _blocks(file: mtmeta.DataFile) -> Iterator[list[tuple[int, str]]]:
+    """Yield the lines of each text with their numbers: what stands between empty lines."""
+    block: list[tuple[int, str]] = []
     for number, line in file.texts():
-        yield number, line if line.strip() else None
-    yield number + 1, None
+        if line.strip():
+            block.append((number, line))
+        elif block:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
-def _is_comment(line: str, fields: list[str], shape: tuple[bool, int]) -> bool:
-    """Return whether a line before a text's first word is a comment, as # text = ...; a word may be # as well.
+def _without_comments(lines: list[tuple[int, str]]) -> tuple[str, list[tuple[int, list[str]]]]:
+    """Return the name that a comment gives a text, and number and fields of each of its lines with a word.
 
-    A line with a word is of the file's `shape`: whether there are tabs, and how many columns, 0 where none is known.
+    Lines at the beginning that start with # are comments, as # text = ..., unless they have the tabs and the columns of
+    the last line: a word may be # as well.
     """
-    return line.startswith("#") and ("=" in fields[1:3] or ("\t" in line, len(fields)) != shape)
+    rows = [(number, line.split("\t") if "\t" in line else line.split()) for number, line in lines]
+    shape, name, first = ("\t" in lines[-1][1], len(rows[-1][1])), "", 0
+    for (_, line), (_, fields) in zip(lines, rows, strict=True):
+        if not line.startswith("#") or ("=" not in fields[1:3] and ("\t" in line, len(fields)) == shape):
+            break
+        name = found[1] if (found := SENTENCE.match(line)) else name
+        first += 1
+    return name, rows[first:]
 
 
 def words_of_spans(text: Any, spans: Any) -> tuple[list[str], list[str]]:
