@@ -99,6 +99,14 @@ def order_errors(who: str, doing: str) -> Iterator[None]:
         raise PluginError(who, f"{doing} uses {safe(operator)}, {rest}") from error
 
 
+def waiting_seconds() -> float:
+    """Return for how long this thread was ready to run and had no processor, since it began; 0 where nobody knows."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):  # another system, or a kernel that does not count it
+        return 0.0
+
+
 def peak_memory() -> int:
     """Return the most memory this process has had, in bytes."""
     with contextlib.suppress(OSError, ValueError, IndexError):

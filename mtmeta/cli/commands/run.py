@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, run_request
+from mtmeta.cli.options import ChangedData, DataRoot, Device, Json, NoPlugin, Set, run_request, say
 from mtmeta.core.errors import UsageError
 
 
@@ -37,7 +37,10 @@ def run(
     probe: Annotated[
         int | None,
         typer.Option(
-            min=0, max=1000, metavar="N", help="With --dry-run: steps to time, in memory; default 20, 0 for none."
+            min=0,
+            max=1000,
+            metavar="N",
+            help="With --dry-run: steps to time, in memory, for 15 s at most; default 20, 0 for none.",
         ),
     ] = None,
     no_plugin: NoPlugin = None,
@@ -89,5 +92,5 @@ def _show_plan(recipe: Path, options: dict[str, Any], probe_steps: int, *, json_
     from mtmeta.core.reports.terminal.plan import show_plan
     from mtmeta.core.run.plan import plan
 
-    facts = plan(request, probe_steps, obstacles)
+    facts = plan(request, probe_steps, obstacles, say)
     print(json.dumps(facts)) if json_ else show_plan(facts)

@@ -25,8 +25,10 @@ from mtmeta.core.training.trainer import Trainer
 
 ENOUGH = 4  # steps beside which the first one, slower than the rest, can be left out
 REPEATS = 3
+FASTER, SLOWER = 0.85, 1.25
+"""How far a run may be from what its probe foretells, for nobody knows what else a machine will do by then."""
 LEAST_EXAMPLES = 64
-CONFIDENCE = 0.975  # of either side: 95% between them, by Student's t, for few measurements make it wide
+CONFIDENCE = 0.9  # of either side: 80% between them, by Student's t, for few measurements make it wide
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Seconds:
-    """An estimate, and by how much it may be off (95%, None where too little was measured to say)."""
+    """An estimate, and by how much it may be off (80%, None where too little was measured to say)."""
 
     seconds: float
     off: float | None
@@ -55,10 +57,23 @@ class Seconds:
         return Seconds(count * self.seconds, None if self.off is None else count * self.off)
 
     def json(self) -> dict[str, float | None]:
-        """Return the seconds and the 95% interval around them, rounded to milliseconds."""
+        """Return the seconds and the 80% interval around them, rounded to milliseconds."""
         low, high = (None, None) if self.off is None else (max(0.0, self.seconds - self.off), self.seconds + self.off)
         interval = {"seconds": self.seconds, "low": low, "high": high}
         return {key: None if value is None else round(value, 3) for key, value in interval.items()}
+
+
+def foretold(total: Seconds, waiting: float) -> dict[str, float]:
+    """Return the seconds of a whole run, and the range that most runs fall into.
+
+    Beside what was measured too little, a machine changes: where the probe waited for a processor for the share
+    `waiting` of its time, because others worked, the run may have it for itself, or wait longer. How often runs fall
+    into the range `python -m benchmarks.dry_run` counts.
+    """
+    off = total.off if total.off is not None else total.seconds / 2
+    low = max(0.0, total.seconds - off) * (1 - min(waiting, 0.9)) * FASTER
+    high = (total.seconds + off) * (1 + waiting) * SLOWER
+    return {key: round(value, 3) for key, value in {"seconds": total.seconds, "low": low, "high": high}.items()}
 
 
 def together(parts: Sequence[Seconds]) -> Seconds:
@@ -85,14 +100,14 @@ def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, se
 
     One batch of each task goes first, untimed: it compiles, allocates and fills caches, as the run does but once.
     """
-    learner, feed = trainer.learner, trainer.feed
+    learner, feed, began = trainer.learner, trainer.feed, time.perf_counter()
     trainer.budget = None  # the warm-up is no part of it
     trainer.start()
     learner.begin_step(0)
     with memory_errors("the probe", "lower batch_size or max_length"):
         for task in feed.tasks:
             learner.gradient(feed.batch(task))
-    measured, began = Measured(), time.perf_counter()
+    measured = Measured()
     for step in picked(reads, start, steps):
         before = dict(learner.read)
         trainer.step = step
@@ -128,9 +143,18 @@ def predicted(measured: Measured, tasks: Sequence[str], examples: Mapping[str, f
 
 
 def evaluation_seconds(
-    model: MultiTaskModel, data: Dataset, *, batch_tokens: int, precision: Literal["fp32", "bf16"], seed: int
+    model: MultiTaskModel,
+    data: Dataset,
+    *,
+    batch_tokens: int,
+    precision: Literal["fp32", "bf16"],
+    seed: int,
+    until: float = math.inf,
 ) -> Seconds:
-    """Measure one evaluation of a dataset, from three random parts of it of one batch each, or all of it."""
+    """Measure one evaluation of a dataset, from three random parts of it of one batch each, or all of it.
+
+    After the time `until`, by `time.perf_counter`, no further part is begun.
+    """
     share = min(1.0, batch_tokens / max(1, data.tokens))
     count = min(len(data), max(LEAST_EXAMPLES, math.ceil(share * len(data))))
     taken = []
@@ -140,7 +164,11 @@ def evaluation_seconds(
         at = time.perf_counter()
         evaluation.predict(model, part, batch_tokens=batch_tokens, precision=precision)
         taken.append((time.perf_counter() - at) * data.tokens / max(1, part.tokens))
-    timed = taken[1:]  # the first one finds no buffers yet
+        if time.perf_counter() > until:
+            break
+    timed = taken[1:] or taken  # the first one finds no buffers yet
+    if len(timed) < 2:
+        return Seconds(timed[0], None)
     wide = float(stdtrit(len(timed) - 1, CONFIDENCE))
     return Seconds(float(np.mean(timed)), wide * float(np.std(timed, ddof=1)) / math.sqrt(len(timed)))
 

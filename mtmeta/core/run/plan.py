@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 
 from mtmeta.core.data.teachers import teaching_cost
 from mtmeta.core.errors import DivergedError, PluginError
-from mtmeta.core.machine import bf16_instructions, fitting_threads, peak_memory
-from mtmeta.core.run.estimate import Measured, Seconds, evaluation_seconds, interval_seconds, predicted, probe, together
+from mtmeta.core.machine import bf16_instructions, fitting_threads, peak_memory, waiting_seconds
+from mtmeta.core.run.estimate import (
+    Measured,
+    Seconds,
+    evaluation_seconds,
+    foretold,
+    interval_seconds,
+    predicted,
+    probe,
+    together,
+)
 from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.run import Training, steps_of
@@ -28,18 +37,25 @@ from mtmeta.core.run.session import OpenRecipe, Session
 from mtmeta.core.storage.lock import lock_owner
 from mtmeta.core.training.budget import rehearse
 from mtmeta.core.training.trainer import Trainer
+from mtmeta.core.wording import plural
 
 MOST_REHEARSED = 50_000  # steps gone through one by one; of longer runs the rest is taken to be like them
-SECONDS = 60.0  # of probing, for all groups together; slow steps are probed less often
+SECONDS = 15.0
+"""Of probing at most, for all groups together, unless two steps and a batch of each file take longer."""
+TRAINING = 0.55
+"""Share of them for steps; the rest is for evaluations."""
 
 
 def plan(
-    request: RunRequest, probe_steps: int = 20, obstacles: Callable[[Session], Mapping[str, str]] = lambda session: {}
+    request: RunRequest,
+    probe_steps: int = 20,
+    obstacles: Callable[[Session], Mapping[str, str]] = lambda session: {},
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Return what `train` would do with the request, as plain data; seconds only if `probe_steps` are more than 0.
 
-    `obstacles` says in which formats the run could not be exported, and why. Raises what `train` would raise before its
-    first step; leaves no trace but in the caches.
+    `say` is told before anything is probed; `obstacles` says in which formats the run could not be exported, and why.
+    Raises what `train` would raise before its first step; leaves no trace but in the caches.
     """
     opened = OpenRecipe(request)
     opened.recipe.algorithm.require()
@@ -53,7 +69,7 @@ def plan(
             allowed = {"allow_changed_data": request.allow_changed_data, "allow_inexact": False}
             folder.check_same(training.lock(), training.files, **allowed)
         loading = time.perf_counter() - started
-        whole = Plan(training).describe(continued=opened.continued, load_seconds=loading, probe_steps=probe_steps)
+        whole = Plan(training, say).describe(continued=opened.continued, load_seconds=loading, probe_steps=probe_steps)
         # last: the probe's memory is what a run takes
         return {**whole, "not_exported": dict(obstacles(training.session))}
 
@@ -94,8 +110,8 @@ class _Group:
 class Plan:
     """A training that is described in place of being run."""
 
-    def __init__(self, training: Training) -> None:
-        self.training, self.session = training, training.session
+    def __init__(self, training: Training, say: Callable[[str], None] = lambda text: None) -> None:
+        self.training, self.session, self.say = training, training.session, say
         self.notes: list[str] = []
 
     def describe(self, *, continued: bool, load_seconds: float, probe_steps: int) -> dict[str, Any]:
@@ -105,7 +121,14 @@ class Plan:
         if recipe.training.stop:
             self.notes.append("these steps are the most there can be: training.stop may end training before")
         steps = 0 if state == "finished" else probe_steps
+        if steps:
+            self.say(
+                f"probing: {plural(steps, 'step')} at most, in memory, for {SECONDS:.0f} s or less; --probe 0 for none"
+            )
+        began, waited = time.perf_counter(), waiting_seconds()
         groups = [self._group(names, done.get("+".join(names), 0), steps) for names in session.groups]
+        probing = time.perf_counter() - began
+        waiting = min(1.0, (waiting_seconds() - waited) / max(probing, 1e-9))
         described = [self._describe_group(group) for group in groups]
         sizes = [group["disk_bytes"] for group in described]
         return {
@@ -130,7 +153,7 @@ class Plan:
             "peak_memory_bytes": peak_memory(),
             "algorithm_bytes": session.extra_bytes(),
             "teacher_examples": teaching_cost(self.training.teachers),
-            "seconds": _seconds(groups, load_seconds),
+            "seconds": _seconds(groups, load_seconds, probing, waiting),
             "notes": self.notes,
         }
 
@@ -151,12 +174,14 @@ class Plan:
         evaluating = scoring = None
         if probe_steps and done < trainer.steps:
             shape = reads if reads is not None else np.ones((trainer.steps, len(names)), dtype=np.int64)
+            share = SECONDS / len(self.session.groups)
+            until = time.perf_counter() + share
             try:
-                measured = probe(trainer, shape, done, probe_steps, SECONDS / len(self.session.groups))
+                measured = probe(trainer, shape, done, probe_steps, TRAINING * share)
             except DivergedError as error:
                 self.notes.append(f"the probe diverged: {error.message}")
             else:
-                evaluating, scoring = self._evaluating(trainer, names)
+                evaluating, scoring = self._evaluating(trainer, names, until)
                 if all(any(read.get(name) for read in measured.reads) for name in names):
                     optimizer = trainer.state_bytes()
         parameters = trainer.learner.parameters.items()
@@ -187,11 +212,12 @@ class Plan:
         except PluginError:
             return None  # it goes by what a model says
 
-    def _evaluating(self, trainer: Trainer, names: Sequence[str]) -> tuple[Seconds, Seconds]:
+    def _evaluating(self, trainer: Trainer, names: Sequence[str], until: float) -> tuple[Seconds, Seconds]:
         """Return the seconds of one evaluation, and of the final scores."""
         recipe, datasets = self.session.recipe, self.training.datasets
         options, selecting, scoring = recipe.evaluation, [], []
         settings: Any = {"batch_tokens": options.batch_tokens, "precision": self.session.precision, "seed": recipe.seed}
+        settings["until"] = until
         for name in names:
             seconds = {
                 split: evaluation_seconds(trainer.learner.model, datasets[name, split], **settings)
@@ -247,8 +273,11 @@ class Plan:
         }
 
 
-def _seconds(groups: Sequence[_Group], loading: float) -> dict[str, Any] | None:
-    """Return the seconds that are left, by part; None where nothing could be measured."""
+def _seconds(groups: Sequence[_Group], loading: float, probing: float, waiting: float) -> dict[str, Any] | None:
+    """Return the seconds that are left, by part; None where nothing could be measured.
+
+    The probe took `probing` seconds, and waited for a processor for the share `waiting` of them.
+    """
     training, evaluating, scoring, evaluations = [], [], [], 0
     for group in groups:
         left = group.examples(group.done)
@@ -266,7 +295,9 @@ def _seconds(groups: Sequence[_Group], loading: float) -> dict[str, Any] | None:
     return {
         "loading": round(loading, 2),
         **{name: part.json() for name, part in parts.items()},
-        "total": total.json(),
+        "total": foretold(total, waiting),
+        "probing": round(probing, 2),
+        "waiting": round(waiting, 3),
         "evaluations": evaluations,
         "probed_steps": sum(len(group.measured.seconds) for group in groups),
     }

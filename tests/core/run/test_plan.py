@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 import mtmeta
 from mtmeta.core.errors import DataError, PluginError
+from mtmeta.core.machine import waiting_seconds
 from mtmeta.core.reports.terminal.plan import duration
 from mtmeta.core.run import plan as planning
-from mtmeta.core.run.estimate import Measured, Seconds, picked, predicted, together
+from mtmeta.core.run.estimate import Measured, Seconds, foretold, picked, predicted, together
 from mtmeta.core.run.request import RunRequest
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import call, contents
@@ -154,9 +155,9 @@ def test_the_time_of_a_run_is_that_of_its_steps_and_examples() -> None:
     assert whole.off == pytest.approx(0, abs=1e-6)
     noisy = predicted(timed(40, lambda step: 0.1 * (-1) ** (step // 2)), ["a", "b"], {"a": 80, "b": 40}, 20)
     true = 20 * 0.1 + 80 * 0.01 + 40 * 0.02
-    # a tenth either way, known from 40 steps less 2 unknowns, spread over 20; t is 2.02
+    # a tenth either way, known from 40 steps less 2 unknowns, spread over 20; t is 1.304
     assert noisy.off is not None
-    assert noisy.off / noisy.seconds == pytest.approx(2.02 * 0.1 * math.sqrt(40 / 38) * math.sqrt(3 / 40), rel=0.1)
+    assert noisy.off / noisy.seconds == pytest.approx(1.304 * 0.1 * math.sqrt(40 / 38) * math.sqrt(3 / 40), rel=0.1)
     assert abs(noisy.seconds - true) < noisy.off
     assert predicted(timed(2), ["a", "b"], {"a": 8, "b": 4}, 2).off is None  # nothing is left to judge by
 
@@ -167,6 +168,18 @@ def test_estimates_add_up() -> None:
     assert together([]) == Seconds(0, 0)
     assert Seconds(2, 1).times(3) == Seconds(6, 3)
     assert Seconds(1, 2).json() == {"seconds": 1, "low": 0, "high": 3}
+
+
+def test_a_run_is_foretold_with_what_others_may_do_to_the_machine() -> None:
+    """A probe had the processor half of its time: alone the run takes half, beside others half as much again."""
+    assert foretold(Seconds(100, 10), 0.0) == {"seconds": 100, "low": 76.5, "high": 137.5}
+    assert foretold(Seconds(100, 10), 0.5) == {"seconds": 100, "low": 38.25, "high": 206.25}
+    assert foretold(Seconds(100, None), 0.0) == {"seconds": 100, "low": 42.5, "high": 187.5}  # too little was measured
+
+
+def test_the_time_that_a_thread_waits_is_counted() -> None:
+    before = waiting_seconds()
+    assert 0.0 <= before <= waiting_seconds() < 3600
 
 
 def test_the_steps_that_are_probed_lie_over_the_run_and_meet_every_task() -> None:
@@ -195,7 +208,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     quick(tmp_path, "individual")
     before = contents(tmp_path)
     done = call("run", "quick.yaml", "--dry-run", "--probe", "2", cwd=tmp_path, capsys=capsys)
-    assert (done.code, done.err) == (0, "")
+    probing = "probing: 2 steps at most, in memory, for 15 s or less; --probe 0 for none\n"
+    assert (done.code, done.err) == (0, probing)
     for words in (
         "plan of quick",
         "runs/quick (new)",
@@ -205,6 +219,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         "| kind (classification)",
         "in all",
         "steps timed",
+        "foretold by a probe of ",
     ):
         assert words in done.out
     quiet = call("run", "quick.yaml", "--dry-run", "--probe", "0", "--json", cwd=tmp_path, capsys=capsys)

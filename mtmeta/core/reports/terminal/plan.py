@@ -116,7 +116,8 @@ def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:
     for name, (part, text) in rows.items():
         between = "" if part["low"] is None else f" ({duration(part['low'])} to {duration(part['high'])})"
         console.print(f"{name:12}  {duration(part['seconds'])}{between}; {text}")
-    console.print("times are for a machine as busy as it was just now, without writing checkpoints")
+    busy = f"; it waited for a processor for {seconds['waiting']:.0%} of them" if seconds["waiting"] >= 0.05 else ""
+    console.print(f"foretold by a probe of {duration(seconds['probing'])}{busy}; without writing checkpoints")
 
 
 def duration(seconds: float) -> str:
