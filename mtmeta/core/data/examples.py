@@ -5,6 +5,7 @@ Everything goes block by block, so that a file of any length needs the memory of
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 
 from mtmeta.core.api.contracts import Example, Task
 from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, append_words, hashes
-from mtmeta.core.errors import DataError, NoExamples
-from mtmeta.core.registry.guard import blame
+from mtmeta.core.errors import DataError, NoExamples, PluginError
+from mtmeta.core.registry.guard import blame, fault
 from mtmeta.core.storage.cache import Writer
 from mtmeta.core.tables.bad_rows import MISSING, BadRow, BadRowError, BadRowKind, BadRows
 from mtmeta.core.tables.data_file import DataFile
+from mtmeta.core.wording import quote, safe
 
 BAD_ROWS_SHOWN = 5
 MAX_PARSED = 10_000  # different labels remembered with what they mean
@@ -111,7 +113,7 @@ class _Parser:
         """What these rows would be otherwise."""
         self.seen = self.good = 0
         self.whole = True
-        self._objective = task.objective
+        self._task, self._objective = task, task.objective
         self._row = self._objective.labelled != "one"
         self.words = self._objective.labelled == "words"
         """Whether each word has a label."""
@@ -161,11 +163,11 @@ class _Parser:
         try:
             parsed: Any = self._objective.parse(label)
             if self._row and not isinstance(parsed, str):
-                number = np.asarray(parsed, dtype=np.float64)
+                number = self._as_row(parsed, label)
                 whole = self._check_row(number)
             else:
                 # a text is a plugin's own way to say why not
-                number = (str(parsed), "other") if isinstance(parsed, str | tuple) else parsed
+                number = (str(parsed), "other") if isinstance(parsed, str | tuple) else self._as_number(parsed, label)
                 whole = not isinstance(number, float)
         except BadRowError as error:
             # what may have been meant is searched for once a kind: of a million labels that would take an hour
@@ -178,6 +180,34 @@ class _Parser:
         if isinstance(label, str) and len(self._known) < MAX_PARSED:
             self._known[label] = number
         return number
+
+    def _as_number(self, parsed: Any, label: Any) -> int | float:
+        """Return what the objective made of a label as a number. Raises PluginError for what is none, or no class."""
+        classes = len(self._objective.classes)
+        try:
+            value = float("nan" if parsed is None or isinstance(parsed, bytes) else parsed)
+        except Exception:  # whatever a plugin's object may raise
+            value = math.nan
+        if math.isfinite(value) and (not classes or (value.is_integer() and 0 <= value < classes)):
+            return value if isinstance(parsed, float | np.floating) else int(value) if value.is_integer() else value
+        expected = f"the index of one of its {classes} classes" if classes else "a finite number"
+        raise self._wrong(parsed, label, expected)
+
+    def _as_row(self, parsed: Any, label: Any) -> NDArray[np.float64]:
+        """Return what the objective made of a label as a row of numbers. Raises PluginError for what is none."""
+        try:
+            row = np.asarray(parsed, dtype=np.float64)
+        except Exception:  # whatever a plugin's object may raise
+            row = np.array([math.nan])
+        if not np.isfinite(row).all():
+            size = "" if self.words else f"{self._objective.width} "
+            raise self._wrong(parsed, label, f"a row of {size}finite numbers")
+        return row
+
+    def _wrong(self, parsed: Any, label: Any, expected: str) -> PluginError:
+        with blame(self._task, "task"):  # a repr may raise
+            found = repr(parsed)
+        return fault(self._task, f"parse gave {safe(found)} for the label {quote(str(label))}, expected {expected}")
 
     def _check_row(self, row: NDArray[np.float64]) -> bool:
         """Return whether a row holds whole numbers. Raises ValueError unless it is as wide as the objective says."""
