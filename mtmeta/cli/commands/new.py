@@ -79,11 +79,16 @@ def _package(part_kind: str, name: str, kind: str | None, out: Path | None, no_p
 def recipe(
     path: Annotated[Path, typer.Argument(metavar="RECIPE", help="The file to write.", show_default=False)],
     task: Annotated[
-        list[str], typer.Option("--task", metavar="NAME=TRAIN[,DEV]", help="A task and its data files; repeatable.")
+        list[str],
+        typer.Option("--task", metavar="NAME=TRAIN[,DEV[,TEST]]", help="A task and its data files; repeatable."),
     ],
     columns: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=TEXT[,PAIR],LABEL", help="Columns of a task, where the guess is wrong."),
+    ] = None,
+    id_: Annotated[
+        list[str] | None,
+        typer.Option("--id", metavar="NAME=COLUMN", help="Column that names a task's examples in predictions."),
     ] = None,
     algorithm: Annotated[
         str | None, typer.Option(help="Default: joint, or individual for a single task.", show_default=False)
@@ -107,10 +112,10 @@ def recipe(
     \b
     Examples:
       mtmeta new recipe my.yaml --task reviews=reviews.csv
-      mtmeta new recipe my.yaml --task pairs=train.tsv,dev.tsv --columns pairs=left,right,same
+      mtmeta new recipe my.yaml --task pairs=train.tsv,dev.tsv,test.tsv --columns pairs=left,right,same
       mtmeta new recipe my.yaml --task reviews=reviews.csv --backbone hf:models/modernbert
     """
-    from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_tasks
+    from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_ids, parse_tasks
     from mtmeta.core.registry.registry import build_registry
 
     draft = draft_recipe(
@@ -118,6 +123,7 @@ def recipe(
         parse_tasks(task),
         build_registry(block=no_plugin or [], warn=warn),
         columns=parse_columns(columns or []),
+        ids=parse_ids(id_ or []),
         algorithm=algorithm,
         weights=backbone,
         data_root=data_root or os.environ.get("MTMETA_DATA") or None,

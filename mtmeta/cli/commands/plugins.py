@@ -12,7 +12,10 @@ from mtmeta.core.errors import MtmetaError, PluginError, raise_all
 
 
 def plugins(
-    check: Annotated[bool, typer.Option("--check", help="Exit with 5 if a plugin is broken or in conflict.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit with 5 if a plugin is broken or in conflict; name those that load torch."),
+    ] = False,
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
@@ -31,6 +34,11 @@ def plugins(
     print(json.dumps(described) if json_ else "\n".join(plugin_lines(described)))
     problems: list[MtmetaError] = [PluginError(str(p), f"is broken: {p.broken}") for p in registry.plugins.broken]
     if check:
+        for plugin in (one for one in registry.plugins.all if one.loads_torch):
+            fix = "import it in the functions that use it, as the plugin guide shows"
+            warn(
+                f"{plugin} imports torch when it is loaded, which slows validate, show and completion by seconds; {fix}"
+            )
         raise_all([*problems, *conflicts])
 
 

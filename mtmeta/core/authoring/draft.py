@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.api.backbone import LoadedTokenizer
-from mtmeta.core.authoring.column_roles import ColumnRoles, find_roles
+from mtmeta.core.authoring.column_roles import find_roles
 from mtmeta.core.authoring.recipe_text import recipe_text, scalar
 from mtmeta.core.authoring.settings_guess import LENGTHS, guess_settings, inner_steps
 from mtmeta.core.authoring.table_profile import TableProfile, check_header, profile_table
@@ -24,6 +24,10 @@ from mtmeta.core.recipe.validation import convert
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.tables.data_file import parted
 from mtmeta.core.wording import did_you_mean, quote, safe
+
+Profiles = tuple[TableProfile, TableProfile | None, TableProfile | None]
+"""Of the training file, the dev file and the test file."""
+FORMS = "NAME=TRAIN, NAME=TRAIN,DEV or NAME=TRAIN,DEV,TEST"
 
 
 @dataclass(frozen=True)
@@ -57,22 +61,39 @@ class Draft:
 
 
 def parse_tasks(given: Sequence[str]) -> dict[str, TaskFiles]:
-    """Parse `NAME=TRAIN[,DEV]` into the files of each task. Raises UsageError."""
+    """Parse `NAME=TRAIN[,DEV[,TEST]]` into the files of each task; NAME=TRAIN,,TEST has no dev file.
+
+    A name that has a comma itself is one where such a file lies there. Raises UsageError.
+    """
     tasks: dict[str, TaskFiles] = {}
     for text in given:
         name, _, files = text.partition("=")
         if not name or not files:
-            raise UsageError(f"--task {quote(text)}", "expected NAME=TRAIN or NAME=TRAIN,DEV")
+            raise UsageError(f"--task {quote(text)}", f"expected {FORMS}")
         if not TASK_NAME.fullmatch(name):
             message = f"task name {quote(name)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -"
             raise UsageError("--task", message)
         if name in tasks:
             raise UsageError("--task", f"names {quote(name)} twice; give each task a name of its own")
-        train, comma, dev = files.rpartition(",")
-        tasks[name] = (train, dev) if comma and train and dev else (files, None)
+        parts = [files] if _exists(files) else files.split(",")
+        if len(parts) > 3 or not parts[0] or (len(parts) > 1 and not parts[-1]):
+            raise UsageError(f"--task {quote(text)}", f"expected {FORMS}")
+        train, dev, test = [*parts, "", ""][:3]
+        tasks[name] = (train, dev or None, test or None)
     if not tasks:
-        raise UsageError("--task", "is needed at least once: NAME=TRAIN or NAME=TRAIN,DEV")
+        raise UsageError("--task", f"is needed at least once: {FORMS}")
     return tasks
+
+
+def parse_ids(given: Sequence[str]) -> dict[str, str]:
+    """Parse `NAME=COLUMN` into the column that names examples of each task. Raises UsageError."""
+    ids = {}
+    for text in given:
+        name, _, column = text.partition("=")
+        if not name or not column.strip():
+            raise UsageError(f"--id {quote(text)}", "expected NAME=COLUMN")
+        ids[name] = column.strip()
+    return ids
 
 
 def parse_columns(given: Sequence[str]) -> dict[str, list[str]]:
@@ -93,6 +114,7 @@ def draft_recipe(
     registry: Registry,
     *,
     columns: Mapping[str, Sequence[str]] = {},
+    ids: Mapping[str, str] = {},
     algorithm: str | None = None,
     weights: str = "embedded",
     data_root: str | None = None,
@@ -110,9 +132,10 @@ def draft_recipe(
         raise UsageError(str(path), "is a directory; name a file, such as my.yaml")
     if os.path.lexists(path) and not force:
         raise UsageError(str(path), "is there already; --force replaces it, or name another file")
-    for name in columns:
-        if name not in tasks:
-            raise UsageError("--columns", f"names no task: {quote(name)}{did_you_mean(name, tasks)}")
+    for option, named in (("--columns", columns), ("--id", ids)):
+        for name in named:
+            if name not in tasks:
+                raise UsageError(option, f"names no task: {quote(name)}{did_you_mean(name, tasks)}")
     kind = registry.get("algorithm", algorithm or ("individual" if len(tasks) == 1 else "joint"), "--algorithm")
     backbone, weights = _backbone(registry, weights)
     tokens = _tokenizer(registry, backbone, weights)
@@ -121,14 +144,9 @@ def draft_recipe(
     root, files = _data_root(tasks, data_root)
     profiles, problems = _profiles(files, root, columns, say)
     guesses = []
-    for name, (train, dev) in profiles.items():
+    for name, tables in profiles.items():
         try:
-            roles = find_roles(train, columns.get(name, ()))
-            _check_dev(dev, roles)
-            guess = guess_task(name, train, dev, files[name], roles, tokens)
-            told = [(table.path, note) for table in (train, dev) if table for note in table.notes]
-            notes = [note if path == train.path else f"{path}: {note}" for path, note in dict.fromkeys(told)]
-            guesses.append(replace(guess, notes=(*guess.notes, *notes)))
+            guesses.append(_guess(name, tables, files[name], columns.get(name, ()), ids.get(name), tokens))
         except MtmetaError as error:
             problems.append(error)
     raise_all(problems)
@@ -143,9 +161,35 @@ def draft_recipe(
     return Draft(text, tuple(guesses), tuple(settings))
 
 
+def _guess(
+    name: str,
+    tables: Profiles,
+    files: TaskFiles,
+    columns: Sequence[str],
+    id_column: str | None,
+    tokens: LoadedTokenizer,
+) -> TaskGuess:
+    """Guess a task by the profiles of its files. Raises DataError for columns that are missing, or no task."""
+    train, dev, test = tables
+    roles = find_roles(train, columns)
+    needed = [roles.text.name, *([roles.pair.name] if roles.pair is not None else []), roles.label.name]
+    _check_columns((dev, test), needed, "the training file has")
+    if id_column is not None:
+        _check_columns(tables, [id_column], "--id names")
+        if id_column in needed:
+            raise UsageError("--id", f"names column {quote(id_column)} of {name}, which is its text or label")
+    guess = guess_task(name, train, dev, files, roles, tokens, test=test, id_column=id_column)
+    told = [(table.path, note) for table in tables if table for note in table.notes]
+    notes = [note if path == train.path else f"{path}: {note}" for path, note in dict.fromkeys(told)]
+    return replace(guess, notes=(*guess.notes, *notes))
+
+
 def _data_root(tasks: Mapping[str, TaskFiles], given: str | None) -> tuple[str, dict[str, TaskFiles]]:
-    """Return the data_root to write, and the files' names in it: as they were given, wherever they lie together."""
-    files = [file for pair in tasks.values() for file in pair if file is not None]
+    """Return the data_root to write, and the files' names in it: as they were given, wherever they lie together.
+
+    A folder at or below this one is written as the way to it, so that recipe and data may move together.
+    """
+    files = [file for of_task in tasks.values() for file in of_task if file is not None]
     if given is not None:
         root, base = given, Path(given).expanduser()
         names = {file: file if _exists(base / file) or not _exists(file) else os.path.abspath(file) for file in files}
@@ -153,7 +197,17 @@ def _data_root(tasks: Mapping[str, TaskFiles], given: str | None) -> tuple[str, 
         alike = len(set(map(os.path.isabs, files))) == 1  # all absolute, or none
         root = (os.path.commonpath(map(os.path.dirname, files)) if alike else os.getcwd()) or "."
         names = {file: os.path.relpath(file, root) for file in files}
-    return root, {name: (names[train], dev and names[dev]) for name, (train, dev) in tasks.items()}
+    found = {
+        name: (names[train], dev and names[dev], test and names[test]) for name, (train, dev, test) in tasks.items()
+    }
+    return _from_here(root), found
+
+
+def _from_here(root: str) -> str:
+    """Return a folder as the way to it from here, where it is this folder or below it; else as it is."""
+    here = os.getcwd()
+    inside = os.path.isabs(root) and os.path.commonpath([here, os.path.normpath(root)]) == here
+    return os.path.relpath(root, here) if inside else root
 
 
 def _exists(file: str | Path) -> bool:
@@ -162,8 +216,8 @@ def _exists(file: str | Path) -> bool:
 
 def _profiles(
     files: Mapping[str, TaskFiles], root: str, columns: Mapping[str, Sequence[str]], say: Callable[[str], None]
-) -> tuple[dict[str, tuple[TableProfile, TableProfile | None]], list[MtmetaError]]:
-    """Read each file once; return the profiles of training and dev file by task, and the files' problems."""
+) -> tuple[dict[str, Profiles], list[MtmetaError]]:
+    """Read each file once; return the profiles of each task's files, and the files' problems."""
     by_path: dict[Path, TableProfile] = {}
 
     def profile(task: str, file: str) -> TableProfile:
@@ -175,22 +229,23 @@ def _profiles(
                 check_header(by_path[path])
         return by_path[path]
 
-    profiles: dict[str, tuple[TableProfile, TableProfile | None]] = {}
+    profiles: dict[str, Profiles] = {}
     problems: list[MtmetaError] = []
-    for task, (train, dev) in files.items():
+    for task, (train, *others) in files.items():
         try:
-            profiles[task] = profile(task, train), None if dev is None else profile(task, dev)
+            dev, test = (None if file is None else profile(task, file) for file in others)
+            profiles[task] = profile(task, train), dev, test
         except MtmetaError as error:
             problems.append(error)
     return profiles, problems
 
 
-def _check_dev(dev: TableProfile | None, roles: ColumnRoles) -> None:
-    """Raise DataError where the dev file lacks a column of the task."""
-    for column in (roles.text, roles.pair, roles.label):
-        if dev is not None and column is not None and column.name not in dev.columns:
-            message = f"no column {quote(column.name)}, which the training file has; columns are: "
-            raise DataError(str(dev.path), message + safe(", ".join(dev.columns), 300))
+def _check_columns(tables: Sequence[TableProfile | None], needed: Sequence[str], why: str) -> None:
+    """Raise DataError where a file lacks one of these columns."""
+    for table, name in ((table, name) for table in tables if table is not None for name in needed):
+        if name not in table.columns:
+            message = f"no column {quote(name)}, which {why}; columns are: "
+            raise DataError(str(table.path), message + safe(", ".join(table.columns), 300))
 
 
 def _backbone(registry: Registry, given: str) -> tuple[str, str]:

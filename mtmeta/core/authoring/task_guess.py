@@ -20,7 +20,7 @@ from mtmeta.core.tables.bad_rows import MISSING
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.wording import quote, safe
 
-TaskFiles = tuple[str, str | None]  # training file, and dev file if there is one
+TaskFiles = tuple[str, str | None, str | None]  # training file, and dev and test file if there are any
 
 RANGES = ((0, 1), (-1, 1), (1, 5), (0, 5), (1, 7), (0, 10), (1, 10), (0, 100), (1, 100))
 MAX_GRADES = 20  # different whole numbers that are taken for classes
@@ -63,10 +63,14 @@ def guess_task(
     files: TaskFiles,
     roles: ColumnRoles,
     tokens: LoadedTokenizer,
+    *,
+    test: TableProfile | None = None,
+    id_column: str | None = None,
 ) -> TaskGuess:
-    """Guess the task that fits a table; `files` are the names of training and dev file as the recipe has them.
+    """Guess the task that fits a table; `files` are the names of its files as the recipe has them.
 
-    Raises DataError if there is nothing to learn from the labels, or too few rows.
+    Of the test file nothing is learned, not even the labels; `id_column` names examples. Raises DataError if there is
+    nothing to learn from the labels, or too few rows.
     """
     of_dev = _label_values(dev, roles) if dev else Counter()
     labels = split_values(_label_values(train, roles), of_dev, roles.label.name)
@@ -96,13 +100,14 @@ def guess_task(
             _task_choice(roles, values, numbers),
             Choice("train", files[0], f"{train.rows:,} rows"),
             dev_choice,
+            *([Choice("test", files[2], f"{test.rows:,} rows, never looked at by a guess")] if test else []),
             *_column_choices(roles),
             *label_choices,
             *_pair_mode_choices(roles, numbers),
             Choice("batch_size", size, "32, less where there are few rows"),
-            *_dialect_choices(train),
+            *_dialect_choices(train, id_column),
         ),
-        notes=tuple(_notes(train, dev, roles, labels, numbers)),
+        notes=tuple(_notes(train, dev, roles, labels, numbers, id_column)),
         rows=rows,
         dev_rows=dev.rows if dev else usable - rows,
         bad=bad + (_bad_rows(dev, roles, numbers, missing) if dev else 0),
@@ -136,13 +141,18 @@ def _pair_mode_choices(roles: ColumnRoles, numbers: bool) -> Iterator[Choice]:
 
 
 def _notes(
-    train: TableProfile, dev: TableProfile | None, roles: ColumnRoles, labels: LabelValues, numbers: bool
+    train: TableProfile,
+    dev: TableProfile | None,
+    roles: ColumnRoles,
+    labels: LabelValues,
+    numbers: bool,
+    id_column: str | None,
 ) -> Iterator[str]:
     if not numbers:
         yield f"labels: {_shares(labels.counts)}"
         yield from notes_on_marks(labels, sum(table.columns[roles.label.name].empty for table in (train, dev) if table))
-    if roles.ignored:
-        yield f"columns not used: {safe(', '.join(roles.ignored), 200)}"
+    if ignored := [name for name in roles.ignored if name != id_column]:
+        yield f"columns not used: {safe(', '.join(ignored), 200)}"
     if dev and not numbers:
         of_train, of_dev = (_label_values(table, roles) for table in (train, dev))
         unseen = sorted(set(_classes(of_dev & labels.counts)) - set(_classes(of_train & labels.counts)))
@@ -267,11 +277,14 @@ def _dev_choice(
     return Choice("dev", {"fraction": fraction}, f"no dev file was given: {share}")
 
 
-def _dialect_choices(table: TableProfile) -> Iterator[Choice]:
+def _dialect_choices(table: TableProfile, id_column: str | None) -> Iterator[Choice]:
     dialect, standard = vars(table.dialect), vars(Dialect())
     options = ("quoting", "multiline", "encoding")
-    if changed := {option: dialect[option] for option in options if dialect[option] != standard[option]}:
-        yield Choice("dialect", changed, "as the file is written")
+    changed = {option: dialect[option] for option in options if dialect[option] != standard[option]}
+    if changed or id_column is not None:
+        named = {"id": id_column} if id_column is not None else {}
+        why = " and ".join(["as the file is written"] * bool(changed) + ["its id names an example"] * bool(named))
+        yield Choice("dialect", changed | named, why)
 
 
 def _lengths(table: TableProfile, roles: ColumnRoles, tokens: LoadedTokenizer, *, cross: bool) -> NDArray[np.int64]:

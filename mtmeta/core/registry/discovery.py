@@ -48,6 +48,8 @@ class Plugin:
     parts: dict[str, list[Any]] = field(default_factory=dict)
     family: str = ""
     """What the parts of one program that stand in no package are called together."""
+    loads_torch: bool = False
+    """Whether PyTorch was imported with it, which takes every command seconds that it may not need."""
 
     @property
     def owner(self) -> str:
@@ -142,7 +144,7 @@ def _allow_list(value: str | None, known: Sequence[str]) -> list[str] | None:
 
 def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any], warn: Callable[[str], None]) -> None:
     """Load, register and ask one plugin for its parts; any failure becomes `plugin.broken`."""
-    name = f"{plugin.distribution}:{plugin.name}"
+    name, light = f"{plugin.distribution}:{plugin.name}", "torch" not in sys.modules
     try:
         # what a plugin prints may not get into a command's output, which can be one JSON document
         with _slow_import_warning(plugin, warn), redirect_stdout(sys.stderr):
@@ -167,6 +169,7 @@ def _enter(manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any
         plugin.broken = _reason(error)
         if manager.has_plugin(name):
             manager.unregister(name=name)
+    plugin.loads_torch = light and "torch" in sys.modules
 
 
 _MODULES: dict[str, str] = {}  # top-level module -> the plugin it belongs to, of all that were ever loaded

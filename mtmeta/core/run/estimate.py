@@ -96,7 +96,7 @@ def picked(reads: NDArray[np.int64], start: int, steps: int) -> list[int]:
 
 
 def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, seconds: float) -> Measured:
-    """Train some steps of a run in memory and time them; ends early after so many seconds, but not before two steps.
+    """Train some steps of a run in memory and time them; ends early after so many seconds, but not before a step.
 
     One batch of each task goes first, untimed: it compiles, allocates and fills caches, as the run does but once.
     """
@@ -115,7 +115,7 @@ def probe(trainer: Trainer, reads: NDArray[np.int64], start: int, steps: int, se
         trainer.make_step()
         measured.seconds.append(time.perf_counter() - at)
         measured.reads.append({task: count - before.get(task, 0) for task, count in learner.read.items()})
-        if time.perf_counter() - began > seconds and len(measured.seconds) > 1:
+        if time.perf_counter() - began > seconds:
             break
     covered = {task for read in measured.reads[1:] for task, count in read.items() if count}
     if len(measured.seconds) > ENOUGH and {task for task, count in measured.reads[0].items() if count} <= covered:
@@ -157,6 +157,8 @@ def evaluation_seconds(
     """
     share = min(1.0, batch_tokens / max(1, data.tokens))
     count = min(len(data), max(LEAST_EXAMPLES, math.ceil(share * len(data))))
+    if time.perf_counter() > until:
+        count = min(count, LEAST_EXAMPLES // 4)
     taken = []
     for turn in range(REPEATS + 1):
         chosen = np.sort(permutation(len(data), seed, "probe", data.task, turn)[:count])

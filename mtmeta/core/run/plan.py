@@ -41,7 +41,7 @@ from mtmeta.core.wording import plural
 
 MOST_REHEARSED = 50_000  # steps gone through one by one; of longer runs the rest is taken to be like them
 SECONDS = 15.0
-"""Of probing at most, for all groups together, unless two steps and a batch of each file take longer."""
+"""Of probing at most, for all groups together, unless a step and some examples of each file take longer."""
 TRAINING = 0.55
 """Share of them for steps; the rest is for evaluations."""
 

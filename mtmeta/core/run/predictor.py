@@ -87,7 +87,8 @@ class Predictor:
 
     def dialect(self, name: str) -> Dialect:
         """Return the dialect of a task's files."""
-        return self.task(name).dialect or self._session.recipe.data
+        dialect = self.task(name).dialect or self._session.recipe.data
+        return replace(dialect, id=None)  # texts to predict need no names
 
     @overload
     def predict(  # type: ignore[overload-overlap]

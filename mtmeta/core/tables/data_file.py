@@ -50,12 +50,14 @@ class Dialect:
     """What stands between fields; `auto`: the first of tab, comma and semicolon in the header, tab in .tsv files."""
     max_field: int = 131072
     """Characters allowed in one field."""
+    id: str | None = None
+    """Column that names an example in predictions and reports; default: the column `id`, or else the row's number."""
 
 
 class Row(dict[str, str]):
     """Column name to text; `line` is its 1-based line in the file.
 
-    `id` is its `id` column or, lacking that, the line; in a JSON array, the number of the row.
+    `id` is the column that the dialect names, or `id`; lacking that, the line, in a JSON array the number of the row.
     """
 
     __slots__ = ("id", "line")
@@ -217,7 +219,7 @@ class DataFile(os.PathLike[str]):
                 message = f"is no JSON object with a table {quote(self.table)} in it; leave '#' and what follows out"
                 raise DataError(self.place, message)
             self._check_columns(columns, parquet.columns(file, self.place))
-            wanted = [*columns, "id"] if columns else []
+            wanted = [*columns, self._id] if columns else []
             return enumerate(parquet.rows(file, self.place, wanted), 1), lambda _, record: record, list
         if form is not None:
             return *self._json(file, form, columns), list
@@ -244,9 +246,13 @@ class DataFile(os.PathLike[str]):
 
         return lines, parse
 
+    @property
+    def _id(self) -> str:
+        return self.dialect.id or "id"
+
     def _check_columns(self, wanted: Sequence[str], names: Sequence[str]) -> None:
         known = _named(names)
-        for name in wanted:
+        for name in [*wanted, *([self.dialect.id] if self.dialect.id else [])]:
             if name not in known:
                 listed = safe(", ".join(known), 400) or "none"
                 near = did_you_mean(name, known[:MAX_COMPARED])
@@ -258,7 +264,7 @@ class DataFile(os.PathLike[str]):
             if name not in fields:
                 raise BadRowError("column missing", f"no column {quote(name)}")
             record[name] = self._nested(name, fields[name])
-        record.line, record.id = line, self._text("id", fields.get("id")) or str(number)
+        record.line, record.id = line, self._text(self._id, fields.get(self._id)) or str(number)
         return record
 
     def _nested(self, name: str, value: object) -> Any:
@@ -274,7 +280,7 @@ class DataFile(os.PathLike[str]):
             if name not in record:
                 raise BadRowError("column missing", f"no column {quote(name)}")
             row[name] = self._text(name, record[name])
-        row.line, row.id = line, self._text("id", record.get("id")) or str(number)
+        row.line, row.id = line, self._text(self._id, record.get(self._id)) or str(number)
         return row
 
     def _text(self, name: str, value: object) -> str:

@@ -19,6 +19,7 @@ from mtmeta.core.recipe.schema import recipe_schema
 from mtmeta.core.recipe.shipped import MADE_BY, SCHEMA_LINE
 from mtmeta.core.recipe.strict_yaml import parse
 from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.tables.data_file import DataFile, Dialect
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import assert_refused, call, command, contents
 
@@ -247,6 +248,32 @@ def test_every_guess_stands_beside_its_line_and_is_printed(two: Path, capsys: Ca
     assert outcome.out.isascii()
     assert "looking at" in outcome.err
     assert not [line for line in text.splitlines() if ":" in line and "#" not in line and line[0] not in " nstd"]
+
+
+def test_a_test_file_and_a_column_of_ids(tmp_path: Path, capsys: Capture) -> None:
+    """Nothing is learned of the test file; predictions name examples by the column."""
+    for split, labels, count in (("train", "ab", 60), ("dev", "ab", 12), ("test", "az", 8)):
+        written = [f"{split}{at},some words {at},{labels[at % 2]}" for at in range(count)]
+        rows = lines(written.__getitem__, "uid,text,label", count)
+        (tmp_path / f"{split}.csv").write_text(rows)
+    files = ",".join(str(tmp_path / f"{split}.csv") for split in ("train", "dev", "test"))
+    task = drafted_task(tmp_path, capsys, "--task", f"t={files}", "--id", "t=uid")
+    assert (task["train"], task["dev"], task["test"]) == ("train.csv", "dev.csv", "test.csv")
+    assert (task["dialect"], task["labels"]) == ({"id": "uid"}, ["a", "b"])
+    assert task["recipe"]["data_root"] == "."  # here, though the files were named by whole paths
+    recipe = load_recipe(tmp_path / "my.yaml", build_registry())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        read = recipe.tasks["t"].read(DataFile(tmp_path / "dev.csv", recipe.tasks["t"].dialect or Dialect()))
+        assert [example.id for example in read][:2] == ["dev0", "dev1"]
+    alone = drafted_task(tmp_path, capsys, "--task", "t=train.csv,,test.csv", "--force")
+    assert (alone["dev"], alone["test"]) == ({"fraction": 0.2}, "test.csv")
+    outcome = call(*NEW, "--task", "t=train.csv,dev.csv", "--id", "t=key", "--force", cwd=tmp_path, capsys=capsys)
+    refusal = "error: train.csv: no column 'key', which --id names; columns are: uid, text, label"
+    assert (outcome.code, outcome.errors) == (3, [refusal])
+    for given in ("t=a,b,c,d", "t=a,", "t=,b"):
+        outcome = call(*NEW, "--task", given, "--force", cwd=tmp_path, capsys=capsys)
+        assert (outcome.code, "expected NAME=TRAIN, NAME=TRAIN,DEV or" in outcome.err) == (2, True)
 
 
 def test_files_are_found_where_a_run_finds_them(two: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from mtmeta.core.registry import discovery as loading
 from mtmeta.core.registry.discovery import DEFAULT_PLUGINS, Plugin, Plugins, load_plugins
 from mtmeta.core.registry.guard import KINDS, blame
 from mtmeta.core.registry.registry import Registry, build_registry
+from tests.support.commands import command as run_command
 from tests.support.paths import ROOT
 
 Install = Callable[..., None]
@@ -587,3 +588,46 @@ def test_light_commands_do_not_import_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", dedent(script), json.dumps(commands), str(out)]
     subprocess.run(command, check=True, capture_output=True, env=environ)
     assert json.loads(out.read_text()) == {name: [0, []] for name in ("import", *commands)}
+
+
+LIGHT = """
+import mtmeta
+
+
+class Mine(mtmeta.Task):
+    name = "mine"
+    objective = mtmeta.Classification(labels=2)
+    metrics = ("accuracy",)
+
+    def read(self, file):
+        return ()
+
+    def build_head(self, hidden_size):
+        import torch
+
+        return torch.nn.Linear(hidden_size, 2)
+
+
+@mtmeta.hookimpl
+def register_tasks():
+    return [Mine]
+"""
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_torch_is_loaded_only_where_a_plugin_needs_it(heavy: bool, tmp_path: Path) -> None:
+    """A plugin as the guide writes it slows no command; one that imports torch at its top is named by --check."""
+    about = tmp_path / "mtmeta_mine-0.3.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mtmeta-mine\nVersion: 0.3\n")
+    (about / "entry_points.txt").write_text("[mtmeta]\nmine = mine_of_the_test\n")
+    (tmp_path / "mine_of_the_test.py").write_text("import torch\n" * heavy + LIGHT)
+    (tmp_path / "torch.py").write_text("open('loaded', 'a').write('x')\n")  # stands for the seconds
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    for command in (["--help"], ["runs", "."], ["validate", "reptile_three_task"], ["plugins", "--check"]):
+        told = run_command(*command, cwd=tmp_path, env={"PYTHONPATH": path})
+        assert told.code == 0, told.err
+        loads = heavy and command[0] in ("validate", "plugins")
+        assert (tmp_path / "loaded").exists() == loads, command
+        (tmp_path / "loaded").unlink(missing_ok=True)
+    assert ("plugin 'mtmeta-mine' 0.3 imports torch when it is loaded" in told.err) == heavy
