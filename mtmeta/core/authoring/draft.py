@@ -75,7 +75,7 @@ def parse_tasks(given: Sequence[str]) -> dict[str, TaskFiles]:
             raise UsageError("--task", message)
         if name in tasks:
             raise UsageError("--task", f"names {quote(name)} twice; give each task a name of its own")
-        parts = [files] if _exists(files) else files.split(",")
+        parts = [files] if os.path.exists(files) else files.split(",")
         if len(parts) > 3 or not parts[0] or (len(parts) > 1 and not parts[-1]):
             raise UsageError(f"--task {quote(text)}", f"expected {FORMS}")
         train, dev, test = [*parts, "", ""][:3]

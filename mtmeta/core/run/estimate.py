@@ -25,6 +25,8 @@ from mtmeta.core.training.trainer import Trainer
 
 ENOUGH = 4  # steps beside which the first one, slower than the rest, can be left out
 REPEATS = 3
+SLOW_DISK = 50e6
+"""Bytes a second that a slow disk writes and confirms."""
 FASTER, SLOWER = 0.85, 1.25
 """How far a run may be from what its probe foretells, for nobody knows what else a machine will do by then."""
 LEAST_EXAMPLES = 64
@@ -63,8 +65,8 @@ class Seconds:
         return {key: None if value is None else round(value, 3) for key, value in interval.items()}
 
 
-def foretold(total: Seconds, waiting: float) -> dict[str, float]:
-    """Return the seconds of a whole run, and the range that most runs fall into.
+def foretold(total: Seconds, waiting: float, written: int = 0) -> dict[str, float]:
+    """Return the seconds of a whole run, and the range that most runs fall into; it writes so many bytes.
 
     Beside what was measured too little, a machine changes: where the probe waited for a processor for the share
     `waiting` of its time, because others worked, the run may have it for itself, or wait longer. How often runs fall
@@ -72,7 +74,9 @@ def foretold(total: Seconds, waiting: float) -> dict[str, float]:
     """
     off = total.off if total.off is not None else total.seconds / 2
     low = max(0.0, total.seconds - off) * (1 - min(waiting, 0.9)) * FASTER
-    high = (total.seconds + off) * (1 + waiting) * SLOWER
+    high = (
+        (total.seconds + off + written / SLOW_DISK) * (1 + 2 * waiting) * SLOWER
+    )  # who waits much also waits unevenly
     return {key: round(value, 3) for key, value in {"seconds": total.seconds, "low": low, "high": high}.items()}
 
 

@@ -153,7 +153,7 @@ class Plan:
             "peak_memory_bytes": peak_memory(),
             "algorithm_bytes": session.extra_bytes(),
             "teacher_examples": teaching_cost(self.training.teachers),
-            "seconds": _seconds(groups, load_seconds, probing, waiting),
+            "seconds": _seconds(groups, load_seconds, probing, waiting, sum(map(_written, described))),
             "notes": self.notes,
         }
 
@@ -273,10 +273,19 @@ class Plan:
         }
 
 
-def _seconds(groups: Sequence[_Group], loading: float, probing: float, waiting: float) -> dict[str, Any] | None:
+def _written(group: Mapping[str, Any]) -> int:
+    """Return about how many bytes a group's learner writes: its checkpoints, and its best weights now and then."""
+    best = int(group["best_bytes"])
+    return int(group["checkpoints"] * (group["checkpoint_bytes"] or 3 * best) + group["evaluations"] * best)
+
+
+def _seconds(
+    groups: Sequence[_Group], loading: float, probing: float, waiting: float, written: int
+) -> dict[str, Any] | None:
     """Return the seconds that are left, by part; None where nothing could be measured.
 
-    The probe took `probing` seconds, and waited for a processor for the share `waiting` of them.
+    The probe took `probing` seconds, and waited for a processor for the share `waiting` of them; the run writes so many
+    bytes.
     """
     training, evaluating, scoring, evaluations = [], [], [], 0
     for group in groups:
@@ -295,7 +304,7 @@ def _seconds(groups: Sequence[_Group], loading: float, probing: float, waiting: 
     return {
         "loading": round(loading, 2),
         **{name: part.json() for name, part in parts.items()},
-        "total": foretold(total, waiting),
+        "total": foretold(total, waiting, written),
         "probing": round(probing, 2),
         "waiting": round(waiting, 3),
         "evaluations": evaluations,

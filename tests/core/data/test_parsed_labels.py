@@ -54,12 +54,16 @@ class Mood(mtmeta.Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grade(Mood):
+class Grade(mtmeta.Task):
     """One sentence to a number."""
 
     name = "grade"
     objective = LooseNumber(0.0, 5.0)
     metrics = ("pearson",)
+
+    def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
+        for row in file.rows("text", "label"):
+            yield mtmeta.Example(row["text"], label=row["label"], id=row.id, line=row.line)
 
 
 @pytest.fixture

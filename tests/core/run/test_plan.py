@@ -171,9 +171,10 @@ def test_estimates_add_up() -> None:
 
 
 def test_a_run_is_foretold_with_what_others_may_do_to_the_machine() -> None:
-    """A probe had the processor half of its time: alone the run takes half, beside others half as much again."""
+    """A probe had the processor half of its time: alone the run takes half, beside others twice as much."""
     assert foretold(Seconds(100, 10), 0.0) == {"seconds": 100, "low": 76.5, "high": 137.5}
-    assert foretold(Seconds(100, 10), 0.5) == {"seconds": 100, "low": 38.25, "high": 206.25}
+    assert foretold(Seconds(100, 10), 0.5) == {"seconds": 100, "low": 38.25, "high": 275.0}
+    assert foretold(Seconds(100, 10), 0.0, 500_000_000)["high"] == 150.0  # ten seconds on a slow disk
     assert foretold(Seconds(100, None), 0.0) == {"seconds": 100, "low": 42.5, "high": 187.5}  # too little was measured
 
 

@@ -44,7 +44,7 @@ def fails(path: Path, content: bytes, *columns: str, **dialect: Any) -> str:
 
 
 def test_public_names() -> None:
-    assert tables.__all__ == ["DataFile", "Dialect", "Row"]
+    assert tables.__all__ == ["DataFile", "Dialect", "Record", "Row"]
     assert Dialect() == Dialect(encoding="utf-8", quoting="csv", multiline=False, max_field=131072)
 
 

@@ -117,7 +117,8 @@ def _show_seconds(console: Any, seconds: Mapping[str, Any] | None) -> None:
         between = "" if part["low"] is None else f" ({duration(part['low'])} to {duration(part['high'])})"
         console.print(f"{name:12}  {duration(part['seconds'])}{between}; {text}")
     busy = f"; it waited for a processor for {seconds['waiting']:.0%} of them" if seconds["waiting"] >= 0.05 else ""
-    console.print(f"foretold by a probe of {duration(seconds['probing'])}{busy}; without writing checkpoints")
+    probed = f"foretold by a probe of {duration(seconds['probing'])}{busy}"
+    console.print(f"{probed}; the range has room for others and for a slow disk")
 
 
 def duration(seconds: float) -> str:
