@@ -84,7 +84,7 @@ def test_names() -> None:
     assert values("show", "s") == ["sampler", "section", "schedule"]
     assert values("show", "task", "st") == ["sts"]
     assert values("show", "schedule", "c") == ["constant", "cosine"]
-    assert values("show", "metric", "m") == ["macro_f1", "matthews"]
+    assert values("show", "metric", "m") == ["macro_f1", "matthews", "micro_f1"]
     assert values("show", "nothing", "") == []
     assert values("eval", "runs/first", "--task", "") == values("predict", "--task=x", "runs/first", "--task", "")
     assert values("eval", "runs/first", "--task", "") == ["one", "two"]
@@ -101,7 +101,7 @@ def test_keys() -> None:
     def of(word: str, recipe: str = "r.yaml") -> list[str]:
         return values("run", recipe, "--set", word)
 
-    assert of("training.st") == ["training.steps="]
+    assert of("training.ste") == ["training.steps="]
     assert of("tr") == ["training."]
     assert of("sampler") == ["sampler.", "sampler="]
     assert of("sampler=u") == ["sampler=uniform"]
@@ -138,7 +138,7 @@ def ask(shell: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]
         ("zsh", ["run", "my\\ recipes/"], ["my recipes/a b$.yaml"]),
         # bash breaks words at = and replaces only the text after it
         ("bash", ["run", "r.yaml", "--set", "sampler", "=", "u"], ["uniform"]),
-        ("bash", ["run", "r.yaml", "--set", "seed", "=", "1", "--set", "training.st"], ["training.steps="]),
+        ("bash", ["run", "r.yaml", "--set", "seed", "=", "1", "--set", "training.ste"], ["training.steps="]),
         ("bash", ["eval", "runs/first", "--split", "="], ["dev", "test", "train"]),
         ("zsh", ["eval", "runs/first", "--split="], ["--split=dev", "--split=test", "--split=train"]),
         ("bash", [], None),
@@ -236,7 +236,7 @@ def typed(arguments: list[str], env: dict[str, str], line: str, until: str) -> s
     ("line", "until"),
     [
         ("mtmeta run my\t\t", "my\\ recipes/a\\ b\\$.yaml "),
-        ("mtmeta run r.yaml --set training.st\t", "training.steps="),
+        ("mtmeta run r.yaml --set training.ste\t", "training.steps="),
     ],
 )
 def test_in_a_real_shell(shell: str, options: list[str], line: str, until: str, tmp_path: Path) -> None:
