@@ -80,7 +80,7 @@ def _differences(axes: Any, groups: Sequence[Group], margin: float | None, narro
     axes.set_ylim(at - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.08)
-    axes.locator_params(axis="x", nbins=4 if narrow else 7)
+    axes.locator_params(axis="x", nbins=4 if narrow else 5)
 
 
 @panel
