@@ -100,6 +100,7 @@ if TYPE_CHECKING:
         Scores,
         Search,
     )
+    from mtmeta.core.python.serving import serve
     from mtmeta.core.python.streaming import events
     from mtmeta.core.python.task_data import TaskData, classification, pair_classification, regression, similarity, task
     from mtmeta.core.python.training import run, train
@@ -119,6 +120,7 @@ _LAZY = {
         ("python.functions", "adapt compare curve evaluate export plan read_recipe report tune validate"),
         ("python.published", "load push_to_hub"),
         ("python.results", "Adaptation Checked Comparison Exported LearningCurve Plan Run Scores Search"),
+        ("python.serving", "serve"),
         ("python.streaming", "events"),
         ("python.task_data", "TaskData classification pair_classification regression similarity task"),
         ("python.training", "run train"),
@@ -143,7 +145,7 @@ _LAZY = {
 }
 _NEED_TORCH = (
     *("adapt", "compare", "curve", "evaluate", "events", "export", "load", "plan", "push_to_hub", "report", "run"),
-    *("train", "tune", "validate"),
+    *("serve", "train", "tune", "validate"),
 )
 """Functions that look first whether PyTorch is new enough."""
 
@@ -263,6 +265,7 @@ __all__ = [
     "run",
     "safe",
     "scalars",
+    "serve",
     "similarity",
     "staged_folder",
     "task",

@@ -15,7 +15,7 @@ LAYERS = (  # from the top down; folders on one line know nothing of each other
     ("mtmeta.plugins", "mtmeta.testing"),
     ("mtmeta",),  # the public names of its __init__.py
     ("mtmeta.core.python",),
-    ("mtmeta.core.authoring", "mtmeta.core.export", "mtmeta.core.reports"),
+    ("mtmeta.core.authoring", "mtmeta.core.export", "mtmeta.core.reports", "mtmeta.core.serving"),
     ("mtmeta.core.studies",),
     ("mtmeta.core.run",),
     ("mtmeta.core.training",),

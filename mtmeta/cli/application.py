@@ -20,6 +20,7 @@ from mtmeta.cli.commands.predict import predict
 from mtmeta.cli.commands.recipes import recipes, schema
 from mtmeta.cli.commands.run import run
 from mtmeta.cli.commands.runs import report, runs
+from mtmeta.cli.commands.serve import serve
 from mtmeta.cli.commands.studies.adapt import adapt
 from mtmeta.cli.commands.studies.cancel import cancel
 from mtmeta.cli.commands.studies.compare import compare
@@ -73,7 +74,7 @@ def common(
 
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(run, validate, plugins, show, eval_, predict, fetch, compare, curve, tune, teach, cancel),
-    *(report, adapt, export, runs, schema, completion),
+    *(report, adapt, export, serve, runs, schema, completion),
 )
 for command in COMMANDS:
     app.command(command.__name__.rstrip("_"))(command)

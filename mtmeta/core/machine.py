@@ -185,6 +185,11 @@ def _libc(function: str, *values: int) -> None:
             getattr(ctypes.CDLL(None), function)(*values)
 
 
+def resident_bytes() -> int:
+    """Return the memory that this process has at the moment; 0 where the system does not tell."""
+    return _resident() * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+
+
 def _resident() -> int:
     """Return the resident pages of this process; 0 where the system does not tell."""
     try:

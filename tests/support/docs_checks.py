@@ -31,7 +31,7 @@ __all__ = ["check", "commands"]
 
 # programs that a command line may begin with besides mtmeta, python and pytest
 TOOLS = set(
-    "apt-get cat cd cut echo export grep head ls make mkdir pip pipx ruff sbatch source tensorboard uv wc".split()
+    "apt-get cat cd curl cut echo export grep head ls make mkdir pip pipx ruff sbatch source tensorboard uv wc".split()
 )
 BASE = {
     "backbone": {"name": "bert", "weights": "tiny"},

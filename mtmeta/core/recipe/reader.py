@@ -358,8 +358,10 @@ class _RecipeReader:
             message = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
             self.fail((*path, "dev"), f"tasks.{name}.dev: {message}")
         self._fail_options(path, task.check())
-        if task.head == "hf" and task.inputs == "separate":
+        if task.head == "hf" and (task.inputs == "separate" or task.objective.labelled == "words"):
             message = "hf takes one sequence, and this task has two; set pair_mode: cross"
+            if task.inputs != "separate":
+                message = "hf has one answer for a text, and this task one for each word; leave it out"
             self.fail((*path, "head"), f"tasks.{name}.head: {message}")
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and inspect.unwrap(type(task).sample) is Task.sample:

@@ -197,6 +197,13 @@ def test_recipes_that_cannot_have_the_head(tmp_path: Path, capsys: Capture) -> N
     assert_refused(call("validate", "r.yaml", cwd=tmp_path, capsys=capsys), 2, "tasks.same.head", "pair_mode: cross")
 
 
+def test_labels_of_words_have_no_such_head(tmp_path: Path, capsys: Capture) -> None:
+    recipe = json.loads(quick(tmp_path, "joint").read_text())
+    recipe["tasks"]["tags"] = {"task": "tagging", "labels": ["X"], "train": "x", "dev": "x", "head": "hf"}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    assert_refused(call("validate", "r.yaml", cwd=tmp_path, capsys=capsys), 2, "tasks.tags.head", "each word")
+
+
 def test_an_encoder_of_another_family(tmp_path: Path, capsys: Capture) -> None:
     import transformers
 
