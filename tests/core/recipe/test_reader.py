@@ -43,12 +43,14 @@ METHODS = {
     "weighting": Weighting,
 }
 ROWS = ("individual", "joint", "reptile", "reptile_para8", "individual_10", "joint_10", "reptile_10")  # section 5.4
+KINDS_OF_TASKS = ("multi_label", "tagging")
 EXPECTED = sorted(
     [
         "reptile_three_task.yaml",
         *(f"methods/{name}.yaml" for name in METHODS),
         *(f"minilm/{kind}.yaml" for kind in KINDS),
         *(f"paper/{name}.yaml" for name in (*ROWS, "fomaml")),
+        *(f"tasks/{name}.yaml" for name in KINDS_OF_TASKS),
         *(f"study/{part}/{kind}.yaml" for part in ("full", "ten") for kind in KINDS),
         *(f"study/cross/{kind}.yaml" for kind in ("annealed", "individual", "joint", "reptile")),
         *(f"study/few_shot/{kind}.yaml" for kind in ("fomaml", "joint", "new_tasks", "reptile")),
@@ -67,7 +69,7 @@ def load(name: str, registry: Registry) -> Recipe:
 
 
 def test_these_and_no_other_recipes_are_shipped() -> None:
-    assert len(EXPECTED) == 29 + len(METHODS)
+    assert len(EXPECTED) == 29 + len(METHODS) + len(KINDS_OF_TASKS)
     assert FOUND == EXPECTED
 
 
@@ -78,6 +80,9 @@ def test_it_validates_and_is_named_after_its_file(name: str, registry: Registry)
     assert recipe.name == (path.stem if path.parent == Path() else f"{path.parent.name}_{path.stem}")
     if path.parent.name == "methods":
         assert type(recipe.algorithm) is METHODS[path.stem]
+        return
+    if path.parent.name == "tasks":
+        assert path.stem in [type(task).name for task in recipe.tasks.values()]
         return
     if path.parent.name != "few_shot":
         assert list(recipe.tasks) == ["sst", "para", "sts"]
