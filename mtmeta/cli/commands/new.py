@@ -112,7 +112,7 @@ def recipe(
     \b
     Examples:
       mtmeta new recipe my.yaml --task reviews=reviews.csv
-      mtmeta new recipe my.yaml --task pairs=train.tsv,dev.tsv,test.tsv --columns pairs=left,right,same
+      mtmeta new recipe my.yaml --task p=train.tsv,dev.tsv,test.tsv --columns p=left,right,same
       mtmeta new recipe my.yaml --task reviews=reviews.csv --backbone hf:models/modernbert
     """
     from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_ids, parse_tasks

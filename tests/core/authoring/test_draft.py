@@ -350,7 +350,7 @@ def test_files_that_are_no_task(case: str, tmp_path: Path, capsys: Capture) -> N
     [
         (("--task", "t=gone.csv"), 3, "gone.csv: no such file; did you mean 'good.csv'?"),
         (("--task", "t=."), 3, "is a directory, expected CSV"),
-        (("--task", "good.csv"), 2, "--task 'good.csv': expected NAME=TRAIN or NAME=TRAIN,DEV"),
+        (("--task", "good.csv"), 2, "--task 'good.csv': expected NAME=TRAIN, NAME=TRAIN,DEV or NAME=TRAIN,DEV,TEST"),
         (("--task", "t="), 2, "--task 't=': expected NAME=TRAIN"),
         (("--task", "T=good.csv"), 2, "--task: task name 'T' is not allowed"),
         (("--task", "t=good.csv", "--task", "t=good.csv"), 2, "--task: names 't' twice"),

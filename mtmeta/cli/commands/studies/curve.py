@@ -33,7 +33,7 @@ def curve(
     no_plugin: NoPlugin = None,
     json_: Json = False,
 ) -> None:
-    """Train a recipe on shares of its data: one table, and a page with the learning curves.
+    """Train a recipe on shares of its data: one table and a page.
 
     It shows what more data would be worth. Runs are those of `mtmeta compare`: the same command again goes on where it
     was cut, and uses the runs that are finished. The page is DIR/curve.html.
