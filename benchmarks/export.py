@@ -135,7 +135,7 @@ def _sentence_transformers(predictor: Predictor, name: str, folder: Path, texts:
 
     sentences = _columns(texts)[0]
     model, backbone = predictor._model(name)
-    dataset = from_texts(name, Single(train=""), sentences, [], backbone)
+    dataset = from_texts(name, Single(train=""), sentences, [], backbone, Single(train="").inputs)
     wanted = []
     for start in range(0, len(sentences), 32):
         packed = pack_sequences(dataset.stores, np.arange(start, min(start + 32, len(sentences))))
