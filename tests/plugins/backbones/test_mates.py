@@ -104,7 +104,7 @@ class Fake(nn.Module):
     def __init__(self, hidden: Any) -> None:
         super().__init__()
         self.hidden, self.words = hidden, nn.Embedding(50, 4)
-        self.config = type("Config", (), {"hidden_size": 4, "pad_token_id": 0})
+        self.config = type("Config", (), {"hidden_size": 4, "pad_token_id": 0, "model_type": "fake"})
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.words
