@@ -312,7 +312,7 @@ def fuzzers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, F
             assert call(*RESUME).code == 0
             os.rename("out", "good")
             patch.setattr("mtmeta.core.studies.launching.placement.run_all", no_processes)
-            patch.setattr("mtmeta.cli.commands.studies.compare.say", lambda text: None)  # how far it is
+            patch.setattr("mtmeta.core.reports.terminal.study_progress.StudyView.say", lambda view, text: None)
             recipe = load_recipe("small.yaml", build_registry(), overrides=["reporters=[jsonl]", "checkpoint.every=1"])
             Path("compared").mkdir()
             Path("compared", f"{recipe.name}-{recipe.seed}-{digest(recipe)[:8]}").symlink_to("../out")

@@ -311,6 +311,9 @@ def test_bf16_without_instructions_warns_and_computes(tmp_path: Path, processor:
     assert said == [SLOW, SLOW]  # one each
 
 
+PROBES = "probing: 20 steps at most, in memory, for 15 s or less; --probe 0 for none\n"
+
+
 def test_real_processes(tmp_path: Path) -> None:
     """The variables that PyTorch reads: a warning where they leave nothing, and a refusal where the run had more."""
     recipe = recipe_in(tmp_path, "bf16", reporters=["console"])
@@ -318,10 +321,10 @@ def test_real_processes(tmp_path: Path) -> None:
     dry = ("run", str(recipe), "--dry-run", "--device", "cpu")
     auto = command(*dry, "--set", "training.precision=auto", cwd=tmp_path, env=older)
     assert "cpu, fp32, 1 thread" in auto.out
-    assert auto.err == ""
+    assert auto.err == PROBES
     planned = command(*dry, cwd=tmp_path, env=older)
     assert "cpu, bf16, without instructions for it, 1 thread" in planned.out
-    assert planned.err == f"warning: {SLOW}\n"
+    assert sorted(planned.err.splitlines(keepends=True)) == [PROBES, f"warning: {SLOW}\n"]
     arguments = ("run", str(recipe), "--out", "out", "--device", "cpu")
     done = command(*arguments, cwd=tmp_path, env=older)
     assert done.code == 0
