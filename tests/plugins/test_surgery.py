@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,17 +44,24 @@ STATEFUL = (
 )
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.name))
+def some(cases: Sequence[Any], every: int) -> list[Any]:
+    """Every third of the cases, or whatever `every` says; the others are slow."""
+    return [
+        case if number % every == 0 else pytest.param(case, marks=pytest.mark.slow) for number, case in enumerate(cases)
+    ]
+
+
+@pytest.mark.parametrize("method", some(METHODS, 3), ids=lambda method: str(method.name))
 def test_the_contract_of_surgery(method: type[Any]) -> None:
     check_algorithm(surgery.Surgery(method=method()))
 
 
-@pytest.mark.parametrize("method", SCALARISERS, ids=lambda method: str(method.name))
+@pytest.mark.parametrize("method", some(SCALARISERS, 3), ids=lambda method: str(method.name))
 def test_the_contract_of_weighting(method: type[Any]) -> None:
     check_algorithm(weighting.Weighting(method=method()))
 
 
-@pytest.mark.parametrize("algorithm", STATEFUL, ids=lambda algorithm: str(algorithm["method"]))
+@pytest.mark.parametrize("algorithm", some(STATEFUL, 3), ids=lambda algorithm: str(algorithm["method"]))
 def test_a_run_goes_on_to_the_same_bits(algorithm: dict[str, Any], tmp_path: Path, material: Material) -> None:
     assert_resumes(tmp_path / "run", material, algorithm, optimizer={"name": "adamw", "lr": 1e-2})
 

@@ -59,6 +59,7 @@ def test_recipes_are_found() -> None:
     assert {"anil", "average", "distil", "maml", "metasgd", "protonet", "surgery", "weighting"} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
 def test_a_kill(recipe: Path, forks: Forks, tmp_path: Path, material: Material) -> None:
     runs = _runs(recipe, forks, tmp_path, material.env, steps=6)

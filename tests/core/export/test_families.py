@@ -67,7 +67,13 @@ def make_run(folder: Path, backbone: str, weights: Path) -> Path:
     return folder / "run"
 
 
-@pytest.fixture(scope="module", params=CASES)
+QUICK = ("bert distilbert", "bert roberta, two types", "hf modernbert")
+"""Of each kind of encoder one; the others are slow."""
+
+
+@pytest.fixture(
+    scope="module", params=[case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def made(request: pytest.FixtureRequest, hf: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A case and its run."""
     folder = tmp_path_factory.mktemp("family")

@@ -157,6 +157,7 @@ def test_its_figures_are_those_of_the_comparison(runs: Path, tmp_path: Path) -> 
         assert f"{mean - alone[task]['value']:+.4f} (2 seeds)" in shown
 
 
+@pytest.mark.slow
 def test_seeds_given_by_looks_are_told_of(runs: Path, tmp_path: Path) -> None:
     """Plain intervals of rows that were looked at on the way err more often than they say."""
     folder = tmp_path / "runs"

@@ -460,6 +460,7 @@ def test_a_damaged_file_of_the_hub_is_fetched_again(
     assert path.read_bytes() == model[name]
 
 
+@pytest.mark.slow
 def test_compare_fetches_before_its_runs(whole: Loopback, mtmeta: Call, tmp_path: Path) -> None:
     recipe(tmp_path, whole)
     arguments = ("compare", "r.yaml", "--seeds", "2", "--jobs", "2", "--json")

@@ -64,6 +64,7 @@ def test_it_is_the_search_of_one_process_whatever_becomes_of_the_jobs(desk: Desk
     assert {f"trial-000{number} seed 5: scripted job {number + 1} submitted" for number in range(2)} <= set(said)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_given_up_leaves_no_job(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick(tmp_path, "reptile", training={"steps": 30}, evaluation={"every": 2})
     real = sampling.Judge.gives_up
@@ -75,6 +76,7 @@ def test_a_trial_that_is_given_up_leaves_no_job(desk: Desk, tmp_path: Path, monk
     assert desk.cancelled == ["1"]
 
 
+@pytest.mark.slow
 def test_jobs_outlive_a_search_and_are_picked_up_or_cancelled(desk: Desk, tmp_path: Path) -> None:
     quick(tmp_path, "reptile")
     desk.plan = ["hold", "hold"]
