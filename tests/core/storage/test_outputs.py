@@ -47,6 +47,8 @@ def arguments(folder: Path, name: str, out: str) -> list[str]:
 
 
 COMMANDS = ("predict", "schema", "report", "adapt")
+QUICK = ("predict", "schema")
+SLOW = pytest.mark.slow
 # adapt's page holds times, so that only its beginning and its end are the same each time
 SAME: dict[str, Callable[[bytes], object]] = {"adapt": lambda page: (page[:200], page[-20:])}
 
@@ -104,7 +106,9 @@ def null(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("out", ["stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize(
+    "out", ["stdout", *(pytest.param(name, marks=SLOW) for name in ("/dev/fd/1", "/proc/self/fd/1"))]
+)
 def test_standard_output(
     name: str, out: str, folder: Path, expected: dict[str, bytes], tmp_path: Path, stdout: Path
 ) -> None:
@@ -130,7 +134,7 @@ def test_standard_output_that_goes_to_a_file_is_not_cut(
     assert (tmp_path / "log").read_bytes() == b"first\n" + expected[name] + b"last\n"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [one if one in QUICK else pytest.param(one, marks=SLOW) for one in COMMANDS])
 def test_a_pipe_is_written_into(name: str, folder: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")

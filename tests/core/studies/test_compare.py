@@ -447,6 +447,7 @@ def test_a_row_that_fails_on_the_way_does_not_end_the_looks(
     assert "delta" not in rows(without.value.comparison)["reptile"]["columns"]["mean"]
 
 
+@pytest.mark.slow
 def test_seeds_are_added_to_rows_that_were_decided(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_comparison_whose_jobs_are_killed_is_that_of_a_pool(desk: Desk, tmp_pa
     assert again == table and len(desk.submitted) == 4  # finished runs are used as they are
 
 
+@pytest.mark.slow
 def test_fold_models_of_teachers_are_jobs_too(desk: Desk, tmp_path: Path) -> None:
     recipe = quick(tmp_path, "joint", name="taught")
     request = RunRequest(recipe, out=tmp_path / "folds", device="cpu")
