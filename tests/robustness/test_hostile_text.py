@@ -177,6 +177,7 @@ def test_in_the_terminal(name: str, place: Path, capsys: pytest.CaptureFixture[s
         json.loads(told.out)
 
 
+@pytest.mark.slow
 def test_every_command_comes_to_its_end(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The test above would show nothing if they were all refused."""
     ended = {name: call(*command, cwd=place, capsys=capsys).code for name, command in COMMANDS.items()}
@@ -277,6 +278,7 @@ def outside(*arguments: str, cwd: Path, **env: str) -> Outcome:
     return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+@pytest.mark.slow
 def test_files_of_the_current_folder_change_nothing(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "clean", symlinks=True)
     shutil.copytree(trained, tmp_path / "poisoned", symlinks=True)

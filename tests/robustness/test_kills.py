@@ -101,7 +101,12 @@ def kill_at_file_operations(runs: Runs, seed: str, count: int) -> list[int]:
     return chosen
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+QUICK = ("joint", "reptile", "individual")
+
+
+@pytest.mark.parametrize(
+    "algorithm", [one if one in QUICK else pytest.param(one, marks=pytest.mark.slow) for one in ALGORITHMS]
+)
 def test_a_few_kills(algorithm: str, forks: Forks, tmp_path: Path, material: Material) -> None:
     runs = _runs(forks, tmp_path, material, algorithm, weights=str(material.weights), steps=8)
     assert list(kill_at_random_times(runs, f"few {algorithm}", 2, 0.9))

@@ -74,6 +74,7 @@ def test_they_are_typed(packages: dict[str, Path]) -> None:
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_their_own_tests_pass(packages: dict[str, Path]) -> None:
     environ = os.environ | QUIET | {"PYTHONPATH": os.pathsep.join(map(str, packages.values()))}
     tests = [str(folder / "tests") for folder in packages.values()]

@@ -255,6 +255,7 @@ def test_a_backbone_that_has_no_export(tmp_path: Path, monkeypatch: pytest.Monke
     assert "has no method `portable` and cannot be exported" in line
 
 
+@pytest.mark.slow
 def test_an_encoder_of_which_there_is_no_graph(
     hf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -392,6 +392,7 @@ def test_a_class_of_ones_own(tmp_path: Path) -> None:
     assert refused.value.lines()[1].endswith("open it in Python with plugins=[...], or package it")
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_block(tmp_path: Path) -> None:
     """Of a hundred times the rows no more memory is taken, and an endless class of labels is refused."""
 

@@ -419,6 +419,7 @@ def run_here(jobs: list[Job], *, ended: Any = None, failed: Any = None, **option
         mtmeta.run(job.arguments[0], overrides=[f"seed={seed}"], out=job.folder)
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_on_the_way_does_not_end_the_looks(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -597,6 +598,7 @@ def test_cut_off_and_started_again(number: signal.Signals, finished: Path, tmp_p
         assert row["columns"] == other["columns"]
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
     (path,) = recipes(tmp_path, "joint")
     folder = tmp_path / "run"

@@ -54,6 +54,7 @@ def at_the_end_only(tmp_path_factory: pytest.TempPathFactory) -> ByAlgorithm:
     return cache(lambda algorithm: run(tmp_path_factory.mktemp(algorithm), algorithm, "evaluation: {every: null}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", WATCHED)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_watching_a_run_changes_no_weight(

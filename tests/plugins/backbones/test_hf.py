@@ -224,6 +224,7 @@ def test_a_run_that_was_cut_ends_in_the_same_bits(family: str, hf: Any, tmp_path
         assert one == pytest.approx(other, rel=0, abs=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_the_commands(hf: Any, tmp_path: Path, capsys: Capture) -> None:
     """Individual runs (a copy of the encoder for each task), compare, adapt, predict; lock and refusals of a resume."""
     write_family(hf, "roberta", tmp_path / "w")

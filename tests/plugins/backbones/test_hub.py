@@ -81,6 +81,7 @@ def test_transformers_reads_what_was_fetched_and_asks_for_nothing_more(
     assert (outcome.code, outcome.errors) == (0, [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["bert", "hf"])
 def test_shards_and_modules_of_a_repository(
     backbone: str, hub: Loopback, files: dict[str, bytes], tmp_path: Path
