@@ -549,7 +549,7 @@ def test_a_trial_of_another_process_is_left_to_it(tmp_path: Path) -> None:
             released.set()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtmeta.core.studies.tuning.tune._check_place", lambda folder: None)
+        patch.setattr("mtmeta.core.studies.tuning.tune.check_place", lambda folder: None)
         found = study(tmp_path, trials=3, say=look)
     holder.join()
     made = [int(line.split()[1].rstrip(":")) for line in said if line.startswith("trial ")]
