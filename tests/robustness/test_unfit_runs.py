@@ -293,7 +293,7 @@ def test_a_report_leaves_out_the_run_that_is_damaged(
 def test_predictions_that_are_none_are_said(value: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = place / "out" / "predictions" / "pairs-dev.csv"
     lines = path.read_text().splitlines()
-    lines[1] = f"0,{value},neutral"
+    lines[1] = f"0,neutral,{value}"
     path.write_text("\n".join(lines) + "\n")
     told = call(*REPORT, cwd=place, capsys=capsys)
     assert told.code == 0
