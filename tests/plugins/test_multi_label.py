@@ -8,9 +8,6 @@ import itertools
 import json
 import math
 import random
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from sklearn.metrics import f1_score, label_ranking_average_precision_score
 from torch import Tensor, nn
 
 import mtmeta
-from mtmeta.cli import main
 from mtmeta.core.api.batch import Packed
 from mtmeta.core.data.loading import from_examples
 from mtmeta.core.data.packing import pack_chunk
@@ -34,6 +30,8 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.metrics import macro_f1, macro_f1s
 from mtmeta.plugins.tasks.multi_label import MultiLabel, MultiLabelTask, best_threshold
 from mtmeta.testing import check_task
+from tests.core.export.test_export import inside
+from tests.support.commands import call
 from tests.support.quick import killed_before_step, outcome, quick
 
 NAMES = ("joy", "fear", "love")
@@ -247,13 +245,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    captured = capsys.readouterr()
-    return int(str(ended.value.code)), captured.out, captured.err
-
-
 def table(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text()), delimiter="\t" if path.suffix == ".tsv" else ","))
 
@@ -298,33 +289,43 @@ def test_eval_predict_and_report_go_by_them(run: Path, capsys: pytest.CaptureFix
     summary = json.loads((run / "summary.json").read_text())
     again = mtmeta.evaluate(run, split="dev", device="cpu")
     assert again.tasks["feel"]["value"] == summary["tasks"]["feel"]["value"]
-    code, out, _ = command(capsys, "eval", str(run), "--split", "dev", "--task", "feel", "--verbose")
-    assert code == 0 and "labelled" in out and "cut" in out
+    done = call("eval", str(run), "--split", "dev", "--task", "feel", "--verbose", cwd=run.parent, capsys=capsys)
+    assert done.code == 0 and "labelled" in done.out and "cut" in done.out
     rows = table(run / "predictions" / "feel-dev.csv")
 
-    code, out, _ = command(capsys, "predict", str(run), "--task", "feel", "--input", str(run.parent / "feel-dev.tsv"))
-    found = list(csv.DictReader(io.StringIO(out)))
-    assert code == 0 and [row["label"] for row in found] == [row["prediction"] for row in rows]
+    done = call(
+        "predict",
+        str(run),
+        "--task",
+        "feel",
+        "--input",
+        str(run.parent / "feel-dev.tsv"),
+        cwd=run.parent,
+        capsys=capsys,
+    )
+    found = list(csv.DictReader(io.StringIO(done.out)))
+    assert done.code == 0 and [row["label"] for row in found] == [row["prediction"] for row in rows]
     assert list(found[0]) == ["id", "label", *(f"probability_{name}" for name in NAMES)]
     texts = [row["sentence"] for row in table(run.parent / "feel-dev.tsv")]
     in_python = mtmeta.load(run, device="cpu").predict("feel", texts)
     assert [",".join(each.labels or ()) for each in in_python] == [row["prediction"] for row in rows]
     (tmp_path / "t.txt").write_text("\n".join(texts))
     arguments = ("predict", str(run), "--task", "feel", "--input", str(tmp_path / "t.txt"), "--format", "jsonl")
-    code, out, _ = command(capsys, *arguments)
-    assert code == 0 and [json.loads(line)["labels"] for line in out.splitlines()] == [
+    done = call(*arguments, cwd=run.parent, capsys=capsys)
+    assert done.code == 0 and [json.loads(line)["labels"] for line in done.out.splitlines()] == [
         list(each.labels or ()) for each in in_python
     ]
-    code, _, error = command(capsys, "report", str(run), "--out", str(tmp_path / "r.html"))
-    assert code == 0 and not error
+    done = call("report", str(run), "--out", str(tmp_path / "r.html"), cwd=run.parent, capsys=capsys)
+    assert done.code == 0 and not done.err
     assert "labels, by how often each was given and predicted" in (tmp_path / "r.html").read_text()
 
 
 def test_validate_tells_of_label_sets(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = command(capsys, "validate", "--data", str(run.parent / "quick.yaml"))
+    done = call("validate", "--data", str(run.parent / "quick.yaml"), cwd=run.parent, capsys=capsys)
     rows = [row["labels"].split(",") for row in table(run.parent / "feel-train.tsv")]
     share = sum("love" in row for row in rows) / len(rows)
-    assert code == 0 and f"{sum(map(len, rows)) / len(rows):.2f} a row; joy " in out and f"love {share:.1%}" in out
+    assert done.code == 0
+    assert f"{sum(map(len, rows)) / len(rows):.2f} a row; joy " in done.out and f"love {share:.1%}" in done.out
 
 
 def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> None:
@@ -338,17 +339,6 @@ def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> Non
     for name, value in whole.items():
         if name.endswith((".safetensors", ".csv")):
             assert cut[name] == value, name
-
-
-@contextmanager
-def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with monkeypatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
-        patch.setattr(sys, "dont_write_bytecode", True)
-        yield
-    for name in ("modeling", "inference"):
-        sys.modules.pop(name, None)
 
 
 def test_exports_answer_as_predict_does(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

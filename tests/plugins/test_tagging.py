@@ -16,7 +16,6 @@ import torch
 from torch.nn import functional
 
 import mtmeta
-from mtmeta.cli import main
 from mtmeta.core.data.dataset import entries, select
 from mtmeta.core.data.loading import from_examples
 from mtmeta.core.data.packing import pack, pack_chunk
@@ -26,6 +25,7 @@ from mtmeta.core.training.statistics import on_resamples
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tag_metrics import entity_f1, register, spans_of, word_accuracy
 from mtmeta.plugins.tasks.tagging import TaggingTask, Tags, words_of_spans
+from tests.support.commands import call
 from tests.support.quick import killed_before_step, outcome, quick
 
 TYPES = ("PER", "LOC")
@@ -301,13 +301,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    captured = capsys.readouterr()
-    return int(str(ended.value.code)), captured.out, captured.err
-
-
 def written(run: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO((run / "predictions" / "who-dev.csv").read_text())))
 
@@ -326,19 +319,19 @@ def test_what_is_written_is_what_was_scored(run: Path) -> None:
 
 
 def test_eval_predict_and_report(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    code, out, _ = command(capsys, "eval", str(run), "--split", "dev", "--task", "who", "--verbose")
-    assert code == 0 and "entities of each type" in out and "PER" in out
+    done = call("eval", str(run), "--split", "dev", "--task", "who", "--verbose", cwd=run.parent, capsys=capsys)
+    assert done.code == 0 and "entities of each type" in done.out and "PER" in done.out
     texts = []
     for text in (run.parent / "dev.conll").read_text().split("\n\n"):
         texts.append(" ".join(line.split()[0] for line in text.splitlines() if line.strip()))
     texts = [text for text in texts if text]
     (tmp_path / "t.txt").write_text("\n".join(texts))
-    code, out, _ = command(capsys, "predict", str(run), "--task", "who", "--input", str(tmp_path / "t.txt"))
-    found = list(csv.DictReader(io.StringIO(out)))
-    assert code == 0 and [row["label"] for row in found] == [row["prediction"] for row in written(run)]
+    done = call("predict", str(run), "--task", "who", "--input", str(tmp_path / "t.txt"), cwd=run.parent, capsys=capsys)
+    found = list(csv.DictReader(io.StringIO(done.out)))
+    assert done.code == 0 and [row["label"] for row in found] == [row["prediction"] for row in written(run)]
     arguments = ("predict", str(run), "--task", "who", "--input", str(tmp_path / "t.txt"), "--format", "jsonl")
-    code, out, _ = command(capsys, *arguments)
-    for line, text in zip(out.splitlines(), texts, strict=True):
+    done = call(*arguments, cwd=run.parent, capsys=capsys)
+    for line, text in zip(done.out.splitlines(), texts, strict=True):
         answer = json.loads(line)
         assert answer["words"] == text.split() and len(answer["labels"]) == len(answer["words"])
         spans = [(span["label"], span["start"], span["end"]) for span in answer["spans"]]
@@ -346,10 +339,10 @@ def test_eval_predict_and_report(run: Path, capsys: pytest.CaptureFixture[str], 
         assert all(span["text"] == " ".join(answer["words"][span["start"] : span["end"]]) for span in answer["spans"])
     one = mtmeta.load(run, device="cpu").predict("who", "  Anna   went \t home ")
     assert one.words == ("Anna", "went", "home") and one.labels is not None and len(one.labels) == 3
-    code, _, error = command(capsys, "report", str(run), "--out", str(tmp_path / "r.html"))
-    assert code == 0 and not error and "entities of each type" in (tmp_path / "r.html").read_text()
-    code, out, _ = command(capsys, "validate", "--data", str(run.parent / "quick.yaml"))
-    assert code == 0 and "B-PER" in out and "read in several sequences" in out
+    done = call("report", str(run), "--out", str(tmp_path / "r.html"), cwd=run.parent, capsys=capsys)
+    assert done.code == 0 and not done.err and "entities of each type" in (tmp_path / "r.html").read_text()
+    done = call("validate", "--data", str(run.parent / "quick.yaml"), cwd=run.parent, capsys=capsys)
+    assert done.code == 0 and "B-PER" in done.out and "read in several sequences" in done.out
 
 
 def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +21,7 @@ from mtmeta.core.python.results import (
     Scores,
     Search,
 )
-from mtmeta.core.recipe.from_python import PLACE, RecipeSource, document_of
+from mtmeta.core.recipe.from_python import PLACE, RecipeSource, document_of, is_recipe_data
 from mtmeta.core.recipe.reader import NAME, load_recipe
 from mtmeta.core.recipe.resolved import dump
 from mtmeta.core.recipe.sections import Recipe
@@ -35,11 +34,11 @@ from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.download import Watcher
 from mtmeta.core.studies.adapt import adapt as adapt_runs
 from mtmeta.core.studies.adaptations import Shots
-from mtmeta.core.studies.compare import compare_recipes
+from mtmeta.core.studies.compare import RECIPES, compare_recipes
 from mtmeta.core.studies.curve import FRACTIONS, learning_curve
 from mtmeta.core.studies.launching.placement import place
 from mtmeta.core.studies.protocol import Protocol
-from mtmeta.core.studies.tuning.tune import IN_FLIGHT, RECIPES, SEEDS, TRIALS, check_place, study_folder, tune_recipe
+from mtmeta.core.studies.tuning.tune import IN_FLIGHT, SEEDS, TRIALS, check_place, study_folder, tune_recipe
 from mtmeta.core.wording import quote
 
 RunSource = str | Path | Run
@@ -144,9 +143,7 @@ def compare(
     """
     if isinstance(recipes, str | Path | Mapping | Recipe):
         raise UsageError("recipes", "is one recipe; give a list of them")
-    paths = [
-        Path(recipe) if isinstance(recipe, str | os.PathLike) else _written(recipe, Path(out)) for recipe in recipes
-    ]
+    paths = [_file_of(recipe, Path(out)) for recipe in recipes]
     request = RunRequest(
         overrides=overrides, out=out, data_root=data_root, device=device, block=block, warn=warn, watcher=watcher
     )
@@ -188,8 +185,10 @@ def curve(
     return LearningCurve(learning_curve(recipe, request, fractions, placement, seeds=seeds, say=say))
 
 
-def _written(recipe: Mapping[str, Any] | Recipe, folder: Path) -> Path:
-    """Write a recipe that is an object to a folder of a study, under its name; return the file. Raises RecipeError."""
+def _file_of(recipe: RecipeSource, folder: Path) -> Path:
+    """Return the path of a recipe; an object is written to a study's folder first. Raises RecipeError."""
+    if not isinstance(recipe, Mapping | Recipe):
+        return Path(recipe)
     data = document_of(recipe).data
     name = data.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -233,12 +232,11 @@ def tune(
     override, as "examples=20000". A recipe or space that is an object is written to `out`/recipes. Raises MtmetaError,
     MachineError without Optuna; nothing is trained unless recipe, space and files are in order.
     """
-    if not isinstance(recipe, str | os.PathLike) or isinstance(space, Mapping):
+    if is_recipe_data(recipe) or isinstance(space, Mapping):
         named = read_recipe(recipe, overrides=overrides, data_root=data_root, block=block)
         out = Path(out) if out is not None else study_folder(named)
         check_place(out)
-        if not isinstance(recipe, str | os.PathLike):
-            recipe = _written(recipe, out)
+        recipe = _file_of(recipe, out)
         if isinstance(space, Mapping):
             write_file(out / RECIPES / "space.yaml", dump(document_of(space).data))
             space = out / RECIPES / "space.yaml"

@@ -207,7 +207,7 @@ class Session:
         task = self.recipe.tasks[dataset.task]
         tokens = self.recipe.evaluation.batch_tokens
         with memory_errors(f"scoring task '{dataset.task}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
-            scores = any("scores" in self.metrics[name].takes for name in task.metrics)
+            scores = evaluation.wants_scores(self.metrics[name] for name in task.metrics)
             options: Any = {"precision": self.precision, "ranks": self.ranks, "scores": scores, "answer": answer}
             predictions = evaluation.predict(model, dataset, batch_tokens=tokens, **options)
         scored = self.measure(predictions)

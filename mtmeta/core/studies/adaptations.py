@@ -165,8 +165,8 @@ class Adaptations:
             model, tuned = self._tune(start, few, k, draw, self._embedding)
         except OtherRows:
             model, tuned = self._tune(start, few, k, draw, "")
-        taken = [self._session.metrics[name].takes for name in self._session.recipe.tasks[few.task].metrics]
-        predictions = evaluation.predict(model, test, scores=any("scores" in each for each in taken), **self._options)
+        metrics = [self._session.metrics[name] for name in self._session.recipe.tasks[few.task].metrics]
+        predictions = evaluation.predict(model, test, scores=evaluation.wants_scores(metrics), **self._options)
         scored = self._session.measure(predictions, intervals=False)
         adapted = Adapted(
             start=start,

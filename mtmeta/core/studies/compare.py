@@ -30,6 +30,8 @@ from mtmeta.core.wording import quote
 
 Say = Callable[[str], None]
 SEEDS = 3
+RECIPES = "recipes"
+"""Folder, in that of a study, of recipes that were made for it, or were objects of Python."""
 
 
 def compare_recipes(

@@ -20,13 +20,12 @@ from mtmeta.core.run.event_stream import read_event
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.storage.disk import write_file
 from mtmeta.core.storage.reading import LIMITS, open_regular, read_lines
-from mtmeta.core.studies.compare import compare_recipes
+from mtmeta.core.studies.compare import RECIPES, compare_recipes
 from mtmeta.core.studies.launching.placement import POOL, Placement
 from mtmeta.core.studies.protocol import Protocol
 
 FRACTIONS = (0.1, 0.3, 1.0)
 MOST = 20
-RECIPES = "recipes"  # of the study's folder
 
 
 def learning_curve(

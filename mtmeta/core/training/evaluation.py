@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -77,6 +77,11 @@ class Score:
     def json(self) -> dict[str, Any]:
         """As `--json` and summary.json show it."""
         return asdict(self)
+
+
+def wants_scores(metrics: Iterable[Metric]) -> bool:
+    """Return whether any of these metrics takes raw outputs, which `predict` keeps if it is asked to."""
+    return any("scores" in metric.takes for metric in metrics)
 
 
 @torch.inference_mode()

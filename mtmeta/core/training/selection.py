@@ -88,7 +88,7 @@ class Selection:
                     batch_tokens=tokens,
                     precision=self.precision,
                     ranks=self.ranks,
-                    scores=any("scores" in metric.takes for metric in metrics),
+                    scores=evaluation.wants_scores(metrics),
                     tune=True,
                 )
             tuned |= tuned_weights(name, predictions.tuned)

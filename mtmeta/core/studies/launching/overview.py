@@ -93,7 +93,7 @@ def cancel_jobs(paths: Sequence[Path], registry: Registry) -> list[JobStatus]:
                 continue
             record = records.read(name)
             assert record is not None
-            records.write(name, record.model_copy(update={"cancelled": True}))
+            records.note_cancelled(name, record)
             try:
                 if record.handle:
                     _launcher(records, name, record, registry).cancel(record.handle)

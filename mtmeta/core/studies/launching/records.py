@@ -93,6 +93,10 @@ class Records:
         self.write(name, record)
         return record
 
+    def note_cancelled(self, name: str, record: Record) -> None:
+        """Write that a job is cancelled, so that nobody who waits for it submits it again."""
+        self.write(name, record.model_copy(update={"cancelled": True}))
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other shells of this machine from submitting the same jobs; two submitted ones would run in turn."""

@@ -64,7 +64,7 @@ class Submitter:
             records = {job.folder.name: self.records.read(job.folder.name) for job in jobs}
             ours = {name: one for name, one in records.items() if one is not None and self._is_ours(one)}
             for name, record in ours.items():
-                self.records.write(name, record.model_copy(update={"cancelled": True}))
+                self.records.note_cancelled(name, record)
         waiting, told = {record.handle for record in ours.values()}, set[str]()
         mute = ""
         while waiting:

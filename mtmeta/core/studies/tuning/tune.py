@@ -24,7 +24,7 @@ from mtmeta.core.storage.artifacts import by_name
 from mtmeta.core.storage.disk import disk_errors
 from mtmeta.core.storage.sources import Sources
 from mtmeta.core.studies.comparable import Planned
-from mtmeta.core.studies.compare import check_files
+from mtmeta.core.studies.compare import RECIPES, check_files
 from mtmeta.core.studies.launching.placement import Placement, place
 from mtmeta.core.studies.tuning.figures import figures, write_best
 from mtmeta.core.studies.tuning.journal import JOURNAL, LOCK, PLAN, Journal, settled_plan
@@ -40,8 +40,6 @@ FEWEST = 5
 """Seeds with which the pruner over seeds can spare one: of four the smallest p is 1/16, just below its limit of 0.1."""
 MOST = 10_000
 BUDGETS = ("examples",)
-RECIPES = "recipes"
-"""Folder, in that of a study, of a recipe and a space that were objects of Python."""
 
 
 def tune_recipe(
