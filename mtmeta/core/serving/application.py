@@ -6,10 +6,10 @@ The event loop reads requests and writes answers; one thread predicts (batcher.p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ from mtmeta.core.serving.questions import Limits, Refused, texts_of
 from mtmeta.core.wording import did_you_mean, quote, safe
 
 PAGE = Path(__file__).with_name("page.html")
+LINGER_SECONDS, LINGER_BYTES = 2, 16 << 20  # how long, and how much, of a body too long is read and thrown away
 AT_ONCE = 256  # texts predicted together at the most: more would only make everybody wait
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -90,14 +91,19 @@ class Service:
         limit, body = self.limits.body, bytearray()
         too_long = f"the body has more than {limit:,} bytes; send fewer or shorter texts"
         length = request.headers.get("content-length", "")
+        parts = request.stream()
         if length.isdecimal() and int(length) > limit:
+            await _drain(parts)
             raise Refused(413, too_long)
         try:
             async with asyncio.timeout(self.limits.seconds):
-                async for part in request.stream():
+                async for part in parts:
                     body += part
                     if len(body) > limit:
-                        raise Refused(413, too_long)
+                        break
+            if len(body) > limit:
+                await _drain(parts)
+                raise Refused(413, too_long)
         except TimeoutError:
             raise Refused(408, f"the body did not come within {self.limits.seconds:g} s") from None
         except ClientDisconnect:
@@ -113,7 +119,7 @@ class Service:
 def make_app(service: Service, started: Callable[[], None] = lambda: None) -> FastAPI:
     """Return the application; `started` is called when it takes requests."""
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         started()
         yield
@@ -157,6 +163,17 @@ async def _no_route(request: Request, error: Exception) -> Response:
         response.headers["Allow"] = allowed
         return response
     return _json({"error": f"nothing at {safe(path, 100)}; see /openapi.json"}, error.status_code)
+
+
+async def _drain(parts: AsyncIterator[bytes]) -> None:
+    """Read on for a while and keep nothing: a connection closed on unread bytes is reset, and its answer is lost."""
+    read = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(LINGER_SECONDS):
+            async for part in parts:
+                read += len(part)
+                if read > LINGER_BYTES:
+                    return
 
 
 def _json(content: Any, status: int = 200) -> Response:

@@ -53,11 +53,13 @@ class Served:
     def ask(self, path: str, body: Any = None, method: str = "", headers: Any = JSON) -> tuple[int, Any]:
         """The status and the answer, as data where it is JSON."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
-        data = body if body is None or isinstance(body, bytes | str | Iterator) else json.dumps(body)
-        connection.request(method or ("GET" if body is None else "POST"), path, data, headers if data else {})
-        response = connection.getresponse()
-        text = response.read().decode()
-        connection.close()
+        data = body if body is None or isinstance(body, bytes | str | Parts) else json.dumps(body)
+        try:
+            connection.request(method or ("GET" if body is None else "POST"), path, data, headers if data else {})
+            response = connection.getresponse()
+            text = response.read().decode()
+        finally:
+            connection.close()
         return response.status, json.loads(text) if "json" in response.headers["Content-Type"] else text
 
 
@@ -112,6 +114,19 @@ def test_many_at_a_time_have_their_own_answers(run: Path, server: Served) -> Non
         assert found[number]["probabilities"] == pytest.approx(own["probabilities"], abs=1e-5)
 
 
+class Parts:
+    """A body that is sent part by part, with a pause after the second: the server has answered by then, if it wants."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        for number, part in enumerate(self.parts):
+            if number == 2:
+                time.sleep(0.2)
+            yield part
+
+
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "a task that is not there": ({"path": "/predict/knd", "body": {"text": "a"}}, 404, "did you mean 'kind'"),
     "a path that is not there": ({"path": "/docs"}, 404, "see /openapi.json"),
@@ -134,7 +149,13 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "half a pair": ({"path": "/predict/pairs", "body": {"texts": [["a"]]}}, 422, "texts[0] is a list of 1"),
     "too many texts": ({"body": {"texts": ["a"] * 6}}, 413, "at most 5"),
     "too long": ({"body": {"text": "a" * 2000}}, 413, "2,000 bytes"),
-    "too long, of a length nobody knows": ({"body": iter([b'{"text": "', b"a" * 3000, b'"}'])}, 413, "2,000 bytes"),
+    "too long, of a length nobody knows": ({"body": Parts(b'{"text": "', b"a" * 3000, b'"}')}, 413, "2,000 bytes"),
+    "too long, and still on its way": ({"body": Parts(*[b"a" * 65536] * 40)}, 413, "2,000 bytes"),
+    "too long, as it says, and still on its way": (
+        {"body": Parts(*[b"a" * 65536] * 40), "headers": {**JSON, "Content-Length": str(65536 * 40)}},
+        413,
+        "2,000 bytes",
+    ),
 }
 
 
