@@ -251,6 +251,8 @@ def test_sigterm_answers_what_was_accepted(run: Path) -> None:
                     whole.append(len(json.loads(response.read())["predictions"]))
             except (OSError, http.client.HTTPException):
                 return
+            finally:
+                connection.close()
 
         threads = [threading.Thread(target=client, args=(number,)) for number in range(16)]
         for thread in threads:
