@@ -169,6 +169,7 @@ def test_a_damaged_newest_checkpoint(run: Path) -> None:
     assert outcome.err.startswith(line) and outcome.err.endswith("); starting over\n"), outcome.err
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 66, by the limit a shell can set; and the same command goes on when it is gone."""
     folder = data_folder(tmp_path)

@@ -219,7 +219,7 @@ def spread(stranger: Stranger, kind: str) -> list[tuple[str, str]]:
     return [(entries[i % len(entries)], names[(i * 7 + start) % len(names)]) for i in range(count)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_what_is_no_file_of_its_own(
     kind: str, stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

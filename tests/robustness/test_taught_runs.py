@@ -71,6 +71,7 @@ def test_ten_kills_of_teaching(forks: Forks, tmp_path: Path, material: Material)
     print(_kill_teaching(forks, tmp_path, material, 10))
 
 
+@pytest.mark.slow
 def test_a_death_at_each_file_operation_of_labelling(forks: Forks, tmp_path: Path, material: Material) -> None:
     """Fold models are there; dying at any third operation on files while they label leaves a table whole or absent."""
     recipe = write_recipe(tmp_path / "recipe.yaml", "joint", data=material.data, weights=str(material.weights), steps=4)

@@ -290,6 +290,7 @@ def test_meta_books_all_pieces_of_a_run() -> None:
         assert all(share > 0 for share in shares.values()), name
 
 
+@pytest.mark.slow
 def test_anil_and_fomaml_without_inner_steps_are_one_gradient() -> None:
     """Both contenders have the same weights and query, so loss and gradient without dropout are the same numbers."""
     ours = "mtmeta anil", "mtmeta fomaml"

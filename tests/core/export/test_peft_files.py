@@ -68,7 +68,9 @@ def parts_of(run: Path, task: str, *, base: str = "_base") -> Any:
     return load_part(session, group, [task], heads=True, base_folder=base)
 
 
-@pytest.mark.parametrize("form", ["transformers", "onnx", "sentence-transformers", "peft"])
+@pytest.mark.parametrize(
+    "form", ["transformers", pytest.param("onnx", marks=pytest.mark.slow), "sentence-transformers", "peft"]
+)
 def test_every_format_predicts_with_the_tasks_own_adapters(
     form: str, made: tuple[str, Path], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

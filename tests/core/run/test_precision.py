@@ -314,6 +314,7 @@ def test_bf16_without_instructions_warns_and_computes(tmp_path: Path, processor:
 PROBES = "probing: 20 steps at most, in memory, for 15 s or less; --probe 0 for none\n"
 
 
+@pytest.mark.slow
 def test_real_processes(tmp_path: Path) -> None:
     """The variables that PyTorch reads: a warning where they leave nothing, and a refusal where the run had more."""
     recipe = recipe_in(tmp_path, "bf16", reporters=["console"])
