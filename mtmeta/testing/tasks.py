@@ -39,7 +39,8 @@ def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options
       are such as the objective takes, rows of its width where it has rows, and come back from the words that
       predictions are written in.
     - Head and loss fit: one output an example, a finite scalar whose gradient reaches the encoder and the head, and
-      which does not depend on the order of the examples; nor do the outputs depend on the rest of the batch.
+      which does not depend on the order of the examples; nor do the outputs depend on the rest of the batch. With
+      `orders: both` they are the same for the pairs swapped.
     - Predictions are [B], or [B, L], finite, and can be written and read back; so they can with tuned numbers.
     - The columns of `mtmeta predict` are in the file; sample data, where there are any, can be read.
     """
@@ -193,6 +194,10 @@ def _check_alone(learner: Learner, task: Task, outputs: Tensor) -> None:
     together = head(pooled)
     for i in range(len(outputs)):
         check(_close(head(pooled[i : i + 1])[0], together[i]), "the head's output for an example depends on the others")
+    if task.both_orders:
+        pooled = torch.randn(len(outputs), 2, learner.model.hidden_size)
+        given, swapped = (learner.model.outputs(task.name, each) for each in (pooled, pooled.flip(1)))
+        check(_close(given, swapped), "orders: both, and a pair swapped has other outputs; `views` gives other vectors")
 
 
 def _check_sample(task: Task) -> None:

@@ -362,6 +362,16 @@ def test_check_task_passes_what_is_right() -> None:
     check_task(registry.get("task", "regression", ""), ROWS, low=0.0, high=1.0)
 
 
+@pytest.mark.parametrize("mode", ["separate", "cross"])
+def test_check_task_swaps_pairs(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    para = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"})).get("task", "para", "")
+    pairs = [{"sentence1": "A cat.", "sentence2": "A dog.", "is_duplicate": x} for x in (0, 1)]
+    check_task(para, pairs, pair_mode=mode, orders="both")
+    monkeypatch.setattr(para, "views", lambda self, pooled: (pooled[:, :1] if mode == "cross" else pooled,))
+    with pytest.raises(AssertionError, match="orders: both, and a pair swapped has other outputs"):
+        check_task(para, pairs, pair_mode=mode, orders="both")
+
+
 def test_tiny_learner_is_the_same_every_time() -> None:
     one, two, other = tiny_learner(seed=3), tiny_learner(seed=3), tiny_learner(seed=4)
     assert one[1].tasks == ("sst", "para", "sts")

@@ -1,7 +1,7 @@
 """Batches as encoders and algorithms get them: sequences one after another, without padding.
 
 Shapes: `S` tokens in all, `N` sequences, `B` examples. N is B times the sequences of an example: 2 for pairs that are
-encoded apart, else 1.
+encoded apart or in both orders, else 1.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Features:
 
     task: str
     vectors: Tensor
-    """Pooled vectors [B, V, D], in fp32 on a CPU."""
+    """Pooled vectors [B, V, D], in fp32 on a CPU. What a head takes of them, `Task.views` returns."""
     labels: Tensor
     """Label of each example [B], float32; of a class its index. [B, L] where labels are rows."""
     teacher: Tensor | None = None

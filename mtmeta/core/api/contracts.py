@@ -3,7 +3,8 @@
 A part is a frozen dataclass: its fields are its recipe options, the line under a field is that option's help, its
 docstring is the part's help. `name` is what recipes call it.
 
-Shapes: `B` batch, `V` vectors an example (2 for separately encoded pairs, else 1), `D` hidden, `C` outputs.
+Shapes: `B` batch, `V` vectors an example (2 for pairs that are encoded apart or in both orders, else 1), `D` hidden,
+`C` outputs.
 """
 
 from __future__ import annotations
@@ -99,6 +100,11 @@ class Task(Component):
         return "single"
 
     @property
+    def both_orders(self) -> bool:
+        """Whether the outputs of a pair are the mean of those for it and for the pair swapped."""
+        return False
+
+    @property
     def pooling(self) -> Pooling:
         """What heads take of a sequence's hidden states: their mean over the tokens, or that of the first token."""
         return "first" if self.head == "hf" else "mean"
@@ -131,12 +137,19 @@ class Task(Component):
         """
         return self
 
+    def views(self, pooled: Tensor) -> tuple[Tensor, ...]:
+        """Return what the head takes of an example's pooled vectors [B, V, D]; its outputs are the mean over them.
+
+        Here the vectors as they are; of a pair in both orders those of one order after those of the other.
+        """
+        return (pooled,)
+
     def build_head(self, hidden_size: int) -> nn.Module:
         """Return a module from what it takes to the objective's outputs; here Linear, GELU, Linear.
 
         Its attribute `takes` says what that is. `pooled`, which a module without it takes: mean-pooled vectors
         [B, V, D]. `sequence`: hidden states [S, D] of the batch, and the `mtmeta.Packed` batch with the boundaries of
-        its sequences.
+        its sequences. Of a pair in both orders a head takes the vectors of one order at a time, as `views` gives them.
         """
         from mtmeta.core.api.heads import MLPHead
 
@@ -149,10 +162,22 @@ class PairTask(Task):
 
     pair_mode: Literal["separate", "cross"] = "separate"
     """`separate`: each text encoded alone (the paper); `cross`: both in one sequence, with token types."""
+    orders: Literal["given", "both"] = "given"
+    """`both`: the outputs for a pair are the mean of the head's for (a, b) and for (b, a), in training and afterwards,
+    so that a pair swapped has the same; `cross` then encodes two sequences a pair, `separate` none more."""
 
     @property
     def inputs(self) -> Inputs:
         return self.pair_mode
+
+    @property
+    def both_orders(self) -> bool:
+        return self.orders == "both"
+
+    def views(self, pooled: Tensor) -> tuple[Tensor, ...]:
+        if not self.both_orders:
+            return (pooled,)
+        return (pooled, pooled.flip(1)) if self.inputs == "separate" else (pooled[:, :1], pooled[:, 1:])
 
 
 # ------------------------------------------------------------------------------------------------------- algorithms

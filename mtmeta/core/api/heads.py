@@ -1,11 +1,12 @@
 """Heads that tasks build: pooled vectors [B, V, D], or hidden states [S, D], to the outputs of an objective.
 
-Shapes: `B` batch, `V` vectors an example (2 for separately encoded pairs, else 1), `D` hidden, `C` outputs.
+Shapes: `B` batch, `V` vectors that a head takes of an example (2 for separately encoded pairs, else 1), `D` hidden,
+`C` outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtmeta.core.api.batch import Packed
+
+
+def mean_over(head: nn.Module, views: Sequence[Tensor], run: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Return the mean of a head's outputs over the views of its examples, [B, V, D] each; `run` stands in for the head.
+
+    The two orders of a pair are two views; swapped, they give the same bits, for the sum of two numbers commutes. A
+    cosine is the same in both orders, and computed once.
+    """
+    run = run or head
+    outputs: Tensor = run(views[0])
+    if type(head) is CosineHead:  # not isinstance: a subclass may compute anything
+        return outputs
+    for view in views[1:]:
+        outputs = outputs + run(view)
+    return outputs if len(views) == 1 else outputs / len(views)
 
 
 class MLPHead(nn.Module):

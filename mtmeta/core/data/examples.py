@@ -75,7 +75,7 @@ def write_examples(
             unreadable += append_words(writer, backbone, rows.texts)
         else:
             writer.append("labels", np.array(rows.labels, dtype=np.float64))
-            append_tokens(writer, inputs, backbone, rows.texts, rows.pairs)
+            append_tokens(writer, inputs, backbone, rows.texts, rows.pairs, both_orders=task.both_orders)
     bad = parser.bad.merged(file.bad) if file else parser.bad
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)

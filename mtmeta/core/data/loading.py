@@ -188,7 +188,7 @@ def from_texts(
             append_words(writer, backbone, texts)
         else:
             writer.append("labels", np.zeros(len(texts)))
-            append_tokens(writer, inputs or task.inputs, backbone, texts, pairs)
+            append_tokens(writer, inputs or task.inputs, backbone, texts, pairs, both_orders=task.both_orders)
         return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
     return dataset_of(name, "predict", "", in_memory(fill), "")

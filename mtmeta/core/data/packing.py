@@ -9,6 +9,7 @@ Shapes: `S` tokens in all, `N` sequences, `B` examples, `V` = N / B sequences an
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,25 +37,31 @@ def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> 
     ends = np.cumsum(lengths)
     positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)  # [S]
     where = np.repeat(starts, lengths) + positions  # [S], index into the flat ids of the token's store
-    if len(stores) == 1:
-        ids = stores[0].ids[where]
-    else:
-        of = np.repeat(source, lengths)
-        ids = np.empty(len(where), dtype=np.int32)
-        for number, store in enumerate(stores):
-            ids[of == number] = store.ids[where[of == number]]
-    segments = stores[0].types
-    types = None if segments is None else torch.from_numpy(segments[where].astype(np.int64))
+    of = np.repeat(source, lengths) if len(stores) > 1 else source  # [S], the store of each token
+    ids = _gathered([store.ids for store in stores], of, where)
+    segments = [store.types for store in stores if store.types is not None]  # of every store, or of none
     values, counts = np.unique(lengths, return_counts=True)
     return Packed(
-        ids=torch.from_numpy(ids.astype(np.int64)),
+        ids=ids,
         positions=torch.from_numpy(positions),
-        types=types,
+        types=_gathered(segments, of, where) if segments else None,
         lengths=torch.from_numpy(lengths),
         groups=tuple(zip(counts.tolist(), values.tolist(), strict=True)),
         order=torch.from_numpy(np.argsort(by_length)),
         words=None if parts is None else torch.from_numpy(_words_of(stores[0], parts, indices, given, by_length)),
     )
+
+
+def _gathered(
+    arrays: Sequence[NDArray[np.integer[Any]]], of: NDArray[np.int64], where: NDArray[np.int64]
+) -> torch.Tensor:
+    """Return for each token the entry `where` [S] of the array that `of` [S] names, int64; of one array without it."""
+    if len(arrays) == 1:
+        return torch.from_numpy(arrays[0][where].astype(np.int64))
+    values = np.empty(len(where), dtype=np.int64)
+    for number, array in enumerate(arrays):
+        values[of == number] = array[where[of == number]]
+    return torch.from_numpy(values)
 
 
 def _sequences_of(

@@ -88,36 +88,53 @@ class _Part(NamedTuple):
 
 
 def append_tokens(
-    writer: Writer, inputs: Inputs, backbone: WithTokenizer, texts: Sequence[str], pairs: Sequence[str]
+    writer: Writer,
+    inputs: Inputs,
+    backbone: WithTokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    *,
+    both_orders: bool = False,
 ) -> None:
     """Append the ids of the examples, special tokens in place, cut to `max_length` (pairs: the longer text first).
 
-    `cut` tells how many texts of each example were cut [N]; the two of one sequence count as one.
+    `cut` tells how many texts of each example were cut [N]; the two of one sequence count as one. With
+    `both_orders` a pair in one sequence has a second, the one that the pair swapped would have.
     """
     tokenizer = backbone.tokenizer
-    prefix, middle, suffix = map(tuple, (tokenizer.prefix, tokenizer.middle, tokenizer.suffix))
-    first, lengths = _flat(tokenizer, texts)
-    special = len(prefix) + len(suffix)
+    prefix, suffix = tuple(tokenizer.prefix), tuple(tokenizer.suffix)
+    columns = [_flat(tokenizer, texts)] + ([_flat(tokenizer, pairs)] if inputs != "single" else [])
     cut = np.zeros(len(texts), dtype=np.uint8)
     if inputs == "cross":
-        second, others = _flat(tokenizer, pairs)
-        room = max(0, backbone.max_length - special - len(middle))
-        cut += lengths + others > room
-        kept_b = np.where(cut, np.minimum(others, np.maximum(room // 2, room - lengths)), others)
-        kept_a = np.where(cut, room - kept_b, lengths)
-        one, two = _Part(first, lengths, kept_a), _Part(second, others, kept_b)
-        _append(writer, 0, tokenizer, prefix, one, middle, two, suffix)
-        counts = np.stack([len(prefix) + kept_a + len(middle), kept_b + len(suffix)], axis=1).reshape(-1)
-        writer.append("full-0", (lengths + others + special + len(middle)).astype(np.int32))
-        writer.append("types-0", np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(lengths)), counts))
+        for number, (one, two) in enumerate([columns, columns[::-1]][: 1 + both_orders]):
+            cut = _append_pairs(writer, number, backbone, one, two)
     else:
+        special = len(prefix) + len(suffix)
         room = max(0, backbone.max_length - special)
-        columns = [(first, lengths)] + ([_flat(tokenizer, pairs)] if inputs == "separate" else [])
         for number, (ids, lengths) in enumerate(columns):
             _append(writer, number, tokenizer, prefix, _Part(ids, lengths, np.minimum(lengths, room)), suffix)
             writer.append(f"full-{number}", (lengths + special).astype(np.int32))
             cut += lengths > room
     writer.append("cut", cut)
+
+
+def _append_pairs(
+    writer: Writer, store: int, backbone: WithTokenizer, one: tuple[Ints, Ints], two: tuple[Ints, Ints]
+) -> NDArray[np.uint8]:
+    """Append pairs in one sequence, of ids and lengths [N] of the texts on each side; return which were cut [N]."""
+    tokenizer, ((first, lengths), (second, others)) = backbone.tokenizer, (one, two)
+    prefix, middle, suffix = map(tuple, (tokenizer.prefix, tokenizer.middle, tokenizer.suffix))
+    special = len(prefix) + len(middle) + len(suffix)
+    room = max(0, backbone.max_length - special)
+    cut = lengths + others > room
+    kept_b = np.where(cut, np.minimum(others, np.maximum(room // 2, room - lengths)), others)
+    kept_a = np.where(cut, room - kept_b, lengths)
+    kept = _Part(first, lengths, kept_a), _Part(second, others, kept_b)
+    _append(writer, store, tokenizer, prefix, kept[0], middle, kept[1], suffix)
+    counts = np.stack([len(prefix) + kept_a + len(middle), kept_b + len(suffix)], axis=1).reshape(-1)
+    writer.append(f"full-{store}", (lengths + others + special).astype(np.int32))
+    writer.append(f"types-{store}", np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(lengths)), counts))
+    return cut.astype(np.uint8)
 
 
 def append_words(writer: Writer, backbone: WithTokenizer, texts: Sequence[str]) -> int:

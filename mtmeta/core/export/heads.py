@@ -19,6 +19,7 @@ from mtmeta.core.api.heads import (
     MLPHead,
     PrototypeHead,
     SequenceClassificationHead,
+    mean_over,
 )
 from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
 from mtmeta.core.api.option_types import Pooling
@@ -42,6 +43,7 @@ def describe_tasks(
             head = _head(name, task, heads[name])
             descriptions[name] = {
                 "inputs": task.inputs,
+                **({"orders": "both"} if task.both_orders else {}),
                 "pooling": task.pooling,
                 "head": head,
                 **_objective(name, task, objectives[name]),
@@ -177,11 +179,13 @@ class Answer(nn.Module):
         """`objective` is the task's, with the numbers that were tuned for the head."""
         super().__init__()
         self.head, self.objective, self.pooling = head, objective or task.objective, task.pooling
-        self.inputs = ("first", "second") if task.inputs == "separate" else ("first",)
+        self.views = task.views
+        self.inputs = ("first", "second") if task.inputs == "separate" or task.both_orders else ("first",)
         self.outputs = ("logits", "probabilities") if task.objective.classes else ("logits", "score")
 
     def forward(self, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, ...]:
-        outputs = self.head(torch.stack([first] if second is None else [first, second], dim=1))
+        pooled = torch.stack([first] if second is None else [first, second], dim=1)
+        outputs = mean_over(self.head, self.views(pooled))
         probabilities = self.objective.probabilities(outputs)
         if probabilities is None:
             return outputs[:, None], self.objective.decode(outputs)

@@ -30,7 +30,12 @@ PIPELINES = {
 }
 SINGLE = ["A joy from start to end.", "Two hours I will not get back."]
 PAIRS = [("A dog runs.", "A dog is running."), ("It rains.", "The sun shines.")]
-INPUTS = {"single": "a text", "cross": "a pair in one sequence", "separate": "a pair, two sequences"}
+INPUTS = {
+    "single": "a text",
+    "cross": "a pair in one sequence",
+    "separate": "a pair, two sequences",
+    "both": "a pair in one sequence, and swapped in a second",
+}
 
 
 @dataclass(frozen=True)

@@ -52,9 +52,12 @@ def choose_tasks(recipe: Recipe, chosen: Sequence[str], *, named: bool) -> list[
 
 
 def check_head(name: str, described: Mapping[str, Any]) -> None:
-    """Raise UsageError where something stands in the place of the head that the task asks for, by heads.json."""
+    """Raise UsageError where one pass of the head that the task asks for is not its answer, by heads.json."""
     if described["head"]["kind"] != "hf":
         message = "has a head of the algorithm's own in the place of head: hf; use --format transformers"
+        raise UsageError(f"task {quote(name)}", message)
+    if described.get("orders") == "both":
+        message = "answers by the mean over both orders of a pair, and this format reads one; use --format transformers"
         raise UsageError(f"task {quote(name)}", message)
 
 

@@ -363,6 +363,9 @@ class _RecipeReader:
             if task.inputs != "separate":
                 message = "hf has one answer for a text, and this task one for each word; leave it out"
             self.fail((*path, "head"), f"tasks.{name}.head: {message}")
+        if task.both_orders and (task.inputs == "single" or task.objective.labelled == "words"):
+            message = "both is for pairs with one answer each, which this task has not; leave it out"
+            self.fail((*path, "orders"), f"tasks.{name}.orders: {message}")
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and inspect.unwrap(type(task).sample) is Task.sample:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")

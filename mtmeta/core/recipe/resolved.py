@@ -24,6 +24,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "layer_decay": {"adapter_lr": None},
     "loss_weight": {"head": None, "loss": None, "out_of_scope": None},
     "batch_tokens": {"calibrate": False},
+    "pair_mode": {"orders": "given"},
 }
 ADDED_SECTIONS = ("adapters", "teachers")
 

@@ -501,8 +501,11 @@ class Training:
         shared = self.session.is_frozen and not first  # the encoder, with the first group
         parts = [model.heads, model.adapters, None if shared else model.encoder]
         parameters = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
-        owners = {model.adapters.owner(task) for task in model.tasks} if model.adapters is not None else {""}
-        return {"parameters": parameters, "encodings": len(owners)}
+        encodings: dict[str, int] = {}  # of a pair in one sequence, in both orders, there are two
+        for name, task in model.tasks.items():
+            owner = model.adapters.owner(name) if model.adapters is not None else ""
+            encodings[owner] = max(encodings.get(owner, 1), model.vectors(name) if task.inputs == "cross" else 1)
+        return {"parameters": parameters, "encodings": sum(encodings.values())}
 
     def summarise(self, seconds: float) -> RunSummary:
         """Sum up the groups; `seconds` is the time that training and scoring took together."""

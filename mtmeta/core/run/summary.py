@@ -94,7 +94,8 @@ class RunSummary(_Table):
     parameters: Count | None = None
     """Of all models that the run leaves, as they are used later; None in summaries of earlier versions."""
     encodings: Count | None = None
-    """Passes of an encoder that answer all tasks on one text; None in summaries of earlier versions."""
+    """Passes of an encoder that answer all tasks on one text, or on a pair in one sequence; None in summaries of
+    earlier versions."""
     sampling: dict[str, _Usage]
     calibration: dict[str, _Calibration] = {}
     """Of `evaluation.calibrate`, by task: the temperature, and loss and calibration error before and after it."""

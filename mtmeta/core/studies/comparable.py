@@ -22,7 +22,7 @@ from mtmeta.core.wording import quote, safe
 
 # options of a task that say how it is trained; which files it has, their hashes say
 TRAINING = ("batch_size", "inner_steps", "loss_weight", "loss", "train", "dev", "test")
-MODEL = ("pair_mode", "activation")  # options of a task that say how it is modelled
+MODEL = ("pair_mode", "orders", "activation")  # options of a task that say how it is modelled
 VERSIONS = ("mtmeta", "torch", "device", "precision")
 Fact = tuple[str, str, str]
 """Row, run, and the value it has."""

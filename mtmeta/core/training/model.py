@@ -1,6 +1,7 @@
 """One encoder shared by all tasks, and one head per task.
 
-Shapes: `S` packed tokens, `N` sequences, `B` examples, `V` sequences an example, `D` hidden, `C` outputs.
+Shapes: `S` packed tokens, `N` sequences, `B` examples, `V` sequences an example (2 for pairs that are encoded apart or
+in both orders, else 1), `D` hidden, `C` outputs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.func import functional_call
 from mtmeta.core.api.backbone import SequenceHead
 from mtmeta.core.api.batch import Packed
 from mtmeta.core.api.contracts import Task
-from mtmeta.core.api.heads import PrototypeHead, SequenceClassificationHead
+from mtmeta.core.api.heads import PrototypeHead, SequenceClassificationHead, mean_over
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import PluginError, RecipeError
 from mtmeta.core.methods.adapters import Adapters
@@ -63,7 +64,8 @@ def build_head(
     """Return the head of a task, initialised from (seed, task name) alone, so other tasks do not move it.
 
     `own` may give one that an algorithm puts in its place; `layout` is that of the encoder's family in transformers.
-    Raises RecipeError for `head: hf` on an encoder that has no such layout.
+    Raises RecipeError for `head: hf` on an encoder that has no such layout, and for both orders of pairs before a head
+    that takes whole sequences.
     """
     if task.head == "hf" and layout is None:
         message = "hf is for encoders of the families BERT, RoBERTa, XLM-RoBERTa, DistilBERT and ELECTRA; leave it out"
@@ -80,6 +82,9 @@ def build_head(
     if not isinstance(head, nn.Module):
         message = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
         raise fault(task, message)
+    if task.both_orders and getattr(head, "takes", "pooled") != "pooled":
+        message = "both is for heads that take pooled vectors, and this task's takes whole sequences; leave it out"
+        raise RecipeError(f"tasks.{name}.orders", message)
     return head
 
 
@@ -87,7 +92,8 @@ def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
     """Return a prototype head of the shape that a task of a model needs, for weights that are to be filled in."""
     task = model.tasks[name]
     classes = len(task.objective.classes)
-    means = torch.zeros(classes, model.vectors(name) * model.hidden_size)
+    vectors = 2 if task.inputs == "separate" else 1
+    means = torch.zeros(classes, vectors * model.hidden_size)
     return PrototypeHead(means, binary=(task.objective.outputs or 0) < classes)
 
 
@@ -284,7 +290,8 @@ class MultiTaskModel(nn.Module):
 
     def vectors(self, task: str) -> int:
         """Return the sequences of an example of a task, V."""
-        return 2 if self.tasks[task].inputs == "separate" else 1
+        one = self.tasks[task]
+        return 2 if one.inputs == "separate" or one.both_orders else 1
 
     def takes(self, task: str) -> str:
         """Return what a task's head takes: `pooled` vectors, or the hidden states of a whole `sequence`."""
@@ -302,8 +309,12 @@ class MultiTaskModel(nn.Module):
         return self._run_head(task, hidden.float() if hidden.dtype.itemsize < 4 else hidden, packed)
 
     def outputs(self, task: str, pooled: Tensor, head: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Return raw outputs of the task's head on pooled vectors [B, V, D]; `head` stands in for its parameters."""
-        return self._run_head(task, pooled, head=head)
+        """Return raw outputs of a task on pooled vectors [B, V, D], by its head; `head` stands in for its parameters.
+
+        Of a task with both orders of pairs they are the mean of the head's outputs for the two.
+        """
+        views = self.tasks[task].views(pooled)
+        return mean_over(self.heads[task], views, lambda view: self._run_head(task, view, head=head))
 
     def _run_head(self, task: str, *given: Any, head: Mapping[str, Tensor] | None = None) -> Tensor:
         fp32 = torch.autocast("cpu", enabled=False) if given[0].device.type == "cpu" else nullcontext()

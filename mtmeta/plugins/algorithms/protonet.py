@@ -71,9 +71,11 @@ class Protonet(Drawing):
             support, query = feed.episode_of_classes(task, ways, self.shots, self.queries)
             known, asked = learner.features(support), learner.features(query)
             classes = torch.unique(known.labels)  # [N], sorted
-            means = _means(known, classes)
+            means = _means(known, classes, learner.tasks[task])
             target = (asked.labels[:, None] == classes).long().argmax(dim=1)  # [Q]
-            loss = functional.cross_entropy(self.logits(asked.vectors.flatten(1), means), target)
+            views = learner.tasks[task].views(asked.vectors)  # two of pairs in both orders
+            logits = torch.stack([self.logits(view.flatten(1), means) for view in views]).mean(dim=0)
+            loss = functional.cross_entropy(logits, target)
             learner.descend(task, loss, feed.loss_weight(task) / self.tasks_per_step)
 
     def logits(self, vectors: Tensor, means: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class Protonet(Drawing):
                 vectors = torch.cat([part.vectors for part in parts])
                 encoded = mtmeta.Features(name, vectors, torch.cat([part.labels for part in parts]))
                 classes = torch.arange(len(task.objective.classes), device=vectors.device)
-                fresh = dict(self._head(_means(encoded, classes), task).named_parameters())
+                fresh = dict(self._head(_means(encoded, classes, task), task).named_parameters())
                 for key, parameter in learner.head(name).items():
                     parameter.copy_(fresh[key])
 
@@ -104,9 +106,11 @@ def _is_single_choice(task: mtmeta.Task) -> bool:
     return task.objective.labelled == "one" and classes > 1 and (outputs == classes or (classes, outputs) == (2, 1))
 
 
-def _means(features: mtmeta.Features, classes: Tensor) -> Tensor:
+def _means(features: mtmeta.Features, classes: Tensor, task: mtmeta.Task) -> Tensor:
     """Return the mean vector of each class [N, V * D]; a class without examples has its own at the origin."""
-    vectors = features.vectors.flatten(1)
+    import torch
+
+    vectors = torch.stack([view.flatten(1) for view in task.views(features.vectors)]).mean(dim=0)
     members = (features.labels == classes[:, None]).to(vectors.dtype)  # [N, B]
     means: Tensor = members @ vectors / members.sum(dim=1, keepdim=True).clamp(min=1)
     return means

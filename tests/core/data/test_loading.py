@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -237,11 +238,11 @@ def by_hand(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]
     return a, b
 
 
-def dataset(texts: Sequence[tuple[str, str | None]], inputs: mtmeta.Inputs, max_length: int) -> Dataset:
+def dataset(texts: Sequence[tuple[str, str | None]], inputs: mtmeta.Inputs, max_length: int, **options: Any) -> Dataset:
     rows = [mtmeta.Example(a, b, 0, str(i)) for i, (a, b) in enumerate(texts)]
     task: mtmeta.Task = ClassificationTask(train="x", labels=2)
     if inputs != "single":
-        task = Para(train="x", pair_mode=inputs)
+        task = Para(train="x", pair_mode=inputs, **options)
     return from_examples("t", task, "dev", rows, letters(max_length))
 
 
@@ -257,6 +258,8 @@ TEXT = st.text("abcdefgh", min_size=1, max_size=12)
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6), st.integers(4, 20))
 def test_truncation(texts: list[tuple[str, str]], max_length: int) -> None:
     cross = dataset(texts, "cross", max_length)
+    both = dataset(texts, "cross", max_length, orders="both")
+    swapped = dataset([(b, a) for a, b in texts], "cross", max_length)
     separate = dataset(texts, "separate", max_length)
     single = dataset([(a, None) for a, _ in texts], "single", max_length)
     cut = 0
@@ -270,12 +273,13 @@ def test_truncation(texts: list[tuple[str, str]], max_length: int) -> None:
         types += [0] * (len(a) + 2) + [1] * (len(b) + 1)
         assert sequences(separate, 0)[i] == sequences(single)[i] == [1, *first[: max_length - 2], 3]
         assert sequences(separate, 1)[i] == [1, *second[: max_length - 2], 3]
-    assert cross.truncated == cut
+    assert cross.truncated == both.truncated == cut
+    assert (sequences(both), sequences(both, 1)) == (sequences(cross), sequences(swapped))
     assert cross.stores[0].types is not None and cross.stores[0].types.tolist() == types
     assert single.truncated == sum(len(a) > max_length - 2 for a, _ in texts)
     assert separate.truncated == sum(len(text) > max_length - 2 for pair in texts for text in pair)
     assert separate.stores[0].types is None
-    for made in (cross, separate, single):
+    for made in (cross, both, separate, single):
         assert len(made) == len(texts)
         assert made.tokens == sum(len(store.ids) for store in made.stores)
         assert all(

@@ -19,7 +19,7 @@ class Case:
     """Sequences by store and example, as plain lists, and the dataset that holds them."""
 
     sequences: list[list[list[int]]]
-    types: list[list[int]] | None
+    types: list[list[list[int]]] | None
     dataset: Dataset
 
 
@@ -27,13 +27,13 @@ class Case:
 def cases(draw: st.DrawFn) -> Case:
     count = draw(st.integers(1, 12))
     stores = draw(st.integers(1, 2))
-    typed = stores == 1 and draw(st.booleans())
+    typed = draw(st.booleans())
     token = st.integers(0, 30_000)
     sequences = [[draw(st.lists(token, min_size=1, max_size=9)) for _ in range(count)] for _ in range(stores)]
-    types = [[draw(st.integers(0, 1)) for _ in one] for one in sequences[0]] if typed else None
+    types = [[[draw(st.integers(0, 1)) for _ in one] for one in rows] for rows in sequences] if typed else None
     made = []
-    for rows in sequences:
-        flat = None if types is None else np.array([t for row in types for t in row], dtype=np.uint8)
+    for number, rows in enumerate(sequences):
+        flat = None if types is None else np.array([t for row in types[number] for t in row], dtype=np.uint8)
         offsets = np.cumsum([0, *map(len, rows)])
         made.append(TokenStore(np.array([i for row in rows for i in row], dtype=np.int32), flat, offsets))
     labels = np.arange(count) / 8.0
@@ -51,7 +51,11 @@ def indices_of(data: st.DataObject, case: Case) -> list[int]:
 def test_pack_sequences_equals_a_naive_loop(case: Case, data: st.DataObject) -> None:
     indices = indices_of(data, case)
     packed = pack_sequences(case.dataset.stores, np.array(indices))
-    given_order = [(rows[i], case.types[i] if case.types else None) for rows in case.sequences for i in indices]
+    given_order = [
+        (rows[i], case.types[number][i] if case.types else None)
+        for number, rows in enumerate(case.sequences)
+        for i in indices
+    ]
     ids, positions, types = list[int](), list[int](), list[int]()
     lengths, place = list[int](), dict[int, int]()
     for length in range(1, 10):

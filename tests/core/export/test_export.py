@@ -37,9 +37,12 @@ PAIR = {"train": "pairs.tsv", "dev": "pairs.tsv", "batch_size": 4}
 TASKS: dict[str, dict[str, Any]] = {
     "same": {"task": "para", **PAIR},
     "same-cross": {"task": "para", "pair_mode": "cross", **PAIR},
+    "same_both": {"task": "para", "orders": "both", **PAIR},
+    "same-cross-both": {"task": "para", "pair_mode": "cross", "orders": "both", **PAIR},
     "near": {"task": "similarity", "label": "is_duplicate", "high": 3, **PAIR},
     "near_none": {"task": "similarity", "label": "is_duplicate", "activation": "none", "low": -1, **PAIR},
-    "near_cross": {"task": "similarity", "label": "is_duplicate", "pair_mode": "cross", **PAIR},
+    "near_cross": {"task": "similarity", "label": "is_duplicate", "pair_mode": "cross", "orders": "both", **PAIR},
+    "near_both": {"task": "similarity", "label": "is_duplicate", "orders": "both", **PAIR},
     "three": {"task": "pair_classification", "label": "is_duplicate", "labels": ["0", "1", "caf\u00e9 | `x`"], **PAIR},
     "type": {"task": "sts", "train": "sample", "dev": "sample"},  # nn.ModuleDict would not take this name
 }
@@ -104,6 +107,10 @@ def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
             (at / f"block{number}.py").write_text(block)
             runpy.run_path(str(at / f"block{number}.py"))
     return capsys.readouterr().out.splitlines()
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "README.md").read_text(encoding="utf-8")
 
 
 def front_matter(folder: Path) -> Any:
@@ -242,7 +249,7 @@ def test_one_task_and_encoders_of_their_own(apart: Path, tmp_path: Path, texts: 
 # --------------------------------------------------------------------------------------------------------------- ONNX
 
 
-ONNX_TASKS = ["kind", "grade", "same-cross", "near"]
+ONNX_TASKS = ["kind", "grade", "same-cross", "same_both", "same-cross-both", "near"]
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +291,8 @@ def test_labels_of_onnx_graphs_and_the_cards_code(
         "outputs": ["logits", "probabilities"],
     }
     assert labels["tasks"]["near"]["high"] == 3
+    assert [name for name, task in labels["tasks"].items() if "orders" in task] == ["same_both", "same-cross-both"]
+    assert "| `same-cross-both.onnx` | a pair in one sequence, and swapped in a second |" in card_of(for_onnx)
     assert len(run_card(for_onnx, monkeypatch, capsys, tmp_path)) == len(ONNX_TASKS)
 
 

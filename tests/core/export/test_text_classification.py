@@ -190,6 +190,17 @@ def test_what_has_no_such_head_is_refused(run: Path, tmp_path: Path, monkeypatch
     assert_refused(outcome, 2, "--int8", "did you mean 'row'")
 
 
+def test_pairs_in_both_orders_are_refused(tmp_path: Path) -> None:
+    """AutoModelForSequenceClassification reads one sequence; the other formats have the mean of both."""
+    run = make_run(tmp_path, ("same",), {"same": {**SAME, "orders": "both"}}, "individual")
+    with pytest.raises(mtmeta.UsageError, match=r"task 'same': answers by the mean over both orders of a pair"):
+        export(run, "text-classification", tasks=["same"])
+    predictor = mtmeta.load(run, device="cpu")
+    straight, turned = (predictor.predict("same", pairs) for pairs in (PAIRS, [(b, a) for a, b in PAIRS]))
+    for one, other in zip(straight, turned, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)  # type: ignore[union-attr]
+
+
 def test_recipes_that_cannot_have_the_head(tmp_path: Path, capsys: Capture) -> None:
     recipe = json.loads(quick(tmp_path, "joint").read_text())
     recipe["tasks"]["same"] = {**SAME, "pair_mode": "separate", "head": "hf"}

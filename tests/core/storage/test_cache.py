@@ -48,6 +48,7 @@ TASKS: dict[str, mtmeta.Task] = {
     "single": Sst(train="d.tsv"),
     "separate": Sts(train="d.tsv"),
     "cross": Para(train="d.tsv", pair_mode="cross"),
+    "both": Para(train="d.tsv", pair_mode="cross", orders="both"),
 }
 WORDS = ("the", "film", "was", "good", "bad", "not", "very", "unbelievable", "caf\u00e9", "!", "\u4e2d\u6587")
 
@@ -127,6 +128,13 @@ def test_cached_and_uncached_are_equal(name: str, tmp_path: Path, backbone: mtme
     assert len(entries(tmp_path / "cache")) == 1
 
 
+def longest_first(one: list[int], other: list[int]) -> tuple[list[int], list[int]]:
+    one, other = list(one), list(other)
+    while len(one) + len(other) > 13:
+        (one if len(one) > len(other) else other).pop()
+    return one, other
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_the_ids_are_those_of_one_text_at_a_time(name: str, tmp_path: Path, backbone: mtmeta.LoadedBackbone) -> None:
     task = TASKS[name]
@@ -136,9 +144,8 @@ def test_the_ids_are_those_of_one_text_at_a_time(name: str, tmp_path: Path, back
         texts = [example.text, *([example.pair] if example.pair else [])]
         parts = [tokenizer.encode([text])[0] for text in texts]
         if task.inputs == "cross":
-            while len(parts[0]) + len(parts[1]) > 13:
-                (parts[0] if len(parts[0]) > len(parts[1]) else parts[1]).pop()
-            parts = [[*parts[0], *tokenizer.middle, *parts[1]]]
+            pairs = [parts, parts[::-1]] if task.both_orders else [parts]
+            parts = [[*one, *tokenizer.middle, *other] for one, other in (longest_first(*pair) for pair in pairs)]
         for store, part in zip(data.stores, parts, strict=True):
             wanted = [*tokenizer.prefix, *part[:14], *tokenizer.suffix]
             assert store.ids[store.offsets[i] : store.offsets[i + 1]].tolist() == wanted
@@ -236,6 +243,7 @@ def test_what_decides_the_arrays_decides_the_key(tmp_path: Path, backbone: mtmet
         cache_key(replace(classes, text="sentence1"), file, sha256, backbone),
         cache_key(Para(train="d.tsv"), file, sha256, backbone),
         cache_key(Para(train="d.tsv", pair_mode="cross"), file, sha256, backbone),
+        cache_key(Para(train="d.tsv", pair_mode="cross", orders="both"), file, sha256, backbone),
     ]
     assert None not in others
     assert len({base, *others}) == 1 + len(others)

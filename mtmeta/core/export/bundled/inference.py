@@ -83,23 +83,24 @@ class OnnxModel:
         return inputs
 
     def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        """Give token ids and segments of the texts; twice where both texts of a pair stand apart."""
+        """Give token ids and segments of the texts; twice where a pair has two sequences."""
         prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
         inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
+        both = self.descriptions[task].get("orders") == "both"
         if inputs == "cross":
             room -= len(middle)
-            ids, types = [], []
-            for a, b in zip(
-                self._ids([text[0] for text in texts]), self._ids([text[1] for text in texts]), strict=True
-            ):
-                kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first
-                first, second = [*prefix, *a[: room - kept], *middle], [*b[:kept], *suffix]
-                ids.append(first + second)
-                types.append([0] * len(first) + [1] * len(second))
-            yield ids, types
+            columns = [self._ids([text[i] for text in texts]) for i in range(2)]
+            for firsts, seconds in (columns, columns[::-1])[: 2 if both else 1]:
+                ids, types = [], []
+                for a, b in zip(firsts, seconds, strict=True):
+                    kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first
+                    first, second = [*prefix, *a[: room - kept], *middle], [*b[:kept], *suffix]
+                    ids.append(first + second)
+                    types.append([0] * len(first) + [1] * len(second))
+                yield ids, types
             return
-        columns = [list(texts)] if inputs == "single" else [[text[i] for text in texts] for i in range(2)]
-        for column in columns:
+        apart = [list(texts)] if inputs == "single" else [[text[i] for text in texts] for i in range(2)]
+        for column in apart:
             ids = [[*prefix, *row[:room], *suffix] for row in self._ids(column)]
             yield ids, [[0] * len(row) for row in ids]
 

@@ -6,7 +6,8 @@
     model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")]
 
 Shapes: `B` texts or pairs, `T` tokens of the longest, padding included, `D` hidden, `V` vectors an example (2 where
-both texts of a pair are encoded apart, else 1), `C` outputs of a head. Copy and change this file as you like.
+both texts of a pair are encoded apart, or a pair in both orders, else 1), `C` outputs of a head. Copy and change this
+file as you like.
 """
 
 from __future__ import annotations
@@ -145,7 +146,15 @@ class MultiTaskModel(nn.Module):
         pooled = torch.stack(
             [self._pool(task, ids, types) for ids, types in self._sequences(task, texts)], dim=1
         )  # [B, V, D]
-        outputs: Tensor = self.heads._modules[task](pooled)  # type: ignore[misc]
+        head: Any = self.heads._modules[task]
+        description = self.descriptions[task]
+        outputs: Tensor
+        if description.get("orders") == "both":  # the mean of what the head says of (a, b) and of (b, a)
+            apart = description["inputs"] == "separate"
+            given, swapped = (pooled, pooled.flip(1)) if apart else (pooled[:, :1], pooled[:, 1:])
+            outputs = (head(given) + head(swapped)) / 2
+        else:
+            outputs = head(pooled)
         return outputs
 
     @torch.inference_mode()
@@ -201,23 +210,24 @@ class MultiTaskModel(nn.Module):
         return pooled
 
     def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        """Give token ids and segments of the texts, cut to `max_length`; twice for pairs that stand apart."""
+        """Give token ids and segments of the texts, cut to `max_length`; twice where a pair has two sequences."""
         prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
         inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
+        both = self.descriptions[task].get("orders") == "both"
         if inputs == "cross":
             room -= len(middle)
-            ids, types = [], []
-            for a, b in zip(
-                self._ids([text[0] for text in texts]), self._ids([text[1] for text in texts]), strict=True
-            ):
-                kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first
-                first, second = [*prefix, *a[: room - kept], *middle], [*b[:kept], *suffix]
-                ids.append(first + second)
-                types.append([0] * len(first) + [1] * len(second))
-            yield ids, types
+            columns = [self._ids([text[i] for text in texts]) for i in range(2)]
+            for firsts, seconds in (columns, columns[::-1])[: 2 if both else 1]:
+                ids, types = [], []
+                for a, b in zip(firsts, seconds, strict=True):
+                    kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first
+                    first, second = [*prefix, *a[: room - kept], *middle], [*b[:kept], *suffix]
+                    ids.append(first + second)
+                    types.append([0] * len(first) + [1] * len(second))
+                yield ids, types
             return
-        columns = [list(texts)] if inputs == "single" else [[text[i] for text in texts] for i in range(2)]
-        for column in columns:
+        apart = [list(texts)] if inputs == "single" else [[text[i] for text in texts] for i in range(2)]
+        for column in apart:
             ids = [[*prefix, *row[:room], *suffix] for row in self._ids(column)]
             yield ids, [[0] * len(row) for row in ids]
 

@@ -453,6 +453,7 @@ def mates_do_not_matter(loaded: mtmeta.LoadedBackbone, count: int) -> None:
         "sts": Sts(train="sample", activation="none"),
         "para-cross": Para(train="sample", pair_mode="cross"),
         "sts-cross": Sts(train="sample", pair_mode="cross"),
+        "para-both": Para(train="sample", pair_mode="cross", orders="both"),
     }
     model = MultiTaskModel(loaded.encoder, tasks, seed=1).eval()
     for name, dataset in datasets_of(loaded, tasks, count).items():
