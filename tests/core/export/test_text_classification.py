@@ -198,7 +198,7 @@ def test_pairs_in_both_orders_are_refused(tmp_path: Path) -> None:
     predictor = mtmeta.load(run, device="cpu")
     straight, turned = (predictor.predict("same", pairs) for pairs in (PAIRS, [(b, a) for a, b in PAIRS]))
     for one, other in zip(straight, turned, strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)  # type: ignore[union-attr]
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-6)
 
 
 def test_recipes_that_cannot_have_the_head(tmp_path: Path, capsys: Capture) -> None:
