@@ -33,6 +33,9 @@ class Packed:
     """Of texts whose words have labels, where the first piece of each word stands in the batch [W], int64: text after
     text in the order given, whatever sequences they were cut into. None of all others."""
 
+    windows: Tensor | None = None
+    """Of texts that are read in windows, how many sequences each text is [B], int64. None of all others."""
+
     def to(self, device: torch.device) -> Packed:
         """Return the batch on `device`; from pinned memory the copy runs beside the work that the GPU has before it."""
         if self.ids.device == device:
@@ -47,7 +50,8 @@ class Packed:
         types = None if self.types is None else change(self.types)
         ids, positions, lengths, order = map(change, (self.ids, self.positions, self.lengths, self.order))
         words = None if self.words is None else change(self.words)
-        return Packed(ids, positions, types, lengths, self.groups, order, words)
+        windows = None if self.windows is None else change(self.windows)
+        return Packed(ids, positions, types, lengths, self.groups, order, words, windows)
 
 
 @dataclass(frozen=True)

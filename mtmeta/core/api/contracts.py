@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
-from mtmeta.core.api.option_types import Carve, Inputs, NonNegativeFloat, Pooling, PositiveFloat, PositiveInt
+from mtmeta.core.api.option_types import Carve, Inputs, LongText, NonNegativeFloat, Pooling, PositiveFloat, PositiveInt
 from mtmeta.core.errors import DataError, PluginError, RecipeError
 from mtmeta.core.tables.data_file import DataFile, Dialect
 
@@ -81,6 +81,9 @@ class Task(Component):
     head: Literal["hf"] | None = None
     """`hf`: the head that transformers' models for sequence classification have, on the first token, so that
     `mtmeta export --format text-classification` can write one; default: the task's own, on the mean over tokens."""
+    long: LongText | None = None
+    """How texts longer than max_length are read: in windows, {window: 128, stride: 64, pool: mean}; default: they are
+    cut. For its options see `mtmeta show section tasks.TASK.long`."""
     dialect: Dialect | None = None
     """How this task's files are read; default: the recipe's `data` section."""
 

@@ -37,6 +37,24 @@ class Carve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongText:
+    """Texts longer than the encoder takes, read in windows that overlap: `long: {window: 128, stride: 64}`.
+
+    Every window is a sequence of its own, with special tokens; heads get the pool of the windows' vectors.
+    """
+
+    window: Annotated[int, Field(ge=8, le=100_000)] = 128
+    """Most tokens of a window, special tokens included; at most the encoder's max_length."""
+    stride: PositiveInt = 64
+    """Tokens from the beginning of a window to that of the next (not those that two windows share, which other
+    libraries call so): at most as many as a window has of the text, so that none is left out."""
+    pool: Literal["mean", "max"] = "mean"
+    """What becomes of the vectors of a text's windows: their mean, or the greatest of each number."""
+    most: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Most windows of a text; one that would take more is cut, and counted as cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LeaveOut:
     """A fold that a run does not see: `leave_out: {folds: 5, fold: 2}`; `mtmeta teach` trains a run for each.
 

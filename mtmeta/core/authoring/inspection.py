@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,8 @@ def inspect(
             carved = split == "dev" and isinstance(task.dev, Carve)
             splits[split] = _facts(data, task.objective.classes, datasets.get((name, "train")), carved=carved)
             splits[split]["readings"] = [] if carved else _other_readings(recipe, name, split, sources)
-        facts["tasks"][name] = {"task": task.name, "inputs": task.inputs, "splits": splits}
+        long = None if task.long is None else asdict(task.long)
+        facts["tasks"][name] = {"task": task.name, "inputs": task.inputs, "long": long, "splits": splits}
     facts["across"] = list(_across(datasets))
     return facts, list(problems.values())
 

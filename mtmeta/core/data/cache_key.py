@@ -42,6 +42,7 @@ def cache_key(
         *(sha256, file.path.name, file.dialect, *([] if file.table is None else [f"#{file.table}"])),
         *([_installed("pyarrow")] if file.is_parquet else []),
         *(["open labels"] if open_labels else []),
+        *([] if task.long is None else [task.long]),
         *(task.name, task.inputs, task.objective, options),
         *(backbone.max_length, tokenizer.prefix, tokenizer.middle, tokenizer.suffix),
         [(name, hashlib.sha256(data).hexdigest()) for name, data in vocabulary.items()],

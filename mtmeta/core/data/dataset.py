@@ -21,17 +21,25 @@ UNCACHED = Cache(None)
 
 
 @dataclass(frozen=True)
+class Words:
+    """Where the words of N texts are."""
+
+    firsts: NDArray[np.int32]
+    """Of each word [W], text after text, how many tokens of its text stand before its first piece."""
+    offsets: NDArray[np.int64]
+    """The words of text i are those from offsets[i] to offsets[i + 1]."""
+
+
+@dataclass(frozen=True)
 class Parts:
-    """The sequences that the tokens of N texts are cut into, so that no word is left out, and where their words are."""
+    """The sequences that the tokens of N texts are cut into, and where their words are, if these have labels."""
 
     lengths: NDArray[np.int32]
     """Tokens of each sequence, text after text."""
     offsets: NDArray[np.int64]
     """The sequences of text i are those from offsets[i] to offsets[i + 1]."""
-    firsts: NDArray[np.int32]
-    """Of each word [W], text after text, how many tokens of its text stand before its first piece."""
-    words: NDArray[np.int64]
-    """The words of text i are those from words[i] to words[i + 1]."""
+    words: Words | None = None
+    """None where the sequences are windows of a long text."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class TokenStore:
     full: NDArray[np.int32] | None = None
     """How long each sequence [N] would be if nothing were cut."""
     parts: Parts | None = None
-    """Where texts whose words have labels are cut into sequences; None where each is one."""
+    """Where texts are cut into several sequences; None where each is one."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -102,22 +110,27 @@ class Dataset:
 
     @property
     def parts(self) -> Parts | None:
-        """Where the words of each example are, if words have labels."""
+        """Where examples are cut into several sequences, if they are."""
         return self.stores[0].parts if self.stores else None
+
+    @property
+    def words(self) -> NDArray[np.int64] | None:
+        """Where the words of each example begin and end [N + 1], if words have labels."""
+        return None if self.parts is None or self.parts.words is None else self.parts.words.offsets
 
     def places(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where the labels of the examples `indices` stand in `labels`."""
-        if self.parts is None:
+        words = self.words
+        if words is None:
             return indices
-        words = self.parts.words
         return ramp(words[indices], words[indices + 1] - words[indices])
 
     def by_example(self, values: NDArray[np.float64]) -> NDArray[Any]:
         """Return labels or predictions, which stand as `labels` do, as metrics get them: an entry an example [N]."""
-        if self.parts is None:
+        if self.words is None:
             return values
         whole = values.astype(np.int64).tolist()
-        return entries([tuple(whole[start:stop]) for start, stop in pairwise(self.parts.words.tolist())])
+        return entries([tuple(whole[start:stop]) for start, stop in pairwise(self.words.tolist())])
 
     @property
     def of_label(self) -> NDArray[np.float64]:
@@ -127,12 +140,12 @@ class Dataset:
         by kinds has its share of rare classes too; so it is with the classes of its words. Of rows of numbers it is
         their mean.
         """
-        if self.parts is not None:
+        if self.words is not None:
             classes, at = np.unique(self.labels, return_inverse=True)
             by_rarity = np.argsort(np.bincount(at), kind="stable")
             rank = np.empty(len(classes), dtype=np.int64)
             rank[by_rarity] = np.arange(len(classes))
-            rarest = np.minimum.reduceat(rank[at], self.parts.words[:-1])
+            rarest = np.minimum.reduceat(rank[at], self.words[:-1])
             return np.asarray(classes[by_rarity[rarest]], dtype=np.float64)
         if self.labels.ndim == 1:
             return self.labels
@@ -160,8 +173,9 @@ def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> D
     """Make the dataset whose arrays are an entry of the cache."""
     arrays, meta = entry.arrays, entry.meta
     parts = None
-    if "firsts" in arrays:
-        parts = Parts(arrays["part-lengths"], arrays["part-offsets"], arrays["firsts"], arrays["word-offsets"])
+    if "part-lengths" in arrays:
+        words = Words(arrays["firsts"], arrays["word-offsets"]) if "firsts" in arrays else None
+        parts = Parts(arrays["part-lengths"], arrays["part-offsets"], words)
     stores = tuple(
         TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"], arrays.get(f"full-{i}"), parts)
         for i in range(2)
@@ -190,11 +204,10 @@ def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> D
 
 
 def _append_parts(writer: Writer, parts: Parts, at: NDArray[np.int64]) -> None:
-    for name, values, offsets in (
-        ("part-lengths", parts.lengths, ("part-offsets", parts.offsets)),
-        ("firsts", parts.firsts, ("word-offsets", parts.words)),
-    ):
-        key, bounds = offsets
+    columns = [("part-lengths", parts.lengths, "part-offsets", parts.offsets)]
+    if parts.words is not None:
+        columns.append(("firsts", parts.words.firsts, "word-offsets", parts.words.offsets))
+    for name, values, key, bounds in columns:
         counts = bounds[at + 1] - bounds[at]
         writer.append(name, values[ramp(bounds[at], counts)])
         writer.append_lengths(key, counts)

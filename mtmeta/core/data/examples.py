@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmeta.core.api.contracts import Example, Task
-from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, append_words, hashes
+from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_texts, append_words, hashes
 from mtmeta.core.errors import DataError, NoExamples, PluginError
 from mtmeta.core.registry.guard import blame, fault
 from mtmeta.core.storage.cache import Writer
@@ -75,7 +75,8 @@ def write_examples(
             unreadable += append_words(writer, backbone, rows.texts)
         else:
             writer.append("labels", np.array(rows.labels, dtype=np.float64))
-            append_tokens(writer, inputs, backbone, rows.texts, rows.pairs, both_orders=task.both_orders)
+            how: dict[str, Any] = {"long": task.long, "both_orders": task.both_orders}
+            append_texts(writer, inputs, backbone, rows.texts, rows.pairs, **how)
     bad = parser.bad.merged(file.bad) if file else parser.bad
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)

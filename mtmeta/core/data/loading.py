@@ -22,8 +22,8 @@ from mtmeta.core.data.cache_key import cache_key
 from mtmeta.core.data.carving import carved, carved_digest
 from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, bad_rows_of, dataset_of, select
 from mtmeta.core.data.examples import bad_rows, write_examples
-from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_tokens, append_words
-from mtmeta.core.errors import DataError
+from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_texts, append_words
+from mtmeta.core.errors import DataError, RecipeError
 from mtmeta.core.recipe.sections import DataOptions
 from mtmeta.core.registry.guard import blame
 from mtmeta.core.storage.addresses import is_remote, part_address
@@ -61,6 +61,7 @@ def load_split(
         load = partial(load_split, name, bare, "train", options, root, backbone, cache=cache, sources=sources)
         whole = _hold(cache, (bare, options, root), split, load)
         return _carve(replace(whole, task=name), task.dev, split)
+    _check_windows(name, task, backbone)
     strict = options.on_bad_rows == "error"
     if open_labels is None:
         open_labels = strict and split != "train"
@@ -188,10 +189,25 @@ def from_texts(
             append_words(writer, backbone, texts)
         else:
             writer.append("labels", np.zeros(len(texts)))
-            append_tokens(writer, inputs or task.inputs, backbone, texts, pairs, both_orders=task.both_orders)
+            long = None if inputs else task.long
+            how: dict[str, Any] = {"long": long, "both_orders": task.both_orders}
+            append_texts(writer, inputs or task.inputs, backbone, texts, pairs, **how)
         return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
     return dataset_of(name, "predict", "", in_memory(fill), "")
+
+
+def _check_windows(name: str, task: Task, backbone: WithTokenizer) -> None:
+    """Raise RecipeError where the encoder does not take a task's windows, or they would leave words out."""
+    if (long := task.long) is None:
+        return
+    if long.window > backbone.max_length:
+        message = f"is {long.window}, and backbone.max_length {backbone.max_length}; lower the one or raise the other"
+        raise RecipeError(f"tasks.{name}.long.window", message)
+    room = long.window - len(backbone.tokenizer.prefix) - len(backbone.tokenizer.suffix)
+    if long.stride > room:
+        message = f"is {long.stride}, and a window has {room} tokens of the text: what is between would be left out"
+        raise RecipeError(f"tasks.{name}.long.stride", message)
 
 
 def _check_classes(task: Task, split: str, dataset: Dataset) -> None:

@@ -16,19 +16,21 @@ import torch
 from numpy.typing import NDArray
 
 from mtmeta.core.api.batch import Batch, Chunk, Packed
-from mtmeta.core.data.dataset import Dataset, Parts, TokenStore
+from mtmeta.core.data.dataset import Dataset, Parts, TokenStore, Words
 from mtmeta.core.data.tokens import ramp
 
 
 def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> Packed:
     """Pack the sequences `indices` of each store; all of the first store come before those of the second."""
-    parts = stores[0].parts
+    parts, windows = stores[0].parts, None
     if parts is None:
         lengths = np.concatenate([store.offsets[indices + 1] - store.offsets[indices] for store in stores])
         starts = np.concatenate([store.offsets[indices] for store in stores])
         source = np.repeat(np.arange(len(stores)), len(indices))
     else:
         lengths, starts = _sequences_of(stores[0], parts, indices)
+        if parts.words is None:
+            windows = torch.from_numpy(parts.offsets[indices + 1] - parts.offsets[indices])
         source = np.zeros(len(lengths), dtype=np.int64)
     given = lengths
     by_length = np.argsort(lengths, kind="stable")
@@ -40,6 +42,9 @@ def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> 
     of = np.repeat(source, lengths) if len(stores) > 1 else source  # [S], the store of each token
     ids = _gathered([store.ids for store in stores], of, where)
     segments = [store.types for store in stores if store.types is not None]  # of every store, or of none
+    words = None
+    if parts is not None and parts.words is not None:
+        words = torch.from_numpy(_words_of(stores[0], parts, parts.words, indices, given, by_length))
     values, counts = np.unique(lengths, return_counts=True)
     return Packed(
         ids=ids,
@@ -48,7 +53,8 @@ def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> 
         lengths=torch.from_numpy(lengths),
         groups=tuple(zip(counts.tolist(), values.tolist(), strict=True)),
         order=torch.from_numpy(np.argsort(by_length)),
-        words=None if parts is None else torch.from_numpy(_words_of(stores[0], parts, indices, given, by_length)),
+        words=words,
+        windows=windows,
     )
 
 
@@ -78,14 +84,15 @@ def _sequences_of(
 def _words_of(
     store: TokenStore,
     parts: Parts,
+    words: Words,
     indices: NDArray[np.int64],
     lengths: NDArray[np.int64],
     by_length: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """Return where the first piece of each word is in a batch whose sequences, of `lengths`, are sorted by length."""
-    counts = parts.words[indices + 1] - parts.words[indices]
+    counts = words.offsets[indices + 1] - words.offsets[indices]
     sizes = store.offsets[indices + 1] - store.offsets[indices]
-    firsts = parts.firsts[ramp(parts.words[indices], counts)].astype(np.int64)
+    firsts = words.firsts[ramp(words.offsets[indices], counts)].astype(np.int64)
     unsorted = np.repeat(np.cumsum(sizes) - sizes, counts) + firsts
     before = np.cumsum(lengths) - lengths
     sequence = np.searchsorted(before, unsorted, side="right") - 1

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer, Tokenizer
-from mtmeta.core.api.option_types import Inputs
+from mtmeta.core.api.option_types import Inputs, LongText
 from mtmeta.core.storage.cache import Writer
 
 NO_WORD = re.compile(r"\W+")
@@ -87,6 +87,23 @@ class _Part(NamedTuple):
     kept: Ints
 
 
+def append_texts(
+    writer: Writer,
+    inputs: Inputs,
+    backbone: WithTokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str],
+    *,
+    long: LongText | None,
+    both_orders: bool,
+) -> None:
+    """Append the ids of examples as they enter the encoder: cut to `max_length`, or in windows."""
+    if long is None:
+        append_tokens(writer, inputs, backbone, texts, pairs, both_orders=both_orders)
+    else:
+        append_windows(writer, backbone, texts, long)
+
+
 def append_tokens(
     writer: Writer,
     inputs: Inputs,
@@ -135,6 +152,31 @@ def _append_pairs(
     writer.append(f"full-{store}", (lengths + others + special).astype(np.int32))
     writer.append(f"types-{store}", np.repeat(np.tile(np.array([0, 1], dtype=np.uint8), len(lengths)), counts))
     return cut.astype(np.uint8)
+
+
+def append_windows(writer: Writer, backbone: WithTokenizer, texts: Sequence[str], long: LongText) -> None:
+    """Append the ids of texts in windows that overlap, special tokens in place: each is a sequence.
+
+    Windows begin every `long.stride` tokens until one reaches the end of the text; a text that takes more than
+    `long.most` of them is cut after that many, and counted in `cut`.
+    """
+    tokenizer = backbone.tokenizer
+    prefix, suffix = tuple(tokenizer.prefix), tuple(tokenizer.suffix)
+    special = len(prefix) + len(suffix)
+    room = long.window - special
+    ids, lengths = _flat(tokenizer, texts)
+    wanted = 1 + np.maximum(0, -(-(lengths - room) // long.stride))  # [N]
+    counts = np.minimum(wanted, long.most)
+    begins = ramp(np.zeros_like(counts), counts) * long.stride  # [windows], within its text
+    kept = np.minimum(np.repeat(lengths, counts) - begins, room)
+    starts = np.repeat(np.cumsum(lengths) - lengths, counts) + begins
+    inner = ids[ramp(starts, kept)]
+    sizes = kept + special  # [windows]
+    _append(writer, 0, tokenizer, prefix, _Part(inner, kept, kept), suffix, firsts=np.cumsum(counts) - counts)
+    writer.append("part-lengths", sizes.astype(np.int32))
+    writer.append_lengths("part-offsets", counts)
+    writer.append("full-0", (lengths + special).astype(np.int32))
+    writer.append("cut", (wanted > counts).astype(np.uint8))
 
 
 def append_words(writer: Writer, backbone: WithTokenizer, texts: Sequence[str]) -> int:
@@ -197,8 +239,17 @@ def _cuts(sizes: Ints, room: int) -> list[tuple[int, int]]:
     return [*cuts, (first, len(sizes))]
 
 
-def _append(writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int, ...] | _Part) -> None:
-    """Append sequences that are made of the parts in order; ids alone stand in every sequence."""
+def _append(
+    writer: Writer,
+    store: int,
+    tokenizer: Tokenizer,
+    *parts: tuple[int, ...] | _Part,
+    firsts: Ints | None = None,
+) -> None:
+    """Append sequences that are made of the parts in order; ids alone stand in every sequence.
+
+    Several sequences are one text where `firsts` [N] says which is the first of each.
+    """
     sizes = [part.kept if isinstance(part, _Part) else np.int64(len(part)) for part in parts]
     totals: Ints = np.sum(np.broadcast_arrays(*sizes), axis=0, dtype=np.int64)
     ids = np.empty(totals.sum(), dtype=np.int64)
@@ -218,7 +269,7 @@ def _append(writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int,
     if len(ids) and not 0 <= ids.min() <= ids.max() <= limit:
         raise ValueError(f"token ids from {ids.min()} to {ids.max()}, expected 0 to {limit}")
     writer.append(f"ids-{store}", ids.astype(dtype))
-    writer.append_lengths(f"offsets-{store}", totals)
+    writer.append_lengths(f"offsets-{store}", totals if firsts is None else np.add.reduceat(totals, firsts))
 
 
 def ramp(starts: Ints, lengths: Ints) -> Ints:

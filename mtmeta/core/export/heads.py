@@ -56,6 +56,8 @@ def describe_tasks(
 
 def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
     vectors = 2 if task.inputs == "separate" else 1
+    if task.long is not None:
+        raise _refusal(name, task, "texts that are read in windows")
     if getattr(head, "takes", "pooled") != "pooled":
         raise _refusal(name, task, f"a head that takes whole sequences, {type(head).__name__}")
     kind = type(head)  # not isinstance: a subclass may compute anything

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from mtmeta.core.api.contracts import Component, Metric
 from mtmeta.core.api.losses import ClassLoss
 from mtmeta.core.api.optimizers import OptimizerOptions
+from mtmeta.core.api.option_types import LongText
 from mtmeta.core.api.schedules import ScheduleOptions
 from mtmeta.core.errors import UsageError
 from mtmeta.core.recipe.sections import SECTIONS, AverageOptions, StopOptions, TeacherOptions
@@ -28,6 +29,7 @@ FIXED_PARTS: dict[str, dict[str, type[Any]]] = {
         "training.average": AverageOptions,
         "training.stop": StopOptions,
         "tasks.TASK.loss": ClassLoss,
+        "tasks.TASK.long": LongText,
     },
     "optimizer": {part.name: part for part in get_args(get_args(OptimizerOptions)[0])},
     "schedule": {part.name: part for part in get_args(get_args(ScheduleOptions)[0])},

@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -366,6 +366,8 @@ class _RecipeReader:
         if task.both_orders and (task.inputs == "single" or task.objective.labelled == "words"):
             message = "both is for pairs with one answer each, which this task has not; leave it out"
             self.fail((*path, "orders"), f"tasks.{name}.orders: {message}")
+        if task.long is not None:
+            self._fail_options(path, _long_faults(task))
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and inspect.unwrap(type(task).sample) is Task.sample:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
@@ -422,6 +424,18 @@ def _default(data: Mapping[str, Any], key: str, default: Any) -> Any:
 
 def _valid_tasks(parts: Mapping[str, Any]) -> dict[str, Task]:
     return {name: task for name, task in parts["tasks"].items() if task is not None}
+
+
+def _long_faults(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield (option, what is wrong) where a task's texts cannot be read in windows."""
+    if task.inputs != "single":
+        yield "long", "is for tasks of one text, and this one has two; leave it out"
+    elif task.objective.labelled == "words":
+        yield "long", "is not needed, texts whose words have labels are never cut; leave it out"
+    elif task.head == "hf":
+        yield "long", "does not go with head: hf, which takes one sequence; leave one of them out"
+    elif task.long is not None and task.long.stride >= task.long.window:
+        yield "long.stride", f"must be below the window, which is {task.long.window}, found {task.long.stride}"
 
 
 def _with_dev_seed(task: Any, seed: int) -> Any:

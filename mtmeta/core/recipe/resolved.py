@@ -22,7 +22,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "on_bad_rows": {"leave_out": None},
     "grad_accumulation": {"average": None, "shards": None, "stop": None},
     "layer_decay": {"adapter_lr": None},
-    "loss_weight": {"head": None, "loss": None, "out_of_scope": None},
+    "loss_weight": {"head": None, "long": None, "loss": None, "out_of_scope": None},
     "batch_tokens": {"calibrate": False},
     "pair_mode": {"orders": "given"},
 }

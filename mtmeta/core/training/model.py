@@ -52,6 +52,18 @@ def first_pool(hidden: Tensor, packed: Packed) -> Tensor:
     return hidden[begins[packed.order]].float()
 
 
+def pool_windows(vectors: Tensor, windows: Tensor, pool: str) -> Tensor:
+    """Return the mean or the greatest of each text's vectors, [N, D] -> [B, D]; text i has `windows[i]` of the N."""
+    most = int(windows.max())
+    text = torch.repeat_interleave(windows, output_size=len(vectors))  # [N], of which text
+    places = torch.arange(len(vectors), device=vectors.device) - (windows.cumsum(0) - windows)[text] + text * most
+    beside = 0.0 if pool == "mean" else -torch.inf
+    # side by side, [B, most, D]: both ways are deterministic then, and can be differentiated twice
+    table = vectors.new_full((len(windows) * most, vectors.shape[1]), beside).index_copy(0, places, vectors)
+    table = table.view(len(windows), most, -1)
+    return table.sum(1) / windows[:, None] if pool == "mean" else table.amax(1)
+
+
 def build_head(
     name: str,
     task: Task,
@@ -274,6 +286,9 @@ class MultiTaskModel(nn.Module):
             pooled = first_pool(hidden, packed)  # [V * B, D]
         else:
             pooled = mean_pool(hidden, packed, twice_differentiable=self.twice_differentiable)
+        if packed.windows is not None:
+            long = self.tasks[task].long
+            pooled = pool_windows(pooled, packed.windows, "mean" if long is None else long.pool)
         return pooled.view(self.vectors(task), -1, self.hidden_size).transpose(0, 1)
 
     def encode(self, task: str, packed: Packed) -> Tensor:

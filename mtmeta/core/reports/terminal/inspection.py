@@ -14,14 +14,17 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     """Give lines on every task and split."""
     for name, task in facts["tasks"].items():
         for split, facts_of_split in task["splits"].items():
-            yield from _split(name, split, facts_of_split, facts["max_length"], pairs=task["inputs"] != "single")
+            yield from _split(name, split, facts_of_split, facts["max_length"], task)
     for shared in facts["across"]:
         share = _share(shared["rows"], shared["of"])
         clause = f"{shared['split']} examples share a sentence with what {shared['train_of']} trains on"
         yield f"{shared['task']}: {shared['rows']} of {shared['of']} {clause} ({share})"
 
 
-def _split(name: str, split: str, facts: dict[str, Any], max_length: int, *, pairs: bool) -> Iterator[str]:
+def _split(
+    name: str, split: str, facts: dict[str, Any], max_length: int, task: dict[str, Any]
+) -> Iterator[str]:
+    pairs, long = task["inputs"] != "single", task["long"]
     rows, bad = facts["rows"], facts["bad"]
     taken = " taken out of" if facts["carved"] else ""
     yield f"{name} {split}: {rows:,} rows,{taken} {safe(facts['file'], 200)}"
@@ -37,9 +40,15 @@ def _split(name: str, split: str, facts: dict[str, Any], max_length: int, *, pai
     tokens = facts["tokens"]
     spread = ", ".join(f"{key[1:]}% {value:.0f}" for key, value in tokens.items() if key[0] == "p")
     cut = f"{tokens['cut']:,} of {tokens['sequences']:,} ({tokens['cut_share']:.1%}) cut at {max_length}"
+    if long:
+        cut = f"{tokens['cut']:,} ({tokens['cut_share']:.1%}) cut after {long['most']} windows"
     yield f"    tokens a sequence: mean {tokens['mean']:.1f}, {spread}, longest {tokens['longest']}; {cut}"
     if parted := tokens.get("several"):
-        yield f"    {name}: {parted} of {rows} {split} texts are longer than {max_length} and read in several sequences"
+        longer, ways = (long["window"], "windows") if long else (max_length, "sequences")
+        yield f"    {name}: {parted} of {rows} {split} texts are longer than {longer} and read in several {ways}"
+    elif tokens["cut"] and not pairs:
+        windows = f"{{window: {max_length}, stride: {max_length // 2}}}"
+        yield f"    {name}: to read what is cut, set tasks.{name}.long: {windows}"
     of = f"of {rows} {split} examples"
     if repeated := facts["duplicates"]["rows"]:
         other = facts["duplicates"]["of_other_labels"]
