@@ -32,6 +32,10 @@ Margin = Annotated[
     float | None,
     typer.Option(metavar="X", help="Say which rows are not inferior to a baseline: surely better than a loss of X."),
 ]
+Tasks = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Tasks that count; others are helpers. Default: all, the same in each recipe."),
+]
 NoPlugin = Annotated[
     list[str] | None, typer.Option("--no-plugin", metavar="NAME", help="Leave a plugin out; repeatable.")
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtmeta.cli.options import Baseline, Json, Margin, NoPlugin, warn
+from mtmeta.cli.options import Baseline, Json, Margin, NoPlugin, Tasks, warn
 
 
 def runs(
@@ -38,6 +38,7 @@ def report(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="The page; default report.html.")] = None,
     baseline: Baseline = None,
     margin: Margin = None,
+    tasks: Tasks = None,
     no_texts: Annotated[
         bool, typer.Option("--no-texts", help="Name the worst errors by their ids; the page holds no text of the data.")
     ] = False,
@@ -61,6 +62,7 @@ def report(
     options: dict[str, Any] = {
         "baseline": baseline,
         "margin": margin,
+        "tasks": () if tasks is None else tasks.split(","),
         "texts": not no_texts,
         "block": no_plugin or [],
         "warn": warn,

@@ -240,11 +240,7 @@ def _cuts(sizes: Ints, room: int) -> list[tuple[int, int]]:
 
 
 def _append(
-    writer: Writer,
-    store: int,
-    tokenizer: Tokenizer,
-    *parts: tuple[int, ...] | _Part,
-    firsts: Ints | None = None,
+    writer: Writer, store: int, tokenizer: Tokenizer, *parts: tuple[int, ...] | _Part, firsts: Ints | None = None
 ) -> None:
     """Append sequences that are made of the parts in order; ids alone stand in every sequence.
 

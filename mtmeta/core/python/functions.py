@@ -37,7 +37,7 @@ from mtmeta.core.studies.adaptations import Shots
 from mtmeta.core.studies.compare import RECIPES, compare_recipes
 from mtmeta.core.studies.curve import FRACTIONS, learning_curve
 from mtmeta.core.studies.launching.placement import place
-from mtmeta.core.studies.protocol import Protocol
+from mtmeta.core.studies.protocol import Protocol, chosen_tasks
 from mtmeta.core.studies.tuning.tune import IN_FLIGHT, SEEDS, TRIALS, check_place, study_folder, tune_recipe
 from mtmeta.core.wording import quote
 
@@ -121,6 +121,7 @@ def compare(
     baseline: str | Sequence[str] | None = None,
     margin: float | None = None,
     until: Literal["interval"] | None = None,
+    tasks: Sequence[str] = (),
     jobs: int | None = None,
     on: str | None = None,
     block: Sequence[str] = (),
@@ -135,11 +136,12 @@ def compare(
     them. Runs lie in `out`, named after recipe, seed and digest: those that are finished are used as they are, those
     that were cut go on. `baseline` names the recipes that differences are to; by default the one that trains each task
     alone. With a `margin` a row is not inferior to a baseline if its interval lies above -margin. `until="interval"`
-    gives a row no further seeds once its interval excludes 0 at one of a few looks. Runs are processes of this machine,
-    `jobs` at a time, or jobs of a launcher: `on="slurm"`, with its options among the overrides, as `launcher.gpus=1`.
-    Recipes, files and device are checked before the first run begins. Raises MtmetaError, RecipeError where the recipes
-    do not measure the same, DataError where they read other data, Incomplete, with the comparison of the others, where
-    runs of some recipes failed.
+    gives a row no further seeds once its interval excludes 0 at one of a few looks. `tasks` are those that count, by
+    default all, which all recipes must have then; what recipes train beside them are helpers. Runs are processes of
+    this machine, `jobs` at a time, or jobs of a launcher: `on="slurm"`, with its options among the overrides, as
+    `launcher.gpus=1`. Recipes, files and device are checked before the first run begins. Raises MtmetaError,
+    RecipeError where the recipes do not measure the same, DataError where they read other data, Incomplete, with the
+    comparison of the others, where runs of some recipes failed.
     """
     if isinstance(recipes, str | Path | Mapping | Recipe):
         raise UsageError("recipes", "is one recipe; give a list of them")
@@ -150,7 +152,7 @@ def compare(
     if until not in (None, "interval"):
         raise UsageError("--until", f"must be interval, found {quote(str(until))}")
     baselines = (baseline,) if isinstance(baseline, str) else tuple(baseline or ())
-    protocol = Protocol(baselines, margin, until == "interval")
+    protocol = Protocol(baselines, margin, until == "interval", chosen_tasks(tasks, "tasks"))
     placement, request = place(request, on, jobs=jobs)
     return Comparison(compare_recipes(paths, request, protocol, placement, seeds=seeds, add_seeds=add_seeds, say=say))
 
@@ -332,19 +334,21 @@ def report(
     out: str | Path | None = None,
     baseline: str | Sequence[str] | None = None,
     margin: float | None = None,
+    tasks: Sequence[str] = (),
     texts: bool = True,
     block: Sequence[str] = (),
     warn: Say = _quietly,
 ) -> Path:
     """Write one self-contained HTML page about runs to `out`, by default report.html here; return its path.
 
-    Runs of one recipe with several seeds are one row of the comparison; `baseline` and `margin` are as in `compare`.
-    Without `texts` the page holds no text of the data, only ids. Raises MtmetaError, and MachineError without
-    matplotlib.
+    Runs of one recipe with several seeds are one row of the comparison; `baseline`, `margin` and `tasks` are as in
+    `compare`. Without `texts` the page holds no text of the data, only ids. Raises MtmetaError, and MachineError
+    without matplotlib.
     """
     several = [runs] if isinstance(runs, str | Path | Run) else list(runs)
     folders = [_folder(run) for run in several]
-    options: Any = {"baseline": baseline, "margin": margin, "texts": texts, "block": block, "warn": warn}
+    options: Any = {"baseline": baseline, "margin": margin, "tasks": tasks, "texts": texts}
+    options |= {"block": block, "warn": warn}
     return write_report(folders, out=out, **options)
 
 

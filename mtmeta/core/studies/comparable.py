@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.api.option_types import Carve
-from mtmeta.core.errors import DataError, RecipeError
+from mtmeta.core.errors import DataError, RecipeError, UsageError
 from mtmeta.core.recipe.resolved import describe
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.tables.data_file import Dialect
-from mtmeta.core.wording import quote, safe
+from mtmeta.core.wording import did_you_mean, quote, safe
 
 # options of a task that say how it is trained; which files it has, their hashes say
 TRAINING = ("batch_size", "inner_steps", "loss_weight", "loss", "train", "dev", "test")
-MODEL = ("pair_mode", "orders", "activation")  # options of a task that say how it is modelled
+MODEL = ("pair_mode", "orders", "activation", "long")  # options of a task that say how it is modelled
 VERSIONS = ("mtmeta", "torch", "device", "precision")
 Fact = tuple[str, str, str]
 """Row, run, and the value it has."""
@@ -46,24 +46,35 @@ class Planned:
         return self.folder.recipe.exists() and self.folder.lock_file.exists()
 
 
-def check_alike(recipes: Sequence[Recipe]) -> None:
-    """Raise RecipeError unless all measure the same: tasks, their inputs and labels, metrics, splits."""
+def check_alike(recipes: Sequence[Recipe], tasks: Sequence[str] = ()) -> None:
+    """Raise RecipeError unless all measure the same: tasks, their inputs and labels, metrics, splits.
+
+    `tasks` are those that count, by default all. Raises UsageError for one that a recipe lacks.
+    """
+    for name in tasks:
+        for recipe in recipes:
+            if name not in recipe.tasks:
+                message = f"{quote(name)} is no task of {quote(recipe.name)}{did_you_mean(name, recipe.tasks)}"
+                raise UsageError("--tasks", f"{message} (tasks: {', '.join(recipe.tasks)})")
     one = recipes[0]
     for other in recipes[1:]:
-        for message in _contradictions(one, other, quote(other.name)):
+        for message in _contradictions(one, other, quote(other.name), tasks):
             raise RecipeError(one.name, message)
 
 
-def _contradictions(one: Recipe, other: Recipe, who: str) -> Iterator[str]:
-    if sorted(one.tasks) != sorted(other.tasks):
+def _contradictions(one: Recipe, other: Recipe, who: str, tasks: Sequence[str]) -> Iterator[str]:
+    if not tasks and sorted(one.tasks) != sorted(other.tasks):
         names = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
-        yield f"has the tasks {names}; compare recipes of the same tasks"
+        common = [name for name in one.tasks if name in other.tasks]
+        fix = f"or say which count: --tasks {','.join(common)}" if common else "these have none in common"
+        yield f"has the tasks {names}; compare recipes of the same tasks, {fix}"
     for key, verb in (("report_on", "reports on"), ("select_on", "selects on")):
         splits = getattr(one.evaluation, key), getattr(other.evaluation, key)
         if splits[0] != splits[1]:
             yield f"{verb} {splits[0]}, {who} on {splits[1]}; --set evaluation.{key}={splits[0]}"
     used = {*splits_read(one), *splits_read(other)}
-    for name, task in one.tasks.items():
+    for name in tasks or one.tasks:
+        task = one.tasks[name]
         taken = task.dev, other.tasks[name].dev
         if taken[0] != taken[1] and "dev" in used and any(isinstance(dev, Carve) for dev in taken):
             message = f"takes another dev split out of task {quote(name)} than {who}; give both the same"
@@ -103,19 +114,28 @@ def check_data(runs: Sequence[Planned]) -> None:
                 raise DataError(str(run.folder.path), message)
 
 
-def notes_on_recipes(recipes: Sequence[Recipe]) -> list[str]:
-    """Return a line for each differing option that is not the regime's own: backbone, share of the data, selection."""
+def notes_on_recipes(recipes: Sequence[Recipe], tasks: Sequence[str] = ()) -> list[str]:
+    """Return a line for each differing option that is not the regime's own: backbone, share of the data, selection.
+
+    `tasks` are those that count, by default all; what recipes train beside them is told too.
+    """
     facts: dict[str, list[Fact]] = {}
+    helpers = {recipe.name: ", ".join(n for n in recipe.tasks if tasks and n not in tasks) for recipe in recipes}
+    lines = [
+        f"{safe(name)} also trains {safe(more)}, which do not count here." for name, more in helpers.items() if more
+    ]
     for recipe in recipes:
-        for key, value in _background(describe(recipe)):
+        for key, value in _background(describe(recipe), tasks):
             facts.setdefault(key, []).append((recipe.name, recipe.name, _shown(value)))
-    return [line for key, listed in facts.items() for line in _differing(key, listed, len(recipes))]
+    return lines + [line for key, listed in facts.items() for line in _differing(key, listed, len(recipes))]
 
 
-def _background(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _background(data: Mapping[str, Any], tasks: Sequence[str]) -> Iterator[tuple[str, Any]]:
     yield from ((f"backbone.{key}", value) for key, value in data["backbone"].items())
     yield "data.train_fraction", data["data"]["train_fraction"]
     for name, task in data["tasks"].items():
+        if tasks and name not in tasks:
+            continue
         yield from ((f"tasks.{name}.{key}", task[key]) for key in (*MODEL, "loss") if key in task)
     yield "training.precision", data["training"]["precision"]
     yield "training.stop", data["training"]["stop"]

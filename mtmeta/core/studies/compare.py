@@ -54,11 +54,13 @@ def compare_recipes(
     if placement.detach and protocol.until_interval:
         raise UsageError("--detach", "cannot be with --until, for looks on the way decide which runs there are")
     registry = build_registry(block=request.block, warn=request.warn)
-    plan = plan_runs(recipes, registry, 1, request)
+    plan = plan_runs(recipes, registry, 1, request, protocol.tasks)
     protocol = protocol.settled(plan)
     register = Register.of(Path(request.out or "."), plan)
-    count = _seeds(register, seeds, add_seeds, lambda count: plan_runs(recipes, registry, count, request), say)
-    plan = plan_runs(recipes, registry, count, request)
+    count = _seeds(
+        register, seeds, add_seeds, lambda count: plan_runs(recipes, registry, count, request, protocol.tasks), say
+    )
+    plan = plan_runs(recipes, registry, count, request, protocol.tasks)
     looks = protocol.looks(len(next(iter(plan.values()))))
     if placement.launcher is None and request.device not in (
         "auto",
@@ -112,9 +114,12 @@ def _seeds(
 
 
 def plan_runs(
-    paths: Sequence[str | Path], registry: Registry, seeds: int, request: RunRequest
+    paths: Sequence[str | Path], registry: Registry, seeds: int, request: RunRequest, tasks: Sequence[str] = ()
 ) -> dict[str, list[Planned]]:
-    """Plan the runs of each recipe, by its name. All that is wrong with the recipes is raised together."""
+    """Plan the runs of each recipe, by its name. All that is wrong with the recipes is raised together.
+
+    `tasks` are those that count, by default all, which then must be the same in all recipes.
+    """
     plan: dict[str, list[Planned]] = {}
     problems: dict[str, MtmetaError] = {}  # a wrong `--set` is wrong for every recipe
     for path in paths:
@@ -128,7 +133,7 @@ def plan_runs(
             for one in error.problems if isinstance(error, Problems) else [error]:
                 problems.setdefault(str(one), one)
     raise_all(list(problems.values()))
-    check_alike([row[0].recipe for row in plan.values()])
+    check_alike([row[0].recipe for row in plan.values()], tasks)
     return plan
 
 

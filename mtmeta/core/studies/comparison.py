@@ -56,7 +56,7 @@ def comparison(
     that were looked at on the way.
     """
     first = next(iter(plan.values()))[0].recipe
-    metrics = _metrics(first, registry)
+    metrics = _metrics(first, registry, protocol.tasks)
     summaries = {name: [_summary(run) for run in row] for name, row in plan.items()}
     several = sum(map(len, plan.values())) > 1  # a run alone is compared with nothing
     predictions = {task: _predictions(plan, task, metric) for task, metric in metrics.items() if several}
@@ -64,7 +64,7 @@ def comparison(
         for runs, run_summaries, values, seen in zip(plan.values(), summaries.values(), of.rows, of.seen, strict=True):
             for run, summary, of_run, beside in zip(runs, run_summaries, values, seen, strict=True):
                 _check_value(run, summary, task, metrics[task], of.labels, of_run, beside)
-    signs = signs_of(first, registry)
+    signs = signs_of(first, registry, protocol.tasks)
     rows = [_row(runs, summaries[name], list(signs)) for name, runs in plan.items()]
     for row in rows:
         row["look"] = asdict(look) if looks and (look := looks.get(row["name"])) else None
@@ -80,29 +80,33 @@ def comparison(
         "metrics": {task: metric.name for task, metric in metrics.items()},
         "signs": signs,
         "rows": rows,
-        "notes": notes_on_recipes([row[0].recipe for row in plan.values()]) + notes_on_runs(plan),
+        "notes": notes_on_recipes([row[0].recipe for row in plan.values()], protocol.tasks) + notes_on_runs(plan),
         "left_out": {},
     }
 
 
-def signs_of(recipe: Recipe, registry: Registry) -> dict[str, float]:
+def signs_of(recipe: Recipe, registry: Registry, tasks: Sequence[str] = ()) -> dict[str, float]:
     """Return of each task, and of the mean, 1 where more is better, -1 where less is, and 0 where nothing is.
 
-    Of metrics that point in different directions the mean says nothing of better or worse.
+    `tasks` are those that count, by default all. Of metrics that point in different directions the mean says nothing of
+    better or worse.
     """
-    signs = {task: 1.0 if metric.greater_is_better else -1.0 for task, metric in _metrics(recipe, registry).items()}
+    metrics = _metrics(recipe, registry, tasks)
+    signs = {task: 1.0 if metric.greater_is_better else -1.0 for task, metric in metrics.items()}
     return signs | {MEAN: next(iter(signs.values())) if len(set(signs.values())) == 1 else 0.0}
 
 
-def _metrics(recipe: Recipe, registry: Registry) -> dict[str, Metric]:
-    return {name: registry.get("metric", task.metrics[0], "tasks") for name, task in recipe.tasks.items()}
+def _metrics(recipe: Recipe, registry: Registry, tasks: Sequence[str]) -> dict[str, Metric]:
+    return {name: registry.get("metric", recipe.tasks[name].metrics[0], "tasks") for name in tasks or recipe.tasks}
 
 
 def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequence[str]) -> dict[str, Any]:
     """Build the row of one recipe, without differences; which column is best is settled among all rows."""
     cells = {}
+    tasks = [column for column in columns if column != MEAN]
     for column in columns:
-        values = [summary.mean if column == MEAN else summary.tasks[column].value for summary in summaries]
+        of = tasks if column == MEAN else [column]
+        values = [fmean([summary.tasks[task].value for task in of]) for summary in summaries]
         mean, low, high = over_seeds(values)
         if low is None and column != MEAN:  # of one run its own interval, over its examples
             low, high = summaries[0].tasks[column].low, summaries[0].tasks[column].high

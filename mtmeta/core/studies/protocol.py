@@ -36,12 +36,14 @@ class Protocol:
 
     `baselines` are the rows that differences are to; without any it is the row that trains each task alone. A row is
     not inferior to a baseline if its interval lies above -`margin`. With `until_interval` a row gets no further seeds
-    once its interval of the mean, beside the first baseline, excludes 0 at one of the looks.
+    once its interval of the mean, beside the first baseline, excludes 0 at one of the looks. `tasks` are those that are
+    compared, by default all: what recipes train beside them are helpers.
     """
 
     baselines: tuple[str, ...] = ()
     margin: float | None = None
     until_interval: bool = False
+    tasks: tuple[str, ...] = ()
 
     def settled(self, plan: Mapping[str, Sequence[Planned]]) -> Protocol:
         """Return the protocol with its baselines found among the rows. Raises UsageError for one that is none."""
@@ -75,6 +77,17 @@ class Protocol:
         return looks(seeds)
 
 
+def chosen_tasks(names: Sequence[str], place: str) -> tuple[str, ...]:
+    """Return the tasks that are to count. Raises UsageError for a name twice, an empty one, and a text."""
+    if isinstance(names, str):
+        raise UsageError(place, f"is the text {quote(names)}, expected a list of names")
+    chosen = tuple(name.strip() for name in names)
+    for name in chosen:
+        if not name or chosen.count(name) > 1:
+            raise UsageError(place, f"has {quote(name)} twice; name each task once" if name else "has an empty name")
+    return chosen
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -86,6 +99,7 @@ class _Record(BaseModel):
     baselines: list[str]
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
     until_interval: bool
+    tasks: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -135,7 +149,7 @@ class Register:
         record = self.read()
         if record is None:
             began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            plan = asdict(protocol) | {"baselines": list(protocol.baselines)}
+            plan = asdict(protocol) | {"baselines": list(protocol.baselines), "tasks": list(protocol.tasks)}
             record = _Record(began=began, finished=finished, seeds=seeds, planned_seeds=seeds, **plan)
         elif record.seeds == seeds and (protocol.until_interval or not record.ended):
             return record
@@ -167,8 +181,12 @@ def departures(record: _Record, protocol: Protocol) -> list[str]:
     if record.finished:
         lines.append(f"This was planned when {record.finished} of the runs were finished already.")
     words = {"margin": "margin", "baselines": "baselines", "until_interval": "rule of when a row has run enough"}
-    before: dict[str, Any] = record.model_dump() | {"baselines": tuple(record.baselines)}
-    now = asdict(protocol)
+    words["tasks"] = "choice of tasks"
+    before: dict[str, Any] = record.model_dump() | {
+        "baselines": tuple(record.baselines),
+        "tasks": tuple(record.tasks) or ("all",),
+    }
+    now = asdict(protocol) | {"tasks": protocol.tasks or ("all",)}
     if record.planned_seeds is not None:
         words["seeds"] = "number of seeds"
         before["seeds"], now["seeds"] = record.planned_seeds, record.seeds

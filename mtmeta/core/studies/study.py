@@ -57,7 +57,7 @@ class Study:
 
     def check(self, recipes: Sequence[str | Path]) -> None:
         """Check and fetch what the runs need before the first of them begins, so that no two of them wait for it."""
-        if self.protocol.until_interval and not signs_of(self.runs[0].recipe, self.registry)[MEAN]:
+        if self.protocol.until_interval and not signs_of(self.runs[0].recipe, self.registry, self.protocol.tasks)[MEAN]:
             message = "compares means, and these metrics point in different directions; leave it out"
             raise UsageError("--until", message)
         most = "at most " if self.protocol.until_interval else ""

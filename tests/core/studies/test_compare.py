@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,7 +47,8 @@ from mtmeta.core.studies.processes.error_pipe import PIPE, send_error
 from mtmeta.core.studies.processes.pool import Job, run_all, without_options
 from tests.core.run.test_run import write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
-from tests.support.commands import quietly
+from tests.support.commands import assert_refused, call, quietly
+from tests.support.quick import quick
 
 SMALL = {"training": {"steps": 2}, "evaluation": {"every": 1}, "checkpoint": {"every": 1}}
 TASKS = ("sst", "para", "sts")
@@ -140,6 +142,46 @@ def test_the_table_is_that_of_the_summaries(done: Path) -> None:
         assert two["delta"]["value"] == pytest.approx(two["mean"] - one["mean"])
         assert two["delta"]["low"] <= two["delta"]["high"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.usefixtures("no_process")
+def test_tasks_that_count(done: Path) -> None:
+    """Of the same runs: other columns are as they were, and the mean is that of the tasks that count."""
+    whole, some = again(done), again(done, tasks=["sts", "sst"])
+    assert some["metrics"] == {"sts": "pearson", "sst": "accuracy"}
+    for name, row in rows(some).items():
+        assert list(row["columns"]) == ["sts", "sst", "mean"]
+        made = summaries(done, name)
+        means = [(each["tasks"]["sst"]["value"] + each["tasks"]["sts"]["value"]) / 2 for each in made]
+        assert row["columns"]["mean"]["values"] == pytest.approx(means, abs=1e-12)
+        for task in ("sst", "sts"):
+            assert row["columns"][task] == rows(whole)[name]["columns"][task] | {
+                "surely_best": row["columns"][task]["surely_best"]
+            }
+    delta = rows(some)["reptile"]["columns"]["mean"]["delta"]
+    one, two = (fmean(rows(some)[name]["columns"]["mean"]["values"]) for name in ("reptile", "individual"))
+    assert delta["value"] == pytest.approx(one - two)
+    for tasks, words in ((["knd"], "no task of"), (["sst", "sst"], "twice"), ([""], "empty name"), ("sst", "a list")):
+        with pytest.raises(UsageError, match=words):
+            again(done, tasks=tasks)
+
+
+def test_helper_tasks_stand_beside_those_that_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = quick(tmp_path, "individual", name="alone", training={"steps": 1, "precision": "fp32"})
+    plain = plain.rename(tmp_path / "alone.yaml")
+    helped = json.loads(quick(tmp_path, name="helped", training={"steps": 1, "precision": "fp32"}).read_text())
+    helped["tasks"]["more"] = {**helped["tasks"]["kind"], "metrics": ["macro_f1"]}
+    (tmp_path / "helped.yaml").write_text(json.dumps(helped))
+    both = ["alone.yaml", "helped.yaml"]
+    refused = call("compare", *both, "--seeds", "1", cwd=tmp_path, capsys=capsys)
+    assert_refused(refused, 2, "--tasks kind,grade")
+    done = call("compare", *both, "--seeds", "1", "--tasks", "kind,grade", "--json", cwd=tmp_path, capsys=capsys)
+    table = json.loads(done.out)
+    assert [list(row["columns"]) for row in table["rows"]] == [["kind", "grade", "mean"]] * 2
+    assert "helped also trains more, which do not count here." in table["notes"]
+    runs = [run for row in table["rows"] for run in row["runs"]]
+    page = mtmeta.report([tmp_path / run for run in runs], out=tmp_path / "page.html", tasks=["kind", "grade"])
+    assert "helped also trains more" in page.read_text()
 
 
 @pytest.mark.usefixtures("no_process")

@@ -20,6 +20,7 @@ from mtmeta.cli.options import (
     NoPlugin,
     On,
     Set,
+    Tasks,
     run_request,
     show_submitted,
 )
@@ -54,6 +55,7 @@ def compare(
         Until | None,
         typer.Option(help="Give a row no further seeds once its interval excludes 0; --seeds is the most."),
     ] = None,
+    tasks: Tasks = None,
     jobs: Jobs = None,
     on: On = None,
     detach: Detach = False,
@@ -86,9 +88,10 @@ def compare(
         from mtmeta.core.reports.terminal.study_progress import StudyView
         from mtmeta.core.studies.compare import compare_recipes
         from mtmeta.core.studies.launching.placement import place
-        from mtmeta.core.studies.protocol import Protocol
+        from mtmeta.core.studies.protocol import Protocol, chosen_tasks
 
-        protocol = Protocol(tuple(baseline or ()), margin, until is not None)
+        counted = chosen_tasks(tasks.split(","), "--tasks") if tasks is not None else ()
+        protocol = Protocol(tuple(baseline or ()), margin, until is not None, counted)
         numbers: dict[str, Any] = {"seeds": seeds, "add_seeds": add_seeds}
         placement, request = place(request, on, jobs=jobs, detach=detach)
         incomplete: Incomplete | None = None

@@ -22,7 +22,7 @@ from mtmeta.core.reports.verdict import verdict_of
 from mtmeta.core.storage.outputs import write_output
 from mtmeta.core.studies.comparable import Planned, check_alike, check_data
 from mtmeta.core.studies.comparison import comparison
-from mtmeta.core.studies.protocol import Protocol, Register
+from mtmeta.core.studies.protocol import Protocol, Register, chosen_tasks
 from mtmeta.core.studies.tuning.figures import is_study, read_study
 from mtmeta.core.wording import plural, safe
 
@@ -35,6 +35,7 @@ def report(
     out: str | Path | None = None,
     baseline: str | Sequence[str] | None = None,
     margin: float | None = None,
+    tasks: Sequence[str] = (),
     texts: bool = True,
     block: Sequence[str] = (),
     warn: Warn = lambda text: None,
@@ -42,23 +43,24 @@ def report(
     """Write the page of these run directories to `out`, by default report.html here; return its path.
 
     Runs of one recipe with several seeds are one row of the comparison, whatever the order they are given in;
-    `baseline` and `margin` are as in `compare`. Without `texts` the page names examples by their ids alone. Of several
-    runs, those that cannot be read are warned of and named on the page. Raises MtmetaError, where no run can be
+    `baseline`, `margin` and `tasks` are as in `compare`. Without `texts` the page names examples by their ids alone. Of
+    several runs, those that cannot be read are warned of and named on the page. Raises MtmetaError, where no run can be
     read too; MachineError without matplotlib. The folder of a study of `mtmeta tune` gives the page of the search.
     """
     if studies := [run for run in runs if is_study(Path(run))]:
-        if len(runs) > 1 or baseline or margin is not None:
+        if len(runs) > 1 or baseline or margin is not None or tasks:
             message = "is a study of mtmeta tune, which has a page of its own; give it alone"
             raise UsageError(str(studies[0]), message)
         return search.write_page(read_study(studies[0]), out)
     protocol = Protocol((baseline,) if isinstance(baseline, str) else tuple(baseline or ()), margin)
+    protocol = dataclasses.replace(protocol, tasks=chosen_tasks(tasks, "--tasks"))
     registry = build_registry(block=block, warn=warn)
     histories, damaged = _read(list(dict.fromkeys(map(str, runs))), registry, warn)
     histories, double = _distinct(sorted(histories, key=_place), warn)
     rows = _rows([run for run in histories if run.summary is not None])
     results = _results(rows, protocol, registry, warn)
     compared = results.pop("compared")
-    tasks = read_tasks(rows, warn) if rows else []
+    read = read_tasks(rows, warn) if rows else []
     names = list(dict.fromkeys(run.recipe.name for run in histories))
     curves = _metric_curves(histories)
     page = render(
@@ -68,11 +70,11 @@ def report(
         overview=[*_overview(histories), *damaged, *double],
         differences=difference_plot(compared) if compared is not None else [],
         narrow=difference_plot(compared, narrow=True) if compared is not None else [],
-        facts=facts_of(compared, histories, tasks),
+        facts=facts_of(compared, histories, read),
         results=results,
         selected_on=histories[0].recipe.evaluation.select_on,
         curves=list(curves.values()),
-        tasks=[task_section(task, texts=texts) for task in tasks],
+        tasks=[task_section(task, texts=texts) for task in read],
         runs=[run_section(run) for run in histories],
     )
     path = Path(out if out is not None else "report.html")
@@ -138,9 +140,9 @@ def _results(
     if not rows:
         return results | {"lead": "No run is finished."}
     finished = [run for row in rows.values() for run in row]
-    asked, protocol = bool(protocol.baselines), protocol.settled(rows)
+    asked, protocol = bool(protocol.baselines or protocol.tasks), protocol.settled(rows)
     try:
-        check_alike([row[0].recipe for row in rows.values()])
+        check_alike([row[0].recipe for row in rows.values()], protocol.tasks)
         check_data(finished)
         compared = comparison(_baseline_first(rows, protocol), protocol, registry)
     except MtmetaError as error:

@@ -21,9 +21,7 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"{shared['task']}: {shared['rows']} of {shared['of']} {clause} ({share})"
 
 
-def _split(
-    name: str, split: str, facts: dict[str, Any], max_length: int, task: dict[str, Any]
-) -> Iterator[str]:
+def _split(name: str, split: str, facts: dict[str, Any], max_length: int, task: dict[str, Any]) -> Iterator[str]:
     pairs, long = task["inputs"] != "single", task["long"]
     rows, bad = facts["rows"], facts["bad"]
     taken = " taken out of" if facts["carved"] else ""
