@@ -2,10 +2,10 @@
 
     python -m benchmarks.sharing RUNS --data DATA [--task para] [--baseline NAME] [--json]
 
-RUNS is the folder of a finished `mtmeta compare` of recipes of the same tasks. Prints, for all scored rows and for those
-of `--task` that have no sentence (words alone, letter case and punctuation aside) in common with its whole training file:
-the mean of each recipe over its seeds, of the task and of all tasks, and the difference to the baseline, by the same
-paired two-level bootstrap as `compare`.
+RUNS is the folder of a finished `mtmeta compare` of recipes of the same tasks. Prints, for all scored rows and for
+those of `--task` that have no sentence (words alone, letter case and punctuation aside) in common with its whole
+training file: the mean of each recipe over its seeds, of the task and of all tasks, and the difference to the baseline,
+by the same paired two-level bootstrap as `compare`.
 """
 
 from __future__ import annotations
