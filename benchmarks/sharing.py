@@ -89,7 +89,7 @@ def without_sharing(task: Task, recipe: Recipe, data: str) -> set[str]:
         columns = [[each.text for each in examples], [each.pair or "" for each in examples]]
         texts[split] = [each.id for each in examples], hashes(*columns)
     ids, scored = texts["dev"]
-    shares: Array = np.isin(scored, texts["train"][1]).any(axis=1)
+    shares = np.asarray(np.isin(scored, texts["train"][1]).any(axis=1))
     return {name for name, both in zip(ids, shares.tolist(), strict=True) if not both}
 
 
