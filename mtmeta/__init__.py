@@ -75,7 +75,15 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch, Features, Packed
     from mtmeta.core.api.events import Event
-    from mtmeta.core.api.heads import CosineHead, CosinePrototypeHead, LinearHead, MLPHead, PrototypeHead, WordHead
+    from mtmeta.core.api.heads import (
+        CoralHead,
+        CosineHead,
+        CosinePrototypeHead,
+        LinearHead,
+        MLPHead,
+        PrototypeHead,
+        WordHead,
+    )
     from mtmeta.core.api.scalars import Scalar, scalars
     from mtmeta.core.python.functions import (
         adapt,
@@ -115,7 +123,7 @@ _LAZY = {
     for module, names in (
         ("api.batch", "Batch Features Packed"),
         ("api.events", "Event"),
-        ("api.heads", "CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead WordHead"),
+        ("api.heads", "CoralHead CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead WordHead"),
         ("api.scalars", "Scalar scalars"),
         ("run.predictor", "Prediction Predictor"),
         ("python.functions", "adapt compare curve evaluate export plan read_recipe report tune validate"),
@@ -168,6 +176,7 @@ __all__ = [
     "Comparison",
     "Confusion",
     "Constant",
+    "CoralHead",
     "CosineHead",
     "CosinePrototypeHead",
     "DataError",

@@ -10,7 +10,8 @@ import warnings
 from typing import Any
 
 import mtmeta
-from mtmeta.plugins import label_set_metrics, tag_metrics
+from mtmeta.plugins import distance_metrics, label_set_metrics, tag_metrics
+from mtmeta.plugins.distance_metrics import over_targets
 
 # imports stand inside the functions: scikit-learn takes a second to load, and `mtmeta --help` needs none of it
 
@@ -183,8 +184,13 @@ def register_metrics() -> list[mtmeta.Metric]:
         mtmeta.Metric("macro_f1", macro_f1, needs=("classes", "label_sets"), resampled=macro_f1s),
         mtmeta.Metric("oos_recall", oos_recall, needs="classes", resampled=oos_recalls),
         mtmeta.Metric("matthews", matthews, needs="classes", resampled=matthews_correlations),
-        mtmeta.Metric("pearson", pearson, resampled=pearsons),
-        mtmeta.Metric("spearman", spearman, resampled=spearmans),
+        *(
+            mtmeta.Metric(
+                function.__name__, over_targets(function), needs=("any", "targets"), resampled=over_targets(resampled)
+            )
+            for function, resampled in ((pearson, pearsons), (spearman, spearmans))
+        ),
+        *distance_metrics.register(),
         *label_set_metrics.register(),
         *tag_metrics.register(),
     ]

@@ -118,11 +118,7 @@ CASES: list[tuple[int, str | bytes, tuple[str, ...]]] = [
         ("labels.0 must be text, found 1; put it in q",),
     ),
     (17, task("c: {task: regression, low: 5, high: 1, train: a.csv"), ("tasks.c.low must be below high",)),
-    (
-        17,
-        task("c: {task: regression, low: 0, high: 1, train: sample"),
-        ("r.yaml:5:", "has no sample data; name a file"),
-    ),
+    (17, task("c: {task: classification, labels: 2, train: sample"), ("r.yaml:5:", "has no sample data; name a file")),
     (
         18,
         changed("sst: {", "a/../b: {"),

@@ -571,15 +571,15 @@ class Sampler(Component):
         yield from ()
 
 
-Needs = Literal["any", "classes", "label_sets", "words"]
+Needs = Literal["any", "classes", "label_sets", "targets", "words"]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A named function of all labels and predictions (float64 arrays [N], or class indices) to one float.
 
-    Of label sets, both are zeros and ones [N, L], a column for each class; where words have labels, they are arrays [N]
-    of tuples, the index of each word's class.
+    Of label sets, both are zeros and ones [N, L], a column for each class; of several numbers [N, L], with nan for a
+    label that is missing; where words have labels, they are arrays [N] of tuples, the index of each word's class.
     """
 
     name: str
@@ -587,7 +587,8 @@ class Metric:
     greater_is_better: bool = True
     needs: Needs | tuple[Needs, ...] = "any"
     """The labels that it makes sense for, one kind or several; recipes may not name it for other tasks. `any`: a class
-    or a number for each example; `classes`: a class; `label_sets`: any number of classes; `words`: a class a word."""
+    or a number for each example; `classes`: a class; `label_sets`: any number of classes; `targets`: several numbers;
+    `words`: a class a word."""
     resampled: Callable[..., Any] | None = field(default=None, repr=False)
     """The same on D resamples at once, for the bootstrap: labels [N], predictions [N] and how often each example
     stands in each resample, float64 [D, N], to values [D]. Without it the function is called for each."""
@@ -607,6 +608,8 @@ class Metric:
         needs = (self.needs,) if isinstance(self.needs, str) else self.needs
         if objective.labelled == "one":
             return "any" in needs or ("classes" in needs and bool(objective.classes))
+        if objective.labelled == "row" and not objective.classes:
+            return "targets" in needs
         kind = "words" if objective.labelled == "words" else "label_sets"
         return kind in needs and bool(objective.classes)
 

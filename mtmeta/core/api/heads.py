@@ -98,6 +98,26 @@ class LinearHead(nn.Module):
         return outputs[:, 0]
 
 
+class CoralHead(nn.Module):
+    """Concatenate, Linear, GELU, one weight vector and K - 1 biases: [B, V, D] -> [B, K - 1] (Cao et al. 2020).
+
+    An example's outputs are one number of its own, and to each of them a bias that all examples share. The biases begin
+    where the number 0 makes all K classes equally likely: at zeros, the steps of a short training would not get them
+    apart.
+    """
+
+    def __init__(self, hidden_size: int, *, vectors: int = 1, outputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(vectors * hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, 1, bias=False)
+        above = torch.arange(outputs, 0, -1) / (outputs + 1)  # P(y > k) of equally likely classes
+        self.bias = nn.Parameter(above.logit())
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        number: Tensor = self.out(functional.gelu(self.dense(pooled.flatten(1))))  # [B, V * D] -> [B, 1]
+        return number + self.bias
+
+
 class WordHead(nn.Module):
     """One Linear on the first piece of each word: hidden states [S, D] of a packed batch of W words -> [W, C]."""
 

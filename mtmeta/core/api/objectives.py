@@ -64,6 +64,16 @@ class Objective:
         """Names of the classes in index order; empty for regression."""
         return ()
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the numbers of a row, in their order; empty where a label is no row, or of classes."""
+        return tuple(map(str, range(self.width))) if self.labelled == "row" and not self.classes else ()
+
+    @property
+    def partial(self) -> bool:
+        """Whether numbers of a row may be missing, which `parse` gives as nan; `loss` and metrics go without them."""
+        return False
+
     def parse(self, label: object) -> Any:
         """Return the label as a number, or as a row. Raises ValueError with the reason, quoting the user's token."""
         raise NotImplementedError
@@ -154,8 +164,9 @@ class Objective:
         """Return how `decode` and `probabilities` are done, as JSON that goes into an export; None: it has none.
 
         Its key `objective` names a rule that the code beside an export knows, with what that rule needs:
-        `classification` and `binary` (`labels`), `regression` (`low`, `high`), `multi_label` (`labels`, `thresholds`:
-        the logit that each label's has to be above). An export whose rule gives other answers is refused.
+        `classification` and `binary` (`labels`), `ordinal` (`labels`, from the lowest), `regression` (`low`, `high`),
+        `targets` (`labels`, and lists of `low` and `high`), `multi_label` (`labels`, `thresholds`: the logit that each
+        label's has to be above). An export whose rule gives other answers is refused.
         """
         return None
 

@@ -14,8 +14,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.api.option_types import Carve
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.examples import NoGoodRows, bad_rows
@@ -68,7 +70,7 @@ def inspect(
                 problems.setdefault(str(refusal), refusal)
             datasets[name, split] = data
             carved = split == "dev" and isinstance(task.dev, Carve)
-            splits[split] = _facts(data, task.objective.classes, datasets.get((name, "train")), carved=carved)
+            splits[split] = _facts(data, task.objective, datasets.get((name, "train")), carved=carved)
             splits[split]["readings"] = [] if carved else _other_readings(recipe, name, split, sources)
         long = None if task.long is None else asdict(task.long)
         facts["tasks"][name] = {"task": task.name, "inputs": task.inputs, "long": long, "splits": splits}
@@ -101,7 +103,7 @@ def _other_readings(recipe: Recipe, name: str, split: str, sources: Sources) -> 
     return []
 
 
-def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, carved: bool) -> Facts:
+def _facts(data: Dataset, objective: Objective, train: Dataset | None, *, carved: bool) -> Facts:
     facts: Facts = {
         "file": data.file,
         "carved": carved,
@@ -112,7 +114,7 @@ def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, ca
             "first": [{"line": row.line, "reason": row.reason} for row in data.bad[:5]],
         },
         "notes": list(data.notes),
-        "labels": _labels(data, classes),
+        "labels": _labels(data, objective),
         "tokens": _tokens(data),
         "duplicates": _duplicates(data),
     }
@@ -122,19 +124,13 @@ def _facts(data: Dataset, classes: tuple[str, ...], train: Dataset | None, *, ca
     return facts
 
 
-def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
-    labels = data.labels
+def _labels(data: Dataset, objective: Objective) -> Facts:
+    labels, classes = data.labels, objective.classes
     if not classes and labels.ndim > 1:
-        labels = labels.mean(axis=1)
+        columns = zip(objective.targets, labels.T, strict=True)
+        return {"targets": {name: _numbers(column[~np.isnan(column)]) for name, column in columns}}
     if not classes:
-        spread = np.percentile(labels, (25, 50, 75)).tolist()
-        return {
-            "least": float(labels.min()),
-            "greatest": float(labels.max()),
-            "mean": float(labels.mean()),
-            "deviation": float(labels.std()),
-            "quartiles": spread,
-        }
+        return _numbers(labels)
     if labels.ndim > 1:
         sizes = labels.sum(axis=1)
         sets = dict(zip(classes, labels.sum(axis=0).astype(np.int64).tolist(), strict=True))
@@ -143,6 +139,20 @@ def _labels(data: Dataset, classes: tuple[str, ...]) -> Facts:
     counts = np.bincount(labels[labels >= 0].astype(np.int64), minlength=len(classes)).tolist()
     found: Facts = {"classes": dict(zip(classes, counts, strict=True)), "largest_share": max(counts) / len(labels)}
     return found | ({"unseen": dict(data.unseen)} if data.unseen else {})
+
+
+def _numbers(labels: NDArray[np.float64]) -> Facts:
+    """Return how many numbers there are, and where they lie; of none that there are none."""
+    if not len(labels):
+        return {"count": 0}
+    return {
+        "count": len(labels),
+        "least": float(labels.min()),
+        "greatest": float(labels.max()),
+        "mean": float(labels.mean()),
+        "deviation": float(labels.std()),
+        "quartiles": np.percentile(labels, (25, 50, 75)).tolist(),
+    }
 
 
 def _tokens(data: Dataset) -> Facts:
@@ -167,7 +177,7 @@ def _duplicates(data: Dataset) -> Facts:
     if data.parts is not None:
         labels = np.unique([hash(each) for each in data.by_example(labels)], return_inverse=True)[1]
     elif labels.ndim > 1:
-        labels = np.unique(labels, axis=0, return_inverse=True)[1].ravel()
+        labels = np.unique(np.nan_to_num(labels, nan=np.inf), axis=0, return_inverse=True)[1].ravel()
     low, high = np.full(len(counts), np.inf), np.full(len(counts), -np.inf)
     np.minimum.at(low, members, labels)
     np.maximum.at(high, members, labels)

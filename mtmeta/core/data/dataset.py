@@ -138,7 +138,7 @@ class Dataset:
 
         Of label sets it is the rarest class of the set among all examples, L where a set is empty, so that what is cut
         by kinds has its share of rare classes too; so it is with the classes of its words. Of rows of numbers it is
-        their mean.
+        the mean of those that are there.
         """
         if self.words is not None:
             classes, at = np.unique(self.labels, return_inverse=True)
@@ -149,8 +149,8 @@ class Dataset:
             return np.asarray(classes[by_rarity[rarest]], dtype=np.float64)
         if self.labels.ndim == 1:
             return self.labels
-        if not self.whole:
-            return np.asarray(self.labels.mean(axis=1))
+        if not self.whole or self.labels.min() < 0 or self.labels.max() > 1:  # numbers, and no sets
+            return np.asarray(np.nanmean(self.labels, axis=1))
         rarity = np.where(self.labels > 0, self.labels.sum(axis=0), np.inf)
         kinds = np.where(self.labels.any(axis=1), rarity.argmin(axis=1), self.labels.shape[1])
         return np.asarray(kinds, dtype=np.float64)

@@ -200,7 +200,7 @@ class _Parser:
             row = np.asarray(parsed, dtype=np.float64)
         except Exception:  # whatever a plugin's object may raise
             row = np.array([math.nan])
-        if not np.isfinite(row).all():
+        if not np.isfinite(row[~np.isnan(row)] if self._objective.partial else row).all():
             size = "" if self.words else f"{self._objective.width} "
             raise self._wrong(parsed, label, f"a row of {size}finite numbers")
         return row

@@ -92,7 +92,8 @@ def expected(model: MultiTaskModel, name: str, dataset: Dataset) -> list[NDArray
     answers: list[NDArray[Any]] = []
     for indices, _, outputs in evaluation.forward(model, replace(dataset, task=name), batch_tokens=8192):
         chances = objective.probabilities(outputs)
-        parts = [outputs[:, None], objective.decode(outputs)] if chances is None else [outputs, chances]
+        raw = outputs[:, None] if outputs.ndim == 1 else outputs
+        parts = [raw, objective.decode(outputs) if chances is None else chances]
         answers = answers or [np.empty((len(dataset), *part.shape[1:]), dtype=np.float64) for part in parts]
         for whole, part in zip(answers, parts, strict=True):
             whole[indices] = part.double().numpy()

@@ -300,7 +300,7 @@ def _describe_onnx(draft: StagingFolder, described: dict[str, dict[str, Any]], b
     tasks = {}
     for name, task in described.items():
         kept = {key: value for key, value in task.items() if key not in ("head", "pooling")}  # the graph has them
-        outputs = ["logits", "score" if task["objective"] == "regression" else "probabilities"]
+        outputs = ["logits", "score" if task["objective"] in ("regression", "targets") else "probabilities"]
         tasks[name] = {"file": f"{name}.onnx", **kept, "outputs": outputs}
     draft.write("labels.json", as_json({**_sequences(backbone), "tasks": tasks}))
     draft.write("inference.py", (BUNDLED / "inference.py").read_bytes())

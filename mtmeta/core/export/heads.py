@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.heads import (
+    CoralHead,
     CosineHead,
     CosinePrototypeHead,
     LinearHead,
@@ -63,6 +64,8 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
     kind = type(head)  # not isinstance: a subclass may compute anything
     if kind is MLPHead:
         return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
+    if kind is CoralHead:
+        return {"kind": "coral", "outputs": task.objective.outputs, "vectors": vectors}
     if kind in (LinearHead, PrototypeHead):
         outputs = 1 if kind is LinearHead else task.objective.outputs
         return {"kind": "linear", "outputs": outputs, "vectors": vectors}
@@ -104,8 +107,19 @@ def _number(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
     return outputs.clamp(rule["low"], rule["high"]), None
 
 
+def _numbers(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
+    return outputs.clamp(outputs.new_tensor(rule["low"]), outputs.new_tensor(rule["high"])), None
+
+
 def _any_of(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
     return (outputs > outputs.new_tensor(rule["thresholds"])).long(), outputs.sigmoid()
+
+
+def _in_order(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
+    above = outputs.sigmoid()
+    whole = torch.cat([torch.ones_like(above[:, :1]), above, torch.zeros_like(above[:, :1])], dim=1)
+    chances = (whole[:, :-1] - whole[:, 1:]).clamp(min=0)
+    return (outputs > 0).sum(dim=-1), chances / chances.sum(dim=1, keepdim=True)
 
 
 Ruled = tuple[Tensor, Tensor | None]
@@ -114,7 +128,9 @@ RULES: dict[str, Callable[[Tensor, Mapping[str, Any]], Ruled]] = {
     "classification": _one_of,
     "binary": _yes_or_no,
     "regression": _number,
+    "targets": _numbers,
     "multi_label": _any_of,
+    "ordinal": _in_order,
 }
 """What the modules in bundled/ do with raw outputs, by the name of the rule; an export of its own names one."""
 
@@ -174,7 +190,8 @@ class Vector(nn.Module):
 class Answer(nn.Module):
     """The vectors of one sequence, or of two, [N, D] each, to the answers of a task.
 
-    These are (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]).
+    These are (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]);
+    of several numbers (outputs [N, L], the numbers [N, L]).
     """
 
     def __init__(self, head: nn.Module, task: Task, objective: Objective | None = None) -> None:
@@ -190,7 +207,7 @@ class Answer(nn.Module):
         outputs = mean_over(self.head, self.views(pooled))
         probabilities = self.objective.probabilities(outputs)
         if probabilities is None:
-            return outputs[:, None], self.objective.decode(outputs)
+            return outputs[:, None] if outputs.ndim == 1 else outputs, self.objective.decode(outputs)
         return outputs, probabilities
 
 

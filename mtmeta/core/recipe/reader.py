@@ -388,7 +388,8 @@ class _RecipeReader:
         what = {"one": "a class", "row": "sets of labels", "words": "a class for each word"}[task.objective.labelled]
         message = f"metric {quote(metric)} makes no sense for task '{name}', which predicts {what}"
         if not task.objective.classes:
-            message = f"metric {quote(metric)} needs classes, task '{name}' predicts a number"
+            numbers = "several numbers" if task.objective.labelled == "row" else "a number"
+            message = f"metric {quote(metric)} needs classes, task '{name}' predicts {numbers}"
         self.fail(("tasks", name, "metrics"), f"{message}; use {', '.join(fitting)}")
 
     def _check_address(self, file: Any, path: KeyPath) -> None:

@@ -204,14 +204,16 @@ def _as_they_come(items: Iterator[Item]) -> Iterator[list[Item]]:
 def _table(out: IO[str], objective: Objective, *, told: bool) -> Write:
     """CSV: id, label, score, and a column of probabilities for each class; id and score for a task with numbers.
 
-    Of label sets `label` holds all that data files would have there, and there is no score. Whether an answer is an
-    abstention is `told` in a column of its own, as yes or no; then its label is empty.
+    Of label sets `label` holds all that data files would have there, and there is no score; of several numbers a text
+    each has a column. Whether an answer is an abstention is `told` in a column of its own, as yes or no; then its label
+    is empty.
     """
     writer = csv.writer(out, lineterminator="\n")
     classes, sets = objective.classes, objective.labelled != "one"
     names = [] if objective.labelled == "words" else [f"probability_{name}" for name in classes]
+    numbers = [f"score_{name}" for name in objective.targets]
     own = (["label"] if classes else []) + (["abstained"] if told else [])
-    writer.writerow(["id", *own, *([] if sets else ["score"]), *names])
+    writer.writerow(["id", *own, *([] if sets else ["score"]), *names, *numbers])
 
     def write(name: str, prediction: Prediction) -> None:
         score = "" if prediction.score is None else f"{prediction.score:.6g}"
@@ -223,7 +225,8 @@ def _table(out: IO[str], objective: Objective, *, told: bool) -> Write:
             label = objective.show([float(one in prediction.labels) for one in classes])
         shown = [f"{chances[c]:.6g}" if c in chances else "" for c in classes[: len(names)]]
         given = ([label] if classes else []) + (["yes" if prediction.abstained else "no"] if told else [])
-        writer.writerow([name, *given, *([] if sets else [score]), *shown])
+        several = [f"{value:.6g}" for value in (prediction.scores or {}).values()]
+        writer.writerow([name, *given, *([] if sets else [score]), *shown, *several])
 
     return write
 

@@ -50,6 +50,8 @@ class Prediction:
 
     abstained: bool = False
     """Whether no label is given, for the highest probability, which `score` is, lies below the threshold."""
+    scores: dict[str, float] | None = None
+    """The numbers by name, of a task with several for each text; None for all other tasks."""
 
     def json(self) -> dict[str, Any]:
         """Return the fields that are not None, and `abstained` where it is so."""
@@ -60,7 +62,7 @@ class Prediction:
         ]
         fields: dict[str, Any] = {"label": self.label, "score": self.score, "probabilities": self.probabilities}
         fields |= {name: list(value) for name in ("words", "labels") if (value := getattr(self, name)) is not None}
-        fields["spans"] = None if self.spans is None else spans
+        fields |= {"scores": self.scores, "spans": None if self.spans is None else spans}
         shown = {name: value for name, value in fields.items() if value is not None}
         return {**shown, "abstained": True} if self.abstained else shown
 
@@ -253,6 +255,9 @@ def _predictions(
 ) -> list[Prediction]:
     """Return predictions [N] or [N, L], and probabilities [N, C], in the words of the data files."""
     classes = objective.classes
+    if not classes and objective.labelled == "row":
+        numbers = (dict(zip(objective.targets, row, strict=True)) for row in values.tolist())
+        return [Prediction(None, None, None, scores=each) for each in numbers]
     if not classes:
         return [Prediction(None, value, None) for value in values.tolist()]
     rows: list[dict[str, float] | None] = [None] * len(values)

@@ -20,9 +20,12 @@ def describe(tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
     for name, task in tasks.items():
         objective = task.objective
         described[name] = {"pair": task.inputs != "single", "labels": list(objective.classes)}
-        described[name] |= {"several": objective.labelled == "row", "words": objective.labelled == "words"}
+        several = objective.labelled == "row" and bool(objective.classes)
+        described[name] |= {"several": several, "words": objective.labelled == "words"}
         if isinstance(objective, Regression):
             described[name] |= {"low": objective.low, "high": objective.high}
+        if objective.targets:
+            described[name]["targets"] = list(objective.targets)
     return described
 
 
@@ -95,6 +98,9 @@ def _predictions(task: Mapping[str, Any]) -> dict[str, Any]:
         label = {"type": "string", "enum": labels}
         answer = {"labels": {"type": "array", "items": label}} if task["several"] else {"label": label, "score": chance}
         fields = {**answer, "probabilities": {"type": "object", "properties": dict.fromkeys(labels, chance)}}
+    elif targets := task.get("targets"):
+        numbers = {name: {"type": "number"} for name in targets}
+        fields = {"scores": {"type": "object", "properties": numbers}}
     else:
         bounds = {key: task[bound] for key, bound in (("minimum", "low"), ("maximum", "high")) if bound in task}
         fields = {"score": {"type": "number", **bounds}}

@@ -325,12 +325,17 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str, metric: Metri
             seen_of_row.append(beside)
             if labels is None:
                 labels = own_labels
-            elif not np.array_equal(own_labels, labels):
+            elif not same_labels(own_labels, labels):
                 message = f"holds other examples than the other runs; remove {run.folder.path} to train it again"
                 raise CheckpointError(str(path), message)
             predictions_of_row.append(predictions)
     assert labels is not None
     return _OfTask(labels, [np.stack(row) for row in rows], seen)
+
+
+def same_labels(one: Array, other: Array) -> bool:
+    """Return whether two arrays of labels are equal, missing ones included."""
+    return np.array_equal(one, other, equal_nan=one.dtype != object and other.dtype != object)
 
 
 def read_predictions(path: Path, task: Task) -> tuple[Array, Array]:
@@ -368,6 +373,8 @@ def read_with_scores(path: Path, task: Task, scores: bool) -> tuple[Array, Array
         if scores:
             seen["scores"] = np.array([str(row["scores"]).split() for row in written], dtype=np.float64)
         numbers = (labels, predictions) if labels.dtype != object else ()
+        if task.objective.partial:  # a label may be missing
+            numbers = (np.nan_to_num(labels), predictions)
         if not all((np.abs(each) <= LARGEST).all() for each in (*numbers, seen.get("scores", 0.0))):
             raise ValueError("a number that is not finite, or beyond every measure")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

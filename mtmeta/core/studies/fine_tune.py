@@ -115,8 +115,11 @@ def prototypes(
     if task.objective.labelled != "one" or model.takes(few.task) != "pooled":
         message = f"prototype needs a class for each text, task {quote(few.task)} has other labels; use reset"
         raise UsageError("--head", message)
-    if classes < 2 or outputs not in (classes, classes - 1):
+    if classes < 2:
         raise UsageError("--head", f"prototype needs classes, task {quote(few.task)} has none; use reset")
+    if outputs != classes and (classes, outputs) != (2, 1):
+        message = f"prototype scores each class by itself, task {quote(few.task)} does not; use reset"
+        raise UsageError("--head", message)
     head = model.heads[few.task]
     model.replace_head(few.task, nn.Flatten())  # [B, V, D] -> [B, V * D]: the pooled vectors themselves
     try:

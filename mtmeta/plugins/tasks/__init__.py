@@ -5,6 +5,7 @@ from __future__ import annotations
 import mtmeta
 from mtmeta.plugins.tasks.generic import ClassificationTask, PairClassificationTask, RegressionTask, SimilarityTask
 from mtmeta.plugins.tasks.multi_label import MultiLabelTask
+from mtmeta.plugins.tasks.ordinal import OrdinalTask
 from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
@@ -14,4 +15,4 @@ from mtmeta.plugins.tasks.tagging import TaggingTask
 @mtmeta.hookimpl
 def register_tasks() -> list[type[mtmeta.Task]]:
     generic = [ClassificationTask, PairClassificationTask, SimilarityTask, RegressionTask]
-    return [Sst, Para, Sts, *generic, MultiLabelTask, TaggingTask]
+    return [Sst, Para, Sts, *generic, MultiLabelTask, OrdinalTask, TaggingTask]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 import mtmeta
+from mtmeta import sample
+from mtmeta.plugins.tasks.targets import Targets, is_missing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,9 +23,13 @@ Classes = (
     | Annotated[str, Field(min_length=1)]
 )
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Columns = Annotated[tuple[str, ...], Field(min_length=2)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Bound = Number | Annotated[tuple[Number, ...], Field(min_length=2)]
 
 
-def _check_classes(labels: Classes) -> Iterator[tuple[str, str]]:
+def check_classes(labels: Classes) -> Iterator[tuple[str, str]]:
+    """Yield (option, what is wrong) of class names that are not one for each class."""
     names = labels.values() if isinstance(labels, dict) else labels if isinstance(labels, tuple) else ()
     twice = [label for label, count in Counter(names).items() if count > 1]
     if twice:
@@ -60,6 +66,11 @@ def _check_range(low: float, high: float) -> Iterator[tuple[str, str]]:
         yield "low", f"must be below high, which is {high:g}, found {low:g}"
 
 
+def _for_each(bound: float | tuple[float, ...], count: int) -> tuple[float, ...]:
+    """Return a bound of each number: one for all of them, or each its own."""
+    return bound if isinstance(bound, tuple) else (bound,) * count
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassificationTask(mtmeta.Task):
     """One text to one of several classes."""
@@ -89,7 +100,7 @@ class ClassificationTask(mtmeta.Task):
         return replace(self, loss=_fitted(self.objective, counts))
 
     def check(self) -> Iterator[tuple[str, str]]:
-        yield from _check_classes(self.labels)
+        yield from check_classes(self.labels)
         yield from _check_objective(self.objective)
 
     @property
@@ -144,7 +155,7 @@ class PairClassificationTask(_PairColumns):
         return replace(self, loss=_fitted(self.objective, counts))
 
     def check(self) -> Iterator[tuple[str, str]]:
-        yield from _check_classes(self.labels)
+        yield from check_classes(self.labels)
         yield from _check_objective(self.objective)
 
 
@@ -178,35 +189,76 @@ class SimilarityTask(_PairColumns):
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionTask(mtmeta.Task):
-    """One text to a number."""
+    """One text to a number, or to several."""
 
     name = "regression"
 
-    low: Annotated[float, Field(allow_inf_nan=False)]
-    """Least label; predictions are clamped to it."""
-    high: Annotated[float, Field(allow_inf_nan=False)]
-    """Greatest label."""
+    low: Bound
+    """Least label; predictions are clamped to it. Of several columns one for all, or a list."""
+    high: Bound
+    """Greatest label, in the same way."""
     text: str = "sentence"
     """Column of the text."""
-    label: str = "label"
-    """Column of the label."""
+    label: str | Columns = "label"
+    """Column of the label; or a list of columns, of several numbers for each text, of which some may be empty."""
     metrics: Names = ("pearson", "spearman")
-    """Metrics; the first selects."""
+    """Metrics; the first selects. Of several numbers each is the mean over these."""
 
     @property
-    def objective(self) -> mtmeta.Regression:
-        return mtmeta.Regression(self.low, self.high)
+    def objective(self) -> mtmeta.Objective:
+        if isinstance(self.label, tuple):
+            count = len(self.label)
+            return Targets(self.label, _for_each(self.low, count), _for_each(self.high, count))
+        ((low, *_), (high, *_)) = (_for_each(bound, 1) for bound in (self.low, self.high))  # `check` refuses lists
+        return mtmeta.Regression(low, high)
 
     def check(self) -> Iterator[tuple[str, str]]:
-        return _check_range(self.low, self.high)
+        columns = self.label if isinstance(self.label, tuple) else (self.label,)
+        if twice := [name for name, count in Counter(columns).items() if count > 1]:
+            yield "label", f"names column {mtmeta.quote(twice[0])} twice"
+        unfit = False
+        for option, bound in (("low", self.low), ("high", self.high)):
+            if isinstance(bound, tuple) and (len(bound) != len(columns) or isinstance(self.label, str)):
+                unfit = True
+                yield option, f"has {len(bound)} numbers for {len(columns)} columns; give one for each, or one for all"
+        if not unfit:
+            pairs = zip(_for_each(self.low, len(columns)), _for_each(self.high, len(columns)), strict=True)
+            yield from dict.fromkeys(fault for pair in pairs for fault in _check_range(*pair))
+        if self.head == "hf" and isinstance(self.label, tuple):
+            yield "head", "cannot be hf, for label names several columns; leave it out"
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.text,)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
+        if isinstance(self.label, tuple):
+            yield from self._rows(file, self.label)
+            return
         for row in file.rows(self.text, self.label):
             yield mtmeta.Example(row[self.text], label=row[self.label], id=row.id, line=row.line)
 
+    def _rows(self, file: mtmeta.DataFile, columns: tuple[str, ...]) -> Iterator[mtmeta.Example]:
+        """Yield the examples of a file with several numbers in a row, and note how many are missing."""
+        absent = Counter[str]()
+        for row in file.records(self.text, *columns):
+            label = tuple(row[name] for name in columns)
+            absent.update(name for name, value in zip(columns, label, strict=True) if is_missing(value))
+            yield mtmeta.Example(row[self.text], label=label, id=row.id, line=row.line)
+        if absent:
+            counts = ", ".join(f"{mtmeta.quote(name)} {absent[name]:,}" for name in columns if absent[name])
+            file.notes.append(f"numbers are missing ({counts}); the loss and metrics go by those that are there")
+
+    def sample(self, split: str) -> Iterable[mtmeta.Example]:
+        """Yield reviews with their grade from 0 to 4; for two columns two reviews in a text, with the grade of each."""
+        if isinstance(self.label, tuple) and len(self.label) != 2:
+            raise mtmeta.DataError("sample", "its texts have two numbers; name two columns, or a file of your own")
+        rows = sample.examples("sst", split)
+        for one, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
+            if isinstance(self.label, str):
+                yield mtmeta.Example(one.text, label=one.label, id=one.id)
+            else:
+                yield mtmeta.Example(f"{one.text} {other.text}", label=(one.label, other.label), id=one.id)
+
     def build_head(self, hidden_size: int) -> nn.Module:
-        return mtmeta.MLPHead(hidden_size, outputs=None)
+        return mtmeta.MLPHead(hidden_size, outputs=len(self.label) if isinstance(self.label, tuple) else None)

@@ -35,6 +35,7 @@ from mtmeta.plugins.tasks.para import Para
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
 
+NAMES = tuple("01234")
 METRICS = {metric.name: metric for metric in plugin.register_metrics() if metric.fits(mtmeta.Classification(5))}
 TASKS: dict[str, mtmeta.Task] = {
     "sst": Sst(train="sample"),
@@ -125,8 +126,9 @@ def test_shuffling_changes_nothing(name: str) -> None:
     if name == "oos_recall":  # outside the classes
         labels, values = labels - 1, values - 1
     order = np.random.default_rng(3).permutation(len(labels))
-    assert METRICS[name](labels[order], values[order]) == pytest.approx(METRICS[name](labels, values), rel=1e-12)
-    assert METRICS[name].greater_is_better
+    one, other = (METRICS[name](*each, classes=NAMES) for each in ((labels, values), (labels[order], values[order])))
+    assert other == pytest.approx(one, rel=1e-12)
+    assert METRICS[name].greater_is_better == (name not in ("mae", "rmse"))
 
 
 @pytest.mark.parametrize("name", ["pearson", "spearman", "matthews"])

@@ -50,7 +50,8 @@ class OnnxModel:
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
         """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number.
 
-        Of a task with any number of labels a text, these, and the probability of each.
+        Of a task with any number of labels a text, these, and the probability of each; of one with several numbers a
+        text, each of them by name.
         """
         predictions: list[dict[str, Any]] = []
         description = self.descriptions[task]
@@ -60,13 +61,18 @@ class OnnxModel:
                 predictions += [{"score": value} for value in answers.tolist()]
                 continue
             labels = description["labels"]
+            if description["objective"] == "targets":  # several numbers
+                predictions += [{"scores": dict(zip(labels, row, strict=True))} for row in answers.tolist()]
+                continue
             if description["objective"] == "multi_label":  # a label whose logit is above its own threshold
                 above = logits > np.array(description["thresholds"], dtype=np.float32)
                 for has, row in zip(above.tolist(), answers.tolist(), strict=True):
                     kept = [label for label, one in zip(labels, has, strict=True) if one]
                     predictions.append({"labels": kept, "probabilities": dict(zip(labels, row, strict=True))})
                 continue
-            classes = (logits[:, 0] > 0).astype(int) if description["objective"] == "binary" else logits.argmax(axis=1)
+            classes = logits.argmax(axis=1)
+            if description["objective"] in ("binary", "ordinal"):  # the last class has no logit, in order or of two
+                classes = (logits > 0).sum(axis=1)
             for number, row in zip(classes.tolist(), answers.tolist(), strict=True):
                 by_label = dict(zip(labels, row, strict=True))
                 predictions.append({"label": labels[number], "score": row[number], "probabilities": by_label})

@@ -51,6 +51,20 @@ class LinearHead(nn.Module):
         return outputs
 
 
+class CoralHead(nn.Module):
+    """Concatenate, Linear, GELU, one weight vector and a bias for each output: [B, V, D] -> [B, C]."""
+
+    def __init__(self, hidden_size: int, outputs: int, vectors: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(vectors * hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, 1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        number: Tensor = self.out(functional.gelu(self.dense(pooled.flatten(1))))
+        return number + self.bias
+
+
 class SequenceClassificationHead(nn.Module):
     """Linear, an activation, Linear, on the first token: [B, 1, D] -> [B, C]."""
 
@@ -98,6 +112,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "mlp": MLPHead,
     "linear": LinearHead,
     "hf": SequenceClassificationHead,
+    "coral": CoralHead,
     "cosine": CosineHead,
     "cosine_prototypes": CosinePrototypes,
 }
@@ -161,7 +176,8 @@ class MultiTaskModel(nn.Module):
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
         """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number.
 
-        Of a task with any number of labels a text, these, and the probability of each.
+        Of a task with any number of labels a text, these, and the probability of each; of one with several numbers a
+        text, each of them by name.
         """
         predictions: list[dict[str, Any]] = []
         description = self.descriptions[task]
@@ -172,6 +188,10 @@ class MultiTaskModel(nn.Module):
                 predictions += [{"score": value} for value in numbers.tolist()]
                 continue
             labels = description["labels"]
+            if description["objective"] == "targets":  # several numbers, each within its bounds
+                numbers = outputs.clamp(outputs.new_tensor(description["low"]), outputs.new_tensor(description["high"]))
+                predictions += [{"scores": dict(zip(labels, row, strict=True))} for row in numbers.tolist()]
+                continue
             if description["objective"] == "multi_label":  # a label whose logit is above its own threshold
                 above = outputs > outputs.new_tensor(description["thresholds"])
                 for has, row in zip(above.tolist(), outputs.sigmoid().tolist(), strict=True):
@@ -182,6 +202,8 @@ class MultiTaskModel(nn.Module):
                 outputs = outputs[:, 0]
                 probabilities = torch.stack([(-outputs).sigmoid(), outputs.sigmoid()], dim=1)
                 classes = (outputs > 0).long()
+            elif description["objective"] == "ordinal":  # of each class but the last, whether it is above it
+                classes, probabilities = (outputs > 0).sum(dim=1), _in_order(outputs)
             else:
                 probabilities, classes = outputs.softmax(dim=-1), outputs.argmax(dim=-1)
             for number, row in zip(classes.tolist(), probabilities.tolist(), strict=True):
@@ -234,3 +256,11 @@ class MultiTaskModel(nn.Module):
     def _ids(self, texts: Sequence[Any]) -> list[list[int]]:
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+
+def _in_order(outputs: Tensor) -> Tensor:
+    """Return probabilities [B, K] of classes in order, of the logits [B, K - 1] of being above each but the last."""
+    above = outputs.sigmoid()
+    whole = torch.cat([torch.ones_like(above[:, :1]), above, torch.zeros_like(above[:, :1])], dim=1)
+    chances = (whole[:, :-1] - whole[:, 1:]).clamp(min=0)  # of logits out of order it would be negative
+    return chances / chances.sum(dim=1, keepdim=True)

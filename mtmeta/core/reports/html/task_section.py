@@ -15,7 +15,7 @@ from mtmeta.core.reports.html import study_plots
 from mtmeta.core.reports.html.worst_errors import WORST, texts_of
 from mtmeta.core.reports.table import Cell, Table, shown_number
 from mtmeta.core.studies.comparable import Planned
-from mtmeta.core.studies.comparison import read_predicted_examples
+from mtmeta.core.studies.comparison import read_predicted_examples, same_labels
 from mtmeta.core.wording import plural, safe
 
 Array = NDArray[np.float64]
@@ -96,7 +96,7 @@ def _read(
             own, predictions = own[known], predictions[known]
         if labels is None:
             ids, labels = own_ids, own
-        if not np.array_equal(own, labels) or run.recipe.tasks[name].objective.classes != task.objective.classes:
+        if not same_labels(own, labels) or run.recipe.tasks[name].objective.classes != task.objective.classes:
             continue  # of other examples: a comparison refuses it, and says so
         found.setdefault(row, []).append(predictions)
         runs.append(run)
@@ -155,7 +155,12 @@ def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
     everything = np.concatenate(list(of.rows.values()))  # [runs, N], or [runs, N, L] of labels that are rows
     wrong = everything != of.labels
     counted = bool(of.classes)
-    if wrong.ndim == 3:
+    errors = np.empty(0) if counted else np.abs(everything - of.labels)
+    if wrong.ndim == 3 and not counted:
+        wrong = wrong.any(axis=2)
+        errors = np.nanmean(errors, axis=2)  # of the numbers that there are
+        rank = errors.mean(axis=0)
+    elif wrong.ndim == 3:
         rank = wrong.mean(axis=(0, 2))
         wrong = wrong.any(axis=2)
     elif of.task.objective.labelled == "words":
@@ -167,7 +172,7 @@ def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
         share = matrix[seldom[1], seldom[0]] / np.maximum(1, matrix.sum(axis=1))[seldom[1]]
         rank = wrong.sum(axis=0) - np.where(wrong, share, 0.0).sum(axis=0) / (wrong.sum(axis=0) + 1)
     else:
-        rank = np.abs(everything - of.labels).mean(axis=0)
+        rank = errors.mean(axis=0)
     order = [int(at) for at in np.argsort(-rank, kind="stable")[:WORST] if rank[at] > 0 and wrong[:, at].any()]
     if not order:
         return None, ""
@@ -182,7 +187,7 @@ def _worst(of: TaskPredictions, *, texts: bool) -> tuple[Table | None, str]:
         if counted:
             cells.append(f"{missed} of {plural(len(everything), 'run')}")
         else:
-            cells.append(f"{float(np.abs(everything[:, at] - of.labels[at]).mean()):.3f}")
+            cells.append(f"{float(errors[:, at].mean()):.3f}")
         rows.append([*map(Cell, cells)])
     return Table(header, rows), note
 

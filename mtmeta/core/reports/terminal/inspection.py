@@ -68,14 +68,24 @@ def _labels(labels: dict[str, Any]) -> str:
     if "sets" in labels:
         without = f", {labels['empty']:,} rows without one" if labels["empty"] else ""
         return f"{labels['mean_size']:.2f} a row{without}; {_classes(labels['sets'], labels['rows'])}"
+    if "targets" in labels:
+        of = (f"{safe(name, 20)} {_numbers(numbers)}" for name, numbers in labels["targets"].items())
+        return "; ".join(of)
     if "classes" not in labels:
-        low, middle, high = labels["quartiles"]
-        mean = f"{labels['least']:g} to {labels['greatest']:g}, mean {labels['mean']:.2f}"
-        return f"{mean}, quartiles {low:.3g}, {middle:.3g}, {high:.3g}"
+        return _numbers(labels)
     counts = labels["classes"]
     unseen = [f"{safe(label, 20)} {count:,}" for label, count in labels.get("unseen", {}).items()]
     outside = f"; no class of the recipe: {safe(', '.join(unseen), 100)}" if unseen else ""
     return _classes(counts, sum(counts.values())) + outside
+
+
+def _numbers(numbers: dict[str, Any]) -> str:
+    """Return range, mean and quartiles of numbers."""
+    if not numbers["count"]:
+        return "no row"
+    low, middle, high = numbers["quartiles"]
+    mean = f"{numbers['least']:g} to {numbers['greatest']:g}, mean {numbers['mean']:.2f}"
+    return f"{mean}, quartiles {low:.3g}, {middle:.3g}, {high:.3g}"
 
 
 def _classes(counts: dict[str, int], total: int) -> str:
