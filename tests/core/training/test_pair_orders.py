@@ -24,7 +24,7 @@ from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.studies.fine_tune import prototypes
 from mtmeta.core.training.evaluation import forward
 from mtmeta.core.training.learner import Learner
-from mtmeta.core.training.model import MultiTaskModel, build_head
+from mtmeta.core.training.model import MultiTaskModel, build_head, prototype_head
 from mtmeta.plugins.algorithms.protonet import Protonet
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.samplers import Uniform
@@ -182,6 +182,7 @@ def test_prototypes_are_means_over_both_orders(mode: Any) -> None:
     labels = torch.tensor(few.labels).repeat(2)
     no, yes = (vectors[labels == label].mean(dim=0) for label in (0, 1))
     torch.testing.assert_close(head.out.weight[0], 2 * (yes - no), rtol=1e-4, atol=1e-5)
+    assert prototype_head(both, "t").out.weight.shape == head.out.weight.shape  # as it is built for weights kept
     both.replace_head("t", head)
     found = outputs(both, backbone, TEXTS, OTHERS)
     torch.testing.assert_close(found, outputs(both, backbone, OTHERS, TEXTS), rtol=1e-5, atol=1e-5)
