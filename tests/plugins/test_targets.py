@@ -155,6 +155,15 @@ def test_bounds_are_for_all_or_for_each() -> None:
     assert task_of(label="a").objective == mtmeta.Regression(0.0, 5.0)
 
 
+def test_the_sample_is_of_grades_from_0_to_4() -> None:
+    one, two = next(iter(task_of(label="a").sample("dev"))), next(iter(task_of().sample("dev")))
+    assert isinstance(two.label, tuple) and (two.label[0], two.id) == (one.label, one.id)
+    assert two.text.startswith(f"{one.text} ")
+    for unfit in (task_of(high=3.0), task_of(low=(0.0, 1.0)), task_of(label=("a", "b", "c"))):
+        with pytest.raises(mtmeta.DataError, match="file of your own"):
+            list(unfit.sample("dev"))
+
+
 def test_options_that_do_not_fit() -> None:
     def problems(**options: Any) -> list[tuple[str, str]]:
         return list(task_of(**options).check())

@@ -253,6 +253,10 @@ class RegressionTask(mtmeta.Task):
         """Yield reviews with their grade from 0 to 4; for two columns two reviews in a text, with the grade of each."""
         if isinstance(self.label, tuple) and len(self.label) != 2:
             raise mtmeta.DataError("sample", "its texts have two numbers; name two columns, or a file of your own")
+        if max(_for_each(self.low, 1)) > 0 or min(_for_each(self.high, 1)) < 4:
+            raise mtmeta.DataError(
+                "sample", "its grades are from 0 to 4; give low: 0 and high: 4, or a file of your own"
+            )
         rows = sample.examples("sst", split)
         for one, other in zip(rows, [*rows[1:], *rows[:1]], strict=True):
             if isinstance(self.label, str):
