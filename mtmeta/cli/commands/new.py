@@ -90,6 +90,10 @@ def recipe(
         list[str] | None,
         typer.Option("--id", metavar="NAME=COLUMN", help="Column that names a task's examples in predictions."),
     ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=0:A,1:B", help="Names of a task's labels, or a file of them: NAME=FILE."),
+    ] = None,
     algorithm: Annotated[
         str | None, typer.Option(help="Default: joint, or individual for a single task.", show_default=False)
     ] = None,
@@ -113,9 +117,10 @@ def recipe(
     Examples:
       mtmeta new recipe my.yaml --task reviews=reviews.csv
       mtmeta new recipe my.yaml --task p=train.tsv,dev.tsv,test.tsv --columns p=left,right,same
+      mtmeta new recipe my.yaml --task mood=mood.csv --labels mood=0:sad,1:glad
       mtmeta new recipe my.yaml --task reviews=reviews.csv --backbone hf:models/modernbert
     """
-    from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_ids, parse_tasks
+    from mtmeta.core.authoring.draft import draft_recipe, parse_columns, parse_ids, parse_labels, parse_tasks
     from mtmeta.core.registry.registry import build_registry
 
     draft = draft_recipe(
@@ -124,6 +129,7 @@ def recipe(
         build_registry(block=no_plugin or [], warn=warn),
         columns=parse_columns(columns or []),
         ids=parse_ids(id_ or []),
+        labels=parse_labels(labels or []),
         algorithm=algorithm,
         weights=backbone,
         data_root=data_root or os.environ.get("MTMETA_DATA") or None,

@@ -17,6 +17,7 @@ from mtmeta.core.authoring.settings_guess import LENGTHS, guess_settings, inner_
 from mtmeta.core.authoring.table_profile import TableProfile, check_header, profile_table
 from mtmeta.core.authoring.task_guess import Choice, TaskFiles, TaskGuess, guess_task
 from mtmeta.core.errors import DataError, MtmetaError, RecipeError, UsageError, raise_all
+from mtmeta.core.recipe.label_names import read_label_names
 from mtmeta.core.recipe.reader import TASK_NAME, check_recipe_text
 from mtmeta.core.recipe.schema import schema_text
 from mtmeta.core.recipe.shipped import write_recipe
@@ -27,6 +28,7 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 
 Profiles = tuple[TableProfile, TableProfile | None, TableProfile | None]
 """Of the training file, the dev file and the test file."""
+LABEL_FORMS = "NAME=0:sadness,1:joy or NAME=FILE with the names of labels"
 FORMS = "NAME=TRAIN, NAME=TRAIN,DEV or NAME=TRAIN,DEV,TEST"
 
 
@@ -108,6 +110,28 @@ def parse_columns(given: Sequence[str]) -> dict[str, list[str]]:
     return columns
 
 
+def parse_labels(given: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Parse `NAME=LABEL:NAME,...` or `NAME=FILE` into the names of each task's labels. Raises UsageError."""
+    labels: dict[str, dict[str, str]] = {}
+    for text in given:
+        place = f"--labels {quote(text)}"
+        task, _, names = text.partition("=")
+        parts = [part.partition(":") for part in names.split(",")]
+        if not task or not names.strip():
+            raise UsageError(place, f"expected {LABEL_FORMS}")
+        if ":" not in names or os.path.exists(names):
+            try:
+                labels[task] = read_label_names(Path(names))
+            except ValueError as error:
+                raise UsageError(place, f"{names}: {error}; expected {LABEL_FORMS}") from None
+            continue
+        pairs = [(label.strip(), name.strip()) for label, _, name in parts]
+        if not all(label and name for label, name in pairs) or len(dict(pairs)) < max(2, len(pairs)):
+            raise UsageError(place, f"expected {LABEL_FORMS}, every label once")
+        labels[task] = dict(pairs)
+    return labels
+
+
 def draft_recipe(
     path: Path,
     tasks: Mapping[str, TaskFiles],
@@ -115,6 +139,7 @@ def draft_recipe(
     *,
     columns: Mapping[str, Sequence[str]] = {},
     ids: Mapping[str, str] = {},
+    labels: Mapping[str, Mapping[str, str]] = {},
     algorithm: str | None = None,
     weights: str = "embedded",
     data_root: str | None = None,
@@ -124,7 +149,7 @@ def draft_recipe(
     """Read every file and write the recipe to `path`. Raises MtmetaError, and then writes nothing.
 
     Beside it goes the JSON Schema that its first line names. `weights` are those of backbone `bert`, or of another one
-    whose name stands before them, as in `hf:FOLDER`.
+    whose name stands before them, as in `hf:FOLDER`. `columns`, `ids` and `labels`, names by label, are by task.
 
     A file is looked for in `data_root`, as a run would, and else from here.
     """
@@ -132,7 +157,7 @@ def draft_recipe(
         raise UsageError(str(path), "is a directory; name a file, such as my.yaml")
     if os.path.lexists(path) and not force:
         raise UsageError(str(path), "is there already; --force replaces it, or name another file")
-    for option, named in (("--columns", columns), ("--id", ids)):
+    for option, named in (("--columns", columns), ("--id", ids), ("--labels", labels)):
         for name in named:
             if name not in tasks:
                 raise UsageError(option, f"names no task: {quote(name)}{did_you_mean(name, tasks)}")
@@ -146,7 +171,8 @@ def draft_recipe(
     guesses = []
     for name, tables in profiles.items():
         try:
-            guesses.append(_guess(name, tables, files[name], columns.get(name, ()), ids.get(name), tokens))
+            given = columns.get(name, ()), ids.get(name), labels.get(name)
+            guesses.append(_guess(name, tables, files[name], *given, tokens))
         except MtmetaError as error:
             problems.append(error)
     raise_all(problems)
@@ -167,6 +193,7 @@ def _guess(
     files: TaskFiles,
     columns: Sequence[str],
     id_column: str | None,
+    names: Mapping[str, str] | None,
     tokens: LoadedTokenizer,
 ) -> TaskGuess:
     """Guess a task by the profiles of its files. Raises DataError for columns that are missing, or no task."""
@@ -178,7 +205,7 @@ def _guess(
         _check_columns(tables, [id_column], "--id names")
         if id_column in needed:
             raise UsageError("--id", f"names column {quote(id_column)} of {name}, which is its text or label")
-    guess = guess_task(name, train, dev, files, roles, tokens, test=test, id_column=id_column)
+    guess = guess_task(name, train, dev, files, roles, tokens, test=test, id_column=id_column, label_names=names)
     told = [(table.path, note) for table in tables if table for note in table.notes]
     notes = [note if path == train.path else f"{path}: {note}" for path, note in dict.fromkeys(told)]
     return replace(guess, notes=(*guess.notes, *notes))

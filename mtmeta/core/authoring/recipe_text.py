@@ -110,7 +110,7 @@ def scalar(value: Any) -> str:
         plain = PLAIN.fullmatch(value) and value.lower() not in CONSTANTS
         return value if plain else json.dumps(value, ensure_ascii=not value.isprintable())
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {scalar(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{scalar(key)}: {scalar(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(scalar, value)) + "]"
     return json.dumps(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from mtmeta.core.api.backbone import LoadedTokenizer
 from mtmeta.core.authoring.column_roles import MAX_CLASSES, SCORES, ColumnRoles
 from mtmeta.core.authoring.label_values import WHOLE, LabelValues, is_mark, notes_on_marks, split_values, whole
 from mtmeta.core.authoring.table_profile import TableProfile
-from mtmeta.core.errors import DataError
+from mtmeta.core.errors import DataError, UsageError
 from mtmeta.core.tables.bad_rows import MISSING
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.wording import quote, safe
@@ -66,11 +66,13 @@ def guess_task(
     *,
     test: TableProfile | None = None,
     id_column: str | None = None,
+    label_names: Mapping[str, str] | None = None,
 ) -> TaskGuess:
     """Guess the task that fits a table; `files` are the names of its files as the recipe has them.
 
-    Of the test file nothing is learned, not even the labels; `id_column` names examples. Raises DataError if there is
-    nothing to learn from the labels, or too few rows.
+    Of the test file nothing is learned, not even the labels; `id_column` names examples, and `label_names` labels.
+    Raises DataError if there is nothing to learn from the labels, or too few rows, UsageError for names that do not
+    fit.
     """
     of_dev = _label_values(dev, roles) if dev else Counter()
     labels = split_values(_label_values(train, roles), of_dev, roles.label.name)
@@ -79,11 +81,11 @@ def guess_task(
         message = f"column {quote(roles.label.name)} is empty; name the label with --columns"
         raise DataError(str(train.path), message)
     try:
-        numbers = _is_number(roles, values)
+        numbers = label_names is None and _is_number(roles, values)  # what has names is a class
     except ValueError:  # numbers in the training file alone
         message = f"column {quote(roles.label.name)} holds text, but numbers in the training file; write labels alike"
         raise DataError(str((dev or train).path), message) from None
-    label_choices = _number_choices(train, dev, roles) if numbers else _class_choices(train, roles, values)
+    label_choices = _number_choices(train, dev, roles) if numbers else _class_choices(train, roles, values, label_names)
     missing = {} if numbers else labels.missing
     bad = _bad_rows(train, roles, numbers, missing)
     if dev and not numbers and of_dev and not set(of_dev) - set(missing):
@@ -199,7 +201,9 @@ def _shares(values: Counter[str]) -> str:
     return ", ".join(shown) + (f", ... ({len(classes)} in all)" if len(classes) > 12 else "")
 
 
-def _class_choices(train: TableProfile, roles: ColumnRoles, values: Counter[str]) -> list[Choice]:
+def _class_choices(
+    train: TableProfile, roles: ColumnRoles, values: Counter[str], label_names: Mapping[str, str] | None
+) -> list[Choice]:
     classes, column, place = _classes(values), roles.label, str(train.path)
     if len(classes) < 2:
         only = next(iter(classes))
@@ -213,7 +217,11 @@ def _class_choices(train: TableProfile, roles: ColumnRoles, values: Counter[str]
         message = f"column {quote(column.name)} has {len(classes)} different labels"
         raise DataError(place, f"{message}; name another with --columns")
     names, counts = list(classes), list(classes.values())
-    if names == [str(i) for i in range(len(names))]:
+    if label_names is not None:
+        if unnamed := [name for name in names if name not in label_names and name not in label_names.values()]:
+            raise UsageError("--labels", f"names no label {quote(unnamed[0])}, which stands in {place}; name all")
+        labels = Choice("labels", dict(label_names), "the names that were given")
+    elif names == [str(i) for i in range(len(names))]:
         labels = Choice("labels", len(names), f"numbered from 0 to {len(names) - 1}")
     else:
         labels = Choice("labels", names, f"the {len(names)} values of {safe(column.name, 40)}")

@@ -276,6 +276,33 @@ def test_a_test_file_and_a_column_of_ids(tmp_path: Path, capsys: Capture) -> Non
         assert (outcome.code, "expected NAME=TRAIN, NAME=TRAIN,DEV or" in outcome.err) == (2, True)
 
 
+@pytest.mark.parametrize("form", ["given", "lines", "json"])
+def test_numbers_of_labels_get_names(form: str, tmp_path: Path, capsys: Capture) -> None:
+    names = {"0": "not at all", "7": "yes", "10": "it's complicated: a, b"}
+    rows = lines(lambda at: f"some words {at},{list(names)[at % 3]}", "text,label", 60)
+    (tmp_path / "a.csv").write_text(rows)
+    (tmp_path / "names.txt").write_text("".join(f"{label}\t{name}\n" for label, name in names.items()))
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    if form == "given":
+        names["10"] = "both: one"
+    given = {"given": "0:not at all,7:yes,10:both: one", "lines": "names.txt", "json": "names.json"}[form]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        task = drafted_task(tmp_path, capsys, "--task", "t=a.csv", "--labels", f"t={given}")
+    assert {str(label): name for label, name in task["labels"].items()} == names
+    recipe = load_recipe(tmp_path / "my.yaml", build_registry())
+    assert recipe.tasks["t"].objective.classes == tuple(names.values())
+    for wrong, words in (
+        ("t=0:a,7:b", "names no label '10'"),
+        ("u=0:a,7:b,10:c", "names no task: 'u'"),
+        ("t=0:a,0:b", "every label once"),
+        ("t=nowhere.txt", "no such file"),
+        ("t=", "NAME=FILE"),
+    ):
+        outcome = call(*NEW, "--task", "t=a.csv", "--labels", wrong, "--force", cwd=tmp_path, capsys=capsys)
+        assert (outcome.code, len(outcome.errors)) == (2, 1) and words in outcome.errors[0], outcome.err
+
+
 def test_files_are_found_where_a_run_finds_them(two: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     (two / "elsewhere").mkdir()
     monkeypatch.setenv("MTMETA_DATA", str(two))
