@@ -60,7 +60,7 @@ def raw_outputs(predictor: Predictor, name: str, texts: Sequence[Text]) -> Array
     """Logits, or the numbers before they are clamped, of the run's own model [N, C]."""
     model, backbone = predictor._model(name)
     firsts, seconds = _columns(texts)
-    dataset = from_texts(name, predictor.task(name), firsts, seconds, backbone)
+    dataset = from_texts(name, predictor.task(name), firsts, [seconds] if seconds else [], backbone)
     raw = np.empty((len(texts), predictor.task(name).objective.outputs))
     for indices, _, outputs in forward(model, dataset, batch_tokens=8192):
         raw[indices] = outputs.reshape(len(indices), -1).double().numpy()
@@ -183,7 +183,9 @@ def _same_ids(
     predictor: Predictor, name: str, firsts: Sequence[str], seconds: Sequence[str], batches: Sequence[Any]
 ) -> list[int]:
     """The rows of which AutoTokenizer makes what the run does: of a pair that is too long it may cut another token."""
-    store = from_texts(name, predictor.task(name), firsts, seconds, predictor._model(name)[1]).stores[0]
+    store = from_texts(
+        name, predictor.task(name), firsts, [seconds] if seconds else [], predictor._model(name)[1]
+    ).stores[0]
     theirs = [
         row[mask.bool()].tolist()
         for b in batches

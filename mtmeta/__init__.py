@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch, Features, Packed
     from mtmeta.core.api.events import Event
     from mtmeta.core.api.heads import (
+        ChoiceHead,
         CoralHead,
         CosineHead,
         CosinePrototypeHead,
@@ -123,7 +124,7 @@ _LAZY = {
     for module, names in (
         ("api.batch", "Batch Features Packed"),
         ("api.events", "Event"),
-        ("api.heads", "CoralHead CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead WordHead"),
+        ("api.heads", "ChoiceHead CoralHead CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead WordHead"),
         ("api.scalars", "Scalar scalars"),
         ("run.predictor", "Prediction Predictor"),
         ("python.functions", "adapt compare curve evaluate export plan read_recipe report tune validate"),
@@ -171,6 +172,7 @@ __all__ = [
     "Carve",
     "Checked",
     "CheckpointError",
+    "ChoiceHead",
     "ClassLoss",
     "Classification",
     "Comparison",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mtmeta.core.api.contracts import Example, Task
+from mtmeta.core.api.contracts import Example, Task, count_texts
 from mtmeta.core.api.objectives import Objective, has_soft_loss
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables.data_file import DataFile, Dialect
@@ -90,12 +90,14 @@ def _check_examples(task: Task, path: Path, count: int) -> None:
 
     examples = read()
     check(read() == examples, "read gives other examples when it reads the same file again")
-    needs_pair = task.inputs != "single"
+    needs_pair, others = task.inputs in ("separate", "cross"), count_texts(task) - 1
     for line, example in enumerate(examples, start=2):
         place = f"the example of line {line}"
         check(example.line == line, f"{place} has line {example.line}; pass line=row.line, for messages to name it")
         check(bool(example.text.strip()), f"{place} has no text")
         check((example.pair is not None) == needs_pair, f"{place}: pair is {example.pair!r}, inputs {task.inputs!r}")
+        wrong = task.inputs == "choices" and len(example.choices) != others
+        check(not wrong, f"{place} has {len(example.choices)} choices, and `columns` names {others}")
     ids = [example.id for example in examples if example.id]
     unique = len(set(ids)) == len(ids)
     check(unique, "two examples have the same id; pass id=row.id, which is the line without a column")
@@ -189,7 +191,8 @@ def _check_alone(learner: Learner, task: Task, outputs: Tensor) -> None:
     if learner.model.takes(task.name) != "pooled":
         return
     torch.manual_seed(0)
-    head, vectors = learner.model.heads[task.name], 2 if task.inputs == "separate" else 1
+    head = learner.model.heads[task.name]
+    vectors = 1 if task.inputs == "cross" else learner.model.vectors(task.name)
     pooled = torch.randn(len(outputs), vectors, learner.model.hidden_size)  # [B, V, D]
     together = head(pooled)
     for i in range(len(outputs)):
@@ -209,7 +212,7 @@ def _check_sample(task: Task) -> None:
             continue
         check(bool(examples), f"the sample data of {split} are empty")
         for example in examples:
-            whole = (example.pair is not None) == (task.inputs != "single")
+            whole = len(example.texts) == count_texts(task)
             check(whole, f"sample {split}: a text or its pair is missing")
             try:
                 task.objective.parse(example.label)

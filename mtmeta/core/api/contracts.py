@@ -3,8 +3,8 @@
 A part is a frozen dataclass: its fields are its recipe options, the line under a field is that option's help, its
 docstring is the part's help. `name` is what recipes call it.
 
-Shapes: `B` batch, `V` vectors an example (2 for pairs that are encoded apart or in both orders, else 1), `D` hidden,
-`C` outputs.
+Shapes: `B` batch, `V` vectors an example (2 for pairs that are encoded apart or in both orders, one for each choice of
+a question, else 1), `D` hidden, `C` outputs.
 """
 
 from __future__ import annotations
@@ -51,13 +51,22 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled text or pair of texts. A label may be the raw text of the file; the objective parses it."""
+    """One labelled text, or pair of texts, or text with its choices.
+
+    A label may be the raw text of the file; the objective parses it.
+    """
 
     text: str
     pair: str | None = None
     label: str | int | float | tuple[Any, ...] | None = None
     id: str = ""
     line: int = 0
+    choices: tuple[str, ...] = field(default=(), repr=False)  # examples of old have their old digest
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts, in the order of the task's `columns`."""
+        return (self.text, *(() if self.pair is None else (self.pair,)), *self.choices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +108,8 @@ class Task(Component):
 
     @property
     def inputs(self) -> Inputs:
-        """How an example enters the encoder: one text, two texts apart, or two texts in one sequence."""
+        """How an example enters the encoder: one text, two texts apart, two texts in one sequence, or `choices`: one
+        text with each of several others, `Example.choices`, as many as `columns` names after the first."""
         return "single"
 
     @property
@@ -114,7 +124,7 @@ class Task(Component):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the text or of the two texts in tables without labels, for `mtmeta predict`."""
+        """Columns of the text, of both texts, or of text and choices, in tables without labels for `mtmeta predict`."""
         return ("sentence",) if self.inputs == "single" else ("sentence1", "sentence2")
 
     def read(self, file: DataFile) -> Iterable[Example]:
@@ -157,6 +167,18 @@ class Task(Component):
         from mtmeta.core.api.heads import MLPHead
 
         return MLPHead(hidden_size, vectors=2 if self.inputs == "separate" else 1, outputs=self.objective.outputs)
+
+
+def count_texts(task: Task) -> int:
+    """Return how many texts an example of a task has."""
+    return len(task.columns) if task.inputs == "choices" else 1 if task.inputs == "single" else 2
+
+
+def count_sequences(task: Task) -> int:
+    """Return how many sequences of the encoder an example of a task takes, V."""
+    if task.inputs == "choices":
+        return count_texts(task) - 1
+    return 2 if task.inputs == "separate" or task.both_orders else 1
 
 
 @dataclass(frozen=True, kw_only=True)

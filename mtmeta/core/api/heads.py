@@ -118,6 +118,19 @@ class CoralHead(nn.Module):
         return number + self.bias
 
 
+class ChoiceHead(nn.Module):
+    """Linear, GELU, Linear to a score, of each choice by itself: [B, V, D] -> [B, V]."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, 1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        scores: Tensor = self.out(functional.gelu(self.dense(pooled)))  # [B, V, D] -> [B, V, 1]
+        return scores[:, :, 0]
+
+
 class WordHead(nn.Module):
     """One Linear on the first piece of each word: hidden states [S, D] of a packed batch of W words -> [W, C]."""
 

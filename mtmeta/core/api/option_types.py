@@ -12,8 +12,9 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
-Inputs = Literal["single", "separate", "cross"]
-"""The way of an example into the encoder: one text; two texts, each alone; two texts in one sequence."""
+Inputs = Literal["single", "separate", "cross", "choices"]
+"""The way of an example into the encoder: one text; two texts, each alone; two texts in one sequence; one text with
+each of several others, in as many sequences."""
 Pooling = Literal["mean", "first"]
 """What becomes of a sequence's hidden states before a head takes them: their mean, or that of the first token alone."""
 InnerState = Literal["per_task", "shared", "reset"]

@@ -178,8 +178,7 @@ def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> D
         parts = Parts(arrays["part-lengths"], arrays["part-offsets"], words)
     stores = tuple(
         TokenStore(arrays[f"ids-{i}"], arrays.get(f"types-{i}"), arrays[f"offsets-{i}"], arrays.get(f"full-{i}"), parts)
-        for i in range(2)
-        if f"ids-{i}" in arrays
+        for i in range(sum(key.startswith("ids-") for key in arrays))
     )
     # training labels stay on disk; metrics, which plugins may bring, are used to arrays that can be written
     labels = arrays["labels"] if split == "train" else arrays["labels"].copy()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mtmeta.core.api.contracts import Example, Task
+from mtmeta.core.api.contracts import Example, Task, count_texts
 from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_texts, append_words, hashes
 from mtmeta.core.errors import DataError, NoExamples, PluginError
 from mtmeta.core.registry.guard import blame, fault
@@ -69,14 +69,14 @@ def write_examples(
         if not rows.labels or (strict and skipped):  # it ends in an error: only the count of bad rows is still open
             continue
         append_names(writer, rows.ids)
-        writer.append("texts", hashes(rows.texts, rows.pairs) if parser.pair else hashes(rows.texts))
+        writer.append("texts", hashes(rows.texts, *rows.others))
         if parser.words:
             writer.append("labels", np.concatenate(rows.labels))
             unreadable += append_words(writer, backbone, rows.texts)
         else:
             writer.append("labels", np.array(rows.labels, dtype=np.float64))
             how: dict[str, Any] = {"long": task.long, "both_orders": task.both_orders}
-            append_texts(writer, inputs, backbone, rows.texts, rows.pairs, **how)
+            append_texts(writer, inputs, backbone, rows.texts, *rows.others, **how)
     bad = parser.bad.merged(file.bad) if file else parser.bad
     if skipped and strict:
         raise bad_rows(shown, bad, skipped)
@@ -96,8 +96,9 @@ def write_examples(
 class _Rows:
     """The good examples of a block."""
 
+    others: list[list[str]]
+    """The second texts, of pairs; of each choice those of all examples."""
     texts: list[str] = field(default_factory=list)
-    pairs: list[str] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
 
@@ -106,7 +107,8 @@ class _Parser:
     """Labels to numbers; examples that cannot be used are counted, and the first of them kept in `bad`."""
 
     def __init__(self, task: Task, *, open_labels: bool = False) -> None:
-        self.pair = task.inputs != "single"
+        self.others = count_texts(task) - 1
+        self.choices = task.inputs == "choices"
         self.bad = BadRows()
         self.unseen: Counter[str] = Counter()
         """How often each label came that is no class, in their order: the first is -1, the second -2."""
@@ -122,11 +124,12 @@ class _Parser:
         self._known: dict[str, Label | _Refusal] = {}
 
     def parse(self, block: Sequence[Example]) -> _Rows:
-        rows, known, pair = _Rows(), self._known, self.pair
+        rows, known = _Rows([[] for _ in range(self.others)]), self._known
         for index, example in enumerate(block, self.seen + 1):
             text, label = example.text, example.label
-            if not text.strip() or (pair and not (example.pair or "").strip()):
-                self.bad.add(example.line or index, "text is empty", "text is empty")
+            others = example.choices if self.choices else (example.pair or "",) if self.others else ()
+            if not text.strip() or not all(other.strip() for other in others) or len(others) != self.others:
+                self.bad.add(example.line or index, self._lacking(text, others), "text is empty")
                 continue
             number = known.get(label) if isinstance(label, str) else None
             if number is None:
@@ -144,11 +147,18 @@ class _Parser:
             rows.texts.append(text)
             rows.labels.append(number)
             rows.ids.append(example.id or str(example.line or index))
-            if pair:
-                rows.pairs.append(example.pair or "")
+            for column, other in zip(rows.others, others, strict=True):
+                column.append(other)
         self.seen += len(block)
         self.good += len(rows.labels)
         return rows
+
+    def _lacking(self, text: str, others: Sequence[str]) -> str:
+        """Return what an example lacks whose texts are not all there."""
+        if not self.choices or not text.strip():
+            return "text is empty"
+        count = sum(bool(other.strip()) for other in others)
+        return f"{count} choices, the task takes {self.others} in every row"
 
     def _take_unseen(self, label: str) -> int:
         """Count a label that is no class, and return its number."""

@@ -1,6 +1,6 @@
 """A task's file to a `Dataset`: read as a stream, tokenized once, held as flat arrays that lie on disk.
 
-Shapes: `N` examples, `V` sequences an example (2 for separately encoded pairs, else 1), `T` texts an example.
+Shapes: `N` examples, `V` sequences an example, `T` texts an example.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def load_split(
         open_labels = strict and split != "train"
     if given == SAMPLE:
         examples = list(task.sample(split))
-        digest = hashlib.sha256(repr(examples).encode()).hexdigest()
+        choices = [example.choices for example in examples if example.choices]
+        digest = hashlib.sha256(f"{examples!r}{choices or ''}".encode()).hexdigest()
         dataset = replace(from_examples(name, task, split, examples, backbone, strict=strict), sha256=digest)
     else:
         file = _file(given, task, options, root if path is None else None, sources)
@@ -172,13 +173,14 @@ def from_texts(
     name: str,
     task: Task,
     texts: Sequence[str],
-    pairs: Sequence[str],
+    others: Sequence[Sequence[str]],
     backbone: LoadedBackbone,
     inputs: Inputs | None = None,
 ) -> Dataset:
-    """Make a dataset of texts [N] without labels, and for pairs the second texts [N], to predict; labels are 0.
+    """Make a dataset of texts [N] without labels, to predict; labels are 0.
 
-    They enter the encoder as `inputs` says, by default as the task's examples do.
+    `others` are the second texts of pairs, or of each choice those of all examples, [N] each. They enter the encoder as
+    `inputs` says, by default as the task's examples do.
     """
 
     def fill(writer: Writer) -> dict[str, Any]:
@@ -191,7 +193,7 @@ def from_texts(
             writer.append("labels", np.zeros(len(texts)))
             long = None if inputs else task.long
             how: dict[str, Any] = {"long": long, "both_orders": task.both_orders}
-            append_texts(writer, inputs or task.inputs, backbone, texts, pairs, **how)
+            append_texts(writer, inputs or task.inputs, backbone, texts, *others, **how)
         return {"skipped": 0, "bad": [], "whole": True, "kinds": {}}
 
     return dataset_of(name, "predict", "", in_memory(fill), "")
@@ -212,8 +214,8 @@ def _check_windows(name: str, task: Task, backbone: WithTokenizer) -> None:
 
 def _check_classes(task: Task, split: str, dataset: Dataset) -> None:
     classes = task.objective.classes
-    if split != "train" or len(classes) < 2 or len(dataset) < 2:
-        return
+    if split != "train" or len(classes) < 2 or len(dataset) < 2 or task.inputs == "choices":
+        return  # of choices the right one may well stand in the same place always
     same = dataset.labels[0]
     if (dataset.labels[:BLOCK] == same).all() and (dataset.labels == same).all():  # a glance nearly always settles it
         label = classes[int(same)] if same.ndim == 0 else task.objective.show(same)

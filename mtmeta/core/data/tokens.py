@@ -92,14 +92,13 @@ def append_texts(
     inputs: Inputs,
     backbone: WithTokenizer,
     texts: Sequence[str],
-    pairs: Sequence[str],
-    *,
+    *others: Sequence[str],
     long: LongText | None,
     both_orders: bool,
 ) -> None:
     """Append the ids of examples as they enter the encoder: cut to `max_length`, or in windows."""
     if long is None:
-        append_tokens(writer, inputs, backbone, texts, pairs, both_orders=both_orders)
+        append_tokens(writer, inputs, backbone, texts, *others, both_orders=both_orders)
     else:
         append_windows(writer, backbone, texts, long)
 
@@ -109,22 +108,25 @@ def append_tokens(
     inputs: Inputs,
     backbone: WithTokenizer,
     texts: Sequence[str],
-    pairs: Sequence[str],
-    *,
+    *others: Sequence[str],
     both_orders: bool = False,
 ) -> None:
     """Append the ids of the examples, special tokens in place, cut to `max_length` (pairs: the longer text first).
 
-    `cut` tells how many texts of each example were cut [N]; the two of one sequence count as one. With
-    `both_orders` a pair in one sequence has a second, the one that the pair swapped would have.
+    `others` are the second texts of pairs [N], or of each choice those of all examples [N]. `cut` tells how many texts
+    of each example were cut [N]; the two of one sequence count as one. With `both_orders` a pair in one sequence has a
+    second, the one that the pair swapped would have.
     """
     tokenizer = backbone.tokenizer
     prefix, suffix = tuple(tokenizer.prefix), tuple(tokenizer.suffix)
-    columns = [_flat(tokenizer, texts)] + ([_flat(tokenizer, pairs)] if inputs != "single" else [])
+    columns = [_flat(tokenizer, column) for column in (texts, *(others if inputs != "single" else ()))]
     cut = np.zeros(len(texts), dtype=np.uint8)
     if inputs == "cross":
         for number, (one, two) in enumerate([columns, columns[::-1]][: 1 + both_orders]):
             cut = _append_pairs(writer, number, backbone, one, two)
+    elif inputs == "choices":
+        for number, choice in enumerate(columns[1:]):
+            cut += _append_pairs(writer, number, backbone, columns[0], choice)
     else:
         special = len(prefix) + len(suffix)
         room = max(0, backbone.max_length - special)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedBackbone
-from mtmeta.core.api.contracts import PairTask, Task
+from mtmeta.core.api.contracts import PairTask, Task, count_texts
 from mtmeta.core.data.dataset import Dataset, TokenStore
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.data.packing import pack_sequences
@@ -48,12 +48,12 @@ class Cross(PairTask):
 def probes(task: Task, backbone: LoadedBackbone) -> tuple[Dataset, list[Inputs]]:
     """Return examples to compare by, as a dataset and in padded batches.
 
-    Their texts have from one word to more than the encoder takes; the second of a pair is of another length.
+    Their texts have from one word to more than the encoder takes; the others of an example are of other lengths.
     """
     counts = [1, 2, 3, 5, 8, 13, 21, 34, 55, backbone.max_length]
     texts = [" ".join(itertools.islice(itertools.cycle(TEXT.split()), count)) for count in counts]
-    seconds = [] if task.inputs == "single" else [*texts[3:], *texts[:3]]
-    dataset = from_texts(task.name, task, texts, seconds, backbone, task.inputs)
+    others = [[*texts[number:], *texts[:number]] for number in range(3, 2 + count_texts(task))]
+    dataset = from_texts(task.name, task, texts, others, backbone, task.inputs)
     return dataset, [pad(dataset.stores, range(len(texts))[part]) for part in BATCHES]
 
 

@@ -280,13 +280,14 @@ def _peft(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[st
 
 def _onnx(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
     """Write one graph for each task, run by onnxruntime on every batch of the probes."""
-    from mtmeta.core.export.onnx_graphs import run_graph, task_graphs
+    from mtmeta.core.export.onnx_graphs import run_choices, run_graph, task_graphs
 
     differences = {}
     heads = {name: part.model.heads[name].eval() for name in part.names}
     for name, graph in task_graphs(part.portable.encoder, heads, {name: part.model.tasks[name] for name in part.names}):
         data = graph.SerializeToString()
-        differences[name] = _check(part, name, partial(run_graph, data), limit)
+        run = run_choices if part.model.tasks[name].inputs == "choices" else run_graph
+        differences[name] = _check(part, name, partial(run, data), limit)
         draft.write(f"{under}{name}.onnx", data)
     for name, text in part.portable.files.items():
         if name not in draft.files:  # every group has the same tokenizer
@@ -301,6 +302,7 @@ def _describe_onnx(draft: StagingFolder, described: dict[str, dict[str, Any]], b
     for name, task in described.items():
         kept = {key: value for key, value in task.items() if key not in ("head", "pooling")}  # the graph has them
         outputs = ["logits", "score" if task["objective"] in ("regression", "targets") else "probabilities"]
+        outputs = ["score"] if task["inputs"] == "choices" else outputs
         tasks[name] = {"file": f"{name}.onnx", **kept, "outputs": outputs}
     draft.write("labels.json", as_json({**_sequences(backbone), "tasks": tasks}))
     draft.write("inference.py", (BUNDLED / "inference.py").read_bytes())

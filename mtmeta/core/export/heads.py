@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.contracts import Task, count_sequences
 from mtmeta.core.api.heads import (
+    ChoiceHead,
     CoralHead,
     CosineHead,
     CosinePrototypeHead,
@@ -64,6 +65,8 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
     kind = type(head)  # not isinstance: a subclass may compute anything
     if kind is MLPHead:
         return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
+    if kind is ChoiceHead:
+        return {"kind": "choice"}
     if kind is CoralHead:
         return {"kind": "coral", "outputs": task.objective.outputs, "vectors": vectors}
     if kind in (LinearHead, PrototypeHead):
@@ -188,7 +191,7 @@ class Vector(nn.Module):
 
 
 class Answer(nn.Module):
-    """The vectors of one sequence, or of two, [N, D] each, to the answers of a task.
+    """The vectors of one sequence, of two, or of one for each choice, [N, D] each, to the answers of a task.
 
     These are (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]);
     of several numbers (outputs [N, L], the numbers [N, L]).
@@ -199,16 +202,31 @@ class Answer(nn.Module):
         super().__init__()
         self.head, self.objective, self.pooling = head, objective or task.objective, task.pooling
         self.views = task.views
-        self.inputs = ("first", "second") if task.inputs == "separate" or task.both_orders else ("first",)
+        self.inputs = ("first", "second") if count_sequences(task) == 2 and task.inputs != "choices" else ("first",)
         self.outputs = ("logits", "probabilities") if task.objective.classes else ("logits", "score")
 
-    def forward(self, first: Tensor, second: Tensor | None = None) -> tuple[Tensor, ...]:
-        pooled = torch.stack([first] if second is None else [first, second], dim=1)
+    def forward(self, first: Tensor, second: Tensor | None = None, *others: Tensor) -> tuple[Tensor, ...]:
+        pooled = torch.stack([first] if second is None else [first, second, *others], dim=1)
         outputs = mean_over(self.head, self.views(pooled))
         probabilities = self.objective.probabilities(outputs)
         if probabilities is None:
             return outputs[:, None] if outputs.ndim == 1 else outputs, self.objective.decode(outputs)
         return outputs, probabilities
+
+
+class ChoiceScore(nn.Module):
+    """The vectors of questions with one choice each [N, D] to the scores [N, 1] that a softmax goes over."""
+
+    inputs = ("first",)
+    outputs = ("score",)
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, first: Tensor) -> Tensor:
+        scores: Tensor = self.head(first[:, None])
+        return scores
 
 
 class Logits(nn.Module):

@@ -35,6 +35,7 @@ INPUTS = {
     "cross": "a pair in one sequence",
     "separate": "a pair, two sequences",
     "both": "a pair in one sequence, and swapped in a second",
+    "choices": "a text and its choices, a sequence for each choice",
 }
 
 
@@ -91,10 +92,7 @@ def card(
         pipeline_input=_pipeline_input(described.get(names[0], {})),
         int8={name: facts.int8[name] for name in names if name in facts.int8},
         graphs=facts.graphs,
-        calls=[
-            f"model.predict({_literal(name)}, {_literal(SINGLE if task['inputs'] == 'single' else PAIRS)})"
-            for name, task in described.items()
-        ],
+        calls=[f"model.predict({_literal(name)}, {_literal(_texts(task))})" for name, task in described.items()],
         steps=", ".join(f"{_code(name)} {facts.steps[name]:,}" for name in names),
         origin=origin(lock),
         data_files=[item for item in dict(lock.get("data", {})).items() if item[0].rpartition("-")[0] in names],
@@ -105,6 +103,14 @@ def card(
         code=_code,
     )
     return f"{rendered}\n"
+
+
+def _texts(described: Mapping[str, Any]) -> list[Any]:
+    """Return texts as a task takes them."""
+    if described["inputs"] == "choices":
+        choices = ["The street is wet.", "A dog runs.", *["The sun shines."] * len(described["labels"])]
+        return [("It rains.", *choices[: len(described["labels"])])]
+    return SINGLE if described["inputs"] == "single" else PAIRS
 
 
 def _pipeline_input(described: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from torch import nn
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.errors import MachineError, UsageError, out_of_memory
-from mtmeta.core.export.heads import Answer, Logits, Vector
+from mtmeta.core.export.heads import Answer, ChoiceScore, Logits, Vector
 from mtmeta.core.wording import safe
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mappi
             with torch.inference_mode():
                 traced[task.pooling] = _trace(vector, ids, ("batch", "length")), vector(ids, ids, ids)
         graph, pooled = traced[task.pooling]
-        yield name, _joined(graph, _trace(Answer(heads[name], task).eval(), pooled, ("batch",)))
+        module = ChoiceScore(heads[name]) if task.inputs == "choices" else Answer(heads[name], task)
+        yield name, _joined(graph, _trace(module.eval(), pooled, ("batch",)))
 
 
 def logits_graph(module: Logits) -> Any:
@@ -82,7 +83,7 @@ def logits_graph(module: Logits) -> Any:
     return model
 
 
-def _trace(module: Vector | Answer | Logits, argument: torch.Tensor, dynamic: Sequence[str]) -> Any:
+def _trace(module: Vector | Answer | ChoiceScore | Logits, argument: torch.Tensor, dynamic: Sequence[str]) -> Any:
     """Return a module as an onnx.ModelProto, by PyTorch's exporter; `dynamic` names the axes that are free."""
     try:
         with silently(), torch.no_grad():
@@ -165,6 +166,17 @@ def _add(graph: Any, nodes: Any, names: dict[str, str], prefix: str) -> None:
         kept.ClearField("doc_string")
         kept.input[:] = [names[name] for name in node.input]
         kept.output[:] = [names.setdefault(name, prefix + name) for name in node.output]
+
+
+def run_choices(model: bytes, feeds: Sequence[Sequence[NDArray[np.int64]]]) -> list[list[NDArray[np.float32]]]:
+    """Return scores [N, V] and probabilities [N, V] of the choices of questions, by a graph that scores one of them."""
+    answers = []
+    for feed in feeds:
+        scores = [out for (out,) in run_graph(model, [feed[at : at + 3] for at in range(0, len(feed), 3)])]
+        logits = np.concatenate(scores, axis=1)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        answers.append([logits, powers / powers.sum(axis=1, keepdims=True)])
+    return answers
 
 
 def run_graph(model: bytes, feeds: Sequence[Sequence[NDArray[np.int64]]]) -> list[list[NDArray[np.float32]]]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mtmeta.core.api.contracts import count_texts
 from mtmeta.core.environment import cache_folder
 from mtmeta.core.errors import CheckpointError, MachineError, MtmetaError, UsageError, WeightsError
 from mtmeta.core.python.results import Run
@@ -183,8 +184,10 @@ def _card(recipe: Recipe, summary: RunSummary, name: str) -> str:
         for task, score in summary.tasks.items()
     ]
     task = next(iter(recipe.tasks))
-    pair = recipe.tasks[task].inputs != "single"
-    text = '("One text.", "Another.")' if pair else '"One text."'
+    count = count_texts(recipe.tasks[task])
+    choices = ['"A choice."', '"Another."', *['"One more."'] * (count - 3)]
+    texts = ['"One text."', *(choices if count > 2 else ['"Another."'])][:count]
+    text = f"({', '.join(texts)})" if count > 1 else texts[0]
     return "\n".join(
         [
             "---\nlibrary_name: mtmeta\ntags:\n- mtmeta\n---\n",

@@ -430,7 +430,7 @@ def _valid_tasks(parts: Mapping[str, Any]) -> dict[str, Task]:
 def _long_faults(task: Task) -> Iterator[tuple[str, str]]:
     """Yield (option, what is wrong) where a task's texts cannot be read in windows."""
     if task.inputs != "single":
-        yield "long", "is for tasks of one text, and this one has two; leave it out"
+        yield "long", "is for tasks of one text, and this one has several; leave it out"
     elif task.objective.labelled == "words":
         yield "long", "is not needed, texts whose words have labels are never cut; leave it out"
     elif task.head == "hf":

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.contracts import Task, count_texts
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.errors import DataError, MachineError, UsageError
@@ -66,7 +66,8 @@ def predict_file(
         if "-" not in (source, target) and os.path.samefile(DataFile(source), target):
             raise UsageError("--output", "is the file that is read; give another")
     if columns and len(columns) != len(task.columns):
-        wanted = "two columns, one for each text" if len(task.columns) == 2 else "one column"
+        number = {1: "one column", 2: "two columns, one for each text"}.get(len(task.columns))
+        wanted = number or f"{len(task.columns)} columns, the text's and one for each choice"
         raise UsageError("--column", f"task takes {wanted}, found {len(columns)}")
     file = _file(source, predictor.dialect(name), table=bool(columns))
     is_table = bool(columns) or file.table is not None or file.path.suffix.lower() in TABLES
@@ -122,21 +123,21 @@ def _items(task: Task, file: DataFile, columns: Sequence[str], *, strict: bool) 
 
     Raises DataError at the first bad row if `strict`.
     """
-    pair, bad = task.inputs != "single", file.bad
+    count, bad = count_texts(task), file.bad
 
     def check() -> None:
         if strict and bad:
             raise bad_rows(file.place, bad, bad.total, "give --skip-bad-rows")
 
-    for number, name, texts in _rows(file, columns) if columns else _lines(file, pair):
+    for number, name, texts in _rows(file, columns) if columns else _lines(file, count > 1):
         check()
-        if not columns and len(texts) != 1 + pair:
-            count = "one field" if len(texts) == 1 else f"{len(texts)} fields"
-            bad.add(number, f"{count}, expected 2 with a tab between", "wrong number of fields")
+        if not columns and len(texts) != count:
+            found, tabs = "one field" if len(texts) == 1 else f"{len(texts)} fields", "a tab" if count == 2 else "tabs"
+            bad.add(number, f"{found}, expected {count} with {tabs} between", "wrong number of fields")
         elif not all(text.strip() for text in texts):
             bad.add(number, "text is empty", "text is empty")
         else:
-            yield Item(name, (texts[0], texts[1]) if pair else texts[0])
+            yield Item(name, tuple(texts) if count > 1 else texts[0])
         check()
     check()
 

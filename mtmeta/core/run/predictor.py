@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedBackbone
-from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.contracts import Task, count_texts
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.data.packing import by_tokens, pack_chunk
@@ -28,7 +28,8 @@ from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, mean_poo
 from mtmeta.core.wording import did_you_mean, quote
 
 BLOCK = 1024  # texts predicted at once: enough to sort them into batches of like length, few enough to come soon
-Text = str | tuple[str, str]
+Text = str | tuple[str, ...]
+"""A text, or the texts of an example in the order of the task's columns: two of a pair, or text and choices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class Predictor:
     def predict(
         self, task: str, texts: str | Iterable[Text], *, abstain: float | None = None
     ) -> Prediction | list[Prediction]:
-        """Predict each text, or for each (text, text) where the task takes pairs, in their order.
+        """Predict each text, or each (text, text) where the task takes pairs, (text, choice, ...) where it chooses.
 
         One text alone, as `predict("sst", "a film")`, has one answer alone; so has one pair, as
         `predict("para", ("one", "other"))`. A prediction depends on its own text alone (to 1e-5 in fp32). Probabilities
@@ -111,7 +112,7 @@ class Predictor:
         label is given. Raises UsageError for an unknown task and for anything but texts, and MtmetaError for weights
         that do not verify.
         """
-        if _is_one(texts, pair=self.task(task).inputs != "single"):
+        if _is_one(texts, count_texts(self.task(task))):
             return self._one(task, texts, abstain)
         return list(self.stream(task, texts, abstain=abstain))
 
@@ -155,9 +156,9 @@ class Predictor:
     def block(self, name: str, texts: Sequence[Text], start: int = 0, abstain: float | None = None) -> list[Prediction]:
         """Predict one block of texts; `start` is the number of its first text, for messages."""
         task = self.task(name)
-        firsts, seconds = _columns(task, name, texts, start)
+        firsts, *others = _columns(task, name, texts, start)
         model, backbone = self._model(name)
-        dataset = from_texts(name, task, firsts, seconds, backbone)
+        dataset = from_texts(name, task, firsts, others, backbone)
         tokens = self._session.recipe.evaluation.batch_tokens
         objective, classes = model.objectives[name], task.objective.classes
         count, by_word = len(dataset.labels), objective.labelled == "words"
@@ -282,9 +283,9 @@ def _held(prediction: Prediction, threshold: float) -> Prediction:
     return prediction if sure else replace(prediction, label=None, abstained=True)
 
 
-def _is_one(given: object, *, pair: bool) -> bool:
-    """Return whether what is to be predicted is one text, or one pair for a task that takes pairs."""
-    if pair and isinstance(given, tuple) and len(given) == 2:
+def _is_one(given: object, count: int) -> bool:
+    """Return whether what is to be predicted is one text, or a tuple of all texts of one example of a task."""
+    if count > 1 and isinstance(given, tuple) and len(given) == count:
         return all(isinstance(text, str) for text in given)
     return isinstance(given, str)
 
@@ -294,26 +295,25 @@ def _is_table(given: object) -> bool:
     return any(hasattr(given, name) for name in ("columns", "column_names"))
 
 
-def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> tuple[list[str], list[str]]:
-    """Return first and second texts. Raises UsageError for inputs that the task cannot take."""
-    pair = task.inputs != "single"
-    firsts, seconds = [], []
+def _columns(task: Task, name: str, texts: Sequence[Text], start: int) -> list[list[str]]:
+    """Return the first texts, and the second or those of each choice. Raises UsageError for other inputs."""
+    count = count_texts(task)
+    columns: list[list[str]] = [[] for _ in range(count)]
     for number, given in enumerate(texts, start):
         parts: object = (given,) if isinstance(given, str) else given
         if (
             not isinstance(parts, tuple | list)
-            or len(parts) != 1 + pair
-            or isinstance(given, str) == pair
+            or len(parts) != count
+            or isinstance(given, str) == (count > 1)
             or not all(isinstance(part, str) for part in parts)
         ):
-            expected = "a pair of texts" if pair else "a text"
+            expected = ("a text", "a pair of texts", f"a text and {count - 1} choices")[min(count, 3) - 1]
             raise UsageError(
                 f"texts[{number}]",
                 f"is {quote(given if isinstance(given, str) else repr(given))}, task '{name}' takes {expected}",
             )
         if not all(part.strip() for part in parts):
             raise UsageError(f"texts[{number}]", "text is empty")
-        firsts.append(parts[0])
-        if pair:
-            seconds.append(parts[1])
-    return firsts, seconds
+        for column, part in zip(columns, parts, strict=True):
+            column.append(part)
+    return columns

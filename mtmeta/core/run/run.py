@@ -504,7 +504,8 @@ class Training:
         encodings: dict[str, int] = {}  # of a pair in one sequence, in both orders, there are two
         for name, task in model.tasks.items():
             owner = model.adapters.owner(name) if model.adapters is not None else ""
-            encodings[owner] = max(encodings.get(owner, 1), model.vectors(name) if task.inputs == "cross" else 1)
+            several = model.vectors(name) if task.inputs in ("cross", "choices") else 1
+            encodings[owner] = max(encodings.get(owner, 1), several)
         return {"parameters": parameters, "encodings": sum(encodings.values())}
 
     def summarise(self, seconds: float) -> RunSummary:

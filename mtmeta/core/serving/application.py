@@ -77,7 +77,7 @@ class Service:
         if kind != "application/json":
             raise Refused(415, f"content-type is {quote(kind)}, expected application/json")
         body = await self._body(request)
-        texts = texts_of(body, pair=self.described[name]["pair"], limits=self.limits)
+        texts = texts_of(body, count=self.described[name]["texts"], limits=self.limits)
         try:
             answers = await asyncio.wrap_future(self.batcher.submit(name, texts))
         except Busy:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote as escaped
 
-from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.contracts import Task, count_texts
 from mtmeta.core.api.objectives import Regression
 from mtmeta.core.serving.questions import Limits
 
@@ -15,11 +15,11 @@ Described = Mapping[str, Mapping[str, Any]]
 
 
 def describe(tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
-    """Return what the page and the document say of each task: pair or text, labels, or the range of its number."""
+    """Return what the page and the document say of each task: how many texts, labels, or the range of its number."""
     described: dict[str, dict[str, Any]] = {}
     for name, task in tasks.items():
         objective = task.objective
-        described[name] = {"pair": task.inputs != "single", "labels": list(objective.classes)}
+        described[name] = {"texts": count_texts(task), "labels": list(objective.classes)}
         several = objective.labelled == "row" and bool(objective.classes)
         described[name] |= {"several": several, "words": objective.labelled == "words"}
         if isinstance(objective, Regression):
@@ -47,8 +47,8 @@ def _get(summary: str, kind: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 def _predict(name: str, task: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
     text: dict[str, Any] = {"type": "string", "minLength": 1}
-    if task["pair"]:
-        text = {"type": "array", "items": text, "minItems": 2, "maxItems": 2}
+    if (count := task["texts"]) > 1:
+        text = {"type": "array", "items": text, "minItems": count, "maxItems": count}
     several = {"type": "array", "items": text, "minItems": 1, "maxItems": limits.texts}
     body = {
         "type": "object",
@@ -70,7 +70,7 @@ def _predict(name: str, task: Mapping[str, Any], limits: Limits) -> dict[str, An
         ("503", "too many texts wait; try again"),
     ):
         responses[status] = {"description": why, "content": _json({"$ref": "#/components/schemas/Error"})}
-    kind = "pairs of texts" if task["pair"] else "texts"
+    kind = {1: "texts", 2: "pairs of texts"}.get(count, "texts with their choices")
     request = {"required": True, "content": _json(body)}
     operation = f"predict_{name}"
     return {

@@ -1,6 +1,7 @@
 """The body of a request to texts, and what is wrong with it in one line.
 
-A body is {"text": ...} or {"texts": [...]}; a text is a string, or for tasks on pairs a list of two strings.
+A body is {"text": ...} or {"texts": [...]}; a text is a string, or for tasks on pairs a list of two strings, for those
+that choose the text and its choices.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Refused(Exception):
         self.status, self.message = status, safe(message, 400)
 
 
-def texts_of(body: bytes, *, pair: bool, limits: Limits) -> list[Text]:
-    """Return the texts, or pairs of texts, that a body asks about. Raises Refused."""
+def texts_of(body: bytes, *, count: int, limits: Limits) -> list[Text]:
+    """Return the texts that a body asks about, or lists of `count` of them where it is above 1. Raises Refused."""
     question = _mapping(body)
     if unknown := [key for key in question if key not in KEYS]:
         raise Refused(422, f"unknown key {quote(unknown[0])}; give text or texts")
@@ -55,7 +56,7 @@ def texts_of(body: bytes, *, pair: bool, limits: Limits) -> list[Text]:
     if len(texts) > limits.texts:
         raise Refused(413, f"{len(texts)} texts, at most {limits.texts} in one request; send several")
     places = ["text"] if key == "text" else [f"texts[{number}]" for number in range(len(texts))]
-    return [_text(place, text, pair) for place, text in zip(places, texts, strict=True)]
+    return [_text(place, text, count) for place, text in zip(places, texts, strict=True)]
 
 
 def _mapping(body: bytes) -> Mapping[str, Any]:
@@ -71,18 +72,18 @@ def _mapping(body: bytes) -> Mapping[str, Any]:
     return question
 
 
-def _text(place: str, given: Any, pair: bool) -> Text:
-    parts = given if pair and isinstance(given, list) else [given]
-    expected = "a list of two texts" if pair else "a text"
-    if len(parts) != 1 + pair or not all(isinstance(part, str) for part in parts):
-        found = f"a list of {len(parts)}" if pair and isinstance(given, list) else _kind(given)
+def _text(place: str, given: Any, count: int) -> Text:
+    parts = given if count > 1 and isinstance(given, list) else [given]
+    expected = {1: "a text", 2: "a list of two texts"}.get(count, f"a list of {count} texts")
+    if len(parts) != count or not all(isinstance(part, str) for part in parts):
+        found = f"a list of {len(parts)}" if count > 1 and isinstance(given, list) else _kind(given)
         raise Refused(422, f"{place} is {found}, this task takes {expected}")
     for part in parts:
         if not part.strip():
             raise Refused(422, f"{place} is empty")
         if any("\ud800" <= character <= "\udfff" for character in part):
             raise Refused(422, f"{place} holds half of a surrogate pair, which is no character")
-    return (parts[0], parts[1]) if pair else str(parts[0])
+    return tuple(parts) if count > 1 else str(parts[0])
 
 
 def _kind(value: Any) -> str:

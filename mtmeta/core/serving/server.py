@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mtmeta.core.api.contracts import count_texts
 from mtmeta.core.errors import MachineError
-from mtmeta.core.run.predictor import Predictor, Text
+from mtmeta.core.run.predictor import Predictor
 from mtmeta.core.serving.questions import Limits
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 PACKAGES = ("fastapi", "uvicorn")
 BACKLOG = 2048  # connections that wait to be taken up
 GRACE = 30  # seconds that a request under way has when the server is to stop
-TRIED: dict[str, Text] = {"single": "A text.", "pair": ("A text.", "Another one.")}
+TRIED = "A text."
 
 
 def check_packages() -> None:
@@ -53,8 +54,8 @@ def serve(
 
     with contextlib.closing(_listen(host, port)) as listening:
         for name in predictor.tasks:
-            pair = predictor.task(name).inputs != "single"
-            predictor.block(name, [TRIED["pair" if pair else "single"]])
+            count = count_texts(predictor.task(name))
+            predictor.block(name, [(TRIED,) * count if count > 1 else TRIED])
         service = Service(predictor, title, limits)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
 

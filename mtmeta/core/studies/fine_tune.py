@@ -117,7 +117,7 @@ def prototypes(
         raise UsageError("--head", message)
     if classes < 2:
         raise UsageError("--head", f"prototype needs classes, task {quote(few.task)} has none; use reset")
-    if outputs != classes and (classes, outputs) != (2, 1):
+    if task.inputs == "choices" or (outputs != classes and (classes, outputs) != (2, 1)):
         message = f"prototype scores each class by itself, task {quote(few.task)} does not; use reset"
         raise UsageError("--head", message)
     head = model.heads[few.task]

@@ -1,7 +1,7 @@
 """One encoder shared by all tasks, and one head per task.
 
 Shapes: `S` packed tokens, `N` sequences, `B` examples, `V` sequences an example (2 for pairs that are encoded apart or
-in both orders, else 1), `D` hidden, `C` outputs.
+in both orders, one for each choice of a question, else 1), `D` hidden, `C` outputs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from mtmeta.core.api.backbone import SequenceHead
 from mtmeta.core.api.batch import Packed
-from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.contracts import Task, count_sequences
 from mtmeta.core.api.heads import PrototypeHead, SequenceClassificationHead, mean_over
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import PluginError, RecipeError
@@ -305,8 +305,7 @@ class MultiTaskModel(nn.Module):
 
     def vectors(self, task: str) -> int:
         """Return the sequences of an example of a task, V."""
-        one = self.tasks[task]
-        return 2 if one.inputs == "separate" or one.both_orders else 1
+        return count_sequences(self.tasks[task])
 
     def takes(self, task: str) -> str:
         """Return what a task's head takes: `pooled` vectors, or the hidden states of a whole `sequence`."""

@@ -103,7 +103,9 @@ class Protonet(Drawing):
 def _is_single_choice(task: mtmeta.Task) -> bool:
     """Return whether the task is to choose one of several classes, by a logit for each or one for two."""
     classes, outputs = len(task.objective.classes), task.objective.outputs
-    return task.objective.labelled == "one" and classes > 1 and (outputs == classes or (classes, outputs) == (2, 1))
+    if task.inputs == "choices" or task.objective.labelled != "one":
+        return False  # what a choice is, no mean of those in its place says
+    return classes > 1 and (outputs == classes or (classes, outputs) == (2, 1))
 
 
 def _means(features: mtmeta.Features, classes: Tensor, task: mtmeta.Task) -> Tensor:

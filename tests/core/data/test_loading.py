@@ -238,7 +238,7 @@ def by_hand(a: list[int], b: list[int], room: int) -> tuple[list[int], list[int]
     return a, b
 
 
-def dataset(texts: Sequence[tuple[str, str | None]], inputs: mtmeta.Inputs, max_length: int, **options: Any) -> Dataset:
+def dataset(texts: Sequence[tuple[str, str | None]], inputs: Any, max_length: int, **options: Any) -> Dataset:
     rows = [mtmeta.Example(a, b, 0, str(i)) for i, (a, b) in enumerate(texts)]
     task: mtmeta.Task = ClassificationTask(train="x", labels=2)
     if inputs != "single":

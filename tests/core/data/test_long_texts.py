@@ -191,7 +191,7 @@ def test_validate_says_what_is_cut_and_how_to_read_it(tmp_path: Path, capsys: An
         ({"long": LONG, "head": "hf"}, ("tasks.kind.long", "head: hf")),
         (
             {"long": LONG, "task": "pair_classification", "text": "sentence", "pair": "id"},
-            ("tasks.kind.long", "has two"),
+            ("tasks.kind.long", "has several"),
         ),
         ({"long": LONG, "task": "tagging", "metrics": ["entity_f1"]}, ("tasks.kind.long", "never cut")),
     ],

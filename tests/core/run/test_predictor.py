@@ -94,7 +94,7 @@ def test_probabilities_are_softmax_and_sigmoid_of_the_logits(run: Path) -> None:
             from mtmeta.core.data.packing import pack_sequences
 
             parts = [text] if isinstance(text, str) else list(text)
-            data = from_texts(name, predictor.task(name), parts[:1], parts[1:], backbone)
+            data = from_texts(name, predictor.task(name), parts[:1], [[part] for part in parts[1:]], backbone)
             with torch.inference_mode():
                 logits = model.eval()(name, pack_sequences(data.stores, np.array([0])))[0].double()
             wanted = (

@@ -921,7 +921,7 @@ def test_what_only_changes_training_is_noted(tmp_path: Path) -> None:
     one = write_recipe(tmp_path, "joint")
     two = write_recipe(tmp_path, "reptile", data={"train_fraction": 0.1})
     three = write_recipe(tmp_path, "fomaml")
-    overrides = ["backbone.max_length=32", "tasks.para.pair_mode=cross", "tasks.para.orders=both"]
+    overrides = ["backbone.max_length=32", "tasks.para.pair_mode=cross"]
     made = [load_recipe(path, build_registry()) for path in (one, two)]
     made.append(load_recipe(three, build_registry(), overrides=overrides))
     check_alike(made)
@@ -929,7 +929,6 @@ def test_what_only_changes_training_is_noted(tmp_path: Path) -> None:
         "Rows differ in backbone.max_length: 64 (joint, reptile); 32 (fomaml).",
         "Rows differ in data.train_fraction: 0.2 (joint, fomaml); 0.1 (reptile).",
         "Rows differ in tasks.para.pair_mode: separate (joint, reptile); cross (fomaml).",
-        "Rows differ in tasks.para.orders: given (joint, reptile); both (fomaml).",
     ]
 
 

@@ -2,7 +2,7 @@
 
     from inference import OnnxModel
     model = OnnxModel("folder")                    # labels.json, tokenizer.json, TASK.onnx
-    model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")]
+    model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")], or a text and its choices
 
 Shapes: `B` texts or pairs, `T` tokens of the longest, padding included. Copy and change this file as you like.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-Text = str | tuple[str, str]
+Text = str | tuple[str, ...]
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -41,11 +41,20 @@ class OnnxModel:
         return list(self.descriptions)
 
     def run(self, task: str, texts: Sequence[Text]) -> list[Any]:
-        """Run the graph of a task: logits [B, C], and probabilities [B, K] or, of a regression, numbers [B]."""
+        """Run the graph of a task: logits [B, C], and probabilities [B, K] or, of a regression, numbers [B].
+
+        Where one of several choices is right, the graph scores a question with one choice, and is run for each.
+        """
         if task not in self.sessions:
             file = self.folder / self.descriptions[task]["file"]
             self.sessions[task] = onnxruntime.InferenceSession(file, **self.session_options)
-        return list(self.sessions[task].run(None, self.inputs(task, texts)))
+        session = self.sessions[task]
+        if self.descriptions[task]["inputs"] != "choices":
+            return list(session.run(None, self.inputs(task, texts)))
+        scores = [session.run(None, _padded(*sequences))[0] for sequences in self._sequences(task, texts)]
+        logits = np.concatenate(scores, axis=1)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return [logits, powers / powers.sum(axis=1, keepdims=True)]
 
     def predict(self, task: str, texts: Sequence[Text], batch_size: int = 32) -> list[dict[str, Any]]:
         """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number.
@@ -80,23 +89,22 @@ class OnnxModel:
 
     def inputs(self, task: str, texts: Sequence[Text]) -> dict[str, Any]:
         """Return the graph's inputs by name, int64 [B, T]: cut to `max_length`, filled up with zeros."""
-        inputs = {}
+        inputs: dict[str, Any] = {}
         for suffix, (ids, types) in zip(("", "_2"), self._sequences(task, texts), strict=False):
-            ones = [[1] * len(row) for row in ids]
-            width = max(map(len, ids))
-            for name, rows in zip(INPUTS, (ids, ones, types), strict=True):
-                inputs[name + suffix] = np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.int64)
+            inputs |= _padded(ids, types, suffix)
         return inputs
 
     def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        """Give token ids and segments of the texts; twice where a pair has two sequences."""
+        """Give token ids and segments of the texts; twice where a pair has two sequences, and once
+        for each choice of a question."""
         prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
         inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
         both = self.descriptions[task].get("orders") == "both"
-        if inputs == "cross":
+        if inputs in ("cross", "choices"):
             room -= len(middle)
-            columns = [self._ids([text[i] for text in texts]) for i in range(2)]
-            for firsts, seconds in (columns, columns[::-1])[: 2 if both else 1]:
+            columns = [self._ids([text[i] for text in texts]) for i in range(len(texts[0]))]
+            sides = [(columns[0], other) for other in columns[1:]] + [(columns[1], columns[0])] * both
+            for firsts, seconds in sides:
                 ids, types = [], []
                 for a, b in zip(firsts, seconds, strict=True):
                     kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first
@@ -112,3 +120,13 @@ class OnnxModel:
 
     def _ids(self, texts: Sequence[Any]) -> list[list[int]]:
         return [row.ids for row in self.tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def _padded(ids: list[list[int]], types: list[list[int]], suffix: str = "") -> dict[str, Any]:
+    """Return sequences as the inputs of a graph by name, filled up with zeros."""
+    ones = [[1] * len(row) for row in ids]
+    width = max(map(len, ids))
+    return {
+        name + suffix: np.array([row + [0] * (width - len(row)) for row in rows], dtype=np.int64)
+        for name, rows in zip(INPUTS, (ids, ones, types), strict=True)
+    }

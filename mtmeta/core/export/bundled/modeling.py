@@ -3,11 +3,11 @@
     from modeling import MultiTaskModel
     model = MultiTaskModel.from_folder("folder")   # config.json, model.safetensors, heads.json, heads.safetensors, ...
                                                    # or adapter_config.json, adapter_model.safetensors, for peft
-    model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")]
+    model.predict(model.tasks[0], ["A text."])     # pairs: [("A text.", "Another one.")], or a text and its choices
 
 Shapes: `B` texts or pairs, `T` tokens of the longest, padding included, `D` hidden, `V` vectors an example (2 where
-both texts of a pair are encoded apart, or a pair in both orders, else 1), `C` outputs of a head. Copy and change this
-file as you like.
+both texts of a pair are encoded apart, or a pair in both orders, one for each choice, else 1), `C` outputs of a head.
+Copy and change this file as you like.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
-Text = str | tuple[str, str]
+Text = str | tuple[str, ...]
 
 
 class MLPHead(nn.Module):
@@ -63,6 +63,19 @@ class CoralHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         number: Tensor = self.out(functional.gelu(self.dense(pooled.flatten(1))))
         return number + self.bias
+
+
+class ChoiceHead(nn.Module):
+    """Linear, GELU, Linear to a score, of each choice by itself: [B, V, D] -> [B, V]."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, 1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        scores: Tensor = self.out(functional.gelu(self.dense(pooled)))
+        return scores[:, :, 0]
 
 
 class SequenceClassificationHead(nn.Module):
@@ -112,6 +125,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "mlp": MLPHead,
     "linear": LinearHead,
     "hf": SequenceClassificationHead,
+    "choice": ChoiceHead,
     "coral": CoralHead,
     "cosine": CosineHead,
     "cosine_prototypes": CosinePrototypes,
@@ -232,14 +246,16 @@ class MultiTaskModel(nn.Module):
         return pooled
 
     def _sequences(self, task: str, texts: Sequence[Text]) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
-        """Give token ids and segments of the texts, cut to `max_length`; twice where a pair has two sequences."""
+        """Give token ids and segments of the texts, cut to `max_length`; twice where a pair has two sequences, and once
+        for each choice of a question."""
         prefix, middle, suffix = (self.special[name] for name in ("prefix", "middle", "suffix"))
         inputs, room = self.descriptions[task]["inputs"], self.max_length - len(prefix) - len(suffix)
         both = self.descriptions[task].get("orders") == "both"
-        if inputs == "cross":
+        if inputs in ("cross", "choices"):
             room -= len(middle)
-            columns = [self._ids([text[i] for text in texts]) for i in range(2)]
-            for firsts, seconds in (columns, columns[::-1])[: 2 if both else 1]:
+            columns = [self._ids([text[i] for text in texts]) for i in range(len(texts[0]))]
+            sides = [(columns[0], other) for other in columns[1:]] + [(columns[1], columns[0])] * both
+            for firsts, seconds in sides:
                 ids, types = [], []
                 for a, b in zip(firsts, seconds, strict=True):
                     kept = min(len(b), max(room // 2, room - len(a)))  # the longer text is cut first

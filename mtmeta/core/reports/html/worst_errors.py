@@ -60,5 +60,4 @@ def _examples(recipe: Recipe, name: str, task: Task, lock: dict[str, object]) ->
 
 
 def _shown(example: Example) -> str:
-    texts = [example.text] if example.pair is None else [example.text, example.pair]
-    return "\n".join(safe(text, LONGEST) for text in texts)
+    return "\n".join(safe(text, LONGEST) for text in example.texts)
