@@ -169,7 +169,7 @@ TASK = "class Part(mtmeta.Task):\n    name = 'part'\n    {}\n"
         ),
         (
             TASK.format("inputs = 'both'") + HOOK.format("", "[Part]"),
-            "task 'part': inputs is 'both', expected one of single, separate, cross",
+            "task 'part': inputs is 'both', expected one of single, separate, cross, choices",
         ),
         (
             TASK.format("option: 'Nowhere' = None") + HOOK.format("", "[Part]"),
