@@ -133,9 +133,16 @@ def as_csv(comparison: Mapping[str, Any]) -> str:
 
 def title_of(comparison: Mapping[str, Any]) -> str:
     """Return split and seeds in a line; of rows with other seeds, those of each row."""
-    seeds = {row["name"]: ", ".join(map(str, row["seeds"])) for row in comparison["rows"]}
+    seeds = {row["name"]: _of_seeds(row["seeds"]) for row in comparison["rows"]}
     shown = {*seeds.values()} if len({*seeds.values()}) == 1 else [f"{name} {text}" for name, text in seeds.items()]
     return f"{comparison['split']}, best weights of each run, seeds: {'; '.join(shown)}"
+
+
+def _of_seeds(seeds: Sequence[int]) -> str:
+    """Return seeds in words: of more than three that follow each other the ends, and how many they are."""
+    if len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return f"{seeds[0]} to {seeds[-1]} ({len(seeds)})"
+    return ", ".join(map(str, seeds))
 
 
 def few_of(delta: Mapping[str, Any]) -> int | None:

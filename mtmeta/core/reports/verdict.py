@@ -93,7 +93,11 @@ class _Stand:
             return f"is not worse{to} by more than {kept}"
         if kept:
             return f"is {' and '.join(surely)}, and loses no more than {kept}"
-        bound = "" if self.loss is None or self.loss <= 0 else f" (at worst {self.loss:.3f} below it, on {self.task})"
+        bound = (
+            ""
+            if self.loss is None or self.loss <= 0
+            else f" (its interval on {self.task} reaches {self.loss:.3f} below)"
+        )
         if not surely:
             return f"shows no clear difference{f' from {baseline}' if baseline else ''} on {on}{bound}"
         rest = f", with no clear difference on {_list(self.others)}" if self.others else ""

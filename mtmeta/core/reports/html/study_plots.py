@@ -41,20 +41,21 @@ class Group:
 
 def differences(title: str, groups: Sequence[Group], margin: float | None, *, narrow: bool) -> list[Figure]:
     """Draw all groups over one axis; where one is far wider than another, each in a plot of its own."""
+    x = "95% intervals" + (f"; shaded: within {margin:g}" if margin is not None else "")
     spans = [
         max(abs(end) for dot in group.dots for end in (dot.value, dot.low or 0.0, dot.high or 0.0)) for group in groups
     ]
     spans = [span for span in spans if span]
     if spans and max(spans) > 20 * min(spans):
-        return [_differences(title, "", "", [group], margin, narrow) for group in groups]
-    return [_differences(title, "", "", groups, margin, narrow)]
+        return [_differences(title, x, "", [group], margin, narrow) for group in groups]
+    return [_differences(title, x, "", groups, margin, narrow)]
 
 
 @panel
 def _differences(axes: Any, groups: Sequence[Group], margin: float | None, narrow: bool) -> None:
     """Draw a dot for each difference, its interval as a line, its numbers beside it; 0 is where nothing differs."""
     lines = sum(len(group.dots) + 1 for group in groups)
-    axes.figure.set_size_inches(NARROW if narrow else WIDTH, 0.75 + LINE * lines)
+    axes.figure.set_size_inches(NARROW if narrow else WIDTH, 0.9 + LINE * lines)
     axes.axvline(0, color=FOREGROUND, linewidth=0.9)
     if margin is not None:
         axes.axvspan(-margin, margin, color=GRID, alpha=0.5, linewidth=0)
