@@ -40,11 +40,11 @@ class StopRequest:
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Within, a signal is only noted: the loop itself comes to a stop where it can go on from."""
-        self._deferred = True
+        before, self._deferred = self._deferred, True
         try:
             yield
         finally:
-            self._deferred = False
+            self._deferred = before
 
     def take_away(self, place: str, message: str) -> None:
         """Note, from any thread, that another process goes on with the run: nothing more of it is to be written."""

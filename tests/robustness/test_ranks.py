@@ -153,14 +153,27 @@ def test_ten_killed_ranks(name: str, tmp_path: Path, forks: Forks, material: Mat
     assert differences(one, _outcome(many)) == []
 
 
-@pytest.mark.parametrize("name", ["joint", pytest.param("individual", marks=pytest.mark.slow)])
-def test_a_signal_to_one_rank_stops_all(name: str, tmp_path: Path, forks: Forks, material: Material) -> None:
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("joint", 4.0),
+        *(
+            pytest.param(name, after, marks=pytest.mark.slow)
+            for name in ("joint", "individual")
+            for after in (1.0, 1.7, 2.4, 3.1, 4.0, 5.0)
+            if (name, after) != ("joint", 4.0)
+        ),
+    ],
+)
+def test_a_signal_to_one_rank_stops_all(
+    name: str, after: float, tmp_path: Path, forks: Forks, material: Material
+) -> None:
     """All save and end with 0, which torchrun does not take for a failure; then the run goes on."""
     one = _trained(forks, tmp_path / "one", material, name, 1, steps=60)
     many = tmp_path / "many"
     many.mkdir()
     _recipe(many, material, name, steps=60)
-    codes, written = _start(forks, many, material, 2, term=(1, 4.0))
+    codes, written = _start(forks, many, material, 2, term=(1, after))
     assert codes == [0, 0], written
     assert not written[1]
     if not (many / "out" / "summary.json").exists():  # a slow machine may not have begun, a quick one may be done

@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,9 @@ def train(request: RunRequest) -> RunSummary:
     ranks = Group(request.ranks)
     if not ranks.leads:  # one rank speaks
         request = replace(request, warn=lambda text: None, watcher=None, on_event=None)
-    with ranks.joined():
+    # a rank that went by itself would be lost to the others: all look for signals after the same step
+    noted = request.stop.deferred() if request.stop is not None and ranks.world > 1 else nullcontext()
+    with ranks.joined(), noted:
         return _train(request, ranks)
 
 
@@ -309,8 +311,11 @@ class Training:
             return
 
         def look() -> None:
-            if heard := self.ranks.heard("stop"):
-                raise Stopped(heard, "with its own groups trained")
+            heard = self.ranks.heard("stop")
+            if self.stop.signal and not heard:
+                self.ranks.tell("stop", self.stop.signal)
+            if asked := heard or self.stop.signal:
+                raise Stopped(asked, "with its own groups trained")
 
         with self._stopping_together():
             self.ranks.meet(math.inf, look)

@@ -105,7 +105,7 @@ class Trainer:
                     is_due = self.agreement.after_step(self.stop, self._is_due())
                 if self.is_scheduled(self.step):
                     self.announce_checkpoint(self._save())
-                elif self.stop.signal or is_due:
+                elif self.agreement.asks(self.stop) or is_due:
                     self._save()  # without an event: another run of the recipe has no such checkpoint
                 else:
                     continue
@@ -126,7 +126,8 @@ class Trainer:
 
     def _stop_if_asked(self) -> None:
         self.stop.where = f"at meta-step {self.step}" + f" of group '{self.group}'" * self.several
-        self.stop.check()
+        if self.agreement.asks(self.stop):
+            self.stop.check()
 
     @property
     def is_over(self) -> bool:

@@ -30,6 +30,10 @@ class Agreement:
         """Have all ranks stop if one was asked to, and return whether the first one says that a checkpoint is due."""
         return is_due
 
+    def asks(self, stop: StopRequest) -> bool:
+        """Return whether to stop now: of several ranks, what they agreed on after the step, whatever came since."""
+        return bool(stop.signal)
+
     def check_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Raise MachineError if ranks hold different weights."""
 
@@ -54,9 +58,13 @@ class InStep(Agreement):
         if self._ranks.orphaned and not stop.signal:
             stop.signal = ORPHANED
         told = self._ranks.settle({"signal": stop.signal, "due": is_due})
-        stop.signal = next((each["signal"] for each in told if each["signal"]), "")
-        self._stopping = bool(stop.signal)
+        agreed = next((each["signal"] for each in told if each["signal"]), "")
+        stop.signal = agreed or stop.signal  # one that came meanwhile is for the next step
+        self._stopping = bool(agreed)
         return bool(told[0]["due"])
+
+    def asks(self, stop: StopRequest) -> bool:
+        return self._stopping
 
     def check_weights(self, step: int, weights: Mapping[str, Tensor]) -> None:
         hashes = self._ranks.settle(_sha256(weights))
@@ -80,16 +88,22 @@ class Apart(Agreement):
 
     def __init__(self, ranks: Group) -> None:
         self._ranks = ranks
+        self._stopping = False
 
     def after_step(self, stop: StopRequest, is_due: bool) -> bool:
         if self._ranks.orphaned:
             stop.signal = stop.signal or ORPHANED  # and there is no store left to ask
+            self._stopping = True
             return is_due
         heard = self._ranks.heard("stop")
         if stop.signal and not heard:
             self._ranks.tell("stop", stop.signal)
         stop.signal = stop.signal or heard
+        self._stopping = bool(stop.signal)
         return is_due
+
+    def asks(self, stop: StopRequest) -> bool:
+        return self._stopping
 
 
 def _sha256(weights: Mapping[str, Tensor]) -> str:
