@@ -41,7 +41,8 @@ def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options
     - Head and loss fit: one output an example, a finite scalar whose gradient reaches the encoder and the head, and
       which does not depend on the order of the examples; nor do the outputs depend on the rest of the batch. With
       `orders: both` they are the same for the pairs swapped.
-    - Predictions are [B], or [B, L], finite, and can be written and read back; so they can with tuned numbers.
+    - Predictions are [B], or [B, L], or [W] where each of the W words of the batch has a label; they are finite, and
+      can be written and read back; so they can with tuned numbers.
     - The columns of `mtmeta predict` are in the file; sample data, where there are any, can be read.
     """
     check(len(rows) >= 2, "give at least two rows")
@@ -104,9 +105,15 @@ def _check_examples(task: Task, path: Path, count: int) -> None:
     objective = task.objective
     for example in examples:
         value = objective.parse(example.label)
-        whole = math.isfinite(value) if objective.labelled == "one" else len(value) == objective.width
-        check(whole, f"label {example.label!r} is parsed as {value}")
+        check(_is_label(objective, value, example), f"label {example.label!r} is parsed as {value}")
         _check_round_trip(objective, value, f"label {example.label!r}")
+
+
+def _is_label(objective: Objective, value: Any, example: Example) -> bool:
+    """Return whether what `parse` gave is a number, a row of the objective's width, or a number for each word."""
+    if objective.labelled == "one":
+        return math.isfinite(value)
+    return len(value) == (len(example.text.split()) if objective.labelled == "words" else objective.width)
 
 
 def _check_round_trip(objective: Objective, value: Any, subject: str) -> None:
@@ -127,13 +134,14 @@ def _check_round_trip(objective: Objective, value: Any, subject: str) -> None:
 def _check_model(learner: Learner, batch: Batch, task: Task) -> None:
     import torch
 
-    name, count, objective = task.name, len(batch), task.objective
+    name, objective = task.name, task.objective
     loss = learner.gradient(batch)  # refuses anything but a finite scalar
     for part in ("encoder.", f"heads.{name}."):
         grads = [p.grad for key, p in learner.parameters.items() if key.startswith(part)]
         check(any(grad is not None and bool(grad.any()) for grad in grads), f"the loss has no gradient in {part}*")
 
     (chunk,) = batch.chunks
+    count = len(chunk.labels)  # of words, where each has a label
     learner.model.eval()
     with torch.no_grad():
         outputs = learner.model(name, chunk.packed)
@@ -153,10 +161,12 @@ def _check_model(learner: Learner, batch: Batch, task: Task) -> None:
 
 def _check_predictions(objective: Objective, outputs: Tensor, count: int) -> None:
     predictions = objective.decode(outputs)
-    shape, expected = ([count], "[B]") if objective.labelled == "one" else ([count, objective.width], "[B, L]")
+    shapes = {"one": ([count], "[B]"), "row": ([count, objective.width], "[B, L]"), "words": ([count], "[W]")}
+    shape, expected = shapes[objective.labelled]
     check(list(predictions.shape) == shape, f"decode gives shape {list(predictions.shape)}, expected {expected}")
     check(bool(predictions.isfinite().all()), "decode gives predictions that are not finite")
-    for value in predictions.tolist():
+    values = predictions.tolist()
+    for value in [tuple(values)] if objective.labelled == "words" else values:  # words of one text, say
         _check_round_trip(objective, value, f"prediction {value}")
 
 

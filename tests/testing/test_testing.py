@@ -360,6 +360,12 @@ def test_check_task_passes_what_is_right() -> None:
     pairs = [{"sentence1": "A cat.", "sentence2": "A dog.", "similarity": x} for x in (0.5, 4.0)]
     check_task(registry.get("task", "sts", ""), pairs, activation="none")
     check_task(registry.get("task", "regression", ""), ROWS, low=0.0, high=1.0)
+    words = [{"tokens": "Anna went home", "tags": "B-PER O O"}, {"tokens": "to Rome", "tags": "O B-LOC"}]
+    check_task(registry.get("task", "tagging", ""), words, labels=("PER", "LOC"))
+    classes = [{"tokens": "a b", "tags": "x y"}, {"tokens": "unaccustomed", "tags": "y"}]
+    check_task(
+        registry.get("task", "tagging", ""), classes, labels=("x", "y"), scheme="none", metrics=("word_accuracy",)
+    )
 
 
 @pytest.mark.parametrize("mode", ["separate", "cross"])
