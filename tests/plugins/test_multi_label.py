@@ -30,9 +30,9 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.metrics import macro_f1, macro_f1s
 from mtmeta.plugins.tasks.multi_label import MultiLabel, MultiLabelTask, best_threshold
 from mtmeta.testing import check_task
-from tests.core.export.test_export import inside
+from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import killed_before_step, outcome, quick
+from tests.support.quick import killed_before_step, outcome, quick, read_table
 
 NAMES = ("joy", "fear", "love")
 WORDS = {"joy": "happy", "fear": "afraid", "love": "dear"}
@@ -245,10 +245,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text()), delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
 def raw_outputs(run: Path, texts: list[str]) -> Tensor:
     """The logits, by the packed model."""
     predictor = mtmeta.load(run, device="cpu")
@@ -262,7 +258,7 @@ def raw_outputs(run: Path, texts: list[str]) -> Tensor:
 
 
 def test_thresholds_of_dev_are_kept_with_the_best_weights(run: Path) -> None:
-    rows = table(run.parent / "feel-dev.tsv")
+    rows = read_table(run.parent / "feel-dev.tsv")
     objective = MultiLabel(NAMES)
     labels = torch.tensor([objective.parse(row["labels"]) for row in rows]).float()
     outputs = raw_outputs(run, [row["sentence"] for row in rows])
@@ -274,7 +270,7 @@ def test_thresholds_of_dev_are_kept_with_the_best_weights(run: Path) -> None:
     assert kept["tuned.feel.thresholds"].tolist() == pytest.approx(wanted.tolist(), abs=1e-5)
     assert [name for name in kept if name.startswith("tuned.")] == ["tuned.feel.thresholds"]
 
-    written = table(run / "predictions" / "feel-dev.csv")
+    written = read_table(run / "predictions" / "feel-dev.csv")
     predicted = (outputs > kept["tuned.feel.thresholds"]).long()
     assert [row["prediction"] for row in written] == [objective.show(row) for row in predicted.tolist()]
     scores = np.array([row["scores"].split() for row in written], dtype=float)
@@ -291,7 +287,7 @@ def test_eval_predict_and_report_go_by_them(run: Path, capsys: pytest.CaptureFix
     assert again.tasks["feel"]["value"] == summary["tasks"]["feel"]["value"]
     done = call("eval", str(run), "--split", "dev", "--task", "feel", "--verbose", cwd=run.parent, capsys=capsys)
     assert done.code == 0 and "labelled" in done.out and "cut" in done.out
-    rows = table(run / "predictions" / "feel-dev.csv")
+    rows = read_table(run / "predictions" / "feel-dev.csv")
 
     done = call(
         "predict",
@@ -306,7 +302,7 @@ def test_eval_predict_and_report_go_by_them(run: Path, capsys: pytest.CaptureFix
     found = list(csv.DictReader(io.StringIO(done.out)))
     assert done.code == 0 and [row["label"] for row in found] == [row["prediction"] for row in rows]
     assert list(found[0]) == ["id", "label", *(f"probability_{name}" for name in NAMES)]
-    texts = [row["sentence"] for row in table(run.parent / "feel-dev.tsv")]
+    texts = [row["sentence"] for row in read_table(run.parent / "feel-dev.tsv")]
     in_python = mtmeta.load(run, device="cpu").predict("feel", texts)
     assert [",".join(each.labels or ()) for each in in_python] == [row["prediction"] for row in rows]
     (tmp_path / "t.txt").write_text("\n".join(texts))
@@ -322,7 +318,7 @@ def test_eval_predict_and_report_go_by_them(run: Path, capsys: pytest.CaptureFix
 
 def test_validate_tells_of_label_sets(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = call("validate", "--data", str(run.parent / "quick.yaml"), cwd=run.parent, capsys=capsys)
-    rows = [row["labels"].split(",") for row in table(run.parent / "feel-train.tsv")]
+    rows = [row["labels"].split(",") for row in read_table(run.parent / "feel-train.tsv")]
     share = sum("love" in row for row in rows) / len(rows)
     assert done.code == 0
     assert f"{sum(map(len, rows)) / len(rows):.2f} a row; joy " in done.out and f"love {share:.1%}" in done.out
@@ -344,13 +340,8 @@ def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> Non
 def test_exports_answer_as_predict_does(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["some happy 1", "afraid and dear", "x", "happy dear afraid happy dear"]
     wanted = mtmeta.load(run, device="cpu").predict("feel", texts)
-    forms: tuple[Any, ...] = (("transformers", "modeling", "MultiTaskModel"), ("onnx", "inference", "OnnxModel"))
-    for form, module, kind in forms:
-        folder = mtmeta.export(run, form, tasks=["feel"], out=tmp_path / form).folder
-        with inside(folder, monkeypatch):
-            loaded = __import__(module)
-            make = loaded.MultiTaskModel.from_folder if form == "transformers" else getattr(loaded, kind)
-            found = make(".").predict("feel", texts)
+    for form in ("transformers", "onnx"):
+        found = answers_of_export(run, form, "feel", texts, tmp_path / form, monkeypatch)
         assert [tuple(each["labels"]) for each in found] == [each.labels for each in wanted], form
         for one, other in zip(found, wanted, strict=True):
             assert other.probabilities is not None

@@ -23,9 +23,9 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import PairClassificationTask
 from mtmeta.plugins.tasks.multiple_choice import Choice, MultipleChoiceTask
 from mtmeta.testing import check_task
-from tests.core.export.test_export import inside
+from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import killed_before_step, outcome, quick
+from tests.support.quick import assert_kills_change_nothing, quick, read_table
 
 NAMES = ("a", "b", "c")
 KINDS = {"fruit": ("apple", "pear", "plum"), "animal": ("dog", "cat", "cow"), "tool": ("saw", "axe", "drill")}
@@ -205,12 +205,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text()), delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
 def texts_of(run: Path) -> list[tuple[str, ...]]:
-    return [(row["question"], *(row[name] for name in NAMES)) for row in table(run.parent / "ask-dev.tsv")]
+    return [(row["question"], *(row[name] for name in NAMES)) for row in read_table(run.parent / "ask-dev.tsv")]
 
 
 def test_accuracy_is_by_question(run: Path) -> None:
@@ -218,14 +214,14 @@ def test_accuracy_is_by_question(run: Path) -> None:
     labels, values = read_predictions(run / "predictions" / "ask-dev.csv", task)
     score = json.loads((run / "summary.json").read_text())["tasks"]["ask"]
     assert score["value"] == (labels == values).mean() and score["examples"] == 24
-    rows = table(run.parent / "ask-dev.tsv")
+    rows = read_table(run.parent / "ask-dev.tsv")
     assert labels.tolist() == [NAMES.index(row["label"]) for row in rows]
 
 
 def test_predict_eval_and_report_take_the_columns(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    wanted = [row["prediction"] for row in table(run / "predictions" / "ask-dev.csv")]
+    wanted = [row["prediction"] for row in read_table(run / "predictions" / "ask-dev.csv")]
     source = str(run.parent / "ask-dev.tsv")
     done = call("predict", str(run), "--task", "ask", "--input", source, cwd=run.parent, capsys=capsys)
     found = list(csv.DictReader(io.StringIO(done.out)))
@@ -251,30 +247,14 @@ def test_predict_eval_and_report_take_the_columns(
 
 
 def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path)
-    for step in (2, 4):
-        with killed_before_step(step):
-            mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
-    mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
-    whole, cut = outcome(run), outcome(tmp_path / "run")
-    for name, value in whole.items():
-        if name.endswith((".safetensors", ".csv")):
-            assert cut[name] == value, name
+    assert_kills_change_nothing(recipe_of(tmp_path), run, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("form", "module"), [("transformers", "modeling"), pytest.param("onnx", "inference", marks=pytest.mark.slow)]
-)
-def test_exports_answer_as_predict_does(
-    form: Any, module: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("form", ["transformers", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_exports_answer_as_predict_does(form: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = texts_of(run)[:5]
     wanted = mtmeta.load(run, device="cpu").predict("ask", texts)
-    folder = mtmeta.export(run, form, tasks=["ask"], out=tmp_path / form).folder
-    with inside(folder, monkeypatch):
-        loaded = __import__(module)
-        make = loaded.MultiTaskModel.from_folder if form == "transformers" else loaded.OnnxModel
-        found = make(".").predict("ask", texts)
+    found = answers_of_export(run, form, "ask", texts, tmp_path / form, monkeypatch)
     assert [each["label"] for each in found] == [each.label for each in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one["probabilities"] == pytest.approx(other.probabilities, abs=1e-4)

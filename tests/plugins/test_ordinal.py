@@ -22,9 +22,9 @@ from mtmeta.plugins import distance_metrics as metrics
 from mtmeta.plugins.tasks.ordinal import Ordinal, OrdinalTask
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.testing import check_task
-from tests.core.export.test_export import inside
+from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import killed_before_step, outcome, quick
+from tests.support.quick import assert_kills_change_nothing, quick, read_table
 
 NAMES = ("poor", "fair", "good", "great")
 
@@ -218,10 +218,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text()), delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
 def test_scores_are_those_of_the_predictions(run: Path) -> None:
     task = mtmeta.load(run, device="cpu").task("grade")
     labels, values = read_predictions(run / "predictions" / "grade-dev.csv", task)
@@ -237,7 +233,7 @@ def test_scores_are_those_of_the_predictions(run: Path) -> None:
 
 
 def test_predict_eval_and_report_show_it(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    rows = table(run / "predictions" / "grade-dev.csv")
+    rows = read_table(run / "predictions" / "grade-dev.csv")
     source = str(run.parent / "grade-dev.tsv")
     done = call("predict", str(run), "--task", "grade", "--input", source, cwd=run.parent, capsys=capsys)
     found = list(csv.DictReader(io.StringIO(done.out)))
@@ -254,30 +250,14 @@ def test_predict_eval_and_report_show_it(run: Path, capsys: pytest.CaptureFixtur
 
 
 def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path)
-    for step in (2, 4):
-        with killed_before_step(step):
-            mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
-    mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
-    whole, cut = outcome(run), outcome(tmp_path / "run")
-    for name, value in whole.items():
-        if name.endswith((".safetensors", ".csv")):
-            assert cut[name] == value, name
+    assert_kills_change_nothing(recipe_of(tmp_path), run, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("form", "module"), [("transformers", "modeling"), pytest.param("onnx", "inference", marks=pytest.mark.slow)]
-)
-def test_exports_answer_as_predict_does(
-    form: Any, module: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("form", ["transformers", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_exports_answer_as_predict_does(form: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["one nice 1", "one nice nice nice 3", "x", "one 0"]
     wanted = mtmeta.load(run, device="cpu").predict("grade", texts)
-    folder = mtmeta.export(run, form, tasks=["grade"], out=tmp_path / form).folder
-    with inside(folder, monkeypatch):
-        loaded = __import__(module)
-        make = loaded.MultiTaskModel.from_folder if form == "transformers" else loaded.OnnxModel
-        found = make(".").predict("grade", texts)
+    found = answers_of_export(run, form, "grade", texts, tmp_path / form, monkeypatch)
     assert [each["label"] for each in found] == [each.label for each in wanted]
     for one, other in zip(found, wanted, strict=True):
         assert one["probabilities"] == pytest.approx(other.probabilities, abs=1e-4)

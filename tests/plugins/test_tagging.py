@@ -26,7 +26,7 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tag_metrics import entity_f1, register, spans_of, word_accuracy
 from mtmeta.plugins.tasks.tagging import TaggingTask, Tags, words_of_spans
 from tests.support.commands import call
-from tests.support.quick import killed_before_step, outcome, quick
+from tests.support.quick import assert_kills_change_nothing, quick
 
 TYPES = ("PER", "LOC")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -346,15 +346,7 @@ def test_eval_predict_and_report(run: Path, capsys: pytest.CaptureFixture[str], 
 
 
 def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path)
-    for step in (2, 4):
-        with killed_before_step(step):
-            mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
-    mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
-    whole, cut = outcome(run), outcome(tmp_path / "run")
-    for name, value in whole.items():
-        if name.endswith((".safetensors", ".csv")):
-            assert cut[name] == value, name
+    assert_kills_change_nothing(recipe_of(tmp_path), run, tmp_path / "run")
 
 
 @pytest.mark.parametrize("algorithm", ["reptile", "fomaml", "maml"])

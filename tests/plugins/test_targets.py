@@ -23,9 +23,9 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tasks.generic import RegressionTask
 from mtmeta.plugins.tasks.targets import Targets
 from mtmeta.testing import check_task
-from tests.core.export.test_export import inside
+from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import killed_before_step, outcome, quick
+from tests.support.quick import assert_kills_change_nothing, quick, read_table
 
 NAN = math.nan
 THREE = Targets(("a", "b", "c"), (0.0, 0.0, -1.0), (5.0, 5.0, 1.0))
@@ -225,14 +225,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text()), delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
 def test_scores_are_those_of_the_predictions(run: Path) -> None:
     task = mtmeta.load(run, device="cpu").task("two")
     labels, values = read_predictions(run / "predictions" / "two-dev.csv", task)
-    rows = table(run.parent / "two-dev.tsv")
+    rows = read_table(run.parent / "two-dev.tsv")
     wanted = np.array([[float(row[name] or NAN) for name in ("nice", "bad")] for row in rows])
     assert same_labels(labels, wanted) and np.isnan(labels).sum() == 3
     score = json.loads((run / "summary.json").read_text())["tasks"]["two"]
@@ -245,14 +241,14 @@ def test_scores_are_those_of_the_predictions(run: Path) -> None:
 def test_predict_eval_and_report_show_each_number(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    rows = table(run / "predictions" / "two-dev.csv")
+    rows = read_table(run / "predictions" / "two-dev.csv")
     source = str(run.parent / "two-dev.tsv")
     done = call("predict", str(run), "--task", "two", "--input", source, cwd=run.parent, capsys=capsys)
     found = list(csv.DictReader(io.StringIO(done.out)))
     assert done.code == 0 and list(found[0]) == ["id", "score_nice", "score_bad"]
     numbers = np.array([[float(row["score_nice"]), float(row["score_bad"])] for row in found])
     assert numbers == pytest.approx(np.array([row["prediction"].split() for row in rows], dtype=float), abs=1e-5)
-    texts = [row["sentence"] for row in table(run.parent / "two-dev.tsv")]
+    texts = [row["sentence"] for row in read_table(run.parent / "two-dev.tsv")]
     in_python = mtmeta.load(run, device="cpu").predict("two", texts)
     assert np.array([list((each.scores or {}).values()) for each in in_python]) == pytest.approx(numbers, abs=1e-5)
     assert list(in_python[0].json()) == ["scores"] and list(in_python[0].scores or ()) == ["nice", "bad"]
@@ -272,30 +268,14 @@ def test_validate_tells_of_each_number_and_of_missing_ones(run: Path, capsys: py
 
 
 def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path)
-    for step in (2, 4):
-        with killed_before_step(step):
-            mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
-    mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
-    whole, cut = outcome(run), outcome(tmp_path / "run")
-    for name, value in whole.items():
-        if name.endswith((".safetensors", ".csv")):
-            assert cut[name] == value, name
+    assert_kills_change_nothing(recipe_of(tmp_path), run, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("form", "module"), [("transformers", "modeling"), pytest.param("onnx", "inference", marks=pytest.mark.slow)]
-)
-def test_exports_answer_as_predict_does(
-    form: Any, module: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("form", ["transformers", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_exports_answer_as_predict_does(form: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["so nice 1", "so nice nice nice 3", "x", "so bad bad 0"]
     wanted = mtmeta.load(run, device="cpu").predict("two", texts)
-    folder = mtmeta.export(run, form, tasks=["two"], out=tmp_path / form).folder
-    with inside(folder, monkeypatch):
-        loaded = __import__(module)
-        make = loaded.MultiTaskModel.from_folder if form == "transformers" else loaded.OnnxModel
-        found = make(".").predict("two", texts)
+    found = answers_of_export(run, form, "two", texts, tmp_path / form, monkeypatch)
     for one, other in zip(found, wanted, strict=True):
         assert one["scores"] == pytest.approx(other.scores, abs=1e-4), form
 

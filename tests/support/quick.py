@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+
+import mtmeta
 
 LABELS = ("no", "yes")
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -102,3 +106,20 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _timeless(item) for key, item in value.items() if key not in TIMES}
     return [_timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def assert_kills_change_nothing(recipe: Path, whole: Path, out: Path, steps: tuple[int, ...] = (2, 4)) -> None:
+    """Kill a run of a recipe before each of the steps, let it end, and compare weights and predictions with `whole`."""
+    for step in steps:
+        with killed_before_step(step):
+            mtmeta.run(recipe, out=out, device="cpu")
+    mtmeta.run(recipe, out=out, device="cpu")
+    expected, cut = outcome(whole), outcome(out)
+    for name, value in expected.items():
+        if name.endswith((".safetensors", ".csv")):
+            assert cut[name] == value, name
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV or TSV file."""
+    return list(csv.DictReader(io.StringIO(path.read_text()), delimiter="\t" if path.suffix == ".tsv" else ","))

@@ -7,7 +7,7 @@ import logging
 import re
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,20 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     for name in ("modeling", "inference"):
         sys.modules.pop(name, None)
+
+
+def answers_of_export(
+    run: Path, form: Any, task: str, texts: Sequence[Any], out: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    """Export one task of a run as transformers or onnx, and return what the exported code predicts."""
+    folder = mtmeta.export(run, form, tasks=[task], out=out).folder
+    with inside(folder, monkeypatch):
+        if form == "transformers":
+            model = __import__("modeling").MultiTaskModel.from_folder(".")
+        else:
+            model = __import__("inference").OnnxModel(".")
+        answers: list[dict[str, Any]] = model.predict(task, texts)
+        return answers
 
 
 def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at: Path) -> list[str]:
