@@ -13,6 +13,7 @@ from pathlib import Path
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.losses import ClassLoss
+from mtmeta.core.registry.source import files_of
 from mtmeta.core.tables.data_file import DataFile
 
 FORMAT = 4  # of the arrays and their manifest; raise it when core makes others of the same file
@@ -63,17 +64,12 @@ def cache_key(
 
 
 def _sources(kind: type) -> Iterator[str]:
-    """Yield the SHA-256 of the file that defines a class, and of those beside it in its package."""
-    module = sys.modules.get(kind.__module__)
-    source = getattr(module, "__file__", None)
-    if source is None:
-        if kind.__module__ in sys.builtin_module_names:
-            yield "built in"
+    """Yield the SHA-256 of each file that the code of a class is in."""
+    if kind.__module__ in sys.builtin_module_names:
+        yield "built in"
         return
-    path = Path(source)
-    beside = bool(getattr(module, "__package__", ""))
     with suppress(OSError):
-        for each in sorted(path.parent.glob("*.py")) if beside else [path]:
+        for each in files_of(kind.__module__):
             yield f"{each.name} {hashlib.sha256(each.read_bytes()).hexdigest()}"
 
 

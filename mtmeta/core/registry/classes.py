@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,6 +10,7 @@ from mtmeta.core.api.contracts import Metric
 from mtmeta.core.errors import MtmetaError, PluginError, Problems
 from mtmeta.core.registry.discovery import Plugin, note_module
 from mtmeta.core.registry.guard import KINDS
+from mtmeta.core.registry.source import hash_of_code
 from mtmeta.core.wording import quote, safe
 
 KINDS_OF_NAMES = ("class ", "metric ")
@@ -40,27 +39,13 @@ def _plugin_of(part: Any) -> Plugin:
     if module.partition(".")[0] == "mtmeta":
         raise PluginError("plugins", f"{_shown(part)} is one of mtmeta's own, which are there; leave it out")
     family = f"classes of {module.partition('.')[0]}"
-    plugin = Plugin(name, _version(source), name, parts={f"{kind}s": [part]}, family=family)
+    plugin = Plugin(name, hash_of_code([source]), name, parts={f"{kind}s": [part]}, family=family)
     note_module(module, plugin)
     return plugin
 
 
 def _is_of(part: Any, base: Any) -> bool:
     return isinstance(part, Metric) if base is Metric else isinstance(part, type) and issubclass(part, base)
-
-
-def _version(source: Any) -> str:
-    """Return a hash of the source of a class, with those it derives from, or of a function."""
-    kinds = [kind for kind in getattr(source, "__mro__", (source,)) if not _is_known(kind)]
-    try:
-        text = "\x1f".join(map(inspect.getsource, kinds))
-    except (OSError, TypeError):  # typed in at a prompt
-        return "of unknown source"
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-
-
-def _is_known(kind: Any) -> bool:
-    return str(getattr(kind, "__module__", "")).partition(".")[0] in ("builtins", "abc", "typing", "mtmeta")
 
 
 def _shown(value: Any) -> str:

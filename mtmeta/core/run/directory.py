@@ -28,6 +28,7 @@ from mtmeta.core.recipe.resolved import decisive, describe, differences, digest,
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import plugin_of
 from mtmeta.core.registry.registry import Registry
+from mtmeta.core.registry.source import hash_of_code
 from mtmeta.core.run.summary import RunSummary
 from mtmeta.core.storage.atomic import clear_leftovers, remove_entry
 from mtmeta.core.storage.disk import BEST, LINK, check_own, disk_errors, write_file
@@ -73,6 +74,8 @@ REPLACED = (
 TOKENIZER = "tokenizer.json"  # of `backbone`
 # entries of the lock that must be equal for the very same weights, beside recipe, data and backbone
 EXACT = ("mtmeta", "torch", "numpy", "tokenizers", "threads", "device", "processor", "kernels", "precision")
+PLUGINS = "plugins"  # versions, by distribution
+CODE = "plugin_code"  # hashes of the source of installed plugins, likewise
 # one more, which is there for bf16 on a CPU alone; earlier versions, which computed it otherwise, wrote none
 INSTRUCTIONS = "instructions"
 # earlier versions of mtmeta that give the same bits as this one, so that their runs go on; from the next change of any
@@ -212,7 +215,8 @@ class RunDir:
         if before.get("backbone") != lock["backbone"]:
             message = f"began with backbone weights {before.get('backbone')}, now they are {lock['backbone']}"
             raise CheckpointError(str(self.path), f"{message}; choose another --out")
-        was, now = _exact(before), _exact(lock)
+        # locks of earlier versions have no hash of the code: it is taken to be what it was
+        was, now = _exact(before), _exact(lock if CODE in before else {**lock, CODE: {}})
         changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
         if not changed:
             return
@@ -222,7 +226,7 @@ class RunDir:
             message = f"run used {shown[0]}; now {shown[1]}; results would differ: pass --allow-inexact to go on"
             raise CheckpointError(str(self.path), message)
         # from here on it is this machine that must not change; and whoever reads the lock should know
-        keys = (*EXACT, INSTRUCTIONS, "plugins", "packages", "environment")
+        keys = (*EXACT, INSTRUCTIONS, PLUGINS, CODE, "packages", "environment")
         after = {**before, **{key: lock[key] for key in keys if key in lock}}
         if INSTRUCTIONS not in lock:
             after.pop(INSTRUCTIONS, None)
@@ -294,8 +298,10 @@ def _counts(path: Path) -> bool:
 
 def _exact(lock: Mapping[str, Any]) -> dict[str, str]:
     """Return the entries of a lock that must be equal, as text."""
-    plugins = lock.get("plugins")
-    versions = {f"plugin {name}": str(number) for name, number in plugins.items()} if isinstance(plugins, dict) else {}
+    versions: dict[str, str] = {}
+    for key, noun in ((PLUGINS, "plugin"), (CODE, "code of plugin")):
+        plugins = lock.get(key)
+        versions |= {f"{noun} {name}": str(of) for name, of in plugins.items()} if isinstance(plugins, dict) else {}
     packages = lock.get("packages")
     versions |= {str(name): str(number) for name, number in packages.items()} if isinstance(packages, dict) else {}
     exact = {key: str(lock.get(key, "unknown")) for key in EXACT} | versions
@@ -348,7 +354,7 @@ def make_lock(
     return {
         "recipe": digest(recipe),
         "mtmeta": version("mtmeta"),
-        "plugins": _plugins(recipe, registry),
+        **_plugins(recipe, registry),
         "packages": {name: version(name) for name in backbone.packages},
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -371,13 +377,23 @@ def _kernels(backbone: LoadedBackbone, precision: str) -> str:
     return backbone.kernels_bf16() if precision == "bf16" and backbone.kernels_bf16 else backbone.kernels
 
 
-def _plugins(recipe: Recipe, registry: Registry) -> dict[str, str]:
-    """Return the version of each third-party plugin that may change a number of the run, by distribution."""
+def _plugins(recipe: Recipe, registry: Registry) -> dict[str, dict[str, str]]:
+    """Return version and code of each third-party plugin that may change a number of the run, by distribution.
+
+    The code is a hash of its source; classes in no package have that for a version.
+    """
     parts = (recipe.backbone, *recipe.tasks.values(), recipe.sampler, recipe.algorithm)
     metrics = [name for task in recipe.tasks.values() for name in task.metrics]
-    used = [plugin_of(part) for part in parts]
-    used += [supplied.plugin for name in metrics for supplied in registry.suppliers("metric", name)]
-    return {plugin.distribution: plugin.version for plugin in used if plugin and plugin.foreign}
+    used = [(plugin_of(part), type(part)) for part in parts]
+    used += [(one.plugin, one.part.function) for name in metrics for one in registry.suppliers("metric", name)]
+    versions: dict[str, str] = {}
+    sources: dict[str, list[Any]] = {}
+    for plugin, part in used:
+        if plugin and plugin.foreign:
+            versions[plugin.distribution] = plugin.version
+            if not plugin.family:
+                sources.setdefault(plugin.distribution, []).append(part)
+    return {PLUGINS: versions, CODE: {name: hash_of_code(own) for name, own in sources.items()}}
 
 
 def check_hashes(before: Mapping[str, str], now: Mapping[str, tuple[str, str]]) -> None:

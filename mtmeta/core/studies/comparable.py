@@ -15,7 +15,7 @@ from mtmeta.core.api.option_types import Carve
 from mtmeta.core.errors import DataError, RecipeError, UsageError
 from mtmeta.core.recipe.resolved import describe
 from mtmeta.core.recipe.sections import Recipe
-from mtmeta.core.run.directory import RunDir
+from mtmeta.core.run.directory import CODE, PLUGINS, RunDir
 from mtmeta.core.run.fetch import splits_read
 from mtmeta.core.tables.data_file import Dialect
 from mtmeta.core.wording import did_you_mean, quote, safe
@@ -156,9 +156,10 @@ def _versions(run: Planned) -> Iterator[tuple[str, str]]:
     lock = run.folder.lock()
     for key in VERSIONS:
         yield key, safe(str(lock.get(key, "unknown")))
-    plugins = lock.get("plugins")
-    for plugin, version in plugins.items() if isinstance(plugins, dict) else ():
-        yield f"plugin {safe(str(plugin))}", safe(str(version))
+    for key, noun in ((PLUGINS, "plugin"), (CODE, "code of plugin")):
+        plugins = lock.get(key)
+        for plugin, version in plugins.items() if isinstance(plugins, dict) else ():
+            yield f"{noun} {safe(str(plugin))}", safe(str(version))
     # weights that the recipes name alike; random ones are those of their seed
     options = json.dumps(describe(run.recipe)["backbone"], sort_keys=True)
     yield f"backbone weights|{run.recipe.seed}{options}", safe(str(lock.get("backbone", "unknown")), 16)
