@@ -143,13 +143,18 @@ class _View:
 
     def on_stopped_early(self, event: Any) -> None:
         group, evaluations = mtmeta.safe(event.group), f"{event.evaluations} evaluations"
-        self.line(f"{group}: stopped at step {event.step} of {event.steps}, no rise in {evaluations}")
+        self.line(f"{group}: stopped at step {event.step} of {event.steps}, none of {evaluations} better")
 
     def on_evaluated(self, event: Any) -> None:
         parts = [f"{name} {score['metric']} {score['value']:.3f}" for name, score in event.tasks.items()]
-        mean = f"  mean {event.selected:.3f}" if len(parts) > 1 else ""
-        best = "  best so far" if event.best else ""
-        self.line(f"step {event.step} ({event.split}): {'  '.join(parts)}{mean}{best}", "green" if event.best else "")
+        mean = math.fsum(score["value"] for score in event.tasks.values()) / len(parts)
+        if len(parts) > 1:
+            parts.append(f"mean {mean:.3f}")
+            if not math.isclose(event.selected, mean, abs_tol=1e-9):  # one task selects, or less is better somewhere
+                parts.append(f"selected {event.selected:.3f}")
+        if event.best:
+            parts.append("best so far")
+        self.line(f"step {event.step} ({event.split}): {'  '.join(parts)}", "green" if event.best else "")
 
 
 class _Plain(_View):

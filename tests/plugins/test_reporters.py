@@ -25,6 +25,7 @@ from mtmeta.core.api.events import (
     RunStarted,
     StepDone,
     StepSkipped,
+    StoppedEarly,
     Warned,
 )
 from mtmeta.plugins.reporters import ConsoleReporter, Jsonl
@@ -44,6 +45,9 @@ EVENTS: list[Event] = [
     StepDone("sst+sts", 3, 40, {"sst": [1.4], "sts": [3.0, 2.0]}, 0.9, 0.5, 160, 4.0),
     Evaluated("sst+sts", 20, "dev", {"sst": scored("accuracy", 0.4), "sts": scored("pearson", 0.75)}, 0.575, True),
     Evaluated("sst", 40, "dev", {"sst": scored("accuracy", 0.41)}, 0.41, False),
+    Evaluated("a+b", 50, "dev", {"a": scored("mae", 0.7), "b": scored("accuracy", 0.6)}, -0.05, True),
+    Evaluated("a+b", 60, "dev", {"a": scored("mae", 0.5), "b": scored("rmse", 0.7)}, -0.6, False),
+    StoppedEarly("a+b", 60, 90, 5, -0.05),
     CheckpointSaved("sst+sts", 40, "runs/demo/checkpoints/step-00000040"),
     RunFinished({"mean": 0.575, "tasks": {"sst": scored("accuracy", 0.4)}}),
 ]
@@ -55,6 +59,10 @@ LINES = [
     "step 2 skipped: loss became nan at meta-step 2, task 'sts', inner step 1; lower the learning rate",
     "step 20 (dev): sst accuracy 0.400  sts pearson 0.750  mean 0.575  best so far",
     "step 40 (dev): sst accuracy 0.410",
+    # the mean is that of the table, and what selects has the sign turned of values of which less is better
+    "step 50 (dev): a mae 0.700  b accuracy 0.600  mean 0.650  selected -0.050  best so far",
+    "step 60 (dev): a mae 0.500  b rmse 0.700  mean 0.600  selected -0.600",
+    "a+b: stopped at step 60 of 90, none of 5 evaluations better",
 ]
 EVIL = "[red]a[/red] :smile: \x1b[31m\x07\r\n\u202eb{task}"
 SHOWN = "[red]a[/red] :smile: \\x1b[31m\\x07\\r\\n\\u202eb{task}"

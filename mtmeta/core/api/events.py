@@ -132,6 +132,8 @@ class Evaluated(Event):
     split: str
     tasks: dict[str, dict[str, Any]]
     selected: float
+    """What selects the best weights, higher is better: `evaluation.select`, with the sign turned where less is
+    better."""
     best: bool
     sampling: dict[str, dict[str, float]] = field(default_factory=dict)
     """Per task, since the run began: draws planned and made, batches, examples and epochs read."""
@@ -167,9 +169,9 @@ class StoppedEarly(Event):
     step: int
     steps: int
     evaluations: int
-    """In a row, the last one included, without a rise."""
+    """In a row, the last one included, none of which was better."""
     best: float
-    """The value that none of them rose above."""
+    """The value of `selected` that none of them rose above."""
 
 
 @dataclass(frozen=True)

@@ -171,6 +171,11 @@ class Objective:
         return None
 
 
+def has_temperature(objective: Objective) -> bool:
+    """Return whether a temperature can be fitted to the probabilities of an objective, of one class an example."""
+    return objective.takes_temperature and objective.labelled == "one" and bool(objective.classes)
+
+
 def has_soft_loss(kind: type[Objective]) -> bool:
     """Return whether a class has a soft loss that goes with its loss: one that is not older than it."""
     for one in kind.__mro__:

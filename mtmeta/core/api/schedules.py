@@ -96,15 +96,15 @@ class OneCycle:
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """Multiplied by `gamma` when the selected metric has not risen for more than `patience` evaluations."""
+    """Multiplied by `gamma` when the selected metric has not become better for more than `patience` evaluations."""
 
     name: Literal["plateau"] = "plateau"
     gamma: Fraction = 0.5
     """Factor of each reduction."""
     patience: Annotated[int, Field(ge=0)] = 2
-    """Evaluations without a rise that are tolerated."""
+    """Evaluations without a better value that are tolerated."""
     threshold: NonNegativeFloat = 1e-4
-    """Smallest relative rise that counts."""
+    """Smallest relative change for the better that counts."""
 
     def factor(self, step: int, steps: int) -> float:
         """Return the factor on the learning rate after `step` of `steps` steps."""

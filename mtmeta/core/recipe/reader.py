@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.api.contracts import Algorithm, Task
-from mtmeta.core.api.objectives import has_soft_loss
+from mtmeta.core.api.objectives import has_soft_loss, has_temperature
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.option_types import SAMPLE, Carve
 from mtmeta.core.api.schedules import Plateau, ScheduleOptions
@@ -328,6 +328,8 @@ class _RecipeReader:
                 self._check_epochs(algorithm, ("training", "epochs"))
         if evaluation is not None:
             self._check_evaluation(evaluation, tasks)
+            with self.document.collect():
+                self._check_calibration(evaluation, tasks)
             if evaluation.every == "epoch" and algorithm is not None:
                 self._check_epochs(algorithm, ("evaluation", "every"))
             if evaluation.every is None and training is not None and training.stop is not None:
@@ -415,6 +417,11 @@ class _RecipeReader:
                 if getattr(task, split) is None:
                     message = f"task '{name}' has no {split} file, which evaluation uses; add '{split}:'"
                     self.fail(("tasks", name), message)
+
+    def _check_calibration(self, evaluation: EvaluationOptions, tasks: Mapping[str, Task]) -> None:
+        if evaluation.calibrate and tasks and not any(has_temperature(task.objective) for task in tasks.values()):
+            message = "no task of this recipe has probabilities that a temperature can be fitted to; leave it out"
+            self.fail(("evaluation", "calibrate"), f"evaluation.calibrate: {message}")
 
 
 def _default(data: Mapping[str, Any], key: str, default: Any) -> Any:

@@ -75,16 +75,16 @@ class AverageOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StopOptions:
-    """Early stopping: training ends where the metric that selects has not risen for some evaluations.
+    """Early stopping: training ends where the metric that selects has not become better for some evaluations.
 
     Each learner stops by itself: with `individual`, each task by its own metric. `steps`, `epochs` or the budget are
     the most it takes, and what schedules and averages go by.
     """
 
     patience: PositiveInt = 5
-    """Evaluations in a row without a rise, after which training ends."""
+    """Evaluations in a row without a better value, after which training ends."""
     min_delta: NonNegativeFloat = 0.0
-    """A value is a rise if it is more than this above the highest one that was a rise."""
+    """A value is better if it is so by more than this than the best one that was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,8 @@ class EvaluationOptions:
     report_on: Split = "dev"
     """Split of the final table."""
     select: str = "mean"
-    """`mean` of the primary metrics, or one task's name."""
+    """`mean` of the primary metrics, or one task's name. A metric of which less is better, such as mae, counts with its
+    sign turned."""
     batch_tokens: PositiveInt = 8192
     """Tokens in one evaluation batch."""
     calibrate: bool = False

@@ -179,6 +179,7 @@ class Training:
         if recipe.adapters is not None:
             find_places(backbone.encoder, recipe.adapters)  # before anything is written
         session.note_backbone()
+        session.note_calibration()
         session.check_memory()
         self._read_data()
         train = {name: self.datasets[name, "train"] for name in recipe.tasks}

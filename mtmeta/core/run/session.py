@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Metric, Task
 from mtmeta.core.api.events import DataLoaded, Event, Warned
+from mtmeta.core.api.objectives import has_temperature
 from mtmeta.core.data.carving import carvings
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import load_split
@@ -176,6 +177,13 @@ class Session:
         """Note what a user should know of the backbone, and of its speed on this device."""
         lines = [*self.backbone.notes, *bf16_notes(self.device, self.precision)]
         self.notes += [Warned(text=line) for line in lines]
+
+    def note_calibration(self) -> None:
+        """Note the tasks whose probabilities stay as they are, where the recipe has temperatures fitted."""
+        for name, task in self.recipe.tasks.items() if self.recipe.evaluation.calibrate else ():
+            if task.objective.classes and not has_temperature(task.objective):
+                text = f"evaluation.calibrate: the probabilities of task '{name}' stay as they are"
+                self.notes.append(Warned(text=f"{text}, for its objective takes no temperature"))
 
     def warn_of_slowness(self) -> None:
         """Warn where the recipe asks for a precision that this device is slow in."""

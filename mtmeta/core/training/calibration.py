@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mtmeta.core.api.objectives import has_temperature
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.machine import Precision
 from mtmeta.core.training.evaluation import forward
@@ -96,7 +97,7 @@ def calibrate(
 ) -> Calibration | None:
     """Fit a temperature to what a model says of a dataset; None for a task whose probabilities have none."""
     objective = model.tasks[dataset.task].objective
-    if not objective.takes_temperature:
+    if not has_temperature(objective):
         return None
     logits = np.empty((len(dataset), len(objective.classes)))
     with closing(forward(model, dataset, batch_tokens=batch_tokens, precision=precision)) as batches:

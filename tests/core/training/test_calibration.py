@@ -18,6 +18,7 @@ from mtmeta.core.errors import UsageError
 from mtmeta.core.training.calibration import calibrated, calibration_error, fit_temperature, log_chances
 from tests.robustness import small
 from tests.support import tiny  # noqa: F401  # one thread
+from tests.support.quick import quick
 
 
 def sample(classes: int, sharpness: float, size: int = 400, seed: int = 0) -> tuple[Any, Any]:
@@ -142,3 +143,65 @@ def test_what_is_no_threshold(task: str, threshold: float, message: str, run: mt
         with pytest.raises(UsageError) as caught:
             run.predict(task, given, abstain=threshold)
         assert str(caught.value) == message
+
+
+# ------------------------------------------------------------------------------------- objectives without a temperature
+
+
+class Margin(mtmeta.Classification):
+    """Classes by a loss of one's own."""
+
+    takes_temperature = False
+
+    def loss(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.multi_margin_loss(outputs.float(), labels.long())
+
+
+class Grade(mtmeta.Task):
+    """A task by it."""
+
+    name = "grade"
+    objective = Margin(labels=("no", "yes"))
+    metrics = ("accuracy",)
+
+    def read(self, file: mtmeta.DataFile) -> Any:
+        for row in file.rows("sentence", "label"):
+            yield mtmeta.Example(row["sentence"], label=row["label"], id=row.id, line=row.line)
+
+
+class Heated(Grade):
+    """The same with a temperature."""
+
+    name = "heated"
+    objective = mtmeta.Classification(labels=("no", "yes"))  # type: ignore[assignment]
+
+
+def calibrating(folder: Path, *tasks: str) -> dict[str, Any]:
+    recipe = json.loads(quick(folder).read_text())
+    files = {key: recipe["tasks"]["kind"][key] for key in ("train", "dev", "batch_size")}
+    options: dict[str, Any] = {
+        "ordinal": {"labels": ["no", "yes"]},
+        "regression": {"low": 0, "high": 5, "label": "score"},
+    }
+    recipe["tasks"] = {name: files | options.get(name, {}) for name in tasks}
+    recipe["evaluation"] = {"calibrate": True}
+    return dict(recipe)
+
+
+@pytest.mark.parametrize("task", ["grade", "ordinal", "regression"])
+def test_a_recipe_that_calibrates_nothing_is_refused(task: str, tmp_path: Path) -> None:
+    recipe = calibrating(tmp_path, task)
+    (problem,) = mtmeta.validate(recipe, plugins=[Grade]).problems
+    assert "evaluation.calibrate: no task of this recipe has probabilities that a temperature can be" in str(problem)
+    recipe["evaluation"] = {}
+    assert not mtmeta.validate(recipe, plugins=[Grade]).problems
+
+
+def test_a_task_that_is_left_as_it_is_is_told(tmp_path: Path) -> None:
+    said: list[Any] = []
+    recipe = calibrating(tmp_path, "heated", "grade", "regression")
+    run = mtmeta.run(recipe, out=tmp_path / "run", device="cpu", plugins=[Grade, Heated], on_event=said.append)
+    assert set(run["calibration"]) == {"heated"}
+    (line,) = [event.text for event in said if event.type == "warning" and "calibrate" in event.text]
+    left = "evaluation.calibrate: the probabilities of task 'grade' stay as they are"
+    assert line == f"{left}, for its objective takes no temperature"
