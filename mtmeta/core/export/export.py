@@ -149,7 +149,9 @@ def _write_models(
         with fitting_threads(part.backbone.encoder):
             differences_here = write(draft, f"{under}/" if under else "", part, LIMITS[form])
             if int8 is not None:
-                losses |= put_int8(draft, f"{under}/" if under else "", session, part, int8)
+                losses |= (costs := put_int8(draft, f"{under}/" if under else "", session, part, int8))
+                for name, cost in costs.items():
+                    say(f"{name}: {cost.told()}")
         for name, value in differences_here.items():
             say(f"{name}: largest difference to mtmeta predict {value:.1e} (at most {LIMITS[form]:g})")
         differences |= differences_here

@@ -233,17 +233,26 @@ class Logits(nn.Module):
     """Ids and attention mask of sequences [N, T], and segments where the tokenizer has them, to logits [N, K].
 
     Of a regression K is 1. A binary task has two logits, (0, z) of the run's one, z: their softmax is its sigmoid.
+    `divider` is the token between the texts of a pair. A pair whose segments are all 0 then has those that its ids
+    say: no tokenizer that knows segments gives such ones, and transformers.js, which passes none unless it is told to,
+    fills them up with zeros.
     """
 
     outputs = ("logits",)
 
-    def __init__(self, encoder: nn.Module, head: nn.Module, *, binary: bool, typed: bool) -> None:
+    def __init__(
+        self, encoder: nn.Module, head: nn.Module, *, binary: bool, typed: bool, divider: int | None = None
+    ) -> None:
         super().__init__()
-        self.encoder, self.head, self.binary = encoder, head, binary
+        self.encoder, self.head, self.binary, self.divider = encoder, head, binary, divider
         self.inputs = Vector.inputs if typed else Vector.inputs[:2]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        if self.divider is not None:
+            divides = (input_ids == self.divider).long()
+            behind = ((divides.cumsum(1) - divides) > 0).long() * attention_mask  # 1 in the second text
+            types = torch.where(types.amax(1, keepdim=True) > 0, types, behind)
         hidden = self.encoder(input_ids, attention_mask, types)  # [N, T, D]
         outputs: Tensor = self.head(hidden[:, None, 0])  # the first token, [N, 1, D]
         outputs = outputs[:, None] if outputs.ndim == 1 else outputs

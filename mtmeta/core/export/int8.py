@@ -66,6 +66,11 @@ class Int8Loss:
     bytes_fp32: int
     """Size of the graph that it was made from."""
 
+    def told(self) -> str:
+        """Return it in one line."""
+        changed = "" if self.changed is None else f"; {self.changed} of {self.examples} answers are others"
+        return f"int8 has {self.metric} {self.batches:.4f} on {self.split}, the run {self.run:.4f}{changed}"
+
     def plain(self) -> dict[str, Any]:
         """Return it as data."""
         return asdict(self)

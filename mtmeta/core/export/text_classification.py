@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mtmeta.core.api.backbone import Portable, SequenceHead
+from mtmeta.core.api.contracts import Task
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
@@ -78,7 +80,9 @@ def write(draft: StagingFolder, under: str, part: Part, limit: float, *, graph_l
     check_head(name, described)
     typed, layout = is_typed(part.portable), part.model.encoder.sequence_head
     assert isinstance(layout, SequenceHead)  # or there was no head
-    logits = Logits(part.portable.encoder, head, binary=described["objective"] == "binary", typed=typed).eval()
+    divider = _divider(part, task) if typed else None
+    binary = described["objective"] == "binary"
+    logits = Logits(part.portable.encoder, head, binary=binary, typed=typed, divider=divider).eval()
     put_encoder(draft, under, _with_head(part.portable, layout, name, described, head))
     check_tokenizer(draft.folder / under, part.backbone)
     dataset, batches = checks.probes(task, part.backbone)
@@ -98,10 +102,14 @@ def write(draft: StagingFolder, under: str, part: Part, limit: float, *, graph_l
 
         graph = logits_graph(logits).SerializeToString()
         inputs = len(logits.inputs)
-        difference_of_graph = compared(
-            lambda batch: torch.from_numpy(run_graph(graph, [batch[:inputs]])[0][0]), graph_limit
-        )
-        difference = max(difference, difference_of_graph)
+
+        def by_graph(batch: checks.Inputs) -> Tensor:
+            return torch.from_numpy(run_graph(graph, [batch[:inputs]])[0][0])
+
+        difference = max(difference, compared(by_graph, graph_limit))
+        if divider is not None:
+            untyped = compared(lambda batch: by_graph([*batch[:2], np.zeros_like(batch[2])]), graph_limit)
+            difference = max(difference, untyped)
         draft.write(f"{under}{GRAPH}", graph)
     return {name: difference}
 
@@ -110,6 +118,12 @@ def is_typed(portable: Portable) -> bool:
     """Return whether the tokenizer of an encoder gives segments."""
     settings = json.loads(portable.files["tokenizer_config.json"])
     return Vector.inputs[2] in settings.get("model_input_names", Vector.inputs)
+
+
+def _divider(part: Part, task: Task) -> int | None:
+    """Return the token that stands between the texts of a pair, where it is one."""
+    tokenizer = part.backbone.tokenizer
+    return tokenizer.middle[0] if task.inputs == "cross" and len(tokenizer.middle) == 1 else None
 
 
 def _run_module(module: nn.Module, batch: checks.Inputs) -> Tensor:

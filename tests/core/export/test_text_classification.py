@@ -60,7 +60,8 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 @pytest.fixture(scope="module")
 def graphs(run: Path) -> dict[str, Any]:
     """One task with its graphs, in fp32 and int8; it lies in no folder of its own."""
-    return export(run, "text-classification", tasks=["kind"], int8="row")
+    said: list[str] = []
+    return {**export(run, "text-classification", tasks=["kind"], int8="row", say=said.append), "said": said}
 
 
 def texts_of(run: Path, names: list[str]) -> dict[str, list[Any]]:
@@ -80,6 +81,16 @@ def test_logits_and_pipeline_are_those_of_predict(run: Path, exported: dict[str,
 def test_graphs_predict_what_mtmeta_predicts(run: Path, graphs: dict[str, Any]) -> None:
     found = benchmark.differences(run, "text-classification", Path(graphs["folder"]), texts_of(run, ["kind"]))
     assert found["kind"]["onnx"] < 1e-5 < found["kind"]["int8"] < 0.1
+
+
+def test_a_pair_without_segments_has_those_of_its_ids(run: Path, tmp_path: Path) -> None:
+    """As transformers.js asks: zeros for segments. Of single texts zeros are what they have."""
+    export(run, "text-classification", tasks=["same"], out=tmp_path / "out")
+    graph = (tmp_path / "out/onnx/model.onnx").read_bytes()
+    ids = np.array([[2, 9, 3, 30, 8, 3], [2, 9, 7, 3, 8, 3], [2, 40, 3, 41, 3, 0]])
+    mask, types = (ids > 0).astype(np.int64), np.array([[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]])
+    given, found, other = (run_graph(graph, [[ids, mask, kind]])[0][0] for kind in (types, types * 0, mask))
+    assert np.array_equal(given, found) and np.abs(given - other).max() > 1e-4
 
 
 def test_config_names_the_labels(exported: dict[str, Any]) -> None:
@@ -119,6 +130,8 @@ def test_what_int8_costs_is_measured(graphs: dict[str, Any]) -> None:
     card = (folder / "README.md").read_text()
     assert f"| int8, batches of 32 | {loss['batches']:.4f} |" in card and "a scale for each token" in card
     assert json.loads((folder / "export.json").read_text())["int8"]["kind"] == loss
+    said = f"kind: int8 has accuracy {loss['batches']:.4f} on dev, the run {loss['run']:.4f}; {loss['changed']} of 12"
+    assert said in " ".join(graphs["said"])
 
 
 def test_the_cards_code_runs(
