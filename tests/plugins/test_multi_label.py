@@ -424,6 +424,8 @@ class MeanOfSequence(nn.Module):
 
 def test_a_head_of_sequences_that_pools_is_a_head_of_pooled_vectors() -> None:
     class Own(MultiLabelTask):
+        head_takes = "sequence"
+
         def build_head(self, hidden_size: int) -> nn.Module:
             return MeanOfSequence(super().build_head(hidden_size))
 
@@ -444,6 +446,7 @@ def test_an_algorithm_of_pooled_vectors_refuses_it(tmp_path: Path) -> None:
         """A head that takes sequences."""
 
         name = "whole"
+        head_takes = "sequence"
 
         def build_head(self, hidden_size: int) -> nn.Module:
             return MeanOfSequence(super().build_head(hidden_size))
@@ -458,6 +461,23 @@ def test_an_algorithm_of_pooled_vectors_refuses_it(tmp_path: Path) -> None:
     anil = {**recipe, "algorithm": "anil", "name": "anil"}
     with pytest.raises(mtmeta.RecipeError, match=r"tasks\.feel: has a head that takes whole sequences"):
         mtmeta.run(anil, out=tmp_path / "anil", device="cpu", plugins=[Whole])
+    (problem,) = mtmeta.validate(anil, plugins=[Whole]).problems
+    assert problem.endswith("goes by pooled vectors; leave the task out, or take reptile, fomaml or joint")
+
+
+def test_a_head_that_takes_what_its_task_does_not_say_is_refused(tmp_path: Path) -> None:
+    class Quiet(MultiLabelTask):
+        """A head that takes sequences, and nobody is told."""
+
+        name = "quiet"
+
+        def build_head(self, hidden_size: int) -> nn.Module:
+            return MeanOfSequence(super().build_head(hidden_size))
+
+    recipe = json.loads(recipe_of(tmp_path).read_text())
+    recipe["tasks"]["feel"]["task"] = "quiet"
+    with pytest.raises(mtmeta.PluginError, match="'feel' takes 'sequence' and its head_takes is 'pooled'; both are to"):
+        mtmeta.run(recipe, out=tmp_path / "run", device="cpu", plugins=[Quiet])
 
 
 def test_metrics_may_see_scores_ids_and_classes(tmp_path: Path) -> None:

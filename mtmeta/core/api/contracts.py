@@ -34,6 +34,11 @@ if TYPE_CHECKING:
     from mtmeta.core.storage.sources import Sources
 
 
+HeadTakes = Literal["pooled", "sequence"]
+NOT_POOLED = "has a head that takes whole sequences, and the algorithm goes by pooled vectors"
+"""What is wrong with a task for an algorithm that has `by_vectors`."""
+
+
 @dataclass(frozen=True)
 class Component:
     """Anything a recipe can name."""
@@ -157,16 +162,28 @@ class Task(Component):
         """
         return (pooled,)
 
+    @property
+    def head_takes(self) -> HeadTakes:
+        """What the head takes, as its attribute `takes` says, for checks before any head is built: `pooled`, and where
+        words have labels `sequence`."""
+        return "sequence" if self.objective.labelled == "words" else "pooled"
+
     def build_head(self, hidden_size: int) -> nn.Module:
         """Return a module from what it takes to the objective's outputs; here Linear, GELU, Linear.
 
-        Its attribute `takes` says what that is. `pooled`, which a module without it takes: mean-pooled vectors
-        [B, V, D]. `sequence`: hidden states [S, D] of the batch, and the `mtmeta.Packed` batch with the boundaries of
-        its sequences. Of a pair in both orders a head takes the vectors of one order at a time, as `views` gives them.
+        Its attribute `takes` says what that is, as `head_takes` does. `pooled`, which a module without it takes:
+        mean-pooled vectors [B, V, D]. `sequence`: hidden states [S, D] of the batch, and the `mtmeta.Packed` batch with
+        the boundaries of its sequences. Of a pair in both orders a head takes the vectors of one order at a time, as
+        `views` gives them.
         """
         from mtmeta.core.api.heads import MLPHead
 
         return MLPHead(hidden_size, vectors=2 if self.inputs == "separate" else 1, outputs=self.objective.outputs)
+
+
+def takes_sequences(task: Task) -> bool:
+    """Return whether the head that a task is to have takes whole sequences, and no pooled vectors."""
+    return task.head is None and task.head_takes != "pooled"
 
 
 def count_texts(task: Task) -> int:
@@ -460,6 +477,8 @@ class Feed(Protocol):
 class Algorithm(Component):
     """How the update direction of one step is found. The loop owns optimizer, clipping, schedule and checkpoints."""
 
+    by_vectors: ClassVar[bool] = False
+    """Whether it takes `learner.features` of every task: recipes may not give it tasks whose heads take sequences."""
     hears_teachers: ClassVar[bool] = True
     """Whether losses come from the learner, which mixes in what `teachers` say; recipes may not give any to others."""
 

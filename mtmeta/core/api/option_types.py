@@ -54,6 +54,12 @@ class LongText:
     most: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Most windows of a text; one that would take more is cut, and counted as cut."""
 
+    def too_wide(self, max_length: int) -> str:
+        """Return what is wrong where an encoder takes no window of this length; empty where it does."""
+        if self.window <= max_length:
+            return ""
+        return f"is {self.window}, and backbone.max_length {max_length}; lower the one or raise the other"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LeaveOut:

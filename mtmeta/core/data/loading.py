@@ -203,8 +203,7 @@ def _check_windows(name: str, task: Task, backbone: WithTokenizer) -> None:
     """Raise RecipeError where the encoder does not take a task's windows, or they would leave words out."""
     if (long := task.long) is None:
         return
-    if long.window > backbone.max_length:
-        message = f"is {long.window}, and backbone.max_length {backbone.max_length}; lower the one or raise the other"
+    if message := long.too_wide(backbone.max_length):
         raise RecipeError(f"tasks.{name}.long.window", message)
     room = long.window - len(backbone.tokenizer.prefix) - len(backbone.tokenizer.suffix)
     if long.stride > room:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtmeta.core.api.contracts import Algorithm, Task
+from mtmeta.core.api.contracts import NOT_POOLED, Algorithm, Task, takes_sequences
 from mtmeta.core.api.objectives import has_soft_loss, has_temperature
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.option_types import SAMPLE, Carve
@@ -282,14 +282,23 @@ class _RecipeReader:
         """Check every task, and that the algorithm and the sampler fit all of them."""
         tasks = _valid_tasks(parts)
         algorithm, sampler = parts["algorithm"], parts["sampler"]
+        longest = getattr(parts["backbone"], "max_length", None)
         for name, task in tasks.items():
             with self.document.collect():
-                self._check_task(name, task)
+                self._check_task(name, task, longest)
         if tasks and len(tasks) == len(parts["tasks"]):
             with self.document.collect():
                 self._fail_options(("algorithm",), algorithm.check(tasks) if algorithm is not None else ())
             with self.document.collect():
+                self._check_heads(algorithm, tasks)
+            with self.document.collect():
                 self._fail_options(("sampler",), sampler.check(list(tasks)) if sampler is not None else ())
+
+    def _check_heads(self, algorithm: Algorithm | None, tasks: Mapping[str, Task]) -> None:
+        for name, task in tasks.items():
+            if algorithm is not None and algorithm.by_vectors and takes_sequences(task):
+                message = f"{NOT_POOLED}; leave the task out, or take reptile, fomaml or joint"
+                self.fail(("tasks", name), f"tasks.{name}: {message}", key=True)
 
     def _check_data(self, parts: dict[str, Any]) -> None:
         """Check folds, and that what teachers say of a task can be learned."""
@@ -354,7 +363,7 @@ class _RecipeReader:
             full = (*path, *option.split("."))
             self.fail(full, f"{'.'.join(map(str, full))} {message}")
 
-    def _check_task(self, name: str, task: Task) -> None:
+    def _check_task(self, name: str, task: Task, longest: Any) -> None:
         path = ("tasks", name)
         if isinstance(task.dev, str) and SHARE.fullmatch(task.dev):
             message = f"{quote(task.dev)} is no file name; a share of the training file is {{fraction: 0.1}}"
@@ -368,8 +377,11 @@ class _RecipeReader:
         if task.both_orders and (task.inputs == "single" or task.objective.labelled == "words"):
             message = "both is for pairs with one answer each, which this task has not; leave it out"
             self.fail((*path, "orders"), f"tasks.{name}.orders: {message}")
+        elif task.both_orders and takes_sequences(task):
+            message = "both is for heads that take pooled vectors, and this task's takes whole sequences; leave it out"
+            self.fail((*path, "orders"), f"tasks.{name}.orders: {message}")
         if task.long is not None:
-            self._fail_options(path, _long_faults(task))
+            self._fail_options(path, _long_faults(task, longest))
         for split in ("train", "dev", "test"):
             if getattr(task, split) == SAMPLE and inspect.unwrap(type(task).sample) is Task.sample:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
@@ -434,16 +446,20 @@ def _valid_tasks(parts: Mapping[str, Any]) -> dict[str, Task]:
     return {name: task for name, task in parts["tasks"].items() if task is not None}
 
 
-def _long_faults(task: Task) -> Iterator[tuple[str, str]]:
-    """Yield (option, what is wrong) where a task's texts cannot be read in windows."""
+def _long_faults(task: Task, longest: Any) -> Iterator[tuple[str, str]]:
+    """Yield (option, what is wrong) where texts cannot be read in windows of what the encoder takes, `longest`."""
     if task.inputs != "single":
         yield "long", "is for tasks of one text, and this one has several; leave it out"
     elif task.objective.labelled == "words":
         yield "long", "is not needed, texts whose words have labels are never cut; leave it out"
+    elif takes_sequences(task):
+        yield "long", "is for heads that take pooled vectors, and this task's takes whole sequences; leave it out"
     elif task.head == "hf":
         yield "long", "does not go with head: hf, which takes one sequence; leave one of them out"
     elif task.long is not None and task.long.stride >= task.long.window:
         yield "long.stride", f"must be below the window, which is {task.long.window}, found {task.long.stride}"
+    elif task.long is not None and isinstance(longest, int) and (message := task.long.too_wide(longest)):
+        yield "long.window", message
 
 
 def _with_dev_seed(task: Any, seed: int) -> Any:

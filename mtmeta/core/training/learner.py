@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 
 from mtmeta.core.api.batch import Batch, Chunk, Features
-from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.contracts import NOT_POOLED, Task
 from mtmeta.core.api.optimizers import OptimizerOptions, set_lr
 from mtmeta.core.api.option_types import InnerState
 from mtmeta.core.api.schedules import ScheduleOptions
@@ -200,8 +200,7 @@ class Learner:
     def check_pooled(self, task: str) -> None:
         """Raise RecipeError unless the head of a task takes pooled vectors, which are its features."""
         if self.model.takes(task) != "pooled":
-            message = "has a head that takes whole sequences, and the algorithm goes by pooled vectors"
-            raise RecipeError(f"tasks.{task}", f"{message}; leave the task out, or take reptile, fomaml or joint")
+            raise RecipeError(f"tasks.{task}", f"{NOT_POOLED}; leave the task out, or take reptile, fomaml or joint")
 
     def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
         losses = []

@@ -76,8 +76,8 @@ def build_head(
     """Return the head of a task, initialised from (seed, task name) alone, so other tasks do not move it.
 
     `own` may give one that an algorithm puts in its place; `layout` is that of the encoder's family in transformers.
-    Raises RecipeError for `head: hf` on an encoder that has no such layout, and for both orders of pairs before a head
-    that takes whole sequences.
+    Raises RecipeError for `head: hf` on an encoder that has no such layout, PluginError for a head that takes anything
+    but what its task says.
     """
     if task.head == "hf" and layout is None:
         message = "hf is for encoders of the families BERT, RoBERTa, XLM-RoBERTa, DistilBERT and ELECTRA; leave it out"
@@ -85,6 +85,7 @@ def build_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head", name, *purpose))
         head: object = own(task, hidden_size) if own else None
+        built_otherwise = head is not None or task.head == "hf"
         if head is None and task.head == "hf" and layout is not None:
             objective = task.objective
             outputs = None if not objective.classes and objective.outputs == 1 else objective.outputs  # a number
@@ -94,9 +95,11 @@ def build_head(
     if not isinstance(head, nn.Module):
         message = f"build_head of task {quote(name)} returned {type(head).__name__}, expected a torch.nn.Module"
         raise fault(task, message)
-    if task.both_orders and getattr(head, "takes", "pooled") != "pooled":
-        message = "both is for heads that take pooled vectors, and this task's takes whole sequences; leave it out"
-        raise RecipeError(f"tasks.{name}.orders", message)
+    if not built_otherwise and (takes := getattr(head, "takes", "pooled")) != task.head_takes:
+        says = (
+            f"the head of task {quote(name)} takes {quote(str(takes))} and its head_takes is {quote(task.head_takes)}"
+        )
+        raise fault(task, f"{says}; both are to say the same")
     return head
 
 

@@ -23,6 +23,7 @@ class Anil(Drawing):
     """
 
     name = "anil"
+    by_vectors = True
 
     inner_lr: mtmeta.PositiveFloat = 0.1
     """Learning rate of the head in the inner loop."""

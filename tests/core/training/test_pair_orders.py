@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 import mtmeta
 from mtmeta.core.data.dataset import Dataset
@@ -24,7 +24,7 @@ from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.studies.fine_tune import prototypes
 from mtmeta.core.training.evaluation import forward
 from mtmeta.core.training.learner import Learner
-from mtmeta.core.training.model import MultiTaskModel, build_head
+from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.plugins.algorithms.protonet import Protonet
 from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.samplers import Uniform
@@ -275,16 +275,20 @@ class OneText(mtmeta.PairTask):
     inputs = "single"
 
 
-class Whole(nn.Module):
-    takes = "sequence"
+class Whole(mtmeta.PairTask):
+    """Two texts, by a head that takes sequences."""
+
+    name = "whole"
+    objective = mtmeta.Binary()
+    metrics = ("accuracy",)
+    head_takes = "sequence"
 
 
-def test_what_has_no_two_orders_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_no_two_orders_is_refused(tmp_path: Path) -> None:
     recipe = json.loads(recipe_of(tmp_path).read_text())
     recipe["tasks"] = {"t": {"task": "one_text", "train": "train.tsv", "dev": "dev.tsv", "orders": "both"}}
     (problem,) = mtmeta.validate(recipe, plugins=[OneText]).problems
     assert "tasks.t.orders: both is for pairs with one answer each, which this task has not; leave it out" in problem
-    monkeypatch.setattr(Para, "build_head", lambda self, hidden_size: Whole())
-    with pytest.raises(mtmeta.RecipeError, match=r"tasks\.t\.orders: both is for heads that take pooled vectors"):
-        build_head("t", Para(train="sample", orders="both"), 8, 1)
-    build_head("t", Para(train="sample"), 8, 1)
+    recipe["tasks"]["t"]["task"] = "whole"
+    (problem,) = mtmeta.validate(recipe, plugins=[Whole]).problems
+    assert "tasks.t.orders: both is for heads that take pooled vectors, and this task's takes whole" in problem
