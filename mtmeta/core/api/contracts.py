@@ -503,6 +503,14 @@ class Algorithm(Component):
         """
         return 1
 
+    @property
+    def slots_are_gradients(self) -> bool:
+        """Whether each slot is a single gradient, as `learner.slots(..., single=True)` says.
+
+        All shards of all slots are then held until they are summed, which a run must have the memory for.
+        """
+        return False
+
     def after_step(self, learner: Learner, feed: Feed) -> None:
         """Look at the model after the outer step, say with `learner.measure` at a batch of `backward` once more.
 

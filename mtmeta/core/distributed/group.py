@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import secrets
 import socket
@@ -45,6 +46,7 @@ class Group:
     def __init__(self, ranks: Ranks | None = None) -> None:
         ranks = ranks or Ranks()
         self.rank, self.world, self.local = ranks.rank, ranks.world, ranks.local
+        self._beside = ranks.beside
         self.host = socket.gethostname()
         self._parent = os.getppid()
         self._meetings = 0
@@ -58,6 +60,10 @@ class Group:
     def leads(self) -> bool:
         """Whether this is the rank that writes."""
         return self.rank == 0
+
+    def sharing(self, device: torch.device) -> int:
+        """Return how many ranks take their memory from where this one does: all of a host, or those of its GPU."""
+        return math.ceil(self._beside / torch.cuda.device_count()) if device.type == "cuda" else self._beside
 
     @property
     def orphaned(self) -> bool:

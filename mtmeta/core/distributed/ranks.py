@@ -26,6 +26,8 @@ class Ranks:
     world: int = 1
     local: int = 0
     """Place among those on this host."""
+    beside: int = 1
+    """How many are on this host."""
 
 
 def ranks_of(environ: Mapping[str, str] = os.environ) -> Ranks:
@@ -47,7 +49,9 @@ def ranks_of(environ: Mapping[str, str] = os.environ) -> Ranks:
     for name, number in numbers.items():
         if not number.isdecimal() or int(number[:9]) >= int(world):
             raise MachineError(name, f"is {quote(number)} of {int(world)} ranks; start it with torchrun")
-    return Ranks(int(numbers["RANK"]), int(world), int(numbers["LOCAL_RANK"]))
+    beside = environ.get("LOCAL_WORLD_SIZE", "")
+    here = min(int(beside[:9]), int(world)) if beside.isdecimal() else 1
+    return Ranks(int(numbers["RANK"]), int(world), int(numbers["LOCAL_RANK"]), max(here, 1))
 
 
 def timeout_of(environ: Mapping[str, str] = os.environ) -> float:

@@ -152,6 +152,7 @@ class Plan:
             "disk_bytes": None if None in sizes else sum(sizes),
             "peak_memory_bytes": peak_memory(),
             "algorithm_bytes": session.extra_bytes(),
+            "parts_bytes": session.part_bytes()[1],
             "teacher_examples": teaching_cost(self.training.teachers),
             "seconds": _seconds(groups, load_seconds, probing, waiting, sum(map(_written, described))),
             "notes": self.notes,

@@ -57,6 +57,7 @@ from mtmeta.core.storage.sources import Sources
 from mtmeta.core.training import evaluation
 from mtmeta.core.training.checkpoint import Checkpoints
 from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.spread.holding import held
 from mtmeta.core.wording import byte_text, quote, safe
 
 BAD_LINES_SHOWN = 5
@@ -132,17 +133,35 @@ class Session:
 
     def extra_bytes(self) -> int:
         """Return the bytes that the algorithm holds beside what `joint` does, of the group for which they are most."""
-        algorithm = self.recipe.algorithm
-        shared = sum(parameter.nbytes for parameter in self.backbone.encoder.parameters() if parameter.requires_grad)
+        algorithm, shared = self.recipe.algorithm, self._shared_bytes()
         return max(algorithm.extra_bytes(shared, group) for group in self.groups)
 
+    def _shared_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.backbone.encoder.parameters() if parameter.requires_grad)
+
+    def part_bytes(self) -> tuple[int, int]:
+        """Return how many gradients of slots and shards this rank holds until they are summed, and the bytes of all."""
+        recipe = self.recipe
+        spread = [held(recipe.algorithm, group, recipe.training.shards, self.ranks.world) for group in self.groups]
+        most = max(spread, key=lambda holding: holding.parts)
+        return most.parts, 0 if self.is_frozen else most.bytes(self._shared_bytes())
+
     def check_memory(self) -> None:
-        """Raise MachineError where the algorithm holds more than is free; what all training takes comes on top."""
-        needed, free = self.extra_bytes(), free_memory_of(self.device)
-        if needed and free is not None and needed > free:
-            holds = f"holds {byte_text(needed, 'kB')} beside the model"
-            message = f"{holds}, and only {byte_text(max(0, free), 'kB')} are free; use joint, or a smaller encoder"
+        """Raise MachineError where the algorithm, or parts of a step, take more than is free beside all training."""
+        free = free_memory_of(self.device)
+        if free is None:
+            return
+        left = f"and only {byte_text(max(0, free), 'kB')} are free"
+        if (needed := self.extra_bytes()) > free:
+            message = f"holds {byte_text(needed, 'kB')} beside the model, {left}; use joint, or a smaller encoder"
             raise MachineError(f"algorithm '{self.recipe.algorithm.name}'", message)
+        parts, needed = self.part_bytes()
+        if needed * (ranks := self.ranks.sharing(self.device)) > free:
+            each = f" on each of {ranks} ranks here" if ranks > 1 else ""
+            takes = f"a step holds {parts} gradients until they are summed, {byte_text(needed, 'kB')}{each}"
+            raise MachineError(
+                "training.shards", f"{takes}, {left}; use fewer shards, fewer tasks a step, or more hosts"
+            )
 
     def lock(self, recipe: Recipe, files: Mapping[str, str], rows: Mapping[str, int]) -> dict[str, Any]:
         """Build the lock of a run: `files` are hashes by TASK-SPLIT, `rows` the dev examples of tasks."""

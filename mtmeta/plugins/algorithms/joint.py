@@ -47,12 +47,16 @@ class Joint(mtmeta.Algorithm):
     def parts(self, tasks: Sequence[str]) -> int:
         return len(tasks) if self.step == "sum" else 1
 
+    @property
+    def slots_are_gradients(self) -> bool:
+        return self.weighting == "fixed"
+
     def backward(self, learner: mtmeta.Learner, feed: mtmeta.Feed) -> None:
         if self.step == "alternate":
             for task in feed.draw():
                 self._descend(learner, feed, task, feed.loss_weight(task))
             return
-        for task in learner.slots(feed.tasks, single=self.weighting == "fixed"):
+        for task in learner.slots(feed.tasks, single=self.slots_are_gradients):
             self._descend(learner, feed, task, feed.loss_weight(task) / len(feed.tasks))
 
     def _descend(self, learner: mtmeta.Learner, feed: mtmeta.Feed, task: str, weight: float) -> None:

@@ -48,6 +48,10 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         rows["not exported"] += f"{forms} ({safe(why, 300)})"
     if plan["algorithm_bytes"]:
         rows["algorithm holds"] = f"{byte_text(plan['algorithm_bytes'], 'kB')} of memory beside what joint takes"
+    if plan["parts_bytes"]:
+        rows["parts hold"] = (
+            f"{byte_text(plan['parts_bytes'], 'kB')}, gradients of slots and shards until they are summed"
+        )
     rows["memory so far"] = byte_text(plan["peak_memory_bytes"], "kB")
     width = max(map(len, rows))
     for name, text in rows.items():
