@@ -22,6 +22,8 @@ import mtmeta
 from mtmeta.core.api.batch import Packed
 from mtmeta.core.data.loading import from_examples
 from mtmeta.core.data.packing import pack_chunk
+from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.studies.comparison import read_with_scores
 from mtmeta.core.training.model import MultiTaskModel, mean_pool
 from mtmeta.core.training.statistics import on_resamples
@@ -176,6 +178,31 @@ def test_files_of_three_kinds(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "c.csv") == [("x", "joy,love"), ("y", None)]
 
 
+def test_numbers_get_the_names_of_a_file(tmp_path: Path) -> None:
+    """As GoEmotions is published: no header, numbers with commas, quotes that are text, a file of names."""
+    (tmp_path / "t.tsv").write_text('so "glad\t0\tx1\noh\t2,0\tx2\nno\t1\tx3\n')
+    (tmp_path / "names.txt").write_text("joy\nfear\nlove\n")
+    dialect = {"header": False, "quoting": "none", "id": "2"}
+    task = {
+        "task": "multi_label",
+        "text": "0",
+        "label": "1",
+        "labels": "names.txt",
+        "train": "t.tsv",
+        "dialect": dialect,
+    }
+    path = quick(tmp_path)
+    recipe = json.loads(path.read_text()) | {"tasks": {"feel": {**task, "dev": "t.tsv", "batch_size": 2}}}
+    path.write_text(json.dumps(recipe))
+    found = load_recipe(path, build_registry()).tasks["feel"]
+    assert found.objective.classes == NAMES
+    file = mtmeta.DataFile(tmp_path / "t.tsv", found.dialect or mtmeta.Dialect())
+    rows = [(example.id, example.text, found.objective.parse(example.label)) for example in found.read(file)]
+    assert rows == [("x1", 'so "glad', (1, 0, 0)), ("x2", "oh", (1, 0, 1)), ("x3", "no", (0, 1, 0))]
+    assert found.objective.show((1, 0, 1)) == "joy,love"
+    assert found.objective.parse("love, 1") == (0, 1, 1)
+
+
 def test_bad_rows_are_named(tmp_path: Path) -> None:
     task = MultiLabelTask(labels=NAMES, train="t")
     backbone = Bert(weights="tiny", max_length=16).load(1)
@@ -200,9 +227,12 @@ def test_options_that_do_not_fit() -> None:
         return list(MultiLabelTask(train="t", **{"labels": NAMES, **options}).check())
 
     assert problems() == []
-    assert problems(labels=("a", "a")) == [("labels", "name 'a' twice; each label has one name")]
+    assert problems(labels=("a", "a")) == [("labels", "name 'a' twice; each class has one name")]
     assert problems(label=("a", "b"))[0][0] == "label"
     assert problems(labels=("a,b", "c"))[0][0] == "separator"
+    assert problems(labels={"0": "a", "1": "b"}) == []
+    assert problems(labels={"0,1": "a", "1": "b"})[0] == ("separator", "',' stands within label '0,1'; choose another")
+    assert problems(labels={"0": "a", "1": "a"})[0][0] == "labels"
 
 
 def test_the_contract_of_a_task() -> None:
@@ -511,7 +541,7 @@ def test_an_export_that_is_not_what_the_objective_does_is_refused(tmp_path: Path
 
         @property
         def objective(self) -> MultiLabel:
-            return Lying(self.labels, self.separator)
+            return Lying(super().objective.labels, self.separator)
 
     recipe = json.loads(recipe_of(tmp_path).read_text())
     recipe["tasks"]["feel"]["task"] = "liar"

@@ -169,6 +169,19 @@ def test_json_with_tags_and_with_spans(tmp_path: Path) -> None:
         assert rows == [] and reason in file.bad[0].reason
 
 
+def test_a_table_of_any_name_whose_column_of_words_is_named(tmp_path: Path) -> None:
+    """ATIS, its three files side by side: words, tags and the intent, without a header."""
+    path = tmp_path / "atis.tsv"
+    path.write_text('from "Anna\tO B-PER\tfly\nto Rome\tO B-LOC\tgo\n')
+    task = TaggingTask(train=str(path), labels=TYPES, word="0", tag="1")
+    file = mtmeta.DataFile(path, mtmeta.Dialect(header=False, quoting="none"))
+    found = [(example.text, example.label, example.id) for example in task.read(file)]
+    assert found == [('from "Anna', ("O", "B-PER"), "1"), ("to Rome", ("O", "B-LOC"), "2")]
+    path.write_text("words\ttags\nto Rome\tO B-LOC\n")
+    task = TaggingTask(train=str(path), labels=TYPES, word="words")
+    assert [example.label for example in task.read(mtmeta.DataFile(path))] == [("O", "B-LOC")]
+
+
 def test_options_that_do_not_fit() -> None:
     def problems(**options: Any) -> list[str]:
         return [option for option, _ in TaggingTask(train="t", **{"labels": TYPES, **options}).check()]

@@ -18,7 +18,7 @@ from mtmeta.core.registry.option_fields import option_name
 # which has the key `quoting`, of `data`, which has `on_bad_rows`, of `training`, which has `grad_accumulation`, of
 # optimizers, of tasks, which have `loss_weight`, of `evaluation`, which has `batch_tokens`, and sections
 ADDED: dict[str, dict[str, Any]] = {
-    "quoting": {"delimiter": "auto", "id": None},
+    "quoting": {"delimiter": "auto", "id": None, "header": True},
     "on_bad_rows": {"leave_out": None},
     "grad_accumulation": {"average": None, "shards": None, "stop": None},
     "layer_decay": {"adapter_lr": None},

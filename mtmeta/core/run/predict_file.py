@@ -74,9 +74,8 @@ def predict_file(
     if not is_table and _has_columns(file, task):
         is_table = True
         named = " and ".join(map(quote, task.columns))
-        warn(
-            f"{file.place}: is read as a table, for its header names {named}; - with --input takes each line as a text"
-        )
+        why = f"its header names {named}" if file.dialect.header else "it has tabs, as data files of the task"
+        warn(f"{file.place}: is read as a table, for {why}; - with --input takes each line as a text")
     items = _items(task, file, columns or task.columns if is_table else (), strict=not skip_bad)
     blocks = _as_they_come(items) if source == "-" else _blocks(items)
     done, heap = 0, Heap()
@@ -110,10 +109,15 @@ def _file(source: str, dialect: Dialect, *, table: bool) -> DataFile:
 
 
 def _has_columns(file: DataFile, task: Task) -> bool:
-    """Return whether a file that is not named as a table begins with a header that has the task's columns."""
+    """Return whether a file that is not named as a table begins with a header that has the task's columns.
+
+    Where data files have none, with tabs between as many fields.
+    """
     if not file.path.is_file():  # a pipe is read once
         return False
     with suppress(DataError):  # of what is no table
+        if not file.dialect.header and not any("\t" in line for _, line in islice(file.texts(), 1)):
+            return False
         return set(task.columns) <= set(file.columns())
     return False
 

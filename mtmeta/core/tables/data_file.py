@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from mtmeta.core.errors import DataError, NoExamples
 from mtmeta.core.tables import parquet
 from mtmeta.core.tables.bad_rows import BadRowError, BadRows
-from mtmeta.core.tables.delimited import DelimitedReader
+from mtmeta.core.tables.delimited import DelimitedReader, looks_like_data
 from mtmeta.core.tables.json_file import SUFFIXES, Element, Form, JsonReader, find_form, parse_object, table_elements
 from mtmeta.core.tables.text_file import check_text, decode, open_file, read_lines
 from mtmeta.core.wording import did_you_mean, quote, safe
@@ -48,6 +48,8 @@ class Dialect:
     """Allow a quoted field to run over several lines."""
     delimiter: Literal["auto", "tab", "comma", "semicolon"] = "auto"
     """What stands between fields; `auto`: the first of tab, comma and semicolon in the header, tab in .tsv files."""
+    header: bool = True
+    """Whether the first line of CSV and TSV files holds the names of columns; else these are "0", "1" and so on."""
     max_field: int = 131072
     """Characters allowed in one field."""
     id: str | None = None
@@ -188,6 +190,7 @@ class DataFile(os.PathLike[str]):
     def _delimited(self, file: BufferedReader) -> DelimitedReader:
         lines, dialect, quoted = self._lines(file), self.dialect, self.dialect.quoting == "csv"
         options: Any = {"delimiter": dialect.delimiter, "quoted": quoted, "multiline": dialect.multiline}
+        options["header"] = dialect.header
         return DelimitedReader(lines, self.place, dialect.encoding, **options)
 
     def _form(self, file: BufferedReader) -> Form | Literal["parquet"] | None:
@@ -224,7 +227,9 @@ class DataFile(os.PathLike[str]):
         if form is not None:
             return *self._json(file, form, columns), list
         reader = self._delimited(file)
-        self._check_columns(columns, reader.names)
+        data = self.dialect.header and any(map(looks_like_data, reader.names))
+        hint = "; if the first line is data set header: false" if data else ""
+        self._check_columns(columns, reader.names, hint)
         return ((number, raw) for number, raw in reader.lines if raw), reader.record, reader.notes
 
     def _json(self, file: BufferedReader, form: Form, columns: Sequence[str]) -> tuple[Lines, Parse]:
@@ -250,13 +255,13 @@ class DataFile(os.PathLike[str]):
     def _id(self) -> str:
         return self.dialect.id or "id"
 
-    def _check_columns(self, wanted: Sequence[str], names: Sequence[str]) -> None:
+    def _check_columns(self, wanted: Sequence[str], names: Sequence[str], hint: str = "") -> None:
         known = _named(names)
         for name in [*wanted, *([self.dialect.id] if self.dialect.id else [])]:
             if name not in known:
                 listed = safe(", ".join(known), 400) or "none"
                 near = did_you_mean(name, known[:MAX_COMPARED])
-                raise DataError(self.place, f"no column {quote(name)}; columns are: {listed}{near}")
+                raise DataError(self.place, f"no column {quote(name)}; columns are: {listed}{near or hint}")
 
     def _record(self, line: int, number: int, fields: Fields, columns: Sequence[str]) -> Record:
         record = Record()

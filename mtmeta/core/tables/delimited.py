@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from mtmeta.core.errors import DataError, NoExamples
@@ -90,7 +91,8 @@ def delimiters(header: str, *, quoted: bool) -> list[str]:
 class DelimitedReader:
     """Reads the header from `lines`, and takes more of them where a quoted field runs on.
 
-    `names` are those of the columns: '' is a column without one, such as the index pandas writes. Raises DataError.
+    `names` are those of the columns: '' is a column without one, such as the index pandas writes. Without a `header`
+    they are the numbers of the first row's fields, from 0. Raises DataError.
     """
 
     def __init__(
@@ -102,8 +104,10 @@ class DelimitedReader:
         delimiter: str = "auto",
         quoted: bool,
         multiline: bool,
+        header: bool = True,
     ) -> None:
         self.lines, self._place, self._encoding = lines, place, encoding
+        self._first = "the header" if header else "the first row"
         self._quoted, self._multiline = quoted, multiline
         self.names: list[str] = []
         self.joined = self.swallowed = self.fields_swallowing = self._longest = 0
@@ -117,7 +121,13 @@ class DelimitedReader:
             if delimiter == "auto":
                 delimiter = "tab" if Path(place).suffix.lower() == ".tsv" else delimiters(text, quoted=quoted)[0]
             self.delimiter = DELIMITERS[delimiter]
+            taken: list[tuple[int, bytes]] = []
+            self.lines = _keeping(lines, taken)
             self.names = [name if name.strip() else "" for name in self.fields(number, raw)]
+            self.lines = lines
+            if not header:
+                self.names = list(map(str, range(len(self.names))))
+                self.lines = chain([(number, raw), *taken], lines)
         except BadRowError as error:
             raise DataError(f"{place}:{number}", str(error)) from None
         check_unique(self.names, f"{place}:{number}")
@@ -159,7 +169,8 @@ class DelimitedReader:
         """Return what was read without a bad row and may be read wrongly: rows joined by quotes, values dropped."""
         notes = []
         if 2 * self.swallowed > self.joined or self._longest >= LONG_SWALLOW:
-            lines = f"{plural(self.swallowed, 'line')} with the header's {plural(len(self.names), 'field')} each were"
+            fields = f"{self._first}'s {plural(len(self.names), 'field')}"
+            lines = f"{plural(self.swallowed, 'line')} with {fields} each were"
             where = f"{plural(self.fields_swallowing, 'row')} by quotes (the first at line {self._first_swallowed})"
             notes.append(f"{lines} joined into {where}; if quotes are text set quoting: none")
         if self.unnamed_filled:
@@ -212,6 +223,19 @@ class DelimitedReader:
             self.fields_swallowing += 1
             self._longest = max(self._longest, count)
             self._first_swallowed = self._first_swallowed or number
+
+
+def _keeping(lines: Iterator[tuple[int, bytes]], taken: list[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Yield lines, and keep those that were taken."""
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def looks_like_data(name: str) -> bool:
+    """Return whether what stands where a column's name is expected is rather a number or a text."""
+    number = name.replace(".", "", 1).replace("-", "", 1).isdecimal()
+    return number or len(name) > 60 or name.count(" ") > 5
 
 
 def check_unique(names: list[str], place: str) -> None:

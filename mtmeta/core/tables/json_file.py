@@ -341,29 +341,45 @@ def _problem(file: BufferedReader, place: str, encoding: str, suffix: str, head:
     if counts:
         names = [f"{safe(name, 40)} ({plural(count, 'row')})" for name, count in counts.items()]
         listed = ", ".join(names[:MAX_LISTED]) + ", ..." * (len(names) > MAX_LISTED)
-        return f"holds the tables {listed}; name one, as in {safe(place, 200)}#{safe(next(iter(counts)), 40)}"
+        first, *more = (safe(name, 40) for name in counts)
+        several = f", or several, as #{first}+{more[0]}" if more else ""
+        return f"holds the tables {listed}; name one, as in {safe(place, 200)}#{first}{several}"
     if kinds and "value" not in kinds:
         return "one list or object a column, not a row; write one object a row (pandas: orient='records', lines=True)"
     return "one object over several lines, and no rows in it; write one object a line" if over_lines else ""
 
 
 def table_elements(reader: JsonReader, place: str, table: str) -> Iterator[tuple[int, Element]]:
-    """Yield line and element of the array that `table` names in the object that the file is. Raises DataError."""
+    """Yield line and element of the array that `table` names in the object that the file is, numbered from 1.
+
+    With + between names those of several arrays, one after the other as they stand in the file. Raises DataError.
+    """
     if reader.peek() != "{":
         raise DataError(place, f"is no JSON object with a table {quote(table)} in it; leave '#' and what follows out")
-    found, others = False, []
+    parts = table.split("+")
+    found: list[str] = []
+    others, number = [], 0
     for key in reader.keys():
-        if key != table:
+        if key != table and key not in parts:
             if reader.skip() == "rows":
                 others.append(key)
             continue
-        if found:
-            reader.fail(f"duplicate key {quote(table)}")
-        found = True
+        if key in found:
+            reader.fail(f"duplicate key {quote(key)}")
+        found.append(key)
         if reader.peek() != "[":
-            reader.fail(f"{quote(table)} is no array of rows")
-        yield from reader.elements()
+            reader.fail(f"{quote(key)} is no array of rows")
+        for line, element in reader.elements():
+            number += 1
+            yield line, element._replace(number=number)
     reader.end()
-    if not found:
-        names = ", ".join(safe(name, 40) for name in others[:MAX_LISTED]) or "none"
-        raise DataError(place, f"no table {quote(table)} in it; there are: {names}{did_you_mean(table, others)}")
+    if table in found:
+        if len(found) > 1:
+            raise DataError(place, "names one table, and several with + between; rename it")
+        return
+    if missing := [name for name in parts if name not in found]:
+        names = ", ".join(safe(name, 40) for name in [*found, *others][:MAX_LISTED]) or "none"
+        message = f"no table {quote(missing[0])} in it; there are: {names}{did_you_mean(missing[0], others)}"
+        raise DataError(place, message)
+    if len(found) < len(parts):
+        raise DataError(place, "names a table twice; name each once")

@@ -8,6 +8,7 @@ doubled quote inside quotes, and a quoted field in most rows, tell for `csv`.
 from __future__ import annotations
 
 import codecs
+import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -157,13 +158,14 @@ class _Plain:
 def _survey(file: DataFile, dialect: Dialect) -> _Survey:
     """Go through a file once, counting its rows with quoting over several lines, and with none. Raises DataError."""
     found, place = _Survey(), file.place
-    options: Any = {"delimiter": dialect.delimiter}
+    options: Any = {"delimiter": dialect.delimiter, "header": dialect.header}
     with open_file(file.path) as opened:
         lines = _Lines(read_lines(opened, place, dialect.encoding))
         numbered = iter(lines)
         error = None
         try:
             reader = DelimitedReader(numbered, place, dialect.encoding, quoted=True, multiline=True, **options)
+            reader.lines = numbered  # a first row that is no header is counted apart
         except DataError as refusal:
             if not lines.seen:
                 raise
@@ -182,7 +184,14 @@ def _survey(file: DataFile, dialect: Dialect) -> _Survey:
         found.joined = len(lines.seen) if rest else 0
         if rest:  # of a header over several lines
             found.tell(plain, lines.seen)
-            found.plain_rows -= plain.width > 0  # the header itself
+            found.plain_rows -= plain.width > 0 and dialect.header  # the header itself
+        if not dialect.header:
+            if error:
+                plain.count(found, header)
+            elif rest:
+                found.rows += 1
+            else:
+                found.row(reader, 1, header, [header], plain)
         lines.seen.clear()
         for number, raw in numbered:
             if not raw:
@@ -243,10 +252,15 @@ def both_fit(found: list[Reading], taken: Dialect) -> list[str]:
     for one in found:
         if one is not ours and one.bad <= ours.bad:
             options = {key: value for key, value in vars(one.dialect).items() if value != getattr(Dialect(), key)}
-            shown = ", ".join(f"{key}: {str(value).lower()}" for key, value in (options or {"quoting": "csv"}).items())
+            shown = ", ".join(f"{key}: {_yaml(value)}" for key, value in (options or {"quoting": "csv"}).items())
             why = f" (taken: {ours.why})" if ours is found[0] and ours.why else " (taken)"
             notes.append(f"two readings fit: {ours.describe()}{why}, {one.describe()}; for it set dialect: {{{shown}}}")
     return notes
+
+
+def _yaml(value: object) -> str:
+    """Return an option as a recipe has it: a text that YAML may read as something else in quotes."""
+    return str(value) if isinstance(value, str) and value.isidentifier() else json.dumps(value, ensure_ascii=False)
 
 
 def _same(one: Dialect, other: Dialect) -> bool:

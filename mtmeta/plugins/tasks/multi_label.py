@@ -6,7 +6,6 @@ Shapes: `B` batch, `N` examples of a split, `L` labels.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,12 +15,11 @@ from pydantic import Field
 
 import mtmeta
 from mtmeta import sample
+from mtmeta.plugins.tasks.generic import Classes, Names, check_classes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Classes = Annotated[tuple[str, ...], Field(min_length=2)] | Annotated[int, Field(ge=2, le=100_000)]
-Names = Annotated[tuple[str, ...], Field(min_length=1)]
 POLARITIES = ("negative", "negative", "neutral", "positive", "positive")  # of the sample's reviews, by their grade
 FLAGS = {"1": True, "1.0": True, "true": True, "yes": True} | {"0": False, "0.0": False, "false": False, "no": False}
 
@@ -30,10 +28,11 @@ FLAGS = {"1": True, "1.0": True, "true": True, "yes": True} | {"0": False, "0.0"
 class MultiLabel(mtmeta.Objective):
     """A set of L labels: outputs [B, L], the mean over labels of binary cross entropy with logits.
 
-    `labels` is a count (labels 0..L-1) or their names; `separator` stands between them where data files write sets.
+    `labels` is a count (labels 0..L-1), their names, or the name of each label that data files have; `separator` stands
+    between them where data files write sets.
     """
 
-    labels: int | tuple[str, ...]
+    labels: int | tuple[str, ...] | Mapping[str, str]
     separator: str = ","
     threshold: float | None = None
     """The probability above which a label is predicted; None: .5, and once tuned one for each label."""
@@ -163,7 +162,8 @@ class MultiLabelTask(mtmeta.Task):
     name = "multi_label"
 
     labels: Classes
-    """Names of the labels, or their number for labels 0, 1, ... ; never learned from a file."""
+    """Names of the labels; or their number for labels 0, 1, ...; or the names of labels, {0: sadness, 1: joy}, or a
+    file of them, from data_root, as `classification` has it. Never learned from a file of examples."""
     text: str = "sentence"
     """Column of the text."""
     label: str | Names = "labels"
@@ -181,16 +181,17 @@ class MultiLabelTask(mtmeta.Task):
 
     @property
     def objective(self) -> MultiLabel:
+        if isinstance(self.labels, str):
+            raise ValueError(f"labels in {mtmeta.quote(self.labels)} are read with the recipe")
         return MultiLabel(self.labels, self.separator, None if self.threshold == "tuned" else self.threshold)
 
     def check(self) -> Iterator[tuple[str, str]]:
+        yield from check_classes(self.labels)
         names = self.objective.classes
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            yield "labels", f"name {mtmeta.quote(twice[0])} twice; each label has one name"
         if isinstance(self.label, tuple) and len(self.label) != len(names):
             yield "label", f"names {len(self.label)} columns for {len(names)} labels; give one for each, in their order"
-        if parted := [name for name in names if self.separator in name]:
+        given = [*self.labels, *names] if isinstance(self.labels, dict) else names
+        if parted := [name for name in given if self.separator in name]:
             yield "separator", f"{self.separator!r} stands within label {mtmeta.quote(parted[0])}; choose another"
 
     @property

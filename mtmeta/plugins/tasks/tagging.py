@@ -100,9 +100,9 @@ def _figures(right: float, labelled: float, predicted: float) -> tuple[float, ..
 class TaggingTask(mtmeta.Task):
     """A tag for each word of a text.
 
-    Files named .json, .jsonl, .csv or .parquet are tables: a column of words and one of tags, each a list, or a text
-    with spaces; or a text with `spans`. All others hold a word a line with its columns, and an empty line after each
-    text, as those of CoNLL, of CoNLL-U and of MaChAmp.
+    Files named .json, .jsonl, .csv or .parquet are tables, and so are all whose column of words is given by name: a
+    column of words and one of tags, each a list, or a text with spaces; or a text with `spans`. All others hold a word
+    a line with its columns, and an empty line after each text, as those of CoNLL, of CoNLL-U and of MaChAmp.
     """
 
     name = "tagging"
@@ -150,7 +150,7 @@ class TaggingTask(mtmeta.Task):
         return mtmeta.WordHead(hidden_size, outputs=self.objective.outputs)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
-        if file.path.suffix.lower() in TABLES:
+        if file.path.suffix.lower() in TABLES or isinstance(self.word, str):
             return self._spans(file, self.spans) if self.spans is not None else self._table(file)
         return self._columns(file)
 
@@ -189,7 +189,7 @@ class TaggingTask(mtmeta.Task):
             yield mtmeta.Example(" ".join(words), label=tuple(tags), id=row.id, line=row.line)
 
     def _columns(self, file: mtmeta.DataFile) -> Iterator[mtmeta.Example]:
-        spaced = 0
+        spaced, tag_at = 0, self.tag if isinstance(self.tag, int) else -1
         for lines in _blocks(file):
             name, rows = _without_comments(lines)
             words, tags, odd = [], [], ""
@@ -197,7 +197,7 @@ class TaggingTask(mtmeta.Task):
                 if self.word != 0 and NO_WORD.fullmatch(fields[0]):
                     continue
                 try:
-                    word, tag = fields[_column(self.word, 0)].strip(), fields[_column(self.tag, -1)].strip()
+                    word, tag = fields[int(self.word)].strip(), fields[tag_at].strip()
                 except IndexError:
                     word = tag = ""
                 if len(fields) < 2 or not word:
@@ -212,10 +212,6 @@ class TaggingTask(mtmeta.Task):
                 yield mtmeta.Example(" ".join(words), label=tuple(tags), id=name or str(start), line=start)
         if spaced:
             file.notes.append(f"{spaced} words have a space in them, and are read with _ in its place")
-
-
-def _column(given: int | str, default: int) -> int:
-    return given if isinstance(given, int) else default
 
 
 def _blocks(file: mtmeta.DataFile) -> Iterator[list[tuple[int, str]]]:

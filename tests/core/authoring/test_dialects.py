@@ -115,7 +115,8 @@ def test_the_tables_of_a_json_file(pairs: bool, tmp_path: Path, capsys: Capture)
     new = ("new", "recipe", "r.yaml", "--backbone", "tiny", "--columns", f"t={text},{label}", "--task")
     outcome = call(*new, "t=c.json", cwd=tmp_path, capsys=capsys)
     assert outcome.errors == [
-        "error: c.json: holds the tables train (60 rows), val (20 rows), oos (1 row); name one, as in c.json#train"
+        "error: c.json: holds the tables train (60 rows), val (20 rows), oos (1 row); name one, as in c.json#train, or "
+        "several, as #train+val"
     ]
     outcome = call(*new, "t=c.json#train,c.json#val", cwd=tmp_path, capsys=capsys)
     assert outcome.code == 0, outcome.err

@@ -207,6 +207,27 @@ def test_a_file_that_trained_is_read_as_it_was_in_training(
     assert [row["id"] for row in table(out)] == [str(i) for i in range(12)]
 
 
+def test_a_file_without_a_header_that_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What has tabs is read as it was in training, and plain lines as texts, commas and all."""
+    path = quick(tmp_path)
+    lines = (tmp_path / "train.tsv").read_text().splitlines()[1:]
+    (tmp_path / "bare.txt").write_text("\n".join(lines) + "\n")
+    recipe = json.loads(path.read_text())
+    names = (tmp_path / "train.tsv").read_text().splitlines()[0].split("\t")
+    text, label = (str(names.index(name)) for name in ("sentence", "label"))
+    kind = {**recipe["tasks"]["kind"], "text": text, "label": label, "train": "bare.txt", "dev": "bare.txt"}
+    recipe["tasks"] = {"kind": {**kind, "dialect": {"header": False}}}
+    path.write_text(json.dumps(recipe))
+    mtmeta.run(path, out=tmp_path / "run", device="cpu")
+    arguments = ("--task", "kind", "--device", "cpu", "--input")
+    code, out, err = said(tmp_path / "run", capsys, *arguments, str(tmp_path / "bare.txt"))
+    assert (code, len(table(out))) == (0, len(lines))
+    assert "bare.txt: is read as a table, for it has tabs, as data files of the task; - with --input takes" in err
+    (tmp_path / "lines.txt").write_text("a, b, and c\nd\n")
+    code, out, err = said(tmp_path / "run", capsys, *arguments, str(tmp_path / "lines.txt"))
+    assert (code, err, [row["id"] for row in table(out)]) == (0, "", ["1", "2"])
+
+
 def test_lines_of_three_fields_are_no_pairs(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.txt").write_text("a\tb\tc\n")
     code, _, err = said(run, capsys, "--task", "same", "--input", str(tmp_path / "t.txt"), "--device", "cpu")

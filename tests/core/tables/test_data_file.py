@@ -286,6 +286,39 @@ def test_a_quoted_field_is_joined_only_so_far(tmp_path: Path, monkeypatch: pytes
         assert message.startswith("a.csv:2: quoted field runs over 3 lines or more; ")
 
 
+# --- files without a header
+
+
+def test_without_a_header_columns_are_numbered_and_the_first_line_is_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    rows, bad = read(path, b'\na "b" c\t4,27\tx1\nd\t2\n"e\t0\tx2\n', header=False, quoting="none", id="2")
+    assert [(row.line, row.id, row["0"], row["1"]) for row in rows] == [
+        (2, "x1", 'a "b" c', "4,27"),
+        (4, "x2", '"e', "0"),
+    ]
+    assert bad == [(3, "2 fields, expected 3")]
+    assert DataFile(path, Dialect(header=False)).columns() == ["0", "1", "2"]
+    assert fails(path, b"a\t1\n", "text", header=False) == "a.tsv: no column 'text'; columns are: 0, 1"
+
+
+def test_the_first_row_may_have_fields_over_lines(tmp_path: Path) -> None:
+    rows, bad = read(tmp_path / "a.csv", b'"a\nb\n",1\nc,2\n"d\ne",3\n', header=False, multiline=True)
+    assert [(row.line, row["0"], row["1"]) for row in rows] == [(1, "a\nb\n", "1"), (4, "c", "2"), (5, "d\ne", "3")]
+    assert bad == []
+    assert fails(tmp_path / "a.csv", b'"a\nb",1\nc,2\n', header=False).startswith(
+        "a.csv:1: quoted field runs over 2 li"
+    )
+
+
+def test_a_header_that_looks_like_data_is_told_with_the_missing_column(tmp_path: Path) -> None:
+    expected = "a.csv: no column 'text'; columns are: {}; if the first line is data set header: false"
+    assert fails(tmp_path / "a.csv", b"so it goes, day after day, b\nand,so,on\n", "text").endswith(
+        "columns are: so it goes,  day after day,  b"
+    )
+    assert fails(tmp_path / "a.csv", b"a b c d e f g,1\nand,2\n", "text") == expected.format("a b c d e f g, 1")
+    assert fails(tmp_path / "a.csv", b"txt,1\nand,2\n", "text").endswith("columns are: txt, 1; did you mean 'txt'?")
+
+
 FIELD = st.text(st.sampled_from(['"', "a", ",", " ", "é"]), max_size=8)
 
 

@@ -77,7 +77,8 @@ def test_the_tables_of_an_object_are_read_by_name(options: dict[str, Any], tmp_p
     path = write(tmp_path / "a.json", {"train": ROWS, "info": {"n": [1]}, "test": ROWS[:2], "v": "1"}, **options)
     assert rows(f"{path}#train") == PLAIN
     assert rows(f"{path}#test", "text") == [{"text": row["text"]} for row in ROWS[:2]]
-    assert fails(path) == "a.json: holds the tables train (6 rows), test (2 rows); name one, as in a.json#train"
+    several = "name one, as in a.json#train, or several, as #train+test"
+    assert fails(path) == f"a.json: holds the tables train (6 rows), test (2 rows); {several}"
     assert fails(f"{path}#tset") == "a.json#tset: no table 'tset' in it; there are: train, test; did you mean 'test'?"
     assert fails(f"{path}#info").endswith("'info' is no array of rows")
     assert fails(f"{path}#").startswith("a.json#: no table '' in it; there are: train, test")
@@ -98,6 +99,23 @@ def test_rows_that_are_arrays_have_columns_by_place(tmp_path: Path) -> None:
     assert fails(f"{path}#train", "text") == "a.json#train: no column 'text'; columns are: 0, 1"
     write(path, [["a", 1], ["b"], {"c": 1}, ["d", 2]])
     assert bad(path) == (["1", "4"], [(1, "1 value, expected 2"), (1, "an object among arrays; write all rows alike")])
+
+
+def test_several_tables_of_an_object_are_read_one_after_the_other(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {"oos": [["x", "oos"]], "val": [["v", "no"]], "train": PAIRS[:2]})
+    file = DataFile(f"{path}#train+oos")
+    found = [(row.id, row["0"], row["1"]) for row in file.rows()]
+    assert found == [("1", "x", "oos"), *((str(at), text, label) for at, (text, label) in enumerate(PAIRS[:2], 2))]
+    assert file.sha256() == hashlib.sha256(path.read_bytes() + b"#train+oos").hexdigest()
+    message = "a.json#train+oss: no table 'oss' in it; there are: train, oos, val; did you mean 'oos'?"
+    assert fails(f"{path}#train+oss") == message
+    assert fails(f"{path}#oos+oos") == "a.json#oos+oos: names a table twice; name each once"
+    write(path, {"a+b": ROWS[:1], "a": ROWS[:2]})
+    assert len(rows(f"{path}#a")) == 2
+    assert fails(f"{path}#a+b") == "a.json#a+b: names one table, and several with + between; rename it"
+    write(path, {"a+b": ROWS[:1], "c": ROWS[:2]})
+    assert len(rows(f"{path}#a+b")) == 1
+    assert len(rows(f"{path}#c")) == 2
 
 
 def test_a_file_of_that_very_name_wins(tmp_path: Path) -> None:

@@ -212,3 +212,13 @@ def test_a_bad_byte_in_the_first_line_of_a_row_drops_all_of_it(tmp_path: Path) -
     file = DataFile(path, MULTI)
     assert [dict(row) for row in file.rows()] == [{"text": "c", "label": "2"}]
     assert [row.line for row in file.bad] == [2]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_readings_of_a_file_without_a_header_have_the_rows_that_are_read(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(CASES[case][0].partition(b"\n")[2])
+    for reading in readings(DataFile(path), Dialect(header=False)):
+        assert not reading.dialect.header
+        file = DataFile(path, reading.dialect)
+        assert (sum(1 for _ in file.rows()), file.bad.total) == (reading.rows, reading.bad)
