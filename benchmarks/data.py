@@ -9,7 +9,8 @@ ready, the first step next), for a first run on an empty MTMETA_CACHE and for se
 `import torch` takes in a process of its own beside each is taken off.
 Big: a file of --rows rows in sst's format (10 million: 1.1 GB) is made in a temporary folder, and trained on with
 `weights: tiny` for a few steps; the peak resident memory of `mtmeta run` (ru_maxrss of the process) stands against that
-of the same run on the first 1,000 rows. The cache lies in the temporary folder too.
+of the same run on the first 1,000 rows. Then as many rows come one by one from a generator to `mtmeta.train`, in a
+process of its own too, beside 1,000 of them. The cache lies in the temporary folder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ training: {{steps: {steps}}}
 reporters: [jsonl]
 """
 SMALL_ROWS = 1000
-WRITTEN_AT_ONCE = 100_000
+DRAWN_AT_ONCE = 100_000
 
 
 def tokenization(weights: str, data: str, names: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -108,27 +109,52 @@ def big_file(rows: int, steps: int = 3) -> dict[str, Any]:
             started = time.perf_counter()
             peak = _mtmeta(recipe, place / "run", folder / "cache")
             results |= {f"{key}_peak_mib": round(peak, 1), f"{key}_s": round(time.perf_counter() - started, 1)}
+        for key, count in (("small_rows", SMALL_ROWS), ("rows_one_by_one", rows)):
+            program = (
+                f"from benchmarks.data import train_on_rows; train_on_rows({count}, {str(folder / key)!r}, {steps})"
+            )
+            started = time.perf_counter()
+            peak = _peak([sys.executable, "-c", program], folder / "cache")
+            results |= {f"{key}_peak_mib": round(peak, 1), f"{key}_s": round(time.perf_counter() - started, 1)}
         cache = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
-    small = results["small_peak_mib"]
-    over = {f"{key}_over_small": round(results[f"{key}_peak_mib"] / small, 2) for key in ("first", "second")}
+    pairs = {"first": "small", "second": "small", "rows_one_by_one": "small_rows"}
+    over = {
+        f"{key}_more_mib": round(results[f"{key}_peak_mib"] - results[f"{of}_peak_mib"], 1) for key, of in pairs.items()
+    }
     return results | over | {"cache_bytes": cache}
 
 
+def train_on_rows(rows: int, out: str, steps: int) -> None:
+    """Train on the rows of `large_file` as a generator gives them."""
+    import mtmeta
+
+    made = ((text, str(label)) for text, label in large_rows(rows))
+    dev = [(f"a {word} film", str(number)) for number, word in enumerate(("bad", "poor", "plain", "good", "great"))]
+    parts: dict[str, Any] = {"backbone": {"name": "bert", "weights": "tiny", "max_length": 128}, "steps": steps}
+    task = mtmeta.classification(made, dev=dev, batch_size=32)
+    mtmeta.train({"sst": task}, algorithm="reptile", out=out, device="cpu", **parts)
+
+
 def large_file(path: Path, rows: int) -> None:
-    """A table in sst's format; words are drawn from the sample data's vocabulary, about 110 bytes a row."""
+    """Write a table in sst's format; about 110 bytes a row."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("\tid\tsentence\tsentiment\n")
+        for row, (text, label) in enumerate(large_rows(rows)):
+            file.write(f"{row}\tr{row:08d}\t{text}\t{label}\n")
+
+
+def large_rows(rows: int) -> Iterator[tuple[str, int]]:
+    """Give texts with labels; their words are drawn from the sample data's vocabulary."""
     from mtmeta import sample
 
     words = [word for word in sample.vocabulary() if word.isalpha() and len(word) > 2]
     random = np.random.default_rng(SEED)
     # a pool of phrases: ten million rows in a minute rather than in an hour
     phrases = [" ".join(random.choice(words, 5)) for _ in range(20_000)]
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("\tid\tsentence\tsentiment\n")
-        for start in range(0, rows, WRITTEN_AT_ONCE):
-            count = min(WRITTEN_AT_ONCE, rows - start)
-            chosen = random.integers(0, len(phrases), (count, 3)).tolist()
-            for row, (a, b, c) in enumerate(chosen, start):
-                file.write(f"{row}\tr{row:08d}\t{phrases[a]} {phrases[b]} {phrases[c]} .\t{row % 5}\n")
+    for start in range(0, rows, DRAWN_AT_ONCE):
+        count = min(DRAWN_AT_ONCE, rows - start)
+        for row, (a, b, c) in enumerate(random.integers(0, len(phrases), (count, 3)).tolist(), start):
+            yield f"{phrases[a]} {phrases[b]} {phrases[c]} .", row % 5
 
 
 def _task(name: str, train: str, dev: str = "sample") -> str:
@@ -143,16 +169,20 @@ def _recipe(folder: Path, tasks: Sequence[str], **values: Any) -> Path:
 
 def _mtmeta(recipe: Path, out: Path, cache: Path) -> float:
     """`mtmeta run` in a process of its own; its peak resident memory in MiB."""
+    return _peak([sys.executable, "-m", "mtmeta", "run", str(recipe), "--out", str(out), "--device", "cpu"], cache)
+
+
+def _peak(command: Sequence[str], cache: Path) -> float:
+    """Run a command; return the peak resident memory of its process in MiB."""
     environ: Mapping[str, str] = {
         **{key: value for key, value in os.environ.items() if key != "MTMETA_DATA"},
         "MTMETA_CACHE": str(cache),
     }
-    command = [sys.executable, "-m", "mtmeta", "run", str(recipe), "--out", str(out), "--device", "cpu"]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)  # it is reaped already
     if process.returncode:
-        raise RuntimeError(f"mtmeta run ended with {process.returncode}")
+        raise RuntimeError(f"{' '.join(command[:4])} ended with {process.returncode}")
     return usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
