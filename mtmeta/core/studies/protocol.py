@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtmeta.core.errors import CheckpointError, MachineError, MtmetaError, UsageError
 from mtmeta.core.recipe.resolved import digest
+from mtmeta.core.storage.atomic import make_folder, remove_entry
 from mtmeta.core.storage.disk import write_file
+from mtmeta.core.storage.lock import file_lock
 from mtmeta.core.storage.reading import read_json
 from mtmeta.core.studies.comparable import Planned
 from mtmeta.core.training.statistics import Look, looks
@@ -146,6 +148,10 @@ class Register:
         What was planned stays; the number of seeds alone is brought up to date. Raises MachineError where it cannot be
         written, unless no run is to come: finished runs may lie where nobody writes.
         """
+        with self._alone():
+            return self._planned(protocol, seeds, finished, runs)
+
+    def _planned(self, protocol: Protocol, seeds: int, finished: int, runs: int) -> _Record:
         record = self.read()
         if record is None:
             began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -168,6 +174,17 @@ class Register:
                 record = self.read()
                 if record is not None and not record.ended:
                     self._write(record.model_copy(update={"ended": True}))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have another start of this comparison wait, so that what one has planned is not written over by the other."""
+        lock = self.path.with_suffix(".lock")
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a folder that nobody writes to: its runs are finished
+                make_folder(lock.parent)
+                stack.enter_context(file_lock(lock, lambda handle: None))
+                stack.callback(remove_entry, lock)
+            yield
 
     def _write(self, record: _Record) -> None:
         write_file(self.path, record.model_dump_json(indent=2) + "\n")

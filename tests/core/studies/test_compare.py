@@ -41,10 +41,11 @@ from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import Registry, build_registry
 from mtmeta.core.reports.comparison import as_csv, as_markdown
 from mtmeta.core.reports.terminal import comparison as compare_view
-from mtmeta.core.storage.lock import lock_folder, lock_owner
+from mtmeta.core.storage.lock import file_lock, lock_folder, lock_owner
 from mtmeta.core.studies.comparable import check_alike, notes_on_recipes
 from mtmeta.core.studies.processes.error_pipe import PIPE, send_error
 from mtmeta.core.studies.processes.pool import Job, run_all, without_options
+from mtmeta.core.studies.protocol import Protocol, Register
 from tests.core.run.test_run import write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import assert_refused, call, quietly
@@ -350,6 +351,32 @@ def test_finished_runs_may_lie_where_nobody_writes(done: Path, monkeypatch: pyte
     assert found["notes"] == ["This was planned when 4 of the runs were finished already."]
     with pytest.raises(MachineError, match=r"\.compare-.*: cannot be written"):
         again(done, seeds=3)
+
+
+def test_of_two_starts_at_once_one_plans(tmp_path: Path) -> None:
+    """The second one waits, and finds what was planned; no lock file is left."""
+    register = Register(tmp_path / "runs" / ".compare-0.json")
+    register.path.parent.mkdir()
+    found: list[float | None] = []
+
+    def plan(margin: float) -> None:
+        found.append(register.write(Protocol(margin=margin), seeds=3, finished=0, runs=3).margin)
+
+    other = threading.Thread(target=plan, args=(0.01,))
+    with file_lock(register.path.with_suffix(".lock"), lambda handle: None):
+        other.start()
+        other.join(0.2)
+        assert other.is_alive() and not found
+        register.path.write_text(_planned(0.02))
+    other.join(20)
+    assert found == [0.02]
+    plan(0.03)
+    assert found == [0.02, 0.02] and os.listdir(register.path.parent) == [register.path.name]
+
+
+def _planned(margin: float) -> str:
+    plan = {"began": "now", "finished": 0, "seeds": 3, "baselines": [], "margin": margin, "until_interval": False}
+    return json.dumps(plan)
 
 
 def jobs_of(monkeypatch: pytest.MonkeyPatch, folder: Path, **options: Any) -> list[str]:
