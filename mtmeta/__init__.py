@@ -69,6 +69,7 @@ from mtmeta.core.errors import (
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.storage.atomic import staged_folder
 from mtmeta.core.storage.disk import RunFiles
+from mtmeta.core.tables.bad_rows import is_missing
 from mtmeta.core.tables.data_file import DataFile, Dialect, Record, Row
 from mtmeta.core.wording import did_you_mean, quote, safe
 
@@ -267,6 +268,7 @@ __all__ = [
     "events",
     "export",
     "hookimpl",
+    "is_missing",
     "load",
     "pair_classification",
     "plan",

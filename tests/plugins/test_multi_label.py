@@ -34,7 +34,7 @@ from mtmeta.plugins.tasks.multi_label import MultiLabel, MultiLabelTask, best_th
 from mtmeta.testing import check_task
 from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import killed_before_step, outcome, quick, read_table
+from tests.support.quick import killed_before_step, outcome, quick, quick_beside, read_table
 
 NAMES = ("joy", "fear", "love")
 WORDS = {"joy": "happy", "fear": "afraid", "love": "dear"}
@@ -247,25 +247,16 @@ def test_the_contract_of_a_task() -> None:
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 
-def recipe_of(folder: Path, **changes: Any) -> Path:
+def recipe_of(folder: Path) -> Path:
     """A recipe of a multi-label task and a task with two classes."""
-    path = quick(folder, **changes)
-    recipe = json.loads(path.read_text())
-    generator = random.Random(4)
+    generator, files = random.Random(4), {}
     for split, count in (("train", 40), ("dev", 24), ("test", 12)):
         lines = []
         for i in range(count):
             chosen = [name for name in NAMES if generator.random() < 0.5] or ["joy"]
             lines.append(f"{i}\tsome {' '.join(WORDS[name] for name in chosen)} {i}\t{','.join(chosen)}\n")
-        (folder / f"feel-{split}.tsv").write_text("id\tsentence\tlabels\n" + "".join(lines))
-    files = {split: f"feel-{split}.tsv" for split in ("train", "dev", "test")}
-    feel = {"task": "multi_label", "labels": list(NAMES), "batch_size": 8, "inner_steps": 1, **files}
-    recipe["tasks"] = {"feel": feel, "kind": recipe["tasks"]["kind"]}
-    recipe["optimizer"] = {"name": "adamw", "lr": 1e-2}
-    recipe["training"] = {"steps": 6, "precision": "fp32"}
-    recipe["evaluation"] = {"every": 3, "select": "feel"}
-    path.write_text(json.dumps(recipe))
-    return path
+        files[split] = "id\tsentence\tlabels\n" + "".join(lines)
+    return quick_beside(folder, "feel", {"task": "multi_label", "labels": list(NAMES)}, files)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from mtmeta.plugins.tasks.multiple_choice import Choice, MultipleChoiceTask
 from mtmeta.testing import check_task
 from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import assert_kills_change_nothing, quick, read_table
+from tests.support.quick import assert_kills_change_nothing, quick_beside, read_table
 
 NAMES = ("a", "b", "c")
 KINDS = {"fruit": ("apple", "pear", "plum"), "animal": ("dog", "cat", "cow"), "tool": ("saw", "axe", "drill")}
@@ -180,22 +180,13 @@ def test_the_sample_has_one_right_choice() -> None:
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 
-def recipe_of(folder: Path, **changes: Any) -> Path:
+def recipe_of(folder: Path) -> Path:
     """A recipe of a task with three choices, and a task with two classes."""
-    path = quick(folder, **changes)
-    recipe = json.loads(path.read_text())
-    generator = random.Random(4)
+    generator, files = random.Random(4), {}
     for split, count in (("train", 40), ("dev", 24), ("test", 12)):
         lines = ["\t".join((each.id, *each.texts, str(each.label))) for each in examples_of(count, generator)]
-        (folder / f"ask-{split}.tsv").write_text("\n".join(("id\tquestion\ta\tb\tc\tlabel", *lines)) + "\n")
-    files = {split: f"ask-{split}.tsv" for split in ("train", "dev", "test")}
-    ask = {"task": "multiple_choice", "choices": list(NAMES), "batch_size": 8, "inner_steps": 1, **files}
-    recipe["tasks"] = {"ask": ask, "kind": recipe["tasks"]["kind"]}
-    recipe["optimizer"] = {"name": "adamw", "lr": 1e-2}
-    recipe["training"] = {"steps": 6, "precision": "fp32"}
-    recipe["evaluation"] = {"every": 3, "select": "ask"}
-    path.write_text(json.dumps(recipe))
-    return path
+        files[split] = "\n".join(("id\tquestion\ta\tb\tc\tlabel", *lines)) + "\n"
+    return quick_beside(folder, "ask", {"task": "multiple_choice", "choices": list(NAMES)}, files)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.testing import check_task
 from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import assert_kills_change_nothing, quick, read_table
+from tests.support.quick import assert_kills_change_nothing, quick_beside, read_table
 
 NAMES = ("poor", "fair", "good", "great")
 
@@ -194,21 +194,13 @@ def test_the_sample_is_of_five_grades() -> None:
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 
-def recipe_of(folder: Path, **changes: Any) -> Path:
+def recipe_of(folder: Path) -> Path:
     """A recipe of a task of four grades, and a task with two classes."""
-    path = quick(folder, **changes)
-    recipe = json.loads(path.read_text())
+    files = {}
     for split, count in (("train", 32), ("dev", 24), ("test", 12)):
         lines = [f"{i}\tone {'nice ' * (i % 4)}{i}\t{NAMES[i % 4]}\n" for i in range(count)]
-        (folder / f"grade-{split}.tsv").write_text("id\tsentence\tlabel\n" + "".join(lines))
-    files = {split: f"grade-{split}.tsv" for split in ("train", "dev", "test")}
-    grade = {"task": "ordinal", "labels": list(NAMES), "batch_size": 8, "inner_steps": 1, **files}
-    recipe["tasks"] = {"grade": grade, "kind": recipe["tasks"]["kind"]}
-    recipe["optimizer"] = {"name": "adamw", "lr": 1e-2}
-    recipe["training"] = {"steps": 6, "precision": "fp32"}
-    recipe["evaluation"] = {"every": 3, "select": "grade"}
-    path.write_text(json.dumps(recipe))
-    return path
+        files[split] = "id\tsentence\tlabel\n" + "".join(lines)
+    return quick_beside(folder, "grade", {"task": "ordinal", "labels": list(NAMES)}, files)
 
 
 @pytest.fixture(scope="module")

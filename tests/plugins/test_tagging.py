@@ -26,7 +26,7 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tag_metrics import entity_f1, register, spans_of, word_accuracy
 from mtmeta.plugins.tasks.tagging import TaggingTask, Tags, words_of_spans
 from tests.support.commands import call
-from tests.support.quick import assert_kills_change_nothing, quick
+from tests.support.quick import assert_kills_change_nothing, quick_beside
 
 TYPES = ("PER", "LOC")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -145,7 +145,7 @@ def test_columns_that_are_bad(tmp_path: Path) -> None:
     examples = [mtmeta.Example("c d", label=("O", "B-XYZ"), line=4), mtmeta.Example("c d", label=("O",), line=9)]
     with pytest.raises(mtmeta.DataError, match=r":4: label 'B-XYZ' is not one of O, B-PER"):
         from_examples("t", task, "train", examples, backbone)
-    with pytest.raises(mtmeta.DataError, match=r":9: 1 labels for 2 words"):
+    with pytest.raises(mtmeta.DataError, match=r":9: 1 label for 2 words"):
         from_examples("t", task, "train", examples[1:], backbone)
 
 
@@ -282,11 +282,9 @@ def test_a_part_of_a_dataset_has_the_labels_of_its_words() -> None:
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 
-def recipe_of(folder: Path, **changes: Any) -> Path:
-    """A recipe of a tagging task and a task with two classes."""
-    path = quick(folder)
-    recipe = json.loads(path.read_text())
-    generator = random.Random(4)
+def recipe_of(folder: Path) -> Path:
+    """A recipe of a tagging task, whose texts are too long for the encoder, and a task with two classes."""
+    generator, files = random.Random(4), {}
     names = {"PER": ["Anna", "Bob Smith"], "LOC": ["Paris", "New York"]}
     for split, count in (("train", 30), ("dev", 12)):
         lines = []
@@ -296,14 +294,11 @@ def recipe_of(folder: Path, **changes: Any) -> Path:
                 words = generator.choice(names[kind]).split()
                 lines += ["went O", *(f"{word} {'I' if at else 'B'}-{kind}" for at, word in enumerate(words))]
             lines.append("")
-        (folder / f"{split}.conll").write_text("\n".join(lines))
-    who = {"task": "tagging", "labels": list(TYPES), "train": "train.conll", "dev": "dev.conll", "batch_size": 8}
-    recipe["tasks"] = {"who": {**who, "inner_steps": 1}, "kind": recipe["tasks"]["kind"]}
+        files[split] = "\n".join(lines)
+    path = quick_beside(folder, "who", {"task": "tagging", "labels": list(TYPES)}, files, ".conll")
+    recipe = json.loads(path.read_text())
     recipe["backbone"]["max_length"] = 10
-    recipe["optimizer"] = {"name": "adamw", "lr": 1e-2}
-    recipe["training"] = {"steps": 6, "precision": "fp32"}
-    recipe["evaluation"] = {"every": 3, "select": "who"}
-    path.write_text(json.dumps(recipe | changes))
+    path.write_text(json.dumps(recipe))
     return path
 
 
@@ -335,7 +330,7 @@ def test_eval_predict_and_report(run: Path, capsys: pytest.CaptureFixture[str], 
     done = call("eval", str(run), "--split", "dev", "--task", "who", "--verbose", cwd=run.parent, capsys=capsys)
     assert done.code == 0 and "entities of each type" in done.out and "PER" in done.out
     texts = []
-    for text in (run.parent / "dev.conll").read_text().split("\n\n"):
+    for text in (run.parent / "who-dev.conll").read_text().split("\n\n"):
         texts.append(" ".join(line.split()[0] for line in text.splitlines() if line.strip()))
     texts = [text for text in texts if text]
     (tmp_path / "t.txt").write_text("\n".join(texts))

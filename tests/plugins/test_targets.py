@@ -25,7 +25,7 @@ from mtmeta.plugins.tasks.targets import Targets
 from mtmeta.testing import check_task
 from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import assert_kills_change_nothing, quick, read_table
+from tests.support.quick import assert_kills_change_nothing, quick_beside, read_table
 
 NAN = math.nan
 THREE = Targets(("a", "b", "c"), (0.0, 0.0, -1.0), (5.0, 5.0, 1.0))
@@ -195,27 +195,18 @@ def test_shares_go_by_the_mean_of_the_numbers_that_are_there() -> None:
 # ---------------------------------------------------------------------------------------------------------- whole runs
 
 
-def recipe_of(folder: Path, **changes: Any) -> Path:
+def recipe_of(folder: Path) -> Path:
     """A recipe of a task of two numbers, some of them missing, and a task with two classes."""
-    path = quick(folder, **changes)
-    recipe = json.loads(path.read_text())
-    generator = random.Random(4)
+    generator, files = random.Random(4), {}
     for split, count in (("train", 32), ("dev", 24), ("test", 12)):
         lines = []
         for i in range(count):
             nice, bad = generator.randrange(4), generator.randrange(4)
             cell = "" if i % 8 == 3 else str(bad / 2)
             lines.append(f"{i}\tso {'nice ' * nice}{'bad ' * bad}{i}\t{nice}\t{cell}\n")
-        (folder / f"two-{split}.tsv").write_text("id\tsentence\tnice\tbad\n" + "".join(lines))
-    files = {split: f"two-{split}.tsv" for split in ("train", "dev", "test")}
-    two = {"task": "regression", "label": ["nice", "bad"], "low": 0, "high": [3, 1.5], "batch_size": 8, **files}
-    two |= {"inner_steps": 1, "metrics": ["pearson", "rmse", "mae"]}
-    recipe["tasks"] = {"two": two, "kind": recipe["tasks"]["kind"]}
-    recipe["optimizer"] = {"name": "adamw", "lr": 1e-2}
-    recipe["training"] = {"steps": 6, "precision": "fp32"}
-    recipe["evaluation"] = {"every": 3, "select": "two"}
-    path.write_text(json.dumps(recipe))
-    return path
+        files[split] = "id\tsentence\tnice\tbad\n" + "".join(lines)
+    two = {"task": "regression", "label": ["nice", "bad"], "low": 0, "high": [3, 1.5]}
+    return quick_beside(folder, "two", {**two, "metrics": ["pearson", "rmse", "mae"]}, files)
 
 
 @pytest.fixture(scope="module")

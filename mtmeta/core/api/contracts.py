@@ -171,14 +171,23 @@ class Task(Component):
     def build_head(self, hidden_size: int) -> nn.Module:
         """Return a module from what it takes to the objective's outputs; here Linear, GELU, Linear.
 
+        For choices `mtmeta.ChoiceHead`, and where words have labels `mtmeta.WordHead`.
+
         Its attribute `takes` says what that is, as `head_takes` does. `pooled`, which a module without it takes:
         mean-pooled vectors [B, V, D]. `sequence`: hidden states [S, D] of the batch, and the `mtmeta.Packed` batch with
         the boundaries of its sequences. Of a pair in both orders a head takes the vectors of one order at a time, as
         `views` gives them.
         """
-        from mtmeta.core.api.heads import MLPHead
+        from mtmeta.core.api.heads import ChoiceHead, MLPHead, WordHead
+        from mtmeta.core.api.objectives import Regression
 
-        return MLPHead(hidden_size, vectors=2 if self.inputs == "separate" else 1, outputs=self.objective.outputs)
+        objective = self.objective
+        if objective.labelled == "words":
+            return WordHead(hidden_size, outputs=objective.outputs)
+        if self.inputs == "choices":
+            return ChoiceHead(hidden_size)
+        outputs = None if isinstance(objective, Regression) else objective.outputs
+        return MLPHead(hidden_size, vectors=2 if self.inputs == "separate" else 1, outputs=outputs)
 
 
 def takes_sequences(task: Task) -> bool:

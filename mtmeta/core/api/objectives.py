@@ -57,7 +57,7 @@ class Objective:
     @property
     def outputs(self) -> int:
         """Width of the head's last layer."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `outputs`")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class Objective:
 
     def parse(self, label: object) -> Any:
         """Return the label as a number, or as a row. Raises ValueError with the reason, quoting the user's token."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `parse`")
 
     def show(self, prediction: Any) -> str:
         """Return a prediction as the data files write labels."""
@@ -84,7 +84,7 @@ class Objective:
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss over the batch, a scalar, of raw outputs [B, C] or [B] and float32 labels [B]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `loss`")
 
     @property
     def trains_otherwise(self) -> bool:
@@ -110,7 +110,7 @@ class Objective:
 
     def decode(self, outputs: Tensor) -> Tensor:
         """Return predictions [B], class indices or values, from raw outputs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `decode`")
 
     def probabilities(self, outputs: Tensor) -> Tensor | None:
         """Return probabilities of the classes [B, C] from raw outputs; None where there are no classes."""

@@ -22,7 +22,7 @@ from mtmeta.core.registry.guard import blame, fault
 from mtmeta.core.storage.cache import Writer
 from mtmeta.core.tables.bad_rows import MISSING, BadRow, BadRowError, BadRowKind, BadRows
 from mtmeta.core.tables.data_file import DataFile
-from mtmeta.core.wording import quote, safe
+from mtmeta.core.wording import plural, quote, safe
 
 BAD_ROWS_SHOWN = 5
 MAX_PARSED = 10_000  # different labels remembered with what they mean
@@ -141,7 +141,7 @@ class _Parser:
                 self.bad.add(example.line or index, *number)
                 continue
             if self.words and len(number) != (count := len(text.split())):  # type: ignore[arg-type]
-                reason = f"{len(number)} labels for {count} words"  # type: ignore[arg-type]
+                reason = f"{plural(len(number), 'label')} for {plural(count, 'word')}"  # type: ignore[arg-type]
                 self.bad.add(example.line or index, reason, "other")
                 continue
             rows.texts.append(text)

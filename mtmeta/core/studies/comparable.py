@@ -64,10 +64,10 @@ def check_alike(recipes: Sequence[Recipe], tasks: Sequence[str] = ()) -> None:
 
 def _contradictions(one: Recipe, other: Recipe, who: str, tasks: Sequence[str]) -> Iterator[str]:
     if not tasks and sorted(one.tasks) != sorted(other.tasks):
-        names = f"{', '.join(one.tasks)}, {who} has {', '.join(other.tasks)}"
+        names = f"{', '.join(one.tasks)}, and {who} {', '.join(other.tasks)}"
         common = [name for name in one.tasks if name in other.tasks]
         fix = f"or say which count: --tasks {','.join(common)}" if common else "these have none in common"
-        yield f"has the tasks {names}; compare recipes of the same tasks, {fix}"
+        yield f"trains {names}; compare recipes of the same tasks, {fix}"
     for key, verb in (("report_on", "reports on"), ("select_on", "selects on")):
         splits = getattr(one.evaluation, key), getattr(other.evaluation, key)
         if splits[0] != splits[1]:

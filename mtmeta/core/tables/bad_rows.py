@@ -33,6 +33,11 @@ BadRowKind = Literal[
 """`label is missing` is a mark such as `-` that is no class; `other` is what a plugin's objective refuses."""
 
 
+def is_missing(value: object) -> bool:
+    """Return whether a value of a table stands for none: it is empty, or a mark such as `NA`, `null`, `-` or `?`."""
+    return value is None or str(value).strip().lower() in MISSING
+
+
 class BadRowError(ValueError):
     """A row, one of its fields or its label cannot be used; the text is the reason.
 

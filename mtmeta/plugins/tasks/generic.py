@@ -11,7 +11,7 @@ from pydantic import Field
 
 import mtmeta
 from mtmeta import sample
-from mtmeta.plugins.tasks.targets import Targets, is_missing
+from mtmeta.plugins.tasks.targets import Targets
 
 if TYPE_CHECKING:
     from torch import nn
@@ -243,7 +243,7 @@ class RegressionTask(mtmeta.Task):
         absent = Counter[str]()
         for row in file.records(self.text, *columns):
             label = tuple(row[name] for name in columns)
-            absent.update(name for name, value in zip(columns, label, strict=True) if is_missing(value))
+            absent.update(name for name, value in zip(columns, label, strict=True) if mtmeta.is_missing(value))
             yield mtmeta.Example(row[self.text], label=label, id=row.id, line=row.line)
         if absent:
             counts = ", ".join(f"{mtmeta.quote(name)} {absent[name]:,}" for name in columns if absent[name])
@@ -263,6 +263,3 @@ class RegressionTask(mtmeta.Task):
                 yield mtmeta.Example(one.text, label=one.label, id=one.id)
             else:
                 yield mtmeta.Example(f"{one.text} {other.text}", label=(one.label, other.label), id=one.id)
-
-    def build_head(self, hidden_size: int) -> nn.Module:
-        return mtmeta.MLPHead(hidden_size, outputs=len(self.label) if isinstance(self.label, tuple) else None)

@@ -17,7 +17,7 @@ import mtmeta
 from mtmeta import sample
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Columns = Annotated[tuple[str, ...], Field(min_length=2)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -114,9 +114,6 @@ class MultipleChoiceTask(mtmeta.Task):
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.question, *self.choices)
-
-    def build_head(self, hidden_size: int) -> nn.Module:
-        return mtmeta.ChoiceHead(hidden_size)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         for row in file.rows(self.question, *self.choices, self.label):

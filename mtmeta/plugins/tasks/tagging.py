@@ -20,7 +20,7 @@ from mtmeta import sample
 from mtmeta.plugins.tag_metrics import entity_counts, spans_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")  # all else is columns
@@ -145,9 +145,6 @@ class TaggingTask(mtmeta.Task):
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.word if isinstance(self.word, str) else "tokens",)
-
-    def build_head(self, hidden_size: int) -> nn.Module:
-        return mtmeta.WordHead(hidden_size, outputs=self.objective.outputs)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         if file.path.suffix.lower() in TABLES or isinstance(self.word, str):

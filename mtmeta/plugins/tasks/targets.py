@@ -19,9 +19,6 @@ from mtmeta.plugins.metrics import pearson, spearman
 if TYPE_CHECKING:
     from torch import Tensor
 
-MISSING = ("", "nan", "na", "n/a", "null", "none")
-"""What stands for a number that is missing, in any case of letters."""
-
 
 @dataclass(frozen=True)
 class Targets(mtmeta.Objective):
@@ -66,7 +63,7 @@ class Targets(mtmeta.Objective):
         return row
 
     def _one(self, at: int, value: object) -> float:
-        if is_missing(value):
+        if mtmeta.is_missing(value):
             return math.nan
         try:
             return self._each[at].parse(value)
@@ -111,8 +108,3 @@ class Targets(mtmeta.Objective):
 
     def export(self) -> Mapping[str, Any]:
         return {"objective": "targets", "labels": list(self.names), "low": list(self.low), "high": list(self.high)}
-
-
-def is_missing(value: object) -> bool:
-    """Return whether a value of a table stands for a number that is missing."""
-    return value is None or str(value).strip().lower() in MISSING

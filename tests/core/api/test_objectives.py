@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mtmeta
+from mtmeta.core.api.contracts import count_sequences
 from mtmeta.core.api.heads import CosineHead, LinearHead, MLPHead
 from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
 from mtmeta.core.training.model import build_head
@@ -295,3 +296,40 @@ def test_a_head_is_a_function_of_seed_and_task_name_alone() -> None:
     torch.set_rng_state(state)
     build_head("sst", Sst(train="sample"), 8, 5)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_objective_without_a_method_names_it() -> None:
+    class Bare(Objective):
+        pass
+
+    for call in (lambda: Bare().outputs, lambda: Bare().parse("x"), lambda: Bare().decode(torch.zeros(2))):
+        with pytest.raises(NotImplementedError, match=r"Bare has no `(outputs|parse|decode)`"):
+            call()
+    with pytest.raises(NotImplementedError, match="Bare has no `loss`"):
+        Bare().loss(torch.zeros(2), torch.zeros(2))
+
+
+class _Words(Classification):
+    labelled = "words"
+
+
+@pytest.mark.parametrize(
+    ("objective", "inputs", "columns", "kind", "shape"),
+    [
+        (Classification(3), "single", ("a",), "MLPHead", [2, 3]),
+        (Regression(0, 5), "separate", ("a", "b"), "MLPHead", [2]),
+        (Classification(2), "choices", ("a", "b", "c"), "ChoiceHead", [2, 2]),
+        (_Words(3), "single", ("a",), "WordHead", None),
+    ],
+)
+def test_the_head_of_a_task_that_builds_none(
+    objective: Objective, inputs: str, columns: tuple[str, ...], kind: str, shape: list[int] | None
+) -> None:
+    """It fits the labels: numbers without an axis, a score for each choice, an output for each word."""
+    members = {"name": "t", "objective": objective, "inputs": inputs, "columns": columns, "metrics": ("accuracy",)}
+    task = type("Own", (mtmeta.Task,), members)(train="t")
+    head = task.build_head(4)
+    assert type(head).__name__ == kind
+    assert getattr(head, "takes", "pooled") == task.head_takes
+    if shape is not None:
+        assert list(head(torch.zeros(2, count_sequences(task), 4)).shape) == shape

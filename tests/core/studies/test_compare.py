@@ -744,7 +744,7 @@ def test_a_run_that_is_killed_is_told_of(tmp_path: Path) -> None:
     ("changes", "what"),
     [
         ({"evaluation": {"report_on": "test"}}, "reports on dev, 'fomaml' on test; --set evaluation.report_on=dev"),
-        ({"tasks": {"sst": {"train": "sample", "dev": "sample"}}}, "has the tasks sst, para, sts, 'fomaml' has sst"),
+        ({"tasks": {"sst": {"train": "sample", "dev": "sample"}}}, "trains sst, para, sts, and 'fomaml' sst"),
         ({"name": "joint"}, "has the name 'joint' of another recipe; give each a 'name:' of its own"),
         ({"seed": -1}, "seed must be an integer"),
     ],
