@@ -371,7 +371,7 @@ def table_elements(reader: JsonReader, place: str, table: str) -> Iterator[tuple
             reader.fail(f"{quote(key)} is no array of rows")
         for line, element in reader.elements():
             number += 1
-            yield line, element._replace(number=number)
+            yield line, Element(number, element.text, element.depth)
     reader.end()
     if table in found:
         if len(found) > 1:

@@ -266,10 +266,10 @@ def test_runs_of_other_tasks_are_shown_without_comparing_them(runs: Path, tmp_pa
     text = page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "other", warn=warnings.append)
     shown = Reader(text).text
     assert "These runs cannot be compared" in shown
-    assert ["trains sst, para, sts, and" in line for line in warnings] == [True]
+    assert ["trains sst, and 'reptile' sst, para, sts; compare" in line for line in warnings] == [True]
     assert shown.count("95% interval") == 2
     assert "These runs cannot be compared" in text[text.index('class="verdict"') :][:200]
-    with pytest.raises(mtmeta.RecipeError, match="trains sst, para, sts, and"):
+    with pytest.raises(mtmeta.RecipeError, match="trains sst, para, sts, and 'joint' sst; compare"):
         page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "other", baseline="reptile")
 
 
