@@ -9,7 +9,7 @@ from itertools import permutations
 from typing import Any
 
 from mtmeta.core.authoring.column_contents import FEWEST_WORDS, go_together, holds_no_text, is_derived, roughness
-from mtmeta.core.authoring.label_values import several_labels
+from mtmeta.core.authoring.label_values import separator_of, several_labels
 from mtmeta.core.authoring.table_profile import Column, TableProfile
 from mtmeta.core.errors import DataError, UsageError
 from mtmeta.core.wording import did_you_mean, quote, safe
@@ -62,6 +62,8 @@ class ColumnRoles:
     why_text: str
     why_label: str
     ignored: tuple[str, ...] = ()
+    separator: str | None = None
+    """What stands between the labels of a row, where it has several."""
 
 
 def find_roles(table: TableProfile, given: Sequence[str] = ()) -> ColumnRoles:
@@ -78,9 +80,9 @@ def find_roles(table: TableProfile, given: Sequence[str] = ()) -> ColumnRoles:
             message = f"{place} has no column {quote(name)}; columns are: {shown}{did_you_mean(name, list(columns))}"
             raise UsageError("--columns", message)
     if given:
-        text, label = columns[given[0]], columns[given[-1]]
-        _check_single(label, table)
-        return ColumnRoles(text, columns[given[1]] if len(given) == 3 else None, label, "as given", "as given")
+        text, label, pair = columns[given[0]], columns[given[-1]], columns[given[1]] if len(given) == 3 else None
+        separator = _separator(label, table, pair)
+        return ColumnRoles(text, pair, label, "as given", "as given", separator=separator)
     lists = [name for name in table.nested if _label_rank(name)]
     if len(columns) < 2:
         if lists:
@@ -92,23 +94,26 @@ def find_roles(table: TableProfile, given: Sequence[str] = ()) -> ColumnRoles:
     if lists and not any(map(_label_rank, (column.name for column in rest))):
         raise DataError(place, f"{_nested(lists[0])}; {ONE_LABEL}, or name another column with --columns")
     label, why_label = _label(rest, table, place)
-    _check_single(label, table)
+    separator = _separator(label, table, pair)
     _check_spread(label, rest, table)
     ignored = tuple(column.name for column in rest if column is not label)
-    return ColumnRoles(text, pair, label, why_text, why_label, ignored)
+    return ColumnRoles(text, pair, label, why_text, why_label, ignored, separator)
 
 
 def _nested(name: str) -> str:
     return f"column {quote(name)} holds lists or objects: several labels a row are multi-label, {NO_TASK}"
 
 
-def _check_single(label: Column, table: TableProfile) -> None:
-    """Raise DataError where a column's labels are lists."""
+def _separator(label: Column, table: TableProfile, pair: Column | None) -> str | None:
+    """Return what joins the labels of a row, None where it has one. Raises DataError where they are lists otherwise."""
     if several := _several(label, table):
+        if pair is None and label.values is not None and (mark := separator_of(label.values)):
+            return mark
         message = (
             f"column {quote(label.name)} holds several labels a row, such as {quote(several)}: multi-label, {NO_TASK}"
         )
         raise DataError(str(table.path), f"{message}; {ONE_LABEL}, or name another column with --columns")
+    return None
 
 
 def _check_spread(label: Column, rest: Sequence[Column], table: TableProfile) -> None:

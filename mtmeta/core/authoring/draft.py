@@ -14,7 +14,8 @@ from mtmeta.core.api.backbone import LoadedTokenizer
 from mtmeta.core.authoring.column_roles import find_roles
 from mtmeta.core.authoring.recipe_text import recipe_text, scalar
 from mtmeta.core.authoring.settings_guess import LENGTHS, guess_settings, inner_steps
-from mtmeta.core.authoring.table_profile import TableProfile, check_header, profile_table
+from mtmeta.core.authoring.table_profile import TableProfile, looks_like_header, profile_table
+from mtmeta.core.authoring.tagged_files import guess_tagging, is_tagged
 from mtmeta.core.authoring.task_guess import Choice, TaskFiles, TaskGuess, guess_task
 from mtmeta.core.errors import DataError, MtmetaError, RecipeError, UsageError, raise_all
 from mtmeta.core.recipe.label_names import read_label_names
@@ -167,12 +168,18 @@ def draft_recipe(
     for note in tokens.notes:
         say(note)
     root, files = _data_root(tasks, data_root)
-    profiles, problems = _profiles(files, root, columns, say)
+    tagged = {name for name, (train, *_) in files.items() if name not in columns and is_tagged(_below(root, train))}
+    profiles, problems = _profiles({name: files[name] for name in files if name not in tagged}, root, columns, say)
     guesses = []
-    for name, tables in profiles.items():
+    for name in [name for name in files if name in tagged or name in profiles]:
         try:
             given = columns.get(name, ()), ids.get(name), labels.get(name)
-            guesses.append(_guess(name, tables, files[name], *given, tokens))
+            if name in tagged:
+                _check_plain(name, *given[1:])
+                tagging = registry.get("task", "tagging", "--task")
+                guesses.append(guess_tagging(name, tagging, files[name], Path(root).expanduser(), tokens))
+            else:
+                guesses.append(_guess(name, profiles[name], files[name], *given, tokens))
         except MtmetaError as error:
             problems.append(error)
     raise_all(problems)
@@ -185,6 +192,13 @@ def draft_recipe(
     if reason := write_recipe(path, text, schema_text(registry)):
         say(f"no schema for editors beside it: {reason}")
     return Draft(text, tuple(guesses), tuple(settings))
+
+
+def _check_plain(name: str, id_column: str | None, names: Mapping[str, str] | None) -> None:
+    """Raise UsageError for options that are for tables, where the files of a task hold a word a line."""
+    for option, given in (("--id", id_column), ("--labels", names)):
+        if given is not None:
+            raise UsageError(option, f"is for tables, and the files of {name} hold a word a line")
 
 
 def _guess(
@@ -237,6 +251,10 @@ def _from_here(root: str) -> str:
     return os.path.relpath(root, here) if inside else root
 
 
+def _below(root: str, file: str) -> Path:
+    return Path(root).expanduser() / file
+
+
 def _exists(file: str | Path) -> bool:
     return parted(file)[0].exists()
 
@@ -245,23 +263,34 @@ def _profiles(
     files: Mapping[str, TaskFiles], root: str, columns: Mapping[str, Sequence[str]], say: Callable[[str], None]
 ) -> tuple[dict[str, Profiles], list[MtmetaError]]:
     """Read each file once; return the profiles of each task's files, and the files' problems."""
-    by_path: dict[Path, TableProfile] = {}
+    by_path: dict[tuple[Path, bool], TableProfile] = {}
 
-    def profile(task: str, file: str) -> TableProfile:
-        path = Path(root).expanduser() / file
-        if path not in by_path:
+    def profile(file: str, header: bool = True) -> TableProfile:
+        path = _below(root, file)
+        if (path, header) not in by_path:
             say(f"looking at {path}")
-            by_path[path] = profile_table(path)
-            if task not in columns:
-                check_header(by_path[path])
-        return by_path[path]
+            by_path[path, header] = profile_table(path, header=header)
+        return by_path[path, header]
+
+    def of_task(task: str, train: str, others: Sequence[str | None]) -> Profiles:
+        """Return the profiles of files that all have a header, or none of which has one."""
+        table = profile(train)
+        named = task in columns and set(columns[task]) <= set(table.columns)
+        reason = "" if named else looks_like_header(table)
+        if reason:
+            say(f"{table.path}:1: {reason}: it is read without a header, and columns are called 0, 1 and so on")
+            table = profile(train, header=False)
+        dev, test = (None if file is None else profile(file, header=not reason) for file in others)
+        for other in (dev, test):
+            if other and not reason and not named and (why := looks_like_header(other)):
+                raise DataError(f"{other.path}:1", f"{why}; the training file has a header, write both alike")
+        return table, dev, test
 
     profiles: dict[str, Profiles] = {}
     problems: list[MtmetaError] = []
     for task, (train, *others) in files.items():
         try:
-            dev, test = (None if file is None else profile(task, file) for file in others)
-            profiles[task] = profile(task, train), dev, test
+            profiles[task] = of_task(task, train, others)
         except MtmetaError as error:
             problems.append(error)
     return profiles, problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtmeta.core.tables.bad_rows import MISSING
@@ -121,6 +121,23 @@ def several_labels(values: Iterable[str]) -> str | None:
     if all(re.fullmatch(r"\d+( +\d+)*", value) for value in different):
         return next((value for value in different if " " in value), None)
     return next((value for mark in SEPARATORS if (value := _joined(different, mark))), None)
+
+
+def separator_of(values: Iterable[str]) -> str | None:
+    """Return the character that joins several labels in values, if one does."""
+    different = list(dict.fromkeys(value for value in map(str.strip, values) if not is_mark(value)))
+    if any(map(LISTED.fullmatch, different)):
+        return None
+    return next((mark for mark in SEPARATORS if _joined(different, mark)), None)
+
+
+def parted(values: Mapping[str, int], separator: str) -> Counter[str]:
+    """Count the labels that `separator` joins, by the counts of the values."""
+    counts: Counter[str] = Counter()
+    for value, count in values.items():
+        for label in dict.fromkeys(map(str.strip, value.split(separator))):
+            counts[label] += count
+    return counts
 
 
 def _items(listed: str) -> list[str]:

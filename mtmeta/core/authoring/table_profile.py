@@ -12,6 +12,7 @@ from pathlib import Path
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables.bad_rows import MISSING, BadRows
 from mtmeta.core.tables.data_file import DataFile, Dialect, Row
+from mtmeta.core.tables.delimited import looks_like_data
 from mtmeta.core.tables.readings import find_dialect
 from mtmeta.core.wording import quote
 
@@ -116,9 +117,9 @@ class TableProfile:
     """Names of columns, those of the first row, that hold lists or objects and are not read."""
 
 
-def profile_table(path: Path) -> TableProfile:
+def profile_table(path: Path, *, header: bool = True) -> TableProfile:
     """Read all rows of a file, with the dialect that it is written in. Raises DataError if none can be read."""
-    file = DataFile(path)
+    file = DataFile(path, Dialect(header=header))
     try:
         dialect, notes = find_dialect(file)
         try:
@@ -129,7 +130,7 @@ def profile_table(path: Path) -> TableProfile:
             table = _profile(file, [])  # whose refusal names the byte that is not UTF-8
     except DataError as error:
         if " appears " in error.message:
-            message = f"{error.message}, or put a line of names before the data"
+            message = f"{error.message}, or put a line of names before the data if there is none"
             raise DataError(error.place, message) from error
         raise
     if not table.rows:
@@ -171,13 +172,12 @@ def _profile(file: DataFile, notes: Sequence[str]) -> TableProfile:
     )
 
 
-def check_header(table: TableProfile) -> None:
-    """Raise DataError if the first line of a table looks like data."""
+def looks_like_header(table: TableProfile) -> str:
+    """Return why the first line of a table is hardly a line of names, '' where it may be one."""
     if list(table.columns) == [str(number) for number in range(len(table.columns))]:
-        return  # as columns are called that have no names
+        return ""  # as columns are called that have no names
     for name, column in table.columns.items():
-        number = name.replace(".", "", 1).replace("-", "", 1).isdecimal()
         label = column.values is not None and len(column.values) <= 100 and column.values[name.strip()] > 1
-        if number or label or len(name) > 60 or name.count(" ") > 5:
-            message = f"{quote(name)} looks like data, not like the name of a column"
-            raise DataError(f"{table.path}:1", f"{message}; put a line of names such as 'text,label' before it")
+        if label or looks_like_data(name):
+            return f"{quote(name)} looks like data, not like the name of a column"
+    return ""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedTokenizer
 from mtmeta.core.authoring.column_roles import MAX_CLASSES, SCORES, ColumnRoles
-from mtmeta.core.authoring.label_values import WHOLE, LabelValues, is_mark, notes_on_marks, split_values, whole
+from mtmeta.core.authoring.label_values import WHOLE, LabelValues, is_mark, notes_on_marks, parted, split_values, whole
 from mtmeta.core.authoring.table_profile import TableProfile
 from mtmeta.core.errors import DataError, UsageError
 from mtmeta.core.tables.bad_rows import MISSING
@@ -121,7 +121,9 @@ def guess_task(
 
 def _task_choice(roles: ColumnRoles, values: Counter[str], numbers: bool) -> Choice:
     pair = roles.pair is not None
-    if numbers:
+    if roles.separator is not None:
+        task, goal = "multi_label", f"any number of {len(_classes(values))} labels"
+    elif numbers:
         task, goal = "similarity" if pair else "regression", "a number"
     else:
         task, goal = "pair_classification" if pair else "classification", f"one of {len(_classes(values))} classes"
@@ -133,6 +135,8 @@ def _column_choices(roles: ColumnRoles) -> Iterator[Choice]:
     if roles.pair is not None:
         yield Choice("pair", roles.pair.name, roles.why_text)
     yield Choice("label", roles.label.name, roles.why_label)
+    if roles.separator not in (None, ","):
+        yield Choice("separator", roles.separator, "stands between the labels of a row")
 
 
 def _pair_mode_choices(roles: ColumnRoles, numbers: bool) -> Iterator[Choice]:
@@ -166,7 +170,8 @@ def _notes(
 
 
 def _label_values(table: TableProfile, roles: ColumnRoles) -> Counter[str]:
-    return table.columns[roles.label.name].values or Counter()
+    values = table.columns[roles.label.name].values or Counter()
+    return parted(values, roles.separator) if roles.separator is not None else values
 
 
 def _is_number(roles: ColumnRoles, values: Counter[str]) -> bool:
@@ -226,7 +231,9 @@ def _class_choices(
     else:
         labels = Choice("labels", names, f"the {len(names)} values of {safe(column.name, 40)}")
     largest, least = max(counts) / sum(counts), min(counts)
-    if len(names) == 2 and largest > 0.65:
+    if roles.separator is not None:
+        metrics, why = ["micro_f1", "macro_f1", "label_ranking_ap"], "several labels a row"
+    elif len(names) == 2 and largest > 0.65:
         metrics, why = ["matthews", "accuracy"], f"unbalanced, {largest:.0%} are one class: accuracy would flatter"
     elif len(names) > 2 and max(counts) > 3 * least:
         metrics = ["macro_f1", "accuracy"]
@@ -287,7 +294,7 @@ def _dev_choice(
 
 def _dialect_choices(table: TableProfile, id_column: str | None) -> Iterator[Choice]:
     dialect, standard = vars(table.dialect), vars(Dialect())
-    options = ("quoting", "multiline", "encoding")
+    options = ("header", "quoting", "multiline", "encoding")
     changed = {option: dialect[option] for option in options if dialect[option] != standard[option]}
     if changed or id_column is not None:
         named = {"id": id_column} if id_column is not None else {}

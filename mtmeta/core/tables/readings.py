@@ -309,11 +309,14 @@ def _decodes(file: DataFile, encoding: str) -> bool:
 
 
 def find_dialect(file: DataFile) -> tuple[Dialect, list[str]]:
-    """Return the dialect that a file is written in, and notes on what else it may be. Raises DataError."""
+    """Return the dialect that a file is written in, and notes on what else it may be. Raises DataError.
+
+    Whether it has a header is taken from the file's own dialect.
+    """
     if file.is_parquet:
         return Dialect(), []
     encoding, notes = find_encoding(file)
-    dialect = Dialect(encoding=encoding)
+    dialect = Dialect(encoding=encoding, header=file.dialect.header)
     found = readings(file, dialect)
     taken = found[0].dialect if found else dialect
     return taken, [*notes, *both_fit(found, taken)]

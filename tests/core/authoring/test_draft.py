@@ -333,6 +333,69 @@ def test_a_value_is_read_back_as_it_was(value: str) -> None:
     assert parse(f"k: {scalar(value)}\nl: [{scalar(value)}]\n", "x").data == {"k": value, "l": [value]}
 
 
+# --------------------------------------------------------------------------------------------- files without a header
+
+
+def test_a_first_line_that_is_data_is_no_header(tmp_path: Path, capsys: Capture) -> None:
+    """A label that comes again, and a text that is long: it is a row, and the recipe says so."""
+    for first in ("another text,a", "one that has far more words than any name,c"):
+        (tmp_path / "t.csv").write_text(lines(lambda i: f"some text {i},{'abc'[i % 3]}", first))
+        (tmp_path / "dev.csv").write_text("a dev text,b\nand more,c\n")
+        outcome = call(*NEW, "--force", "--task", "t=t.csv,dev.csv", cwd=tmp_path, capsys=capsys)
+        assert outcome.code == 0, outcome.err
+        assert "looks like data, not like the name of a column: it is read without a header" in outcome.err
+        recipe = load_recipe(tmp_path / "my.yaml", build_registry(), environ={})
+        task: Any = recipe.tasks["t"]
+        assert (task.text, task.label, task.labels, task.dialect.header) == ("0", "1", ("a", "b", "c"), False)
+        assert "(61 rows)" in outcome.out and "(2 rows)" in outcome.out
+    outcome = call("validate", "--data", "my.yaml", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 0 and "t train: 61 rows" in outcome.out
+
+
+def test_columns_of_a_file_without_a_header_may_be_named(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "t.csv").write_text(lines(lambda i: f"some text {i},{'ab'[i % 2]},{'xyz'[i % 3]}", "more text,b,x"))
+    outcome = call(*NEW, "--task", "t=t.csv", "--columns", "t=0,1", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 0 and 'label: "1"  (as given)' in outcome.out
+
+
+def test_a_dev_file_alone_without_a_header_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "t.csv").write_text(lines(lambda i: f"some text {i},{'ab'[i % 2]}", "text,label"))
+    (tmp_path / "dev.csv").write_text("text a,b\ntext b,b\ntext c,b\n")
+    outcome = call(*NEW, "--task", "t=t.csv,dev.csv", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 3
+    words = "dev.csv:1: 'b' looks like data, not like the name of a column; the training file has a header, write both"
+    assert words in outcome.err
+
+
+# ------------------------------------------------------------------------------------------------------ a word a line
+
+
+def conll(texts: int, tag: str = "B-LOC") -> str:
+    return "".join(f"word{i} NN O\nRome NNP {tag}\n\n" for i in range(texts))
+
+
+def test_words_with_tags_are_a_tagging_task(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "train.conll").write_text("-DOCSTART- -X- O\n\n" + conll(30) + conll(10, "I-PER"))
+    (tmp_path / "dev.txt").write_text(conll(5, "B-ORG"))
+    outcome = call(*NEW, "--task", "t=train.conll,dev.txt", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 0, outcome.err
+    task: Any = load_recipe(tmp_path / "my.yaml", build_registry(), environ={}).tasks["t"]
+    assert (task.name, task.labels, task.batch_size) == ("tagging", ("LOC", "ORG", "PER"), 4)
+    assert "train: train.conll  (40 texts)" in outcome.out and "O 50.0%, LOC 37.5%, PER 12.5%" in outcome.out
+    assert call("validate", "--data", "my.yaml", cwd=tmp_path, capsys=capsys).code == 0
+
+    outcome = call(*NEW, "--force", "--task", "t=train.conll", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 0 and "dev: {fraction: 0.2}  (no dev file was given: 20% of the texts)" in outcome.out
+    outcome = call(*NEW, "--force", "--task", "t=train.conll", "--id", "t=0", cwd=tmp_path, capsys=capsys)
+    assert "error: --id: is for tables, and the files of t hold a word a line" in outcome.err
+    (tmp_path / "dev.txt").write_text("a B-X\nb Q\n")
+    outcome = call(*NEW, "--force", "--task", "t=train.conll,dev.txt", cwd=tmp_path, capsys=capsys)
+    assert "dev.txt: tag 'Q' is not O, B-TYPE or I-TYPE" in outcome.err
+    (tmp_path / "train.conll").write_text(conll(9))
+    outcome = call(*NEW, "--force", "--task", "t=train.conll", cwd=tmp_path, capsys=capsys)
+    assert "train.conll: 9 texts are too few to learn from" in outcome.err
+
+
 # ---------------------------------------------------------------------------------------------------------- refusals
 
 HUGE = "w " * 100_000
@@ -348,10 +411,6 @@ BAD: dict[str, tuple[bytes, str]] = {
     ),
     "no text": (lines(lambda i: f"{i},{i % 2}", "n,label").encode(), "no column looks like text: n (1.0 words a row)"),
     "no classes": (lines(lambda i: f"text {i},c{i}", "text,label").encode(), "60 different labels in 60 rows of"),
-    "no header": (
-        lines(lambda i: f"some text {i},{'ab'[i % 2]}", "another text,a").encode(),
-        "t.csv:1: 'a' looks like data, not like the name of a column; put a line of names such as",
-    ),
     "no header, twice a value": (b"0\ta b c\t0\n1\td e f\t1\n", "column '0' appears 2 times; rename one, or put"),
     "binary": (bytes(range(128, 256)) * 50, "t.csv:1: byte 0x80 is not UTF-8"),
     "wide": (f"text,label\n{HUGE},1\n{HUGE},0\n".encode(), "t.csv:2: field 'text' has 200000 characters (limit 131072"),

@@ -224,8 +224,24 @@ LISTS: dict[str, Callable[[int], str]] = {
 }
 
 
+JOINED = {"joined by a bar": "|", "joined by commas": ",", "joined by semicolons": ";", "numbers joined by commas": ","}
+
+
 @pytest.mark.parametrize("column", ["labels", "kind"])
-@pytest.mark.parametrize("case", LISTS)
+@pytest.mark.parametrize("case", JOINED)
+def test_labels_that_are_joined_are_a_multi_label_task(case: str, column: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "t.csv").write_text(lines(lambda i: f'some words {i},"{LISTS[case](i)}"', f"text,{column}", 120))
+    named = 4 if case.startswith("numbers") else sorted(EMOTIONS)
+    for columns in ((), ("--columns", f"t=text,{column}", "--force")):
+        task = drafted_task(tmp_path, capsys, "--task", "t=t.csv", *columns)
+        assert (task["task"], task["label"], task["labels"]) == ("multi_label", column, named)
+        assert task.get("separator", ",") == JOINED[case]
+        assert task["metrics"] == ["micro_f1", "macro_f1", "label_ranking_ap"]
+    assert call("validate", "--data", "my.yaml", cwd=tmp_path, capsys=capsys).code == 0
+
+
+@pytest.mark.parametrize("column", ["labels", "kind"])
+@pytest.mark.parametrize("case", [case for case in LISTS if case not in JOINED])
 def test_lists_of_labels_are_told_to_be_multi_label(case: str, column: str, tmp_path: Path, capsys: Capture) -> None:
     rows = [LISTS[case](i) for i in range(120)]
     (tmp_path / "t.csv").write_text(lines(lambda i: f'some words {i},"{rows[i]}"', f"text,{column}", 120))
