@@ -86,6 +86,25 @@ def test_no_threshold_has_a_better_f1(seed: int) -> None:
     assert abs(float(found)) <= min(map(abs, others)) + 1e-6
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_threshold_that_is_shared_has_the_best_micro_f1(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(20, 3, generator=generator)
+    labels = (torch.rand(20, 3, generator=generator) < torch.tensor([0.6, 0.3, 0.1])).float()
+    plain = MultiLabelTask(labels=NAMES, train="t", threshold="shared").objective
+    assert plain.tunes and plain.decode(outputs).equal((outputs > 0).long())
+    tuned = plain.tuned(plain.tune(outputs, labels))
+    assert len(set(tuned.cuts)) == 1
+
+    def micro(chosen: Tensor) -> float:
+        return float(f1_score(labels.numpy(), chosen.numpy(), average="micro"))
+
+    best = max(micro((outputs > cut).long()) for cut in all_thresholds(outputs.flatten()))
+    assert micro(tuned.decode(outputs)) == pytest.approx(best, rel=1e-9)
+    assert tuned.decode(outputs).equal((outputs > tuned.cuts[0]).long())
+    assert plain.export() is not None and tuned.export() == {**plain.export(), "thresholds": list(tuned.cuts)}
+
+
 def test_thresholds_without_a_choice() -> None:
     assert float(best_threshold(torch.tensor([3.0, -1.0]), torch.zeros(2))) == 0.0  # no example has the label
     assert float(best_threshold(torch.tensor([2.0, 1.0]), torch.ones(2))) == 0.0  # all have it, and 0 is below all

@@ -1,4 +1,4 @@
-"""Texts with any number of labels each: a sigmoid for each label, and a threshold that is tuned on dev.
+"""Texts with any number of labels each: a sigmoid for each label, and thresholds that are tuned on dev.
 
 Shapes: `B` batch, `N` examples of a split, `L` labels.
 """
@@ -38,6 +38,8 @@ class MultiLabel(mtmeta.Objective):
     """The probability above which a label is predicted; None: .5, and once tuned one for each label."""
     thresholds: tuple[float, ...] = ()
     """Tuned: the logits that those of the labels have to be above."""
+    shared: bool = False
+    """Whether one threshold is tuned for all labels."""
 
     labelled = "row"
 
@@ -100,9 +102,14 @@ class MultiLabel(mtmeta.Objective):
         return self.threshold is None
 
     def tune(self, outputs: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
-        """Return for each label the threshold with the best F1; of several that are as good the one next to p = .5."""
+        """Return for each label the threshold with the best F1, or of all labels the one with the best micro F1.
+
+        Of several that are as good it is the one next to p = .5.
+        """
         import torch
 
+        if self.shared:
+            return {"thresholds": best_threshold(outputs.flatten(), labels.flatten()).expand(self.width).clone()}
         return {"thresholds": torch.stack([best_threshold(outputs[:, at], labels[:, at]) for at in range(self.width)])}
 
     def tuned(self, numbers: Mapping[str, Tensor]) -> MultiLabel:
@@ -173,9 +180,10 @@ class MultiLabelTask(mtmeta.Task):
     """What stands between labels in one column."""
     empty: bool = False
     """Whether an empty cell means that the text has none of the labels; else it is a bad row."""
-    threshold: Literal["tuned"] | Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = "tuned"
+    threshold: Literal["tuned", "shared"] | Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = "tuned"
     """The probability above which a label is predicted. `tuned`: of each label its own, with the best F1 on the split
-    that selects (`evaluation.select_on`), kept with the best weights."""
+    that selects (`evaluation.select_on`), kept with the best weights, which is for macro F1. `shared`: one of all
+    labels, with the best micro F1 there."""
     metrics: Names = ("micro_f1", "macro_f1", "label_ranking_ap")
     """Metrics; the first selects."""
 
@@ -183,7 +191,8 @@ class MultiLabelTask(mtmeta.Task):
     def objective(self) -> MultiLabel:
         if isinstance(self.labels, str):
             raise ValueError(f"labels in {mtmeta.quote(self.labels)} are read with the recipe")
-        return MultiLabel(self.labels, self.separator, None if self.threshold == "tuned" else self.threshold)
+        given = None if isinstance(self.threshold, str) else self.threshold
+        return MultiLabel(self.labels, self.separator, given, shared=self.threshold == "shared")
 
     def check(self) -> Iterator[tuple[str, str]]:
         yield from check_classes(self.labels)
