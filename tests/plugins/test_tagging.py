@@ -337,6 +337,10 @@ def test_eval_predict_and_report(run: Path, capsys: pytest.CaptureFixture[str], 
     done = call("predict", str(run), "--task", "who", "--input", str(tmp_path / "t.txt"), cwd=run.parent, capsys=capsys)
     found = list(csv.DictReader(io.StringIO(done.out)))
     assert done.code == 0 and [row["label"] for row in found] == [row["prediction"] for row in written(run)]
+    tagged = str(run.parent / "who-dev.conll")  # the file that it was scored on
+    done = call("predict", str(run), "--task", "who", "--input", tagged, cwd=run.parent, capsys=capsys)
+    assert [row["label"] for row in csv.DictReader(io.StringIO(done.out))] == [row["label"] for row in found]
+    assert "who-dev.conll: is read as data files of the task, a word a line" in done.err
     arguments = ("predict", str(run), "--task", "who", "--input", str(tmp_path / "t.txt"), "--format", "jsonl")
     done = call(*arguments, cwd=run.parent, capsys=capsys)
     for line, text in zip(done.out.splitlines(), texts, strict=True):

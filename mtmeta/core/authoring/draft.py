@@ -15,7 +15,7 @@ from mtmeta.core.authoring.column_roles import find_roles
 from mtmeta.core.authoring.recipe_text import recipe_text, scalar
 from mtmeta.core.authoring.settings_guess import LENGTHS, guess_settings, inner_steps
 from mtmeta.core.authoring.table_profile import TableProfile, looks_like_header, profile_table
-from mtmeta.core.authoring.tagged_files import guess_tagging, is_tagged
+from mtmeta.core.authoring.tagged_files import guess_tagging
 from mtmeta.core.authoring.task_guess import Choice, TaskFiles, TaskGuess, guess_task
 from mtmeta.core.errors import DataError, MtmetaError, RecipeError, UsageError, raise_all
 from mtmeta.core.recipe.label_names import read_label_names
@@ -25,6 +25,7 @@ from mtmeta.core.recipe.shipped import write_recipe
 from mtmeta.core.recipe.validation import convert
 from mtmeta.core.registry.registry import Registry
 from mtmeta.core.tables.data_file import parted
+from mtmeta.core.tables.word_lines import has_words_with_tags
 from mtmeta.core.wording import did_you_mean, quote, safe
 
 Profiles = tuple[TableProfile, TableProfile | None, TableProfile | None]
@@ -168,7 +169,9 @@ def draft_recipe(
     for note in tokens.notes:
         say(note)
     root, files = _data_root(tasks, data_root)
-    tagged = {name for name, (train, *_) in files.items() if name not in columns and is_tagged(_below(root, train))}
+    tagged = {
+        name for name, (train, *_) in files.items() if name not in columns and has_words_with_tags(_below(root, train))
+    }
     profiles, problems = _profiles({name: files[name] for name in files if name not in tagged}, root, columns, say)
     guesses = []
     for name in [name for name in files if name in tagged or name in profiles]:

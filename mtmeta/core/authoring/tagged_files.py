@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,9 @@ from mtmeta.core.authoring.task_guess import Choice, TaskFiles, TaskGuess
 from mtmeta.core.errors import DataError
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.core.tables.readings import find_encoding
+from mtmeta.core.tables.word_lines import TAG
 from mtmeta.core.wording import quote, safe
 
-HEAD = 2**16  # bytes that tell whether a word stands on a line
-TAG = re.compile(r"O|[BI]-\S+")
 MAX_SAMPLE = 4000
 
 
@@ -32,19 +30,6 @@ class _Tagged:
     tags: Counter[str]
     lengths: NDArray[np.int64]
     """Tokens of the first texts."""
-
-
-def is_tagged(path: Path) -> bool:
-    """Return whether a file holds a word a line, BIO tags in the last column, and empty lines between texts."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(HEAD).decode("utf-8", "replace")
-    except OSError:
-        return False
-    lines = [line.split() for line in head.splitlines()[:-1] if not line.startswith("#")]
-    words = [fields for fields in lines if fields]
-    begins = any(len(fields) > 1 and TAG.fullmatch(fields[-1]) and fields[-1] != "O" for fields in words)
-    return begins and [] in lines and all(len(fields) > 1 and TAG.fullmatch(fields[-1]) for fields in words)
 
 
 def guess_tagging(name: str, kind: type[Any], files: TaskFiles, root: Path, tokens: LoadedTokenizer) -> TaskGuess:

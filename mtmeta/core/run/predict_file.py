@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, NamedTuple, cast
@@ -22,6 +23,7 @@ from mtmeta.core.machine import Heap
 from mtmeta.core.run.predictor import BLOCK, Prediction, Predictor, Text
 from mtmeta.core.storage.outputs import output_file
 from mtmeta.core.tables.data_file import DataFile, Dialect
+from mtmeta.core.tables.word_lines import has_words_in_columns
 from mtmeta.core.wording import quote, visible
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -76,7 +78,13 @@ def predict_file(
         named = " and ".join(map(quote, task.columns))
         why = f"its header names {named}" if file.dialect.header else "it has tabs, as data files of the task"
         warn(f"{file.place}: is read as a table, for {why}; - with --input takes each line as a text")
-    items = _items(task, file, columns or task.columns if is_table else (), strict=not skip_bad)
+    if not columns and task.objective.labelled == "words" and has_words_in_columns(file.path):
+        warn(
+            f"{file.place}: is read as data files of the task, a word a line; - with --input takes each line as a text"
+        )
+        items = _tagged(task, file, strict=not skip_bad)
+    else:
+        items = _items(task, file, columns or task.columns if is_table else (), strict=not skip_bad)
     blocks = _as_they_come(items) if source == "-" else _blocks(items)
     done, heap = 0, Heap()
     with _writer(target) as out:
@@ -128,11 +136,7 @@ def _items(task: Task, file: DataFile, columns: Sequence[str], *, strict: bool) 
     Raises DataError at the first bad row if `strict`.
     """
     count, bad = count_texts(task), file.bad
-
-    def check() -> None:
-        if strict and bad:
-            raise bad_rows(file.place, bad, bad.total, "give --skip-bad-rows")
-
+    check = partial(_check, file, strict)
     for number, name, texts in _rows(file, columns) if columns else _lines(file, count > 1):
         check()
         if not columns and len(texts) != count:
@@ -144,6 +148,19 @@ def _items(task: Task, file: DataFile, columns: Sequence[str], *, strict: bool) 
             yield Item(name, tuple(texts) if count > 1 else texts[0])
         check()
     check()
+
+
+def _tagged(task: Task, file: DataFile, *, strict: bool) -> Iterator[Item]:
+    """Yield the texts of a file of a word a line, as the task reads it. Raises DataError as `_items` does."""
+    for example in task.read(file):
+        _check(file, strict)
+        yield Item(example.id or str(example.line), example.text)
+    _check(file, strict)
+
+
+def _check(file: DataFile, strict: bool) -> None:
+    if strict and file.bad:
+        raise bad_rows(file.place, file.bad, file.bad.total, "give --skip-bad-rows")
 
 
 def _rows(file: DataFile, columns: Sequence[str]) -> Iterator[tuple[int, str, Sequence[str]]]:
