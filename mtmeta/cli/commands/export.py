@@ -14,7 +14,11 @@ from mtmeta.cli.options import Json, NoPlugin, say, warn
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)],
     form: Annotated[
-        str, typer.Option("--format", help="transformers, text-classification, onnx, sentence-transformers or peft.")
+        str,
+        typer.Option(
+            "--format",
+            help="transformers, text-classification, token-classification, onnx, sentence-transformers or peft.",
+        ),
     ],
     task: Annotated[list[str] | None, typer.Option(help="Only this task; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default RUN/export/FORMAT.")] = None,

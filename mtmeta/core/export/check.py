@@ -45,15 +45,15 @@ class Cross(PairTask):
     name = "cross"
 
 
-def probes(task: Task, backbone: LoadedBackbone) -> tuple[Dataset, list[Inputs]]:
-    """Return examples to compare by, as a dataset and in padded batches.
+def probes(task: Task, backbone: LoadedBackbone, *, words: bool = False) -> tuple[Dataset, list[Inputs]]:
+    """Return examples to compare by, as a dataset and in padded batches; `words` is whether each word has an answer.
 
     Their texts have from one word to more than the encoder takes; the others of an example are of other lengths.
     """
     counts = [1, 2, 3, 5, 8, 13, 21, 34, 55, backbone.max_length]
     texts = [" ".join(itertools.islice(itertools.cycle(TEXT.split()), count)) for count in counts]
     others = [[*texts[number:], *texts[:number]] for number in range(3, 2 + count_texts(task))]
-    dataset = from_texts(task.name, task, texts, others, backbone, task.inputs)
+    dataset = from_texts(task.name, task, texts, others, backbone, None if words else task.inputs)
     return dataset, [pad(dataset.stores, range(len(texts))[part]) for part in BATCHES]
 
 
@@ -86,11 +86,15 @@ def pad(stores: Sequence[TokenStore], examples: Sequence[int]) -> Inputs:
 
 
 @torch.inference_mode()
-def expected(model: MultiTaskModel, name: str, dataset: Dataset) -> list[NDArray[Any]]:
-    """Return the answers of the run's own model, as `Answer` gives them: logits, and probabilities or the number."""
+def expected(model: MultiTaskModel, name: str, dataset: Dataset, temperature: float = 1.0) -> list[NDArray[Any]]:
+    """Return the answers of the run's own model, as `Answer` gives them: logits, and probabilities or the number.
+
+    Logits are divided by the temperature, as `mtmeta predict` divides them for the probabilities.
+    """
     objective = model.objectives[name]
     answers: list[NDArray[Any]] = []
     for indices, _, outputs in evaluation.forward(model, replace(dataset, task=name), batch_tokens=8192):
+        outputs = outputs if temperature == 1.0 else outputs / temperature
         chances = objective.probabilities(outputs)
         raw = outputs[:, None] if outputs.ndim == 1 else outputs
         parts = [raw, objective.decode(outputs) if chances is None else chances]

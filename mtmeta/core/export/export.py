@@ -17,8 +17,8 @@ import torch
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
-from mtmeta.core.export import text_classification
-from mtmeta.core.export.heads import Answer, check_rule, describe_tasks, head_tensors
+from mtmeta.core.export import text_classification, token_classification
+from mtmeta.core.export.heads import Answer, at_temperature, check_rule, describe_tasks, head_tensors
 from mtmeta.core.export.int8 import SCHEMES, Int8Loss, put_int8
 from mtmeta.core.export.libraries import AdaptedEncoder, LibraryEncoder, check_tokenizer, load_peft, load_transformers
 from mtmeta.core.export.model_card import Facts, card
@@ -34,8 +34,10 @@ from mtmeta.core.storage.staging import Destination, StagingFolder, identity
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.wording import choose, did_you_mean, quote
 
-SINGLE = text_classification.FORMAT  # the format of which each task has a model of its own
-LIMITS = {"transformers": 1e-5, SINGLE: 1e-5, "onnx": 1e-4, "sentence-transformers": 1e-5, "peft": 1e-5}
+SINGLE = {text_classification.FORMAT: text_classification, token_classification.FORMAT: token_classification}
+"""Formats of which each task has a model of its own."""
+LIMITS = {"transformers": 1e-5, **dict.fromkeys(SINGLE, 1e-5), "onnx": 1e-4}
+LIMITS |= {"sentence-transformers": 1e-5, "peft": 1e-5}
 """Formats, and how far outputs may be from those of `mtmeta predict`."""
 FORMATS = tuple(LIMITS)
 ADAPTERS_ONLY = "peft"  # the format that only a run with adapters has
@@ -77,8 +79,8 @@ def export(
         if load_peft() is None:
             say("peft is not installed: it is not tried on what is exported; pip install 'mtmeta[peft]'")
     chosen = _choose_tasks(list(session.recipe.tasks), tasks)
-    if form == SINGLE:
-        chosen = text_classification.choose_tasks(session.recipe, chosen, named=bool(tasks))
+    if form in SINGLE:
+        chosen = SINGLE[form].choose_tasks(session.recipe, chosen, named=bool(tasks))
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
     place = Destination(Path(out) if out is not None else default, identity(session.folder.lock()), form, fresh=fresh)
     place.check()
@@ -93,8 +95,8 @@ def export(
 
 def _check_options(form: str, int8: str | None) -> None:
     """Raise UsageError for options that do not go together, MachineError for a package that is missing."""
-    if int8 is not None and form != SINGLE:
-        raise UsageError("--int8", f"is for --format {SINGLE}, not for {form}")
+    if int8 is not None and form != text_classification.FORMAT:
+        raise UsageError("--int8", f"is for --format {text_classification.FORMAT}, not for {form}")
     if form == "onnx" or int8 is not None:
         from mtmeta.core.export.onnx_graphs import check_packages
 
@@ -107,7 +109,8 @@ def _check_options(form: str, int8: str | None) -> None:
 def formats_of(recipe: Recipe) -> list[str]:
     """Return the formats that a run of a recipe has."""
     lacking = [] if recipe.adapters is not None else [ADAPTERS_ONLY]
-    lacking += [] if text_classification.tasks_with_head(recipe) else [SINGLE]
+    lacking += [] if text_classification.tasks_with_head(recipe) else [text_classification.FORMAT]
+    lacking += [] if token_classification.tasks_of_words(recipe) else [token_classification.FORMAT]
     return [form for form in FORMATS if form not in lacking]
 
 
@@ -131,7 +134,7 @@ def _write_models(
     """Write the model of every group of tasks, checked, and the cards; return the facts that the cards state."""
     groups = [(group, names) for group in session.groups if (names := [name for name in group if name in chosen])]
     base_of = _base_folders(session, [group for group, _ in groups]) if form == ADAPTERS_ONLY else {}
-    if form == SINGLE or (session.recipe.adapters is not None and session.recipe.adapters.per == "task"):
+    if form in SINGLE or (session.recipe.adapters is not None and session.recipe.adapters.per == "task"):
         groups = [(group, [name]) for group, names in groups for name in names]  # each has an encoder of its own
     write = WRITERS[form]
     differences: dict[str, float] = {}
@@ -139,13 +142,13 @@ def _write_models(
     folders: dict[str, list[str]] = {}
     described: dict[str, dict[str, Any]] = {}
     losses: dict[str, Int8Loss] = {}
+    heats: dict[str, float] = {}
     for group, names in groups:
-        part = load_part(
-            session, group, names, heads=form != "sentence-transformers", base_folder=base_of.get(group[0], "")
-        )
+        part = load_part(session, group, names, form, base_folder=base_of.get(group[0], ""))
         under = "+".join(names) if len(groups) > 1 and form != "onnx" else ""
         folders.setdefault(under, []).extend(names)
         described |= part.tasks
+        heats |= part.temperatures
         with fitting_threads(part.backbone.encoder):
             differences_here = write(draft, f"{under}/" if under else "", part, LIMITS[form])
             if int8 is not None:
@@ -161,8 +164,9 @@ def _write_models(
     summary = session.folder.finished()
     figures = summary.plain() if summary is not None else {}
     facts = Facts(session.recipe, session.folder.lock(), figures, steps, part.backbone.max_length, differences, losses)
+    facts = replace(facts, temperatures=heats)
     facts = replace(
-        facts, graphs=form == SINGLE and any(name.endswith(text_classification.GRAPH) for name in draft.files)
+        facts, graphs=form in SINGLE and any(name.endswith(text_classification.GRAPH) for name in draft.files)
     )
     bases = {name: base for group, _ in groups if (base := base_of.get(group[0])) for name in group}
     _write_cards(draft, form, facts, folders, described, bases)
@@ -198,7 +202,7 @@ def _beside(under: str, base: str) -> str:
     return f"../{base}" if under and base else base
 
 
-def load_part(session: Session, group: list[str], names: list[str], *, heads: bool, base_folder: str = "") -> Part:
+def load_part(session: Session, group: list[str], names: list[str], form: str, *, base_folder: str = "") -> Part:
     """Load the best weights of a group of tasks, of which `names` are to be exported, with the padded twin.
 
     With a `base_folder` the encoder without adapters is there too.
@@ -207,11 +211,16 @@ def load_part(session: Session, group: list[str], names: list[str], *, heads: bo
     backbone, to_portable = restore_backbone(session), session.recipe.backbone.portable
     model = best_model(session, backbone, group, weights)
     tasks = {name: model.tasks[name] for name in names}
-    own = {name: model.heads[name] for name in names}
-    described = describe_tasks(tasks, own, model.objectives) if heads else {}
+    heats = {name: heat for name, heat in session.temperatures.items() if name in names}
+    heads = {name: at_temperature(model.heads[name], heats.get(name, 1.0)) for name in names}
+    described: dict[str, dict[str, Any]] = {}
+    if form == token_classification.FORMAT:
+        described = token_classification.describe(names, model.objectives)
+    elif form != "sentence-transformers":
+        described = describe_tasks(tasks, heads, model.objectives, alone=len(session.recipe.tasks) == 1)
     whole = to_portable(merged_backbone(model, names[0], backbone))
     base = to_portable(backbone) if base_folder else None
-    return Part(names, model, backbone, whole, described, step, base, base_folder)
+    return Part(names, model, backbone, whole, described, step, heads, heats, base, base_folder)
 
 
 def merged_backbone(model: MultiTaskModel, task: str, backbone: LoadedBackbone) -> LoadedBackbone:
@@ -224,7 +233,7 @@ def merged_backbone(model: MultiTaskModel, task: str, backbone: LoadedBackbone) 
 def _check(part: Part, name: str, answers: Callable[[Sequence[checks.Inputs]], checks.Outputs], limit: float) -> float:
     """Return how far the answers of what is exported are from those of the run. Raises MachineError if too far."""
     dataset, batches = checks.probes(part.model.tasks[name], part.backbone)
-    expected = checks.expected(part.model, name, dataset)
+    expected = checks.expected(part.model, name, dataset, part.temperatures.get(name, 1.0))
     outputs = torch.from_numpy(expected[0]).float()
     check_rule(part.model.tasks[name], name, part.model.objectives[name], part.tasks[name], outputs)
     return checks.check(name, checks.difference(expected, answers(batches)), limit)
@@ -232,7 +241,7 @@ def _check(part: Part, name: str, answers: Callable[[Sequence[checks.Inputs]], c
 
 def _answer(part: Part, name: str) -> Answer:
     """Return the head of a task with its objective, as they are in what is exported."""
-    return Answer(part.model.heads[name], part.model.tasks[name], part.model.objectives[name]).eval()
+    return Answer(part.heads[name], part.model.tasks[name], part.model.objectives[name]).eval()
 
 
 def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[str, float]:
@@ -248,7 +257,7 @@ def _transformers(draft: StagingFolder, under: str, part: Part, limit: float) ->
 
 
 def _head_files(draft: StagingFolder, under: str, part: Part) -> None:
-    put_tensors(draft, f"{under}heads.safetensors", head_tensors({name: part.model.heads[name] for name in part.names}))
+    put_tensors(draft, f"{under}heads.safetensors", head_tensors(part.heads))
     description = {"hidden_size": part.model.hidden_size, **_sequences(part.backbone), "tasks": part.tasks}
     draft.write(f"{under}heads.json", as_json(description))
     draft.write(f"{under}modeling.py", (BUNDLED / "modeling.py").read_bytes())
@@ -285,7 +294,7 @@ def _onnx(draft: StagingFolder, under: str, part: Part, limit: float) -> dict[st
     from mtmeta.core.export.onnx_graphs import run_choices, run_graph, task_graphs
 
     differences = {}
-    heads = {name: part.model.heads[name].eval() for name in part.names}
+    heads = {name: head.eval() for name, head in part.heads.items()}
     for name, graph in task_graphs(part.portable.encoder, heads, {name: part.model.tasks[name] for name in part.names}):
         data = graph.SerializeToString()
         run = run_choices if part.model.tasks[name].inputs == "choices" else run_graph
@@ -354,4 +363,4 @@ def _sequences(backbone: LoadedBackbone) -> dict[str, Any]:
 
 
 WRITERS = {"transformers": _transformers, "onnx": _onnx, "sentence-transformers": _sentence_transformers, "peft": _peft}
-WRITERS[SINGLE] = partial(text_classification.write, graph_limit=LIMITS["onnx"])
+WRITERS |= {form: partial(module.write, graph_limit=LIMITS["onnx"]) for form, module in SINGLE.items()}

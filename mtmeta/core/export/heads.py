@@ -5,6 +5,7 @@ Shapes: `N` sequences or examples, `T` tokens of the longest, padding included, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from mtmeta.core.api.heads import (
     MLPHead,
     PrototypeHead,
     SequenceClassificationHead,
+    WordHead,
     mean_over,
 )
 from mtmeta.core.api.objectives import Binary, Classification, Objective, Regression
@@ -30,19 +32,31 @@ from mtmeta.core.registry.guard import fault, unguarded
 from mtmeta.core.wording import exception_line, quote
 
 
+class _Unfit(Exception):
+    """What a task has that no export holds, and what to do."""
+
+    def __init__(self, obstacle: str, fix: str = "") -> None:
+        super().__init__(obstacle)
+        self.fix = fix
+
+
 def describe_tasks(
-    tasks: Mapping[str, Task], heads: Mapping[str, nn.Module], objectives: Mapping[str, Objective] | None = None
+    tasks: Mapping[str, Task],
+    heads: Mapping[str, nn.Module],
+    objectives: Mapping[str, Objective] | None = None,
+    *,
+    alone: bool,
 ) -> dict[str, dict[str, Any]]:
     """Describe each task as heads.json does. Raises PluginError where only a plugin's code knows head or objective.
 
-    `objectives` are the tasks', with the numbers that were tuned for them.
+    `objectives` are the tasks', with the numbers that were tuned for them; `alone` is whether the run has one task.
     """
     objectives = objectives or {name: task.objective for name, task in tasks.items()}
     problems: list[MtmetaError] = []
     descriptions = {}
     for name, task in tasks.items():
         try:
-            head = _head(name, task, heads[name])
+            head = _head(task, heads[name])
             descriptions[name] = {
                 "inputs": task.inputs,
                 **({"orders": "both"} if task.both_orders else {}),
@@ -50,18 +64,23 @@ def describe_tasks(
                 "head": head,
                 **_objective(name, task, objectives[name]),
             }
+        except _Unfit as error:
+            fix = error.fix or ("" if alone else "leave it out with --task")
+            message = f"task {quote(name)} has {error}, which cannot be exported"
+            problems.append(fault(task, f"{message}; {fix}" if fix else message))
         except PluginError as error:
             problems.append(error)
     raise_all(problems)
     return descriptions
 
 
-def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
+def _head(task: Task, head: nn.Module) -> dict[str, Any]:
     vectors = 2 if task.inputs == "separate" else 1
     if task.long is not None:
-        raise _refusal(name, task, "texts that are read in windows")
+        raise _Unfit("texts that are read in windows")
     if getattr(head, "takes", "pooled") != "pooled":
-        raise _refusal(name, task, f"a head that takes whole sequences, {type(head).__name__}")
+        fix = "use --format token-classification" if type(head) is WordHead else ""
+        raise _Unfit(f"a head that takes whole sequences, {type(head).__name__}", fix)
     kind = type(head)  # not isinstance: a subclass may compute anything
     if kind is MLPHead:
         return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
@@ -79,7 +98,7 @@ def _head(name: str, task: Task, head: nn.Module) -> dict[str, Any]:
     if kind is CosinePrototypeHead:
         classes, options = len(task.objective.classes), {"temperature": head.temperature, "binary": head.binary}
         return {"kind": "cosine_prototypes", "classes": classes, "vectors": vectors, **options}
-    raise _refusal(name, task, f"a head of its own, {kind.__name__}")
+    raise _Unfit(f"a head of its own, {kind.__name__}")
 
 
 def _objective(name: str, task: Task, objective: Objective) -> dict[str, Any]:
@@ -94,7 +113,7 @@ def _objective(name: str, task: Task, objective: Objective) -> dict[str, Any]:
             message = f"task {quote(name)} exports the rule {quote(str(own.get('objective')))}"
             raise fault(task, f"{message}; one of {', '.join(RULES)}")
         return dict(own)
-    raise _refusal(name, task, f"an objective of its own, {kind.__name__}")
+    raise _Unfit(f"an objective of its own, {kind.__name__}")
 
 
 def _one_of(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
@@ -156,8 +175,18 @@ def check_rule(task: Task, name: str, objective: Objective, rule: Mapping[str, A
         raise fault(task, f"{message} by the rule {quote(rule['objective'])}; mend `export`")
 
 
-def _refusal(name: str, task: Task, obstacle: str) -> PluginError:
-    return fault(task, f"task {quote(name)} has {obstacle}, which cannot be exported; use --task")
+def at_temperature(head: nn.Module, temperature: float) -> nn.Module:
+    """Return the head whose outputs are those of `head` divided by a temperature, in its weights: a copy, or itself."""
+    if temperature == 1.0:
+        return head
+    divided = copy.deepcopy(head)
+    if isinstance(divided, CosinePrototypeHead):
+        divided.temperature *= temperature
+    elif isinstance(out := getattr(divided, "out", None), nn.Linear):  # the last layer of all others
+        with torch.no_grad():
+            for parameter in out.parameters():
+                parameter.div_(temperature)
+    return divided
 
 
 def head_tensors(heads: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -257,3 +286,19 @@ class Logits(nn.Module):
         outputs: Tensor = self.head(hidden[:, None, 0])  # the first token, [N, 1, D]
         outputs = outputs[:, None] if outputs.ndim == 1 else outputs
         return torch.cat([torch.zeros_like(outputs), outputs], dim=1) if self.binary else outputs
+
+
+class TokenLogits(nn.Module):
+    """Ids and attention mask of sequences [N, T], and segments where the tokenizer has them, to logits [N, T, C]."""
+
+    outputs = ("logits",)
+
+    def __init__(self, encoder: nn.Module, out: nn.Linear, *, typed: bool) -> None:
+        super().__init__()
+        self.encoder, self.out = encoder, out
+        self.inputs = Vector.inputs if typed else Vector.inputs[:2]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        logits: Tensor = self.out(self.encoder(input_ids, attention_mask, types))
+        return logits

@@ -136,7 +136,11 @@ def _measured(session: Session, part: Part, dataset: Dataset, scheme: str, quant
         found = run_graph(quantised, [pad(dataset.stores, batch)[:inputs] for batch in batches])
         return answers(outputs_of(objective, torch.from_numpy(np.concatenate([logits for logits, *_ in found]))))
 
-    run, batches, singly = answers(_outputs(part, dataset)), by_graph(BATCH), by_graph(1)
+    run, batches, singly = (
+        answers(_outputs(part, dataset) / part.temperatures.get(name, 1.0)),
+        by_graph(BATCH),
+        by_graph(1),
+    )
     unit = max(1.0, float(np.abs(run.outputs).max()))
     labelled = bool(objective.classes)
     return Int8Loss(

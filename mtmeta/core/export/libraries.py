@@ -168,6 +168,12 @@ class LibraryClassifier(LibraryEncoder):
     auto, result = "AutoModelForSequenceClassification", "logits"
 
 
+class LibraryTagger(LibraryEncoder):
+    """AutoModelForTokenClassification of a folder: the same inputs to logits [N, T, C]."""
+
+    auto, result = "AutoModelForTokenClassification", "logits"
+
+
 class AdaptedEncoder(LibraryEncoder):
     """AutoModel's encoder of a folder, with the adapters that peft makes of another."""
 

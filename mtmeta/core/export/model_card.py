@@ -26,6 +26,7 @@ PIPELINES = {
     "sentence-transformers": "sentence-similarity",
     "transformers": "feature-extraction",
     "text-classification": "text-classification",
+    "token-classification": "token-classification",
     "peft": "feature-extraction",
 }
 SINGLE = ["A joy from start to end.", "Two hours I will not get back."]
@@ -51,7 +52,9 @@ class Facts:
     differences: Mapping[str, float]
     int8: Mapping[str, Int8Loss] = field(default_factory=dict)
     graphs: bool = False
-    """Whether models of format text-classification have ONNX graphs beside them."""
+    """Whether models of one task have ONNX graphs beside them."""
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """Those that were fitted, by task."""
 
 
 def card(
@@ -92,6 +95,9 @@ def card(
         pipeline_input=_pipeline_input(described.get(names[0], {})),
         int8={name: facts.int8[name] for name in names if name in facts.int8},
         graphs=facts.graphs,
+        temperatures=[
+            (name, facts.temperatures[name]) for name in names if name in facts.temperatures and name in described
+        ],
         calls=[f"model.predict({_literal(name)}, {_literal(_texts(task))})" for name, task in described.items()],
         steps=", ".join(f"{_code(name)} {facts.steps[name]:,}" for name in names),
         origin=origin(lock),
@@ -128,7 +134,7 @@ def _metadata(form: str, facts: Facts, names: Sequence[str]) -> ModelCardData:
     scores = facts.summary.get("tasks", {})
     results = [result for name in names if name in scores for result in _results(facts, name)]
     return ModelCardData(
-        library_name="transformers" if form == "text-classification" else form,
+        library_name="transformers" if form in ("text-classification", "token-classification") else form,
         pipeline_tag=PIPELINES.get(form),
         base_model=weights.partition("@")[0] if on_hub else None,
         tags=["mtmeta", "multi-task-learning", recipe.algorithm.name, *(_kind(recipe, name) for name in names)],
@@ -140,6 +146,8 @@ def _metadata(form: str, facts: Facts, names: Sequence[str]) -> ModelCardData:
 def _kind(recipe: Recipe, name: str) -> str:
     """Return the name that the Hub has for a task."""
     task = recipe.tasks[name]
+    if task.objective.labelled == "words":
+        return "token-classification"
     if task.objective.classes:
         return "text-classification"
     return "text-regression" if task.inputs == "single" else "sentence-similarity"

@@ -13,7 +13,7 @@ from torch import nn
 from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.errors import DivergedError, MtmetaError, Problems
 from mtmeta.core.export import check as checks
-from mtmeta.core.export import text_classification
+from mtmeta.core.export import text_classification, token_classification
 from mtmeta.core.export.export import FORMATS, LIMITS, formats_of, merged_backbone
 from mtmeta.core.export.heads import Answer, describe_tasks
 from mtmeta.core.export.libraries import check_tokenizer
@@ -51,10 +51,13 @@ def obstacles(session: Session) -> dict[str, str]:
         _try_tokenizer(portable, loaded)
     heads = {name: model.heads[name] for model in models for name in model.tasks}
     with noting(*(name for name in HEADED if name in formats)):
-        described = describe_tasks(recipe.tasks, heads)
+        described = describe_tasks(recipe.tasks, heads, alone=len(recipe.tasks) == 1)
         with noting(*(form for form in formats if form == text_classification.FORMAT)):
             for name in text_classification.tasks_with_head(recipe):
                 text_classification.check_head(name, described[name])
+    with noting(*(form for form in formats if form == token_classification.FORMAT)):
+        for name in token_classification.tasks_of_words(recipe):
+            token_classification.check_head(name, heads[name], getattr(loaded.encoder, "sequence_head", None))
     if "onnx" not in found:
         with noting("onnx"):
             _try_onnx(portable, loaded, session, heads)

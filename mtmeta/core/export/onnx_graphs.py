@@ -20,7 +20,7 @@ from torch import nn
 
 from mtmeta.core.api.contracts import Task
 from mtmeta.core.errors import MachineError, UsageError, out_of_memory
-from mtmeta.core.export.heads import Answer, ChoiceScore, Logits, Vector
+from mtmeta.core.export.heads import Answer, ChoiceScore, Logits, TokenLogits, Vector
 from mtmeta.core.wording import safe
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def task_graphs(encoder: nn.Module, heads: Mapping[str, nn.Module], tasks: Mappi
         yield name, _joined(graph, _trace(module.eval(), pooled, ("batch",)))
 
 
-def logits_graph(module: Logits) -> Any:
+def logits_graph(module: Logits | TokenLogits) -> Any:
     """Return the graph (onnx.ModelProto) from a padded batch to logits, named as optimum and transformers.js expect."""
     import onnx
 
@@ -83,7 +83,9 @@ def logits_graph(module: Logits) -> Any:
     return model
 
 
-def _trace(module: Vector | Answer | ChoiceScore | Logits, argument: torch.Tensor, dynamic: Sequence[str]) -> Any:
+def _trace(
+    module: Vector | Answer | ChoiceScore | Logits | TokenLogits, argument: torch.Tensor, dynamic: Sequence[str]
+) -> Any:
     """Return a module as an onnx.ModelProto, by PyTorch's exporter; `dynamic` names the axes that are free."""
     try:
         with silently(), torch.no_grad():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.storage.disk import write_tensors
@@ -26,6 +27,10 @@ class Part:
     tasks: dict[str, dict[str, Any]]
     """The description of each task in heads.json; empty where no heads are exported."""
     step: int
+    heads: Mapping[str, nn.Module]
+    """The heads as they are exported: where a temperature was fitted, outputs are divided by it."""
+    temperatures: Mapping[str, float]
+    """What the run's outputs are divided by for their probabilities, of tasks that were calibrated."""
     base: Portable | None = None
     """The encoder without adapters, where these are exported beside it."""
     base_folder: str = ""

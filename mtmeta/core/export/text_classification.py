@@ -75,7 +75,7 @@ def write(draft: StagingFolder, under: str, part: Part, limit: float, *, graph_l
     onnxruntime. Raises MtmetaError.
     """
     (name,) = part.names
-    task, head = part.model.tasks[name], part.model.heads[name].eval()
+    task, head = part.model.tasks[name], part.heads[name].eval()
     objective, described = part.model.objectives[name], part.tasks[name]
     check_head(name, described)
     typed, layout = is_typed(part.portable), part.model.encoder.sequence_head
@@ -86,7 +86,7 @@ def write(draft: StagingFolder, under: str, part: Part, limit: float, *, graph_l
     put_encoder(draft, under, _with_head(part.portable, layout, name, described, head))
     check_tokenizer(draft.folder / under, part.backbone)
     dataset, batches = checks.probes(task, part.backbone)
-    expected = checks.expected(part.model, name, dataset)
+    expected = checks.expected(part.model, name, dataset, part.temperatures.get(name, 1.0))
 
     def compared(answers: Callable[[checks.Inputs], Tensor], limit: float) -> float:
         with torch.inference_mode():

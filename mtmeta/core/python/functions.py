@@ -307,7 +307,9 @@ def adapt(
 
 def export(
     run: RunSource,
-    format: Literal["transformers", "text-classification", "onnx", "sentence-transformers", "peft"],
+    format: Literal[
+        "transformers", "text-classification", "token-classification", "onnx", "sentence-transformers", "peft"
+    ],
     *,
     tasks: Sequence[str] = (),
     out: str | Path | None = None,

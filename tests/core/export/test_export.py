@@ -157,7 +157,7 @@ def test_transformers_loads_the_encoder_whole(run: Path, for_transformers: Path)
     from mtmeta.core.data.loading import from_texts
 
     session = open_run(run, RunRequest(device="cpu"))
-    part = load_part(session, session.groups[0], ["kind"], heads=False)
+    part = load_part(session, session.groups[0], ["kind"], "sentence-transformers")
     model = part.model
     dataset = from_texts("kind", model.tasks["kind"], TEXTS, [], part.backbone)
     ids, mask, _ = pad(dataset.stores, range(len(TEXTS)))
@@ -421,8 +421,8 @@ def test_only_heads_and_objectives_of_ours_are_described() -> None:
         "c": mtmeta.MLPHead(8, outputs=5),
     }
     with pytest.raises(mtmeta.Problems) as raised:
-        describe_tasks({"a": plain, "b": plain, "c": odd}, heads)
+        describe_tasks({"a": plain, "b": plain, "c": odd}, heads, alone=False)
     first, second = map(str, raised.value.problems)
     assert "task 'a' has a head of its own, Own, which cannot be exported" in first
     assert "task 'c' has an objective of its own, Odd, which cannot be exported" in second
-    assert describe_tasks({"b": plain}, heads)["b"]["head"] == {"kind": "mlp", "outputs": 5, "vectors": 1}
+    assert describe_tasks({"b": plain}, heads, alone=True)["b"]["head"] == {"kind": "mlp", "outputs": 5, "vectors": 1}

@@ -65,7 +65,7 @@ def peft() -> Any:
 def parts_of(run: Path, task: str, *, base: str = "_base") -> Any:
     session = open_run(run, RunRequest(device="cpu"))
     group = next(group for group in session.groups if task in group)
-    return load_part(session, group, [task], heads=True, base_folder=base)
+    return load_part(session, group, [task], "peft", base_folder=base)
 
 
 @pytest.mark.parametrize(

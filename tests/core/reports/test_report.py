@@ -269,7 +269,7 @@ def test_runs_of_other_tasks_are_shown_without_comparing_them(runs: Path, tmp_pa
     assert ["trains sst, and 'reptile' sst, para, sts; compare" in line for line in warnings] == [True]
     assert shown.count("95% interval") == 2
     assert "These runs cannot be compared" in text[text.index('class="verdict"') :][:200]
-    with pytest.raises(mtmeta.RecipeError, match="trains sst, para, sts, and 'joint' sst; compare"):
+    with pytest.raises(mtmeta.RecipeError, match="trains sst, and 'reptile' sst, para, sts; compare"):
         page_text(runs, tmp_path, runs / "reptile-3", tmp_path / "other", baseline="reptile")
 
 

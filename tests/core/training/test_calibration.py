@@ -13,8 +13,11 @@ import pytest
 import torch
 
 import mtmeta
+from benchmarks.export import differences
 from mtmeta.cli import main
+from mtmeta.core.api.heads import ChoiceHead, CosinePrototypeHead, MLPHead, PrototypeHead, SequenceClassificationHead
 from mtmeta.core.errors import UsageError
+from mtmeta.core.export.heads import at_temperature
 from mtmeta.core.training.calibration import calibrated, calibration_error, fit_temperature, log_chances
 from tests.robustness import small
 from tests.support import tiny  # noqa: F401  # one thread
@@ -205,3 +208,58 @@ def test_a_task_that_is_left_as_it_is_is_told(tmp_path: Path) -> None:
     (line,) = [event.text for event in said if event.type == "warning" and "calibrate" in event.text]
     left = "evaluation.calibrate: the probabilities of task 'grade' stay as they are"
     assert line == f"{left}, for its objective takes no temperature"
+
+
+# -------------------------------------------------------------------------------------------------------------- exports
+
+
+@pytest.mark.parametrize("form", ["transformers", "onnx"])
+def test_exports_have_the_probabilities_of_predict(form: Any, run: mtmeta.Run, tmp_path: Path) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    exported = mtmeta.export(run.path, form, tasks=["sst", "para"], out=tmp_path / form)
+    given: dict[str, Any] = {"sst": TEXTS, "para": [("good film", "bad film"), ("a plot", "the plot")]}
+    found = differences(run.path, form, Path(exported.folder), given)
+    for task, figures in found.items():
+        assert figures["answers"] < 1e-6, task
+        assert figures["outputs"] > 1e-3  # logits are at the temperature, too
+    card = (Path(exported.folder) / "README.md").read_text()
+    heat = run["calibration"]["sst"]["temperature"]
+    assert f"probabilities of `sst` are those at the temperature {heat:.4g}, fitted on dev" in " ".join(card.split())
+
+
+def test_models_of_transformers_have_the_probabilities_of_predict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By softmax of their logits, which is what pipeline() takes; one of two classes has one logit in the run."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr("mtmeta.core.export.text_classification.has_graph_packages", lambda: False)
+    recipe = json.loads(quick(tmp_path).read_text())
+    rows = "".join(f"{i}\tword {i}\tword {i + i % 2}\t{1 - i % 2}\n" for i in range(12))
+    (tmp_path / "pairs.tsv").write_text("id\tsentence1\tsentence2\tis_duplicate\n" + rows)
+    files = {"train": "pairs.tsv", "dev": "pairs.tsv", "batch_size": 4, "pair_mode": "cross"}
+    recipe["tasks"] = {"kind": {**recipe["tasks"]["kind"], "head": "hf"}, "para": {**files, "head": "hf"}}
+    recipe["evaluation"] = {"calibrate": True}
+    run = mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
+    assert all(abs(run["calibration"][task]["temperature"] - 1) > 1e-3 for task in ("kind", "para"))
+    exported = mtmeta.export(run.path, "text-classification")
+    for task, texts in (("kind", TEXTS), ("para", [("word 1", "word 2"), ("word 3", "a plot")])):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(Path(exported.folder) / task)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(Path(exported.folder) / task).eval()
+        columns = [list(column) for column in zip(*texts, strict=True)] if task == "para" else [list(texts)]
+        with torch.inference_mode():
+            logits = model(**tokenizer(*columns, padding=True, return_tensors="pt")).logits
+        assert np.abs(logits.softmax(-1).numpy() - chances_of(run, task, texts)).max() < 1e-6
+
+
+def test_a_head_at_a_temperature_has_its_outputs_divided() -> None:
+    torch.manual_seed(3)
+    means, pooled = torch.randn(3, 8), torch.randn(5, 1, 8)
+    heads = [
+        *(MLPHead(8, outputs=3), ChoiceHead(8), PrototypeHead(means), CosinePrototypeHead(means, temperature=0.3)),
+        SequenceClassificationHead(8, activation="tanh", outputs=3),
+    ]
+    for head in heads:
+        before = head(pooled).detach()
+        torch.testing.assert_close(at_temperature(head, 2.5)(pooled), before / 2.5, rtol=1e-5, atol=1e-6)
+        assert torch.equal(head(pooled), before) and at_temperature(head, 1.0) is head
