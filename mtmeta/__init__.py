@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         LinearHead,
         MLPHead,
         PrototypeHead,
+        VectorHead,
         WordHead,
     )
     from mtmeta.core.api.scalars import Scalar, scalars
@@ -125,7 +126,8 @@ _LAZY = {
     for module, names in (
         ("api.batch", "Batch Features Packed"),
         ("api.events", "Event"),
-        ("api.heads", "ChoiceHead CoralHead CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead WordHead"),
+        ("api.heads", "ChoiceHead CoralHead CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead"),
+        ("api.heads", "VectorHead WordHead"),
         ("api.scalars", "Scalar scalars"),
         ("run.predictor", "Prediction Predictor"),
         ("python.functions", "adapt compare curve evaluate export plan read_recipe report tune validate"),
@@ -254,6 +256,7 @@ __all__ = [
     "Tokenizer",
     "Unrolled",
     "UsageError",
+    "VectorHead",
     "Weighting",
     "WeightsError",
     "WordHead",

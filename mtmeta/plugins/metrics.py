@@ -10,7 +10,7 @@ import warnings
 from typing import Any
 
 import mtmeta
-from mtmeta.plugins import distance_metrics, label_set_metrics, tag_metrics
+from mtmeta.plugins import distance_metrics, label_set_metrics, rank_metrics, tag_metrics
 from mtmeta.plugins.distance_metrics import over_targets
 
 # imports stand inside the functions: scikit-learn takes a second to load, and `mtmeta --help` needs none of it
@@ -193,4 +193,5 @@ def register_metrics() -> list[mtmeta.Metric]:
         *distance_metrics.register(),
         *label_set_metrics.register(),
         *tag_metrics.register(),
+        *rank_metrics.register(),
     ]

@@ -97,8 +97,9 @@ def _check_examples(task: Task, path: Path, count: int) -> None:
         check(example.line == line, f"{place} has line {example.line}; pass line=row.line, for messages to name it")
         check(bool(example.text.strip()), f"{place} has no text")
         check((example.pair is not None) == needs_pair, f"{place}: pair is {example.pair!r}, inputs {task.inputs!r}")
-        wrong = task.inputs == "choices" and len(example.choices) != others
-        check(not wrong, f"{place} has {len(example.choices)} choices, and `columns` names {others}")
+        wanted = others if task.inputs == "choices" else task.extra_texts
+        more = f"{place} has {len(example.choices)} choices, and the task takes {wanted}"
+        check(len(example.choices) == wanted, more)
     ids = [example.id for example in examples if example.id]
     unique = len(set(ids)) == len(ids)
     check(unique, "two examples have the same id; pass id=row.id, which is the line without a column")
@@ -111,7 +112,7 @@ def _check_examples(task: Task, path: Path, count: int) -> None:
 
 def _is_label(objective: Objective, value: Any, example: Example) -> bool:
     """Return whether what `parse` gave is a number, a row of the objective's width, or a number for each word."""
-    if objective.labelled == "one":
+    if objective.labelled in ("one", "texts"):
         return math.isfinite(value)
     return len(value) == (len(example.text.split()) if objective.labelled == "words" else objective.width)
 
@@ -126,7 +127,8 @@ def _check_round_trip(objective: Objective, value: Any, subject: str) -> None:
         back = objective.parse(shown)
     except ValueError as error:
         raise AssertionError(f"prediction {shown!r} cannot be read as a label: {error}") from error
-    pairs = [(back, value)] if objective.labelled == "one" else list(zip(back, value, strict=True))
+    single = objective.labelled in ("one", "texts")
+    pairs = [(back, value)] if single else list(zip(back, value, strict=True))
     same = all(math.isclose(one, other, rel_tol=DIGITS, abs_tol=DIGITS) for one, other in pairs)
     check(same, f"{subject} is shown as {shown!r}, which is read as {back}, expected {value}")
 
@@ -138,7 +140,10 @@ def _check_model(learner: Learner, batch: Batch, task: Task) -> None:
     loss = learner.gradient(batch)  # refuses anything but a finite scalar
     for part in ("encoder.", f"heads.{name}."):
         grads = [p.grad for key, p in learner.parameters.items() if key.startswith(part)]
-        check(any(grad is not None and bool(grad.any()) for grad in grads), f"the loss has no gradient in {part}*")
+        bare = not grads and objective.labelled == "texts"  # vectors may be compared as they are
+        check(
+            bare or any(grad is not None and bool(grad.any()) for grad in grads), f"the loss has no gradient in {part}*"
+        )
 
     (chunk,) = batch.chunks
     count = len(chunk.labels)  # of words, where each has a label
@@ -149,6 +154,8 @@ def _check_model(learner: Learner, batch: Batch, task: Task) -> None:
         if objective.tunes:
             _check_predictions(objective.tuned(objective.tune(outputs, chunk.labels)), outputs, count)
         _check_outputs(outputs, objective, count)
+        if objective.labelled == "texts":
+            _check_ranks(objective, outputs, chunk.labels)
         straight = objective.loss(outputs, chunk.labels)
         for shift in range(1, count):
             turned = objective.loss(outputs.roll(shift, dims=0), chunk.labels.roll(shift, dims=0))
@@ -161,8 +168,8 @@ def _check_model(learner: Learner, batch: Batch, task: Task) -> None:
 
 def _check_predictions(objective: Objective, outputs: Tensor, count: int) -> None:
     predictions = objective.decode(outputs)
-    shapes = {"one": ([count], "[B]"), "row": ([count, objective.width], "[B, L]"), "words": ([count], "[W]")}
-    shape, expected = shapes[objective.labelled]
+    shapes = {"row": ([count, objective.width], "[B, L]"), "words": ([count], "[W]")}
+    shape, expected = shapes.get(objective.labelled, ([count], "[B]"))
     check(list(predictions.shape) == shape, f"decode gives shape {list(predictions.shape)}, expected {expected}")
     check(bool(predictions.isfinite().all()), "decode gives predictions that are not finite")
     values = predictions.tolist()
@@ -170,7 +177,20 @@ def _check_predictions(objective: Objective, outputs: Tensor, count: int) -> Non
         _check_round_trip(objective, value, f"prediction {value}")
 
 
+def _check_ranks(objective: Objective, outputs: Tensor, labels: Tensor) -> None:
+    """Check that ranks are numbers from 1 that do not depend on the order of the examples."""
+    import torch
+
+    ranks = objective.ranks(outputs, labels)
+    check(list(ranks.shape) == [len(labels)], f"ranks gives shape {list(ranks.shape)}, expected [N]")
+    check(bool((ranks >= 1).all()), f"ranks gives {ranks.tolist()}, expected numbers from 1")
+    check(torch.equal(objective.ranks(outputs.flip(0), labels.flip(0)), ranks.flip(0)), "ranks depend on the order")
+
+
 def _check_outputs(outputs: Tensor, objective: Objective, count: int) -> None:
+    if objective.labelled == "texts":
+        check(outputs.ndim == 3 and len(outputs) == count, f"outputs have shape {list(outputs.shape)}, not [B, T, C]")
+        return
     width = objective.outputs
     shapes = [[count, width]] if width > 1 else [[count], [count, 1]]
     expected = " or ".join(str(shape) for shape in shapes)
@@ -222,7 +242,7 @@ def _check_sample(task: Task) -> None:
             continue
         check(bool(examples), f"the sample data of {split} are empty")
         for example in examples:
-            whole = len(example.texts) == count_texts(task)
+            whole = len(example.texts) == count_texts(task) + task.extra_texts
             check(whole, f"sample {split}: a text or its pair is missing")
             try:
                 task.objective.parse(example.label)

@@ -36,6 +36,9 @@ class Packed:
     windows: Tensor | None = None
     """Of texts that are read in windows, how many sequences each text is [B], int64. None of all others."""
 
+    vectors: int | None = None
+    """Sequences of an example, V; None for those of the task's predictions."""
+
     def to(self, device: torch.device) -> Packed:
         """Return the batch on `device`; from pinned memory the copy runs beside the work that the GPU has before it."""
         if self.ids.device == device:
@@ -51,7 +54,7 @@ class Packed:
         ids, positions, lengths, order = map(change, (self.ids, self.positions, self.lengths, self.order))
         words = None if self.words is None else change(self.words)
         windows = None if self.windows is None else change(self.windows)
-        return Packed(ids, positions, types, lengths, self.groups, order, words, windows)
+        return Packed(ids, positions, types, lengths, self.groups, order, words, windows, self.vectors)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Chunk:
     packed: Packed
     labels: Tensor
     """Label of each example of the part [B], float32; of a class its index. [B, L] where labels are rows, and [W], one
-    example after another, where each word has one."""
+    example after another, where each word has one. Where data have none, which text each is, int64 [B, T]."""
     teacher: Tensor | None = None
     """What the task's teachers say of each example, float32: class probabilities [B, C], or values [B]; None where it
     has none."""
@@ -94,7 +97,8 @@ class Features:
     vectors: Tensor
     """Pooled vectors [B, V, D], in fp32 on a CPU. What a head takes of them, `Task.views` returns."""
     labels: Tensor
-    """Label of each example [B], float32; of a class its index. [B, L] where labels are rows."""
+    """Label of each example [B], float32; of a class its index. [B, L] where labels are rows, [B, T] where they are
+    texts."""
     teacher: Tensor | None = None
     """What the task's teachers say of each example, as in `Chunk`."""
 

@@ -58,7 +58,8 @@ class Component:
 class Example:
     """One labelled text, or pair of texts, or text with its choices.
 
-    A label may be the raw text of the file; the objective parses it.
+    A label may be the raw text of the file; the objective parses it. `choices` are further texts after the pair, too,
+    where the task has `extra_texts`.
     """
 
     text: str
@@ -132,6 +133,12 @@ class Task(Component):
         """Columns of the text, of both texts, or of text and choices, in tables without labels for `mtmeta predict`."""
         return ("sentence",) if self.inputs == "single" else ("sentence1", "sentence2")
 
+    @property
+    def extra_texts(self) -> int:
+        """Texts of a pair's examples, `Example.choices`, that `columns` does not name: only training and scores take
+        them, each in a sequence of its own."""
+        return 0
+
     def read(self, file: DataFile) -> Iterable[Example]:
         """Yield the examples of `file`; `file.rows("column", ...)` reads tables, `open(file)` anything else.
 
@@ -196,7 +203,7 @@ def takes_sequences(task: Task) -> bool:
 
 
 def count_texts(task: Task) -> int:
-    """Return how many texts an example of a task has."""
+    """Return how many texts are predicted together; examples have `Task.extra_texts` beside them."""
     return len(task.columns) if task.inputs == "choices" else 1 if task.inputs == "single" else 2
 
 
@@ -629,7 +636,7 @@ class Sampler(Component):
         yield from ()
 
 
-Needs = Literal["any", "classes", "label_sets", "targets", "words"]
+Needs = Literal["any", "classes", "label_sets", "targets", "words", "ranks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -637,7 +644,8 @@ class Metric:
     """A named function of all labels and predictions (float64 arrays [N], or class indices) to one float.
 
     Of label sets, both are zeros and ones [N, L], a column for each class; of several numbers [N, L], with nan for a
-    label that is missing; where words have labels, they are arrays [N] of tuples, the index of each word's class.
+    label that is missing; where words have labels, they are arrays [N] of tuples, the index of each word's class; where
+    texts stand together, predictions are ranks and labels 1, float64 [N].
     """
 
     name: str
@@ -646,7 +654,7 @@ class Metric:
     needs: Needs | tuple[Needs, ...] = "any"
     """The labels that it makes sense for, one kind or several; recipes may not name it for other tasks. `any`: a class
     or a number for each example; `classes`: a class; `label_sets`: any number of classes; `targets`: several numbers;
-    `words`: a class a word."""
+    `words`: a class a word; `ranks`: none but which texts stand together."""
     resampled: Callable[..., Any] | None = field(default=None, repr=False)
     """The same on D resamples at once, for the bootstrap: labels [N], predictions [N] and how often each example
     stands in each resample, float64 [D, N], to values [D]. Without it the function is called for each."""
@@ -666,6 +674,8 @@ class Metric:
         needs = (self.needs,) if isinstance(self.needs, str) else self.needs
         if objective.labelled == "one":
             return "any" in needs or ("classes" in needs and bool(objective.classes))
+        if objective.labelled == "texts":
+            return "ranks" in needs
         if objective.labelled == "row" and not objective.classes:
             return "targets" in needs
         kind = "words" if objective.labelled == "words" else "label_sets"

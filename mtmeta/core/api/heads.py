@@ -131,6 +131,21 @@ class ChoiceHead(nn.Module):
         return scores[:, :, 0]
 
 
+class VectorHead(nn.Module):
+    """Each vector over its length, after one Linear without bias where `outputs` are given: [B, V, D] -> [B, V, C].
+
+    Without `outputs` C is D, and the head has no parameters.
+    """
+
+    def __init__(self, hidden_size: int, *, outputs: int | None = None) -> None:
+        super().__init__()
+        self.dense = nn.Identity() if outputs is None else nn.Linear(hidden_size, outputs, bias=False)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        vectors: Tensor = self.dense(pooled)
+        return functional.normalize(vectors.float() if vectors.dtype.itemsize < 4 else vectors, dim=-1)
+
+
 class WordHead(nn.Module):
     """One Linear on the first piece of each word: hidden states [S, D] of a packed batch of W words -> [W, C]."""
 

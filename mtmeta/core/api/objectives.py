@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-Labelled = Literal["one", "row", "words"]
-"""A label is one number, a class's index or a value; or a row of `Objective.width` numbers; or one number a word."""
+Labelled = Literal["one", "row", "words", "texts"]
+"""A label is one number, a class's index or a value; or a row of `Objective.width` numbers; or one number a word; or
+data have none, for what is right is which texts stand together."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,17 @@ class Objective:
     Where labels are rows (`labelled`), a label [B], a prediction [B] and what `parse` gives and `show` takes are rows:
     [B, L] and [L]. Where each word has a label, the words of the batch stand in the place of its examples, W for B, and
     what `parse` gives and `show` takes is a tuple of numbers, one for each word of a text, which whitespace parts.
+
+    Where data have no labels (`texts`), the T texts of an example belong together and are told from those of the others
+    in its batch, which is never cut. `labels` are then which text each is, int64 [B, T], equal for texts of the same
+    words, and outputs are [B, T, C]. `decode` gives a number [B] of each example by itself; metrics see `ranks`, beside
+    labels that are all 1, as `parse` makes them of none.
     """
 
     @property
     def labelled(self) -> Labelled:
-        """What a label is: `one` number, a `row` of `width` numbers, or one number for each of the `words`."""
+        """What a label is: `one` number, a `row` of `width` numbers, one number for each of the `words`, or none but
+        which `texts` stand together."""
         return "one"
 
     @property
@@ -129,6 +136,13 @@ class Objective:
 
     # ------------------------------------------------------------------------------ what an objective need not have
 
+    def ranks(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return what metrics see in the place of predictions where labels are `texts`: ranks [N], 1 for the best.
+
+        `outputs` [N, T, C] and `labels` [N, T] are those of all examples of a split.
+        """
+        raise NotImplementedError
+
     @property
     def tunes(self) -> bool:
         """Whether `decode` goes by numbers that are tuned on the split that selects, such as thresholds."""
@@ -166,7 +180,8 @@ class Objective:
         Its key `objective` names a rule that the code beside an export knows, with what that rule needs:
         `classification` and `binary` (`labels`), `ordinal` (`labels`, from the lowest), `regression` (`low`, `high`),
         `targets` (`labels`, and lists of `low` and `high`), `multi_label` (`labels`, `thresholds`: the logit that each
-        label's has to be above). An export whose rule gives other answers is refused.
+        label's has to be above), `cosine` (nothing; outputs are two vectors of length 1). An export whose rule gives
+        other answers is refused.
         """
         return None
 

@@ -126,6 +126,8 @@ def _facts(data: Dataset, objective: Objective, train: Dataset | None, *, carved
 
 def _labels(data: Dataset, objective: Objective) -> Facts:
     labels, classes = data.labels, objective.classes
+    if data.by_text:
+        return {"different": [len(np.unique(column)) for column in data.texts.T]}
     if not classes and labels.ndim > 1:
         columns = zip(objective.targets, labels.T, strict=True)
         return {"targets": {name: _numbers(column[~np.isnan(column)]) for name, column in columns}}

@@ -96,6 +96,8 @@ class Dataset:
     """A hash of each text [N, T]: equal where they are the same words, letter case and punctuation aside."""
     unseen: Mapping[str, int] = field(default_factory=dict)
     """How often each label comes that is no class, in the order of their numbers: -1 is the first, -2 the second."""
+    by_text: bool = False
+    """Whether a loss goes by which text each is, `texts`, in the place of `labels`."""
     cut: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, dtype=np.uint8))
     """How many texts of each example were cut [N]."""
     teacher: Teacher | None = None
@@ -198,6 +200,7 @@ def dataset_of(name: str, split: str, file: str, entry: Entry, sha256: str) -> D
         sha256=sha256,
         whole=meta["whole"],
         texts=arrays["texts"],
+        by_text=meta.get("by_text", False),
         cut=arrays["cut"],
     )
 
@@ -250,7 +253,8 @@ def select(data: Dataset, indices: NDArray[np.int64]) -> Dataset:
                 if store.types is not None:
                     writer.append(f"types-{number}", store.types[where])
         bad = [asdict(row) for row in data.bad]
-        about = {"kinds": dict(data.kinds), "notes": list(data.notes), "unseen": dict(data.unseen)}
+        about: dict[str, Any] = {"kinds": dict(data.kinds), "notes": list(data.notes), "unseen": dict(data.unseen)}
+        about |= {"by_text": True} if data.by_text else {}
         return {"skipped": data.skipped, "bad": bad, "whole": data.whole, **about}
 
     return dataset_of(data.task, data.split, data.file, UNCACHED.put(None, fill), data.sha256)

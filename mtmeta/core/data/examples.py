@@ -89,6 +89,7 @@ def write_examples(
     if unreadable:
         notes.append(f"the tokenizer makes nothing of {unreadable} words; each is read as '?'")
     facts = {"skipped": skipped, "bad": first_rows, "whole": parser.whole, "kinds": kinds, "notes": notes}
+    facts |= {"by_text": True} if task.objective.labelled == "texts" else {}
     return facts | ({"unseen": dict(parser.unseen)} if parser.unseen else {})
 
 
@@ -97,7 +98,7 @@ class _Rows:
     """The good examples of a block."""
 
     others: list[list[str]]
-    """The second texts, of pairs; of each choice those of all examples."""
+    """The second texts, of pairs, and those after them; of each choice those of all examples."""
     texts: list[str] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
     ids: list[str] = field(default_factory=list)
@@ -107,7 +108,7 @@ class _Parser:
     """Labels to numbers; examples that cannot be used are counted, and the first of them kept in `bad`."""
 
     def __init__(self, task: Task, *, open_labels: bool = False) -> None:
-        self.others = count_texts(task) - 1
+        self.others = count_texts(task) + task.extra_texts - 1
         self.choices = task.inputs == "choices"
         self.bad = BadRows()
         self.unseen: Counter[str] = Counter()
@@ -117,7 +118,7 @@ class _Parser:
         self.seen = self.good = 0
         self.whole = True
         self._task, self._objective = task, task.objective
-        self._row = self._objective.labelled != "one"
+        self._row = self._objective.labelled in ("row", "words")
         self.words = self._objective.labelled == "words"
         """Whether each word has a label."""
         self._open = open_labels and bool(self._objective.classes) and not self._row
@@ -127,7 +128,9 @@ class _Parser:
         rows, known = _Rows([[] for _ in range(self.others)]), self._known
         for index, example in enumerate(block, self.seen + 1):
             text, label = example.text, example.label
-            others = example.choices if self.choices else (example.pair or "",) if self.others else ()
+            others = example.choices
+            if not self.choices:
+                others = (example.pair or "", *others) if self.others else ()
             if not text.strip() or not all(other.strip() for other in others) or len(others) != self.others:
                 self.bad.add(example.line or index, self._lacking(text, others), "text is empty")
                 continue
@@ -155,10 +158,10 @@ class _Parser:
 
     def _lacking(self, text: str, others: Sequence[str]) -> str:
         """Return what an example lacks whose texts are not all there."""
-        if not self.choices or not text.strip():
+        if not text.strip() or not (self.choices or self.others > 1):
             return "text is empty"
         count = sum(bool(other.strip()) for other in others)
-        return f"{count} choices, the task takes {self.others} in every row"
+        return f"{count} {'choices' if self.choices else 'other texts'}, the task takes {self.others} in every row"
 
     def _take_unseen(self, label: str) -> int:
         """Count a label that is no class, and return its number."""

@@ -55,6 +55,7 @@ def pack_sequences(stores: Sequence[TokenStore], indices: NDArray[np.int64]) -> 
         order=torch.from_numpy(np.argsort(by_length)),
         words=words,
         windows=windows,
+        vectors=len(stores),
     )
 
 
@@ -110,7 +111,11 @@ def pack(dataset: Dataset, indices: NDArray[np.int64], *, chunks: int = 1, pin: 
 
 def pack_chunk(dataset: Dataset, indices: NDArray[np.int64], *, pin: bool = False) -> Chunk:
     """Return the examples `indices` of a dataset, without their ids, in page-locked memory if `pin`."""
-    labels = torch.from_numpy(dataset.labels[dataset.places(indices)].astype(np.float32))
+    labels = torch.from_numpy(
+        dataset.texts[indices].view(np.int64)
+        if dataset.by_text
+        else dataset.labels[dataset.places(indices)].astype(np.float32)
+    )
     packed = pack_sequences(dataset.stores, indices)
     teacher = None if dataset.teacher is None else torch.from_numpy(dataset.teacher.rows(indices))
     if not pin:

@@ -22,6 +22,7 @@ from mtmeta.core.api.heads import (
     MLPHead,
     PrototypeHead,
     SequenceClassificationHead,
+    VectorHead,
     WordHead,
     mean_over,
 )
@@ -86,6 +87,8 @@ def _head(task: Task, head: nn.Module) -> dict[str, Any]:
         return {"kind": "mlp", "outputs": task.objective.outputs, "vectors": vectors}
     if kind is ChoiceHead:
         return {"kind": "choice"}
+    if kind is VectorHead:
+        return {"kind": "vectors", "outputs": getattr(head.dense, "out_features", None)}
     if kind is CoralHead:
         return {"kind": "coral", "outputs": task.objective.outputs, "vectors": vectors}
     if kind in (LinearHead, PrototypeHead):
@@ -144,6 +147,10 @@ def _in_order(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
     return (outputs > 0).sum(dim=-1), chances / chances.sum(dim=1, keepdim=True)
 
 
+def _cosine(outputs: Tensor, rule: Mapping[str, Any]) -> Ruled:
+    return (outputs[:, 0] * outputs[:, 1]).sum(dim=-1), None
+
+
 Ruled = tuple[Tensor, Tensor | None]
 """Predictions and probabilities."""
 RULES: dict[str, Callable[[Tensor, Mapping[str, Any]], Ruled]] = {
@@ -153,6 +160,7 @@ RULES: dict[str, Callable[[Tensor, Mapping[str, Any]], Ruled]] = {
     "targets": _numbers,
     "multi_label": _any_of,
     "ordinal": _in_order,
+    "cosine": _cosine,
 }
 """What the modules in bundled/ do with raw outputs, by the name of the rule; an export of its own names one."""
 
@@ -223,7 +231,8 @@ class Answer(nn.Module):
     """The vectors of one sequence, of two, or of one for each choice, [N, D] each, to the answers of a task.
 
     These are (logits [N, C], probabilities of all classes [N, K]); of a regression (its output [N, 1], the number [N]);
-    of several numbers (outputs [N, L], the numbers [N, L]).
+    of several numbers (outputs [N, L], the numbers [N, L]); of texts that belong together (vectors [N, 2, C], cosines
+    [N]).
     """
 
     def __init__(self, head: nn.Module, task: Task, objective: Objective | None = None) -> None:

@@ -335,6 +335,10 @@ class _RecipeReader:
                 self.fail(("training",), "training needs either steps or epochs; give one of them")
             if training.epochs and algorithm is not None and not budgeted:
                 self._check_epochs(algorithm, ("training", "epochs"))
+            together = [name for name, task in tasks.items() if task.objective.labelled == "texts"]
+            if together and (training.shards or 1) > 1:
+                message = f"training.shards cuts batches, and task '{together[0]}' tells each example from all others"
+                self.fail(("training", "shards"), f"{message} of its batch; leave it out, or set it to 1", key=True)
         if evaluation is not None:
             self._check_evaluation(evaluation, tasks)
             with self.document.collect():
@@ -399,9 +403,14 @@ class _RecipeReader:
         """Say that a metric makes no sense for a task's labels, and which of the metrics do."""
         known = self.registry.names("metric")
         fitting = [one for one in known if self.registry.get("metric", one, "metrics").fits(task.objective)]
-        what = {"one": "a class", "row": "sets of labels", "words": "a class for each word"}[task.objective.labelled]
+        what = {
+            "one": "a class",
+            "row": "sets of labels",
+            "words": "a class for each word",
+            "texts": "which text is the right one",
+        }[task.objective.labelled]
         message = f"metric {quote(metric)} makes no sense for task '{name}', which predicts {what}"
-        if not task.objective.classes:
+        if not task.objective.classes and task.objective.labelled != "texts":
             numbers = "several numbers" if task.objective.labelled == "row" else "a number"
             message = f"metric {quote(metric)} needs classes, task '{name}' predicts {numbers}"
         self.fail(("tasks", name, "metrics"), f"{message}; use {', '.join(fitting)}")

@@ -231,7 +231,7 @@ def _table(out: IO[str], objective: Objective, *, told: bool) -> Write:
     is empty.
     """
     writer = csv.writer(out, lineterminator="\n")
-    classes, sets = objective.classes, objective.labelled != "one"
+    classes, sets = objective.classes, objective.labelled in ("row", "words")
     names = [] if objective.labelled == "words" else [f"probability_{name}" for name in classes]
     numbers = [f"score_{name}" for name in objective.targets]
     own = (["label"] if classes else []) + (["abstained"] if told else [])

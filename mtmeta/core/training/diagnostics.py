@@ -42,7 +42,8 @@ def gradient_cosines(
             for name, dataset in datasets.items():
                 task = model.tasks[name]
                 indices = permutation(len(dataset), seed, "probe", name)[: task.batch_size]
-                batch = pack(dataset, indices, chunks=chunks)
+                # a batch whose examples are told from each other is of one part
+                batch = pack(dataset, indices, chunks=1 if dataset.by_text else chunks)
                 model.zero_grad(set_to_none=True)
                 for chunk in batch.chunks:
                     with autocast(device, precision):

@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """Decoded predictions [N] or [N, L], as metrics get them, in the dataset's order, and the mean loss."""
+    """Predictions [N] or [N, L], as metrics get them, in the dataset's order, and the mean loss."""
 
     dataset: Dataset
     values: Array
@@ -105,7 +105,8 @@ def predict(
     """
     ranks, task = ranks or Group(), model.tasks[dataset.task]
     objective, tune = model.objectives[dataset.task], tune and task.objective.tunes
-    raw_too = scores or tune or answer is not None
+    by_text = task.objective.labelled == "texts"
+    raw_too = scores or tune or answer is not None or by_text
     outcomes: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []  # stays on the device: one synchronisation at the end
     options: Any = {"batch_tokens": batch_tokens, "precision": precision, "share": (ranks.rank, ranks.world)}
     with closing(forward(model, dataset, **options)) as batches:
@@ -113,8 +114,10 @@ def predict(
             labels = chunk.labels.to(outputs.device, non_blocking=True)
             loss, count = _summed_loss(task, dataset, outputs, labels), len(chunk.labels)
             found = outputs if raw_too else decoded(objective, task, dataset.task, outputs, count)
-            outcomes.append((dataset.places(indices), found.double(), loss))
-    values, losses = _gathered(outcomes, len(dataset.labels), ranks)
+            outcomes.append((dataset.places(indices), found.float() if by_text else found.double(), loss))
+    values, losses = _gathered(outcomes, len(dataset.labels), ranks, np.float32 if by_text else np.float64)
+    if by_text:
+        return _told_apart(model, dataset, torch.from_numpy(values), scores=scores)
     known = len(dataset.labels) - sum(dataset.unseen.values())
     mean, numbers, raw = math.fsum(losses) / known, dict[str, Tensor](), None
     if not math.isfinite(mean) or not np.isfinite(values).all():
@@ -151,18 +154,41 @@ def abstaining(task: Task, threshold: float, temperature: float | None) -> Calla
 
 
 def _summed_loss(task: Task, dataset: Dataset, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the losses of a batch, a scalar; a label that is no class has none."""
+    """Return the sum of the losses of a batch, a scalar; a label that is no class has none, nor have texts by now."""
     if dataset.unseen:
         known = labels >= 0
         outputs, labels = outputs[known], labels[known]
-        if not len(labels):
-            return torch.zeros((), device=outputs.device)
+    if not len(labels) or dataset.by_text:  # of a batch of like lengths it would be that of other neighbours
+        return torch.zeros((), device=outputs.device)
     return checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), []) * len(labels)
 
 
+def _told_apart(model: MultiTaskModel, dataset: Dataset, outputs: Tensor, *, scores: bool) -> Predictions:
+    """Return what metrics see of examples that are told from the others by their texts, of all raw outputs [N, T, C].
+
+    The loss is the mean over parts of `batch_size` examples in the dataset's order, the same at every evaluation.
+    """
+    name, device, losses = dataset.task, next(model.parameters()).device, []
+    task, objective = model.tasks[name], model.objectives[name]
+    outputs, texts = outputs.to(device), torch.from_numpy(dataset.texts.astype(np.int64)).to(device)
+    for start in range(0, len(texts), task.batch_size):
+        at = slice(start, start + task.batch_size)
+        losses.append(checked(task, name, "loss", task_loss(task, name, outputs[at], texts[at]), []) * len(texts[at]))
+    mean = math.fsum(torch.stack(losses).tolist()) / len(texts)
+    if not math.isfinite(mean) or not outputs.isfinite().all():
+        message = f"predictions for task '{name}' are not finite; lower the learning rate"
+        raise DivergedError(accused(task), message)
+    ranks = checked(task, name, "ranks", objective.ranks(outputs, texts), [len(texts)])
+    raw = outputs.flatten(1).double().cpu().numpy() if scores else None
+    return Predictions(dataset, ranks.double().cpu().numpy(), mean, objective, raw)
+
+
 def _gathered(
-    outcomes: Sequence[tuple[NDArray[np.int64], Tensor, Tensor]], size: int, ranks: Group
-) -> tuple[Array, list[float]]:
+    outcomes: Sequence[tuple[NDArray[np.int64], Tensor, Tensor]],
+    size: int,
+    ranks: Group,
+    kind: type[np.floating[Any]] = np.float64,
+) -> tuple[NDArray[Any], list[float]]:
     """Return what was found [N, ...] in the dataset's order, and the losses of all batches, of all ranks together."""
     losses: list[float] = []
     shape: list[int] = []
@@ -173,12 +199,14 @@ def _gathered(
         told = ranks.settle({"losses": losses, "shape": shape, "some": bool(outcomes)})
         losses = [loss for each in told for loss in each["losses"]]
         shape = next(each["shape"] for each in told if each["some"])  # a rank may have had no batch
-    values = np.zeros((size, *shape), dtype=np.float64)
+    values = np.zeros((size, *shape), dtype=kind)
     if outcomes:
         order = np.concatenate([indices for indices, *_ in outcomes])
         values[order] = torch.cat([found for _, found, _ in outcomes]).cpu().numpy()
     if ranks.world > 1:
-        ranks.sum(torch.from_numpy(values.view(np.int64)))  # bits: each number is of one rank, and 0 on the others
+        ranks.sum(
+            torch.from_numpy(values.view(f"i{values.itemsize}"))
+        )  # bits: each number is of one rank, and 0 on the others
     return values, losses
 
 

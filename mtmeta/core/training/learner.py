@@ -114,7 +114,7 @@ class Learner:
         if task is None:  # the encoder itself, by hand: each sequence may be an example
             self.examples += len(given[0].lengths)
         else:
-            self.count(task, len(given[0].lengths) // self.model.vectors(task))
+            self.count(task, len(given[0].lengths) // (given[0].vectors or self.model.vectors(task)))
 
     def count(self, task: str, examples: int) -> None:
         """Count example-forwards of a task."""
@@ -156,6 +156,8 @@ class Learner:
 
     def add_gradient(self, batch: Batch, chunks: Sequence[Chunk], scale: float | Tensor) -> Tensor:
         """Add the gradient of some chunks of a batch to `.grad`; return their share of its loss, detached."""
+        if len(chunks) > 1 and self._by_text(batch.task):
+            return self._add_gradient_of_all(batch.task, chunks, scale)
         total = torch.zeros((), device=self.device)
         for chunk in chunks:
             share = len(chunk.labels) / batch.labels
@@ -164,6 +166,28 @@ class Learner:
             total = total + loss.detach() * share
         return total
 
+    def _add_gradient_of_all(self, task: str, chunks: Sequence[Chunk], scale: float | Tensor) -> Tensor:
+        """Add the gradient of a loss that is no mean over chunks, at the memory of one of them; return it, detached.
+
+        All are encoded without a graph for the gradient by their outputs, and once more for that by the parameters
+        (Gao et al. 2021), with the same dropout.
+        """
+        first = self.draws
+        with torch.no_grad():
+            outputs = torch.cat([self._outputs(task, chunk) for chunk in chunks])
+        outputs.requires_grad_()
+        loss = self._loss_of_all(task, outputs, chunks)
+        (by_outputs,) = torch.autograd.grad(loss * scale, outputs)
+        self.draws = first
+        sizes = [len(chunk.labels) for chunk in chunks]
+        for chunk, part in zip(chunks, torch.split(by_outputs, sizes), strict=True):
+            self._outputs(task, chunk).backward(part)  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _by_text(self, task: str) -> bool:
+        """Return whether the loss of a task's batch is no mean over its parts."""
+        return self.tasks[task].objective.labelled == "texts"
+
     def slots(self, tasks: Sequence[str], *, state: InnerState = "reset", single: bool = False) -> Iterator[str]:
         yield from tasks
 
@@ -171,15 +195,25 @@ class Learner:
     def measure(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self.device)
         with self.reading(batch):
+            if self._by_text(batch.task):
+                outputs = torch.cat([self._outputs(batch.task, chunk) for chunk in batch.chunks])
+                return self._loss_of_all(batch.task, outputs, batch.chunks)
             for chunk in batch.chunks:
                 total += self._chunk_loss(batch.task, chunk) * (len(chunk.labels) / batch.labels)
         return total
 
     def _chunk_loss(self, task: str, chunk: Chunk) -> Tensor:
+        return self._loss(task, self._outputs(task, chunk), self._here(chunk.labels), self._here(chunk.teacher))
+
+    def _outputs(self, task: str, chunk: Chunk) -> Tensor:
         self._seed_dropout()
         with autocast(self.device, self._precision):
-            outputs = self.model(task, chunk.packed.to(self.device))
-        return self._loss(task, outputs, self._here(chunk.labels), self._here(chunk.teacher))
+            outputs: Tensor = self.model(task, chunk.packed.to(self.device))
+        return outputs
+
+    def _loss_of_all(self, task: str, outputs: Tensor, chunks: Sequence[Chunk]) -> Tensor:
+        """Return the loss of the outputs of several chunks together."""
+        return self._loss(task, outputs, self._here(torch.cat([chunk.labels for chunk in chunks])), None)
 
     def _here(self, tensor: T) -> T:
         return tensor if tensor is None else tensor.to(self.device, non_blocking=True)
@@ -203,15 +237,20 @@ class Learner:
             raise RecipeError(f"tasks.{task}", f"{NOT_POOLED}; leave the task out, or take reptile, fomaml or joint")
 
     def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
-        losses = []
+        losses, every = [], list[Tensor]()
         with self.reading(batch):
             for chunk in batch.chunks:
                 self._seed_dropout()
                 given = batch.task, chunk.packed.to(self.device)
                 with twice_differentiable(self.model), autocast(self.device, self._precision):
                     outputs = functional_call(self.model, dict(parameters), given)
+                if self._by_text(batch.task):
+                    every.append(outputs)
+                    continue
                 loss = self._loss(batch.task, outputs, self._here(chunk.labels), self._here(chunk.teacher))
                 losses.append(loss if len(batch.chunks) == 1 else loss * (len(chunk.labels) / batch.labels))
+            if every:
+                return self._loss_of_all(batch.task, torch.cat(every), batch.chunks)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def head(self, task: str) -> dict[str, Tensor]:

@@ -292,7 +292,7 @@ class MultiTaskModel(nn.Module):
         if packed.windows is not None:
             long = self.tasks[task].long
             pooled = pool_windows(pooled, packed.windows, "mean" if long is None else long.pool)
-        return pooled.view(self.vectors(task), -1, self.hidden_size).transpose(0, 1)
+        return pooled.view(packed.vectors or self.vectors(task), -1, self.hidden_size).transpose(0, 1)
 
     def encode(self, task: str, packed: Packed) -> Tensor:
         """Hidden states [S, D] of a task's sequences, by its own adapters where it has some."""
@@ -307,7 +307,7 @@ class MultiTaskModel(nn.Module):
             self.encoding = None
 
     def vectors(self, task: str) -> int:
-        """Return the sequences of an example of a task, V."""
+        """Return the sequences of an example of a task that is predicted, V."""
         return count_sequences(self.tasks[task])
 
     def takes(self, task: str) -> str:

@@ -8,6 +8,7 @@ from mtmeta.plugins.tasks.multi_label import MultiLabelTask
 from mtmeta.plugins.tasks.multiple_choice import MultipleChoiceTask
 from mtmeta.plugins.tasks.ordinal import OrdinalTask
 from mtmeta.plugins.tasks.para import Para
+from mtmeta.plugins.tasks.ranking import RankingTask
 from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.plugins.tasks.sts import Sts
 from mtmeta.plugins.tasks.tagging import TaggingTask
@@ -16,4 +17,4 @@ from mtmeta.plugins.tasks.tagging import TaggingTask
 @mtmeta.hookimpl
 def register_tasks() -> list[type[mtmeta.Task]]:
     generic = [ClassificationTask, PairClassificationTask, SimilarityTask, RegressionTask]
-    return [Sst, Para, Sts, *generic, MultiLabelTask, MultipleChoiceTask, OrdinalTask, TaggingTask]
+    return [Sst, Para, Sts, *generic, MultiLabelTask, MultipleChoiceTask, OrdinalTask, RankingTask, TaggingTask]

@@ -41,7 +41,8 @@ class OnnxModel:
         return list(self.descriptions)
 
     def run(self, task: str, texts: Sequence[Text]) -> list[Any]:
-        """Run the graph of a task: logits [B, C], and probabilities [B, K] or, of a regression, numbers [B].
+        """Run the graph of a task: logits [B, C], and probabilities [B, K] or, of a regression, numbers [B]; of a task
+        that finds texts which belong together, vectors [B, 2, C] and cosines [B].
 
         Where one of several choices is right, the graph scores a question with one choice, and is run for each.
         """
@@ -60,13 +61,13 @@ class OnnxModel:
         """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number.
 
         Of a task with any number of labels a text, these, and the probability of each; of one with several numbers a
-        text, each of them by name.
+        text, each of them by name; of one that finds texts which belong together, the cosine of two.
         """
         predictions: list[dict[str, Any]] = []
         description = self.descriptions[task]
         for start in range(0, len(texts), batch_size):
             logits, answers = self.run(task, texts[start : start + batch_size])
-            if description["objective"] == "regression":
+            if description["objective"] in ("regression", "cosine"):
                 predictions += [{"score": value} for value in answers.tolist()]
                 continue
             labels = description["labels"]

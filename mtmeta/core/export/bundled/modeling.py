@@ -78,6 +78,17 @@ class ChoiceHead(nn.Module):
         return scores[:, :, 0]
 
 
+class VectorHead(nn.Module):
+    """Vectors of length 1, after one Linear where there are `outputs`: [B, 2, D] -> [B, 2, C]."""
+
+    def __init__(self, hidden_size: int, outputs: int | None) -> None:
+        super().__init__()
+        self.dense = nn.Identity() if outputs is None else nn.Linear(hidden_size, outputs, bias=False)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return functional.normalize(self.dense(pooled), dim=-1)
+
+
 class SequenceClassificationHead(nn.Module):
     """Linear, an activation, Linear, on the first token: [B, 1, D] -> [B, C]."""
 
@@ -128,6 +139,7 @@ HEADS: dict[str, type[nn.Module]] = {
     "choice": ChoiceHead,
     "coral": CoralHead,
     "cosine": CosineHead,
+    "vectors": VectorHead,
     "cosine_prototypes": CosinePrototypes,
 }
 
@@ -171,7 +183,10 @@ class MultiTaskModel(nn.Module):
         return list(self.descriptions)
 
     def forward(self, task: str, texts: Sequence[Text]) -> Tensor:
-        """Return the raw outputs of a task's head [B, C] (logits, or the one number) for texts or pairs of texts."""
+        """Return the raw outputs of a task's head [B, C] (logits, or the one number) for texts or pairs of texts.
+
+        Of a task that finds texts which belong together, the vectors of both [B, 2, C].
+        """
         pooled = torch.stack(
             [self._pool(task, ids, types) for ids, types in self._sequences(task, texts)], dim=1
         )  # [B, V, D]
@@ -191,7 +206,7 @@ class MultiTaskModel(nn.Module):
         """Predict of each text its class, the probability of it and of all classes; or, of a regression, its number.
 
         Of a task with any number of labels a text, these, and the probability of each; of one with several numbers a
-        text, each of them by name.
+        text, each of them by name; of one that finds texts which belong together, the cosine of two.
         """
         predictions: list[dict[str, Any]] = []
         description = self.descriptions[task]
@@ -200,6 +215,9 @@ class MultiTaskModel(nn.Module):
             if description["objective"] == "regression":
                 numbers = outputs[:, 0].clamp(description["low"], description["high"])
                 predictions += [{"score": value} for value in numbers.tolist()]
+                continue
+            if description["objective"] == "cosine":  # of the two texts' vectors
+                predictions += [{"score": value} for value in (outputs[:, 0] * outputs[:, 1]).sum(dim=-1).tolist()]
                 continue
             labels = description["labels"]
             if description["objective"] == "targets":  # several numbers, each within its bounds

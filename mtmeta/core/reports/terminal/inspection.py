@@ -71,6 +71,10 @@ def _labels(labels: dict[str, Any]) -> str:
     if "targets" in labels:
         of = (f"{safe(name, 20)} {_numbers(numbers)}" for name, numbers in labels["targets"].items())
         return "; ".join(of)
+    if "different" in labels:
+        first, second, *others = (f"{count:,}" for count in labels["different"])
+        more = f", hard negatives {', '.join(others)}" if others else ""
+        return f"none; different texts: anchors {first}, positives {second}{more}"
     if "classes" not in labels:
         return _numbers(labels)
     counts = labels["classes"]
