@@ -42,7 +42,8 @@ def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options
       which does not depend on the order of the examples; nor do the outputs depend on the rest of the batch. With
       `orders: both` they are the same for the pairs swapped.
     - Predictions are [B], or [B, L], or [W] where each of the W words of the batch has a label; they are finite, and
-      can be written and read back; so they can with tuned numbers.
+      can be written and read back; so they can with tuned numbers. Where data have no labels, ranks are numbers from 1
+      that do not depend on the order of the examples.
     - The columns of `mtmeta predict` are in the file; sample data, where there are any, can be read.
     """
     check(len(rows) >= 2, "give at least two rows")

@@ -89,7 +89,7 @@ def by_hand(vectors: Tensor, rows: Rows, scale: float, symmetric: bool) -> Tenso
     return total / len(rows)
 
 
-# ----------------------------------------------------------------------------------------------------- loss and gradient
+# ------------------------------------------------------------------------------------------------- loss and gradient
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -151,7 +151,7 @@ def test_the_loss_is_that_of_sentence_transformers(kind: str) -> None:
         assert torch.allclose(pooled.grad, wanted.grad, rtol=1e-9, atol=1e-12)
 
 
-# ---------------------------------------------------------------------------------------------------- ranks and metrics
+# ------------------------------------------------------------------------------------------------- ranks and metrics
 
 
 def ranks_by_hand(vectors: Tensor, rows: Rows) -> list[int]:
@@ -235,7 +235,7 @@ def test_own_texts_found_among_the_first_ones() -> None:
     assert Ranking().show(12.0) == "12"
 
 
-# ----------------------------------------------------------------------------------------------------- examples, batches
+# ------------------------------------------------------------------------------------------------- examples, batches
 
 WORDS = ("red", "blue", "green", "old", "new", "big", "small", "fast", "slow", "cold")
 
@@ -341,7 +341,7 @@ def test_the_loss_of_a_split_is_that_of_batches_in_its_order() -> None:
         assert found.values.tolist() == ranks.tolist() and found.labels.tolist() == [1.0] * 11
 
 
-# ------------------------------------------------------------------------------------------------------ reading, options
+# ------------------------------------------------------------------------------------------------- reading, options
 
 
 def test_bad_rows(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_bad_rows(tmp_path: Path) -> None:
     assert examples[0].texts == ("where", "here", "there") and examples[0].line == 2
     assert [(row.line, row.reason) for row in file.bad] == [(5, "a negative is the positive")]
     with pytest.raises(
-        mtmeta.DataError, match=r":3: 1 other texts, the task takes 2 in every row \(2 such lines: 3, 4\)"
+        mtmeta.DataError, match=r":3: 1 other text, the task takes 2 in every row \(2 such lines: 3, 4\)"
     ):
         from_examples("t", task, "train", examples, backbone)
     path.write_text("anchor,positive\nwhere,here\nwho,\n")
@@ -385,3 +385,172 @@ def test_the_sample_has_other_ways_to_say_a_thing() -> None:
     assert len(rows) > 100 and all(len(each.texts) == 2 for each in rows)
     with_negatives = list(task_of(train="sample", negatives=("n", "m")).sample("dev"))
     assert all(len(set(each.texts)) == 4 for each in with_negatives)
+
+
+# ------------------------------------------------------------------------------------------------- whole runs
+
+OPTIONS: dict[str, dict[str, Any]] = {"bare": {}, "dim": {"negatives": "other", "dim": 6, "symmetric": True}}
+
+
+def recipe_of(folder: Path, **options: Any) -> Path:
+    """A recipe of questions with answers and hard negatives, and of a task with two classes."""
+    path = quick(folder)
+    recipe = json.loads(path.read_text())
+    for seed, (split, count) in enumerate((("train", 40), ("dev", 24), ("test", 12))):
+        lines = [
+            "\t".join((str(number), f"which {' '.join(row)}", *row))
+            for number, row in enumerate(drawn_rows(count, 2, seed))
+        ]
+        (folder / f"ask-{split}.tsv").write_text("\n".join(("id\tquestion\tanswer\tother", *lines)) + "\n")
+    files = {split: f"ask-{split}.tsv" for split in ("train", "dev", "test")}
+    columns = {"anchor": "question", "positive": "answer"}
+    ask = {"task": "ranking", "batch_size": 8, "inner_steps": 1, **columns, **files, **options}
+    recipe["tasks"] = {"ask": ask, "kind": recipe["tasks"]["kind"]}
+    recipe["optimizer"] = {"name": "adamw", "lr": 1e-2}
+    recipe["training"] = {"steps": 6, "precision": "fp32"}
+    recipe["evaluation"] = {"every": 3, "select": "ask"}
+    path.write_text(json.dumps(recipe))
+    return path
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    mtmeta.run(recipe_of(folder, **OPTIONS[request.param]), out=folder / "run", device="cpu")
+    return folder / "run"
+
+
+def pairs_of(run: Path) -> list[tuple[str, str]]:
+    return [(row["question"], row["answer"]) for row in read_table(run.parent / "ask-dev.tsv")]
+
+
+def test_metrics_are_of_ranks_among_the_texts_of_the_split(run: Path) -> None:
+    predictor = mtmeta.load(run, device="cpu")
+    labels, ranks = read_predictions(run / "predictions" / "ask-dev.csv", predictor.task("ask"))
+    score = json.loads((run / "summary.json").read_text())["tasks"]["ask"]
+    assert score["metric"] == "accuracy_at_1" and score["value"] == (ranks == 1).mean() and score["examples"] == 24
+    assert score["others"]["mrr_at_10"] == pytest.approx(np.where(ranks <= 10, 1 / ranks, 0).mean())
+    assert set(labels.tolist()) == {1.0} and ranks.max() > 1
+    rows = [(row["question"], row["answer"], row["other"]) for row in read_table(run.parent / "ask-dev.tsv")]
+    wide = bool(predictor.task("ask").extra_texts)
+    texts = list(dict.fromkeys(text for row in rows for text in row[1 : 2 + wide]))
+    for (question, answer, *_), rank in zip(rows, ranks.tolist(), strict=True):
+        scores = [
+            each.score or 0.0 for each in predictor.predict("ask", [(question, text) for text in (answer, *texts)])
+        ]
+        right = rights_of(rows, question)
+        others = [score for text, score in zip(texts, scores[1:], strict=True) if text not in right]
+        least, most = (1 + sum(score >= scores[0] + by for score in others) for by in (1e-5, -1e-5))
+        assert least <= rank <= most
+
+
+def test_predict_takes_pairs_and_gives_their_cosine(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    predictor = mtmeta.load(run, device="cpu")
+    pairs = pairs_of(run)
+    wanted = [each.score for each in predictor.predict("ask", pairs)]
+    alone: Any = predictor.predict("ask", pairs[3])
+    assert alone.score == pytest.approx(wanted[3], abs=1e-5) and alone.label is alone.probabilities is None
+    task = predictor.task("ask")
+    if task.extra_texts == 0:  # without a linear map the vectors of `encode` have that cosine
+        one, other = (predictor.encode([pair[side] for pair in pairs], task="ask") for side in (0, 1))
+        cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+        assert wanted == pytest.approx(cosines.tolist(), abs=1e-5)
+    source = str(run.parent / "ask-dev.tsv")
+    done = call("predict", str(run), "--task", "ask", "--input", source, cwd=run.parent, capsys=capsys)
+    lines = done.out.splitlines()
+    assert done.code == 0 and lines[0] == "id,score"
+    assert [float(line.split(",")[1]) for line in lines[1:]] == pytest.approx(wanted, rel=1e-4)
+    for given, kind in (("one text", "'one text'"), (("a", "b", "c"), ".*"), ([("a",)], ".*")):
+        with pytest.raises(mtmeta.UsageError, match=f"is {kind}, task 'ask' takes a pair of texts"):
+            predictor.predict("ask", given)
+    with pytest.raises(mtmeta.UsageError, match="abstain: needs one of several classes"):
+        predictor.predict("ask", pairs, abstain=0.5)
+    page = str(tmp_path / "r.html")
+    for command in (("eval", str(run), "--task", "ask", "--verbose"), ("report", str(run), "--out", page)):
+        done = call(*command, cwd=run.parent, capsys=capsys)
+        assert done.code == 0, done.err
+    assert "first 10" in Path(page).read_text()
+    done = call("validate", "--data", str(run.parent / "quick.yaml"), cwd=run.parent, capsys=capsys)
+    assert done.code == 0 and "labels: none; different texts: anchors 40, positives " in done.out
+    assert ("hard negatives" in done.out) == bool(task.extra_texts)
+
+
+def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> None:
+    assert_kills_change_nothing(recipe_of(tmp_path, **OPTIONS[run.parent.name[:-1]]), run, tmp_path / "run")
+
+
+@pytest.mark.parametrize("form", ["transformers", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_exports_answer_as_predict_does(form: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = pairs_of(run)[:5]
+    wanted = [each.score for each in mtmeta.load(run, device="cpu").predict("ask", pairs)]
+    found = answers_of_export(run, form, "ask", pairs, tmp_path / form, monkeypatch)
+    assert [each["score"] for each in found] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_model_for_pipeline_refuses_it(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(mtmeta.UsageError, match="has a head that AutoModelForSequenceClassification has not"):
+        mtmeta.export(run, "text-classification", tasks=["ask"], out=tmp_path / "none")
+
+
+def test_few_shots_and_comparisons_of_it(run: Path, tmp_path: Path) -> None:
+    recipe = json.loads(recipe_of(tmp_path, **OPTIONS[run.parent.name[:-1]]).read_text())
+    recipe["tasks"] = {"ask": recipe["tasks"]["ask"]}
+    recipe["evaluation"] = {}
+    recipe["training"]["steps"] = 2
+    found = mtmeta.adapt([run], recipe, shots=[8], seeds=1)
+    assert all(0 <= row["value"] <= 1 for row in found.records())
+    with pytest.raises(mtmeta.UsageError, match="prototype needs a class for each text, task 'ask' has other labels"):
+        mtmeta.adapt([run], recipe, shots=[8], seeds=1, head="prototype")
+
+
+@pytest.mark.parametrize("algorithm", ["reptile", "fomaml", "maml", "metasgd", "surgery"])
+def test_every_algorithm_trains_it(algorithm: str, tmp_path: Path) -> None:
+    recipe = json.loads(recipe_of(tmp_path).read_text())
+    drawing = {} if algorithm == "surgery" else {"tasks_per_step": 2}
+    recipe |= {"algorithm": {"name": algorithm, **drawing}, "training": {"steps": 1}}
+    finished = mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
+    assert 0 <= finished.tasks["ask"]["value"] <= 1
+
+
+def test_what_is_refused_in_one_line(tmp_path: Path) -> None:
+    recipe = json.loads(recipe_of(tmp_path).read_text())
+    ask = recipe["tasks"]["ask"]
+    recipe["tasks"] = {"ask": ask}
+    changes: list[tuple[dict[str, Any], str]] = [
+        ({"algorithm": "protonet"}, "protonet classifies, task 'ask' is no choice of one class"),
+        ({"training": {"steps": 1, "shards": 2}}, "training.shards cuts batches, and task 'ask' tells each example"),
+        ({"teachers": {"ask": {"runs": ["run"]}}}, "the objective of task 'ask' has no soft_loss"),
+        ({"tasks": {"ask": {**ask, "head": "hf"}}}, "hf takes one sequence, and this task compares vectors of several"),
+        (
+            {"tasks": {"ask": {**ask, "metrics": ["accuracy"]}}},
+            "which predicts which text is the right one; use accuracy_at_1",
+        ),
+        ({"tasks": {"ask": {**ask, "long": {"window": 8, "stride": 4}}}}, "is for tasks of one text"),
+    ]
+    for change, message in changes:
+        problems = mtmeta.validate({**recipe, **change}).problems
+        assert len(problems) == 1 and message in problems[0], problems
+    anil = {"algorithm": {"name": "anil", "tasks_per_step": 1}, "training": {"steps": 1}}
+    with pytest.raises(
+        mtmeta.RecipeError, match=r"tasks\.ask: has a head without parameters, and anil adapts the head"
+    ):
+        mtmeta.run({**recipe, **anil}, out=tmp_path / "none", device="cpu")
+    recipe["tasks"]["ask"]["dim"] = 4
+    mtmeta.run({**recipe, **anil}, out=tmp_path / "run", device="cpu")
+
+
+def test_data_in_memory(tmp_path: Path) -> None:
+    table = [{"anchor": f"which {row[0]}", "positive": row[0], "other": row[1]} for row in drawn_rows(30, 2)]
+    task = mtmeta.task("ranking", table, dev=0.2, negatives=["other"], batch_size=8)
+    finished = mtmeta.train(
+        {"ask": task},
+        backbone={"name": "bert", "weights": "tiny", "max_length": 16},
+        training={"steps": 2},
+        out=tmp_path / "run",
+        device="cpu",
+    )
+    assert 0 <= finished.tasks["ask"]["value"] <= 1
+    (said,) = mtmeta.load(finished.path, device="cpu").predict("ask", [("a man", "a dog")])
+    assert said.score is not None and -1 <= said.score <= 1

@@ -90,6 +90,20 @@ def test_three_ranks_are_as_one(name: str, tmp_path: Path, forks: Forks, materia
     assert differences(one, _trained(forks, tmp_path / "three", material, name, 3)) == []
 
 
+@pytest.mark.parametrize("training", [{}, {"shards": 1, "grad_accumulation": 2}])
+def test_examples_that_are_told_from_their_whole_batch(
+    training: dict[str, Any], tmp_path: Path, forks: Forks, material: Material
+) -> None:
+    columns = {"para": {"task": "ranking", "anchor": "sentence1", "positive": "sentence2"}, "sst": {}}
+    tasks = {
+        name: {**own, "train": f"{name}-train.tsv", "dev": f"{name}-dev.tsv", "batch_size": 4}
+        for name, own in columns.items()
+    }
+    one = _trained(forks, tmp_path / "one", material, "joint", 1, tasks=tasks, training=training)
+    three = _trained(forks, tmp_path / "three", material, "joint", 3, tasks=tasks, training=training)
+    assert differences(one, three) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPREAD)
 def test_any_number_of_ranks_is_as_one(name: str, tmp_path: Path, forks: Forks, material: Material) -> None:

@@ -93,7 +93,7 @@ def find_roles(table: TableProfile, given: Sequence[str] = ()) -> ColumnRoles:
     rest = [column for column in columns.values() if column not in (text, pair)]
     if lists and not any(map(_label_rank, (column.name for column in rest))):
         raise DataError(place, f"{_nested(lists[0])}; {ONE_LABEL}, or name another column with --columns")
-    label, why_label = _label(rest, table, place)
+    label, why_label = _label(rest, table, place, paired=pair is not None)
     separator = _separator(label, table, pair)
     _check_spread(label, rest, table)
     ignored = tuple(column.name for column in rest if column is not label)
@@ -267,7 +267,7 @@ def _label_rank(given: str) -> tuple[int, int] | None:
     return (4, 0) if spelled and begin.rpartition("_")[2] in LAST_WORDS else None
 
 
-def _label(rest: Sequence[Column], table: TableProfile, place: str) -> tuple[Column, str]:
+def _label(rest: Sequence[Column], table: TableProfile, place: str, *, paired: bool) -> tuple[Column, str]:
     fitting = [column for column in rest if _can_be_label(column, table.rows)]
 
     def by_name(column: Column) -> tuple[Any, ...]:
@@ -283,7 +283,10 @@ def _label(rest: Sequence[Column], table: TableProfile, place: str) -> tuple[Col
     if not fitting:
         shown = ", ".join(safe(column.name, 30) for column in rest) or "none"
         message = f"no column looks like a label (beside the text: {shown})"
-        raise DataError(place, f"{message}; a label is one of at most {MAX_CLASSES} classes, or a number")
+        fix = f"a label is one of at most {MAX_CLASSES} classes, or a number"
+        if paired:
+            fix += "; texts that belong together need none, which is written by hand, as task: ranking"
+        raise DataError(place, f"{message}; {fix}")
     best = min(reversed(fitting), key=lambda column: (_gaps(column), _kinds(column)))
     also = _also([column for column in fitting if column is not best])
     return best, f"few different values{also}" if best.values is not None else f"numbers{also}"

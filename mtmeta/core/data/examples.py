@@ -160,8 +160,8 @@ class _Parser:
         """Return what an example lacks whose texts are not all there."""
         if not text.strip() or not (self.choices or self.others > 1):
             return "text is empty"
-        count = sum(bool(other.strip()) for other in others)
-        return f"{count} {'choices' if self.choices else 'other texts'}, the task takes {self.others} in every row"
+        found = plural(sum(bool(other.strip()) for other in others), "choice" if self.choices else "other text")
+        return f"{found}, the task takes {self.others} in every row"
 
     def _take_unseen(self, label: str) -> int:
         """Count a label that is no class, and return its number."""

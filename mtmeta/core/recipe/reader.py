@@ -377,6 +377,8 @@ class _RecipeReader:
             message = "hf takes one sequence, and this task has two; set pair_mode: cross"
             if task.inputs != "separate":
                 message = "hf has one answer for a text, and this task one for each word; leave it out"
+            elif task.objective.labelled == "texts":
+                message = "hf takes one sequence, and this task compares vectors of several; leave it out"
             self.fail((*path, "head"), f"tasks.{name}.head: {message}")
         if task.both_orders and (task.inputs == "single" or task.objective.labelled == "words"):
             message = "both is for pairs with one answer each, which this task has not; leave it out"

@@ -49,6 +49,9 @@ class Anil(Drawing):
         import torch
 
         head = learner.head(support.task)
+        if not head:
+            message = "has a head without parameters, and anil adapts the head alone; leave the task out, or take maml"
+            raise mtmeta.RecipeError(f"tasks.{support.task}", message)
         with torch.set_grad_enabled(self.order == 2):
             features = learner.features(support)
         for _ in range(steps):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 TIED = 1e-6  # cosines that differ by less are equal: so far rounding moves them
 AT_ONCE = 2**24  # cosines that are held at once
+DEPTHS = (1, 3, 5, 10, 30, 100)
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,6 @@ class Ranking(mtmeta.Objective):
 
     def export(self) -> Mapping[str, Any]:
         return {"objective": "cosine"}
-
-
-DEPTHS = (1, 3, 5, 10, 30, 100)
 
 
 def _known(texts: Tensor) -> Tensor:
