@@ -84,7 +84,7 @@ def test_names() -> None:
     assert values("show", "s") == ["sampler", "section", "schedule"]
     assert values("show", "task", "st") == ["sts"]
     assert values("show", "schedule", "c") == ["constant", "cosine"]
-    assert values("show", "metric", "m") == ["macro_f1", "mae", "matthews", "micro_f1"]
+    assert values("show", "metric", "m") == ["macro_f1", "mae", "matthews", "micro_f1", "mrr_at_10"]
     assert values("show", "nothing", "") == []
     assert values("eval", "runs/first", "--task", "") == values("predict", "--task=x", "runs/first", "--task", "")
     assert values("eval", "runs/first", "--task", "") == ["one", "two"]

@@ -49,6 +49,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "sets": {"task": "multi_label", "labels": ["a", "b"], "text": "text", "label": "set"},
     "choice": {"task": "multiple_choice", "question": "text", "choices": ["other", "third"], "label": "yes"},
     "words": {"task": "tagging", "labels": ["X"], "word": "text", "tag": "tags"},
+    "texts": {"task": "ranking", "anchor": "text", "positive": "other"},
+    "triplets": {"task": "ranking", "anchor": "text", "positive": "other", "negatives": "third", "dim": 4},
 }
 
 
@@ -100,9 +102,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "budget": {"budget": {"examples": 500}},
 }
 REFUSED = {
-    "anil": ["words", "whole"],
-    "anil-1": ["words", "whole"],
-    "protonet": ["weighted", "near", "number", "numbers", "order", "sets", "choice", "words"],
+    "anil": ["words", "texts", "whole"],
+    "anil-1": ["words", "texts", "whole"],
+    "protonet": ["weighted", "near", "number", "numbers", "order", "sets", "choice", "words", "texts", "triplets"],
+    "shards": ["texts", "triplets"],
 }
 
 

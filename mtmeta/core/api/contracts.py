@@ -178,19 +178,22 @@ class Task(Component):
     def build_head(self, hidden_size: int) -> nn.Module:
         """Return a module from what it takes to the objective's outputs; here Linear, GELU, Linear.
 
-        For choices `mtmeta.ChoiceHead`, and where words have labels `mtmeta.WordHead`.
+        For choices `mtmeta.ChoiceHead`, where words have labels `mtmeta.WordHead`, and where texts stand together
+        `mtmeta.VectorHead`.
 
         Its attribute `takes` says what that is, as `head_takes` does. `pooled`, which a module without it takes:
         mean-pooled vectors [B, V, D]. `sequence`: hidden states [S, D] of the batch, and the `mtmeta.Packed` batch with
         the boundaries of its sequences. Of a pair in both orders a head takes the vectors of one order at a time, as
         `views` gives them.
         """
-        from mtmeta.core.api.heads import ChoiceHead, MLPHead, WordHead
+        from mtmeta.core.api.heads import ChoiceHead, MLPHead, VectorHead, WordHead
         from mtmeta.core.api.objectives import Regression
 
         objective = self.objective
         if objective.labelled == "words":
             return WordHead(hidden_size, outputs=objective.outputs)
+        if objective.labelled == "texts":
+            return VectorHead(hidden_size, outputs=objective.outputs or None)
         if self.inputs == "choices":
             return ChoiceHead(hidden_size)
         outputs = None if isinstance(objective, Regression) else objective.outputs

@@ -63,7 +63,7 @@ class Objective:
 
     @property
     def outputs(self) -> int:
-        """Width of the head's last layer."""
+        """Width of the head's last layer; 0 where it has none, for pooled vectors are compared as they are."""
         raise NotImplementedError(f"{type(self).__name__} has no `outputs`")
 
     @property
@@ -141,7 +141,7 @@ class Objective:
 
         `outputs` [N, T, C] and `labels` [N, T] are those of all examples of a split.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `ranks`")
 
     @property
     def tunes(self) -> bool:

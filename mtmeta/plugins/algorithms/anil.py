@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -33,6 +34,13 @@ class Anil(Drawing):
     """`2`: differentiates through the inner loop; `1`: takes its gradients for constants, and no graph of the support
     is kept."""
 
+    def check(self, tasks: Mapping[str, mtmeta.Task]) -> Iterator[tuple[str, str]]:
+        yield from super().check(tasks)
+        for name, task in tasks.items():
+            if not task.objective.outputs:
+                message = "anil adapts heads alone, task '{}' has one without parameters; leave it out, or take maml"
+                yield "name", message.format(name)
+
     def episode_batches(self, task: mtmeta.Task) -> int:
         return 2  # support and query
 
@@ -49,9 +57,6 @@ class Anil(Drawing):
         import torch
 
         head = learner.head(support.task)
-        if not head:
-            message = "has a head without parameters, and anil adapts the head alone; leave the task out, or take maml"
-            raise mtmeta.RecipeError(f"tasks.{support.task}", message)
         with torch.set_grad_enabled(self.order == 2):
             features = learner.features(support)
         for _ in range(steps):

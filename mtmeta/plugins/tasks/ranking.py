@@ -24,7 +24,7 @@ import mtmeta
 from mtmeta import sample
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 TIED = 1e-6  # cosines that differ by less are equal: so far rounding moves them
@@ -44,7 +44,7 @@ class Ranking(mtmeta.Objective):
 
     @property
     def outputs(self) -> int:
-        return self.dim or 1
+        return self.dim or 0
 
     def parse(self, label: object) -> float:
         """Return a rank; of no label the best, which is what an example's own text should have."""
@@ -193,9 +193,6 @@ class RankingTask(mtmeta.Task):
             yield "negatives" if self._negatives else "positive", f"names column {mtmeta.quote(twice[0])} twice"
         if self.batch_size == 1 and not self._negatives:
             yield "batch_size", "is 1: there is no other text in a batch to tell the right one from; give 2 or more"
-
-    def build_head(self, hidden_size: int) -> nn.Module:
-        return mtmeta.VectorHead(hidden_size, outputs=self.dim)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
         for row in file.rows(*self.columns, *self._negatives):
