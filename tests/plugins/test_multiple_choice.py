@@ -237,6 +237,67 @@ def test_predict_eval_and_report_take_the_columns(
     assert done.code == 0 and "cut at 16" in done.out
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_choices_in_one_column_are_those_in_several(
+    suffix: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same examples, to the bit of the same run, and predictions of a table without labels."""
+    recipe = json.loads(recipe_of(tmp_path).read_text())
+    for split in ("train", "dev", "test"):
+        rows = [
+            {
+                "id": row["id"],
+                "question": row["question"],
+                "given": [row[name] for name in NAMES],
+                "label": row["label"],
+            }
+            for row in read_table(tmp_path / f"ask-{split}.tsv")
+        ]
+        path = tmp_path / f"ask-{split}{suffix}"
+        if suffix == ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(arrow.Table.from_pylist(rows), path)
+        recipe["tasks"]["ask"][split] = path.name
+    recipe["tasks"]["ask"] |= {"choices": "given", "labels": list(NAMES)}
+    if suffix == ".jsonl":
+        mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
+        for name in ("ask-dev.csv", "kind-dev.csv"):
+            ours, other = ((folder / "predictions" / name).read_bytes() for folder in (tmp_path / "run", run))
+            assert ours == other
+        bare = tmp_path / "bare.jsonl"
+        bare.write_text("".join(json.dumps({**row, "label": None}) + "\n" for row in rows))
+        done = call(
+            "predict", str(tmp_path / "run"), "--task", "ask", "--input", str(bare), cwd=tmp_path, capsys=capsys
+        )
+        found = [row["label"] for row in csv.DictReader(io.StringIO(done.out))]
+        asked: list[Any] = [(row["question"], *row["given"]) for row in rows]
+        assert found == [each.label for each in mtmeta.load(run, device="cpu").predict("ask", asked)]
+        bare.write_text(json.dumps({"question": "who", "given": ["x"]}) + "\n")
+        done = call(
+            "predict", str(tmp_path / "run"), "--task", "ask", "--input", str(bare), cwd=tmp_path, capsys=capsys
+        )
+        assert done.code == 3 and "1 choice, the task takes 3 in every row" in done.err
+        return
+    task = task_of(choices="given", labels=NAMES)
+    examples = list(task.read(mtmeta.DataFile(tmp_path / "ask-dev.parquet")))
+    plain = list(task_of().read(mtmeta.DataFile(tmp_path / "ask-dev.tsv")))
+    assert [(each.texts, each.label) for each in examples] == [(each.texts, each.label) for each in plain]
+
+
+def test_a_list_of_choices_that_is_none(tmp_path: Path) -> None:
+    task = task_of(choices="given", labels=3)
+    assert task.objective.classes == ("0", "1", "2") and task.text_count == 4 and not list(task.check())
+    ((option, message),) = task_of(choices="given").check()
+    assert (option, message.partition(":")[0]) == ("labels", "are needed for choices in one column")
+    rows = [{"question": "q", "given": given, "label": 1} for given in (["a", "b", "c"], "a", ["a", ["b"], "c"])]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = mtmeta.DataFile(tmp_path / "t.jsonl")
+    assert [each.texts for each in task.read(file)] == [("q", "a", "b", "c")]
+    assert [row.reason for row in file.bad] == ["field 'given' is no list of texts, as JSON and Parquet have them"] * 2
+
+
 def test_killed_and_resumed_it_is_the_same_run(run: Path, tmp_path: Path) -> None:
     assert_kills_change_nothing(recipe_of(tmp_path), run, tmp_path / "run")
 

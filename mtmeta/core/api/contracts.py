@@ -19,6 +19,7 @@ from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
 from mtmeta.core.api.option_types import Carve, Inputs, LongText, NonNegativeFloat, Pooling, PositiveFloat, PositiveInt
 from mtmeta.core.errors import DataError, PluginError, RecipeError
 from mtmeta.core.tables.data_file import DataFile, Dialect
+from mtmeta.core.wording import quote
 
 if TYPE_CHECKING:
     import torch
@@ -139,6 +140,23 @@ class Task(Component):
         them, each in a sequence of its own."""
         return 0
 
+    @property
+    def text_count(self) -> int:
+        """Texts of an example whose inputs are `choices`, the one that they share included: one for each column."""
+        return len(self.columns)
+
+    def texts_of(self, row: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the texts of an example, as `Example.texts` has them, of a row with the values of `columns`.
+
+        `mtmeta predict` asks for them of tables, which it does not `read`; a task that joins or cleans texts does so
+        here, and calls it in `read`. Lists stand in the row as the file has them. Raises ValueError with the reason
+        for a row that cannot be used.
+        """
+        for name in self.columns:
+            if not isinstance(row[name], str):
+                raise ValueError(f"field {quote(name)} is nested, expected text or a number")
+        return tuple(row[name] for name in self.columns)
+
     def read(self, file: DataFile) -> Iterable[Example]:
         """Yield the examples of `file`; `file.rows("column", ...)` reads tables, `open(file)` anything else.
 
@@ -207,7 +225,7 @@ def takes_sequences(task: Task) -> bool:
 
 def count_texts(task: Task) -> int:
     """Return how many texts are predicted together; examples have `Task.extra_texts` beside them."""
-    return len(task.columns) if task.inputs == "choices" else 1 if task.inputs == "single" else 2
+    return task.text_count if task.inputs == "choices" else 1 if task.inputs == "single" else 2
 
 
 def count_sequences(task: Task) -> int:

@@ -97,9 +97,9 @@ def blame(part: Any, kind: str) -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------------------ parts under guard
 
-# by method of an objective, the exceptions that are answers and no faults; whoever calls says what they mean
+# by method of an objective or a task, the exceptions that are answers and no faults; whoever calls says what they mean
 _PASSING: dict[str, tuple[type[Exception], ...]] = dict.fromkeys(
-    ("parse", "loss", "training_loss", "soft_loss"), (ValueError,)
+    ("parse", "loss", "training_loss", "soft_loss", "texts_of"), (ValueError,)
 )
 _OBJECTIVE = (
     *("labelled", "width", "outputs", "classes", "parse", "show", "loss", "soft_loss", "decode", "probabilities"),
@@ -117,7 +117,7 @@ def guard(part: type[Any], kind: str, plugin: Plugin) -> None:
             continue
         value = inspect.getattr_static(part, name)
         finish = functools.partial(_FINISH.get((kind, name), _lines if name == "about" else _as_it_is), accuse)
-        guarded = _guarded(value, accuse, finish)
+        guarded = _guarded(value, accuse, finish, _PASSING.get(name, ()) if kind == "task" else ())
         if name == "objective" and guarded is value:
             guarded = _ConstantObjective(getattr(value, "constant", value), accuse)
         if guarded is not value:
@@ -244,6 +244,12 @@ def _objective_class(kind: Any, accuse: Accusation) -> type[Any]:
     return type(kind.__name__, (kind,), {**members, **about, "_guards": kind})
 
 
+def _texts(accuse: Accusation, texts: Any) -> tuple[str, ...]:
+    if not isinstance(texts, tuple | list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"texts_of returned {texts!r}, expected a tuple of texts")
+    return tuple(texts)
+
+
 def _tasks_in_groups(accuse: Accusation, groups: Iterable[Sequence[str]]) -> list[list[str]]:
     return [list(group) for group in groups]
 
@@ -295,6 +301,7 @@ _FINISH: dict[tuple[str, str], Callable[[Accusation, Any], Any]] = {
     ("task", "sample"): _iterated,
     ("task", "check"): _remarks,
     ("task", "objective"): _objective,
+    ("task", "texts_of"): _texts,
     ("algorithm", "check"): _remarks,
     ("algorithm", "groups"): _tasks_in_groups,
     ("algorithm", "parameters"): _numbers,

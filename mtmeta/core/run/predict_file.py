@@ -24,7 +24,7 @@ from mtmeta.core.run.predictor import BLOCK, Prediction, Predictor, Text
 from mtmeta.core.storage.outputs import output_file
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from mtmeta.core.tables.word_lines import has_words_in_columns
-from mtmeta.core.wording import quote, visible
+from mtmeta.core.wording import plural, quote, visible
 
 JSON_LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv", ".parquet", ".json", *JSON_LINES)
@@ -68,8 +68,8 @@ def predict_file(
         if "-" not in (source, target) and os.path.samefile(DataFile(source), target):
             raise UsageError("--output", "is the file that is read; give another")
     if columns and len(columns) != len(task.columns):
-        number = {1: "one column", 2: "two columns, one for each text"}.get(len(task.columns))
-        wanted = number or f"{len(task.columns)} columns, the text's and one for each choice"
+        named = " and ".join(map(quote, task.columns))
+        wanted = "one column" if len(task.columns) == 1 else f"{len(task.columns)} columns, in the place of {named}"
         raise UsageError("--column", f"task takes {wanted}, found {len(columns)}")
     file = _file(source, predictor.dialect(name), table=bool(columns))
     is_table = bool(columns) or file.table is not None or file.path.suffix.lower() in TABLES
@@ -137,9 +137,12 @@ def _items(task: Task, file: DataFile, columns: Sequence[str], *, strict: bool) 
     """
     count, bad = count_texts(task), file.bad
     check = partial(_check, file, strict)
-    for number, name, texts in _rows(file, columns) if columns else _lines(file, count > 1):
+    for number, name, texts in _rows(task, file, columns) if columns else _lines(file, count > 1):
         check()
-        if not columns and len(texts) != count:
+        if columns and len(texts) != count:
+            reason = f"{plural(len(texts) - 1, 'choice')}, the task takes {count - 1} in every row"
+            bad.add(number, reason, "other")
+        elif len(texts) != count:
             found, tabs = "one field" if len(texts) == 1 else f"{len(texts)} fields", "a tab" if count == 2 else "tabs"
             bad.add(number, f"{found}, expected {count} with {tabs} between", "wrong number of fields")
         elif not all(text.strip() for text in texts):
@@ -163,9 +166,14 @@ def _check(file: DataFile, strict: bool) -> None:
         raise bad_rows(file.place, file.bad, file.bad.total, "give --skip-bad-rows")
 
 
-def _rows(file: DataFile, columns: Sequence[str]) -> Iterator[tuple[int, str, Sequence[str]]]:
-    for row in file.rows(*columns):
-        yield row.line, row.id, [row[name] for name in columns]
+def _rows(task: Task, file: DataFile, columns: Sequence[str]) -> Iterator[tuple[int, str, Sequence[str]]]:
+    for row in file.records(*columns):
+        try:
+            texts = task.texts_of({own: row[name] for own, name in zip(task.columns, columns, strict=True)})
+        except ValueError as error:
+            file.bad.add(row.line, str(error), "other")
+            continue
+        yield row.line, row.id, texts
 
 
 def _lines(file: DataFile, pair: bool) -> Iterator[tuple[int, str, Sequence[str]]]:

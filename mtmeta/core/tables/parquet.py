@@ -44,8 +44,8 @@ def columns(file: BufferedReader, place: str) -> list[str]:
 def rows(file: BufferedReader, place: str, wanted: Sequence[str]) -> Iterator[dict[str, object]]:
     """Yield each row's `wanted` columns, all if none is named.
 
-    A value is text, None for a null, bytes where it is no UTF-8, a list where it is nested. Rows of a batch are decoded
-    together; memory is that of a row group.
+    A value is text, None for a null, bytes where it is no UTF-8; lists and structs are lists and dicts of such. Rows of
+    a batch are decoded together; memory is that of a row group.
     """
     with _opened(file, place) as table:
         names = [name for name in table.schema_arrow.names if name.strip() and (not wanted or name in wanted)]
@@ -65,7 +65,7 @@ def _texts(column: Any) -> list[object]:
     if isinstance(kind, pyarrow.BaseExtensionType):
         column, kind = column.storage, kind.storage_type
     if types.is_nested(kind):
-        return [[] if valid else None for valid in column.is_valid().to_pylist()]
+        return list(_nested(column, kind))
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         column = column.cast(pyarrow.large_binary())  # what claims to be UTF-8 may not be
     elif not (types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)):
@@ -75,6 +75,25 @@ def _texts(column: Any) -> list[object]:
             values = [None if value is None else str(value) for value in column.to_pylist()]
         return values
     return [_decoded(value) for value in column.to_pylist()]
+
+
+def _nested(column: Any, kind: Any) -> Iterator[object]:
+    """Yield the values of a column of lists or structs; what maps hold is not read, they are empty lists."""
+    from pyarrow import compute, types
+
+    valid = column.is_valid().to_pylist()
+    if types.is_map(kind):
+        yield from ([] if is_there else None for is_there in valid)
+        return
+    if types.is_struct(kind):
+        names, parts = [field.name for field in kind], [_texts(part) for part in column.flatten()]
+        for is_there, *values in zip(valid, *parts, strict=True):
+            yield dict(zip(names, values, strict=True)) if is_there else None
+        return
+    values, at = _texts(column.flatten()), 0  # without those of lists that are null
+    for is_there, length in zip(valid, compute.list_value_length(column).to_pylist(), strict=True):
+        yield values[at : at + length] if is_there else None
+        at += length if is_there else 0
 
 
 def _decoded(value: bytes | None) -> object:

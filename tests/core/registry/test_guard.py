@@ -253,3 +253,19 @@ def test_a_part_that_cannot_be_made_breaks_its_plugin(how: str) -> None:
     plugin = Plugin("p", "0.3", "mtmeta-p", parts={"samplers": [Odd]})
     Registry(Plugins([plugin]))
     assert plugin.broken == "register_samplers holds a part that cannot be used: SystemExit: 0"
+
+
+def test_a_row_that_a_task_cannot_use_is_no_fault_of_its_plugin() -> None:
+    def texts_of(self: mtmeta.Task, row: dict[str, Any]) -> Any:
+        if row["given"] is None:
+            raise ValueError("nothing is given")
+        return row["given"] if isinstance(row["given"], list) else row["none"]
+
+    part = registered(task("rows", texts_of=texts_of))(train="t")
+    assert part.texts_of({"given": ["a", "b"]}) == ("a", "b")
+    with pytest.raises(ValueError, match=r"^nothing is given$"):
+        part.texts_of({"given": None})
+    assert "task 'rows' raised KeyError: 'none'" in raised(lambda: part.texts_of({"given": 1}))
+    assert "raised TypeError: texts_of returned [1], expected a tuple of texts" in raised(
+        lambda: part.texts_of({"given": [1]})
+    )

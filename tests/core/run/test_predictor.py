@@ -380,7 +380,11 @@ def test_a_bad_row_ends_it_after_those_before_or_is_left_out_with_a_word(
         ((), 2, "error: --task: is needed, the run has several tasks: kind, grade, same"),
         (("--task", "kint"), 2, "did you mean 'kind'?"),
         (("--task", "kind", "--format", "xml"), 2, "error: --format: must be csv or jsonl, found 'xml'"),
-        (("--task", "same", "--column", "a"), 2, "error: --column: task takes two columns, one for each text, found 1"),
+        (
+            ("--task", "same", "--column", "a"),
+            2,
+            "error: --column: task takes 2 columns, in the place of 'sentence1' and 'sentence2', found 1",
+        ),
         (("--task", "kind", "--input", "FOLDER/none.txt"), 3, "none.txt: no such file"),
         (("--task", "kind", "--input", "FOLDER/t.csv", "--column", "x"), 3, "no column 'x'; columns are: sentence"),
         (("--task", "kind", "--input", "FOLDER/t.csv", "--output", "FOLDER/t.csv"), 2, "--output: is the file that is"),

@@ -119,6 +119,30 @@ def test_bad_rows_are_set_apart_with_their_number(tmp_path: Path) -> None:
     ]
 
 
+def test_lists_and_structs_are_those_of_pyarrow(tmp_path: Path) -> None:
+    """At any depth, with nulls between; numbers are text, and what is null in a list is empty."""
+    rows = {
+        "names": pyarrow.array([["a", "b"], None, [], ["c", None]]),
+        "numbers": pyarrow.array([[1, 2], [3], None, []]),
+        "fixed": pyarrow.array([[1, 2], None, [3, 4], [5, 6]], pyarrow.list_(pyarrow.int8(), 2)),
+        "deep": pyarrow.array([[["a"], []], [], None, [["b", "c"]]]),
+        "choices": pyarrow.array(
+            [{"text": ["u", "v"], "at": 1}, None, {"text": [], "at": None}, {"text": ["k"], "at": 2}]
+        ),
+    }
+    parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet", row_group_size=3)
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shown(each) for each in value]
+        if isinstance(value, dict):
+            return {key: shown(each) for key, each in value.items()}
+        return "" if value is None else str(value)
+
+    found = [dict(row) for row in DataFile(tmp_path / "t.parquet").records()]
+    assert found == [shown(row) for row in pyarrow.table(rows).to_pylist()]
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     for name, content in (("no.parquet", b"text,label\na,b\n"), ("empty.parquet", b""), ("cut.parquet", b"PAR1" * 9)):
         (tmp_path / name).write_bytes(content)
