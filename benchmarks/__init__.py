@@ -8,6 +8,7 @@
     python -m benchmarks.profile    operators of one training step
     python -m benchmarks.scaling    time and memory against batch size, length and number of tasks
     python -m benchmarks.meta       share of a meta-iteration outside gradients and inner steps
+    python -m benchmarks.multi_output  one pass for several labels of a text against a pass for each
     python -m benchmarks.export     exports of a run beside the run itself, on real sentences
     python -m benchmarks.data       tokenization, start-up, and memory on a file of ten million rows
 

@@ -39,6 +39,7 @@ from mtmeta.core.api.contracts import (
 )
 from mtmeta.core.api.hookspecs import hookimpl
 from mtmeta.core.api.losses import ClassLoss
+from mtmeta.core.api.multi_output import MultiOutput
 from mtmeta.core.api.objectives import Binary, Classification, Confusion, Objective, Regression
 from mtmeta.core.api.optimizers import SGD, AdamW, OptimizerOptions
 from mtmeta.core.api.option_types import (
@@ -75,7 +76,7 @@ from mtmeta.core.wording import did_you_mean, quote, safe
 
 if TYPE_CHECKING:
     from mtmeta.core.api.batch import Batch, Features, Packed
-    from mtmeta.core.api.events import Event
+    from mtmeta.core.api.events import Event, Scalar, scalars
     from mtmeta.core.api.heads import (
         ChoiceHead,
         CoralHead,
@@ -87,7 +88,6 @@ if TYPE_CHECKING:
         VectorHead,
         WordHead,
     )
-    from mtmeta.core.api.scalars import Scalar, scalars
     from mtmeta.core.python.functions import (
         adapt,
         compare,
@@ -125,10 +125,9 @@ _LAZY = {
     name: f"mtmeta.core.{module}"
     for module, names in (
         ("api.batch", "Batch Features Packed"),
-        ("api.events", "Event"),
+        ("api.events", "Event Scalar scalars"),
         ("api.heads", "ChoiceHead CoralHead CosineHead CosinePrototypeHead LinearHead MLPHead PrototypeHead"),
         ("api.heads", "VectorHead WordHead"),
-        ("api.scalars", "Scalar scalars"),
         ("run.predictor", "Prediction Predictor"),
         ("python.functions", "adapt compare curve evaluate export plan read_recipe report tune validate"),
         ("python.published", "load push_to_hub"),
@@ -218,6 +217,7 @@ __all__ = [
     "MetaSgd",
     "Metric",
     "MtmetaError",
+    "MultiOutput",
     "NonNegativeFloat",
     "Objective",
     "OptimizerOptions",

@@ -72,6 +72,10 @@ def check_task(task: type[Task], rows: Sequence[Mapping[str, object]], **options
 
 
 def _check_metrics(task: Task) -> None:
+    for part in task.parts.values():
+        _check_metrics(part)
+    if task.parts:
+        return
     names = task.metrics
     check(bool(names) and all(isinstance(name, str) for name in names), "metrics must name at least one metric")
     check(isinstance(task.objective, Objective), f"objective is {task.objective!r}, expected a mtmeta.Objective")
@@ -130,7 +134,9 @@ def _check_round_trip(objective: Objective, value: Any, subject: str) -> None:
         raise AssertionError(f"prediction {shown!r} cannot be read as a label: {error}") from error
     single = objective.labelled in ("one", "texts")
     pairs = [(back, value)] if single else list(zip(back, value, strict=True))
-    same = all(math.isclose(one, other, rel_tol=DIGITS, abs_tol=DIGITS) for one, other in pairs)
+    missing = [math.isnan(one) and math.isnan(other) for one, other in pairs]
+    near = [math.isclose(one, other, rel_tol=DIGITS, abs_tol=DIGITS) for one, other in pairs]
+    same = all(there or gone for there, gone in zip(near, missing, strict=True))
     check(same, f"{subject} is shown as {shown!r}, which is read as {back}, expected {value}")
 
 

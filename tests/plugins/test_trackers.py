@@ -16,8 +16,17 @@ from typing import Any
 import pytest
 
 import mtmeta
-from mtmeta.core.api.events import Evaluated, Event, GradientsMeasured, RunFinished, StepDone, StepSkipped, Warned
-from mtmeta.core.api.scalars import Scalar, scalars
+from mtmeta.core.api.events import (
+    Evaluated,
+    Event,
+    GradientsMeasured,
+    RunFinished,
+    Scalar,
+    StepDone,
+    StepSkipped,
+    Warned,
+    scalars,
+)
 from mtmeta.core.training import evaluation as evaluate
 from mtmeta.core.training.trainer import Trainer
 from mtmeta.plugins import trackers

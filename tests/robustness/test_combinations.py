@@ -46,6 +46,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "number": {"task": "regression", "low": 0, "high": 5, "text": "text", "label": "score"},
     "numbers": {"task": "regression", "low": 0, "high": 5, "text": "text", "label": ["score", "yes"]},
     "order": {"task": "ordinal", "labels": 6, "text": "text", "label": "score"},
+    "several": {
+        "task": "multi_output",
+        "text": "text",
+        "labels": {
+            "mood": {"labels": ["a", "b"], "label": "kind"},
+            "rank": {"task": "ordinal", "labels": 6, "label": "score"},
+        },
+    },
     "sets": {"task": "multi_label", "labels": ["a", "b"], "text": "text", "label": "set"},
     "choice": {"task": "multiple_choice", "question": "text", "choices": ["other", "third"], "label": "yes"},
     "words": {"task": "tagging", "labels": ["X"], "word": "text", "tag": "tags"},
@@ -104,7 +112,19 @@ METHODS: dict[str, dict[str, Any]] = {
 REFUSED = {
     "anil": ["words", "texts", "whole"],
     "anil-1": ["words", "texts", "whole"],
-    "protonet": ["weighted", "near", "number", "numbers", "order", "sets", "choice", "words", "texts", "triplets"],
+    "protonet": [
+        "weighted",
+        "near",
+        "number",
+        "numbers",
+        "order",
+        "several",
+        "sets",
+        "choice",
+        "words",
+        "texts",
+        "triplets",
+    ],
     "shards": ["texts", "triplets"],
 }
 
@@ -155,4 +175,6 @@ def test_what_validate_takes_run_takes(method: str, folder: Path, tmp_path: Path
     assert "one" in able
     assert [kind for kind in KINDS if kind not in able] == REFUSED.get(method, [])
     run = mtmeta.run(recipe_of(folder, able, **METHODS[method]), out=tmp_path / "run", device="cpu", plugins=[Whole])
-    assert list(run.tasks) == able
+    assert list(run.tasks) == [
+        name for kind in able for name in (KINDS[kind]["labels"] if kind == "several" else [kind])
+    ]

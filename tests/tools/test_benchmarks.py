@@ -19,6 +19,7 @@ from benchmarks.backbones import main as backbones
 from benchmarks.contenders import Mtmeta, Rival, mtmeta_padded, transformers
 from benchmarks.data import large_file
 from benchmarks.meta import PIECES, Clock
+from benchmarks.multi_output import sides_of
 from benchmarks.padded import masked_mean, pad, padded_forward
 from benchmarks.parts import Parts, by_length, first_rows, load_backbone, load_dataset, load_parts, make_task
 from benchmarks.precision import FIELD, summary
@@ -101,6 +102,17 @@ def test_bf16_contenders_learn_about_the_same(parts: Parts, attention: str) -> N
     theirs = losses(transformers(parts, "sst", attention, "bf16"))
     for found in (ours, theirs):
         assert 0 < np.abs(found / fp32 - 1).max() < 2e-2
+
+
+def test_one_pass_and_a_pass_for_each_label_learn_the_same() -> None:
+    one, each = sides_of("tiny", "sample", "fp32", dropout=0.0)
+    assert list(one.datasets) == ["whole"] and list(each.datasets) == ["grade", "polarity", "long"]
+    for start in (0, 16):
+        for side in (one, each):
+            side.step(np.arange(start, start + 16))
+        losses = [float(sum(loss for _, _, loss in side.learner.losses)) for side in (one, each)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert one.evaluate(np.arange(8)) > 0
 
 
 def test_by_length_keeps_the_examples(parts: Parts) -> None:

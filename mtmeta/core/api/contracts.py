@@ -169,6 +169,19 @@ class Task(Component):
         """Yield the sample data of `split` (train, dev, test), for recipes that say `train: sample`."""
         raise DataError(f"task '{self.name}'", "has no sample data; name a file")
 
+    option_of_parts: ClassVar[str] = ""
+    """The option under which recipes have the tasks of `parts`, each as options of a task; empty where it has none."""
+
+    @property
+    def parts(self) -> Mapping[str, Task]:
+        """The tasks whose labels stand side by side in this one's; here none.
+
+        They have the names of the objectives in `objective`, a `mtmeta.MultiOutput`. Each has its own metrics, and a
+        head, in one pass with the others; tables, comparisons and reports know them by their names, in the place of
+        this task's.
+        """
+        return {}
+
     def check(self) -> Iterator[tuple[str, str]]:
         """Yield (option, what is wrong) for options that do not fit together."""
         yield from ()
@@ -176,7 +189,8 @@ class Task(Component):
     def for_training(self, counts: Sequence[int]) -> Task:
         """Return the task as it is to be trained on a set with so many examples of each class; here as it is.
 
-        For objectives whose `training_loss` depends on them. `counts` is empty for a task without classes.
+        For objectives whose `training_loss` depends on them. `counts` is empty for a task without classes; of a task
+        with parts it has those of all of them, one after another.
         """
         return self
 
@@ -221,6 +235,11 @@ class Task(Component):
 def takes_sequences(task: Task) -> bool:
     """Return whether the head that a task is to have takes whole sequences, and no pooled vectors."""
     return task.head is None and task.head_takes != "pooled"
+
+
+def scored_tasks(tasks: Mapping[str, Task]) -> dict[str, Task]:
+    """Return the tasks that have scores of their own, by name: of a task with parts these, in its place."""
+    return {own: part for name, task in tasks.items() for own, part in (task.parts or {name: task}).items()}
 
 
 def count_texts(task: Task) -> int:

@@ -6,7 +6,7 @@ Shapes: `B` batch, `V` vectors that a head takes of an example (2 for separately
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -144,6 +144,18 @@ class VectorHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         vectors: Tensor = self.dense(pooled)
         return functional.normalize(vectors.float() if vectors.dtype.itemsize < 4 else vectors, dim=-1)
+
+
+class MultiHead(nn.Module):
+    """Several heads by name on the same pooled vectors, their outputs side by side: [B, V, D] -> [B, C]."""
+
+    def __init__(self, heads: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._modules.update(heads)  # unlike nn.ModuleDict it takes any name
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        outputs: list[Tensor] = [head(pooled) for head in self.children()]
+        return torch.cat([each if each.ndim == 2 else each[:, None] for each in outputs], dim=1)
 
 
 class WordHead(nn.Module):

@@ -102,6 +102,11 @@ class Objective:
         """Return the loss that training descends, of the same shapes as `loss`, which it is by default."""
         return self.loss(outputs, labels)
 
+    def within(self, labels: Tensor) -> Objective | None:
+        """Return the same objective whose losses of the parts of a batch with these labels [B] add up to that of the
+        batch. None, as here: the loss of a part counts by its share of the labels, for it is a mean over these."""
+        return None
+
     @property
     def teacher_obstacle(self) -> str:
         """Why these options keep it from learning what a teacher says; empty where nothing does."""

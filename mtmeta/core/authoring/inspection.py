@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedBackbone, LoadedTokenizer
+from mtmeta.core.api.multi_output import MultiOutput
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.api.option_types import Carve
-from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.dataset import Dataset, label_views
 from mtmeta.core.data.examples import NoGoodRows, bad_rows
 from mtmeta.core.data.loading import load_split, split_file
 from mtmeta.core.data.subsets import overlap, shared
@@ -125,6 +126,10 @@ def _facts(data: Dataset, objective: Objective, train: Dataset | None, *, carved
 
 
 def _labels(data: Dataset, objective: Objective) -> Facts:
+    if isinstance(objective, MultiOutput):
+        views = label_views(data, objective)
+        each = {name: _labels(own, objective.objectives[name]) for name, (own, _) in views.items()}
+        return {"outputs": each, "rows": {name: len(own) for name, (own, _) in views.items()}}
     labels, classes = data.labels, objective.classes
     if data.by_text:
         return {"different": [len(np.unique(column)) for column in data.texts.T]}

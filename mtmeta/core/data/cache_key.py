@@ -31,9 +31,6 @@ def cache_key(
     source of that, and the options it adds to those every task has; the tokenizer by its files and source. Rows that
     are bad are stored, not refused, so `on_bad_rows` has no part in it, and nor have batch size and loss.
     """
-    common = {option.name for option in fields(Task)}
-    options = [(option.name, getattr(task, option.name)) for option in fields(task) if option.name not in common]
-    options = [(name, value) for name, value in options if not isinstance(value, ClassLoss)]
     tokenizer, files = backbone.tokenizer, backbone.files
     if not files:
         return None
@@ -44,7 +41,7 @@ def cache_key(
         *([_installed("pyarrow")] if file.is_parquet else []),
         *(["open labels"] if open_labels else []),
         *([] if task.long is None else [task.long]),
-        *(task.name, task.inputs, task.objective, options),
+        *(task.name, task.inputs, task.objective, _options(task)),
         *(backbone.max_length, tokenizer.prefix, tokenizer.middle, tokenizer.suffix),
         [(name, hashlib.sha256(data).hexdigest()) for name, data in vocabulary.items()],
     ]
@@ -55,12 +52,22 @@ def cache_key(
         sources: list[object] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in READERS]
     except OSError:
         return None
-    for part in (task, task.objective, tokenizer):
+    parts_of_task = [one for part in task.parts.values() for one in (part, part.objective)]
+    for part in (task, task.objective, tokenizer, *parts_of_task):
         for kind in type(part).__mro__[:-1]:
             if "<locals>" in kind.__qualname__ or not (files_of_class := list(_sources(kind))):
                 return None  # a function's class may depend on what the function was given
             sources.append((kind.__module__, kind.__qualname__, files_of_class))
     return hashlib.sha256(f"{text}\x1f{sources!r}".encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+def _options(task: Task) -> list[tuple[str, object]]:
+    """Return the options of a task that decide what it reads; of a task with parts those of each in their place."""
+    common = {option.name for option in fields(Task)}
+    options = [(option.name, getattr(task, option.name)) for option in fields(task) if option.name not in common]
+    options = [(name, value) for name, value in options if not isinstance(value, ClassLoss)]
+    options = [(name, value) for name, value in options if not task.parts or value != task.parts]
+    return options + [(name, (part.name, _options(part))) for name, part in task.parts.items()]
 
 
 def _sources(kind: type) -> Iterator[str]:

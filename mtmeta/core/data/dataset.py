@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmeta.core.api.contracts import Task
+from mtmeta.core.api.multi_output import MultiOutput
 from mtmeta.core.data.carving import example_hashes
 from mtmeta.core.data.tokens import BLOCK, Ids, append_names, ramp
 from mtmeta.core.storage.cache import Cache, Entry, Writer
@@ -215,15 +216,39 @@ def _append_parts(writer: Writer, parts: Parts, at: NDArray[np.int64]) -> None:
         writer.append_lengths(key, counts)
 
 
-def class_counts(data: Dataset, task: Task) -> list[int]:
-    """Return how many examples there are of each class of the task; an empty list where it has no classes."""
-    if not (classes := len(task.objective.classes)):
+def class_counts(data: Dataset, task: Task, part: str | None = None) -> list[int]:
+    """Return how many examples there are of each class of the task; an empty list where it has no classes.
+
+    Of a task with parts those of one, or of each of them one after another.
+    """
+    objective, at = task.objective, slice(None)
+    if isinstance(whole := objective, MultiOutput):
+        if part is None:
+            return [count for each in task.parts for count in class_counts(data, task, each)]
+        objective, at = whole.objectives[part], whole.columns[part]
+    if not (classes := len(objective.classes)):
         return []
     counts = np.zeros(classes, dtype=np.int64)
     for start in range(0, len(data.labels), BLOCK):  # they lie on disk, and may be more than memory holds
-        labels = data.labels[start : start + BLOCK].astype(np.int64)
+        labels = data.labels[start : start + BLOCK]
+        if part is not None:
+            labels = labels[:, at][~np.isnan(labels[:, at]).all(axis=1)]
+            labels = labels if objective.labelled == "row" else labels[:, 0]
+        labels = labels.astype(np.int64)
         counts += labels.sum(axis=0) if labels.ndim > 1 else np.bincount(labels, minlength=classes)
     return counts.tolist()
+
+
+def label_views(data: Dataset, objective: MultiOutput) -> dict[str, tuple[Dataset, NDArray[np.int64]]]:
+    """Return for each label of a dataset the examples that have it, without their texts, and which of all they are."""
+    found = {}
+    for name, at in objective.columns.items():
+        labels = data.labels[:, at]
+        there = np.flatnonzero(~np.isnan(labels).all(axis=1))
+        own = labels[there] if objective.objectives[name].labelled == "row" else labels[there, 0]
+        ids = [data.ids[i] for i in there.tolist()]
+        found[name] = replace(data, task=name, ids=ids, labels=own, stores=()), there
+    return found
 
 
 def bad_rows_of(entry: Entry) -> tuple[BadRow, ...]:

@@ -17,10 +17,11 @@ import numpy as np
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Example, Task
+from mtmeta.core.api.multi_output import MultiOutput
 from mtmeta.core.api.option_types import SAMPLE, Carve, Inputs
 from mtmeta.core.data.cache_key import cache_key
 from mtmeta.core.data.carving import carved, carved_digest
-from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, bad_rows_of, dataset_of, select
+from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, bad_rows_of, class_counts, dataset_of, select
 from mtmeta.core.data.examples import bad_rows, write_examples
 from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_texts, append_words
 from mtmeta.core.errors import DataError, RecipeError
@@ -60,7 +61,9 @@ def load_split(
         bare = replace(task, dev=None)
         load = partial(load_split, name, bare, "train", options, root, backbone, cache=cache, sources=sources)
         whole = _hold(cache, (bare, options, root), split, load)
-        return _carve(replace(whole, task=name), task.dev, split)
+        dataset = _carve(replace(whole, task=name), task.dev, split)
+        check_parts(task, split, dataset)
+        return dataset
     _check_windows(name, task, backbone)
     strict = options.on_bad_rows == "error"
     if open_labels is None:
@@ -74,6 +77,7 @@ def load_split(
         file = _file(given, task, options, root if path is None else None, sources)
         dataset = _load_file(name, task, split, file, backbone, cache, strict=strict, open_labels=open_labels)
     _check_classes(task, split, dataset)
+    check_parts(task, split, dataset)
     return dataset
 
 
@@ -209,6 +213,21 @@ def _check_windows(name: str, task: Task, backbone: WithTokenizer) -> None:
     if long.stride > room:
         message = f"is {long.stride}, and a window has {room} tokens of the text: what is between would be left out"
         raise RecipeError(f"tasks.{name}.long.stride", message)
+
+
+def check_parts(task: Task, split: str, dataset: Dataset) -> None:
+    """Raise DataError where no example of a split has the label of one of a task's parts, or all of train have one."""
+    if not isinstance(objective := task.objective, MultiOutput):
+        return
+    for name, count in objective.counted(dataset.labels).items():
+        if not count:
+            message = f"no example of {split} has a label of {quote(name)}; leave it out, or give {split} some"
+            raise DataError(dataset.file, message)
+        counts = class_counts(dataset, task, name) if split == "train" else []
+        if sum(map(bool, counts)) == 1 and task.parts[name].objective.labelled == "one":
+            label = task.parts[name].objective.classes[int(np.argmax(counts))]
+            message = f"all {count} labels of {quote(name)} are {quote(label)}; there is nothing to learn"
+            raise DataError(dataset.file, message)
 
 
 def _check_classes(task: Task, split: str, dataset: Dataset) -> None:

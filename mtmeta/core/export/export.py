@@ -31,7 +31,7 @@ from mtmeta.core.run.evaluate import best_model, open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.storage.staging import Destination, StagingFolder, identity
-from mtmeta.core.training.model import MultiTaskModel
+from mtmeta.core.training.model import MultiTaskModel, separated
 from mtmeta.core.wording import choose, did_you_mean, quote
 
 SINGLE = {text_classification.FORMAT: text_classification, token_classification.FORMAT: token_classification}
@@ -78,7 +78,9 @@ def export(
             raise UsageError("--format peft", "this run has no adapters; use --format transformers")
         if load_peft() is None:
             say("peft is not installed: it is not tried on what is exported; pip install 'mtmeta[peft]'")
-    chosen = _choose_tasks(list(session.recipe.tasks), tasks)
+    tasks = [own for name in tasks for own in _labels_of(session.recipe, name)]
+    chosen = _choose_tasks(list(session.recipe.scored), tasks)
+    check_labels(session.recipe, chosen)
     if form in SINGLE:
         chosen = SINGLE[form].choose_tasks(session.recipe, chosen, named=bool(tasks))
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
@@ -114,6 +116,22 @@ def formats_of(recipe: Recipe) -> list[str]:
     return [form for form in FORMATS if form not in lacking]
 
 
+def _labels_of(recipe: Recipe, name: str) -> list[str]:
+    """Return the labels of a task with several, each of which is a task in exports; else the task."""
+    return list(recipe.tasks[name].parts if name in recipe.tasks else ()) or [name]
+
+
+def check_labels(recipe: Recipe, chosen: Sequence[str]) -> None:
+    """Raise UsageError for labels that lie behind adapters of their task's own: in exports they would be tasks."""
+    if recipe.adapters is None or recipe.adapters.per != "task":
+        return
+    for name, task in recipe.tasks.items():
+        if any(part in chosen for part in task.parts):
+            raise UsageError(
+                "--task", f"{quote(name)} has several labels behind adapters of its own, which no format has"
+            )
+
+
 def _choose_tasks(known: Sequence[str], tasks: Sequence[str]) -> list[str]:
     """Return the tasks to export in the order of the recipe. Raises UsageError for one that the run does not have."""
     for name in tasks:
@@ -132,7 +150,10 @@ def _write_models(
     int8: str | None,
 ) -> Facts:
     """Write the model of every group of tasks, checked, and the cards; return the facts that the cards state."""
-    groups = [(group, names) for group in session.groups if (names := [name for name in group if name in chosen])]
+    of_group = [
+        (group, [own for name in group for own in _labels_of(session.recipe, name)]) for group in session.groups
+    ]
+    groups = [(group, names) for group, own in of_group if (names := [name for name in own if name in chosen])]
     base_of = _base_folders(session, [group for group, _ in groups]) if form == ADAPTERS_ONLY else {}
     if form in SINGLE or (session.recipe.adapters is not None and session.recipe.adapters.per == "task"):
         groups = [(group, [name]) for group, names in groups for name in names]  # each has an encoder of its own
@@ -163,12 +184,13 @@ def _write_models(
         _describe_onnx(draft, described, part.backbone)
     summary = session.folder.finished()
     figures = summary.plain() if summary is not None else {}
-    facts = Facts(session.recipe, session.folder.lock(), figures, steps, part.backbone.max_length, differences, losses)
+    recipe = replace(session.recipe, tasks=session.recipe.scored)
+    facts = Facts(recipe, session.folder.lock(), figures, steps, part.backbone.max_length, differences, losses)
     facts = replace(facts, temperatures=heats)
     facts = replace(
         facts, graphs=form in SINGLE and any(name.endswith(text_classification.GRAPH) for name in draft.files)
     )
-    bases = {name: base for group, _ in groups if (base := base_of.get(group[0])) for name in group}
+    bases = {name: base for group, names in groups if (base := base_of.get(group[0])) for name in names}
     _write_cards(draft, form, facts, folders, described, bases)
     return facts
 
@@ -209,7 +231,7 @@ def load_part(session: Session, group: list[str], names: list[str], form: str, *
     """
     weights, step = session.checkpoints(group).best_and_step()
     backbone, to_portable = restore_backbone(session), session.recipe.backbone.portable
-    model = best_model(session, backbone, group, weights)
+    model = separated(best_model(session, backbone, group, weights))
     tasks = {name: model.tasks[name] for name in names}
     heats = {name: heat for name, heat in session.temperatures.items() if name in names}
     heads = {name: at_temperature(model.heads[name], heats.get(name, 1.0)) for name in names}

@@ -14,11 +14,12 @@ from mtmeta.core.api.backbone import LoadedBackbone, Portable
 from mtmeta.core.errors import DivergedError, MtmetaError, Problems
 from mtmeta.core.export import check as checks
 from mtmeta.core.export import text_classification, token_classification
-from mtmeta.core.export.export import FORMATS, LIMITS, formats_of, merged_backbone
+from mtmeta.core.export.export import FORMATS, LIMITS, check_labels, formats_of, merged_backbone
 from mtmeta.core.export.heads import Answer, describe_tasks
 from mtmeta.core.export.libraries import check_tokenizer
 from mtmeta.core.export.peft_files import check_sums, peft_files
 from mtmeta.core.run.session import Session
+from mtmeta.core.training.model import separated
 
 HEADED = ("transformers", "text-classification", "onnx", "peft")  # formats that hold heads
 
@@ -43,15 +44,16 @@ def obstacles(session: Session) -> dict[str, str]:
             for name in formats:
                 found.setdefault(name, str(first))
 
-    models = [session.model(loaded.encoder, group) for group in session.groups]
+    models = [separated(session.model(loaded.encoder, group)) for group in session.groups]
     first, task = models[0], session.groups[0][0]
     formats = formats_of(recipe)
     with noting(*formats):
+        check_labels(recipe, list(recipe.scored))
         portable = recipe.backbone.portable(merged_backbone(first, task, loaded))
         _try_tokenizer(portable, loaded)
     heads = {name: model.heads[name] for model in models for name in model.tasks}
     with noting(*(name for name in HEADED if name in formats)):
-        described = describe_tasks(recipe.tasks, heads, alone=len(recipe.tasks) == 1)
+        described = describe_tasks(recipe.scored, heads, alone=len(recipe.scored) == 1)
         with noting(*(form for form in formats if form == text_classification.FORMAT)):
             for name in text_classification.tasks_with_head(recipe):
                 text_classification.check_head(name, described[name])
@@ -84,7 +86,7 @@ def _try_onnx(portable: Portable, loaded: LoadedBackbone, session: Session, head
     if not portable.foreign:
         return
     check_packages()
-    name, task = next(iter(session.recipe.tasks.items()))
+    name, task = next(iter(session.recipe.scored.items()))
     head = heads[name].eval()
     _, batches = checks.probes(task, loaded)
     for _, graph in task_graphs(portable.encoder, {name: head}, {name: task}):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtmeta.core.api.contracts import NOT_POOLED, Algorithm, Task, takes_sequences
+from mtmeta.core.api.contracts import NOT_POOLED, Algorithm, Task, scored_tasks, takes_sequences
 from mtmeta.core.api.objectives import has_soft_loss, has_temperature
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.option_types import SAMPLE, Carve
@@ -24,6 +24,7 @@ from mtmeta.core.recipe import strict_yaml
 from mtmeta.core.recipe.document import RecipeDocument
 from mtmeta.core.recipe.from_python import PLACE, RecipeSource, document_of
 from mtmeta.core.recipe.label_names import read_label_names
+from mtmeta.core.recipe.parts import read_parts, with_parts
 from mtmeta.core.recipe.sections import (
     OPTIONAL,
     RECIPE_FORMAT,
@@ -243,7 +244,7 @@ class _RecipeReader:
         if not isinstance(tasks, dict) or not tasks:
             self.fail(("tasks",), f"tasks must be a mapping, found {describe_value(tasks)}; name at least one task")
             return {}
-        parts = {}
+        parts: dict[str, Any] = {}
         for name, options in tasks.items():
             path = ("tasks", name)
             if not TASK_NAME.fullmatch(name):
@@ -253,7 +254,9 @@ class _RecipeReader:
                 message = f"tasks.{name} must be a mapping, found {describe_value(options)}; write {{train: FILE}}"
                 self.fail(path, message)
             else:
-                parts[name] = self.component("task", options, path, default=name)
+                task = self.component("task", options, path, default=name)
+                several = task is not None and task.option_of_parts
+                parts[name] = read_parts(task, path, self.component, self.fail) if several else task
         return parts
 
     def _reporters(self, reporters: Any) -> tuple[Any, ...]:
@@ -266,15 +269,23 @@ class _RecipeReader:
     def _read_label_names(self, parts: dict[str, Any]) -> None:
         """Put the names of labels into the tasks that name a file of them, so that a run has them in its recipe."""
         for name, task in _valid_tasks(parts).items():
-            if isinstance(given := getattr(task, "labels", None), str):
-                try:
-                    names = read_label_names(Path(parts["data_root"], given))
-                except ValueError as error:
-                    self.fail(("tasks", name, "labels"), f"tasks.{name}.labels: {quote(given)} {error}")
-                    parts["tasks"][name] = None
-                else:
-                    changed: Any = {"labels": names}
-                    parts["tasks"][name] = replace(task, **changed)
+            root, path = parts["data_root"], ("tasks", name)
+            if not task.parts:
+                parts["tasks"][name] = self._named(task, root, path)
+                continue
+            own = {one: self._named(of, root, (*path, task.option_of_parts, one)) for one, of in task.parts.items()}
+            parts["tasks"][name] = with_parts(task, own)
+
+    def _named(self, task: Task, data_root: str, path: KeyPath) -> Task | None:
+        if not isinstance(given := getattr(task, "labels", None), str):
+            return task
+        try:
+            changed: Any = {"labels": read_label_names(Path(data_root, given))}
+        except ValueError as error:
+            self.fail((*path, "labels"), f"{'.'.join(map(str, path))}.labels: {quote(given)} {error}")
+            return None
+        named: Task = replace(task, **changed)
+        return named
 
     # -- checks across sections
 
@@ -286,6 +297,11 @@ class _RecipeReader:
         for name, task in tasks.items():
             with self.document.collect():
                 self._check_task(name, task, longest)
+            for part in task.parts:
+                others = [other for other in tasks if part in (other, *(tasks[other].parts if other != name else ()))]
+                if others:
+                    message = f"is the name of another task or label, in {quote(others[0])}; each has one of its own"
+                    self.fail(("tasks", name, task.option_of_parts, part), f"{quote(part)} {message}", key=True)
         if tasks and len(tasks) == len(parts["tasks"]):
             with self.document.collect():
                 self._fail_options(("algorithm",), algorithm.check(tasks) if algorithm is not None else ())
@@ -392,6 +408,16 @@ class _RecipeReader:
             if getattr(task, split) == SAMPLE and inspect.unwrap(type(task).sample) is Task.sample:
                 self.fail((*path, split), f"task '{task.name}' has no sample data; name a file")
             self._check_address(getattr(task, split), (*path, split))
+        self._check_metrics(path, task)
+        for part, of in task.parts.items():
+            own = (*path, task.option_of_parts, part)
+            if not TASK_NAME.fullmatch(part):
+                message = f"label name {quote(part)} is not allowed; use a letter, then at most 63 of a-z 0-9 _ -"
+                self.fail(own, message, key=True)
+            self._fail_options(own, of.check())
+            self._check_metrics(own, of)
+
+    def _check_metrics(self, path: KeyPath, task: Task) -> None:
         for metric in task.metrics:
             try:
                 part = self.registry.get("metric", metric, self.document.place((*path, "metrics")))
@@ -399,9 +425,9 @@ class _RecipeReader:
                 self.document.problems.append(error)
             else:
                 if not part.fits(task.objective):
-                    self._fail_metric(name, task, metric)
+                    self._fail_metric(path, task, metric)
 
-    def _fail_metric(self, name: str, task: Task, metric: str) -> None:
+    def _fail_metric(self, path: KeyPath, task: Task, metric: str) -> None:
         """Say that a metric makes no sense for a task's labels, and which of the metrics do."""
         known = self.registry.names("metric")
         fitting = [one for one in known if self.registry.get("metric", one, "metrics").fits(task.objective)]
@@ -411,11 +437,12 @@ class _RecipeReader:
             "words": "a class for each word",
             "texts": "which text is the right one",
         }[task.objective.labelled]
+        name = path[-1]
         message = f"metric {quote(metric)} makes no sense for task '{name}', which predicts {what}"
         if not task.objective.classes and task.objective.labelled != "texts":
             numbers = "several numbers" if task.objective.labelled == "row" else "a number"
             message = f"metric {quote(metric)} needs classes, task '{name}' predicts {numbers}"
-        self.fail(("tasks", name, "metrics"), f"{message}; use {', '.join(fitting)}")
+        self.fail((*path, "metrics"), f"{message}; use {', '.join(fitting)}")
 
     def _check_address(self, file: Any, path: KeyPath) -> None:
         if isinstance(file, str) and is_remote(file):
@@ -431,8 +458,8 @@ class _RecipeReader:
             self.fail(path, f"{'.'.join(map(str, path))}: {error.message}")
 
     def _check_evaluation(self, evaluation: EvaluationOptions, tasks: dict[str, Task]) -> None:
-        if evaluation.select != "mean" and evaluation.select not in tasks and tasks:
-            known = ["mean", *tasks]
+        if evaluation.select != "mean" and evaluation.select not in scored_tasks(tasks) and tasks:
+            known = ["mean", *scored_tasks(tasks)]
             message = f"evaluation.select must be one of {', '.join(known)}, found {quote(evaluation.select)}"
             self.fail(("evaluation", "select"), message + did_you_mean(evaluation.select, known))
         for split in dict.fromkeys((evaluation.select_on, evaluation.report_on)):

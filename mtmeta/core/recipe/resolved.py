@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mtmeta.core.api.contracts import Component
+from mtmeta.core.recipe.parts import described_parts
 from mtmeta.core.recipe.sections import RECIPE_FORMAT, Recipe
 from mtmeta.core.registry.option_fields import option_name
 
@@ -35,7 +36,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         if field.name == "tasks":
-            data["tasks"] = {name: {"task": task.name, **plain(task, named=False)} for name, task in value.items()}
+            data["tasks"] = {name: {"task": task.name, **described_parts(task, plain)} for name, task in value.items()}
         elif field.name == "reporters":
             data["reporters"] = [plain(reporter) for reporter in value]
         elif field.name == "teachers" and value is not None:  # tasks stand beside what is common to them

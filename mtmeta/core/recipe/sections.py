@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mtmeta.core.api.contracts import Algorithm, Backbone, Reporter, Sampler, Task
+from mtmeta.core.api.contracts import Algorithm, Backbone, Reporter, Sampler, Task, scored_tasks
 from mtmeta.core.api.optimizers import OptimizerOptions
 from mtmeta.core.api.option_types import Fraction, LeaveOut, NonNegativeFloat, PositiveFloat, PositiveInt
 from mtmeta.core.api.schedules import ScheduleOptions
@@ -251,3 +251,12 @@ class Recipe:
     """When to save the whole state."""
     reporters: tuple[Reporter, ...]
     """What becomes of the events of a run; default `[console, jsonl]`."""
+
+    @property
+    def scored(self) -> dict[str, Task]:
+        """The tasks that tables name: of one with several labels for each text a task for each label, in its place."""
+        return scored_tasks(self.tasks)
+
+    def owner(self, name: str) -> str:
+        """Return the task of the recipe that a name of `scored` belongs to: itself, or the one with that label."""
+        return next((task for task, of in self.tasks.items() if name in of.parts), name)

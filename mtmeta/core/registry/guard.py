@@ -104,7 +104,7 @@ _PASSING: dict[str, tuple[type[Exception], ...]] = dict.fromkeys(
 _OBJECTIVE = (
     *("labelled", "width", "outputs", "classes", "parse", "show", "loss", "soft_loss", "decode", "probabilities"),
     *("tunes", "tune", "tuned", "confusion", "spans", "export", "targets", "partial", "ranks"),
-    *("trains_otherwise", "training_loss", "teacher_obstacle", "outside", "takes_temperature"),
+    *("trains_otherwise", "training_loss", "teacher_obstacle", "outside", "takes_temperature", "within"),
 )
 
 

@@ -382,8 +382,9 @@ def _plugins(recipe: Recipe, registry: Registry) -> dict[str, dict[str, str]]:
 
     The code is a hash of its source; classes in no package have that for a version.
     """
-    parts = (recipe.backbone, *recipe.tasks.values(), recipe.sampler, recipe.algorithm)
-    metrics = [name for task in recipe.tasks.values() for name in task.metrics]
+    labels = [part for task in recipe.tasks.values() for part in task.parts.values()]
+    parts = (recipe.backbone, *recipe.tasks.values(), *labels, recipe.sampler, recipe.algorithm)
+    metrics = [name for task in recipe.scored.values() for name in task.metrics]
     used = [(plugin_of(part), type(part)) for part in parts]
     used += [(one.plugin, one.part.function) for name in metrics for one in registry.suppliers("metric", name)]
     versions: dict[str, str] = {}

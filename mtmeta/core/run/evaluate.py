@@ -51,6 +51,9 @@ def score_run(
     session = open_run(run_path, request)
     recipe, files = session.recipe, files or {}
     chosen = _choose(recipe, split, task, files)
+    if abstain is not None and (several := [name for name in chosen if recipe.tasks[name].parts]):
+        message = f"is for tasks of one label, task {quote(several[0])} has several; name another with --task"
+        raise UsageError("--abstain", message)
     split = split or recipe.evaluation.report_on
     if not files:
         chosen_only = replace(recipe, tasks={name: recipe.tasks[name] for name in chosen})
@@ -80,8 +83,10 @@ def score_run(
                 if abstain is not None and objective.classes and objective.labelled == "one":
                     answer = evaluation.abstaining(recipe.tasks[name], abstain, session.temperatures.get(name))
                     dataset = replace(dataset, split=f"{dataset.split}-abstain")  # the run's own predictions stay
-                scores[name], predictions = session.score(model, dataset, answer)
-                details[name] = evaluation.detail(recipe.tasks[name], predictions)
+                for of, (score, predictions) in session.score(model, dataset, answer).items():
+                    if task in (None, name, of):  # of several labels perhaps the one that is asked for
+                        scores[of] = score
+                        details[of] = evaluation.detail(recipe.scored[of], predictions)
     session.show_warnings()
     table = session.table("file" if files else split, scores)
     table |= {"steps": steps, "seconds": round(time.perf_counter() - started, 2)}
@@ -97,7 +102,7 @@ def check_threshold(abstain: object) -> None:
 
 def _choose(recipe: Recipe, split: str | None, task: str | None, files: Mapping[str, str]) -> list[str]:
     """Return the names of the tasks to score. Raises UsageError if the run lacks one, or if the options contradict."""
-    chosen = [task] if task else list(files or recipe.tasks)
+    chosen = [recipe.owner(task)] if task else list(files or recipe.tasks)
     for name in dict.fromkeys([*chosen, *files]):
         if name not in recipe.tasks:
             message = f"this run has no task {quote(name)}{did_you_mean(name, recipe.tasks)}"

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mtmeta.core.api.contracts import Task, scored_tasks
+from mtmeta.core.api.multi_output import MultiOutput
+from mtmeta.core.data.dataset import Dataset, label_views
 from mtmeta.core.data.teachers import teaching_cost
 from mtmeta.core.errors import DivergedError, PluginError
 from mtmeta.core.machine import bf16_instructions, fitting_threads, peak_memory, waiting_seconds
@@ -224,10 +227,11 @@ class Plan:
                 split: evaluation_seconds(trainer.learner.model, datasets[name, split], **settings)
                 for split in splits_read(recipe)[1:]
             }
-            metric = self.session.metrics[recipe.tasks[name].metrics[0]]
-            interval = interval_seconds(metric, datasets[name, options.report_on], recipe.tasks[name].objective)
             selecting.append(seconds[options.select_on])
-            scoring += [seconds[options.report_on], Seconds(interval, 0.0)]
+            scoring.append(seconds[options.report_on])
+            for task, data in _labelled(recipe.tasks[name], datasets[name, options.report_on]):
+                metric = self.session.metrics[task.metrics[0]]
+                scoring.append(Seconds(interval_seconds(metric, data, task.objective), 0.0))
         return together(selecting), together(scoring)
 
     def _task(self, name: str, groups: Sequence[_Group]) -> dict[str, Any]:
@@ -245,7 +249,7 @@ class Plan:
             "tokens_per_example": round(train.tokens / len(train), 1),
             "batch_size": task.batch_size,
             "inner_steps": task.inner_steps,
-            "metrics": list(task.metrics),
+            "metrics": list(dict.fromkeys(metric for one in (task, *task.parts.values()) for metric in one.metrics)),
             "examples": None if examples is None else round(examples),
             "epochs": None if examples is None else round(examples / len(train), 3),
         }
@@ -255,7 +259,8 @@ class Plan:
         saved = len({*range(every, group.steps + 1, every), group.steps}) if every else 1
         evaluations = math.ceil(group.steps / group.evaluate_every)
         # `best` of all, and of each task where there are several
-        bests = min(evaluations, 1 + len(group.tasks) * (len(group.tasks) > 1))
+        scored = scored_tasks({name: self.session.recipe.tasks[name] for name in group.tasks})
+        bests = min(evaluations, 1 + len(scored) * (len(scored) > 1))
         whole = None if group.optimizer is None else group.weights + group.optimizer
         examples = group.examples()
         return {
@@ -272,6 +277,13 @@ class Plan:
             "best_bytes": group.weights,
             "disk_bytes": None if whole is None else min(keep, saved) * whole + bests * group.weights,
         }
+
+
+def _labelled(task: Task, dataset: Dataset) -> list[tuple[Task, Dataset]]:
+    """Return a task and its dataset, or those of each of its labels."""
+    if not isinstance(objective := task.objective, MultiOutput):
+        return [(task, dataset)]
+    return [(task.parts[name], own) for name, (own, _) in label_views(dataset, objective).items()]
 
 
 def _written(group: Mapping[str, Any]) -> int:

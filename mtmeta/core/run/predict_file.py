@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, cast
 
 from mtmeta.core.api.contracts import Task, count_texts
+from mtmeta.core.api.multi_output import MultiOutput
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.data.examples import bad_rows
 from mtmeta.core.errors import DataError, MachineError, UsageError
@@ -235,30 +236,64 @@ def _table(out: IO[str], objective: Objective, *, told: bool) -> Write:
     """CSV: id, label, score, and a column of probabilities for each class; id and score for a task with numbers.
 
     Of label sets `label` holds all that data files would have there, and there is no score; of several numbers a text
-    each has a column. Whether an answer is an abstention is `told` in a column of its own, as yes or no; then its label
-    is empty.
+    each has a column. Of several labels each has a column of its name, and one for the probability of a class. Whether
+    an answer is an abstention is `told` in a column of its own, as yes or no; then its label is empty.
     """
     writer = csv.writer(out, lineterminator="\n")
-    classes, sets = objective.classes, objective.labelled in ("row", "words")
-    names = [] if objective.labelled == "words" else [f"probability_{name}" for name in classes]
-    numbers = [f"score_{name}" for name in objective.targets]
-    own = (["label"] if classes else []) + (["abstained"] if told else [])
-    writer.writerow(["id", *own, *([] if sets else ["score"]), *names, *numbers])
+    if isinstance(objective, MultiOutput):
+        names = [column for name, each in objective.objectives.items() for column in _columns_of(name, each)]
+        writer.writerow(["id", *names])
+    else:
+        own = (["label"] if objective.classes else []) + (["abstained"] if told else [])
+        score = [] if objective.labelled in ("row", "words") else ["score"]
+        chances = [] if objective.labelled == "words" else [f"probability_{name}" for name in objective.classes]
+        writer.writerow(["id", *own, *score, *chances, *(f"score_{name}" for name in objective.targets)])
 
     def write(name: str, prediction: Prediction) -> None:
-        score = "" if prediction.score is None else f"{prediction.score:.6g}"
-        chances = prediction.probabilities or {}
-        label = prediction.label
-        if prediction.words is not None:
-            label = " ".join(prediction.labels or ())
-        elif prediction.labels is not None:
-            label = objective.show([float(one in prediction.labels) for one in classes])
-        shown = [f"{chances[c]:.6g}" if c in chances else "" for c in classes[: len(names)]]
-        given = ([label] if classes else []) + (["yes" if prediction.abstained else "no"] if told else [])
-        several = [f"{value:.6g}" for value in (prediction.scores or {}).values()]
-        writer.writerow([name, *given, *([] if sets else [score]), *shown, *several])
+        if isinstance(objective, MultiOutput):
+            answers = prediction.outputs or {}
+            shown = [cell for key, each in objective.objectives.items() for cell in _cells_of(each, answers[key])]
+        else:
+            shown = _cells(objective, prediction, told=told)
+        writer.writerow([name, *shown])
 
     return write
+
+
+def _cells(objective: Objective, prediction: Prediction, *, told: bool) -> list[str]:
+    """Return what stands behind the id of a prediction."""
+    classes, chances = objective.classes, prediction.probabilities or {}
+    given = ([_label(objective, prediction)] if classes else []) + (
+        ["yes" if prediction.abstained else "no"] if told else []
+    )
+    score = "" if prediction.score is None else f"{prediction.score:.6g}"
+    shown = [] if objective.labelled == "words" else [f"{chances[c]:.6g}" if c in chances else "" for c in classes]
+    several = [f"{value:.6g}" for value in (prediction.scores or {}).values()]
+    return [*given, *([] if objective.labelled in ("row", "words") else [score]), *shown, *several]
+
+
+def _label(objective: Objective, prediction: Prediction) -> str:
+    """Return a label as data files write it, empty for an abstention."""
+    if prediction.words is not None:
+        return " ".join(prediction.labels or ())
+    if prediction.labels is not None:
+        return objective.show([float(one in prediction.labels) for one in objective.classes])
+    return prediction.label or ""
+
+
+def _columns_of(name: str, objective: Objective) -> list[str]:
+    """Return the columns of one of several labels."""
+    if not objective.classes:
+        return [f"{name}_{target}" for target in objective.targets] or [name]
+    return [name, f"score_{name}"] if objective.labelled == "one" else [name]
+
+
+def _cells_of(objective: Objective, prediction: Prediction) -> list[str]:
+    """Return what stands in the columns of one of several labels."""
+    score = [] if prediction.score is None else [f"{prediction.score:.6g}"]
+    if not objective.classes:
+        return [f"{value:.6g}" for value in (prediction.scores or {}).values()] or score
+    return [_label(objective, prediction), *(score or [""] * (objective.labelled == "one"))]
 
 
 def _json_lines(out: IO[str]) -> Write:

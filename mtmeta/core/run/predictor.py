@@ -11,10 +11,13 @@ from typing import Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.contracts import Task, count_texts
+from mtmeta.core.api.multi_output import MultiOutput
 from mtmeta.core.api.objectives import Objective
+from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.errors import DivergedError, UsageError
@@ -53,6 +56,8 @@ class Prediction:
     """Whether no label is given, for the highest probability, which `score` is, lies below the threshold."""
     scores: dict[str, float] | None = None
     """The numbers by name, of a task with several for each text; None for all other tasks."""
+    outputs: dict[str, Prediction] | None = None
+    """The prediction of each label by its name, of a task with several labels; None for all other tasks."""
 
     def json(self) -> dict[str, Any]:
         """Return the fields that are not None, and `abstained` where it is so."""
@@ -64,6 +69,8 @@ class Prediction:
         fields: dict[str, Any] = {"label": self.label, "score": self.score, "probabilities": self.probabilities}
         fields |= {name: list(value) for name in ("words", "labels") if (value := getattr(self, name)) is not None}
         fields |= {"scores": self.scores, "spans": None if self.spans is None else spans}
+        if self.outputs is not None:
+            fields["outputs"] = {name: each.json() for name, each in self.outputs.items()}
         shown = {name: value for name, value in fields.items() if value is not None}
         return {**shown, "abstained": True} if self.abstained else shown
 
@@ -81,8 +88,9 @@ class Predictor:
         return list(self._session.recipe.tasks)
 
     def task(self, name: str) -> Task:
-        """Return a task of the run. Raises UsageError if there is none of that name."""
-        tasks = self._session.recipe.tasks
+        """Return a task of the run, or that of one label of it. Raises UsageError if there is none of that name."""
+        recipe = self._session.recipe
+        tasks = recipe.tasks | recipe.scored
         if name not in tasks:
             message = f"this run has no task {quote(name)}{did_you_mean(name, tasks)} (tasks: {', '.join(tasks)})"
             raise UsageError("task", message)
@@ -109,8 +117,9 @@ class Predictor:
         One text alone, as `predict("sst", "a film")`, has one answer alone; so has one pair, as
         `predict("para", ("one", "other"))`. A prediction depends on its own text alone (to 1e-5 in fp32). Probabilities
         are those at the temperature of the run, if it was calibrated. Where the highest one is below `abstain`, no
-        label is given. Raises UsageError for an unknown task and for anything but texts, and MtmetaError for weights
-        that do not verify.
+        label is given. Of a task with several labels `outputs` has the answer to each, all of one pass; the name of a
+        label stands for a task of that label alone. Raises UsageError for an unknown task and for anything but texts,
+        and MtmetaError for weights that do not verify.
         """
         if _is_one(texts, count_texts(self.task(task))):
             return self._one(task, texts, abstain)
@@ -155,15 +164,34 @@ class Predictor:
     @own_settings()
     def block(self, name: str, texts: Sequence[Text], start: int = 0, abstain: float | None = None) -> list[Prediction]:
         """Predict one block of texts; `start` is the number of its first text, for messages."""
-        task = self.task(name)
+        task, owner = self.task(name), self._session.recipe.owner(name)
+        if owner != name:  # one of several labels
+            found = [(answer.outputs or {})[name] for answer in self.block(owner, texts, start)]
+            return found if abstain is None else [_held(one, abstain) for one in found]
         firsts, *others = _columns(task, name, texts, start)
         model, backbone = self._model(name)
         dataset = from_texts(name, task, firsts, others, backbone)
+        values, chances = self._answers(model, backbone, dataset)
+        objective = model.objectives[name]
+        if isinstance(objective, MultiOutput):
+            return _of_labels(objective, values, chances)
+        if objective.labelled == "words":
+            rows = zip(firsts, dataset.by_example(values), strict=True)
+            return [_of_words(objective, text, row) for text, row in rows]
+        if abstain is not None and name not in chances:
+            raise UsageError("abstain", f"needs probabilities, task {quote(name)} has none; leave it out")
+        said = _predictions(objective, values, chances.get(name))
+        return said if abstain is None else [_held(one, abstain) for one in said]
+
+    def _answers(
+        self, model: MultiTaskModel, backbone: LoadedBackbone, dataset: Dataset
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+        """Return predictions [N], [N, L] or [W], and by name the probabilities [N, C] of classes, if there are any."""
+        name = dataset.task
+        task, objective, count = model.tasks[name], model.objectives[name], len(dataset.labels)
         tokens = self._session.recipe.evaluation.batch_tokens
-        objective, classes = model.objectives[name], task.objective.classes
-        count, by_word = len(dataset.labels), objective.labelled == "words"
         values = np.empty((count, objective.width) if objective.labelled == "row" else count)
-        chances: NDArray[np.float64] | None = np.empty((count, len(classes))) if classes and not by_word else None
+        chances: dict[str, NDArray[np.float64]] = {}
         doing, heat = f"predicting task '{name}' (batch_tokens {tokens})", self._session.temperatures.get(name)
         with (
             torch.inference_mode(),
@@ -174,21 +202,15 @@ class Predictor:
             for indices, chunk, outputs in batches:
                 found = decoded(objective, task, name, outputs, len(chunk.labels))
                 values[dataset.places(indices)] = found.double().cpu().numpy()
-                if chances is None or (raw := objective.probabilities(outputs / heat if heat else outputs)) is None:
-                    chances = None
-                    continue
-                probabilities = checked(task, name, "probabilities", raw, [len(indices), len(classes)])
-                chances[indices] = probabilities.double().cpu().numpy()
-        if not np.isfinite(values).all() or (chances is not None and not np.isfinite(chances).all()):
+                for key, raw in _probabilities(name, objective, outputs / heat if heat else outputs).items():
+                    classes = len((task.parts or {name: task})[key].objective.classes)
+                    own = chances.setdefault(key, np.empty((count, classes)))
+                    shown = checked(task, name, "probabilities", raw, [len(indices), classes])
+                    own[indices] = shown.double().cpu().numpy()
+        if not all(np.isfinite(each).all() for each in (values, *chances.values())):
             raise DivergedError(accused(task), f"predictions for task '{name}' are not finite; train it again")
         check_classes(task, name, values)
-        if by_word:
-            rows = zip(firsts, dataset.by_example(values), strict=True)
-            return [_of_words(objective, text, row) for text, row in rows]
-        if abstain is not None and chances is None:
-            raise UsageError("abstain", f"needs probabilities, task {quote(name)} has none; leave it out")
-        said = _predictions(objective, values, chances)
-        return said if abstain is None else [_held(one, abstain) for one in said]
+        return values, chances
 
     @own_settings()
     def encode(self, texts: str | Iterable[str], task: str | None = None) -> NDArray[np.float32]:
@@ -231,7 +253,7 @@ class Predictor:
         """Return the task whose encoder is asked for. Raises UsageError where that is open."""
         if task is not None:
             self.task(task)
-            return task
+            return self._session.recipe.owner(task)
         adapters = self._session.recipe.adapters
         several = len(self._session.groups) > 1 or (adapters is not None and adapters.per == "task")
         if several and len(self.tasks) > 1:
@@ -269,6 +291,29 @@ def _predictions(
         return [Prediction(None, None, row, labels) for row, labels in zip(rows, sets, strict=True)]
     names = [classes[at] for at in values.astype(np.int64).tolist()]
     return [Prediction(name, row[name] if row else None, row) for name, row in zip(names, rows, strict=True)]
+
+
+def _probabilities(name: str, objective: Objective, outputs: Tensor) -> dict[str, Tensor]:
+    """Return the probabilities of a task's classes [B, C] under its name, or those of each of its labels."""
+    if isinstance(objective, MultiOutput):
+        own, each = objective.outputs_of(outputs), objective.objectives
+        return {key: chances for part in each for key, chances in _probabilities(part, each[part], own[part]).items()}
+    if not objective.classes or objective.labelled == "words":
+        return {}
+    chances = objective.probabilities(outputs)
+    return {} if chances is None else {name: chances}
+
+
+def _of_labels(
+    objective: MultiOutput, values: NDArray[np.float64], chances: Mapping[str, NDArray[np.float64]]
+) -> list[Prediction]:
+    """Return predictions of several labels, of the rows of all [N, L] and the probabilities of each [N, C]."""
+    found = []
+    for name, each in objective.objectives.items():
+        own = values[:, objective.columns[name]]
+        found.append(_predictions(each, own if each.labelled == "row" else own[:, 0], chances.get(name)))
+    rows = zip(*found, strict=True)
+    return [Prediction(None, None, None, outputs=dict(zip(objective.objectives, row, strict=True))) for row in rows]
 
 
 def _of_words(objective: Objective, text: str, values: tuple[int, ...]) -> Prediction:

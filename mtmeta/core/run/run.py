@@ -16,6 +16,7 @@ from mtmeta.core.api.backbone import LoadedBackbone
 from mtmeta.core.api.events import Event, RunFinished, RunResumed, RunStarted, Warned
 from mtmeta.core.data.dataset import Dataset, class_counts
 from mtmeta.core.data.feed import Feed, check_episode
+from mtmeta.core.data.loading import check_parts
 from mtmeta.core.data.subsets import overlap, subset, without_fold
 from mtmeta.core.data.teachers import TeacherRows, hashes_of, teachers_of, teaching_cost
 from mtmeta.core.distributed.group import Group
@@ -202,6 +203,7 @@ class Training:
                 dataset = without_fold(dataset, recipe.data.leave_out, recipe.seed, name)
                 datasets[name, split] = dataset = self._taught(dataset)
                 session.tasks[name] = recipe.tasks[name].for_training(class_counts(dataset, recipe.tasks[name]))
+                check_parts(recipe.tasks[name], split, dataset)
                 needed = recipe.algorithm.episode_batches(recipe.tasks[name])
                 check_episode(name, needed, recipe.tasks[name].batch_size, len(dataset))
             session.note(dataset)
@@ -483,7 +485,8 @@ class Training:
         # told, not read by each: a network drive may still show another rank the link to weights before
         model.load_weights(ranks.broadcast_all(best, 0, self.session.device))
         for task in trainer.learner.tasks:
-            self.scores[task], _ = self.session.score(model, self.datasets[task, split])
+            scored = self.session.score(model, self.datasets[task, split])
+            self.scores |= {name: score for name, (score, _) in scored.items()}
             if self.session.recipe.evaluation.calibrate:
                 self._calibrate(model, task)
         self.sampling |= trainer.feed.usage()
@@ -516,7 +519,7 @@ class Training:
 
     def summarise(self, seconds: float) -> RunSummary:
         """Sum up the groups; `seconds` is the time that training and scoring took together."""
-        scores = {task: self.scores[task] for task in self.session.recipe.tasks}
+        scores = {task: self.scores[task] for task in self.session.recipe.scored}
         every = ["+".join(group) for group in self.session.groups]
         totals = {key: sum(self.totals[group][key] for group in every) for key in self.totals[every[0]]}
         totals |= {"seconds": round(totals["seconds"], 2), "total_seconds": round(seconds, 2)}

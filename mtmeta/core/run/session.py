@@ -87,7 +87,7 @@ class Session:
         make_deterministic(self.device)
         self.groups = self._groups()
         self.tasks = dict(self.recipe.tasks)
-        names = dict.fromkeys(name for task in self.recipe.tasks.values() for name in task.metrics)
+        names = dict.fromkeys(name for task in self.recipe.scored.values() for name in task.metrics)
         self.metrics: dict[str, Metric] = {name: self.registry.get("metric", name, "tasks") for name in names}
         self.cache = Cache(cache_folder(), self.warn)
 
@@ -229,15 +229,24 @@ class Session:
 
     def score(
         self, model: MultiTaskModel, dataset: Dataset, answer: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[evaluation.Score, evaluation.Predictions]:
-        """Score a dataset with intervals, and write its predictions in file order; for `answer` see `predict`."""
+    ) -> dict[str, tuple[evaluation.Score, evaluation.Predictions]]:
+        """Score a dataset with intervals, and write its predictions in file order; for `answer` see `predict`.
+
+        Returns what was scored by its name: that of the task, or of each label of a task with several.
+        """
         task = self.recipe.tasks[dataset.task]
         tokens = self.recipe.evaluation.batch_tokens
+        named = {dataset.task: task, **task.parts}
         with memory_errors(f"scoring task '{dataset.task}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
-            scores = evaluation.wants_scores(self.metrics[name] for name in task.metrics)
+            scores = evaluation.wants_scores(self.metrics[name] for one in named.values() for name in one.metrics)
             options: Any = {"precision": self.precision, "ranks": self.ranks, "scores": scores, "answer": answer}
             predictions = evaluation.predict(model, dataset, batch_tokens=tokens, **options)
-        scored = self.measure(predictions)
+        parts = evaluation.of_parts(task, predictions)
+        return {name: (self._write(of, own, scores=scores), own) for name, (of, own) in parts.items()}
+
+    def _write(self, task: Task, predictions: evaluation.Predictions, *, scores: bool) -> evaluation.Score:
+        """Score predictions, and write them to a file of their task; with the raw outputs where they are wanted."""
+        dataset, scored = predictions.dataset, self.measure(predictions)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["id", "label", "prediction", *(["scores"] if scores else [])])
@@ -249,11 +258,11 @@ class Session:
             columns.append(" ".join(f"{score:.9g}" for score in row) for row in rows)
         writer.writerows(zip(dataset.ids, *columns, strict=True))
         self.folder.write(f"predictions/{dataset.task}-{dataset.split}.csv", text.getvalue())
-        return scored, predictions
+        return scored
 
     def measure(self, predictions: evaluation.Predictions, *, intervals: bool = True) -> evaluation.Score:
         """Compute a task's metrics of its predictions; what they warn of is shown."""
-        metrics = [self.metrics[name] for name in self.recipe.tasks[predictions.dataset.task].metrics]
+        metrics = [self.metrics[name] for name in self.recipe.scored[predictions.dataset.task].metrics]
         scored, warnings = evaluation.score(predictions, metrics, seed=self.recipe.seed, intervals=intervals)
         for line in warnings:
             self.warn(line)

@@ -19,6 +19,9 @@ def describe(tasks: Mapping[str, Task]) -> dict[str, dict[str, Any]]:
     described: dict[str, dict[str, Any]] = {}
     for name, task in tasks.items():
         objective = task.objective
+        if task.parts:
+            described[name] = {"texts": count_texts(task), "labels": [], "outputs": describe(task.parts)}
+            continue
         described[name] = {"texts": count_texts(task), "labels": list(objective.classes)}
         several = objective.labelled == "row" and bool(objective.classes)
         described[name] |= {"several": several, "words": objective.labelled == "words"}
@@ -84,11 +87,19 @@ def _predict(name: str, task: Mapping[str, Any], limits: Limits) -> dict[str, An
 
 
 def _predictions(task: Mapping[str, Any]) -> dict[str, Any]:
-    if task["words"]:
+    return {"type": "array", "items": _prediction(task)}
+
+
+def _prediction(task: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any]
+    if outputs := task.get("outputs"):
+        each = {name: _prediction(own) for name, own in outputs.items()}
+        fields = {"outputs": {"type": "object", "properties": each}}
+    elif task["words"]:
         words = {"type": "array", "items": {"type": "string"}}
         place = {"type": "integer", "minimum": 0}
         span = {"label": {"type": "string"}, "start": place, "end": place, "text": {"type": "string"}}
-        fields: dict[str, Any] = {
+        fields = {
             "words": words,
             "labels": {"type": "array", "items": {"type": "string", "enum": task["labels"]}},
             "spans": {"type": "array", "items": {"type": "object", "properties": span}},
@@ -104,7 +115,7 @@ def _predictions(task: Mapping[str, Any]) -> dict[str, Any]:
     else:
         bounds = {key: task[bound] for key, bound in (("minimum", "low"), ("maximum", "high")) if bound in task}
         fields = {"score": {"type": "number", **bounds}}
-    return {"type": "array", "items": {"type": "object", "properties": fields}}
+    return {"type": "object", "properties": fields}
 
 
 def _json(schema: Mapping[str, Any]) -> dict[str, Any]:

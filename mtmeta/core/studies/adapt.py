@@ -173,6 +173,9 @@ def _check(recipe: Recipe, tasks: Sequence[str], plan: Shots) -> None:
         if name not in recipe.tasks:
             raise UsageError("--task", f"the recipe has no task {quote(name)} (tasks: {', '.join(recipe.tasks)})")
     for name, task in recipe.tasks.items():
+        if task.parts:
+            message = "has several labels for each text, and few shots are drawn by one; write a task for each label"
+            raise RecipeError(f"tasks.{name}", message)
         named = [place for place in SAMPLE_PLACES if place in task.train]
         if named and (len(named) < len(SAMPLE_PLACES) or isinstance(task.dev, Carve) or is_remote(task.train)):
             message = "names fixed samples of a few examples; it takes {shots} and {draw}, files here, and a dev file"

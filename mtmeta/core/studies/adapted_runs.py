@@ -110,7 +110,7 @@ class Keeper:
         files = {str(path.relative_to(parent)): path.read_bytes() for path in parent.rglob("*") if path.is_file()}
         folder.begin(recipe, kept.lock, files)
         session.checkpoints([name]).save_best(steps, model.state_dict(), ["best"])
-        scored, _ = session.score(model, test)
+        ((scored, _),) = session.score(model, test).values()
         summary = session.summary(
             {name: scored},
             steps=steps,

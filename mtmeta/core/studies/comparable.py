@@ -13,7 +13,7 @@ from typing import Any
 
 from mtmeta.core.api.option_types import Carve
 from mtmeta.core.errors import DataError, RecipeError, UsageError
-from mtmeta.core.recipe.resolved import describe
+from mtmeta.core.recipe.resolved import describe, plain
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.directory import CODE, PLUGINS, RunDir
 from mtmeta.core.run.fetch import splits_read
@@ -53,9 +53,9 @@ def check_alike(recipes: Sequence[Recipe], tasks: Sequence[str] = ()) -> None:
     """
     for name in tasks:
         for recipe in recipes:
-            if name not in recipe.tasks:
-                message = f"{quote(name)} is no task of {quote(recipe.name)}{did_you_mean(name, recipe.tasks)}"
-                raise UsageError("--tasks", f"{message} (tasks: {', '.join(recipe.tasks)})")
+            if name not in recipe.scored:
+                message = f"{quote(name)} is no task of {quote(recipe.name)}{did_you_mean(name, recipe.scored)}"
+                raise UsageError("--tasks", f"{message} (tasks: {', '.join(recipe.scored)})")
     one = recipes[0]
     for other in recipes[1:]:
         for message in _contradictions(one, other, quote(other.name), tasks):
@@ -63,9 +63,9 @@ def check_alike(recipes: Sequence[Recipe], tasks: Sequence[str] = ()) -> None:
 
 
 def _contradictions(one: Recipe, other: Recipe, who: str, tasks: Sequence[str]) -> Iterator[str]:
-    if not tasks and sorted(one.tasks) != sorted(other.tasks):
-        names = f"{', '.join(one.tasks)}, and {who} {', '.join(other.tasks)}"
-        common = [name for name in one.tasks if name in other.tasks]
+    if not tasks and sorted(one.scored) != sorted(other.scored):
+        names = f"{', '.join(one.scored)}, and {who} {', '.join(other.scored)}"
+        common = [name for name in one.scored if name in other.scored]
         fix = f"or say which count: --tasks {','.join(common)}" if common else "these have none in common"
         yield f"trains {names}; compare recipes of the same tasks, {fix}"
     for key, verb in (("report_on", "reports on"), ("select_on", "selects on")):
@@ -73,13 +73,13 @@ def _contradictions(one: Recipe, other: Recipe, who: str, tasks: Sequence[str]) 
         if splits[0] != splits[1]:
             yield f"{verb} {splits[0]}, {who} on {splits[1]}; --set evaluation.{key}={splits[0]}"
     used = {*splits_read(one), *splits_read(other)}
-    for name in tasks or one.tasks:
-        task = one.tasks[name]
-        taken = task.dev, other.tasks[name].dev
+    for name in tasks or one.scored:
+        task = one.scored[name]
+        taken = task.dev, other.scored[name].dev
         if taken[0] != taken[1] and "dev" in used and any(isinstance(dev, Carve) for dev in taken):
             message = f"takes another dev split out of task {quote(name)} than {who}; give both the same"
             yield f"{message} 'dev: {{fraction: ..., seed: ...}}'"
-        primary = task.metrics[0], other.tasks[name].metrics[0]
+        primary = task.metrics[0], other.scored[name].metrics[0]
         if primary[0] != primary[1]:
             yield f"scores task {quote(name)} by {primary[0]}, {who} by {primary[1]}; compare by the same metric"
         here, there = _measured(one, name), _measured(other, name)
@@ -91,9 +91,10 @@ def _contradictions(one: Recipe, other: Recipe, who: str, tasks: Sequence[str]) 
 
 def _measured(recipe: Recipe, name: str) -> dict[str, Any]:
     """Return those of a task's options that decide which examples and labels are scored."""
-    task = recipe.tasks[name]
+    task = recipe.scored[name]
     left_out = (*TRAINING, *MODEL, "metrics", "dialect")
-    measured = {key: value for key, value in describe(recipe)["tasks"][name].items() if key not in left_out}
+    described = {"task": task.name, **plain(task, named=False)}
+    measured = {key: value for key, value in described.items() if key not in left_out}
     if "labels" in measured:
         measured["labels"] = list(task.objective.classes)  # `2` and `[0, 1]` are the same
     # not on_bad_rows: of one file, `error` lets a run come to its end only where there is nothing to skip
@@ -120,7 +121,7 @@ def notes_on_recipes(recipes: Sequence[Recipe], tasks: Sequence[str] = ()) -> li
     `tasks` are those that count, by default all; what recipes train beside them is told too.
     """
     facts: dict[str, list[Fact]] = {}
-    helpers = {recipe.name: ", ".join(n for n in recipe.tasks if tasks and n not in tasks) for recipe in recipes}
+    helpers = {recipe.name: ", ".join(n for n in recipe.scored if tasks and n not in tasks) for recipe in recipes}
     lines = [
         f"{safe(name)} also trains {safe(more)}, which do not count here." for name, more in helpers.items() if more
     ]

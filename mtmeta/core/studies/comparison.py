@@ -97,7 +97,7 @@ def signs_of(recipe: Recipe, registry: Registry, tasks: Sequence[str] = ()) -> d
 
 
 def _metrics(recipe: Recipe, registry: Registry, tasks: Sequence[str]) -> dict[str, Metric]:
-    return {name: registry.get("metric", recipe.tasks[name].metrics[0], "tasks") for name in tasks or recipe.tasks}
+    return {name: registry.get("metric", recipe.scored[name].metrics[0], "tasks") for name in tasks or recipe.scored}
 
 
 def _row(runs: Sequence[Planned], summaries: Sequence[RunSummary], columns: Sequence[str]) -> dict[str, Any]:
@@ -277,7 +277,7 @@ def _summary(run: Planned) -> RunSummary:
     expected: dict[str, Any] = {"split": options.report_on, "seed": recipe.seed, "algorithm": recipe.algorithm.name}
     expected["selected_on"] = options.select_on
     wrong = [key for key, value in expected.items() if getattr(summary, key) != value]
-    if {task: score.metric for task, score in scores.items()} != {n: t.metrics[0] for n, t in recipe.tasks.items()}:
+    if {task: score.metric for task, score in scores.items()} != {n: t.metrics[0] for n, t in recipe.scored.items()}:
         wrong.append("tasks")
     elif not math.isclose(summary.mean, fmean([score.value for score in scores.values()]), abs_tol=1e-9):
         wrong.append(MEAN)
@@ -296,7 +296,7 @@ def _check_value(
         warnings.simplefilter("ignore")  # of constant predictions
         value = metric(labels, predictions, **metric.seen(seen))
     # numbers are written with six digits, classes in full
-    slack = 1e-9 if run.recipe.tasks[task].objective.classes else 1e-3 * max(1.0, abs(recorded))
+    slack = 1e-9 if run.recipe.scored[task].objective.classes else 1e-3 * max(1.0, abs(recorded))
     if not abs(recorded - value) <= slack:
         message = f"says {recorded:.6g} for {task} {metric.name}, the predictions beside it come to {value:.6g}"
         raise CheckpointError(str(run.folder.summary), f"{message}; remove it and the same command writes both again")
@@ -319,7 +319,7 @@ def _predictions(plan: Mapping[str, Sequence[Planned]], task: str, metric: Metri
     for predictions_of_row, seen_of_row, row in zip(rows, seen, plan.values(), strict=True):
         for run in row:
             path = run.folder.path / "predictions" / f"{task}-{run.recipe.evaluation.report_on}.csv"
-            part = run.recipe.tasks[task]
+            part = run.recipe.scored[task]
             own_labels, predictions, beside = read_with_scores(path, part, "scores" in metric.takes)
             own_labels, predictions = (as_metrics_see(part.objective, each) for each in (own_labels, predictions))
             seen_of_row.append(beside)

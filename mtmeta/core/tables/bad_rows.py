@@ -47,11 +47,11 @@ class BadRowError(ValueError):
     def __init__(self, kind: BadRowKind, reason: str, hint: Callable[[], str] | None = None) -> None:
         self.kind: BadRowKind = kind
         self.reason = reason
-        self._hint = hint
+        self.hint = hint
         super().__init__(reason)
 
     def __str__(self) -> str:
-        return self.reason + (self._hint() if self._hint else "")
+        return self.reason + (self.hint() if self.hint else "")
 
 
 @dataclass(frozen=True, slots=True)

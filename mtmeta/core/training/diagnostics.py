@@ -14,7 +14,7 @@ from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.data.packing import pack
 from mtmeta.core.machine import Precision, autocast, without_autocast
 from mtmeta.core.rng import permutation
-from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, training_loss
+from mtmeta.core.training.model import MultiTaskModel, evaluation_mode, share_of, training_loss, within
 
 Norms = dict[str, float]
 Cosines = dict[str, dict[str, float | None]]
@@ -44,12 +44,13 @@ def gradient_cosines(
                 indices = permutation(len(dataset), seed, "probe", name)[: task.batch_size]
                 # a batch whose examples are told from each other is of one part
                 batch = pack(dataset, indices, chunks=1 if dataset.by_text else chunks)
+                whole = within(task, batch)
                 model.zero_grad(set_to_none=True)
                 for chunk in batch.chunks:
                     with autocast(device, precision):
                         outputs = model(name, chunk.packed.to(device))
-                    loss = training_loss(task, name, outputs, chunk.labels.to(device))
-                    share = len(chunk.labels) / batch.labels
+                    loss = training_loss(task, name, outputs, chunk.labels.to(device), objective=whole)
+                    share = share_of(chunk, batch, whole)
                     (loss * share).backward()  # type: ignore[no-untyped-call]  # PyTorch's backward has no types
                 gradients[name] = [parameter.grad for parameter in model.encoder.parameters()]
         finally:

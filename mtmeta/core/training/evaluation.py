@@ -20,8 +20,9 @@ from torch import Tensor
 
 from mtmeta.core.api.batch import Chunk
 from mtmeta.core.api.contracts import Metric, Task
+from mtmeta.core.api.multi_output import MultiOutput
 from mtmeta.core.api.objectives import Objective
-from mtmeta.core.data.dataset import Dataset
+from mtmeta.core.data.dataset import Dataset, label_views
 from mtmeta.core.data.packing import by_tokens, pack_chunk
 from mtmeta.core.distributed.group import Group
 from mtmeta.core.errors import DivergedError, PluginError
@@ -48,6 +49,8 @@ class Predictions:
     """The head's raw outputs [N, ...], where they were asked for."""
     tuned: Mapping[str, Tensor] = field(default_factory=dict)
     """Numbers that were tuned on these examples, by name."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """The mean loss of each part of a task that has parts; `loss` is their sum."""
 
     @property
     def labels(self) -> Array:
@@ -118,8 +121,9 @@ def predict(
     values, losses = _gathered(outcomes, len(dataset.labels), ranks, np.float32 if by_text else np.float64)
     if by_text:
         return _told_apart(model, dataset, torch.from_numpy(values), scores=scores)
-    known = len(dataset.labels) - sum(dataset.unseen.values())
-    mean, numbers, raw = math.fsum(losses) / known, dict[str, Tensor](), None
+    summed, known = map(math.fsum, zip(*losses, strict=True)), _known(task, dataset)
+    means = [total / max(1, count) for total, count in zip(summed, known, strict=True)]
+    mean, numbers, raw = math.fsum(means), dict[str, Tensor](), None
     if not math.isfinite(mean) or not np.isfinite(values).all():
         message = f"predictions for task '{dataset.task}' are not finite; lower the learning rate"
         raise DivergedError(accused(task), message)
@@ -133,7 +137,34 @@ def predict(
     if answer is not None and raw is not None:
         values = answer(torch.from_numpy(raw).float()).double().numpy()
     raw = raw if scores else None
-    return Predictions(dataset, dataset.by_example(values), mean, objective, raw, numbers)
+    by_part = dict(zip(task.parts, means, strict=True)) if task.parts else {}
+    return Predictions(dataset, dataset.by_example(values), mean, objective, raw, numbers, by_part)
+
+
+def _known(task: Task, dataset: Dataset) -> list[int]:
+    """Return how many examples the loss is the mean over; of a task with parts those of each."""
+    if isinstance(objective := task.objective, MultiOutput):
+        return list(objective.counted(dataset.labels).values())
+    return [len(dataset.labels) - sum(dataset.unseen.values())]
+
+
+def of_parts(task: Task, predictions: Predictions) -> dict[str, tuple[Task, Predictions]]:
+    """Return what is scored by itself, by name: a task's predictions, or of one with parts those of each.
+
+    A part's are of the examples that have its label, and by its own objective.
+    """
+    dataset, objective = predictions.dataset, predictions.objective
+    if not isinstance(objective, MultiOutput):
+        return {dataset.task: (task, predictions)}
+    found = {}
+    outputs = {} if predictions.scores is None else objective.outputs_of(torch.from_numpy(predictions.scores))
+    for name, (own, there) in label_views(dataset, objective).items():
+        part, at = objective.objectives[name], objective.columns[name]
+        values = predictions.values[there][:, at] if part.labelled == "row" else predictions.values[there, at.start]
+        check_classes(task.parts[name], name, values)
+        raw = outputs[name].numpy()[there] if outputs else None
+        found[name] = task.parts[name], Predictions(own, values, predictions.losses[name], part, raw)
+    return found
 
 
 def abstaining(task: Task, threshold: float, temperature: float | None) -> Callable[[Tensor], Tensor]:
@@ -154,13 +185,19 @@ def abstaining(task: Task, threshold: float, temperature: float | None) -> Calla
 
 
 def _summed_loss(task: Task, dataset: Dataset, outputs: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the losses of a batch, a scalar; a label that is no class has none, nor have texts by now."""
+    """Return the sum of the losses of a batch [1], of a task with parts that of each [P].
+
+    A label that is no class has none, nor have texts by now.
+    """
+    if isinstance(objective := task.objective, MultiOutput):
+        return objective.losses(outputs, labels)
     if dataset.unseen:
         known = labels >= 0
         outputs, labels = outputs[known], labels[known]
     if not len(labels) or dataset.by_text:  # of a batch of like lengths it would be that of other neighbours
-        return torch.zeros((), device=outputs.device)
-    return checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), []) * len(labels)
+        return torch.zeros(1, device=outputs.device)
+    loss = checked(task, dataset.task, "loss", task_loss(task, dataset.task, outputs, labels), [])
+    return (loss * len(labels))[None]
 
 
 def _told_apart(model: MultiTaskModel, dataset: Dataset, outputs: Tensor, *, scores: bool) -> Predictions:
@@ -188,9 +225,9 @@ def _gathered(
     size: int,
     ranks: Group,
     kind: type[np.floating[Any]] = np.float64,
-) -> tuple[NDArray[Any], list[float]]:
+) -> tuple[NDArray[Any], list[list[float]]]:
     """Return what was found [N, ...] in the dataset's order, and the losses of all batches, of all ranks together."""
-    losses: list[float] = []
+    losses: list[list[float]] = []
     shape: list[int] = []
     if outcomes:
         shape = list(outcomes[0][1].shape[1:])

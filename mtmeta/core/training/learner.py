@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from mtmeta.core.api.batch import Batch, Chunk, Features
 from mtmeta.core.api.contracts import NOT_POOLED, Task
+from mtmeta.core.api.objectives import Objective
 from mtmeta.core.api.optimizers import OptimizerOptions, set_lr
 from mtmeta.core.api.option_types import InnerState
 from mtmeta.core.api.schedules import ScheduleOptions
@@ -28,7 +29,7 @@ from mtmeta.core.machine import Precision, autocast, memory_errors, order_errors
 from mtmeta.core.registry.guard import accused, fault, supplier
 from mtmeta.core.rng import derive
 from mtmeta.core.training.diagnostics import norm_of
-from mtmeta.core.training.model import MultiTaskModel, training_loss, twice_differentiable
+from mtmeta.core.training.model import MultiTaskModel, share_of, training_loss, twice_differentiable, within
 from mtmeta.core.training.state import optimizer_state, restore_optimizer, spare_slot
 from mtmeta.core.training.unrolling.loop import Unrolled, rates_of
 from mtmeta.core.training.unrolling.memory import Estimates
@@ -159,9 +160,10 @@ class Learner:
         if len(chunks) > 1 and self._by_text(batch.task):
             return self._add_gradient_of_all(batch.task, chunks, scale)
         total = torch.zeros((), device=self.device)
+        whole = within(self.tasks[batch.task], batch)
         for chunk in chunks:
-            share = len(chunk.labels) / batch.labels
-            loss = self._chunk_loss(batch.task, chunk)
+            share = share_of(chunk, batch, whole)
+            loss = self._chunk_loss(batch.task, chunk, whole)
             (loss * (scale * share)).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach() * share
         return total
@@ -194,16 +196,18 @@ class Learner:
     @torch.no_grad()
     def measure(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self.device)
+        whole = within(self.tasks[batch.task], batch)
         with self.reading(batch):
             if self._by_text(batch.task):
                 outputs = torch.cat([self._outputs(batch.task, chunk) for chunk in batch.chunks])
                 return self._loss_of_all(batch.task, outputs, batch.chunks)
             for chunk in batch.chunks:
-                total += self._chunk_loss(batch.task, chunk) * (len(chunk.labels) / batch.labels)
+                total += self._chunk_loss(batch.task, chunk, whole) * share_of(chunk, batch, whole)
         return total
 
-    def _chunk_loss(self, task: str, chunk: Chunk) -> Tensor:
-        return self._loss(task, self._outputs(task, chunk), self._here(chunk.labels), self._here(chunk.teacher))
+    def _chunk_loss(self, task: str, chunk: Chunk, whole: Objective | None) -> Tensor:
+        outputs = self._outputs(task, chunk)
+        return self._loss(task, outputs, self._here(chunk.labels), self._here(chunk.teacher), whole)
 
     def _outputs(self, task: str, chunk: Chunk) -> Tensor:
         self._seed_dropout()
@@ -237,7 +241,7 @@ class Learner:
             raise RecipeError(f"tasks.{task}", f"{NOT_POOLED}; leave the task out, or take reptile, fomaml or joint")
 
     def loss_at(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Tensor:
-        losses, every = [], list[Tensor]()
+        losses, every, whole = [], list[Tensor](), within(self.tasks[batch.task], batch)
         with self.reading(batch):
             for chunk in batch.chunks:
                 self._seed_dropout()
@@ -247,8 +251,8 @@ class Learner:
                 if self._by_text(batch.task):
                     every.append(outputs)
                     continue
-                loss = self._loss(batch.task, outputs, self._here(chunk.labels), self._here(chunk.teacher))
-                losses.append(loss if len(batch.chunks) == 1 else loss * (len(chunk.labels) / batch.labels))
+                loss = self._loss(batch.task, outputs, self._here(chunk.labels), self._here(chunk.teacher), whole)
+                losses.append(loss if len(batch.chunks) == 1 else loss * share_of(chunk, batch, whole))
             if every:
                 return self._loss_of_all(batch.task, torch.cat(every), batch.chunks)
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
@@ -275,11 +279,13 @@ class Learner:
             self.check_losses(self.losses[-1:])
         return loss
 
-    def _loss(self, name: str, outputs: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
+    def _loss(
+        self, name: str, outputs: Tensor, labels: Tensor, teacher: Tensor | None, whole: Objective | None = None
+    ) -> Tensor:
         task = self.tasks[name]
         if name in self._taught:
             self._taught[name] = True
-        loss: object = training_loss(task, name, outputs, labels, teacher, self.trust)
+        loss: object = training_loss(task, name, outputs, labels, teacher, self.trust, objective=whole)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = f"has shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"is a {type(loss).__name__}"
             raise fault(task, f"loss for task '{name}' {shape}, expected a scalar tensor")

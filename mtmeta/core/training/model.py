@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtmeta.core.api.backbone import SequenceHead
-from mtmeta.core.api.batch import Packed
-from mtmeta.core.api.contracts import Task, count_sequences
-from mtmeta.core.api.heads import PrototypeHead, SequenceClassificationHead, mean_over
+from mtmeta.core.api.batch import Batch, Chunk, Packed
+from mtmeta.core.api.contracts import Task, count_sequences, scored_tasks
+from mtmeta.core.api.heads import MultiHead, PrototypeHead, SequenceClassificationHead, mean_over
+from mtmeta.core.api.multi_output import MultiOutput
 from mtmeta.core.api.objectives import Objective
 from mtmeta.core.errors import PluginError, RecipeError
 from mtmeta.core.methods.adapters import Adapters
@@ -75,13 +76,17 @@ def build_head(
 ) -> nn.Module:
     """Return the head of a task, initialised from (seed, task name) alone, so other tasks do not move it.
 
-    `own` may give one that an algorithm puts in its place; `layout` is that of the encoder's family in transformers.
-    Raises RecipeError for `head: hf` on an encoder that has no such layout, PluginError for a head that takes anything
-    but what its task says.
+    That of a task with parts holds a head for each of them, initialised as if it were a task by itself. `own` may give
+    one that an algorithm puts in its place; `layout` is that of the encoder's family in transformers. Raises
+    RecipeError for `head: hf` on an encoder that has no such layout, PluginError for a head that takes anything but
+    what its task says.
     """
     if task.head == "hf" and layout is None:
         message = "hf is for encoders of the families BERT, RoBERTa, XLM-RoBERTa, DistilBERT and ELECTRA; leave it out"
         raise RecipeError(f"tasks.{name}.head", message)
+    if task.parts:
+        each = {part: build_head(part, of, hidden_size, seed, *purpose) for part, of in task.parts.items()}
+        return MultiHead(each)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "head", name, *purpose))
         head: object = own(task, hidden_size) if own else None
@@ -103,6 +108,21 @@ def build_head(
     return head
 
 
+def separated(model: MultiTaskModel) -> MultiTaskModel:
+    """Return a model with the same parameters, in which each label of a task with several is a task by itself."""
+    if not any(task.parts for task in model.tasks.values()):
+        return model
+    apart = MultiTaskModel(model.encoder, scored_tasks(model.tasks), model.seed)
+    apart.adapters = model.adapters
+    for name, task in model.tasks.items():
+        heads = model.heads[name]
+        for own in task.parts or {name: task}:
+            apart.replace_head(own, heads.get_submodule(own) if task.parts else heads)
+        objective = model.objectives[name]
+        apart.objectives |= objective.objectives if isinstance(objective, MultiOutput) else {name: objective}
+    return apart
+
+
 def prototype_head(model: MultiTaskModel, name: str) -> PrototypeHead:
     """Return a prototype head of the shape that a task of a model needs, for weights that are to be filled in."""
     task = model.tasks[name]
@@ -122,16 +142,38 @@ def task_loss(task: Task, name: str, outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def training_loss(
-    task: Task, name: str, outputs: Tensor, labels: Tensor, teacher: Tensor | None = None, trust: float = 0.0
+    task: Task,
+    name: str,
+    outputs: Tensor,
+    labels: Tensor,
+    teacher: Tensor | None = None,
+    trust: float = 0.0,
+    *,
+    objective: Objective | None = None,
 ) -> Tensor:
     """Return the loss of a task's outputs that training descends.
 
-    With a `teacher` it is that of labels and teacher, which is trusted by so much. Raises PluginError as `task_loss`.
+    With a `teacher` it is that of labels and teacher, which is trusted by so much. `objective` stands in for the
+    task's. Raises PluginError as `task_loss`.
     """
+    objective = objective or task.objective
     with _unfit_outputs(task, name):
         if teacher is None:
-            return task.objective.training_loss(outputs, labels)
-        return task.objective.soft_loss(outputs, labels, teacher, trust)
+            return objective.training_loss(outputs, labels)
+        return objective.soft_loss(outputs, labels, teacher, trust)
+
+
+def within(task: Task, batch: Batch) -> Objective | None:
+    """Return the objective whose losses of the chunks of a batch add up to that of the batch, if the task has one.
+
+    None where the loss of a chunk counts by its share of the labels, or where there is only one.
+    """
+    return task.objective.within(torch.cat([chunk.labels for chunk in batch.chunks])) if len(batch.chunks) > 1 else None
+
+
+def share_of(chunk: Chunk, batch: Batch, objective: Objective | None) -> float:
+    """Return by how much the loss of a chunk counts in that of its batch; `objective` is what `within` found."""
+    return len(chunk.labels) / batch.labels if objective is None else 1.0
 
 
 @contextmanager

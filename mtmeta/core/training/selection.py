@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from mtmeta.core.api.contracts import Metric
+from mtmeta.core.api.contracts import Metric, scored_tasks
 from mtmeta.core.api.events import Evaluated
 from mtmeta.core.data.dataset import Dataset
 from mtmeta.core.distributed.group import Group
@@ -81,20 +82,23 @@ class Selection:
         tokens = self.options.batch_tokens
         for name, dataset in self.datasets.items():
             with memory_errors(f"evaluating task '{name}' (batch_tokens {tokens})", "lower evaluation.batch_tokens"):
-                metrics = [self.metrics[metric] for metric in model.tasks[name].metrics]
+                task = model.tasks[name]
+                scored = scored_tasks({name: task})
+                metrics = {of: [self.metrics[metric] for metric in each.metrics] for of, each in scored.items()}
                 predictions = evaluation.predict(
                     model,
                     dataset,
                     batch_tokens=tokens,
                     precision=self.precision,
                     ranks=self.ranks,
-                    scores=evaluation.wants_scores(metrics),
+                    scores=evaluation.wants_scores(itertools.chain.from_iterable(metrics.values())),
                     tune=True,
                 )
             tuned |= tuned_weights(name, predictions.tuned)
-            scores[name], warnings = evaluation.score(predictions, metrics, seed=self.seed, intervals=False)
-            for text in warnings:
-                if text not in self.warned:
-                    self.warned.append(text)
-                    warn(text)
+            for of, (_, own) in evaluation.of_parts(task, predictions).items():
+                scores[of], warnings = evaluation.score(own, metrics[of], seed=self.seed, intervals=False)
+                for text in warnings:
+                    if text not in self.warned:
+                        self.warned.append(text)
+                        warn(text)
         return scores, tuned

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mtmeta
 from mtmeta.plugins.tasks.generic import ClassificationTask, PairClassificationTask, RegressionTask, SimilarityTask
 from mtmeta.plugins.tasks.multi_label import MultiLabelTask
+from mtmeta.plugins.tasks.multi_output import MultiOutputTask
 from mtmeta.plugins.tasks.multiple_choice import MultipleChoiceTask
 from mtmeta.plugins.tasks.ordinal import OrdinalTask
 from mtmeta.plugins.tasks.para import Para
@@ -17,4 +18,5 @@ from mtmeta.plugins.tasks.tagging import TaggingTask
 @mtmeta.hookimpl
 def register_tasks() -> list[type[mtmeta.Task]]:
     generic = [ClassificationTask, PairClassificationTask, SimilarityTask, RegressionTask]
-    return [Sst, Para, Sts, *generic, MultiLabelTask, MultipleChoiceTask, OrdinalTask, RankingTask, TaggingTask]
+    several = [MultiLabelTask, MultiOutputTask, MultipleChoiceTask]
+    return [Sst, Para, Sts, *generic, *several, OrdinalTask, RankingTask, TaggingTask]

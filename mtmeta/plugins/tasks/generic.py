@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -71,8 +71,23 @@ def _for_each(bound: float | tuple[float, ...], count: int) -> tuple[float, ...]
     return bound if isinstance(bound, tuple) else (bound,) * count
 
 
+class LabelColumn:
+    """A task whose label stands in one column: what it needs to be one of several labels of a text."""
+
+    label: str
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that hold the label."""
+        return (self.label,)
+
+    def label_in(self, row: Mapping[str, Any]) -> Any:
+        """Return the label of a row."""
+        return row[self.label]
+
+
 @dataclass(frozen=True, kw_only=True)
-class ClassificationTask(mtmeta.Task):
+class ClassificationTask(LabelColumn, mtmeta.Task):
     """One text to one of several classes."""
 
     name = "classification"
@@ -238,11 +253,20 @@ class RegressionTask(mtmeta.Task):
         for row in file.rows(self.text, self.label):
             yield mtmeta.Example(row[self.text], label=row[self.label], id=row.id, line=row.line)
 
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that hold the label."""
+        return self.label if isinstance(self.label, tuple) else (self.label,)
+
+    def label_in(self, row: Mapping[str, Any]) -> Any:
+        """Return the label of a row: a text, or of several columns as many."""
+        return tuple(row[name] for name in self.label) if isinstance(self.label, tuple) else row[self.label]
+
     def _rows(self, file: mtmeta.DataFile, columns: tuple[str, ...]) -> Iterator[mtmeta.Example]:
         """Yield the examples of a file with several numbers in a row, and note how many are missing."""
         absent = Counter[str]()
         for row in file.records(self.text, *columns):
-            label = tuple(row[name] for name in columns)
+            label = self.label_in(row)
             absent.update(name for name, value in zip(columns, label, strict=True) if mtmeta.is_missing(value))
             yield mtmeta.Example(row[self.text], label=label, id=row.id, line=row.line)
         if absent:

@@ -208,14 +208,22 @@ class MultiLabelTask(mtmeta.Task):
         return (self.text,)
 
     def read(self, file: mtmeta.DataFile) -> Iterable[mtmeta.Example]:
-        columns = (self.label,) if isinstance(self.label, str) else self.label
-        for row in file.records(self.text, *columns):
-            label = row[self.label] if isinstance(self.label, str) else self._flagged(row)
-            if isinstance(label, list):
-                label = tuple(label)
-            if not label and not self.empty and isinstance(self.label, str):
-                label = None
-            yield mtmeta.Example(row[self.text], label=label, id=row.id, line=row.line)
+        for row in file.records(self.text, *self.label_columns):
+            yield mtmeta.Example(row[self.text], label=self.label_in(row), id=row.id, line=row.line)
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that hold the labels."""
+        return (self.label,) if isinstance(self.label, str) else self.label
+
+    def label_in(self, row: Mapping[str, Any]) -> Any:
+        """Return the set of labels of a row, None where its cell is empty and that does not mean none of them."""
+        if not isinstance(self.label, str):
+            return self._flagged(row)
+        label = row[self.label]
+        if isinstance(label, list):
+            label = tuple(label)
+        return label if label or self.empty else None
 
     def sample(self, split: str) -> Iterable[mtmeta.Example]:
         """Yield two reviews in one text each, with the labels `negative`, `neutral` and `positive` of both."""

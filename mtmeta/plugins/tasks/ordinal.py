@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import mtmeta
 from mtmeta import sample
-from mtmeta.plugins.tasks.generic import Classes, Names, check_classes
+from mtmeta.plugins.tasks.generic import Classes, LabelColumn, Names, check_classes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -104,7 +104,7 @@ class Ordinal(mtmeta.Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrdinalTask(mtmeta.Task):
+class OrdinalTask(LabelColumn, mtmeta.Task):
     """One text to one of several classes that have an order, by CORAL (Cao et al. 2020)."""
 
     name = "ordinal"

@@ -43,7 +43,7 @@ METHODS = {
     "weighting": Weighting,
 }
 ROWS = ("individual", "joint", "reptile", "reptile_para8", "individual_10", "joint_10", "reptile_10")  # section 5.4
-KINDS_OF_TASKS = ("multi_label", "multiple_choice", "ordinal", "ranking", "regression", "tagging")
+KINDS_OF_TASKS = ("multi_label", "multi_output", "multiple_choice", "ordinal", "ranking", "regression", "tagging")
 EXPECTED = sorted(
     [
         "reptile_three_task.yaml",

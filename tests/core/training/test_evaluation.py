@@ -344,7 +344,7 @@ def test_predictions_file_is_in_file_order(tmp_path: Path) -> None:
         dataset = from_examples(name, task, "dev", found, session.backbone)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            made, predictions = session.score(model, dataset)
+            ((made, predictions),) = session.score(model, dataset).values()
         with open(tmp_path / "run" / "predictions" / f"{name}-dev.csv", encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
         assert rows[0] == ["id", "label", "prediction"]

@@ -60,7 +60,8 @@ class History:
         """
         steps, _, values = self.metric(task)
         evaluations = [event for event in self.of("evaluated") if task in event["tasks"]]
-        read = [event["sampling"].get(task, {}).get("examples") for event in evaluations]
+        owner = self.recipe.owner(task)
+        read = [event["sampling"].get(owner, {}).get("examples") for event in evaluations]
         return [float(at) if at is not None else float(step) for at, step in zip(read, steps, strict=True)], values
 
     def peaks(self) -> list[tuple[float, float]]:
@@ -142,7 +143,7 @@ def _checked(event: Event, recipe: Recipe) -> Event:
     """Return an event about tasks of the recipe alone. Raises ValueError for another one."""
     for name in BY_TASK:
         value = event.get(name)
-        if isinstance(value, dict) and (others := value.keys() - recipe.tasks.keys()):
+        if isinstance(value, dict) and (others := value.keys() - recipe.tasks.keys() - recipe.scored.keys()):
             raise ValueError(f"of the task {quote(min(others))}, which the recipe does not have")
     return event
 

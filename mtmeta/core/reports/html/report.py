@@ -126,7 +126,7 @@ def _overview(runs: Sequence[History]) -> list[str]:
     first = runs[0].recipe
     backbone = describe(first)["backbone"]
     weights = f", weights {backbone['weights']}" if "weights" in backbone else ""
-    sentence = f"{plural(len(runs), 'run')} on {', '.join(first.tasks)}; backbone {first.backbone.name}{weights}."
+    sentence = f"{plural(len(runs), 'run')} on {', '.join(first.scored)}; backbone {first.backbone.name}{weights}."
     unfinished = [run.label for run in runs if run.summary is None]
     return [sentence, *(f"{label} is not finished; what it has so far is shown." for label in unfinished)]
 
@@ -228,10 +228,10 @@ def _metric_curves(runs: Sequence[History]) -> dict[str, Figure]:
     """
     names = list(dict.fromkeys(run.recipe.name for run in runs))
     figures = {}
-    for task, options in runs[0].recipe.tasks.items():
+    for task, options in runs[0].recipe.scored.items():
         lines: list[plots.Line] = []
         for run in runs:
-            if task not in run.recipe.tasks:
+            if task not in run.recipe.scored:
                 continue
             seen, values = run.seen(task)
             name = run.recipe.name

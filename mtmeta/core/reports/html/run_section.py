@@ -125,7 +125,7 @@ def _cosines(run: History) -> HeatTable | None:
 def _clouds(run: History) -> list[Figure]:
     """Draw predicted against true values of each task without classes."""
     clouds = []
-    for name, task in run.recipe.tasks.items():
+    for name, task in run.recipe.scored.items():
         if not task.objective.classes and task.objective.labelled == "one":
             path = run.folder.path / "predictions" / f"{name}-{run.recipe.evaluation.report_on}.csv"
             with contextlib.suppress(MtmetaError):  # the section of the task has warned of it

@@ -73,7 +73,7 @@ class TaskPredictions:
 def read_tasks(rows: Mapping[str, Sequence[Planned]], warn: Callable[[str], None]) -> list[TaskPredictions]:
     """Read the predictions of all tasks; what cannot be read, or is of other examples, is warned of and left out."""
     first = next(iter(rows.values()))[0].recipe
-    return [one for name, task in first.tasks.items() if (one := _read(name, task, rows, warn)) is not None]
+    return [one for name, task in first.scored.items() if (one := _read(name, task, rows, warn)) is not None]
 
 
 def _read(
@@ -83,10 +83,10 @@ def _read(
     labels: Array | None = None
     found: dict[str, list[Array]] = {}
     runs = []
-    for row, run in ((row, run) for row, planned in rows.items() for run in planned if name in run.recipe.tasks):
+    for row, run in ((row, run) for row, planned in rows.items() for run in planned if name in run.recipe.scored):
         path = run.folder.path / "predictions" / f"{name}-{run.recipe.evaluation.report_on}.csv"
         try:
-            own_ids, own, predictions = read_predicted_examples(path, run.recipe.tasks[name])
+            own_ids, own, predictions = read_predicted_examples(path, run.recipe.scored[name])
         except MtmetaError as error:
             warn(str(error))
             continue
@@ -96,7 +96,7 @@ def _read(
             own, predictions = own[known], predictions[known]
         if labels is None:
             ids, labels = own_ids, own
-        if not same_labels(own, labels) or run.recipe.tasks[name].objective.classes != task.objective.classes:
+        if not same_labels(own, labels) or run.recipe.scored[name].objective.classes != task.objective.classes:
             continue  # of other examples: a comparison refuses it, and says so
         found.setdefault(row, []).append(predictions)
         runs.append(run)

@@ -30,6 +30,7 @@ def texts_of(run: Planned, name: str, ids: Sequence[str]) -> tuple[dict[str, str
 
 
 def _found(recipe: Recipe, name: str, lock: dict[str, object], ids: set[str]) -> dict[str, str]:
+    name = recipe.owner(name)
     task = recipe.tasks[name]
     found: dict[str, str] = {}
     with blame(task, "task"):

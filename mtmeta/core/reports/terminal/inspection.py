@@ -64,7 +64,10 @@ def _share(part: int, whole: int) -> str:
 
 
 def _labels(labels: dict[str, Any]) -> str:
-    """Return the shares of classes; of numbers their range and quartiles."""
+    """Return the shares of classes; of numbers their range and quartiles; of several labels those of each."""
+    if "outputs" in labels:
+        each = labels["outputs"].items()
+        return "; ".join(f"{safe(name, 20)}, {labels['rows'][name]:,} rows: {_labels(own)}" for name, own in each)
     if "sets" in labels:
         without = f", {labels['empty']:,} rows without one" if labels["empty"] else ""
         return f"{labels['mean_size']:.2f} a row{without}; {_classes(labels['sets'], labels['rows'])}"
