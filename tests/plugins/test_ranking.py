@@ -362,6 +362,26 @@ def test_bad_rows(tmp_path: Path) -> None:
         from_examples("t", task_of(), "train", list(task_of().read(mtmeta.DataFile(path))), backbone)
 
 
+@pytest.mark.parametrize(("row", "side"), [("what,it is {}", "first"), ("what is {},That!", "second")])
+def test_a_side_with_one_text_alone_is_nothing_to_learn_from(row: str, side: str, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("anchor,positive\n" + "".join(f"{row.format(number)}\n" for number in range(5)))
+    task = {"task": "ranking", "train": str(path), "dev": str(path), "batch_size": 5}
+    recipe = {
+        "name": "r",
+        "backbone": {"name": "bert", "weights": "tiny"},
+        "tasks": {"t": task},
+        "algorithm": "joint",
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "training": {"steps": 1},
+    }
+    with pytest.raises(mtmeta.DataError, match=f"the {side} text of all 5 examples is the same; there is nothing to"):
+        mtmeta.run(recipe, out=tmp_path / "run", device="cpu")
+    path.write_text(path.read_text().replace("\n", ",never\n").replace("positive,never", "positive,n"))
+    with_negatives = {**recipe, "tasks": {"t": {**task, "negatives": "n"}}}
+    mtmeta.run(with_negatives, out=tmp_path / "run", device="cpu")
+
+
 def test_options_that_do_not_fit() -> None:
     def problems(**options: Any) -> list[tuple[str, str]]:
         return list(task_of(**options).check())

@@ -45,6 +45,8 @@ PARTS = (
 """What tells the names of a pair apart, whatever else they have in common: `s1` and `s2`, `qtext` and `atext`."""
 MADE = re.compile(r"process|clean|token|lemma|stem|norm|filter|lower|parse|stopword")  # out of a text, before training
 IDS = re.compile(r"(unnamed: \d+|id|idx|index|guid|uuid|key|nr|no|row|.*[_ -](id|idx)|[a-z]*id\d?|id_.*)$")
+ANCHORS = ("anchor", "query", "question")
+NEGATIVE = re.compile(r"(hard_)?negative(_?\d+)?")
 SURE = {"label", "labels", "class", "target", "gold_label", "is_duplicate", "y"}
 NO_TASK = "which is written by hand, as task: multi_label"
 ONE_LABEL = "give each row one label"
@@ -98,6 +100,20 @@ def find_roles(table: TableProfile, given: Sequence[str] = ()) -> ColumnRoles:
     _check_spread(label, rest, table)
     ignored = tuple(column.name for column in rest if column is not label)
     return ColumnRoles(text, pair, label, why_text, why_label, ignored, separator)
+
+
+def texts_of(roles: ColumnRoles) -> list[Column]:
+    """Return the columns of the texts."""
+    return [roles.text, *([roles.pair] if roles.pair is not None else [])]
+
+
+def ranking_columns(table: TableProfile) -> list[str]:
+    """Return the columns of anchor, positive and hard negatives where they are called so, and nothing is a label."""
+    names = {_plain(name): name for name in table.columns}
+    anchor = next((names[name] for name in ANCHORS if name in names), None)
+    if anchor is None or "positive" not in names or any(map(_label_rank, table.columns)):
+        return []
+    return [anchor, names["positive"], *(names[name] for name in names if NEGATIVE.fullmatch(name))]
 
 
 def _nested(name: str) -> str:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.api.backbone import LoadedTokenizer
-from mtmeta.core.authoring.column_roles import find_roles
+from mtmeta.core.authoring.column_roles import find_roles, ranking_columns
 from mtmeta.core.authoring.recipe_text import recipe_text, scalar
 from mtmeta.core.authoring.settings_guess import LENGTHS, guess_settings, inner_steps
 from mtmeta.core.authoring.table_profile import TableProfile, looks_like_header, profile_table
 from mtmeta.core.authoring.tagged_files import guess_tagging
-from mtmeta.core.authoring.task_guess import Choice, TaskFiles, TaskGuess, guess_task
+from mtmeta.core.authoring.task_guess import Choice, TaskFiles, TaskGuess, guess_ranking, guess_task
 from mtmeta.core.errors import DataError, MtmetaError, RecipeError, UsageError, raise_all
 from mtmeta.core.recipe.label_names import read_label_names
 from mtmeta.core.recipe.reader import TASK_NAME, check_recipe_text
@@ -215,16 +215,45 @@ def _guess(
 ) -> TaskGuess:
     """Guess a task by the profiles of its files. Raises DataError for columns that are missing, or no task."""
     train, dev, test = tables
+    if not columns and (texts := ranking_columns(train)):
+        if names is not None:
+            raise UsageError("--labels", f"names labels, and the texts of {name} that belong together have none")
+        return _guess_ranking(name, tables, files, texts, id_column, tokens)
     roles = find_roles(train, columns)
     needed = [roles.text.name, *([roles.pair.name] if roles.pair is not None else []), roles.label.name]
     _check_columns((dev, test), needed, "the training file has")
-    if id_column is not None:
-        _check_columns(tables, [id_column], "--id names")
-        if id_column in needed:
-            raise UsageError("--id", f"names column {quote(id_column)} of {name}, which is its text or label")
+    _check_id(name, tables, id_column, needed)
     guess = guess_task(name, train, dev, files, roles, tokens, test=test, id_column=id_column, label_names=names)
+    return _with_notes(guess, tables)
+
+
+def _guess_ranking(
+    name: str,
+    tables: Profiles,
+    files: TaskFiles,
+    columns: Sequence[str],
+    id_column: str | None,
+    tokens: LoadedTokenizer,
+) -> TaskGuess:
+    """Guess a task of texts that belong together. Raises DataError for columns that are missing."""
+    _check_columns(tables[1:], columns, "the training file has")
+    _check_id(name, tables, id_column, columns)
+    return _with_notes(guess_ranking(name, tables, files, columns, tokens, id_column), tables)
+
+
+def _check_id(name: str, tables: Profiles, column: str | None, needed: Sequence[str]) -> None:
+    """Raise DataError for a column of ids that is missing, UsageError for one that is needed otherwise."""
+    if column is not None:
+        _check_columns(tables, [column], "--id names")
+        if column in needed:
+            raise UsageError("--id", f"names column {quote(column)} of {name}, which is its text or label")
+
+
+def _with_notes(guess: TaskGuess, tables: Profiles) -> TaskGuess:
+    """Return a guess with what was told of its files."""
     told = [(table.path, note) for table in tables if table for note in table.notes]
-    notes = [note if path == train.path else f"{path}: {note}" for path, note in dict.fromkeys(told)]
+    train = tables[0].path
+    notes = [note if path == train else f"{path}: {note}" for path, note in dict.fromkeys(told)]
     return replace(guess, notes=(*guess.notes, *notes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtmeta.core.api.backbone import LoadedTokenizer
-from mtmeta.core.authoring.column_roles import MAX_CLASSES, SCORES, ColumnRoles
+from mtmeta.core.authoring.column_roles import MAX_CLASSES, SCORES, ColumnRoles, texts_of
 from mtmeta.core.authoring.label_values import WHOLE, LabelValues, is_mark, notes_on_marks, parted, split_values, whole
 from mtmeta.core.authoring.table_profile import TableProfile
 from mtmeta.core.errors import DataError, UsageError
@@ -93,7 +93,7 @@ def guess_task(
         message = f"column {quote(roles.label.name)} holds {marks} alone, as test files do: no labels"
         raise DataError(str(dev.path), f"{message}; give a dev file that has them, or none")
     usable = max(1, train.rows - bad)
-    dev_choice = _dev_choice(name, files, train, dev, usable, numbers)
+    dev_choice = _dev_choice(name, files, train, dev, usable, "low and high alike" if numbers else "of every class")
     rows = usable if dev else max(1, usable - round(usable * dev_choice.value["fraction"]))
     size = next((size for size in (32, 16, 8, 4, 2) if rows >= 10 * size), 1)
     return TaskGuess(
@@ -113,8 +113,56 @@ def guess_task(
         rows=rows,
         dev_rows=dev.rows if dev else usable - rows,
         bad=bad + (_bad_rows(dev, roles, numbers, missing) if dev else 0),
-        lengths=_lengths(train, roles, tokens, cross=not numbers),
+        lengths=_lengths(train, [column.name for column in texts_of(roles)], tokens, cross=not numbers),
         inputs=2 if roles.pair is not None and numbers else 1,
+        batch_size=size,
+    )
+
+
+def guess_ranking(
+    name: str,
+    tables: tuple[TableProfile, TableProfile | None, TableProfile | None],
+    files: TaskFiles,
+    columns: Sequence[str],
+    tokens: LoadedTokenizer,
+    id_column: str | None,
+) -> TaskGuess:
+    """Guess a task of texts that belong together; `columns` are anchor, positive and hard negatives.
+
+    Raises DataError for too few rows.
+    """
+    (train, dev, test), (anchor, positive, *negatives) = tables, columns
+    bad = [
+        table.bad.total + sum(table.columns[each].empty for each in columns) if table else 0 for table in (train, dev)
+    ]
+    usable = max(1, train.rows - bad[0])
+    dev_choice = _dev_choice(name, files, train, dev, usable, "")
+    rows = usable if dev else max(1, usable - round(usable * dev_choice.value["fraction"]))
+    size = next((size for size in (64, 32, 16, 8, 4) if rows >= 10 * size), 2)
+    choices = [
+        Choice("task", "ranking", "texts that belong together, by their columns' names"),
+        Choice("train", files[0], f"{train.rows:,} rows"),
+        dev_choice,
+        *([Choice("test", files[2], f"{test.rows:,} rows, never looked at by a guess")] if test else []),
+        Choice("anchor", anchor, "the text that is asked for"),
+        Choice("positive", positive, "the text that belongs to it"),
+        *([Choice("negatives", negatives, "texts that do not")] if negatives else []),
+        Choice("metrics", ["accuracy_at_1", "accuracy_at_10", "mrr_at_10"], "how far up the right text stands"),
+        Choice(
+            "batch_size", size, "64, less where there are few rows: the others of a batch are what a text is told from"
+        ),
+        *_dialect_choices(train, id_column),
+    ]
+    ignored = [each for each in train.columns if each not in (*columns, id_column)]
+    return TaskGuess(
+        name=name,
+        choices=tuple(choices),
+        notes=(f"columns not used: {safe(', '.join(ignored), 200)}",) if ignored else (),
+        rows=rows,
+        dev_rows=dev.rows if dev else usable - rows,
+        bad=sum(bad),
+        lengths=_lengths(train, columns, tokens),
+        inputs=len(columns),
         batch_size=size,
     )
 
@@ -272,12 +320,11 @@ def _bad_rows(table: TableProfile, roles: ColumnRoles, numbers: bool, marks: Ite
     label = table.columns[roles.label.name]
     values = label.values or Counter()
     missing = label.rows - label.numbers if numbers else label.empty + sum(values[mark] for mark in marks)
-    texts = [roles.text, *([roles.pair] if roles.pair else [])]
-    return table.bad.total + missing + sum(table.columns[column.name].empty for column in texts)
+    return table.bad.total + missing + sum(table.columns[column.name].empty for column in texts_of(roles))
 
 
 def _dev_choice(
-    name: str, files: TaskFiles, train: TableProfile, dev: TableProfile | None, usable: int, numbers: bool
+    name: str, files: TaskFiles, train: TableProfile, dev: TableProfile | None, usable: int, how: str
 ) -> Choice:
     """Choose the dev file, or a share of the `usable` training rows. Raises DataError where these are too few."""
     file = files[1]
@@ -288,7 +335,7 @@ def _dev_choice(
         raise DataError(str(train.path), f"{message}; give a dev file: --task {name}={files[0]},DEV")
     wanted = 0.2 if usable < 500 else min(0.1, DEV_ROWS / usable)
     fraction = float(f"{wanted:.2g}")
-    share = f"{100 * fraction:g}% of the rows, {'low and high alike' if numbers else 'of every class'}"
+    share = f"{100 * fraction:g}% of the rows{f', {how}' if how else ''}"
     return Choice("dev", {"fraction": fraction}, f"no dev file was given: {share}")
 
 
@@ -302,10 +349,11 @@ def _dialect_choices(table: TableProfile, id_column: str | None) -> Iterator[Cho
         yield Choice("dialect", changed | named, why)
 
 
-def _lengths(table: TableProfile, roles: ColumnRoles, tokens: LoadedTokenizer, *, cross: bool) -> NDArray[np.int64]:
+def _lengths(
+    table: TableProfile, columns: Sequence[str], tokens: LoadedTokenizer, *, cross: bool = False
+) -> NDArray[np.int64]:
     tokenizer = tokens.tokenizer
     ends = len(tokenizer.prefix) + len(tokenizer.suffix)
-    columns = [roles.text.name, *([roles.pair.name] if roles.pair else [])]
     encoded = [tokenizer.encode([row.get(name, "") for row in table.sample]) for name in columns]
     counted = [np.array(list(map(len, texts)), dtype=np.int64) for texts in encoded]
     if cross and len(counted) == 2:

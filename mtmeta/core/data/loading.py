@@ -78,6 +78,7 @@ def load_split(
         dataset = _load_file(name, task, split, file, backbone, cache, strict=strict, open_labels=open_labels)
     _check_classes(task, split, dataset)
     check_parts(task, split, dataset)
+    _check_texts(split, dataset)
     return dataset
 
 
@@ -227,6 +228,16 @@ def check_parts(task: Task, split: str, dataset: Dataset) -> None:
         if sum(map(bool, counts)) == 1 and task.parts[name].objective.labelled == "one":
             label = task.parts[name].objective.classes[int(np.argmax(counts))]
             message = f"all {count} labels of {quote(name)} are {quote(label)}; there is nothing to learn"
+            raise DataError(dataset.file, message)
+
+
+def _check_texts(split: str, dataset: Dataset) -> None:
+    """Raise DataError for pairs of which nothing is to be told apart: on one side there is a single text."""
+    if split != "train" or not dataset.by_text or dataset.texts.shape[1] > 2:
+        return
+    for column, side in zip(dataset.texts.T, ("first", "second"), strict=True):
+        if (column[:BLOCK] == column[0]).all() and (column == column[0]).all():
+            message = f"the {side} text of all {len(dataset)} examples is the same; there is nothing to learn"
             raise DataError(dataset.file, message)
 
 

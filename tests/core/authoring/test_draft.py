@@ -396,6 +396,39 @@ def test_words_with_tags_are_a_tagging_task(tmp_path: Path, capsys: Capture) -> 
     assert "train.conll: 9 texts are too few to learn from" in outcome.err
 
 
+# -------------------------------------------------------------------------------------------- texts that belong together
+
+
+def test_columns_called_so_are_a_ranking_task(tmp_path: Path, capsys: Capture) -> None:
+    row = "{0},where is it {0},it is here {0},it rains {0},it snows {0},x".format
+    (tmp_path / "t.csv").write_text(lines(row, "id,Query,positive,negative_1,hard_negative,source", 90))
+    (tmp_path / "dev.csv").write_text(lines(row, "id,Query,positive,negative_1,hard_negative,source", 9))
+    found = drafted_task(tmp_path, capsys, "--task", "t=t.csv,dev.csv", "--id", "t=id")
+    assert {key: found[key] for key in ("task", "anchor", "positive", "negatives", "batch_size", "dialect")} == {
+        "task": "ranking",
+        "anchor": "Query",
+        "positive": "positive",
+        "negatives": ["negative_1", "hard_negative"],
+        "batch_size": 8,
+        "dialect": {"id": "id"},
+    }
+    outcome = call(*NEW, "--force", "--task", "t=t.csv", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 0 and "no dev file was given: 20% of the rows)" in outcome.out
+    assert "columns not used: id, source" in outcome.out
+    assert call("validate", "--data", "my.yaml", cwd=tmp_path, capsys=capsys).code == 0
+
+    outcome = call(*NEW, "--force", "--task", "t=t.csv", "--labels", "t=0:no,1:yes", cwd=tmp_path, capsys=capsys)
+    assert "error: --labels: names labels, and the texts of t that belong together have none" in outcome.err
+    (tmp_path / "dev.csv").write_text(lines(lambda i: f"where {i},here {i}", "Query,positive"))
+    outcome = call(*NEW, "--force", "--task", "t=t.csv,dev.csv", cwd=tmp_path, capsys=capsys)
+    assert outcome.code == 3 and "no column 'negative_1'" in outcome.err
+    (tmp_path / "t.csv").write_text(lines(lambda i: f"where is it {i},it is here {i},{i % 2}", "anchor,positive,label"))
+    assert drafted_task(tmp_path, capsys, "--force", "--task", "t=t.csv")["task"] == "pair_classification"
+    (tmp_path / "t.csv").write_text(lines(lambda i: f"where is it {i},it is here {i}", "question,answer"))
+    outcome = call(*NEW, "--force", "--task", "t=t.csv", cwd=tmp_path, capsys=capsys)
+    assert "texts that belong together need none, which is written by hand, as task: ranking" in outcome.err
+
+
 # ---------------------------------------------------------------------------------------------------------- refusals
 
 HUGE = "w " * 100_000
