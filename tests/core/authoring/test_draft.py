@@ -396,7 +396,7 @@ def test_words_with_tags_are_a_tagging_task(tmp_path: Path, capsys: Capture) -> 
     assert "train.conll: 9 texts are too few to learn from" in outcome.err
 
 
-# -------------------------------------------------------------------------------------------- texts that belong together
+# ------------------------------------------------------------------------------------------ texts that belong together
 
 
 def test_columns_called_so_are_a_ranking_task(tmp_path: Path, capsys: Capture) -> None:
