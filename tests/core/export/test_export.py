@@ -425,4 +425,8 @@ def test_only_heads_and_objectives_of_ours_are_described() -> None:
     first, second = map(str, raised.value.problems)
     assert "task 'a' has a head of its own, Own, which cannot be exported" in first
     assert "task 'c' has an objective of its own, Odd, which cannot be exported" in second
+    assert first.endswith("; leave it out with --task")
+    with pytest.raises(mtmeta.PluginError) as alone:  # there is no other to be chosen
+        describe_tasks({"c": odd}, heads, alone=True)
+    assert str(alone.value).endswith("has an objective of its own, Odd, which cannot be exported")
     assert describe_tasks({"b": plain}, heads, alone=True)["b"]["head"] == {"kind": "mlp", "outputs": 5, "vectors": 1}
