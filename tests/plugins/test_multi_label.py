@@ -22,8 +22,10 @@ import mtmeta
 from mtmeta.core.api.batch import Packed
 from mtmeta.core.data.loading import from_examples
 from mtmeta.core.data.packing import pack_chunk
+from mtmeta.core.data.subsets import rows_by_class
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import build_registry
+from mtmeta.core.studies.adapt import fewer_rows
 from mtmeta.core.studies.comparison import read_with_scores
 from mtmeta.core.training.model import MultiTaskModel, mean_pool
 from mtmeta.core.training.statistics import on_resamples
@@ -239,6 +241,9 @@ def test_rare_labels_decide_where_an_example_counts() -> None:
     backbone = Bert(weights="tiny", max_length=16).load(1)
     data = from_examples("t", MultiLabelTask(labels=NAMES, train="t"), "train", examples, backbone)
     assert data.of_label.tolist() == [1.0] * 4 + [0.0] * 16 + [3.0]
+    # of a draw it is told which labels have fewer rows, and rarest in it may be others than in the file
+    assert rows_by_class(data) == {0: 20, 1: 4, 2: 0}
+    assert fewer_rows(data, 5, NAMES) == {"fear": 4, "love": 0}
 
 
 def test_options_that_do_not_fit() -> None:

@@ -19,6 +19,7 @@ import mtmeta
 from mtmeta.core.data.dataset import entries, select
 from mtmeta.core.data.loading import from_examples
 from mtmeta.core.data.packing import pack, pack_chunk
+from mtmeta.core.data.subsets import rows_by_class
 from mtmeta.core.training.learner import Learner
 from mtmeta.core.training.model import MultiTaskModel
 from mtmeta.core.training.statistics import on_resamples
@@ -273,6 +274,7 @@ def test_a_part_of_a_dataset_has_the_labels_of_its_words() -> None:
     some = select(data, np.array([2, 0]))
     assert list(some.ids) == ["three", "one"]
     assert some.by_example(some.labels).tolist() == [(1, 2), (0,) * 7 + (3,)]
+    assert rows_by_class(data) == {0: 2, 1: 1, 2: 1, 3: 1}  # texts that have the tag
     one, other = (pack_chunk(each, at).packed for each, at in ((data, np.array([2, 0])), (some, np.array([0, 1]))))
     assert one.words is not None and other.words is not None
     assert one.words.equal(other.words) and one.ids.equal(other.ids)

@@ -120,3 +120,16 @@ def strata(data: Dataset) -> dict[int, NDArray[np.int64]]:
     if not data.whole:
         stratum_of[np.argsort(labels, kind="stable")] = np.arange(len(data)) * QUANTILES // len(data)
     return {label: np.flatnonzero(stratum_of == label) for label in np.unique(stratum_of).tolist()}
+
+
+def rows_by_class(data: Dataset) -> dict[int, int]:
+    """Return how many examples have each class, one of a set or that of a word, too; or are in each fifth."""
+    if data.words is not None:
+        examples = np.repeat(np.arange(len(data)), np.diff(data.words))
+        each, count = np.unique(
+            np.unique(np.stack([examples, data.labels.astype(np.int64)]), axis=1)[1], return_counts=True
+        )
+        return dict(zip(each.tolist(), count.tolist(), strict=True))
+    if data.labels.ndim == 2 and data.whole:
+        return dict(enumerate(data.labels.sum(axis=0, dtype=np.int64).tolist()))
+    return {label: len(members) for label, members in strata(data).items()}

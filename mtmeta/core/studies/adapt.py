@@ -23,7 +23,7 @@ from mtmeta.core.api.option_types import Carve
 from mtmeta.core.api.schedules import Plateau
 from mtmeta.core.data.dataset import QUANTILES, Dataset
 from mtmeta.core.data.loading import load_split
-from mtmeta.core.data.subsets import SAMPLE_PLACES, FewShots, sample_path, strata
+from mtmeta.core.data.subsets import SAMPLE_PLACES, FewShots, rows_by_class, sample_path
 from mtmeta.core.errors import DataError, NoExamples, RecipeError, UsageError
 from mtmeta.core.machine import fitting_threads, free_memory, one_thread, own_settings
 from mtmeta.core.recipe.reader import load_recipe
@@ -264,8 +264,11 @@ def few_shots(session: Session, name: str, plan: Shots) -> FewShots:
 
 
 def fewer_rows(few: Dataset, k: int, classes: Sequence[str]) -> dict[str, int]:
-    """Return the rows of each class that has fewer than `k` in a draw, or of each fifth of the ranking by a number."""
-    rows = {label: len(members) for label, members in strata(few).items()}
+    """Return the rows of each class that has fewer than `k` in a draw, or of each fifth of the ranking by a number.
+
+    A row counts for each of the classes that it has, or that its words have.
+    """
+    rows = rows_by_class(few)
     names = classes if few.whole and classes else [f"fifth {number + 1} of the labels" for number in range(QUANTILES)]
     return {name: rows.get(label, 0) for label, name in enumerate(names) if rows.get(label, 0) < k}
 

@@ -44,6 +44,7 @@ METHODS = {
 }
 ROWS = ("individual", "joint", "reptile", "reptile_para8", "individual_10", "joint_10", "reptile_10")  # section 5.4
 KINDS_OF_TASKS = ("multi_label", "multi_output", "multiple_choice", "ordinal", "ranking", "regression", "tagging")
+REAL = {"atis": Joint, "clinc": Individual, "goemotions": Individual, "sick": Joint, "wnut17": Individual}
 EXPECTED = sorted(
     [
         "reptile_three_task.yaml",
@@ -51,6 +52,7 @@ EXPECTED = sorted(
         *(f"minilm/{kind}.yaml" for kind in KINDS),
         *(f"paper/{name}.yaml" for name in (*ROWS, "fomaml")),
         *(f"tasks/{name}.yaml" for name in KINDS_OF_TASKS),
+        *(f"five/{name}.yaml" for name in REAL),
         *(f"study/{part}/{kind}.yaml" for part in ("full", "ten") for kind in KINDS),
         *(f"study/cross/{kind}.yaml" for kind in ("annealed", "individual", "joint", "reptile")),
         *(f"study/one/{name}.yaml" for name in ("lora", "separate", "shared")),
@@ -70,7 +72,7 @@ def load(name: str, registry: Registry) -> Recipe:
 
 
 def test_these_and_no_other_recipes_are_shipped() -> None:
-    assert len(EXPECTED) == 32 + len(METHODS) + len(KINDS_OF_TASKS)
+    assert len(EXPECTED) == 32 + len(METHODS) + len(KINDS_OF_TASKS) + len(REAL)
     assert FOUND == EXPECTED
 
 
@@ -81,6 +83,9 @@ def test_it_validates_and_is_named_after_its_file(name: str, registry: Registry)
     assert recipe.name == (path.stem if path.parent == Path() else f"{path.parent.name}_{path.stem}")
     if path.parent.name == "methods":
         assert type(recipe.algorithm) is METHODS[path.stem]
+        return
+    if path.parent.name == "five":
+        assert type(recipe.algorithm) is REAL[path.stem]
         return
     if path.parent.name == "tasks":
         assert path.stem in [type(task).name for task in recipe.tasks.values()]
