@@ -17,7 +17,7 @@ from mtmeta.core.export import token_classification
 from mtmeta.core.export.export import export
 from mtmeta.core.export.onnx_graphs import run_graph
 from mtmeta.core.training.evaluation import forward
-from tests.core.export.test_export import front_matter
+from tests.core.export.test_export import front_matter, run_card
 from tests.support.commands import assert_refused, call
 from tests.support.families import write_family
 from tests.support.quick import quick_beside
@@ -98,7 +98,9 @@ def test_pipeline_tags_the_words(run: Path, exported: dict[str, Any]) -> None:
         assert tuple(found[at] for at in starts) == said.labels
 
 
-def test_its_card(exported: dict[str, Any]) -> None:
+def test_its_card_and_the_code_in_it(
+    run: Path, exported: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
     card = (Path(exported["folder"]) / "README.md").read_text()
     front = front_matter(Path(exported["folder"]))
     assert (front["pipeline_tag"], front["library_name"]) == ("token-classification", "transformers")
@@ -108,6 +110,12 @@ def test_its_card(exported: dict[str, Any]) -> None:
         and "entity_f1" in card
         and "`kind`" not in card.partition("## Figures")[2].partition("## Use")[0]
     )
+    pytest.importorskip("transformers")
+    printed = run_card(Path(exported["folder"]), monkeypatch, capsys, tmp_path)
+    text = "A joy from start to end."
+    (said,) = mtmeta.load(run, device="cpu").predict("who", [text])
+    wanted = [f"{word} {label}" for word, label in zip(text.split(), said.labels or (), strict=True)]
+    assert printed[-len(wanted) :] == wanted
 
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra", "xlm-roberta"])
