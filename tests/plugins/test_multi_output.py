@@ -21,6 +21,8 @@ from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.resolved import describe, digest
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.run.directory import RunDir
+from mtmeta.core.serving import openapi
+from mtmeta.core.serving.questions import Limits
 from mtmeta.core.studies.comparable import Planned, check_alike
 from mtmeta.core.studies.comparison import comparison
 from mtmeta.core.studies.protocol import Protocol
@@ -181,6 +183,7 @@ def test_labels_as_files_write_them() -> None:
         (("", None, "NA", None), "all labels are empty"),
         (("yes", "1"), "2 labels, expected 4"),
         (3.0, "no labels, expected 4"),
+        ("3", "no labels, expected 4"),
     ):
         with pytest.raises(ValueError, match=words):
             objective.parse(bad)
@@ -350,6 +353,17 @@ def test_eval_and_report_show_each_label(run: Path, capsys: pytest.CaptureFixtur
         assert words in page, words
     done = call("eval", str(run), "--abstain", "0.5", cwd=run.parent, capsys=capsys)
     assert done.code == 2 and "is for tasks of one label, task 'several' has several" in done.err
+
+
+def test_a_server_describes_each_label() -> None:
+    described = openapi.describe({"several": WHOLE})
+    assert list(described["several"]["outputs"]) == list(PARTS) and described["several"]["texts"] == 1
+    paths = openapi.document("t", "1", described, Limits())["paths"]
+    answer = paths["/predict/several"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    outputs = answer["properties"]["predictions"]["items"]["properties"]["outputs"]["properties"]
+    assert outputs["kind"]["properties"]["label"] == {"type": "string", "enum": ["no", "yes", "none"]}
+    assert outputs["grade"]["properties"]["score"] == {"type": "number", "minimum": 0.0, "maximum": 5.0}
+    assert outputs["marks"]["properties"]["labels"]["items"]["enum"] == ["a", "b"]
 
 
 def test_validate_tells_of_each_label_and_of_missing_ones(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,9 @@ class MultiOutput(Objective):
         Missing is None, or a mark such as an empty text, NA or -, where that is none of the objective's labels. Raises
         ValueError for a label that is neither, naming it, and where all are missing.
         """
-        values = list(json.loads(label).values()) if isinstance(label, str) else label
+        values = json.loads(label) if isinstance(label, str) else label
+        if isinstance(values, dict):
+            values = list(values.values())
         if not isinstance(values, list | tuple) or len(values) != len(self.objectives):
             found = len(values) if isinstance(values, list | tuple) else "no"
             raise ValueError(f"{found} labels, expected {len(self.objectives)}")
