@@ -231,7 +231,7 @@ def test_jsonl_lines_parse_back_to_the_events(tmp_path: Path) -> None:
             # each line is on disk at once: a killed run keeps what it reported
             assert len((tmp_path / "events.jsonl").read_text().splitlines()) == number
     kinds = {kind.type: kind for kind in Event.__subclasses__()}
-    assert {f"{kind.__name__}" for kind in kinds.values()} | {"Event"} == set(events.__all__)
+    assert {f"{kind.__name__}" for kind in kinds.values()} | {"Event", "Scalar", "scalars"} == set(events.__all__)
     back = []
     for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
