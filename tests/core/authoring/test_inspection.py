@@ -209,7 +209,7 @@ def test_kinds(tmp_path: Path) -> None:
         return [(row.reason, row.kind) for row in file.bad]
 
     def of_label(objective: Objective, label: str) -> list[tuple[str, str]]:
-        parser = _Parser(SimpleNamespace(inputs="single", objective=objective))  # type: ignore[arg-type]
+        parser = _Parser(SimpleNamespace(inputs="single", extra_texts=0, objective=objective))  # type: ignore[arg-type]
         parser.parse([Example(text="t", label=label)])
         return [(row.reason, row.kind) for row in parser.bad]
 

@@ -72,7 +72,7 @@ def test_a_copy_is_the_same_recipe(to: str | None, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("minilm/reptil", "did you mean 'minilm/reptile'?"), ("qqq", "one of methods/")]
+    ("name", "hint"), [("minilm/reptil", "did you mean 'minilm/reptile'?"), ("qqq", "one of five/")]
 )
 def test_a_name_that_is_none(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("recipes", "copy", name) == 2
