@@ -185,7 +185,7 @@ def test_what_is_not_finite_is_different() -> None:
     ("arguments", "words"),
     [
         (("one/run", "--format", "onxx"), ("--format: 'onxx' is no format; did you mean 'onnx'?",)),
-        (("one/run", "--format", "tflite"), ("'tflite' is no format; one of transformers, text-classification, onn",)),
+        (("one/run", "--format", "tflite"), ("'tflite' is no format; one of transformers, text-classification, tok",)),
         (("one/run",), ("--format",)),
         (
             ("one/run", "--format", "onnx", "--task", "kimd"),
