@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -17,6 +18,8 @@ from typing import Any
 __all__ = ["RANKS", "ended", "environment", "start"]
 
 RANKS = "tests.support.ranks:start"
+GRACE = 75.0
+"""Seconds that ranks have to notice that another one is gone, which is when they time out themselves, and some more."""
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -93,9 +96,25 @@ def start(
     if term:
         time.sleep(term[1])
         os.kill(children[int(term[0])], signal.SIGTERM)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes = _codes(children)
     written = [Path(f".rank-{rank}").read_text(errors="replace") for rank in range(world)]
     print(json.dumps({"codes": codes, "written": written}))
+
+
+def _codes(children: Sequence[int]) -> list[int]:
+    """Wait for ranks. Where one has failed, those that still wait for it are killed after a while, as by torchrun."""
+    codes: dict[int, int] = {}
+    until = math.inf
+    while len(codes) < len(children):
+        for child in set(children) - codes.keys():
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+                until = min(until, time.monotonic() + GRACE) if codes[child] else until
+            elif time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    return [codes[child] for child in children]
 
 
 def ended(output: str) -> tuple[list[int], list[str]]:
