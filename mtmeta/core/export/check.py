@@ -85,6 +85,12 @@ def pad(stores: Sequence[TokenStore], examples: Sequence[int]) -> Inputs:
     return inputs
 
 
+def run_module(module: torch.nn.Module, batch: Inputs) -> torch.Tensor:
+    """Return what a module makes of a padded batch."""
+    logits: torch.Tensor = module(*map(torch.from_numpy, batch))
+    return logits
+
+
 @torch.inference_mode()
 def expected(model: MultiTaskModel, name: str, dataset: Dataset, temperature: float = 1.0) -> list[NDArray[Any]]:
     """Return the answers of the run's own model, as `Answer` gives them: logits, and probabilities or the number.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from mtmeta.core.api.backbone import LoadedBackbone, Portable
+from mtmeta.core.api.backbone import LoadedBackbone, Portable, SequenceHead
 from mtmeta.core.storage.disk import write_tensors
 from mtmeta.core.storage.staging import StagingFolder
 from mtmeta.core.training.model import MultiTaskModel
@@ -42,6 +42,23 @@ def put_encoder(draft: StagingFolder, under: str, portable: Portable) -> None:
     put_tensors(draft, f"{under}model.safetensors", dict(portable.tensors))
     for name, data in portable.files.items():
         draft.write(f"{under}{name}", data)
+
+
+def with_classifier(
+    portable: Portable,
+    layout: SequenceHead,
+    architecture: str,
+    labels: Sequence[str],
+    own: Mapping[str, Mapping[str, Tensor]],
+    **config: Any,
+) -> Portable:
+    """Return config and tensors of a class of transformers' models; `own` has those of its head, by their place."""
+    settings = {**portable.config, "architectures": [architecture], **config}
+    settings |= {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
+    tensors = {layout.encoder + key: value for key, value in portable.tensors.items() if not key.startswith("pooler.")}
+    for place, head in own.items():
+        tensors |= {f"{place}.{key}": value.detach().float().cpu().contiguous().clone() for key, value in head.items()}
+    return Portable(portable.encoder, settings, tensors, portable.files)
 
 
 def put_tensors(draft: StagingFolder, name: str, tensors: dict[str, Tensor]) -> None:

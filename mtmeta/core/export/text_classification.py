@@ -22,7 +22,7 @@ from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
 from mtmeta.core.export.heads import Logits, Vector
 from mtmeta.core.export.libraries import LibraryClassifier, check_tokenizer, load_transformers
-from mtmeta.core.export.parts import Part, put_encoder
+from mtmeta.core.export.parts import Part, put_encoder, with_classifier
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.storage.staging import StagingFolder
 from mtmeta.core.wording import quote
@@ -96,7 +96,7 @@ def write(draft: StagingFolder, under: str, part: Part, limit: float, *, graph_l
     models: list[nn.Module] = [logits]
     if (library := load_transformers()) is not None:
         models.append(LibraryClassifier(library, draft.folder / under))
-    difference = max(compared(partial(_run_module, model), limit) for model in models)
+    difference = max(compared(partial(checks.run_module, model), limit) for model in models)
     if has_graph_packages():
         from mtmeta.core.export.onnx_graphs import logits_graph, run_graph
 
@@ -126,11 +126,6 @@ def _divider(part: Part, task: Task) -> int | None:
     return tokenizer.middle[0] if task.inputs == "cross" and len(tokenizer.middle) == 1 else None
 
 
-def _run_module(module: nn.Module, batch: checks.Inputs) -> Tensor:
-    logits: Tensor = module(*map(torch.from_numpy, batch))
-    return logits
-
-
 def _answer(objective: Objective, logits: Tensor) -> list[Any]:
     """Return what `checks.expected` has of the run, from the logits [N, K] of what was exported."""
     outputs = outputs_of(objective, logits)
@@ -148,14 +143,9 @@ def outputs_of(objective: Objective, logits: Tensor) -> Tensor:
 
 def _with_head(portable: Portable, layout: SequenceHead, name: str, described: dict[str, Any], head: Any) -> Portable:
     """Return config and tensors of the class of models that has this head."""
-    labels: list[str] = described.get("labels", [name])
-    kind = PROBLEMS[described["objective"]]
-    config = {**portable.config, "architectures": [layout.architecture], "problem_type": kind}
-    config |= {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
-    tensors = {layout.encoder + key: value for key, value in portable.tensors.items() if not key.startswith("pooler.")}
     out = {"weight": head.out.weight, "bias": head.out.bias}
     if described["objective"] == "binary":
         out = {key: torch.cat([torch.zeros_like(value), value]) for key, value in out.items()}
-    for place, own in ((layout.dense, {"weight": head.dense.weight, "bias": head.dense.bias}), (layout.out, out)):
-        tensors |= {f"{place}.{key}": value.detach().float().cpu().contiguous().clone() for key, value in own.items()}
-    return Portable(portable.encoder, config, tensors, portable.files)
+    own = {layout.dense: {"weight": head.dense.weight, "bias": head.dense.bias}, layout.out: out}
+    kind, labels = PROBLEMS[described["objective"]], described.get("labels", [name])
+    return with_classifier(portable, layout, layout.architecture, labels, own, problem_type=kind)

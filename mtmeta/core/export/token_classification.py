@@ -21,7 +21,7 @@ from mtmeta.core.errors import UsageError
 from mtmeta.core.export import check as checks
 from mtmeta.core.export.heads import TokenLogits
 from mtmeta.core.export.libraries import LibraryTagger, check_tokenizer, load_transformers
-from mtmeta.core.export.parts import Part, put_encoder
+from mtmeta.core.export.parts import Part, put_encoder, with_classifier
 from mtmeta.core.export.text_classification import GRAPH, has_graph_packages, is_typed
 from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.registry.guard import fault
@@ -85,10 +85,10 @@ def write(draft: StagingFolder, under: str, part: Part, limit: float, *, graph_l
 
     module = TokenLogits(part.portable.encoder, head.out, typed=typed).eval()
     inputs = len(module.inputs)
-    difference = compared(lambda one: _run(module, one[:inputs]), limit)
+    difference = compared(lambda one: checks.run_module(module, one[:inputs]), limit)
     if (library := load_transformers()) is not None:
         tagger = LibraryTagger(library, draft.folder / under)
-        difference = max(difference, compared(lambda one: _run(tagger, one), limit))
+        difference = max(difference, compared(lambda one: checks.run_module(tagger, one), limit))
     if has_graph_packages():
         from mtmeta.core.export.onnx_graphs import logits_graph, run_graph
 
@@ -102,11 +102,6 @@ def write(draft: StagingFolder, under: str, part: Part, limit: float, *, graph_l
 def describe(names: Iterable[str], objectives: Mapping[str, Objective]) -> dict[str, dict[str, Any]]:
     """Describe tasks as their cards have them."""
     return {name: {"inputs": "words", "labels": list(objectives[name].classes)} for name in names}
-
-
-def _run(module: nn.Module, batch: checks.Inputs) -> Tensor:
-    logits: Tensor = module(*map(torch.from_numpy, batch))
-    return logits
 
 
 def _probes(part: Part, name: str) -> tuple[Dataset, checks.Inputs]:
@@ -149,10 +144,6 @@ def _expected(part: Part, name: str, dataset: Dataset) -> list[Any]:
 
 def _with_head(portable: Portable, layout: SequenceHead, labels: list[str], head: WordHead) -> Portable:
     """Return config and tensors of the class of models that has a Linear on every token."""
-    name = layout.architecture.replace("ForSequenceClassification", "ForTokenClassification")
-    config = {**portable.config, "architectures": [name]}
-    config |= {"id2label": dict(enumerate(labels)), "label2id": {label: at for at, label in enumerate(labels)}}
-    tensors = {layout.encoder + key: value for key, value in portable.tensors.items() if not key.startswith("pooler.")}
-    own = {"weight": head.out.weight, "bias": head.out.bias}
-    tensors |= {f"classifier.{key}": value.detach().float().cpu().contiguous().clone() for key, value in own.items()}
-    return Portable(portable.encoder, config, tensors, portable.files)
+    architecture = layout.architecture.replace("ForSequenceClassification", "ForTokenClassification")
+    own = {"classifier": {"weight": head.out.weight, "bias": head.out.bias}}
+    return with_classifier(portable, layout, architecture, labels, own)

@@ -73,19 +73,7 @@ def predict_file(
         wanted = "one column" if len(task.columns) == 1 else f"{len(task.columns)} columns, in the place of {named}"
         raise UsageError("--column", f"task takes {wanted}, found {len(columns)}")
     file = _file(source, predictor.dialect(name), table=bool(columns))
-    is_table = bool(columns) or file.table is not None or file.path.suffix.lower() in TABLES
-    if not is_table and _has_columns(file, task):
-        is_table = True
-        named = " and ".join(map(quote, task.columns))
-        why = f"its header names {named}" if file.dialect.header else "it has tabs, as data files of the task"
-        warn(f"{file.place}: is read as a table, for {why}; - with --input takes each line as a text")
-    if not columns and task.objective.labelled == "words" and has_words_in_columns(file.path):
-        warn(
-            f"{file.place}: is read as data files of the task, a word a line; - with --input takes each line as a text"
-        )
-        items = _tagged(task, file, strict=not skip_bad)
-    else:
-        items = _items(task, file, columns or task.columns if is_table else (), strict=not skip_bad)
+    items = _read(task, file, columns, strict=not skip_bad, warn=warn)
     blocks = _as_they_come(items) if source == "-" else _blocks(items)
     done, heap = 0, Heap()
     with _writer(target) as out:
@@ -115,6 +103,24 @@ def _file(source: str, dialect: Dialect, *, table: bool) -> DataFile:
     stream = os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     json_lines = table and stream.peek(1).lstrip()[:1] == b"{"
     return DataFile("stdin.jsonl" if json_lines else "stdin", dialect, stream=stream)
+
+
+def _read(
+    task: Task, file: DataFile, columns: Sequence[str], *, strict: bool, warn: Callable[[str], None]
+) -> Iterator[Item]:
+    """Return the texts of a file: of a table, of data files of words, or a text a line. Warns of what it guessed."""
+    is_table = bool(columns) or file.table is not None or file.path.suffix.lower() in TABLES
+    if not is_table and _has_columns(file, task):
+        is_table = True
+        named = " and ".join(map(quote, task.columns))
+        why = f"its header names {named}" if file.dialect.header else "it has tabs, as data files of the task"
+        warn(f"{file.place}: is read as a table, for {why}; - with --input takes each line as a text")
+    if not columns and task.objective.labelled == "words" and has_words_in_columns(file.path):
+        warn(
+            f"{file.place}: is read as data files of the task, a word a line; - with --input takes each line as a text"
+        )
+        return _tagged(task, file, strict=strict)
+    return _items(task, file, columns or task.columns if is_table else (), strict=strict)
 
 
 def _has_columns(file: DataFile, task: Task) -> bool:
