@@ -36,7 +36,7 @@ from mtmeta.plugins.tasks.multi_label import MultiLabel, MultiLabelTask, best_th
 from mtmeta.testing import check_task
 from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import killed_before_step, outcome, quick, quick_beside, read_table
+from tests.support.quick import assert_adapts, killed_before_step, outcome, quick, quick_beside, read_table
 
 NAMES = ("joy", "fear", "love")
 WORDS = {"joy": "happy", "fear": "afraid", "love": "dear"}
@@ -409,14 +409,9 @@ def test_scores_come_back_from_the_file_that_comparisons_read(run: Path) -> None
 
 def test_few_shots_of_it(run: Path, tmp_path: Path) -> None:
     """The thresholds of an adapted head are .5: there is no dev split to tune them on."""
-    recipe = json.loads(recipe_of(tmp_path).read_text())
-    recipe["tasks"] = {"feel": recipe["tasks"]["feel"]}
-    recipe["evaluation"] = {}
-    recipe["training"]["steps"] = 2
-    found = mtmeta.adapt([run], recipe, shots=[2], seeds=1)
-    assert all(0 <= row["value"] <= 1 for row in found.records())
-    with pytest.raises(mtmeta.UsageError, match="prototype needs a class for each text, task 'feel' has other labels"):
-        mtmeta.adapt([run], recipe, shots=[2], seeds=1, head="prototype")
+    assert_adapts(
+        run, recipe_of(tmp_path), "feel", "prototype needs a class for each text, task 'feel' has other labels"
+    )
 
 
 @pytest.mark.parametrize(

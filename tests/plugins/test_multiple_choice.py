@@ -25,7 +25,7 @@ from mtmeta.plugins.tasks.multiple_choice import Choice, MultipleChoiceTask
 from mtmeta.testing import check_task
 from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import assert_kills_change_nothing, quick_beside, read_table
+from tests.support.quick import assert_adapts, assert_kills_change_nothing, quick_beside, read_table
 
 NAMES = ("a", "b", "c")
 KINDS = {"fruit": ("apple", "pear", "plum"), "animal": ("dog", "cat", "cow"), "tool": ("saw", "axe", "drill")}
@@ -318,14 +318,7 @@ def test_a_model_for_pipeline_refuses_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_few_shots_of_it(run: Path, tmp_path: Path) -> None:
-    recipe = json.loads(recipe_of(tmp_path).read_text())
-    recipe["tasks"] = {"ask": recipe["tasks"]["ask"]}
-    recipe["evaluation"] = {}
-    recipe["training"]["steps"] = 2
-    found = mtmeta.adapt([run], recipe, shots=[2], seeds=1)
-    assert all(0 <= row["value"] <= 1 for row in found.records())
-    with pytest.raises(mtmeta.UsageError, match="prototype scores each class by itself, task 'ask' does not"):
-        mtmeta.adapt([run], recipe, shots=[2], seeds=1, head="prototype")
+    assert_adapts(run, recipe_of(tmp_path), "ask", "prototype scores each class by itself, task 'ask' does not")
 
 
 def test_protonet_refuses_it(tmp_path: Path) -> None:

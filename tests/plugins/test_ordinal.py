@@ -24,7 +24,7 @@ from mtmeta.plugins.tasks.sst import Sst
 from mtmeta.testing import check_task
 from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import assert_kills_change_nothing, quick_beside, read_table
+from tests.support.quick import assert_adapts, assert_kills_change_nothing, quick_beside, read_table
 
 NAMES = ("poor", "fair", "good", "great")
 
@@ -271,14 +271,9 @@ def test_less_is_better_where_mae_selects(tmp_path: Path) -> None:
 
 
 def test_few_shots_of_it(run: Path, tmp_path: Path) -> None:
-    recipe = json.loads(recipe_of(tmp_path).read_text())
-    recipe["tasks"] = {"grade": recipe["tasks"]["grade"]}
-    recipe["evaluation"] = {}
-    recipe["training"]["steps"] = 2
-    found = mtmeta.adapt([run], recipe, shots=[2], seeds=1)
-    assert all(-1 <= row["value"] <= 1 for row in found.records())
-    with pytest.raises(mtmeta.UsageError, match="prototype scores each class by itself, task 'grade' does not"):
-        mtmeta.adapt([run], recipe, shots=[2], seeds=1, head="prototype")
+    assert_adapts(
+        run, recipe_of(tmp_path), "grade", "prototype scores each class by itself, task 'grade' does not", lowest=-1
+    )
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from mtmeta.plugins.tasks.ranking import Ranking, RankingTask
 from mtmeta.testing import check_task
 from tests.core.export.test_export import answers_of_export
 from tests.support.commands import call
-from tests.support.quick import assert_kills_change_nothing, quick_beside, read_table
+from tests.support.quick import assert_adapts, assert_kills_change_nothing, quick_beside, read_table
 
 Rows = Sequence[Sequence[str]]
 BATCHES: dict[str, Rows] = {
@@ -508,14 +508,13 @@ def test_a_model_for_pipeline_refuses_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_few_shots_and_comparisons_of_it(run: Path, tmp_path: Path) -> None:
-    recipe = json.loads(recipe_of(tmp_path, **OPTIONS[run.parent.name[:-1]]).read_text())
-    recipe["tasks"] = {"ask": recipe["tasks"]["ask"]}
-    recipe["evaluation"] = {}
-    recipe["training"]["steps"] = 2
-    found = mtmeta.adapt([run], recipe, shots=[8], seeds=1)
-    assert all(0 <= row["value"] <= 1 for row in found.records())
-    with pytest.raises(mtmeta.UsageError, match="prototype needs a class for each text, task 'ask' has other labels"):
-        mtmeta.adapt([run], recipe, shots=[8], seeds=1, head="prototype")
+    assert_adapts(
+        run,
+        recipe_of(tmp_path, **OPTIONS[run.parent.name[:-1]]),
+        "ask",
+        "prototype needs a class for each text, task 'ask' has other labels",
+        shots=8,
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["reptile", "fomaml", "maml", "metasgd", "surgery"])

@@ -27,7 +27,7 @@ from mtmeta.plugins.backbones.bert import Bert
 from mtmeta.plugins.tag_metrics import entity_f1, register, spans_of, word_accuracy
 from mtmeta.plugins.tasks.tagging import TaggingTask, Tags, words_of_spans
 from tests.support.commands import call
-from tests.support.quick import assert_kills_change_nothing, quick_beside
+from tests.support.quick import assert_adapts, assert_kills_change_nothing, quick_beside
 
 TYPES = ("PER", "LOC")
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -386,13 +386,7 @@ def test_what_it_does_not_have_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_few_shots_of_it(run: Path, tmp_path: Path) -> None:
-    recipe = json.loads(recipe_of(tmp_path).read_text())
-    recipe["tasks"] = {"who": recipe["tasks"]["who"]}
-    recipe["evaluation"], recipe["training"]["steps"] = {}, 2
-    found = mtmeta.adapt([run], recipe, shots=[2], seeds=1)
-    assert all(0 <= row["value"] <= 1 for row in found.records())
-    with pytest.raises(mtmeta.UsageError, match="prototype needs a class for each text"):
-        mtmeta.adapt([run], recipe, shots=[2], seeds=1, head="prototype")
+    assert_adapts(run, recipe_of(tmp_path), "who", "prototype needs a class for each text")
 
 
 def test_plain_tags(tmp_path: Path) -> None:

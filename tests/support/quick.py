@@ -135,6 +135,17 @@ def assert_kills_change_nothing(recipe: Path, whole: Path, out: Path, steps: tup
             assert cut[name] == value, name
 
 
+def assert_adapts(run: Path, recipe: Path, task: str, refusal: str, *, shots: int = 2, lowest: float = 0) -> None:
+    """A task of a recipe is learned from few examples, and scored from `lowest` to 1; not by prototypes."""
+    document = json.loads(recipe.read_text())
+    document["tasks"] = {task: document["tasks"][task]}
+    document["evaluation"], document["training"]["steps"] = {}, 2
+    found = mtmeta.adapt([run], document, shots=[shots], seeds=1)
+    assert all(lowest <= row["value"] <= 1 for row in found.records())
+    with pytest.raises(mtmeta.UsageError, match=refusal):
+        mtmeta.adapt([run], document, shots=[shots], seeds=1, head="prototype")
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV or TSV file."""
     return list(csv.DictReader(io.StringIO(path.read_text()), delimiter="\t" if path.suffix == ".tsv" else ","))
