@@ -115,17 +115,28 @@ class Adapters(nn.Module):
         own: Tensor = attrgetter(name)(self._modules[self.owner(task)])
         return own
 
+    def moves_encoder(self, task: str) -> bool:
+        """Return whether the gradient of a task reaches the weights that its adapters are added to."""
+        return self.options.trained_by is None or task in self.options.trained_by
+
     def standing_in(self, task: str, encoder: nn.Module) -> dict[str, Tensor]:
         """Return what stands in for the encoder's parameters while a task's sequences go through it, by their names.
 
-        An encoder that forms sums itself is given what they are of.
+        An encoder that forms sums itself is given what they are of. For a task that is not to move the encoder the
+        rest of its parameters are there too, without a gradient.
         """
-        forms_sums = getattr(encoder, "forms_sums", None)
-        if forms_sums is None or not torch.is_grad_enabled() or not forms_sums():
+        if not torch.is_grad_enabled():
             return self.merged(task, encoder)
-        self._kept = None
-        sums = {name: _unformed(self._sum(task, name, encoder)) for name in self.matrices}
-        return sums | {name: self.norm(task, name) for name in self.norms}
+        forms_sums = getattr(encoder, "forms_sums", None)
+        if forms_sums is None or not forms_sums():
+            own = self.merged(task, encoder)
+        else:
+            self._kept = None
+            own = {name: _unformed(self._sum(task, name, encoder)) for name in self.matrices}
+            own |= {name: self.norm(task, name) for name in self.norms}
+        if self.moves_encoder(task):
+            return own
+        return {name: parameter.detach() for name, parameter in encoder.named_parameters()} | own
 
     def merged(self, task: str, encoder: nn.Module) -> dict[str, Tensor]:
         """Return the encoder's parameters that a task's adapters change, as they make them, by their names.
@@ -176,7 +187,10 @@ class Adapters(nn.Module):
         return merged | {name: self.norm(task, name) for name in self.norms}
 
     def _sum(self, task: str, name: str, encoder: nn.Module) -> LowRankSum:
-        return LowRankSum(attrgetter(name)(encoder), *self.pair(task, name), self.scale)
+        weight: Tensor = attrgetter(name)(encoder)
+        if torch.is_grad_enabled() and not self.moves_encoder(task):
+            weight = weight.detach()
+        return LowRankSum(weight, *self.pair(task, name), self.scale)
 
 
 def _unformed(sum_: LowRankSum) -> Tensor:

@@ -136,6 +136,7 @@ class _RecipeReader:
         self._read_label_names(parts)
         self._check_tasks(parts)
         self._check_data(parts)
+        self._check_adapters(parts)
         self._check_training(parts)
         raise_all(self.document.problems)
         return Recipe(**parts)
@@ -339,6 +340,21 @@ class _RecipeReader:
                 if algorithm is not None and not algorithm.hears_teachers and task.objective.trains_otherwise:
                     message = f"algorithm '{algorithm.name}' makes the loss of its tasks by itself; leave it out"
                     self.fail(("tasks", name, "loss"), f"tasks.{name}.loss: {message}", key=True)
+
+    def _check_adapters(self, parts: dict[str, Any]) -> None:
+        """Check that the tasks that are to train the encoder are some of the recipe's, and that it is trained."""
+        adapters = parts["adapters"]
+        if adapters is None or adapters.trained_by is None:
+            return
+        path, known = ("adapters", "trained_by"), list(parts["tasks"])
+        if adapters.encoder == "frozen":
+            self.fail(
+                path, "adapters.trained_by: the encoder is frozen; leave it out, or set encoder: trained", key=True
+            )
+        for name in dict.fromkeys(adapters.trained_by):
+            if name not in known:
+                message = f"adapters.trained_by names no task of this recipe: {quote(name)}{choose(name, known)}"
+                self.fail(path, message, key=True)
 
     def _check_training(self, parts: dict[str, Any]) -> None:
         """Check steps, evaluation, learning rates and schedules against the tasks and the algorithm."""

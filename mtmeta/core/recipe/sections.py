@@ -54,6 +54,9 @@ class AdapterOptions:
     """Whether these layers also have LayerNorms of the task's own, which begin as the encoder's."""
     encoder: Literal["trained", "frozen"] = "trained"
     """`frozen`: the encoder stays as it is, and is kept once, not in every checkpoint."""
+    trained_by: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
+    """Tasks whose gradients train the encoder beside their adapters; those of all others train their adapters and heads
+    alone. Default: all tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)

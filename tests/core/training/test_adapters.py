@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.func import functional_call
 
 import mtmeta
@@ -24,6 +25,7 @@ from tests.core.run.test_run import weights, write_recipe
 from tests.support.tiny import gradients
 
 ON = {"rank": 3, "alpha": 6.0}
+ONE_TASKS: dict[str, Any] = {**ON, "trained_by": ["para"]}
 
 
 def stirred(**options: Any) -> Any:
@@ -89,6 +91,74 @@ def test_a_frozen_encoder_is_no_parameter_and_takes_no_gradient() -> None:
     assert all(parameter.grad is None for parameter in learner.model.encoder.parameters())
     grad = learner.parameters["adapters.para.layers.1.down.B"].grad
     assert grad is not None and float(grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_tasks_that_are_not_to_train_the_encoder_have_the_same_gradients_but_of_it(precision: str) -> None:
+    alike, feed = stirred()
+    apart, _ = stirred(trained_by=["para"])
+    for learner in (alike, apart):
+        learner._precision = precision
+    for task in ("sst", "para", "sts"):
+        batch = feed.batch(task)
+        for learner in (alike, apart):
+            learner.clear_gradient()
+            learner.gradient(batch)
+        expected, found = gradients(alike), gradients(apart)
+        assert any(grad is not None for name, grad in expected.items() if name.startswith("encoder."))
+        for name, grad in expected.items():
+            own = found[name]
+            if name.startswith("encoder.") and task != "para":
+                assert own is None, name
+            else:
+                assert (grad is None) == (own is None), name
+                assert grad is None or (own is not None and grad.equal(own)), name
+
+
+@pytest.mark.parametrize("algorithm", ["joint", "reptile", "fomaml", "maml"])
+def test_an_encoder_that_one_task_trains(algorithm: str, tmp_path: Path) -> None:
+    changes = (
+        {"algorithm": {"name": "maml", "inner_optimizer": {"name": "sgd", "lr": 0.01}}} if algorithm == "maml" else {}
+    )
+    recipe = write_recipe(tmp_path, "joint" if changes else algorithm, adapters=ONE_TASKS, **changes)
+    done = mtmeta.run(recipe, out=tmp_path / "run", overrides=["optimizer.lr=0.01"])
+    scored = mtmeta.evaluate(tmp_path / "run")
+    for task in ("sst", "para", "sts"):
+        assert scored["tasks"][task]["value"] == done["tasks"][task]["value"]
+
+
+def test_only_the_tasks_that_are_to_train_the_encoder_move_it(tmp_path: Path) -> None:
+    mtmeta.run(write_recipe(tmp_path, "individual", adapters=ONE_TASKS), out=tmp_path / "run")
+    encoders: dict[str, dict[str, torch.Tensor]] = {}
+    for task in ("sst", "para", "sts"):
+        saved = load_file(sorted((tmp_path / "run").glob(f"checkpoints/{task}/step-*/model.safetensors"))[-1])
+        encoders[task] = {name: tensor for name, tensor in saved.items() if name.startswith("encoder.")}
+        assert any(tensor.abs().sum() > 0 for name, tensor in saved.items() if name.endswith(".up.B"))
+    assert all(tensor.equal(encoders["sts"][name]) for name, tensor in encoders["sst"].items())
+    assert not any(
+        tensor.equal(encoders["sts"][name]) for name, tensor in encoders["para"].items() if name.endswith("up.weight")
+    )
+
+
+def test_surgery_is_refused_where_a_task_has_no_gradient_of_the_encoder(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "joint", adapters=ONE_TASKS, algorithm={"name": "surgery", "method": "pcgrad"})
+    with pytest.raises(RecipeError, match=r"task 'sst' has none of; leave adapters.trained_by out"):
+        mtmeta.run(recipe, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trained_by": ["paar"]}, "adapters.trained_by names no task of this recipe: 'paar'; did you mean 'para'?"),
+        ({"trained_by": ["para"], "encoder": "frozen"}, "adapters.trained_by: the encoder is frozen; leave it out"),
+        ({"trained_by": []}, "adapters.trained_by"),
+    ],
+)
+def test_who_cannot_train_the_encoder(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        mtmeta.run(write_recipe(tmp_path, "joint", adapters={**ON, **changes}), out=tmp_path / "run")
+    assert message in str(raised.value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("encoder", ["trained", "frozen"])

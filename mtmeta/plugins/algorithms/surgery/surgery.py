@@ -98,6 +98,9 @@ class Surgery(mtmeta.Algorithm):
             learner.gradient(feed.batch(task), feed.loss_weight(task))
             taken = learner.take_gradient()
             gradients.append([grad for grad, is_shared in zip(taken, shared, strict=True) if is_shared])
+            if not any(grad is not None for grad in gradients[-1]):
+                message = f"surgery combines gradients of the encoder, which task '{task}' has none of"
+                raise mtmeta.RecipeError("algorithm", f"{message}; leave adapters.trained_by out")
             for i, (grad, is_shared) in enumerate(zip(taken, shared, strict=True)):
                 if grad is not None and not is_shared:
                     grad.div_(len(feed.tasks))
