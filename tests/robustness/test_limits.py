@@ -157,7 +157,7 @@ def limited(gigabytes: float, arguments: Sequence[str], folder: Path) -> Outcome
         (0.5, ("run", "r.yaml", "--out", "run"), "PyTorch alone takes more; raise the limit to 671.1 MB at least"),
         (0.5, ("eval", "run"), "PyTorch alone takes more"),
         (0.66, ("run", "r.yaml", "--out", "run"), "out of memory"),
-        (0.8, ("run", "r.yaml", "--out", "run"), "out of memory"),
+        pytest.param(0.8, ("run", "r.yaml", "--out", "run"), "out of memory", marks=pytest.mark.slow),
     ],
 )
 def test_memory(gigabytes: float, arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:

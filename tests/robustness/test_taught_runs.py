@@ -62,10 +62,6 @@ def _kill_teaching(forks: Forks, folder: Path, material: Material, kills: int) -
     return story
 
 
-def test_a_kill_of_teaching(forks: Forks, tmp_path: Path, material: Material) -> None:
-    _kill_teaching(forks, tmp_path, material, 1)
-
-
 @pytest.mark.slow
 def test_ten_kills_of_teaching(forks: Forks, tmp_path: Path, material: Material) -> None:
     print(_kill_teaching(forks, tmp_path, material, 10))

@@ -630,9 +630,8 @@ def wait_for(what: Any, process: subprocess.Popen[str], seconds: float = 120) ->
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGKILL, *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGINT))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_cut_off_and_started_again(number: signal.Signals, finished: Path, tmp_path: Path) -> None:
     """What is finished is not touched again, and the table is that of a comparison that was never cut."""
     recipes(tmp_path, "individual", "reptile")
@@ -1321,6 +1320,7 @@ def test_rows_of_other_seeds_say_so() -> None:
     assert "'worse' marks negative transfer: no part of it is better. Of two it covers other examples" in text
 
 
+@pytest.mark.slow
 def test_with_the_console_reporter_and_without_anywhere_to_say_it(tmp_path: Path) -> None:
     """As most people run it: reporters at their default; and with stderr closed, where a line has nowhere to go."""
     (path,) = recipes(tmp_path, "joint")
