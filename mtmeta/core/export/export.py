@@ -81,6 +81,8 @@ def export(
     tasks = [own for name in tasks for own in _labels_of(session.recipe, name)]
     chosen = _choose_tasks(list(session.recipe.scored), tasks)
     check_labels(session.recipe, chosen)
+    if form == ADAPTERS_ONLY:
+        _check_adapters(session.recipe, chosen)
     if form in SINGLE:
         chosen = SINGLE[form].choose_tasks(session.recipe, chosen, named=bool(tasks))
     default = session.folder.path / "export" / "-".join([form, *(chosen if tasks else [])])
@@ -114,6 +116,16 @@ def formats_of(recipe: Recipe) -> list[str]:
     lacking += [] if text_classification.tasks_with_head(recipe) else [text_classification.FORMAT]
     lacking += [] if token_classification.tasks_of_words(recipe) else [token_classification.FORMAT]
     return [form for form in FORMATS if form not in lacking]
+
+
+def _check_adapters(recipe: Recipe, chosen: Sequence[str]) -> None:
+    """Raise UsageError for a task that has none, as it trains the encoder itself: _base is all there is of it."""
+    assert recipe.adapters is not None
+    for name in recipe.adapters.trained_by or ():
+        if name in chosen:
+            message = f"task {quote(name)} has no adapters, it trains the encoder itself; use --format transformers"
+            others = " ".join(f"--task {other}" for other in chosen if other not in (recipe.adapters.trained_by or ()))
+            raise UsageError("--format peft", f"{message}, or {others}" if others else message)
 
 
 def _labels_of(recipe: Recipe, name: str) -> list[str]:

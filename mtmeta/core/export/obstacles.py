@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from mtmeta.core.export.export import FORMATS, LIMITS, check_labels, formats_of,
 from mtmeta.core.export.heads import Answer, describe_tasks
 from mtmeta.core.export.libraries import check_tokenizer
 from mtmeta.core.export.peft_files import check_sums, peft_files
+from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.session import Session
-from mtmeta.core.training.model import separated
+from mtmeta.core.training.model import MultiTaskModel, separated
 
 HEADED = ("transformers", "text-classification", "onnx", "peft")  # formats that hold heads
 
@@ -65,10 +66,19 @@ def obstacles(session: Session) -> dict[str, str]:
             _try_onnx(portable, loaded, session, heads)
     if "peft" in formats and "peft" not in found:
         with noting("peft"):
-            assert first.adapters is not None
-            base = recipe.backbone.portable(loaded)
-            check_sums(peft_files(first.adapters, task, base), base, portable)
+            _try_peft(models, loaded, recipe)
     return {name: found[name] for name in FORMATS if name in found}
+
+
+def _try_peft(models: Sequence[MultiTaskModel], loaded: LoadedBackbone, recipe: Recipe) -> None:
+    """Write and read the adapters of the first task that has some."""
+    base = recipe.backbone.portable(loaded)
+    for model in models:
+        assert model.adapters is not None
+        for task in filter(model.adapters.has, model.tasks):
+            portable = recipe.backbone.portable(merged_backbone(model, task, loaded))
+            check_sums(peft_files(model.adapters, task, base), base, portable)
+            return
 
 
 def _try_tokenizer(portable: Portable, loaded: LoadedBackbone) -> None:

@@ -84,12 +84,18 @@ class Adapters(nn.Module):
         """Names of the encoder's weights that a low-rank product is added to."""
         self.norms = tuple(name for layer in places for name in layer.norms)
         """Names of the encoder's parameters that the task's own stand in for."""
-        for task in dict.fromkeys(map(self.owner, tasks)):
-            self._modules[task] = self._make(encoder, task, seed)
+        for owner in dict.fromkeys(self.owner(task) for task in tasks if self.has(task)):
+            self._modules[owner] = self._make(encoder, owner, seed)
         self._kept: tuple[str, list[Tensor], list[int], dict[str, Tensor]] | None = None
 
+    def has(self, task: str) -> bool:
+        """Return whether a task has adapters, and is not one of those that train the encoder itself."""
+        return task not in (self.options.trained_by or ())
+
     def owner(self, task: str) -> str:
-        """Return under which name the adapters of a task stand."""
+        """Return under which name the adapters of a task stand, "" for one that has none."""
+        if not self.has(task):
+            return ""
         return SHARED if self.options.per == "all" else task
 
     def _make(self, encoder: nn.Module, task: str, seed: int) -> _Branch:
@@ -115,16 +121,14 @@ class Adapters(nn.Module):
         own: Tensor = attrgetter(name)(self._modules[self.owner(task)])
         return own
 
-    def moves_encoder(self, task: str) -> bool:
-        """Return whether the gradient of a task reaches the weights that its adapters are added to."""
-        return self.options.trained_by is None or task in self.options.trained_by
-
     def standing_in(self, task: str, encoder: nn.Module) -> dict[str, Tensor]:
         """Return what stands in for the encoder's parameters while a task's sequences go through it, by their names.
 
-        An encoder that forms sums itself is given what they are of. For a task that is not to move the encoder the
-        rest of its parameters are there too, without a gradient.
+        An encoder that forms sums itself is given what they are of. Where other tasks train the encoder, the rest of
+        its parameters are there too, without a gradient.
         """
+        if not self.has(task):
+            return {}
         if not torch.is_grad_enabled():
             return self.merged(task, encoder)
         forms_sums = getattr(encoder, "forms_sums", None)
@@ -134,7 +138,7 @@ class Adapters(nn.Module):
             self._kept = None
             own = {name: _unformed(self._sum(task, name, encoder)) for name in self.matrices}
             own |= {name: self.norm(task, name) for name in self.norms}
-        if self.moves_encoder(task):
+        if self.options.trained_by is None:
             return own
         return {name: parameter.detach() for name, parameter in encoder.named_parameters()} | own
 
@@ -144,6 +148,8 @@ class Adapters(nn.Module):
         With gradients, and in training, they are formed anew. In evaluation they are kept for the task's next batch,
         beside the tensors that they were made of: as long as these are alive and unchanged they are what these make.
         """
+        if not self.has(task):
+            return {}
         if self.training or torch.is_grad_enabled():
             self._kept = None
             return self._merge(task, encoder)
@@ -188,7 +194,7 @@ class Adapters(nn.Module):
 
     def _sum(self, task: str, name: str, encoder: nn.Module) -> LowRankSum:
         weight: Tensor = attrgetter(name)(encoder)
-        if torch.is_grad_enabled() and not self.moves_encoder(task):
+        if self.options.trained_by is not None:
             weight = weight.detach()
         return LowRankSum(weight, *self.pair(task, name), self.scale)
 

@@ -351,6 +351,8 @@ class _RecipeReader:
             self.fail(
                 path, "adapters.trained_by: the encoder is frozen; leave it out, or set encoder: trained", key=True
             )
+        if known and set(adapters.trained_by) >= set(known):
+            self.fail(path, "adapters.trained_by: leaves no task that has adapters; leave `adapters` out", key=True)
         for name in dict.fromkeys(adapters.trained_by):
             if name not in known:
                 message = f"adapters.trained_by names no task of this recipe: {quote(name)}{choose(name, known)}"

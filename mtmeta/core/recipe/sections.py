@@ -55,8 +55,8 @@ class AdapterOptions:
     encoder: Literal["trained", "frozen"] = "trained"
     """`frozen`: the encoder stays as it is, and is kept once, not in every checkpoint."""
     trained_by: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
-    """Tasks whose gradients train the encoder beside their adapters; those of all others train their adapters and heads
-    alone. Default: all tasks."""
+    """Tasks that train the encoder itself and have no adapters; the gradients of all others stop at theirs. Default:
+    each task trains both, its adapters and the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)

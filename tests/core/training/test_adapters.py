@@ -15,9 +15,10 @@ from torch.func import functional_call
 import mtmeta
 from mtmeta.core.data.loading import from_texts
 from mtmeta.core.data.packing import pack_sequences
-from mtmeta.core.errors import CheckpointError, RecipeError
+from mtmeta.core.errors import CheckpointError, RecipeError, UsageError
 from mtmeta.core.export.export import export
 from mtmeta.core.methods.adapters import Adapters
+from mtmeta.core.rng import derive
 from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.training.model import MultiTaskModel, mean_pool
 from mtmeta.testing.tiny import tiny_learner
@@ -31,10 +32,10 @@ ONE_TASKS: dict[str, Any] = {**ON, "trained_by": ["para"]}
 def stirred(**options: Any) -> Any:
     """A learner whose adapters are no longer what they begin as."""
     learner, feed = tiny_learner(adapters={**ON, **options})
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in learner.parameters.items():
             if name.startswith("adapters."):
+                generator = torch.Generator().manual_seed(derive(0, name))
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return learner, feed
 
@@ -94,25 +95,22 @@ def test_a_frozen_encoder_is_no_parameter_and_takes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_tasks_that_are_not_to_train_the_encoder_have_the_same_gradients_but_of_it(precision: str) -> None:
-    alike, feed = stirred()
-    apart, _ = stirred(trained_by=["para"])
-    for learner in (alike, apart):
+def test_where_one_task_trains_the_encoder_the_gradients_are_the_same_but_stop_at_the_adapters(precision: str) -> None:
+    (plain, feed), (alike, _), (apart, _) = tiny_learner(), stirred(), stirred(trained_by=["para"])
+    assert not [name for name in apart.parameters if name.startswith("adapters.para.")]
+    for learner in (plain, alike, apart):
         learner._precision = precision
     for task in ("sst", "para", "sts"):
-        batch = feed.batch(task)
-        for learner in (alike, apart):
-            learner.clear_gradient()
+        reference, batch = plain if task == "para" else alike, feed.batch(task)
+        for learner in (reference, apart):
+            learner.begin_step(0)  # from which dropout is drawn
             learner.gradient(batch)
-        expected, found = gradients(alike), gradients(apart)
+        expected, found = gradients(reference), gradients(apart)
         assert any(grad is not None for name, grad in expected.items() if name.startswith("encoder."))
-        for name, grad in expected.items():
-            own = found[name]
-            if name.startswith("encoder.") and task != "para":
-                assert own is None, name
-            else:
-                assert (grad is None) == (own is None), name
-                assert grad is None or (own is not None and grad.equal(own)), name
+        for name, own in found.items():
+            grad = None if name.startswith("encoder.") and task != "para" else expected.get(name)
+            assert (grad is None) == (own is None), name
+            assert grad is None or (own is not None and grad.equal(own)), name
 
 
 @pytest.mark.parametrize("algorithm", ["joint", "reptile", "fomaml", "maml"])
@@ -125,6 +123,11 @@ def test_an_encoder_that_one_task_trains(algorithm: str, tmp_path: Path) -> None
     scored = mtmeta.evaluate(tmp_path / "run")
     for task in ("sst", "para", "sts"):
         assert scored["tasks"][task]["value"] == done["tasks"][task]["value"]
+    out = export(tmp_path / "run", form="transformers", out=tmp_path / "export")  # which compares it with `predict`
+    assert sorted(out["tasks"]) == ["para", "sst", "sts"]
+    with pytest.raises(UsageError, match=r"task 'para' has no adapters, .* or --task sst --task sts"):
+        export(tmp_path / "run", form="peft", out=tmp_path / "peft")
+    assert export(tmp_path / "run", form="peft", tasks=["sst", "sts"], out=tmp_path / "peft")["tasks"] == ["sst", "sts"]
 
 
 def test_only_the_tasks_that_are_to_train_the_encoder_move_it(tmp_path: Path) -> None:
@@ -133,7 +136,8 @@ def test_only_the_tasks_that_are_to_train_the_encoder_move_it(tmp_path: Path) ->
     for task in ("sst", "para", "sts"):
         saved = load_file(sorted((tmp_path / "run").glob(f"checkpoints/{task}/step-*/model.safetensors"))[-1])
         encoders[task] = {name: tensor for name, tensor in saved.items() if name.startswith("encoder.")}
-        assert any(tensor.abs().sum() > 0 for name, tensor in saved.items() if name.endswith(".up.B"))
+        moved = [float(tensor.abs().sum()) > 0 for name, tensor in saved.items() if name.endswith(".up.B")]
+        assert moved == ([] if task == "para" else [True, True])
     assert all(tensor.equal(encoders["sts"][name]) for name, tensor in encoders["sst"].items())
     assert not any(
         tensor.equal(encoders["sts"][name]) for name, tensor in encoders["para"].items() if name.endswith("up.weight")
@@ -152,6 +156,7 @@ def test_surgery_is_refused_where_a_task_has_no_gradient_of_the_encoder(tmp_path
         ({"trained_by": ["paar"]}, "adapters.trained_by names no task of this recipe: 'paar'; did you mean 'para'?"),
         ({"trained_by": ["para"], "encoder": "frozen"}, "adapters.trained_by: the encoder is frozen; leave it out"),
         ({"trained_by": []}, "adapters.trained_by"),
+        ({"trained_by": ["sts", "para", "sst"]}, "adapters.trained_by: leaves no task that has adapters"),
     ],
 )
 def test_who_cannot_train_the_encoder(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
