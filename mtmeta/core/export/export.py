@@ -209,7 +209,7 @@ def _write_models(
 
 def _base_folders(session: Session, groups: Sequence[Sequence[str]]) -> dict[str, str]:
     """Return the folder of the encoder that a group's adapters belong to, by its first task; no task is called so."""
-    shared = len(groups) == 1 or session.is_frozen
+    shared = len(groups) == 1 or session.is_frozen or session.follow_first
     return {group[0]: "_base" if shared else "_base-" + "+".join(group) for group in groups}
 
 

@@ -353,6 +353,11 @@ class _RecipeReader:
             )
         if known and set(adapters.trained_by) >= set(known):
             self.fail(path, "adapters.trained_by: leaves no task that has adapters; leave `adapters` out", key=True)
+        algorithm = parts["algorithm"]
+        groups = algorithm.groups(known) if algorithm is not None else ()
+        if len(apart := [group for group in groups if not set(adapters.trained_by).isdisjoint(group)]) > 1:
+            message = f"adapters.trained_by: algorithm '{algorithm.name}' trains {len(apart)} encoders for these tasks"
+            self.fail(path, f"{message}; name those of one", key=True)
         for name in dict.fromkeys(adapters.trained_by):
             if name not in known:
                 message = f"adapters.trained_by names no task of this recipe: {quote(name)}{choose(name, known)}"

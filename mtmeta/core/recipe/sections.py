@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -57,6 +57,10 @@ class AdapterOptions:
     trained_by: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] | None = None
     """Tasks that train the encoder itself and have no adapters; the gradients of all others stop at theirs. Default:
     each task trains both, its adapters and the encoder."""
+
+    def trained_of(self, tasks: Iterable[str]) -> list[str]:
+        """Return which of some tasks train the encoder."""
+        return [name for name in tasks if self.encoder == "trained" and name in (self.trained_by or (name,))]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,6 +88,7 @@ def score_run(
                         scores[of] = score
                         details[of] = evaluation.detail(recipe.scored[of], predictions)
     session.show_warnings()
+    scores = {name: scores[name] for name in recipe.scored if name in scores}  # groups may be in another order
     table = session.table("file" if files else split, scores)
     table |= {"steps": steps, "seconds": round(time.perf_counter() - started, 2)}
     return Evaluation(**(table | {"details": details} if verbose else table))

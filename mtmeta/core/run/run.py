@@ -253,6 +253,9 @@ class Training:
                 with self._reporting(group, emit) as report:
                     trainer = self.trainer(group, report)
                     self._train(trainer, newest, recorded, begin if group is session.groups[0] else None)
+                    if session.follow_first and group is session.groups[0]:
+                        session.backbone.encoder.load_state_dict(trainer.learner.model.encoder.state_dict())
+                        self.ranks.together(self._keep_encoder)
             self._collect(emit)
             summary = self.summarise(time.perf_counter() - started)
             if lead:
@@ -354,9 +357,9 @@ class Training:
         return {group: name and self._folders()[group] / name for group, name in names.items()}
 
     def _keep_encoder(self) -> None:
-        """Have the encoder that no group trains in the run directory, once."""
+        """Have the encoder that no group trains, or none but the first, in the run directory, once."""
         encoder = self.session.backbone.encoder.state_dict(prefix="encoder.")
-        if damaged := self.session.checkpoints(self.session.groups[0]).keep_frozen(encoder):
+        if damaged := self.session.checkpoints(self.session.groups[-1]).keep_frozen(encoder):
             self.session.warn(damaged)
 
     def newest(self) -> dict[str, Path | None]:
@@ -397,7 +400,7 @@ class Training:
         session, recipe = self.session, self.session.recipe
         name, last = "+".join(group), group == session.groups[-1]
         # every group starts from the same pretrained encoder; the last one, or who leaves it as it is, has the original
-        original = last or session.is_frozen
+        original = last or session.is_frozen or (session.follow_first and group is not session.groups[0])
         encoder = session.backbone.encoder if original else copy.deepcopy(session.backbone.encoder)
         model = session.model(encoder, group).to(session.device)
         feed = self._feed(group)
@@ -507,7 +510,8 @@ class Training:
 
     def _size(self, model: MultiTaskModel, first: bool) -> dict[str, int]:
         """Return what a group's model adds to the size of what the run leaves, and to its cost for one text."""
-        shared = self.session.is_frozen and not first  # the encoder, with the first group
+        session = self.session
+        shared = (session.is_frozen or session.follow_first) and not first  # the encoder, with the first group
         parts = [model.heads, model.adapters, None if shared else model.encoder]
         parameters = sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
         encodings: dict[str, int] = {}  # of a pair in one sequence, in both orders, there are two

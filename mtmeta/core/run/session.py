@@ -97,7 +97,9 @@ class Session:
         if sorted(task for group in groups for task in group) != sorted(tasks):
             message = f"algorithm '{algorithm.name}' groups tasks as {safe(str(groups))}, expected each task once"
             raise fault(algorithm, message)
-        return groups
+        adapters = self.recipe.adapters
+        leading = set(adapters.trained_by or ()) if adapters is not None else set()
+        return sorted(groups, key=lambda group: leading.isdisjoint(group)) if leading else groups
 
     @property
     def precision(self) -> Precision:
@@ -172,14 +174,20 @@ class Session:
 
     def checkpoints(self, group: list[str]) -> Checkpoints:
         """Return the checkpoints of a group."""
-        keep = self.recipe.checkpoint.keep
-        return self.folder.checkpoints("+".join(group), len(self.groups), keep, frozen=self.is_frozen)
+        keep, frozen = self.recipe.checkpoint.keep, self.is_frozen or (self.follow_first and group != self.groups[0])
+        return self.folder.checkpoints("+".join(group), len(self.groups), keep, frozen=frozen)
 
     @property
     def is_frozen(self) -> bool:
         """Whether the encoder stays as it is, and is kept once for all checkpoints of all groups."""
         adapters = self.recipe.adapters
         return adapters is not None and adapters.encoder == "frozen"
+
+    @property
+    def follow_first(self) -> bool:
+        """Whether all other groups take the encoder that the first one has trained, and leave it as it is."""
+        adapters = self.recipe.adapters
+        return len(self.groups) > 1 and adapters is not None and adapters.trained_by is not None
 
     def newest(self) -> str:
         """Return the name of the newest checkpoint that verifies, of the last group that has one, or an empty text."""

@@ -270,7 +270,7 @@ class MultiTaskModel(nn.Module):
         self._head_of = head_of
         self.heads = Heads({name: self.make_head(name, seed) for name in tasks})
         self.adapters = Adapters(adapters, encoder, tasks, seed) if adapters is not None else None
-        self.frozen = adapters is not None and adapters.encoder == "frozen"
+        self.frozen = adapters is not None and not adapters.trained_of(tasks)
         """Whether the encoder stays as it is."""
         if self.frozen:
             encoder.requires_grad_(False)

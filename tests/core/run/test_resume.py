@@ -78,8 +78,8 @@ def whole(recipe: Path, out: Path) -> dict[str, Any]:
     return outcome(out)
 
 
-def kill_everywhere(algorithm: str, killer: Killer, tmp_path: Path, start: int, stride: int) -> None:
-    recipe, out = quick(tmp_path, algorithm), tmp_path / "out"
+def kill_everywhere(algorithm: str, killer: Killer, tmp_path: Path, start: int, stride: int, **changes: Any) -> None:
+    recipe, out = quick(tmp_path, algorithm, **changes), tmp_path / "out"
     mtmeta.run(recipe, out=tmp_path / "first")  # tokens are in the cache from here on
     killer.count = 0
     expected = whole(recipe, tmp_path / "whole")
@@ -116,6 +116,11 @@ def test_a_checkpoint_that_time_asked_for_changes_nothing(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("algorithm", "start"), [("individual", 1), ("joint", 13), ("reptile", 7), ("fomaml", 19)])
 def test_killed_at_some_of_its_writes(algorithm: str, start: int, killer: Killer, tmp_path: Path) -> None:
     kill_everywhere(algorithm, killer, tmp_path, start, stride=53 if algorithm != "individual" else 101)
+
+
+def test_killed_where_tasks_follow_an_encoder(killer: Killer, tmp_path: Path) -> None:
+    adapters = {"rank": 2, "trained_by": ["grade"]}
+    kill_everywhere("individual", killer, tmp_path, 31, stride=101, adapters=adapters)
 
 
 @pytest.mark.slow

@@ -130,18 +130,41 @@ def test_an_encoder_that_one_task_trains(algorithm: str, tmp_path: Path) -> None
     assert export(tmp_path / "run", form="peft", tasks=["sst", "sts"], out=tmp_path / "peft")["tasks"] == ["sst", "sts"]
 
 
-def test_only_the_tasks_that_are_to_train_the_encoder_move_it(tmp_path: Path) -> None:
-    mtmeta.run(write_recipe(tmp_path, "individual", adapters=ONE_TASKS), out=tmp_path / "run")
-    encoders: dict[str, dict[str, torch.Tensor]] = {}
-    for task in ("sst", "para", "sts"):
-        saved = load_file(sorted((tmp_path / "run").glob(f"checkpoints/{task}/step-*/model.safetensors"))[-1])
-        encoders[task] = {name: tensor for name, tensor in saved.items() if name.startswith("encoder.")}
-        moved = [float(tensor.abs().sum()) > 0 for name, tensor in saved.items() if name.endswith(".up.B")]
-        assert moved == ([] if task == "para" else [True, True])
-    assert all(tensor.equal(encoders["sts"][name]) for name, tensor in encoders["sst"].items())
-    assert not any(
-        tensor.equal(encoders["sts"][name]) for name, tensor in encoders["para"].items() if name.endswith("up.weight")
-    )
+def test_tasks_alone_follow_the_encoder_that_one_of_them_has_trained(tmp_path: Path) -> None:
+    following = mtmeta.run(write_recipe(tmp_path, "individual", adapters=ONE_TASKS), out=tmp_path / "run")
+    alone = mtmeta.run(write_recipe(tmp_path, "individual"), out=tmp_path / "alone")
+    best = {
+        (run, task): load_file(tmp_path / run / "checkpoints" / task / "best" / "model.safetensors")
+        for run in ("run", "alone")
+        for task in ("sst", "para", "sts")
+    }
+    of_para = best["run", "para"]
+    assert of_para.keys() == best["alone", "para"].keys()  # trained as without the others, bit for bit
+    assert all(tensor.equal(best["alone", "para"][name]) for name, tensor in of_para.items())
+    assert following["tasks"]["para"] == alone["tasks"]["para"]
+    encoder = load_file(tmp_path / "run" / "encoder" / "model.safetensors")
+    assert encoder.keys() == {name for name in of_para if name.startswith("encoder.")}
+    assert all(tensor.equal(of_para[name]) for name, tensor in encoder.items())
+    for task in ("sst", "sts"):
+        own = best["run", task]
+        assert not [name for name in own if name.startswith("encoder.")]
+        moved = [float(tensor.abs().sum()) > 0 for name, tensor in own.items() if name.endswith(".up.B")]
+        assert moved == [True, True]
+    sizes = {name: tensor.numel() for task in ("sst", "para", "sts") for name, tensor in best["run", task].items()}
+    assert following["parameters"] == sum(sizes.values())
+    assert following["encodings"] == 3
+
+
+@pytest.mark.parametrize("form", ["transformers", "peft"])
+def test_what_follows_is_evaluated_and_exported_beside_that_encoder(form: str, tmp_path: Path) -> None:
+    done = mtmeta.run(write_recipe(tmp_path, "individual", adapters=ONE_TASKS), out=tmp_path / "run")
+    scored = mtmeta.evaluate(tmp_path / "run")
+    assert {name: of["value"] for name, of in scored["tasks"].items()} == {
+        name: of["value"] for name, of in done["tasks"].items()
+    }
+    tasks = ["sst", "sts"] if form == "peft" else ["sst", "para", "sts"]
+    out = export(tmp_path / "run", form=form, tasks=tasks, out=tmp_path / "export")
+    assert sorted(out["tasks"]) == sorted(tasks)
 
 
 def test_surgery_is_refused_where_a_task_has_no_gradient_of_the_encoder(tmp_path: Path) -> None:
@@ -156,12 +179,14 @@ def test_surgery_is_refused_where_a_task_has_no_gradient_of_the_encoder(tmp_path
         ({"trained_by": ["paar"]}, "adapters.trained_by names no task of this recipe: 'paar'; did you mean 'para'?"),
         ({"trained_by": ["para"], "encoder": "frozen"}, "adapters.trained_by: the encoder is frozen; leave it out"),
         ({"trained_by": []}, "adapters.trained_by"),
+        ({"trained_by": ["sts", "para"], "algorithm": "individual"}, "'individual' trains 2 encoders for these tasks"),
         ({"trained_by": ["sts", "para", "sst"]}, "adapters.trained_by: leaves no task that has adapters"),
     ],
 )
 def test_who_cannot_train_the_encoder(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as raised:
-        mtmeta.run(write_recipe(tmp_path, "joint", adapters={**ON, **changes}), out=tmp_path / "run")
+        algorithm = changes.pop("algorithm", "joint")
+        mtmeta.run(write_recipe(tmp_path, algorithm, adapters={**ON, **changes}), out=tmp_path / "run")
     assert message in str(raised.value)
     assert not (tmp_path / "run").exists()
 

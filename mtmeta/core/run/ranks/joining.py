@@ -34,7 +34,8 @@ def how_spread(recipe: Recipe, groups: int, ranks: Group) -> str:
         return ""
     training, algorithm = recipe.training, recipe.algorithm
     parts = algorithm.parts(list(recipe.tasks))
-    if training.shards is None and groups > 1:
+    one_by_one = recipe.adapters is not None and recipe.adapters.trained_by is not None
+    if training.shards is None and groups > 1 and not one_by_one:
         return APART
     if parts > 1 and training.on_nonfinite == "skip":
         message = "skip is for one process where a step has several parts: those after the bad one are under way"
