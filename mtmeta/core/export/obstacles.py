@@ -18,7 +18,6 @@ from mtmeta.core.export.export import FORMATS, LIMITS, check_labels, formats_of,
 from mtmeta.core.export.heads import Answer, describe_tasks
 from mtmeta.core.export.libraries import check_tokenizer
 from mtmeta.core.export.peft_files import check_sums, peft_files
-from mtmeta.core.recipe.sections import Recipe
 from mtmeta.core.run.session import Session
 from mtmeta.core.training.model import MultiTaskModel, separated
 
@@ -28,8 +27,8 @@ HEADED = ("transformers", "text-classification", "onnx", "peft")  # formats that
 def obstacles(session: Session) -> dict[str, str]:
     """Return the formats that a session's model could not be exported in, each with why; empty where it could be.
 
-    The encoder is taken as it is now, with adapters of the first group; heads and adapters are made anew. A run without
-    adapters has none for peft, which is no obstacle. Nothing is written but a temporary folder.
+    The encoder is taken as it is now, with the first adapters there are; heads and adapters are made anew. A run
+    without adapters has none for peft, which is no obstacle. Nothing is written but a temporary folder.
     """
     found: dict[str, str] = {}
     loaded, recipe = session.backbone, session.recipe
@@ -46,7 +45,7 @@ def obstacles(session: Session) -> dict[str, str]:
                 found.setdefault(name, str(first))
 
     models = [separated(session.model(loaded.encoder, group)) for group in session.groups]
-    first, task = models[0], session.groups[0][0]
+    first, task = _adapted(models, session.groups)
     formats = formats_of(recipe)
     with noting(*formats):
         check_labels(recipe, list(recipe.scored))
@@ -66,19 +65,16 @@ def obstacles(session: Session) -> dict[str, str]:
             _try_onnx(portable, loaded, session, heads)
     if "peft" in formats and "peft" not in found:
         with noting("peft"):
-            _try_peft(models, loaded, recipe)
+            assert first.adapters is not None
+            base = recipe.backbone.portable(loaded)
+            check_sums(peft_files(first.adapters, task, base), base, portable)
     return {name: found[name] for name in FORMATS if name in found}
 
 
-def _try_peft(models: Sequence[MultiTaskModel], loaded: LoadedBackbone, recipe: Recipe) -> None:
-    """Write and read the adapters of the first task that has some."""
-    base = recipe.backbone.portable(loaded)
-    for model in models:
-        assert model.adapters is not None
-        for task in filter(model.adapters.has, model.tasks):
-            portable = recipe.backbone.portable(merged_backbone(model, task, loaded))
-            check_sums(peft_files(model.adapters, task, base), base, portable)
-            return
+def _adapted(models: Sequence[MultiTaskModel], groups: Sequence[Sequence[str]]) -> tuple[MultiTaskModel, str]:
+    """Return the first model with a task that has adapters, and this task; the very first ones where none has."""
+    each = [(model, name) for model, group in zip(models, groups, strict=True) for name in group]
+    return next((one for one in each if one[0].adapters is not None and one[0].adapters.has(one[1])), each[0])
 
 
 def _try_tokenizer(portable: Portable, loaded: LoadedBackbone) -> None:
