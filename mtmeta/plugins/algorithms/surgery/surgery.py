@@ -98,15 +98,18 @@ class Surgery(mtmeta.Algorithm):
             learner.gradient(feed.batch(task), feed.loss_weight(task))
             taken = learner.take_gradient()
             gradients.append([grad for grad, is_shared in zip(taken, shared, strict=True) if is_shared])
-            if not any(grad is not None for grad in gradients[-1]):
-                message = f"surgery combines gradients of the encoder, which task '{task}' has none of"
-                raise mtmeta.RecipeError("algorithm", f"{message}; leave adapters.trained_by out")
             for i, (grad, is_shared) in enumerate(zip(taken, shared, strict=True)):
                 if grad is not None and not is_shared:
                     grad.div_(len(feed.tasks))
                     kept = total[i]
                     total[i] = grad if kept is None else kept.add_(grad)
-        if any(grad is not None for gradient in gradients for grad in gradient):
+        moved = [any(grad is not None for grad in gradient) for gradient in gradients]
+        if any(moved) and not all(moved):
+            message = (
+                f"surgery combines gradients of the encoder, which task '{feed.tasks[moved.index(False)]}' has none of"
+            )
+            raise mtmeta.RecipeError("algorithm", f"{message}; leave adapters.trained_by out")
+        if any(moved):
             weights = self._weights(learner, feed.tasks, gramian.gramian(gradients).numpy())
             combined = iter(gramian.combine(gradients, weights.tolist()))
             total = [next(combined) if is_shared else own for own, is_shared in zip(total, shared, strict=True)]
