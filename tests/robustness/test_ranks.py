@@ -50,7 +50,7 @@ SPREAD: dict[str, tuple[str, dict[str, Any]]] = {
     "surgery, shards": ("surgery", {"training": {"shards": 2}}),
     "weighting, shards": ("weighting", {"training": {"shards": 2}}),
 }
-QUICK = ("individual", "joint", "joint, shards", "reptile, twice", "reptile, shards", "fomaml", "metasgd")
+QUICK = ("individual", "joint, shards", "reptile, twice", "fomaml")
 
 
 def _recipe(folder: Path, material: Material, name: str, **changes: Any) -> Path:
@@ -143,7 +143,7 @@ def _until_done(
     return kills
 
 
-@pytest.mark.parametrize("name", ["reptile, twice", "individual"])
+@pytest.mark.parametrize("name", [pytest.param("reptile, twice", marks=pytest.mark.slow), "individual"])
 def test_a_killed_rank(name: str, tmp_path: Path, forks: Forks, material: Material) -> None:
     """Started again, also with another number of ranks, the run ends as one that was not."""
     one = _trained(forks, tmp_path / "one", material, name, 1, steps=12)

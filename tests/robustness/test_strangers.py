@@ -428,6 +428,7 @@ def test_names_that_lead_elsewhere_everywhere(
 # ------------------------------------------------------------------------------------------- in processes of their own
 
 
+@pytest.mark.slow
 def test_in_processes_of_their_own(stranger: Stranger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [("eval", "predictions"), ("continue", "checkpoints"), ("transformers", "export"), ("eval", "recipe.yaml")]
     for number, (name, entry) in enumerate(cases):

@@ -30,7 +30,7 @@ def _runs(forks: Forks, folder: Path, material: Material, algorithm: str) -> Run
     return Runs(forks, folder, material.env)
 
 
-@pytest.mark.parametrize("algorithm", ["joint", "reptile"])
+@pytest.mark.parametrize("algorithm", ["joint", pytest.param("reptile", marks=pytest.mark.slow)])
 def test_a_few_kills_of_a_student(algorithm: str, forks: Forks, tmp_path: Path, material: Material) -> None:
     runs = _runs(forks, tmp_path, material, algorithm)
     assert any("teachers" in name or "recipe.lock" in name for name in runs.whole)

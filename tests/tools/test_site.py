@@ -65,8 +65,8 @@ def test_the_numbers_of_equations_are_numbers_on_the_page(site: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[there](nowhere.md)", "page does not exist"),
-        ("[there](faq.md#nothing)", "anchor"),
+        pytest.param("[there](nowhere.md)", "page does not exist", marks=pytest.mark.slow),
+        pytest.param("[there](faq.md#nothing)", "anchor", marks=pytest.mark.slow),
         ("It is $\\frac{1}$.", "BadMath"),
     ],
 )

@@ -167,6 +167,7 @@ def test_tasks_that_count(done: Path) -> None:
             again(done, tasks=tasks)
 
 
+@pytest.mark.slow
 def test_helper_tasks_stand_beside_those_that_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = quick(tmp_path, "individual", name="alone", training={"steps": 1, "precision": "fp32"})
     plain = plain.rename(tmp_path / "alone.yaml")

@@ -74,6 +74,7 @@ def test_usr2_has_the_run_save_and_the_job_requeued(tmp_path: Path, jobs: list[s
     assert not Slurm().poll([handle])[handle].running
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_has_its_job_requeued(tmp_path: Path, jobs: list[str]) -> None:
     """As by whoever ends processes where memory runs out; so has one that was told to stop, one that fails has not."""
     for name, end in (("killed", "kill -9 $$"), ("stopped", "exit 75")):
