@@ -42,7 +42,7 @@ from tests.support.fuzzing import WORDS, call, desk, grafted, json_bytes, mutate
 from tests.support.spoilt_runs import pieces, run_directory, spoilt
 from tests.support.tables import check_dialects, check_json, delimited_files, json_files
 
-FEW, MANY = 40, 20_000
+FEW, MANY = 15, 20_000
 VALIDATE = ("validate", "--data", "small.yaml")
 WEIGHTS = (*VALIDATE, "--weights", "--set", "backbone.weights=./w", "--set", "backbone.max_length=8")
 RESUME = ("run", "small.yaml", "--out", "out", "--set", "reporters=[jsonl]", "--set", "checkpoint.every=1")

@@ -29,7 +29,7 @@ from tests.support.fuzzing import attempts, call, desk, no_hang, snapshot, survi
 from tests.support.liar import MODEL, TRUTH, Liar, Lie, Script, lying
 from tests.support.loopback import COMMIT, sha256
 
-FEW, MANY = 40, 20_000
+FEW, MANY = 15, 20_000
 Damage = tuple[Any, ...]
 
 # ------------------------------------------------------------------------------------------------------ token caches

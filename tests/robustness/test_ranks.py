@@ -170,7 +170,7 @@ def test_ten_killed_ranks(name: str, tmp_path: Path, forks: Forks, material: Mat
 @pytest.mark.parametrize(
     ("name", "after"),
     [
-        ("joint", 4.0),
+        pytest.param("joint", 4.0, marks=pytest.mark.slow),
         *(
             pytest.param(name, after, marks=pytest.mark.slow)
             for name in ("joint", "individual")

@@ -178,6 +178,7 @@ def test_check_algorithm_tries_one_task() -> None:
         check_algorithm(Sociable(), steps=1)
 
 
+@pytest.mark.slow
 def test_check_algorithm_passes_what_is_right() -> None:
     check_algorithm(Spoiled(), steps=2)
     registry = Registry(load_plugins(environ={"MTMETA_PLUGINS": "none"}))

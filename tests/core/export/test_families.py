@@ -104,6 +104,7 @@ def test_other_libraries_predict_what_mtmeta_predicts(made: tuple[str, Path], hf
         assert tokenizer(TEXTS, verbose=False)["input_ids"] == whole
 
 
+@pytest.mark.slow
 def test_graphs_predict_what_mtmeta_predicts(made: tuple[str, Path], tmp_path: Path) -> None:
     case, run = made
     if case not in GRAPHS:

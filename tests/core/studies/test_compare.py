@@ -687,6 +687,7 @@ def test_a_run_that_another_process_is_at_is_waited_for(tmp_path: Path) -> None:
     assert lock_owner(folder) == ""
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) -> None:
     good, bad = recipes(tmp_path, "joint", "reptile")
     lines: list[str] = []

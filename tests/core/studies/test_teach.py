@@ -161,6 +161,7 @@ def test_finished_runs_label_what_a_recipe_trains_on(made: Path, tmp_path: Path)
         mtmeta.run(recipe, out=tmp_path / "folds", overrides=["teachers.sst.folds=2"])
 
 
+@pytest.mark.slow
 def test_the_cost_of_teachers_is_compared(made: Path, tmp_path: Path) -> None:
     recipe = student(made, tmp_path)
     plain = write_recipe(tmp_path / "plain.yaml", "joint", **common(made), name="plain")

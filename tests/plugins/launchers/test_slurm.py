@@ -57,6 +57,7 @@ def printed(folder: Path, handle: str, name: str = "job") -> str:
 # ------------------------------------------------------------------------------------------------------ on a SLURM
 
 
+@pytest.mark.slow
 def test_contract(tmp_path: Path) -> None:
     require_slurm()
     check_launcher(Slurm(time=10, warning=60), tmp_path, patience=240)
@@ -88,6 +89,7 @@ def test_a_run_that_is_killed_has_its_job_requeued(tmp_path: Path, jobs: list[st
     assert Slurm().poll([failing, "999999"]) == {}
 
 
+@pytest.mark.slow
 def test_what_sbatch_refuses_is_one_line(tmp_path: Path) -> None:
     require_slurm()
     with pytest.raises(MachineError, match=r"^launcher slurm: sbatch refused: .*Invalid partition name specified$"):

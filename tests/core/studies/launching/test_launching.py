@@ -107,6 +107,7 @@ def test_fold_models_of_teachers_are_jobs_too(desk: Desk, tmp_path: Path) -> Non
     assert teach(request, folds=2) == document  # of the pool, which finds nothing to do
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_by_itself_is_not_started_again(desk: Desk, tmp_path: Path) -> None:
     good = quick(tmp_path, "joint", name="good")
     (tmp_path / "good.yaml").write_text(good.read_text())
