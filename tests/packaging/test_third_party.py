@@ -494,6 +494,7 @@ def test_gradnorm_goes_on_exactly_after_it_was_stopped(scratch: Scratch) -> None
     assert float(weights.sum()) == pytest.approx(2) and float((weights - 1).abs().max()) > 0.1
 
 
+@pytest.mark.slow
 def test_their_own_tests_pass(scratch: Scratch) -> None:
     folders = [scratch.folder / name / "tests" for name in INSTALLED]
     options = ["-q", "-p", "no:cacheprovider", "-c", str(scratch.folder / "mtmeta-cola" / "pyproject.toml")]

@@ -165,6 +165,7 @@ def assert_text(text: str) -> None:
         assert not bad, (bad, line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_in_the_terminal(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = call(*COMMANDS[name], cwd=place, capsys=capsys)

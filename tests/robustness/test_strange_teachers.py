@@ -65,6 +65,7 @@ class Lesson(Scene):
         return [word.format(**words) for word in self.commands[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "commands", "entries"), [("run", OF_A_RUN, IN_A_RUN), ("labels", OF_LABELS, IN_LABELS)]
 )

@@ -105,6 +105,7 @@ def null(tmp_path: Path) -> Path:
     return tmp_path / "null"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize(
     "out", ["stdout", *(pytest.param(name, marks=SLOW) for name in ("/dev/fd/1", "/proc/self/fd/1"))]
