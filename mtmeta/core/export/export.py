@@ -121,11 +121,11 @@ def formats_of(recipe: Recipe) -> list[str]:
 def _check_adapters(recipe: Recipe, chosen: Sequence[str]) -> None:
     """Raise UsageError for a task that has none, as it trains the encoder itself: _base is all there is of it."""
     assert recipe.adapters is not None
-    for name in recipe.adapters.trained_by or ():
-        if name in chosen:
-            message = f"task {quote(name)} has no adapters, it trains the encoder itself; use --format transformers"
-            others = " ".join(f"--task {other}" for other in chosen if other not in (recipe.adapters.trained_by or ()))
-            raise UsageError("--format peft", f"{message}, or {others}" if others else message)
+    adapted = [name for name in chosen if recipe.adapters.adapts(name)]
+    if without := [name for name in chosen if name not in adapted]:
+        message = f"task {quote(without[0])} has no adapters, it trains the encoder itself; use --format transformers"
+        others = " ".join(f"--task {name}" for name in adapted)
+        raise UsageError("--format peft", f"{message}, or {others}" if others else message)
 
 
 def _labels_of(recipe: Recipe, name: str) -> list[str]:

@@ -90,7 +90,7 @@ class Adapters(nn.Module):
 
     def has(self, task: str) -> bool:
         """Return whether a task has adapters, and is not one of those that train the encoder itself."""
-        return task not in (self.options.trained_by or ())
+        return self.options.adapts(task)
 
     def owner(self, task: str) -> str:
         """Return under which name the adapters of a task stand, "" for one that has none."""

@@ -58,6 +58,10 @@ class AdapterOptions:
     """Tasks that train the encoder itself and have no adapters; the gradients of all others stop at theirs. Default:
     each task trains both, its adapters and the encoder."""
 
+    def adapts(self, task: str) -> bool:
+        """Return whether a task has adapters, and is not one of those that train the encoder itself."""
+        return task not in (self.trained_by or ())
+
     def trained_of(self, tasks: Iterable[str]) -> list[str]:
         """Return which of some tasks train the encoder."""
         return [name for name in tasks if self.encoder == "trained" and name in (self.trained_by or (name,))]

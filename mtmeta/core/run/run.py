@@ -400,7 +400,7 @@ class Training:
         session, recipe = self.session, self.session.recipe
         name, last = "+".join(group), group == session.groups[-1]
         # every group starts from the same pretrained encoder; the last one, or who leaves it as it is, has the original
-        original = last or session.is_frozen or (session.follow_first and group is not session.groups[0])
+        original = last or session.leaves_encoder(group)
         encoder = session.backbone.encoder if original else copy.deepcopy(session.backbone.encoder)
         model = session.model(encoder, group).to(session.device)
         feed = self._feed(group)

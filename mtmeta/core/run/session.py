@@ -174,8 +174,12 @@ class Session:
 
     def checkpoints(self, group: list[str]) -> Checkpoints:
         """Return the checkpoints of a group."""
-        keep, frozen = self.recipe.checkpoint.keep, self.is_frozen or (self.follow_first and group != self.groups[0])
-        return self.folder.checkpoints("+".join(group), len(self.groups), keep, frozen=frozen)
+        keep = self.recipe.checkpoint.keep
+        return self.folder.checkpoints("+".join(group), len(self.groups), keep, frozen=self.leaves_encoder(group))
+
+    def leaves_encoder(self, group: list[str]) -> bool:
+        """Return whether a group leaves the encoder as it is, and has it from elsewhere."""
+        return self.is_frozen or (self.follow_first and group != self.groups[0])
 
     @property
     def is_frozen(self) -> bool:
