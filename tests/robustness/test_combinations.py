@@ -11,6 +11,7 @@ import pytest
 import mtmeta
 from mtmeta.core.registry.registry import build_registry
 from tests.support import tiny  # noqa: F401  # one thread
+from tests.support.parameters import some_quick
 
 ROWS = 24
 FILES = {"train": "rows.jsonl", "dev": "rows.jsonl", "batch_size": 4, "inner_steps": 1}
@@ -169,7 +170,7 @@ def refused(recipe: dict[str, Any]) -> list[str]:
     return [str(problem) for problem in mtmeta.validate(recipe, plugins=[Whole]).problems]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some_quick(METHODS, 8))
 def test_what_validate_takes_run_takes(method: str, folder: Path, tmp_path: Path) -> None:
     able = [kind for kind in KINDS if not refused(recipe_of(folder, ["one", "pair", kind], **METHODS[method]))]
     assert "one" in able

@@ -15,6 +15,7 @@ from mtmeta.core.api.events import Evaluated, StepDone
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import assert_refused, call, contents, data_folder, quietly
 from tests.support.fuzzing import no_hang
+from tests.support.parameters import some_quick
 from tests.support.spoilt_runs import HUGE, REPLACEMENTS
 
 RUN = ("run", "r.yaml", "--out", "out", "--set", "reporters=[jsonl]", "--set", "checkpoint.every=1")
@@ -218,7 +219,7 @@ NOTHING: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.parametrize("name", some_quick(NOTHING, 10))
 def test_a_line_that_no_run_writes_is_left_out_and_said(
     name: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

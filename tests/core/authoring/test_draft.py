@@ -22,6 +22,7 @@ from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.tables.data_file import DataFile, Dialect
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import assert_refused, call, command, contents
+from tests.support.parameters import some_quick
 
 Capture = pytest.CaptureFixture[str]
 NEW = ("new", "recipe", "my.yaml")
@@ -121,7 +122,7 @@ FILES: dict[str, tuple[str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", FILES)
+@pytest.mark.parametrize("case", some_quick(FILES, 6))
 def test_what_a_file_is_taken_for(case: str, tmp_path: Path, capsys: Capture) -> None:
     name, content, wanted = FILES[case]
     (tmp_path / name).write_text(content, encoding="utf-8")

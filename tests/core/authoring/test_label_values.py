@@ -14,6 +14,7 @@ from mtmeta.core.recipe.strict_yaml import parse
 from tests.core.authoring.test_draft import NEW, drafted_task, lines
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import Outcome, call
+from tests.support.parameters import some_quick
 
 Capture = pytest.CaptureFixture[str]
 
@@ -71,7 +72,7 @@ MISSING: dict[str, tuple[list[str], Any, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize("case", MISSING)
+@pytest.mark.parametrize("case", some_quick(MISSING, 5))
 def test_marks_of_missing_labels_are_no_classes(case: str, tmp_path: Path, capsys: Capture) -> None:
     """They are counted and told, and the recipe skips their rows, here and in a run."""
     values, labels, marks = MISSING[case]
@@ -142,7 +143,7 @@ CLASSES: dict[str, tuple[list[str], str, Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", CLASSES)
+@pytest.mark.parametrize("case", some_quick(CLASSES, 5))
 def test_what_elsewhere_marks_missing_labels_may_be_a_class(case: str, tmp_path: Path, capsys: Capture) -> None:
     """And it is said how to have it otherwise."""
     values, column, labels, mark = CLASSES[case]
@@ -228,7 +229,7 @@ JOINED = {"joined by a bar": "|", "joined by commas": ",", "joined by semicolons
 
 
 @pytest.mark.parametrize("column", ["labels", "kind"])
-@pytest.mark.parametrize("case", JOINED)
+@pytest.mark.parametrize("case", some_quick(JOINED, 2))
 def test_labels_that_are_joined_are_a_multi_label_task(case: str, column: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "t.csv").write_text(lines(lambda i: f'some words {i},"{LISTS[case](i)}"', f"text,{column}", 120))
     named = 4 if case.startswith("numbers") else sorted(EMOTIONS)

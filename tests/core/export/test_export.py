@@ -271,6 +271,7 @@ def for_onnx(run: Path) -> Path:
     return Path(export(run, "onnx", tasks=ONNX_TASKS, out=run.parent / "onnx")["folder"])
 
 
+@pytest.mark.slow
 def test_onnx_graphs_predict_what_mtmeta_predicts(run: Path, for_onnx: Path, texts: dict[str, Any]) -> None:
     """In batches of 32 and 8 and of other lengths than those traced, one or two sequences, with pairs that are cut."""
     differences = benchmark.differences(run, "onnx", for_onnx, {name: texts[name] for name in ONNX_TASKS})

@@ -26,6 +26,7 @@ from tests.core.export.test_export import PAIRS, TASKS, TEXTS, inside, make_run,
 from tests.core.export.test_families import planned
 from tests.support.commands import assert_refused, call
 from tests.support.families import write_family
+from tests.support.parameters import some_quick
 from tests.support.quick import quick
 
 Capture = pytest.CaptureFixture[str]
@@ -43,7 +44,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=some_quick(KINDS, 3))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A run with adapters of each kind, whose name is the first of the pair."""
     algorithm, options = KINDS[request.param]

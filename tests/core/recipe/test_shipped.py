@@ -12,6 +12,7 @@ from mtmeta.core.recipe import shipped
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.recipe.schema import recipe_schema
 from mtmeta.core.registry.registry import build_registry
+from tests.support.parameters import some_quick
 from tests.support.paths import ROOT
 
 FOLDER = ROOT / "recipes"
@@ -55,7 +56,7 @@ def test_a_link_that_leads_nowhere_is_no_name(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.startswith("error: minilm/reptile.yaml: no such file")
 
 
-@pytest.mark.parametrize("to", [None, "mine.yaml", "folder", "new/folder/mine.yaml"])
+@pytest.mark.parametrize("to", some_quick([None, "mine.yaml", "folder", "new/folder/mine.yaml"], 2))
 def test_a_copy_is_the_same_recipe(to: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder").mkdir()
     assert command("recipes", "copy", "minilm/reptile", *([to] if to else [])) == 0

@@ -98,7 +98,7 @@ def test_a_run_leaves_exactly_these_files_and_the_same_weights_every_time(name: 
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("stop_after", [1, 3])
+@pytest.mark.parametrize("stop_after", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_that_is_cut_off_goes_on_to_the_very_same_weights(
     name: str, stop_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,7 +123,7 @@ def test_standard_output(
     assert os.readlink(stdout) == "/proc/self/fd/1" and list(stdout.parent.iterdir()) == [stdout]
 
 
-@pytest.mark.parametrize("name", ["predict", "schema", "report"])
+@pytest.mark.parametrize("name", [pytest.param("predict", marks=pytest.mark.slow), "schema", "report"])
 def test_standard_output_that_goes_to_a_file_is_not_cut(
     name: str, folder: Path, expected: dict[str, bytes], tmp_path: Path, stdout: Path
 ) -> None:

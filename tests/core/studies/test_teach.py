@@ -34,6 +34,7 @@ from mtmeta.plugins.algorithms.protonet import Protonet
 from tests.robustness.small import ALGORITHMS, differences, make_backbone, make_data, outcome, train, write_recipe
 from tests.support import tiny  # noqa: F401  # one thread
 from tests.support.commands import quietly
+from tests.support.parameters import some_quick
 from tests.support.taught import make_labels, teachers
 
 TASKS = ("sst", "para", "sts")
@@ -207,7 +208,7 @@ def test_the_plan_of_a_run_tells_it(made: Path, tmp_path: Path, capsys: pytest.C
 # -------------------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("algorithm", sorted({*HEARING, "surgery"}))
+@pytest.mark.parametrize("algorithm", some_quick(sorted({*HEARING, "surgery"}), 4))
 def test_every_algorithm_hears_them_in_training_alone(
     algorithm: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +265,7 @@ def test_a_finished_run_needs_its_teachers_no_more(made: Path, tmp_path: Path) -
 # --------------------------------------------------------------------------------------------------- resuming
 
 
-@pytest.mark.parametrize("algorithm", HEARING)
+@pytest.mark.parametrize("algorithm", some_quick(HEARING, 4))
 def test_it_goes_on_exactly(algorithm: str, made: Path, tmp_path: Path) -> None:
     recipe = student(made, tmp_path, algorithm)
     whole = train(recipe, tmp_path / "whole")

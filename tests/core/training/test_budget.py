@@ -23,6 +23,7 @@ from mtmeta.plugins.algorithms.reptile import Reptile
 from mtmeta.plugins.samplers import Annealed, Fixed, Uniform
 from tests.core.run.test_run import ALGORITHMS, write_recipe
 from tests.support import tiny
+from tests.support.parameters import some_quick
 
 SEED = 5
 
@@ -62,7 +63,9 @@ def trained(algorithm: mtmeta.Algorithm, sampler: mtmeta.Sampler, steps: int) ->
     ids=repr,
 )
 @pytest.mark.parametrize(
-    "sampler", [Uniform(), Annealed(epochs=3), Fixed(weights={"sst": 0.6, "para": 0.1, "sts": 0.3})], ids=repr
+    "sampler",
+    some_quick([Uniform(), Annealed(epochs=3), Fixed(weights={"sst": 0.6, "para": 0.1, "sts": 0.3})], 1),
+    ids=repr,
 )
 def test_it_is_the_longest_run_that_stays_within(algorithm: mtmeta.Algorithm, sampler: mtmeta.Sampler) -> None:
     budget = 500
@@ -128,7 +131,7 @@ def sha256s(run: Path) -> dict[str, str]:
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in run.rglob("model.safetensors")}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", some_quick(ALGORITHMS, 2))
 def test_a_run_on_a_budget_is_the_run_of_as_many_steps(name: str, tmp_path: Path) -> None:
     """Schedules too have the true length: the weights are those of a recipe that gives the steps."""
     path = write_recipe(tmp_path, name)

@@ -22,6 +22,7 @@ from mtmeta.core.training.diagnostics import gradient_cosines
 from mtmeta.core.training.learner import Learner
 from mtmeta.plugins.tasks.sst import Sst
 from tests.support import tiny
+from tests.support.parameters import some_quick
 
 TASKS = "{sst: {train: sample, dev: sample, batch_size: 8}, sts: {train: sample, dev: sample, batch_size: 8}}"
 ALGORITHMS = {
@@ -65,7 +66,7 @@ def weights(run: Path) -> str:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", some_quick(ALGORITHMS, 1))
 def test_a_run_within_autocast_has_the_same_weights_scores_and_predictions(
     tmp_path: Path, precision: str, algorithm: str
 ) -> None:
@@ -100,7 +101,7 @@ OTHER_SETTINGS: dict[str, Caller] = {
 }
 
 
-@pytest.mark.parametrize("caller", [*CALLERS, *OTHER_SETTINGS])
+@pytest.mark.parametrize("caller", some_quick([*CALLERS, *OTHER_SETTINGS], 3))
 def test_whatever_the_caller_has_set(tmp_path: Path, caller: str) -> None:
     path = recipe(tmp_path, precision="bf16", algorithm="reptile")
     mtmeta.run(path, out=tmp_path / "plain")

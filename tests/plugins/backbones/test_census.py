@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.census import BACKBONES, outcome
 from tests.support.folder_shapes import OK, PROBES, SHAPES
+from tests.support.parameters import some_quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = [(name, backbone) for name in SHAPES for backbone in BACKBONES]
@@ -37,7 +38,7 @@ def test_there_are_enough_of_them() -> None:
     assert sum(shape.hf == OK for shape in SHAPES.values()) >= 45
 
 
-@pytest.mark.parametrize(("name", "backbone"), CASES)
+@pytest.mark.parametrize(("name", "backbone"), some_quick(CASES, 60))
 def test_a_folder_is_right_or_refused(
     name: str, backbone: str, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

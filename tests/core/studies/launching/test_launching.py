@@ -71,6 +71,7 @@ def write_attempts(study: Path, name: str, *codes: int | None, errors: list[dict
 # ------------------------------------------------------------------------------------------------------- whole studies
 
 
+@pytest.mark.slow
 def test_a_comparison_whose_jobs_are_killed_is_that_of_a_pool(desk: Desk, tmp_path: Path) -> None:
     """One is killed after a checkpoint, one vanishes before it starts, and the launcher once gives no answer."""
     recipe = quick(tmp_path, "reptile", training={"steps": 30}, evaluation={"every": 30})

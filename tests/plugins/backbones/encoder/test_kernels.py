@@ -29,6 +29,7 @@ from mtmeta.plugins.backbones.encoder.fused import Noise
 from mtmeta.plugins.backbones.encoder.kernels import NO_MASK, Kernels, Mask
 from tests.support.encoders import encoder_of, offsets_of, packed_of, random
 from tests.support.groups import set_group
+from tests.support.parameters import some_quick
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # one token, beside and at a multiple of 8, more than a block of 48 queries, more than one block of 64 rows in all
@@ -464,7 +465,9 @@ def test_the_library_that_was_hashed_is_loaded(
         assert torch.equal(found.gelu(x, torch.zeros(8), in_place=False), k.gelu(x, torch.zeros(8), in_place=False))
 
 
-@pytest.mark.parametrize("what", ["library of others", "hash of others", "link", "pipe", "other key", "open root"])
+@pytest.mark.parametrize(
+    "what", some_quick(["library of others", "hash of others", "link", "pipe", "other key", "open root"], 3)
+)
 def test_a_library_that_somebody_else_could_have_put_there_is_made_anew(
     what: str, k: Kernels, fresh: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
