@@ -156,7 +156,7 @@ def limited(gigabytes: float, arguments: Sequence[str], folder: Path) -> Outcome
         (0.25, ("run", "r.yaml", "--out", "run"), "numpy alone takes more; raise the limit to 335.5 MB at least"),
         (0.5, ("run", "r.yaml", "--out", "run"), "PyTorch alone takes more; raise the limit to 671.1 MB at least"),
         (0.5, ("eval", "run"), "PyTorch alone takes more"),
-        (0.66, ("run", "r.yaml", "--out", "run"), "out of memory"),
+        (0.75, ("run", "r.yaml", "--out", "run"), "out of memory"),  # less may end in PyTorch's own libraries
         pytest.param(0.8, ("run", "r.yaml", "--out", "run"), "out of memory", marks=pytest.mark.slow),
     ],
 )
