@@ -29,7 +29,15 @@ from tests.support.paths import ROOT
 
 FOLDER = ROOT / "recipes"
 KINDS = {"individual": Individual, "joint": Joint, "reptile": Reptile, "fomaml": Fomaml}
-OTHERS = {"annealed": Joint, "new": Individual, "separate": Individual, "shared": Joint, "lora": Joint}
+OTHERS = {
+    "annealed": Joint,
+    "new": Individual,
+    "anchored": Joint,
+    "led": Individual,
+    "separate": Individual,
+    "shared": Joint,
+    "lora": Joint,
+}
 METHODS = {
     "anil": Anil,
     "average": Joint,
@@ -55,7 +63,7 @@ EXPECTED = sorted(
         *(f"five/{name}.yaml" for name in REAL),
         *(f"study/{part}/{kind}.yaml" for part in ("full", "ten") for kind in KINDS),
         *(f"study/cross/{kind}.yaml" for kind in ("annealed", "individual", "joint", "reptile")),
-        *(f"study/one/{name}.yaml" for name in ("lora", "separate", "shared")),
+        *(f"study/one/{name}.yaml" for name in ("anchored", "led", "lora", "separate", "shared")),
         *(f"study/few_shot/{kind}.yaml" for kind in ("fomaml", "joint", "new_tasks", "reptile")),
     ]
 )
@@ -72,7 +80,7 @@ def load(name: str, registry: Registry) -> Recipe:
 
 
 def test_these_and_no_other_recipes_are_shipped() -> None:
-    assert len(EXPECTED) == 32 + len(METHODS) + len(KINDS_OF_TASKS) + len(REAL)
+    assert len(EXPECTED) == 34 + len(METHODS) + len(KINDS_OF_TASKS) + len(REAL)
     assert FOUND == EXPECTED
 
 
