@@ -195,6 +195,7 @@ def test_the_ways_through_the_house_name_what_is_there() -> None:
 
 def test_long_suites_are_named() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in path.read_text(encoding="utf-8")]
+    ways = re.compile(r"mark\.slow|some_quick\(")
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if ways.search(path.read_text(encoding="utf-8"))]
     names = {path.relative_to(ROOT).as_posix() for path in marked} - {"tests/tools/test_docs.py"}
     assert set(re.findall(r"`(tests/[\w/]+\.py)`", text.partition("## The long suites")[2])) == names
