@@ -145,7 +145,7 @@ def _figures(
         few = [shots.draw(k, draw) for draw in (draws if shots.fixed else draws[:1])]
         fewer[name, k] = _fewest([fewer_rows(one, k, classes) for one in few])
         channels.say(_line(cell, fewer[name, k]))
-    return {
+    figures = {
         "recipe": recipe.name,
         "head": plan.head,
         "split": recipe.evaluation.report_on,
@@ -157,6 +157,7 @@ def _figures(
         "adapted": [asdict(one) for one in adapted],
         "kept": kept,
     }
+    return figures | {"means": means_over_tasks(figures)}
 
 
 def _open_runs(paths: Sequence[str | Path], request: RunRequest) -> dict[str, Session]:
@@ -294,20 +295,50 @@ def _cells(
     for task, k in dict.fromkeys((one.task, one.shots) for one in adapted):
         here = [one for one in adapted if (one.task, one.shots) == (task, k)]
         values = {start: [one.value for one in here if one.start == start] for start in starts}
-        columns: dict[str, Any] = {}
-        for start, of_start in values.items():
-            deviation = stdev(of_start) if len(of_start) > 1 else None
-            columns[start] = {**_interval(of_start), "deviation": deviation, "values": of_start}
-            if start != PLAIN:
-                columns[start]["gain"] = _interval(_paired(of_start, values[PLAIN]))
-            if baseline is not None and start not in (PLAIN, baseline):
-                columns[start]["beside"] = _interval(_paired(of_start, values[baseline]))
         sign = 1 if session.metrics[here[0].metric].greater_is_better else -1
-        best = max(starts, key=lambda start: sign * columns[start]["mean"])
-        cell = {"task": task, "shots": k, "metric": here[0].metric, "starts": columns, "best": best, "sign": sign}
-        draws = len(next(iter(values.values())))
-        cells.append({**cell, "examples": here[0].examples, "draws": draws, "fewer": dict(fewer[task, k])})
+        cell = {"task": task, "shots": k, "metric": here[0].metric, "sign": sign, **_columns(values, sign, baseline)}
+        cells.append({**cell, "examples": here[0].examples, "fewer": dict(fewer[task, k])})
     return cells
+
+
+def means_over_tasks(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return for each k the mean over all tasks, in the form of a cell of one task: gains are paired by draw.
+
+    `figures` are those of `--json`. A draw that some task has no examples of is left out. Of a single task, and of
+    tasks with different metrics, there is no mean.
+    """
+    tasks = dict.fromkeys(cell["task"] for cell in figures["cells"])
+    metrics = {(cell["metric"], cell["sign"]) for cell in figures["cells"]}
+    if len(tasks) < 2 or len(metrics) > 1:
+        return []
+    ((metric, sign),) = metrics
+    value_of = {(one["task"], one["shots"], one["draw"], one["start"]): one["value"] for one in figures["adapted"]}
+    means = []
+    for k in dict.fromkeys(cell["shots"] for cell in figures["cells"]):
+        drawn = [{draw for task, size, draw, _ in value_of if (task, size) == (name, k)} for name in tasks]
+        draws = sorted(set.intersection(*drawn))
+        values = {
+            start: [fmean(value_of[task, k, draw, start] for task in tasks) for draw in draws]
+            for start in figures["starts"]
+        }
+        if draws:
+            cell = {"task": f"mean of {len(tasks)} tasks", "shots": k, "metric": metric, "sign": sign}
+            means.append(cell | _columns(values, sign, figures["baseline"]))
+    return means
+
+
+def _columns(values: Mapping[str, Sequence[float]], sign: int, baseline: str | None) -> dict[str, Any]:
+    """Return each start's figures over the draws, how many these are, and which start is best."""
+    columns: dict[str, Any] = {}
+    for start, of_start in values.items():
+        deviation = stdev(of_start) if len(of_start) > 1 else None
+        columns[start] = {**_interval(of_start), "deviation": deviation, "values": list(of_start)}
+        if start != PLAIN:
+            columns[start]["gain"] = _interval(_paired(of_start, values[PLAIN]))
+        if baseline is not None and start not in (PLAIN, baseline):
+            columns[start]["beside"] = _interval(_paired(of_start, values[baseline]))
+    best = max(values, key=lambda start: sign * columns[start]["mean"])
+    return {"starts": columns, "best": best, "draws": len(values[best])}
 
 
 def _paired(values: Sequence[float], others: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,14 @@ from mtmeta.core.errors import DataError, RecipeError, UsageError
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.reports.adaptation import notes_of
+from mtmeta.core.reports.html.adaptation import write_page
+from mtmeta.core.reports.terminal.adaptation import show_adaptation
 from mtmeta.core.run.directory import RunDir
 from mtmeta.core.run.evaluate import open_run, restore_backbone
 from mtmeta.core.run.request import RunRequest
 from mtmeta.core.run.session import Session
 from mtmeta.core.studies import adaptations as module
-from mtmeta.core.studies.adapt import adapt
+from mtmeta.core.studies.adapt import adapt, means_over_tasks
 from mtmeta.core.studies.adaptations import Shots
 from mtmeta.core.studies.fine_tune import Tuned, fine_tune
 from mtmeta.core.training.model import MultiTaskModel
@@ -189,6 +192,43 @@ def test_figures_are_means_intervals_and_paired_gains(runs: Path) -> None:
         assert "gain" not in cell["starts"]["pretrained"]
         assert cell["best"] == max(values, key=lambda start: sum(values[start]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_mean_over_tasks_is_paired_by_draw(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of draws that every task has, and of tasks that are measured alike; the table and the page show it."""
+    plan, request = Shots((2, 4), 3, baseline="joint"), RunRequest(runs / "new.yaml")
+    found = adapt([runs / "joint", runs / "reptile"], request, plan, tasks=["mood", "same"])
+    assert [(cell["task"], cell["shots"], cell["draws"]) for cell in found["means"]] == [
+        ("mean of 2 tasks", 2, 3), ("mean of 2 tasks", 4, 3)
+    ]  # fmt: skip
+    # the second draw of four shots is missing in one task, as a fixed sample may be
+    missing = {"task": "same", "shots": 4, "draw": 1}
+    some = [one for one in found["adapted"] if not missing.items() <= one.items()]
+    for draws, (_, cell) in (([0, 1, 2], found["means"]), ([0, 2], means_over_tasks(found | {"adapted": some}))):
+        values = {
+            start: [
+                fmean(
+                    one["value"]
+                    for one in found["adapted"]
+                    if (one["shots"], one["draw"], one["start"]) == (4, draw, start)
+                )
+                for draw in draws
+            ]
+            for start in found["starts"]
+        }
+        gained = [one - other for one, other in zip(values["reptile"], values["pretrained"], strict=True)]
+        beside = [one - other for one, other in zip(values["reptile"], values["joint"], strict=True)]
+        column = cell["starts"]["reptile"]
+        assert column["values"] == values["reptile"] and cell["draws"] == len(draws)
+        assert (column["gain"]["mean"], column["gain"]["low"], column["gain"]["high"]) == over_seeds(gained)
+        assert (column["beside"]["mean"], column["beside"]["low"], column["beside"]["high"]) == over_seeds(beside)
+        assert "beside" not in cell["starts"]["joint"] and cell["best"] == max(values, key=lambda s: sum(values[s]))
+    show_adaptation(found)
+    page = write_page(found, tmp_path / "adapt.html").read_text(encoding="utf-8")
+    mean = f"{found['means'][0]['starts']['reptile']['mean']:.4f}"
+    assert all("mean of 2 tasks" in text and mean in text for text in (capsys.readouterr().out, page))
+    assert few(runs, tasks=["mood", "near"], shots=(2,), draws=1)["means"] == []  # accuracy and pearson
+    assert few(runs, shots=(2,), draws=1)["means"] == []
 
 
 def timeless(found: dict[str, Any]) -> list[dict[str, Any]]:

@@ -38,7 +38,8 @@ def write_page(adaptation: Mapping[str, Any], out: str | Path) -> Path:
     for task in dict.fromkeys(cell["task"] for cell in cells):
         of_task = sorted((cell for cell in cells if cell["task"] == task), key=lambda cell: cell["shots"])
         curves[task] = _curves(task, of_task, plain, runs)
-    means = [[Cell(f"{cell['task']} {cell['metric']}"), Cell(f"{cell['shots']:,}"), *cells_of(cell)] for cell in cells]
+    rows = [*cells, *adaptation["means"]]
+    means = [[Cell(f"{cell['task']} {cell['metric']}"), Cell(f"{cell['shots']:,}"), *cells_of(cell)] for cell in rows]
     page = render(
         "adaptation.html.j2",
         title=title_of(adaptation),
@@ -61,7 +62,7 @@ def _gains(adaptation: Mapping[str, Any], *, narrow: bool) -> list[Figure]:
     """Draw what every run gains over the pretrained encoder, with its interval over the draws."""
     plain, *runs = adaptation["starts"]
     groups = []
-    for cell in adaptation["cells"]:
+    for cell in (*adaptation["cells"], *adaptation["means"]):
         dots = []
         for run in runs:
             gain, told = cell["starts"][run]["gain"], cell["draws"] >= TELLING

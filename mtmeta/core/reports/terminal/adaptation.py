@@ -13,12 +13,12 @@ from mtmeta.core.wording import safe
 
 
 def show_adaptation(adaptation: Mapping[str, Any]) -> None:
-    """Print a row for each task and number of shots: every start's mean, and what it gained over the pretrained one."""
+    """Print a row for each task and number of shots, and of means over tasks: what every start has and has gained."""
     console = console_for_tables()
     table = Folding(console, title_of(adaptation), show_lines=True)
     for heading in ("task", "shots", *map(safe, adaptation["starts"])):
         table.add_column(Text(heading))
-    for adapted in adaptation["cells"]:
+    for adapted in (*adaptation["cells"], *adaptation["means"]):
         name = Text(f"{safe(adapted['task'])} {safe(adapted['metric'])}")
         table.add_row(name, str(adapted["shots"]), *map(text_of, cells_of(adapted)))
     console.print(table)
