@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks import leopard
 from benchmarks.backbones import main as backbones
 from benchmarks.contenders import Mtmeta, Rival, mtmeta_padded, transformers
 from benchmarks.data import large_file
@@ -32,6 +33,8 @@ from benchmarks.scaling import TINY, point, synthetic
 from benchmarks.scaling import main as scaling
 from benchmarks.stats import instructions, layer_weights, ratios, spread, step_flops
 from mtmeta.core.data.packing import pack_sequences
+from mtmeta.core.errors import UsageError
+from mtmeta.core.studies.adapt import over_draws
 from mtmeta.core.training.model import mean_pool
 from mtmeta.plugins.backbones.checkpoint.config import BertConfig
 from mtmeta.plugins.backbones.encoder import kernels
@@ -356,3 +359,38 @@ def test_big_file_is_one_mtmeta_reads(tmp_path: Path) -> None:
     made = load_dataset("sst", make_task("sst", str(tmp_path)), "train", str(tmp_path), load_backbone("tiny"))
     assert len(made) == 1000 and made.skipped == 0
     assert np.bincount(made.labels.astype(np.int64)).tolist() == [200] * 5
+
+
+def leopard_part(task: str, plain: Sequence[float], run: Sequence[float], **changes: Any) -> dict[str, Any]:
+    """Return what `mtmeta adapt --json` prints of one task with four shots: three starts, `joint` the baseline."""
+    values = {"pretrained": plain, "leopard_joint": run, "leopard_reptile": run}
+    adapted = [
+        {"task": task, "shots": 4, "draw": draw, "start": start, "value": value}
+        for start, given in values.items()
+        for draw, value in enumerate(given)
+    ]
+    whole = {"recipe": "new", "head": "reset", "split": "dev", "steps": 3, "starts": list(values), "draws": len(plain)}
+    cell = {"task": task, "shots": 4, "metric": "accuracy", "sign": 1, **over_draws(values, 1, "leopard_joint")}
+    return whole | {"baseline": "leopard_joint", "adapted": adapted, "cells": [cell]} | changes
+
+
+def test_leopards_tables_by_hand() -> None:
+    first = leopard_part("a", [0.5, 0.5, 0.5], [0.6, 0.6, 0.6])
+    second = leopard_part("b", [0.2, 0.3, 0.4], [0.3, 0.3, 0.3])
+    whole = leopard.joined([("a.json", first), ("b.json", second)])
+    assert leopard.means(whole) == [
+        "| task | k | pretrained | joint | reptile |",
+        "|---|---:|---|---|---|",
+        "| a | 4 | .500 ± .000 | .600 ± .000 | .600 ± .000 |",
+        "| b | 4 | .300 ± .100 | .300 ± .000 | .300 ± .000 |",
+        "| mean of 2 tasks | 4 | .400 ± .050 | .450 ± .000 | .450 ± .000 |",
+    ]
+    # the second task's gains are +.1, 0 and -.1: Student's t of three draws makes .1 / 3 ** .5 * 4.303 of them
+    assert leopard.gains(whole)[2:4] == [
+        "| a | 4 | **+.100 [+.100, +.100]** | **+.100 [+.100, +.100]** | +.000 [+.000, +.000] |",
+        "| b | 4 | +.000 [-.248, +.248] | +.000 [-.248, +.248] | +.000 [+.000, +.000] |",
+    ]
+    with pytest.raises(UsageError, match=r"b.json: has steps 4, and a.json has 3"):
+        leopard.joined([("a.json", first), ("b.json", leopard_part("b", [0.2], [0.3], steps=4))])
+    with pytest.raises(UsageError, match=r"c.json: has a task and number of shots that another file has, too"):
+        leopard.joined([("a.json", first), ("c.json", first)])

@@ -23,6 +23,7 @@ from mtmeta.core.data.cache_key import cache_key
 from mtmeta.core.data.carving import carved, carved_digest
 from mtmeta.core.data.dataset import QUANTILES, UNCACHED, Dataset, bad_rows_of, class_counts, dataset_of, select
 from mtmeta.core.data.examples import bad_rows, write_examples
+from mtmeta.core.data.subsets import SAMPLE_PLACES
 from mtmeta.core.data.tokens import BLOCK, WithTokenizer, append_names, append_texts, append_words
 from mtmeta.core.errors import DataError, RecipeError
 from mtmeta.core.recipe.sections import DataOptions
@@ -98,7 +99,10 @@ def _file(given: str, task: Task, options: DataOptions, root: str | None, source
         return DataFile(given, dialect)
     if not Path(root).is_dir():
         raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
-    return DataFile(os.path.join(root, given), dialect)
+    path = os.path.join(root, given)
+    if all(place in given for place in SAMPLE_PLACES) and not os.path.lexists(path):
+        raise DataError(path, f"{' and '.join(SAMPLE_PLACES)} name samples of a few examples, which mtmeta adapt reads")
+    return DataFile(path, dialect)
 
 
 def _hold(cache: Cache, asked: tuple[object, ...], split: str, load: Callable[[], Dataset]) -> Dataset:

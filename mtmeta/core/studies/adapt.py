@@ -296,7 +296,7 @@ def _cells(
         here = [one for one in adapted if (one.task, one.shots) == (task, k)]
         values = {start: [one.value for one in here if one.start == start] for start in starts}
         sign = 1 if session.metrics[here[0].metric].greater_is_better else -1
-        cell = {"task": task, "shots": k, "metric": here[0].metric, "sign": sign, **_columns(values, sign, baseline)}
+        cell = {"task": task, "shots": k, "metric": here[0].metric, "sign": sign, **over_draws(values, sign, baseline)}
         cells.append({**cell, "examples": here[0].examples, "fewer": dict(fewer[task, k])})
     return cells
 
@@ -323,11 +323,11 @@ def means_over_tasks(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
         if draws:
             cell = {"task": f"mean of {len(tasks)} tasks", "shots": k, "metric": metric, "sign": sign}
-            means.append(cell | _columns(values, sign, figures["baseline"]))
+            means.append(cell | over_draws(values, sign, figures["baseline"]))
     return means
 
 
-def _columns(values: Mapping[str, Sequence[float]], sign: int, baseline: str | None) -> dict[str, Any]:
+def over_draws(values: Mapping[str, Sequence[float]], sign: int, baseline: str | None) -> dict[str, Any]:
     """Return each start's figures over the draws, how many these are, and which start is best."""
     columns: dict[str, Any] = {}
     for start, of_start in values.items():

@@ -31,6 +31,7 @@ FOLDER = ROOT / "recipes"
 KINDS = {"individual": Individual, "joint": Joint, "reptile": Reptile, "fomaml": Fomaml}
 OTHERS = {
     "annealed": Joint,
+    "best": Individual,
     "new": Individual,
     "anchored": Joint,
     "led": Individual,
@@ -57,7 +58,7 @@ EXPECTED = sorted(
     [
         "reptile_three_task.yaml",
         *(f"methods/{name}.yaml" for name in METHODS),
-        *(f"minilm/{kind}.yaml" for kind in KINDS),
+        *(f"minilm/{kind}.yaml" for kind in (*KINDS, "best")),
         *(f"paper/{name}.yaml" for name in (*ROWS, "fomaml")),
         *(f"tasks/{name}.yaml" for name in KINDS_OF_TASKS),
         *(f"five/{name}.yaml" for name in REAL),
@@ -65,6 +66,7 @@ EXPECTED = sorted(
         *(f"study/cross/{kind}.yaml" for kind in ("annealed", "individual", "joint", "reptile")),
         *(f"study/one/{name}.yaml" for name in ("anchored", "led", "lora", "separate", "shared")),
         *(f"study/few_shot/{kind}.yaml" for kind in ("fomaml", "joint", "new_tasks", "reptile")),
+        *(f"leopard/{name}.yaml" for name in ("anil", "fomaml", "joint", "new_tasks", "protonet", "reptile")),
     ]
 )
 FOUND = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
@@ -80,7 +82,7 @@ def load(name: str, registry: Registry) -> Recipe:
 
 
 def test_these_and_no_other_recipes_are_shipped() -> None:
-    assert len(EXPECTED) == 34 + len(METHODS) + len(KINDS_OF_TASKS) + len(REAL)
+    assert len(EXPECTED) == 41 + len(METHODS) + len(KINDS_OF_TASKS) + len(REAL)
     assert FOUND == EXPECTED
 
 
@@ -98,9 +100,9 @@ def test_it_validates_and_is_named_after_its_file(name: str, registry: Registry)
     if path.parent.name == "tasks":
         assert path.stem in [type(task).name for task in recipe.tasks.values()]
         return
-    if path.parent.name != "few_shot":
+    if path.parent.name not in ("few_shot", "leopard"):
         assert list(recipe.tasks) == ["sst", "para", "sts"]
-    assert type(recipe.algorithm) is (KINDS | OTHERS)[path.stem.partition("_")[0]]
+    assert type(recipe.algorithm) is (KINDS | METHODS | OTHERS)[path.stem.partition("_")[0]]
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -119,6 +121,12 @@ def test_no_two_recipes_are_the_same(registry: Registry) -> None:
     assert len({digest(load(name, registry)) for name in FOUND}) == len(FOUND)
 
 
+def test_the_best_recipe_is_the_one_that_the_study_measured(registry: Registry) -> None:
+    settings = ("budget.examples=66000", "data.train_fraction=1")
+    measured = load_recipe(FOLDER / "study/one/led.yaml", registry, environ={}, overrides=settings)
+    assert digest(measured) == digest(load("minilm/best.yaml", registry))
+
+
 @pytest.mark.parametrize("name", FOUND)
 def test_its_header_says_what_it_is_how_to_launch_it_how_long_it_takes_and_what_to_expect(name: str) -> None:
     lines = (FOLDER / name).read_text(encoding="utf-8").splitlines()
@@ -129,7 +137,10 @@ def test_its_header_says_what_it_is_how_to_launch_it_how_long_it_takes_and_what_
         header.append(line.removeprefix("#").strip())
     text = " ".join(header).lower()
     assert len([line for line in header if line]) >= 4
-    assert f"mtmeta run recipes/{name}" in " ".join(header)
+    if "{draw}" in "".join(lines):  # samples of a few examples, which are adapted to and nothing else
+        assert re.search(rf"mtmeta adapt [^;]* recipes/{name}", " ".join(header))
+    else:
+        assert f"mtmeta run recipes/{name}" in " ".join(header)
     for words in ("launch", "how long", "expect"):
         assert words in text, f"the header does not say '{words}'"
     assert re.search(r"\d+ ?(s|seconds|min|minutes|h|hours)\b", text), "how long is no figure"

@@ -507,6 +507,13 @@ def test_fixed_samples_that_cannot_be(changes: dict[str, Any], runs: Path, tmp_p
         adapt([runs / "reptile"], mixed(tmp_path, **changes), Shots((2,), 2))
 
 
+def test_a_run_takes_no_fixed_samples(runs: Path, tmp_path: Path) -> None:
+    request = mixed(tmp_path, train="few_{draw}_{shots}.csv")
+    with pytest.raises(DataError, match=r"few_{draw}_{shots}.csv: {shots} and {draw} name samples .* adapt reads"):
+        mtmeta.run(request.recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_fixed_sample_that_is_not_there(runs: Path, tmp_path: Path) -> None:
     write_samples(tmp_path, (2,), 2)
     with pytest.raises(DataError, match=r"few_2_2\.csv"):

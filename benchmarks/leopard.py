@@ -1,0 +1,99 @@
+"""The tables of docs/results.md for LEOPARD's tasks, from what `mtmeta adapt --json` printed.
+
+    python -m benchmarks.leopard FILE...
+
+Each FILE holds the adaptations of the same starts to one task or several, with `--baseline`. Prints two tables in
+Markdown, with a row for each task and number of shots and then the means over tasks: mean and standard deviation over
+the draws; and the differences to the pretrained encoder and to the baseline on the same draws, with 95% intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mtmeta.core.errors import MtmetaError, UsageError
+from mtmeta.core.studies.adapt import means_over_tasks
+
+SAME = ("recipe", "head", "split", "steps", "starts", "baseline", "draws")
+"""What the files must agree in, to be parts of one table."""
+
+
+def main() -> None:
+    """Read the files, and print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+")
+    options = parser.parse_args()
+    try:
+        figures = joined([(str(path), json.loads(path.read_text(encoding="utf-8"))) for path in options.files])
+    except MtmetaError as error:
+        raise SystemExit(f"error: {error}") from None
+    print("\n".join([*means(figures), "", *gains(figures)]))
+
+
+def joined(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the figures of several files as those of one call. Raises UsageError where they cannot be one."""
+    first_path, first = parts[0]
+    for path, part in parts:
+        for key in SAME:
+            if part[key] != first[key]:
+                raise UsageError(path, f"has {key} {part[key]!r}, and {first_path} has {first[key]!r}")
+    cells = [cell for _, part in parts for cell in part["cells"]]
+    keys = [(cell["task"], cell["shots"]) for cell in cells]
+    if len(set(keys)) < len(keys):
+        raise UsageError(parts[-1][0], "has a task and number of shots that another file has, too")
+    adapted = [one for _, part in parts for one in part["adapted"]]
+    figures = {key: first[key] for key in SAME} | {"cells": cells, "adapted": adapted}
+    return figures | {"means": means_over_tasks(figures)}
+
+
+def means(figures: Mapping[str, Any]) -> list[str]:
+    """Return the table of means and standard deviations."""
+    starts = figures["starts"]
+    lines = ["| task | k | " + " | ".join(map(named, starts)) + " |", "|---|---:|" + "---|" * len(starts)]
+    for cell in (*figures["cells"], *figures["means"]):
+        columns = cell["starts"]
+        shown = [f"{short(columns[start]['mean'])} ± {short(columns[start]['deviation'] or 0)}" for start in starts]
+        lines.append(f"| {cell['task']} | {cell['shots']} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def gains(figures: Mapping[str, Any]) -> list[str]:
+    """Return the table of differences, bold where an interval leaves out 0."""
+    baseline, plain = figures["baseline"], figures["starts"][0]
+    columns = [(start, "gain", plain) for start in figures["starts"] if start != plain]
+    columns += [(start, "beside", baseline) for start in figures["starts"] if start not in (plain, baseline)]
+    heads = [f"{named(start)} - {named(other)}" for start, _, other in columns]
+    lines = ["| task | k | " + " | ".join(heads) + " |", "|---|---:|" + "---|" * len(columns)]
+    for cell in (*figures["cells"], *figures["means"]):
+        shown = [difference(cell["starts"][start][key]) for start, key, _ in columns]
+        lines.append(f"| {cell['task']} | {cell['shots']} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def named(start: str) -> str:
+    """Return the name of a start, which is that of a recipe of recipes/leopard/, as a heading."""
+    return start.removeprefix("leopard_")
+
+
+def difference(found: Mapping[str, float]) -> str:
+    """Return a difference with its interval."""
+    text = f"{signed(found['mean'])} [{signed(found['low'])}, {signed(found['high'])}]"
+    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign and three decimals."""
+    return f"{round(value, 3) + 0.0:+.3f}".replace("0.", ".", 1)
+
+
+def short(value: float) -> str:
+    """Return a number from 0 to 1 with three decimals and no zero before the point."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+if __name__ == "__main__":
+    main()
