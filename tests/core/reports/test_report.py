@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
@@ -366,3 +367,20 @@ def test_it_needs_no_torch(copy: Path, tmp_path: Path) -> None:
     program += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_cloud_shows_every_point_where_it_lies() -> None:
+    """Also of thousands of them, in few bytes: each is a line of no length with round ends, at its place."""
+    labels = [number % 26 / 5 for number in range(4000)]
+    predictions = [label + number / 4000 for number, label in enumerate(labels)]
+    svg = plots.cloud("near", "true", "predicted", labels, predictions).svg
+    assert len(svg) < 20 * len(labels)
+    dots = np.array([[float(x), float(y)] for x, y in re.findall(r"M([0-9.]+) ([0-9.]+)h0", svg)])
+    assert len(dots) == len(labels)
+    # the points of a layer come one after the other; both axes are linear, y grows downwards
+    wanted = np.array([[labels[at], predictions[at]] for layer in range(8) for at in range(layer, 4000, 8)])
+    for column, sign in ((0, 1), (1, -1)):
+        scale, offset = np.polyfit(wanted[:, column], dots[:, column], 1)
+        assert sign * scale > 0
+        assert np.abs(dots[:, column] - scale * wanted[:, column] - offset).max() < 0.02
+    assert plots.cloud("near", "true", "predicted", labels[:3], predictions[:3]).svg.count("h0") == 3
