@@ -2,15 +2,18 @@
 
     python -m benchmarks.leopard FILE...
 
-Each FILE holds the adaptations of the same starts to one task or several, with `--baseline`. Prints two tables in
-Markdown, with a row for each task and number of shots and then the means over tasks: mean and standard deviation over
-the draws; and the differences to the pretrained encoder and to the baseline on the same draws, with 95% intervals.
+Each FILE holds the adaptations of the same starts to one task or several, with `--baseline` and at least two draws.
+Prints two tables in Markdown, with a row for each task and number of shots and then the means over tasks: mean and
+standard deviation over the draws; and the differences to the pretrained encoder and to the baseline on the same draws,
+with 95% intervals, whose ends are rounded outwards from 0 where they leave it out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         figures = joined([(str(path), json.loads(path.read_text(encoding="utf-8"))) for path in options.files])
-    except MtmetaError as error:
+    except (MtmetaError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join([*means(figures), "", *gains(figures)]))
 
@@ -38,6 +41,10 @@ def joined(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Return the figures of several files as those of one call. Raises UsageError where they cannot be one."""
     first_path, first = parts[0]
     for path, part in parts:
+        if not isinstance(part, dict) or not {*SAME, "cells", "adapted"} <= part.keys():
+            raise UsageError(path, "is not what mtmeta adapt --json prints")
+        if part["baseline"] is None or any(cell["draws"] < 2 for cell in part["cells"]):
+            raise UsageError(path, "takes a --baseline and two draws at least")
         for key in SAME:
             if part[key] != first[key]:
                 raise UsageError(path, f"has {key} {part[key]!r}, and {first_path} has {first[key]!r}")
@@ -55,9 +62,9 @@ def means(figures: Mapping[str, Any]) -> list[str]:
     starts = figures["starts"]
     lines = ["| task | k | " + " | ".join(map(named, starts)) + " |", "|---|---:|" + "---|" * len(starts)]
     for cell in (*figures["cells"], *figures["means"]):
-        columns = cell["starts"]
-        shown = [f"{short(columns[start]['mean'])} ± {short(columns[start]['deviation'] or 0)}" for start in starts]
-        lines.append(f"| {cell['task']} | {cell['shots']} | " + " | ".join(shown) + " |")
+        columns = [cell["starts"][start] for start in starts]
+        shown = [f"{short(column['mean'])} ± {short(column['deviation'])}" for column in columns]
+        lines.append(row(figures, cell, shown))
     return lines
 
 
@@ -69,9 +76,14 @@ def gains(figures: Mapping[str, Any]) -> list[str]:
     heads = [f"{named(start)} - {named(other)}" for start, _, other in columns]
     lines = ["| task | k | " + " | ".join(heads) + " |", "|---|---:|" + "---|" * len(columns)]
     for cell in (*figures["cells"], *figures["means"]):
-        shown = [difference(cell["starts"][start][key]) for start, key, _ in columns]
-        lines.append(f"| {cell['task']} | {cell['shots']} | " + " | ".join(shown) + " |")
+        lines.append(row(figures, cell, [difference(cell["starts"][start][key]) for start, key, _ in columns]))
     return lines
+
+
+def row(figures: Mapping[str, Any], cell: Mapping[str, Any], shown: Sequence[str]) -> str:
+    """Return a line of a table; of fewer draws than asked for it says so."""
+    fewer = f", {cell['draws']} draws" if cell["draws"] < figures["draws"] else ""
+    return f"| {cell['task']}{fewer} | {cell['shots']} | " + " | ".join(shown) + " |"
 
 
 def named(start: str) -> str:
@@ -80,19 +92,27 @@ def named(start: str) -> str:
 
 
 def difference(found: Mapping[str, float]) -> str:
-    """Return a difference with its interval."""
-    text = f"{signed(found['mean'])} [{signed(found['low'])}, {signed(found['high'])}]"
-    return f"**{text}**" if found["low"] > 0 or found["high"] < 0 else text
+    """Return a difference with its interval, bold where that leaves out 0, which then no end is rounded to."""
+    low, high = found["low"], found["high"]
+    telling = low > 0 or high < 0
+    ends = [outwards(low), outwards(high)] if telling else [low, high]
+    text = f"{signed(found['mean'])} [{signed(ends[0])}, {signed(ends[1])}]"
+    return f"**{text}**" if telling else text
+
+
+def outwards(value: float) -> float:
+    """Return a value that rounding to three decimals would make 0 as .001 or -.001."""
+    return math.copysign(max(abs(value), 0.001), value)
 
 
 def signed(value: float) -> str:
-    """Return a number with its sign and three decimals."""
-    return f"{round(value, 3) + 0.0:+.3f}".replace("0.", ".", 1)
+    """Return a number with its sign and three decimals, and no zero before the point."""
+    return re.sub(r"^([+-])0\.", r"\1.", f"{round(value, 3) + 0.0:+.3f}")
 
 
 def short(value: float) -> str:
-    """Return a number from 0 to 1 with three decimals and no zero before the point."""
-    return f"{value:.3f}".removeprefix("0")
+    """Return a number with three decimals and no zero before the point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}")
 
 
 if __name__ == "__main__":

@@ -391,6 +391,21 @@ def test_leopards_tables_by_hand() -> None:
         "| b | 4 | +.000 [-.248, +.248] | +.000 [-.248, +.248] | +.000 [+.000, +.000] |",
     ]
     with pytest.raises(UsageError, match=r"b.json: has steps 4, and a.json has 3"):
-        leopard.joined([("a.json", first), ("b.json", leopard_part("b", [0.2], [0.3], steps=4))])
+        leopard.joined([("a.json", first), ("b.json", leopard_part("b", [0.2, 0.2], [0.3, 0.3], steps=4))])
+    other: Any
+    for other in ({}, [], leopard_part("b", [0.2], [0.3])):
+        with pytest.raises(
+            UsageError, match=r"b.json: (is not what mtmeta adapt --json prints|takes a --baseline and)"
+        ):
+            leopard.joined([("a.json", first), ("b.json", other)])
+    assert leopard.difference({"mean": 0.0123, "low": 0.0001, "high": 10.25}) == "**+.012 [+.001, +10.250]**"
+    assert (leopard.short(-0.05), leopard.signed(-20.5)) == ("-.050", "-20.500")
     with pytest.raises(UsageError, match=r"c.json: has a task and number of shots that another file has, too"):
         leopard.joined([("a.json", first), ("c.json", first)])
+
+
+def test_leopards_means_say_how_many_draws_they_are_of() -> None:
+    first, second = leopard_part("a", [0.5, 0.5, 0.5], [0.6, 0.6, 0.6]), leopard_part("b", [0.2, 0.3, 0.4], [0.3] * 3)
+    second["adapted"] = [one for one in second["adapted"] if one["draw"]]  # a sample that holds nothing
+    whole = leopard.joined([("a.json", first), ("b.json", second)])
+    assert leopard.means(whole)[-1] == "| mean of 2 tasks, 2 draws | 4 | .425 ± .035 | .450 ± .000 | .450 ± .000 |"

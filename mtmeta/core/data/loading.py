@@ -101,7 +101,8 @@ def _file(given: str, task: Task, options: DataOptions, root: str | None, source
         raise DataError(root, "no such folder, in which the recipe's data should be; set data_root or --data-root")
     path = os.path.join(root, given)
     if all(place in given for place in SAMPLE_PLACES) and not os.path.lexists(path):
-        raise DataError(path, f"{' and '.join(SAMPLE_PLACES)} name samples of a few examples, which mtmeta adapt reads")
+        places = " and ".join(SAMPLE_PLACES)
+        raise DataError(path, f"{places} name samples of a few examples: of `train`, and mtmeta adapt alone reads them")
     return DataFile(path, dialect)
 
 

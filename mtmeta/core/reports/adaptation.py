@@ -93,7 +93,8 @@ def notes_of(adaptation: Mapping[str, Any]) -> list[str]:
     gained = "below, the gain over the pretrained encoder on the same examples"
     if any("beside" in score for cell in adaptation["cells"] for score in cell["starts"].values()):
         gained += f", and below that the difference to {safe(adaptation['baseline'])} on them"
-    return [f"Shots: examples of each class. Brackets: {over}; {gained}.", *_fewer(adaptation), *_empty(adaptation)]
+    brackets = f"Shots: examples of each class. Brackets: {over}; {gained}."
+    return [brackets, *_fewer(adaptation), *_empty(adaptation), *_without_draws(adaptation)]
 
 
 def _fewer(adaptation: Mapping[str, Any]) -> Iterator[str]:
@@ -116,6 +117,19 @@ def _empty(adaptation: Mapping[str, Any]) -> Iterator[str]:
             of = f"{safe(cell['task'])}, {plural(cell['shots'], 'shot')}"
             holds = f"{missing} of the {adaptation['draws']} samples {'holds' if missing == 1 else 'hold'} no example"
             yield f"{of}: {plural(cell['draws'], 'draw')}, for {holds}."
+
+
+def _without_draws(adaptation: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which means over tasks leave out a draw that some task has no sample of."""
+    for mean in adaptation["means"]:
+        if mean["draws"] < adaptation["draws"]:
+            of, draws = f"{mean['task']}, {plural(mean['shots'], 'shot')}", plural(mean["draws"], "draw")
+            yield f"{of}: {draws}, those that every task has; so not the mean of the rows above."
+    if adaptation["means"]:
+        shown = {mean["shots"] for mean in adaptation["means"]}
+        for k in dict.fromkeys(cell["shots"] for cell in adaptation["cells"]):
+            if k not in shown:
+                yield f"No mean over tasks of {plural(k, 'shot')}: there is no draw that every task has."
 
 
 def _with_interval(score: Mapping[str, Any], few: int | None, sign: str = "") -> str:

@@ -321,7 +321,7 @@ def means_over_tasks(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
             start: [fmean(value_of[task, k, draw, start] for task in tasks) for draw in draws]
             for start in figures["starts"]
         }
-        if draws:
+        if draws:  # at some k perhaps no draw is there of every task
             cell = {"task": f"mean of {len(tasks)} tasks", "shots": k, "metric": metric, "sign": sign}
             means.append(cell | over_draws(values, sign, figures["baseline"]))
     return means

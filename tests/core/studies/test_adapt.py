@@ -223,6 +223,14 @@ def test_the_mean_over_tasks_is_paired_by_draw(runs: Path, tmp_path: Path, capsy
         assert (column["gain"]["mean"], column["gain"]["low"], column["gain"]["high"]) == over_seeds(gained)
         assert (column["beside"]["mean"], column["beside"]["low"], column["beside"]["high"]) == over_seeds(beside)
         assert "beside" not in cell["starts"]["joint"] and cell["best"] == max(values, key=lambda s: sum(values[s]))
+    gone = found | {"means": means_over_tasks(found | {"adapted": some})}
+    assert notes_of(gone)[1:] == [
+        "mean of 2 tasks, 4 shots: 2 draws, those that every task has; so not the mean of the rows above."
+    ]
+    none_left = [one for one in found["adapted"] if (one["shots"], one["task"]) != (4, "same")]
+    gone = found | {"means": means_over_tasks(found | {"adapted": none_left})}
+    assert notes_of(gone)[1:] == ["No mean over tasks of 4 shots: there is no draw that every task has."]
+    assert notes_of(found)[1:] == []
     show_adaptation(found)
     page = write_page(found, tmp_path / "adapt.html").read_text(encoding="utf-8")
     mean = f"{found['means'][0]['starts']['reptile']['mean']:.4f}"
@@ -509,7 +517,9 @@ def test_fixed_samples_that_cannot_be(changes: dict[str, Any], runs: Path, tmp_p
 
 def test_a_run_takes_no_fixed_samples(runs: Path, tmp_path: Path) -> None:
     request = mixed(tmp_path, train="few_{draw}_{shots}.csv")
-    with pytest.raises(DataError, match=r"few_{draw}_{shots}.csv: {shots} and {draw} name samples .* adapt reads"):
+    with pytest.raises(
+        DataError, match=r"few_{draw}_{shots}.csv: {shots} and {draw} name samples .* adapt alone reads"
+    ):
         mtmeta.run(request.recipe, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
