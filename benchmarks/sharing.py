@@ -91,11 +91,16 @@ def without_sharing(task: Task, recipe: Recipe, data: str) -> set[str]:
     texts: dict[str, tuple[list[str], Array]] = {}
     for split in ("train", "dev"):
         examples = list(task.read(DataFile(Path(data) / str(getattr(task, split)), recipe.data)))
-        columns = [[each.text for each in examples], [each.pair or "" for each in examples]]
+        columns = [[each.text for each in examples]]
+        if all(each.pair is not None for each in examples):
+            columns.append([each.pair for each in examples])  # type: ignore[misc]
         texts[split] = [each.id for each in examples], hashes(*columns)
     ids, scored = texts["dev"]
     shares = np.asarray(np.isin(scored, texts["train"][1]).any(axis=1))
-    return {name for name, both in zip(ids, shares.tolist(), strict=True) if not both}
+    apart = {name for name, both in zip(ids, shares.tolist(), strict=True) if not both}
+    if not apart:
+        raise SystemExit("error: every scored row shares a sentence with the training file")
+    return apart
 
 
 def table(
