@@ -3,9 +3,9 @@
     python -m benchmarks.leopard FILE...
 
 Each FILE holds the adaptations of the same starts to one task or several, with `--baseline` and at least two draws.
-Prints two tables in Markdown, with a row for each task and number of shots and then the means over tasks: mean and
-standard deviation over the draws; and the differences to the pretrained encoder and to the baseline on the same draws,
-with 95% intervals, whose ends are rounded outwards from 0 where they leave it out.
+Prints three tables in Markdown, with a row for each task and number of shots and then the means over tasks: mean and
+standard deviation over the draws; the differences to the pretrained encoder on the same draws; and those to the
+baseline; with 95% intervals, whose ends are rounded outwards from 0 where they leave it out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SAME = ("recipe", "head", "split", "steps", "starts", "baseline", "draws")
 
 
 def main() -> None:
-    """Read the files, and print both tables."""
+    """Read the files, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     options = parser.parse_args()
@@ -34,7 +34,7 @@ def main() -> None:
         figures = joined([(str(path), json.loads(path.read_text(encoding="utf-8"))) for path in options.files])
     except (MtmetaError, OSError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    print("\n".join([*means(figures), "", *gains(figures)]))
+    print("\n".join([*means(figures), "", *differences(figures, "gain"), "", *differences(figures, "beside")]))
 
 
 def joined(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
@@ -68,15 +68,17 @@ def means(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def gains(figures: Mapping[str, Any]) -> list[str]:
-    """Return the table of differences, bold where an interval leaves out 0."""
-    baseline, plain = figures["baseline"], figures["starts"][0]
-    columns = [(start, "gain", plain) for start in figures["starts"] if start != plain]
-    columns += [(start, "beside", baseline) for start in figures["starts"] if start not in (plain, baseline)]
-    heads = [f"{named(start)} - {named(other)}" for start, _, other in columns]
-    lines = ["| task | k | " + " | ".join(heads) + " |", "|---|---:|" + "---|" * len(columns)]
+def differences(figures: Mapping[str, Any], key: str) -> list[str]:
+    """Return the table of a `gain` over the pretrained encoder, or of what stands `beside` the baseline.
+
+    Bold are intervals that leave out 0.
+    """
+    other = figures["baseline"] if key == "beside" else figures["starts"][0]
+    starts = [start for start in figures["starts"] if key in figures["cells"][0]["starts"][start]]
+    heads = [f"{named(start)} - {named(other)}" for start in starts]
+    lines = ["| task | k | " + " | ".join(heads) + " |", "|---|---:|" + "---|" * len(starts)]
     for cell in (*figures["cells"], *figures["means"]):
-        lines.append(row(figures, cell, [difference(cell["starts"][start][key]) for start, key, _ in columns]))
+        lines.append(row(figures, cell, [difference(cell["starts"][start][key]) for start in starts]))
     return lines
 
 

@@ -386,9 +386,17 @@ def test_leopards_tables_by_hand() -> None:
         "| mean of 2 tasks | 4 | .400 ± .050 | .450 ± .000 | .450 ± .000 |",
     ]
     # the second task's gains are +.1, 0 and -.1: Student's t of three draws makes .1 / 3 ** .5 * 4.303 of them
-    assert leopard.gains(whole)[2:4] == [
-        "| a | 4 | **+.100 [+.100, +.100]** | **+.100 [+.100, +.100]** | +.000 [+.000, +.000] |",
-        "| b | 4 | +.000 [-.248, +.248] | +.000 [-.248, +.248] | +.000 [+.000, +.000] |",
+    assert leopard.differences(whole, "gain") == [
+        "| task | k | joint - pretrained | reptile - pretrained |",
+        "|---|---:|---|---|",
+        "| a | 4 | **+.100 [+.100, +.100]** | **+.100 [+.100, +.100]** |",
+        "| b | 4 | +.000 [-.248, +.248] | +.000 [-.248, +.248] |",
+        "| mean of 2 tasks | 4 | +.050 [-.074, +.174] | +.050 [-.074, +.174] |",
+    ]
+    assert leopard.differences(whole, "beside")[::2] == [
+        "| task | k | reptile - joint |",
+        "| a | 4 | +.000 [+.000, +.000] |",
+        "| mean of 2 tasks | 4 | +.000 [+.000, +.000] |",
     ]
     with pytest.raises(UsageError, match=r"b.json: has steps 4, and a.json has 3"):
         leopard.joined([("a.json", first), ("b.json", leopard_part("b", [0.2, 0.2], [0.3, 0.3], steps=4))])
