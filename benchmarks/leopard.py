@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,12 @@ def joined(parts: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
 def means(figures: Mapping[str, Any]) -> list[str]:
     """Return the table of means and standard deviations."""
     starts = figures["starts"]
-    lines = ["| task | k | " + " | ".join(map(named, starts)) + " |", "|---|---:|" + "---|" * len(starts)]
-    for cell in (*figures["cells"], *figures["means"]):
+
+    def shown(cell: Mapping[str, Any]) -> list[str]:
         columns = [cell["starts"][start] for start in starts]
-        shown = [f"{short(column['mean'])} ± {short(column['deviation'])}" for column in columns]
-        lines.append(row(figures, cell, shown))
-    return lines
+        return [f"{short(column['mean'])} ± {short(column['deviation'])}" for column in columns]
+
+    return table(figures, [named(start) for start in starts], shown)
 
 
 def differences(figures: Mapping[str, Any], key: str) -> list[str]:
@@ -76,16 +76,18 @@ def differences(figures: Mapping[str, Any], key: str) -> list[str]:
     other = figures["baseline"] if key == "beside" else figures["starts"][0]
     starts = [start for start in figures["starts"] if key in figures["cells"][0]["starts"][start]]
     heads = [f"{named(start)} - {named(other)}" for start in starts]
-    lines = ["| task | k | " + " | ".join(heads) + " |", "|---|---:|" + "---|" * len(starts)]
+    return table(figures, heads, lambda cell: [difference(cell["starts"][start][key]) for start in starts])
+
+
+def table(
+    figures: Mapping[str, Any], heads: Sequence[str], shown: Callable[[Mapping[str, Any]], Sequence[str]]
+) -> list[str]:
+    """Return the lines of a table, a row for each cell of `figures` and each mean; of fewer draws it says so."""
+    lines = ["| task | k | " + " | ".join(heads) + " |", "|---|---:|" + "---|" * len(heads)]
     for cell in (*figures["cells"], *figures["means"]):
-        lines.append(row(figures, cell, [difference(cell["starts"][start][key]) for start in starts]))
+        fewer = f", {cell['draws']} draws" if cell["draws"] < figures["draws"] else ""
+        lines.append(f"| {cell['task']}{fewer} | {cell['shots']} | " + " | ".join(shown(cell)) + " |")
     return lines
-
-
-def row(figures: Mapping[str, Any], cell: Mapping[str, Any], shown: Sequence[str]) -> str:
-    """Return a line of a table; of fewer draws than asked for it says so."""
-    fewer = f", {cell['draws']} draws" if cell["draws"] < figures["draws"] else ""
-    return f"| {cell['task']}{fewer} | {cell['shots']} | " + " | ".join(shown) + " |"
 
 
 def named(start: str) -> str:
@@ -98,7 +100,7 @@ def difference(found: Mapping[str, float]) -> str:
     low, high = found["low"], found["high"]
     telling = low > 0 or high < 0
     ends = [outwards(low), outwards(high)] if telling else [low, high]
-    text = f"{signed(found['mean'])} [{signed(ends[0])}, {signed(ends[1])}]"
+    text = f"{short(found['mean'], '+')} [{short(ends[0], '+')}, {short(ends[1], '+')}]"
     return f"**{text}**" if telling else text
 
 
@@ -107,14 +109,9 @@ def outwards(value: float) -> float:
     return math.copysign(max(abs(value), 0.001), value)
 
 
-def signed(value: float) -> str:
-    """Return a number with its sign and three decimals, and no zero before the point."""
-    return re.sub(r"^([+-])0\.", r"\1.", f"{round(value, 3) + 0.0:+.3f}")
-
-
-def short(value: float) -> str:
-    """Return a number with three decimals and no zero before the point."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}")
+def short(value: float, sign: str = "") -> str:
+    """Return a number with three decimals, with its sign where `sign` is "+", and no zero before the point."""
+    return re.sub(r"^([+-]?)0\.", r"\1.", f"{round(value, 3) + 0.0:{sign}.3f}")
 
 
 if __name__ == "__main__":

@@ -91,9 +91,8 @@ def without_sharing(task: Task, recipe: Recipe, data: str) -> set[str]:
     texts: dict[str, tuple[list[str], Array]] = {}
     for split in ("train", "dev"):
         examples = list(task.read(DataFile(Path(data) / str(getattr(task, split)), recipe.data)))
-        columns = [[each.text for each in examples]]
-        if all(each.pair is not None for each in examples):
-            columns.append([each.pair for each in examples])  # type: ignore[misc]
+        pairs = [each.pair for each in examples if each.pair is not None]
+        columns = [[each.text for each in examples], *([pairs] if pairs else [])]
         texts[split] = [each.id for each in examples], hashes(*columns)
     ids, scored = texts["dev"]
     shares = np.asarray(np.isin(scored, texts["train"][1]).any(axis=1))

@@ -407,7 +407,7 @@ def test_leopards_tables_by_hand() -> None:
         ):
             leopard.joined([("a.json", first), ("b.json", other)])
     assert leopard.difference({"mean": 0.0123, "low": 0.0001, "high": 10.25}) == "**+.012 [+.001, +10.250]**"
-    assert (leopard.short(-0.05), leopard.signed(-20.5)) == ("-.050", "-20.500")
+    assert (leopard.short(-0.05), leopard.short(-20.5, "+")) == ("-.050", "-20.500")
     with pytest.raises(UsageError, match=r"c.json: has a task and number of shots that another file has, too"):
         leopard.joined([("a.json", first), ("c.json", first)])
 

@@ -16,6 +16,11 @@ def title_of(adaptation: Mapping[str, Any]) -> str:
     return f"{adaptation['recipe']}: {adaptation['split']}, {adaptation['steps']} steps, head {adaptation['head']}"
 
 
+def rows_of(adaptation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what has a row in a table: each task and number of shots, then the means over tasks."""
+    return [*adaptation["cells"], *adaptation["means"]]
+
+
 def cells_of(adapted: Mapping[str, Any]) -> list[Cell]:
     """Return a cell for every start of a task and number of shots: its mean, below it what it is ahead of others.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmeta.core.errors import UsageError
-from mtmeta.core.reports.adaptation import cells_of, notes_of, title_of, tone, verdict_of
+from mtmeta.core.reports.adaptation import cells_of, notes_of, rows_of, title_of, tone, verdict_of
 from mtmeta.core.reports.html import plots
 from mtmeta.core.reports.html.page import Figure, render
 from mtmeta.core.reports.html.study_plots import Dot, Group, differences
@@ -38,8 +38,10 @@ def write_page(adaptation: Mapping[str, Any], out: str | Path) -> Path:
     for task in dict.fromkeys(cell["task"] for cell in cells):
         of_task = sorted((cell for cell in cells if cell["task"] == task), key=lambda cell: cell["shots"])
         curves[task] = _curves(task, of_task, plain, runs)
-    rows = [*cells, *adaptation["means"]]
-    means = [[Cell(f"{cell['task']} {cell['metric']}"), Cell(f"{cell['shots']:,}"), *cells_of(cell)] for cell in rows]
+    means = [
+        [Cell(f"{cell['task']} {cell['metric']}"), Cell(f"{cell['shots']:,}"), *cells_of(cell)]
+        for cell in rows_of(adaptation)
+    ]
     page = render(
         "adaptation.html.j2",
         title=title_of(adaptation),
@@ -62,7 +64,7 @@ def _gains(adaptation: Mapping[str, Any], *, narrow: bool) -> list[Figure]:
     """Draw what every run gains over the pretrained encoder, with its interval over the draws."""
     plain, *runs = adaptation["starts"]
     groups = []
-    for cell in (*adaptation["cells"], *adaptation["means"]):
+    for cell in rows_of(adaptation):
         dots = []
         for run in runs:
             gain, told = cell["starts"][run]["gain"], cell["draws"] >= TELLING
