@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
-import textwrap
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,19 +22,47 @@ def field_docs(part: type[Any]) -> dict[str, str]:
     """Return the string under each field of a dataclass and its bases, by what recipes call it."""
     docs: dict[str, str] = {}
     for kind in reversed(part.__mro__):
-        if not dataclasses.is_dataclass(kind):
-            continue
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-        except (OSError, TypeError, SyntaxError):
-            continue  # a class made in an interactive session has no source
-        body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-        for field, after in itertools.pairwise(body):
-            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-                continue
-            if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                docs[option_name(kind, field.target.id)] = clean(str(after.value.value))
+        if dataclasses.is_dataclass(kind):
+            docs |= _own_docs(kind)
     return docs
+
+
+@functools.lru_cache(maxsize=1024)
+def _own_docs(kind: type[Any]) -> Mapping[str, str]:
+    try:
+        source = inspect.getsource(sys.modules[kind.__module__])
+        docs = _docs_in(source).get(kind.__qualname__, {})
+    except (KeyError, OSError, TypeError, SyntaxError):
+        return {}  # a class made in an interactive session has no source
+    return {option_name(kind, field): clean(text) for field, text in docs.items()}
+
+
+@functools.lru_cache(maxsize=64)  # inspect.getsource of a class parses the whole file as well, for each class anew
+def _docs_in(source: str) -> Mapping[str, Mapping[str, str]]:
+    """Return the strings under the annotated names of each class of a module, by the class's `__qualname__`."""
+    docs: dict[str, Mapping[str, str]] = {}
+    for name, kind in _classes(ast.parse(source), ""):
+        pairs = itertools.pairwise(kind.body)
+        docs.setdefault(name, {field: text for first, after in pairs for field, text in _documented(first, after)})
+    return docs
+
+
+def _classes(node: ast.AST, within: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef):
+            yield within + child.name, child
+            yield from _classes(child, f"{within}{child.name}.")
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _classes(child, f"{within}{child.name}.<locals>.")
+        elif isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):  # if, try, with: they add no name
+            yield from _classes(child, within)
+
+
+def _documented(field: ast.stmt, after: ast.stmt) -> Iterator[tuple[str, str]]:
+    if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+        return
+    if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        yield field.target.id, str(after.value.value)
 
 
 def clean(text: str) -> str:
