@@ -30,20 +30,26 @@ def field_docs(part: type[Any]) -> dict[str, str]:
 @functools.lru_cache(maxsize=1024)
 def _own_docs(kind: type[Any]) -> Mapping[str, str]:
     try:
-        source = inspect.getsource(sys.modules[kind.__module__])
-        docs = _docs_in(source).get(kind.__qualname__, {})
+        lines, _ = inspect.findsource(sys.modules[kind.__module__])
+        found = _docs_in("".join(lines)).get(kind.__qualname__, {})
     except (KeyError, OSError, TypeError, SyntaxError):
         return {}  # a class made in an interactive session has no source
+    if not found:
+        return {}
+    line = vars(kind).get("__firstlineno__")  # from Python 3.13 on; before, the first of one name counts
+    docs = found[line] if line in found else next(iter(found.values()))
     return {option_name(kind, field): clean(text) for field, text in docs.items()}
 
 
 @functools.lru_cache(maxsize=64)  # inspect.getsource of a class parses the whole file as well, for each class anew
-def _docs_in(source: str) -> Mapping[str, Mapping[str, str]]:
-    """Return the strings under the annotated names of each class of a module, by the class's `__qualname__`."""
-    docs: dict[str, Mapping[str, str]] = {}
+def _docs_in(source: str) -> Mapping[str, Mapping[int, Mapping[str, str]]]:
+    """Return the strings under the annotated names of each class, by its `__qualname__` and its first line."""
+    docs: dict[str, dict[int, Mapping[str, str]]] = {}
     for name, kind in _classes(ast.parse(source), ""):
+        line = min([kind.lineno, *(decorator.lineno for decorator in kind.decorator_list)])
         pairs = itertools.pairwise(kind.body)
-        docs.setdefault(name, {field: text for first, after in pairs for field, text in _documented(first, after)})
+        own = {field: text for first, after in pairs for field, text in _documented(first, after)}
+        docs.setdefault(name, {})[line] = own
     return docs
 
 

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -124,3 +125,29 @@ def test_a_class_without_source_has_none(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "typed", typed)
     exec("from dataclasses import dataclass\n@dataclass\nclass Part:\n    a: int = 1\n    'A number.'\n", vars(typed))
     assert field_docs(typed.Part) == {}
+
+
+def made_by_choice(first: bool) -> type[Any]:
+    if first:
+
+        @dataclass
+        class Chosen:
+            size: int = 1
+            """Of the first."""
+    else:
+
+        @dataclass
+        class Chosen:  # type: ignore[no-redef]
+            size: int = 2
+            """Of the second."""
+
+    return Chosen
+
+
+def test_of_two_classes_of_one_name_the_line_tells_which() -> None:
+    """From Python 3.13 on a class knows its first line, that of its decorators."""
+    kind = made_by_choice(False)
+    lines = Path(__file__).read_text().splitlines()
+    line = next(number for number, text in enumerate(lines) if "class Chosen:  #" in text)  # the line before, from 1
+    kind.__firstlineno__ = line
+    assert field_docs(kind) == {"size": "Of the second."}
