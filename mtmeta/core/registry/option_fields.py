@@ -21,24 +21,16 @@ from mtmeta.core.wording import safe
 def field_docs(part: type[Any]) -> dict[str, str]:
     """Return the string under each field of a dataclass and its bases, by what recipes call it."""
     docs: dict[str, str] = {}
-    for kind in reversed(part.__mro__):
-        if dataclasses.is_dataclass(kind):
-            docs |= _own_docs(kind)
+    for kind in filter(dataclasses.is_dataclass, reversed(part.__mro__)):
+        try:
+            lines, _ = inspect.findsource(sys.modules[kind.__module__])
+            found = _docs_in("".join(lines)).get(kind.__qualname__, {})
+        except (KeyError, OSError, TypeError, SyntaxError):
+            continue  # a class made in an interactive session has no source
+        line = vars(kind).get("__firstlineno__", 0)  # from Python 3.13 on; before, the first of one name counts
+        own = found.get(line, next(iter(found.values()), {}))
+        docs |= {option_name(kind, field): clean(text) for field, text in own.items()}
     return docs
-
-
-@functools.lru_cache(maxsize=1024)
-def _own_docs(kind: type[Any]) -> Mapping[str, str]:
-    try:
-        lines, _ = inspect.findsource(sys.modules[kind.__module__])
-        found = _docs_in("".join(lines)).get(kind.__qualname__, {})
-    except (KeyError, OSError, TypeError, SyntaxError):
-        return {}  # a class made in an interactive session has no source
-    if not found:
-        return {}
-    line = vars(kind).get("__firstlineno__")  # from Python 3.13 on; before, the first of one name counts
-    docs = found[line] if line in found else next(iter(found.values()))
-    return {option_name(kind, field): clean(text) for field, text in docs.items()}
 
 
 @functools.lru_cache(maxsize=64)  # inspect.getsource of a class parses the whole file as well, for each class anew

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mtmeta.core.registry.option_fields import _docs_in, _own_docs, clean, field_docs, option_name
+from mtmeta.core.registry.option_fields import _docs_in, clean, field_docs, option_name
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,6 @@ def test_an_heir_has_what_its_base_says() -> None:
 
 
 def test_a_file_is_parsed_once_for_all_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    _own_docs.cache_clear()
     _docs_in.cache_clear()
     parsed, parse = [], ast.parse
 
@@ -137,7 +136,7 @@ def made_by_choice(first: bool) -> type[Any]:
     else:
 
         @dataclass
-        class Chosen:  # type: ignore[no-redef]
+        class Chosen:  # type: ignore[no-redef]  # one name for two classes is what is tried
             size: int = 2
             """Of the second."""
 
