@@ -15,6 +15,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # there is a worker for each core; befo
 GIVEN = {key: value for key, value in os.environ.items() if key.startswith("MTMETA_")}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the documentation's pages first: idle workers take tests from the end, and half a page would be run twice."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests start without settings from outside: MTMETA_DATA would override the data_root of every recipe.
