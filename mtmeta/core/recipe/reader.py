@@ -137,6 +137,7 @@ class _RecipeReader:
         self._check_tasks(parts)
         self._check_data(parts)
         self._check_adapters(parts)
+        self._check_shares(parts)
         self._check_training(parts)
         raise_all(self.document.problems)
         return Recipe(**parts)
@@ -362,6 +363,25 @@ class _RecipeReader:
             if name not in known:
                 message = f"adapters.trained_by names no task of this recipe: {quote(name)}{choose(name, known)}"
                 self.fail(path, message, key=True)
+
+    def _check_shares(self, parts: dict[str, Any]) -> None:
+        """Check that the shares of a budget are those of tasks that train alone, of all of them."""
+        budget, algorithm, known = parts["budget"], parts["algorithm"], list(parts["tasks"])
+        if budget is None or budget.shares is None:
+            return
+        path = ("budget", "shares")
+        if budget.examples is None:
+            self.fail(path, "budget.shares divides budget.examples, and there is none; give it examples", key=True)
+        if algorithm is not None and known and len(algorithm.groups(known)) == 1:
+            message = f"algorithm '{algorithm.name}' trains all tasks together"
+            self.fail(path, f"budget.shares: {message}; leave it out, `sampler` divides its draws", key=True)
+        unknown = [name for name in budget.shares if name not in known]
+        for name in unknown:
+            message = f"budget.shares names no task of this recipe: {quote(name)}{choose(name, known)}"
+            self.fail((*path, name), message, key=True)
+        missing = [name for name in known if name not in budget.shares]
+        if missing and not unknown:  # which may be that one, misspelt
+            self.fail(path, f"budget.shares gives no share for task {quote(missing[0])}; add it", key=True)
 
     def _check_training(self, parts: dict[str, Any]) -> None:
         """Check steps, evaluation, learning rates and schedules against the tasks and the algorithm."""

@@ -18,7 +18,7 @@ from mtmeta.core.registry.option_fields import option_name
 # options that came later than the first runs, by the values that those runs had without saying so: those of a dialect,
 # which has the key `quoting`, of `data`, which has `on_bad_rows`, of `training`, which has `grad_accumulation`, of
 # optimizers, of adapters, which have `norms`, of tasks, which have `loss_weight`, of `evaluation`, which has
-# `batch_tokens`, and sections
+# `batch_tokens`, of `budget`, which has `examples`, and sections
 ADDED: dict[str, dict[str, Any]] = {
     "quoting": {"delimiter": "auto", "id": None, "header": True},
     "on_bad_rows": {"leave_out": None},
@@ -28,6 +28,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "loss_weight": {"head": None, "long": None, "loss": None, "out_of_scope": None},
     "batch_tokens": {"calibrate": False},
     "pair_mode": {"orders": "given"},
+    "examples": {"shares": None},
 }
 ADDED_SECTIONS = ("adapters", "teachers")
 

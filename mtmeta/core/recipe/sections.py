@@ -172,7 +172,11 @@ class BudgetOptions:
 
     examples: Annotated[int, Field(ge=1, le=10**15)] | None = None
     """Encoder example-forwards, a pair counting as one: the run has as many steps as stay within them, whatever
-    `training` says. Learners that train alone (individual) have equal shares, one for each of their tasks."""
+    `training` says. Learners that train alone (individual) have equal shares, one for each of their tasks, unless
+    `shares` says otherwise."""
+    shares: dict[str, PositiveFloat] | None = None
+    """Of the examples, the part of each task that trains alone (individual), by name: weights that need not sum to 1,
+    as {sst: 0.2, para: 0.6, sts: 0.2}. Where tasks train together, the sampler divides."""
 
 
 @dataclass(frozen=True, kw_only=True)

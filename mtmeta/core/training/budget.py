@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -31,8 +33,10 @@ PROBE = 64  # steps whose mean cost tells whether a budget has an end at all
 
 
 def share_of(recipe: Recipe, group: Sequence[str]) -> int:
-    """Of the recipe's budget, what a group's learner may spend."""
-    return (recipe.budget.examples or 0) * len(group) // len(recipe.tasks)
+    """Of the recipe's budget, what a group's learner may spend: floor(B w / sum of all w)."""
+    shares = recipe.budget.shares or dict.fromkeys(recipe.tasks, 1.0)
+    weights = {task: Fraction(repr(shares[task])) for task in recipe.tasks}  # as written: 0.3, 0.58 and 0.12 make 1
+    return math.floor((recipe.budget.examples or 0) * sum(weights[task] for task in group) / sum(weights.values()))
 
 
 def steps_on_budget(

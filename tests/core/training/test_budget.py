@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from mtmeta.core.errors import PluginError, RecipeError
 from mtmeta.core.recipe.reader import load_recipe
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.training import budget as budgets
-from mtmeta.core.training.budget import steps_within
+from mtmeta.core.training.budget import share_of, steps_within
 from mtmeta.plugins.algorithms.fomaml import Fomaml
 from mtmeta.plugins.algorithms.joint import Joint
 from mtmeta.plugins.algorithms.reptile import Reptile
@@ -153,6 +154,52 @@ def test_tasks_that_train_alone_share_the_budget(tmp_path: Path) -> None:
     summary = mtmeta.run(path, overrides=["budget.examples=330", "tasks.sst.batch_size=10"], out=tmp_path / "run")
     read = {task: used["examples"] for task, used in summary["sampling"].items()}
     assert read == {"sst": 110, "para": 96, "sts": 96}  # at most 110 each, in whole batches of 10 and 16
+
+
+def test_tasks_that_train_alone_have_the_shares_of_the_recipe(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "individual")
+    shares = "budget.shares={sst: 0.3, para: 0.58, sts: 0.12}"
+    summary = mtmeta.run(path, overrides=["budget.examples=400", shares], out=tmp_path / "run")
+    read = {task: used["examples"] for task, used in summary["sampling"].items()}
+    assert read == {"sst": 112, "para": 224, "sts": 48}  # at most 120, 232 and 48, in batches of 16
+
+
+def test_shares_are_taken_as_they_are_written(tmp_path: Path) -> None:
+    """In binary floats, floor(100 * 0.58) is 57."""
+    assert math.floor(100 * 0.58 / (0.01 + 0.41 + 0.58)) == 57
+    overrides = ["budget.examples=100", "budget.shares={sst: 0.01, para: 0.41, sts: 0.58}"]
+    recipe = load_recipe(write_recipe(tmp_path, "individual"), build_registry(), overrides=overrides)
+    assert [share_of(recipe, [task]) for task in ("sst", "para", "sts")] == [1, 41, 58]
+    assert share_of(recipe, ["sst", "para", "sts"]) == 100
+
+
+def test_equal_shares_are_those_of_none(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "individual")
+    alike = ["budget.examples=100", "budget.shares={sst: 2, para: 2, sts: 2}"]
+    for overrides in (alike, alike[:1]):
+        recipe = load_recipe(path, build_registry(), overrides=overrides)
+        assert [share_of(recipe, [task]) for task in recipe.tasks] == [33, 33, 33]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "budget", "message"),
+    [
+        ("individual", {"examples": 99, "shares": {"sst": 1, "paar": 1, "sts": 1}}, "'paar'; did you mean 'para'?"),
+        (
+            "individual",
+            {"examples": 99, "shares": {"sst": 1, "sts": 1}},
+            "budget.shares gives no share for task 'para'",
+        ),
+        ("individual", {"examples": 99, "shares": {"sst": 1, "para": 0, "sts": 1}}, "budget.shares.para"),
+        ("individual", {"shares": {"sst": 1, "para": 1, "sts": 1}}, "divides budget.examples, and there is none"),
+        ("joint", {"examples": 99, "shares": {"sst": 1, "para": 1, "sts": 1}}, "'joint' trains all tasks together"),
+    ],
+)
+def test_shares_that_divide_nothing(algorithm: str, budget: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as raised:
+        mtmeta.run(write_recipe(tmp_path, algorithm, budget=budget), out=tmp_path / "run")
+    assert message in str(raised.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_budget_comes_before_steps_and_epochs(tmp_path: Path) -> None:
