@@ -366,22 +366,25 @@ class _RecipeReader:
 
     def _check_shares(self, parts: dict[str, Any]) -> None:
         """Check that the shares of a budget are those of tasks that train alone, of all of them."""
-        budget, algorithm, known = parts["budget"], parts["algorithm"], list(parts["tasks"])
-        if budget is None or budget.shares is None:
+        budget, algorithm, tasks = parts["budget"], parts["algorithm"], self.document.data.get("tasks")
+        if budget is None or budget.shares is None or not isinstance(tasks, dict) or not tasks:
             return
-        path = ("budget", "shares")
+        path, known = ("budget", "shares"), list(tasks)
         if budget.examples is None:
             self.fail(path, "budget.shares divides budget.examples, and there is none; give it examples", key=True)
-        if algorithm is not None and known and len(algorithm.groups(known)) == 1:
-            message = f"algorithm '{algorithm.name}' trains all tasks together"
-            self.fail(path, f"budget.shares: {message}; leave it out, `sampler` divides its draws", key=True)
+        if len(known) == 1:
+            self.fail(path, "budget.shares: there is one task, so nothing to divide; leave it out", key=True)
+        elif algorithm is not None and len(algorithm.groups(known)) == 1:
+            message = f"budget.shares: algorithm '{algorithm.name}' trains all tasks together; leave it out"
+            instead = "`sampler` divides where a step draws tasks, `batch_size` where it takes all"
+            self.fail(path, f"{message}, {instead}", key=True)
         unknown = [name for name in budget.shares if name not in known]
         for name in unknown:
             message = f"budget.shares names no task of this recipe: {quote(name)}{choose(name, known)}"
             self.fail((*path, name), message, key=True)
         missing = [name for name in known if name not in budget.shares]
-        if missing and not unknown:  # which may be that one, misspelt
-            self.fail(path, f"budget.shares gives no share for task {quote(missing[0])}; add it", key=True)
+        for name in missing[len(unknown) :]:  # as many may be those, misspelt
+            self.fail(path, f"budget.shares gives no share for task {quote(name)}; add it", key=True)
 
     def _check_training(self, parts: dict[str, Any]) -> None:
         """Check steps, evaluation, learning rates and schedules against the tasks and the algorithm."""

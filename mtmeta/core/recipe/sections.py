@@ -176,7 +176,9 @@ class BudgetOptions:
     `shares` says otherwise."""
     shares: dict[str, PositiveFloat] | None = None
     """Of the examples, the part of each task that trains alone (individual), by name: weights that need not sum to 1,
-    as {sst: 0.2, para: 0.6, sts: 0.2}. Where tasks train together, the sampler divides."""
+    as {sst: 0.2, para: 0.6, sts: 0.2}. They need `examples`, and name every task; a learner of several tasks has the
+    sum of theirs. Refused where one learner trains all: there `sampler` divides if a step draws tasks, `batch_size` if
+    it takes all."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -133,6 +133,8 @@ def notes_on_recipes(recipes: Sequence[Recipe], tasks: Sequence[str] = ()) -> li
 
 def _background(data: Mapping[str, Any], tasks: Sequence[str]) -> Iterator[tuple[str, Any]]:
     yield from ((f"backbone.{key}", value) for key, value in data["backbone"].items())
+    shares = data["budget"]["shares"]
+    yield "budget.shares", shares and ", ".join(f"{task} {share:g}" for task, share in shares.items())
     yield "data.train_fraction", data["data"]["train_fraction"]
     for name, task in data["tasks"].items():
         if tasks and name not in tasks:

@@ -99,7 +99,8 @@ def steps_within(
         message = f"algorithm '{algorithm.name}' reads no example in its first step, so a budget has no end"
         raise fault(algorithm, f"{message}; give training.steps")
     if first > budget:
-        message = f"{given} are less than one step takes ({first:,}); raise it or lower batch_size"
+        share = " or its share" if whole not in (None, budget) else ""
+        message = f"{given} are less than one step takes ({first:,}); raise it{share} or lower batch_size"
         raise RecipeError("budget.examples", message)
     too_much = f"{given} are more than the {MOST_STEPS:,} steps take that a run may have; lower it"
     gone, spent = walk(PROBE)

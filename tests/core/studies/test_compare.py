@@ -953,6 +953,12 @@ def test_what_only_changes_training_is_noted(tmp_path: Path) -> None:
     made = [load_recipe(path, build_registry()) for path in (one, two)]
     made.append(load_recipe(three, build_registry(), overrides=overrides))
     check_alike(made)
+    path = write_recipe(tmp_path, "individual")
+    shares = ["budget.examples=400", "budget.shares={sst: 0.2, para: 0.6, sts: 0.2}"]
+    divided = [load_recipe(path, build_registry(), overrides=some) for some in (shares[:1], ["name=parts", *shares])]
+    assert notes_on_recipes(divided) == [
+        "Rows differ in budget.shares: null (individual); sst 0.2, para 0.6, sts 0.2 (parts)."
+    ]
     assert notes_on_recipes(made) == [
         "Rows differ in backbone.max_length: 64 (joint, reptile); 32 (fomaml).",
         "Rows differ in data.train_fraction: 0.2 (joint, fomaml); 0.1 (reptile).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import mtmeta
 from mtmeta.core.data.feed import Feed
 from mtmeta.core.errors import PluginError, RecipeError
 from mtmeta.core.recipe.reader import load_recipe
+from mtmeta.core.recipe.resolved import decisive, describe
 from mtmeta.core.registry.registry import build_registry
 from mtmeta.core.training import budget as budgets
 from mtmeta.core.training.budget import share_of, steps_within
@@ -200,6 +202,48 @@ def test_shares_that_divide_nothing(algorithm: str, budget: dict[str, Any], mess
         mtmeta.run(write_recipe(tmp_path, algorithm, budget=budget), out=tmp_path / "run")
     assert message in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_share_counts_for_one_that_is_missing(tmp_path: Path) -> None:
+    budget = {"examples": 99, "shares": {"sst": 1, "paar": 1}}
+    with pytest.raises(mtmeta.Problems) as raised:
+        mtmeta.run(write_recipe(tmp_path, "individual", budget=budget), out=tmp_path / "run")
+    told = [str(problem) for problem in raised.value.problems]
+    assert len(told) == 2
+    assert "names no task of this recipe: 'paar'" in told[0] and "gives no share for task 'sts'" in told[1]
+
+
+def test_one_task_has_nothing_to_divide(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "individual", budget={"examples": 99, "shares": {"sst": 1}})
+    recipe = json.loads(path.read_text())
+    recipe["tasks"] = {"sst": recipe["tasks"]["sst"]}
+    path.write_text(json.dumps(recipe))
+    with pytest.raises(RecipeError, match="there is one task, so nothing to divide"):
+        mtmeta.run(path, out=tmp_path / "run")
+
+
+def test_a_faulty_task_is_a_task_all_the_same(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "individual", budget={"examples": 99, "shares": {"sst": 1, "para": 1, "sts": 1}})
+    with pytest.raises(RecipeError) as raised:
+        mtmeta.run(path, overrides=["tasks.para=7"], out=tmp_path / "run")
+    assert "must be a mapping, found 7" in str(raised.value) and "shares" not in str(raised.value)
+
+
+def test_a_share_below_a_step_is_refused(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, "individual")
+    shares = "budget.shares={sst: 0.01, para: 1, sts: 1}"
+    what = r"of 400 example-forwards, the 1 of task 'sst' are less than one step takes \(16\); raise it or its share or"
+    with pytest.raises(RecipeError, match=what):
+        mtmeta.run(path, overrides=["budget.examples=400", shares], out=tmp_path / "run")
+
+
+def test_recipes_without_shares_are_those_that_they_were(tmp_path: Path) -> None:
+    """Runs from before there were shares go on."""
+    recipe = load_recipe(write_recipe(tmp_path, "individual"), build_registry(), overrides=["budget.examples=400"])
+    described = describe(recipe)
+    assert decisive(described)["budget"] == {"examples": 400}
+    shares = replace(recipe.budget, shares={"sst": 1.0, "para": 1.0, "sts": 1.0})
+    assert "shares" in decisive(describe(replace(recipe, budget=shares)))["budget"]
 
 
 def test_a_budget_comes_before_steps_and_epochs(tmp_path: Path) -> None:
