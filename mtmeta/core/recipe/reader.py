@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -378,12 +378,10 @@ class _RecipeReader:
             message = f"budget.shares: algorithm '{algorithm.name}' trains all tasks together; leave it out"
             instead = "`sampler` divides where a step draws tasks, `batch_size` where it takes all"
             self.fail(path, f"{message}, {instead}", key=True)
-        unknown = [name for name in budget.shares if name not in known]
-        for name in unknown:
-            message = f"budget.shares names no task of this recipe: {quote(name)}{choose(name, known)}"
-            self.fail((*path, name), message, key=True)
+        self._check_task_names(budget.shares, known, path)
+        unknown = sum(name not in known for name in budget.shares)
         missing = [name for name in known if name not in budget.shares]
-        for name in missing[len(unknown) :]:  # as many may be those, misspelt
+        for name in missing[unknown:]:  # as many may be those, misspelt
             self.fail(path, f"budget.shares gives no share for task {quote(name)}; add it", key=True)
 
     def _check_training(self, parts: dict[str, Any]) -> None:
@@ -418,7 +416,12 @@ class _RecipeReader:
             self.fail(("algorithm", "inner_schedule"), message)
 
     def _check_head_lr(self, rates: Any, tasks: Mapping[str, Task], path: KeyPath) -> None:
-        for name in rates if isinstance(rates, dict) and tasks else ():
+        if isinstance(rates, dict) and tasks:
+            self._check_task_names(rates, tasks, path)
+
+    def _check_task_names(self, given: Iterable[str], tasks: Collection[str], path: KeyPath) -> None:
+        """Check that the keys of the mapping at `path` are tasks of the recipe."""
+        for name in given:
             if name not in tasks:
                 message = f"{'.'.join(map(str, path))} names no task of this recipe: {quote(name)}{choose(name, tasks)}"
                 self.fail((*path, name), message, key=True)

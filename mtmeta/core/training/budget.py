@@ -80,8 +80,9 @@ def steps_within(
     algorithm cannot be gone through without a model.
     """
     shape = MultiTaskModel(_shapes_only(encoder), tasks, seed, numbers, adapters=adapters)
-    given = f"{budget:,} example-forwards"
+    given, raised = f"{budget:,} example-forwards", "it"
     if whole not in (None, budget):
+        raised = "it or its share"
         given = f"of {whole:,} example-forwards, the {budget:,} of task {', '.join(map(repr, tasks))}"
 
     @functools.cache
@@ -99,8 +100,7 @@ def steps_within(
         message = f"algorithm '{algorithm.name}' reads no example in its first step, so a budget has no end"
         raise fault(algorithm, f"{message}; give training.steps")
     if first > budget:
-        share = " or its share" if whole not in (None, budget) else ""
-        message = f"{given} are less than one step takes ({first:,}); raise it{share} or lower batch_size"
+        message = f"{given} are less than one step takes ({first:,}); raise {raised} or lower batch_size"
         raise RecipeError("budget.examples", message)
     too_much = f"{given} are more than the {MOST_STEPS:,} steps take that a run may have; lower it"
     gone, spent = walk(PROBE)
